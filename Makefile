@@ -1,0 +1,63 @@
+# Every target sets up what it needs, once, in .venv. `make` alone lists them.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PYTHON ?= python3
+DEMO ?= demo
+PYTEST ?= tests -m "not slow and not gpu and not soak"
+
+.PHONY: help demo test lint types pytest bench train clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(READY) ## Caption drawn pictures and clips into demo/, and write demo/report.html
+	@$(BIN)/mediamill demo --dir $(DEMO)
+
+test: lint types pytest ## Lint, static types and the tests
+
+lint: $(READY) ## Check style and format with ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY) ## Check static types with mypy
+	$(BIN)/mypy
+
+pytest: $(READY) ## Run the tests (PYTEST="tests/model -k rope" for some of them)
+	$(BIN)/python -m pytest $(PYTEST)
+
+bench: $(READY) ## Measure each part's speed on this machine
+	$(BIN)/python -m tests.bench
+
+train: $(READY) ## Train the tiny model again from scratch, and print its gate
+	$(BIN)/python -m model.tiny.train
+
+clean: ## Remove the environment, caches and what the demo wrote
+	rm -rf $(VENV) $(DEMO) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find schemas model pipeline jobs tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# torch first and with pip, by its exact version: pip's own settings may name a CPU-only build, and
+# uv reads none of them. The rest goes through uv, which takes seconds, or through pip if uv cannot.
+$(READY): pyproject.toml constraints.txt
+	@python=; for candidate in $(PYTHON) python3.14 python3.13 python3.12 python3.11; do \
+	  if "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	    python=$$candidate; break; \
+	  fi; \
+	done; \
+	if [ -z "$$python" ]; then \
+	  echo "error: Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) --version 2>/dev/null || echo not there)." \
+	    "Name one: make $(or $(MAKECMDGOALS),demo) PYTHON=/path/to/python3.12" >&2; \
+	  exit 2; \
+	fi; \
+	echo "Setting up $(VENV) with $$("$$python" --version); this downloads torch and Ray, once ..."; \
+	"$$python" -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch uv
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[test]' \
+	  || $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
+	@touch $@

@@ -1,0 +1,39 @@
+"""The caption job: turns each manifest row's media and prompt into one text.
+
+The prompt is the row's own `messages` or `prompt`, else the job's; the text is stored as the model
+wrote it, without special tokens. How that is done is the pipeline's affair, not known here.
+"""
+
+import json
+import sys
+from typing import TextIO
+
+from jobs.progress import quiet_logs, reporter_for
+from schemas.job import JobConfig
+from schemas.result import Summary, summary_dict, summary_text
+
+
+def caption(
+    job: JobConfig,
+    as_json: bool = False,
+    stdout: TextIO | None = None,
+    stderr: TextIO | None = None,
+) -> Summary:
+    """Runs the job; progress on stderr, the summary on stdout as text or as one JSON object.
+
+    Raises JobError before any actor starts when the job cannot work, and whatever makes it fail
+    later.
+    """
+    # Ray and torch take seconds to import; wrong use of the command line should not wait for them.
+    from pipeline.run import check, run
+
+    quiet_logs()
+    plan = check(job)
+    reporter = reporter_for(stderr or sys.stderr)
+    try:
+        summary = run(job, plan, on_progress=reporter)
+    finally:
+        reporter.close()
+    text = json.dumps(summary_dict(summary)) if as_json else summary_text(summary)
+    print(text, file=stdout or sys.stdout, flush=True)
+    return summary

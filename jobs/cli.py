@@ -1,0 +1,133 @@
+"""The command line: turns arguments into a job, runs it, and turns what happens into an exit code.
+
+Exit codes: 0 all rows ok; 3 finished with error rows; 2 wrong usage or job; 1 the job failed;
+130 interrupted (Ctrl-C), 143 terminated (SIGTERM).
+"""
+
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from types import FrameType
+
+from jobs.commands import TOP_HELP, parse_caption, parse_demo, parse_run
+from schemas.errors import JobError
+from schemas.job import load_job
+from schemas.nearest import nearest
+
+_RESUME = "to go on, run the same command again: rows that are finished are kept"
+_TERMINATED = 128 + signal.SIGTERM
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command (default: of this process's arguments) and returns its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments:
+        print(TOP_HELP, end="", file=sys.stderr)
+        return 2
+    command, *rest = arguments
+    if command in ("-h", "--help", "help"):
+        print(TOP_HELP, end="")
+        return 0
+    if command == "--version":
+        print(f"mediamill {_version()}")
+        return 0
+    if command not in _COMMANDS:
+        guess = nearest(command, _COMMANDS)
+        hint = f"did you mean '{guess}'?" if guess else f"expected one of {', '.join(_COMMANDS)}"
+        print(f"error: unknown command '{command}', {hint}", file=sys.stderr)
+        return 2
+    verbose = "-v" in rest or "--verbose" in rest
+    if not verbose:
+        # Ray's C++ part writes its notes on stderr, as errors, beside the progress; what goes wrong
+        # for a job is raised in Python as well.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    return exit_code(lambda: _COMMANDS[command](rest), verbose)
+
+
+def exit_code(action: Callable[[], int], verbose: bool = False) -> int:
+    """What `action` returns; what it raises becomes a sentence on stderr and the code for it."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _exit_when_terminated)
+    try:
+        return action()
+    except JobError as error:
+        for line in str(error).split("\n"):
+            print(f"error: {line}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"interrupted; {_RESUME}", file=sys.stderr)
+        return 130
+    except SystemExit as stop:
+        # Ray replaces the handler of SIGTERM by one that exits with the bare number of the signal.
+        if stop.code in (signal.SIGTERM, _TERMINATED):
+            print(f"terminated; {_RESUME}", file=sys.stderr)
+            return _TERMINATED
+        return stop.code if isinstance(stop.code, int) else 0
+    except Exception as error:  # noqa: BLE001 - nobody above could tell the user
+        if verbose:
+            traceback.print_exc()
+        hint = "" if verbose else " (-v shows the traceback)"
+        print(f"error: the job failed: {_reason(error)}{hint}; {_RESUME}", file=sys.stderr)
+        return 1
+
+
+def _caption(argv: Sequence[str]) -> int:
+    options, overrides = parse_caption(argv)
+    job = load_job(options.config, overrides, job="caption")
+    from jobs.caption import caption
+
+    return caption(job, as_json=options.json).exit_code
+
+
+def _run(argv: Sequence[str]) -> int:
+    options, overrides = parse_run(argv)
+    job = load_job(options.config, overrides)
+    from jobs.caption import caption  # the only job there is yet: `job` can say nothing else
+
+    return caption(job, as_json=options.json).exit_code
+
+
+def _demo(argv: Sequence[str]) -> int:
+    options = parse_demo(argv)
+    from jobs.demo import main as run_demo
+
+    return run_demo(options.dir, model=options.model)
+
+
+_COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "demo": _demo,
+    "caption": _caption,
+    "run": _run,
+}
+
+
+def _exit_when_terminated(_signal: int, _frame: FrameType | None) -> None:
+    sys.exit(_TERMINATED)
+
+
+def _reason(error: Exception) -> str:
+    """One line: the kind of error and what it says. Ray's errors hold a whole remote traceback."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, Exception):
+        error = cause
+    lines = [line.strip() for line in str(error).split("\n") if line.strip()]
+    if any("Traceback" in line for line in lines):
+        return lines[-1]
+    if lines and type(error).__module__.partition(".")[0] in ("pipeline", "model"):
+        return lines[0]  # our own errors are sentences already
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def _version() -> str:
+    try:
+        return version("mediamill")
+    except PackageNotFoundError:
+        return "(not installed)"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

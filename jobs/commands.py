@@ -1,0 +1,188 @@
+"""Turns command-line arguments into options and overrides: the parsers and their help.
+
+Nothing is run here, and no file is opened.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from schemas.errors import JobError
+from schemas.job import KEYS, describe_keys, parse_overrides
+from schemas.nearest import nearest
+
+_PAIR = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*=")
+
+_OVERRIDES = (
+    "key=value arguments change the job: keys as in a job file (see below), values in YAML.\n"
+    "A path that holds '=' is written with './' in front of it."
+)
+_EXIT_CODES = (
+    "exit codes: 0 all rows ok; 3 finished, some rows are errors; 2 wrong usage or job; 1 failed; "
+    "130 interrupted"
+)
+
+TOP_HELP = f"""\
+usage: mediamill COMMAND ...
+
+Turns a Parquet manifest of pictures and videos into a Parquet dataset of text, with Qwen2-VL.
+
+commands:
+  demo      draw pictures and clips, caption them with the built-in model, make a page to look at
+  caption   caption the media of a manifest
+  run       run a job file
+  COMMAND --help says more
+
+examples:
+  mediamill demo
+  mediamill caption photos.parquet captions/ --model Qwen2-VL-2B/ --prompt "Describe this image."
+  mediamill run nightly.yaml resources.replicas=4
+
+{_EXIT_CODES}
+options: --help, --version
+"""
+
+_CAPTION_HELP = f"""\
+{_OVERRIDES}
+
+examples:
+  mediamill caption photos.parquet captions/ --model Qwen2-VL-2B/ --prompt "Describe this image."
+  mediamill caption s3://bucket/manifest/ s3://bucket/captions/ --config job.yaml \\
+      partition_by=[date] generation.max_new_tokens=64
+
+{_EXIT_CODES}
+"""
+
+_RUN_HELP = f"""\
+{_OVERRIDES}
+Relative paths in a job file are relative to the current directory.
+
+examples:
+  mediamill run job.yaml
+  mediamill run job.yaml resources.dtype=float32 output=captions-fp32/
+
+{_EXIT_CODES}
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence, without the usage around it."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"error: {self.prog}: {message} (see {self.prog} --help)", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def parse_caption(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, object]]:
+    """The options of `mediamill caption` and what they say of the job, by dotted key.
+
+    Raises JobError when a key is given twice, and SystemExit(2) after saying what is wrong.
+    """
+    parser = _parser(
+        "caption",
+        "MANIFEST OUTPUT --model DIR --prompt TEXT [--config JOB.yaml] [key=value ...]",
+        "Caption the pictures and videos of a Parquet manifest.",
+        _CAPTION_HELP,
+    )
+    parser.add_argument("arguments", nargs="*", metavar="MANIFEST OUTPUT [key=value ...]")
+    parser.add_argument("--model", metavar="DIR", help="folder of a checkpoint in hub format")
+    parser.add_argument("--prompt", metavar="TEXT", help="asked of rows that bring no prompt")
+    parser.add_argument("--system", metavar="TEXT", help="system message")
+    parser.add_argument("--config", metavar="JOB.yaml", help="job file; the command line beats it")
+    options = _parse(parser, argv)
+    paths, pairs = _paths_and_pairs(parser, options.arguments)
+    if len(paths) > 2 or len(paths) == 1 or (not paths and options.config is None):
+        found = ", ".join(paths) or "neither"
+        parser.error(f"expected two paths, MANIFEST and OUTPUT, found {found}")
+    named: dict[str, object] = dict(zip(("manifest", "output"), paths, strict=False))
+    named |= {
+        key: text
+        for key in ("model", "prompt", "system")
+        if (text := getattr(options, key)) is not None
+    }
+    return options, _joined(named, pairs)
+
+
+def parse_run(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, object]]:
+    """The options of `mediamill run`, with the file as `config`; else as `parse_caption`."""
+    parser = _parser("run", "JOB.yaml [key=value ...]", "Run a job file.", _RUN_HELP)
+    parser.add_argument("arguments", nargs="*", metavar="JOB.yaml [key=value ...]")
+    options = _parse(parser, argv)
+    paths, pairs = _paths_and_pairs(parser, options.arguments)
+    if len(paths) != 1:
+        parser.error(f"expected one job file, found {', '.join(paths) or 'none'}")
+    options.config = paths[0]
+    return options, _joined({}, pairs)
+
+
+def parse_demo(argv: Sequence[str]) -> argparse.Namespace:
+    """The options of `mediamill demo`."""
+    parser = _parser(
+        "demo",
+        "[--dir DIR] [--model DIR]",
+        "Draw 200 pictures and 40 clips, caption them, and make a page that shows both.",
+        "A second run does only what is not done yet.",
+        keys=False,
+    )
+    parser.add_argument("--dir", default="demo", metavar="DIR", help="where (default: demo)")
+    parser.add_argument("--model", metavar="DIR", help="checkpoint (default: the built-in one)")
+    return _parse(parser, argv)
+
+
+def _parser(
+    command: str, usage: str, description: str, epilog: str, keys: bool = True
+) -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog=f"mediamill {command}",
+        usage=f"mediamill {command} {usage}",
+        description=description,
+        epilog=f"{epilog}\nkeys:\n{describe_keys()}" if keys else epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    if keys:
+        parser.add_argument("--json", action="store_true", help="print the summary as JSON")
+    parser.add_argument("-v", "--verbose", action="store_true", help="tracebacks of failures")
+    return parser
+
+
+def _parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
+    options, unknown = parser.parse_known_intermixed_args(argv)
+    if unknown:
+        guess = nearest(unknown[0].partition("=")[0], _option_names(parser))
+        hint = f", did you mean '{guess}'?" if guess else ""
+        parser.error(f"unknown option '{unknown[0]}'{hint}")
+    return options
+
+
+def _option_names(parser: argparse.ArgumentParser) -> list[str]:
+    return [name for name in parser._option_string_actions if name.startswith("--")]
+
+
+def _paths_and_pairs(
+    parser: argparse.ArgumentParser, arguments: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    pairs = [one for one in arguments if _PAIR.match(one)]
+    for pair in pairs:
+        key, _, value = pair.partition("=")
+        if "/" in value and key not in KEYS:
+            guess = nearest(key, KEYS)
+            hint = f" (did you mean '{guess}'?)" if guess else ""
+            parser.error(f"unknown key '{key}'{hint}; a path that holds '=' is written ./{pair}")
+    return [one for one in arguments if one not in pairs], pairs
+
+
+def _joined(named: dict[str, object], pairs: Sequence[str]) -> dict[str, object]:
+    overrides = parse_overrides(pairs)
+    for key in named:
+        if key in overrides:
+            raise JobError(
+                f"command line: {key}: found {key}=... besides {_spelt(key)}, expected it once"
+            )
+    return named | overrides
+
+
+def _spelt(key: str) -> str:
+    return key.upper() if key in ("manifest", "output") else f"--{key}"

@@ -1,0 +1,80 @@
+"""Turns an opened Pillow picture of any mode and orientation into upright RGB bytes.
+
+The rules are the reference's (transparency over white, then RGB), except for 16-bit grey, which the
+reference clips to white and which is scaled here, and for 32-bit modes, which are refused.
+"""
+
+import struct
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+from PIL import ExifTags, Image
+
+from model.errors import MediaError
+
+_UPRIGHT: dict[int, Image.Transpose] = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def upright_rgb(picture: Image.Image, note: Callable[[str], None]) -> npt.NDArray[np.uint8]:
+    """uint8 [H, W, 3] of a loaded picture; `note` is told what was changed on the way.
+
+    Raises MediaError decode_unsupported for 32-bit grey and float pictures.
+    """
+    # An orientation that the loader has applied already (TIFF) is no longer in the metadata.
+    orientation = _orientation(picture)
+    rgb = _rgb(picture, note)
+    if orientation in _UPRIGHT:
+        rgb = rgb.transpose(_UPRIGHT[orientation])
+        note(f"turned upright (EXIF orientation {orientation})")
+    return np.array(rgb, dtype=np.uint8)
+
+
+def _orientation(picture: Image.Image) -> int:
+    try:
+        value = picture.getexif().get(ExifTags.Base.Orientation, 1)
+    except (SyntaxError, ValueError, TypeError, KeyError, OSError, struct.error, UserWarning):
+        return 1  # metadata that cannot be read say nothing; the pixels are still good
+    return value if isinstance(value, int) else 1
+
+
+def _rgb(picture: Image.Image, note: Callable[[str], None]) -> Image.Image:
+    if picture.mode in ("I", "F"):
+        raise MediaError(
+            "decode_unsupported",
+            f"the picture has 32-bit grey values (mode {picture.mode}), whose white is not known; "
+            "expected 8 or 16 bits",
+        )
+    if picture.mode.startswith("I;16"):
+        note("16-bit grey scaled to 8 bits")
+        return _from_grey16(picture, note)
+    if picture.mode in (
+        "La",
+        "RGBa",
+    ):  # premultiplied: Pillow converts these to their plain form only
+        picture = picture.convert("LA" if picture.mode == "La" else "RGBA")
+    if "A" not in picture.getbands() and picture.info.get("transparency") is None:
+        return picture.convert("RGB")
+    rgba = picture.convert("RGBA")
+    white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+    if rgba.getchannel("A").getextrema() != (255, 255):
+        note("transparency laid over white")
+    return Image.alpha_composite(white, rgba).convert("RGB")
+
+
+def _from_grey16(picture: Image.Image, note: Callable[[str], None]) -> Image.Image:
+    values = np.asarray(picture)
+    grey = (values >> 8).astype(np.uint8)
+    transparent = picture.info.get("transparency")
+    if isinstance(transparent, int):
+        grey[values == transparent] = 255
+        note("transparency laid over white")
+    return Image.fromarray(grey).convert("RGB")

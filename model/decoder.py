@@ -1,0 +1,121 @@
+"""The decoder: turns token embeddings and their positions into hidden states.
+
+Layers see packed tokens [T, hidden] and call `attend` for attention, so the same layer serves
+training, prefill and decode. It does not know pictures, vocabularies or caches. Parameter names
+below `model.` are those of the hub checkpoints.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from model.attention import Attend
+from model.config import TextConfig
+from model.rope import inverse_frequencies, rotate, text_rotation
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight; the mean of squares in float32 (arXiv 1910.07467)."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        wide = x.float()
+        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.weight * wide.to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with rotary positions; the attention itself is the caller's."""
+
+    def __init__(self, config: TextConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.head_dim = config.head_dim
+        width, kv_width = config.hidden_size, config.num_key_value_heads * config.head_dim
+        self.q_proj = nn.Linear(width, width)
+        self.k_proj = nn.Linear(width, kv_width)
+        self.v_proj = nn.Linear(width, kv_width)
+        self.o_proj = nn.Linear(width, width, bias=False)
+
+    def forward(
+        self, x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor], attend: Attend
+    ) -> torch.Tensor:
+        q, k, v = (
+            proj(x).unflatten(-1, (-1, self.head_dim))
+            for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        out = attend(self.layer, rotate(q, *rotation), rotate(k, *rotation), v)
+        return self.o_proj(out.flatten(1))  # type: ignore[no-any-return]
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x)) (arXiv 2002.05202)."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))  # type: ignore[no-any-return]
+
+
+class DecoderLayer(nn.Module):
+    """Attention, then the feed-forward part; each normalised before and added to its input."""
+
+    def __init__(self, config: TextConfig, layer: int) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config, layer)
+        self.mlp = SwiGLU(config)
+
+    def forward(
+        self, x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor], attend: Attend
+    ) -> torch.Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rotation, attend)
+        return x + self.mlp(self.post_attention_layernorm(x))  # type: ignore[no-any-return]
+
+
+class Decoder(nn.Module):
+    """All layers and the final norm."""
+
+    inv_freq: torch.Tensor
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(
+            DecoderLayer(config, i) for i in range(config.num_hidden_layers)
+        )
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.register_buffer("inv_freq", self._frequencies(), persistent=False)
+
+    def _frequencies(self) -> torch.Tensor:
+        return inverse_frequencies(self.config.head_dim, self.config.rope_theta)
+
+    def reset_frequencies(self, device: torch.device) -> None:
+        """Compute the float32 frequencies anew, after the module was built without memory or
+        cast.
+        """
+        self.inv_freq = self._frequencies().to(device)
+
+    def forward(
+        self, embeddings: torch.Tensor, positions: torch.Tensor, attend: Attend
+    ) -> torch.Tensor:
+        """Embeddings [T, hidden], int64 positions [3, T] -> final hidden states [T, hidden],
+        normalised.
+        """
+        rotation = text_rotation(
+            positions, self.inv_freq, self.config.mrope_section, embeddings.dtype
+        )
+        x = embeddings
+        for layer in self.layers:
+            x = layer(x, rotation, attend)
+        return self.norm(x)  # type: ignore[no-any-return]

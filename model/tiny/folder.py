@@ -1,0 +1,246 @@
+"""Writes the embedded checkpoint's folder: configuration, tokenizer and chat template in hub
+format.
+
+Turns the shape of the tiny model into the files that any Qwen2-VL tool reads. The weights are
+written by the training.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+from model.config import Qwen2VLConfig, config_from_dict
+from model.tiny import questions, scenes
+from model.tiny.drawing import COLOURS, SHAPES
+
+SPECIALS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|object_ref_start|>",
+    "<|object_ref_end|>",
+    "<|box_start|>",
+    "<|box_end|>",
+    "<|quad_start|>",
+    "<|quad_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+VOCABULARY = 520
+# The published Qwen2 pre-tokenizer pattern.
+SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+# Areas in pixels. The upper limits lie just above 3 x 3, 3 x 4 and 2 x 3 cells of 28 pixels, so
+# that square and 4:3 media land on those grids whatever their resolution.
+IMAGE_PIXELS = (7056, 9800)
+VIDEO_PIXELS = (4704, 7400)
+
+CHAT_TEMPLATE = """\
+{% set image_count = namespace(value=0) %}{% set video_count = namespace(value=0) %}\
+{% for message in messages %}\
+{% if loop.first and message['role'] != 'system' %}<|im_start|>system
+You are a helpful assistant.<|im_end|>
+{% endif %}<|im_start|>{{ message['role'] }}
+{% if message['content'] is string %}{{ message['content'] }}{% else %}\
+{% for content in message['content'] %}\
+{% if content['type'] == 'image' or 'image' in content or 'image_url' in content %}\
+{% set image_count.value = image_count.value + 1 %}\
+{% if add_vision_id %}Picture {{ image_count.value }}: {% endif %}\
+<|vision_start|><|image_pad|><|vision_end|>\
+{% elif content['type'] == 'video' or 'video' in content %}\
+{% set video_count.value = video_count.value + 1 %}\
+{% if add_vision_id %}Video {{ video_count.value }}: {% endif %}\
+<|vision_start|><|video_pad|><|vision_end|>\
+{% elif 'text' in content %}{{ content['text'] }}{% endif %}\
+{% endfor %}{% endif %}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+
+
+def config_dict() -> dict[str, object]:
+    """config.json of the embedded model, in the flat layout of the hub files."""
+    first = VOCABULARY - len(SPECIALS)
+    ids = {name: first + i for i, name in enumerate(SPECIALS)}
+    return {
+        "architectures": ["Qwen2VLForConditionalGeneration"],
+        "model_type": "qwen2_vl",
+        "attention_dropout": 0.0,
+        "bos_token_id": ids["<|endoftext|>"],
+        "eos_token_id": ids["<|im_end|>"],
+        "pad_token_id": ids["<|endoftext|>"],
+        "vision_start_token_id": ids["<|vision_start|>"],
+        "vision_end_token_id": ids["<|vision_end|>"],
+        "vision_token_id": ids["<|vision_pad|>"],
+        "image_token_id": ids["<|image_pad|>"],
+        "video_token_id": ids["<|video_pad|>"],
+        "hidden_act": "silu",
+        "hidden_size": 128,
+        "intermediate_size": 384,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 2048,
+        "max_window_layers": 4,
+        "rms_norm_eps": 1e-6,
+        # With heads of 32 the spatial frequencies nearly vanish at the usual 1e6.
+        "rope_theta": 20.0,
+        "rope_scaling": {"type": "mrope", "mrope_section": [4, 6, 6]},
+        "sliding_window": 2048,
+        "use_sliding_window": False,
+        "tie_word_embeddings": True,
+        "torch_dtype": "bfloat16",
+        "vocab_size": VOCABULARY,
+        "vision_config": {
+            "depth": 4,
+            "embed_dim": 128,
+            "hidden_size": 128,
+            "in_chans": 3,
+            "mlp_ratio": 4,
+            "num_heads": 4,
+            "patch_size": 14,
+            "spatial_merge_size": 2,
+            "spatial_patch_size": 14,
+            "temporal_patch_size": 2,
+        },
+    }
+
+
+def tiny_config() -> Qwen2VLConfig:
+    """The shape of the embedded model."""
+    return config_from_dict(config_dict(), "the embedded configuration")
+
+
+def write_folder(folder: Path) -> None:
+    """Write every file of the checkpoint but its weights into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = config_dict()
+    eos, pad = config["eos_token_id"], config["pad_token_id"]
+    _write_json(folder / "config.json", config)
+    _write_json(
+        folder / "generation_config.json",
+        {"bos_token_id": pad, "pad_token_id": pad, "eos_token_id": [eos, pad], "do_sample": False},
+    )
+    for name, (least, most), processor in (
+        (
+            "preprocessor_config.json",
+            IMAGE_PIXELS,
+            {"image_processor_type": "Qwen2VLImageProcessor"},
+        ),
+        (
+            "video_preprocessor_config.json",
+            VIDEO_PIXELS,
+            {"video_processor_type": "Qwen2VLVideoProcessor"},
+        ),
+    ):
+        _write_json(folder / name, _preprocessor(least, most) | processor)
+    tokenizer = train_tokenizer()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
+    _write_json(
+        folder / "tokenizer_config.json",
+        {
+            "tokenizer_class": "Qwen2Tokenizer",
+            "add_prefix_space": False,
+            "bos_token": None,
+            "eos_token": "<|im_end|>",
+            "pad_token": "<|endoftext|>",
+            "unk_token": None,
+            "padding_side": "left",
+            "additional_special_tokens": list(SPECIALS[1:]),
+            "clean_up_tokenization_spaces": False,
+            "model_max_length": 2048,
+            "chat_template": CHAT_TEMPLATE,
+        },
+    )
+
+
+def _preprocessor(least: int, most: int) -> dict[str, object]:
+    return {
+        "min_pixels": least,
+        "max_pixels": most,
+        "size": {"shortest_edge": least, "longest_edge": most},
+        "patch_size": 14,
+        "temporal_patch_size": 2,
+        "merge_size": 2,
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+        "processor_class": "Qwen2VLProcessor",
+    }
+
+
+def train_tokenizer() -> Tokenizer:
+    """A byte-level BPE over the texts of the drawn world, with the special tokens in Qwen2-VL's
+    order.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    size = VOCABULARY - len(SPECIALS)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, initial_alphabet=alphabet, min_frequency=1, show_progress=False
+    )
+    tokenizer.train_from_iterator(_texts(), trainer)
+    learned = tokenizer.get_vocab_size()
+    if learned != size:
+        raise ValueError(
+            f"the texts of the world gave {learned} tokens, expected {size}: adjust VOCABULARY"
+        )
+    tokenizer.add_special_tokens(list(SPECIALS))
+    return tokenizer
+
+
+def _texts() -> list[str]:
+    """What the model reads and writes, frequent texts more often."""
+    rng = np.random.default_rng(0)
+    texts = []
+    for kind in scenes.KINDS:
+        for _ in range(60):
+            scene = (
+                scenes.draw_clip(rng, 16, 16, 1)
+                if kind == "clip"
+                else scenes.draw_picture(rng, kind, 16, 16)
+            )
+            texts.append(scene.caption)
+            texts.extend(text for pair in questions.questions(scene) for text in pair)
+    names = [
+        *COLOURS,
+        *SHAPES,
+        *scenes.SIZES,
+        *scenes.MOTIONS,
+        *scenes.WORDS,
+        *questions.NUMBERS.values(),
+    ]
+    texts += names * 20 + [f" {name}" for name in names] * 40
+    prompts = [*questions.CAPTION_PROMPTS, *questions.CLIP_PROMPTS]
+    texts += [form for prompt in prompts for form in (prompt, prompt.lower())] * 10
+    texts += [
+        "Please tell me what you see.",
+        "Answer yes or no.",
+        "Look at these photos and explain them briefly.",
+    ]
+    return texts + ["system\nYou are a helpful assistant.\n", "user\n", "assistant\n"] * 100
+
+
+def _write_json(path: Path, value: dict[str, object]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    from model.tiny import CHECKPOINT
+
+    write_folder(CHECKPOINT)

@@ -1,0 +1,253 @@
+"""Trains the embedded checkpoint from scratch: `python -m model.tiny.train --out FOLDER`.
+
+Turns the drawn world into weights. Recipe: Muon for matrices (Keller Jordan 2024), AdamW for the
+rest, one cosine over the whole run, and an auxiliary loss that asks each visual token for the
+labels of its own cell.
+"""
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from torch import nn
+
+from model.attention import PackedCausal
+from model.image_rules import ImageRules
+from model.qwen2_vl import Qwen2VL
+from model.tiny import CHECKPOINT
+from model.tiny.folder import tiny_config, write_folder
+from model.tiny.samples import TAGS, Batch, SampleMaker, batches
+
+AUXILIARY_WEIGHT = 2.0
+POSITIVE_WEIGHT = 3.0
+WARMUP = 60
+FLOOR = 0.02
+MUON_RATE, ADAM_RATE, DECAY, CLIP = 3.5e-3, 2e-3, 0.05, 1.0
+
+
+class Trainee(nn.Module):
+    """The network and the head for the auxiliary loss, which is thrown away afterwards."""
+
+    def __init__(self, model: Qwen2VL) -> None:
+        super().__init__()
+        self.model = model
+        self.tagger = nn.Linear(model.config.text.hidden_size, len(TAGS))
+
+    def loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cross entropy of the answers, and binary cross entropy of the cells' tags."""
+        model = self.model
+        tokens = model.visual(batch.patches, batch.grids, "eager")
+        images, videos = (None, tokens) if batch.is_clip else (tokens, None)
+        rows, length = batch.input_ids.shape
+        embeddings = model.embed(batch.input_ids.flatten(), images, videos)
+        positions = model.positions(
+            batch.input_ids, *(([], batch.grids) if batch.is_clip else (batch.grids, []))
+        )
+        hidden = model.hidden_states(embeddings, positions, PackedCausal([length] * rows, "eager"))
+        target = batch.labels.roll(-1, dims=1).flatten()
+        asked = target != -100
+        answer = F.cross_entropy(model.logits(hidden[asked]).float(), target[asked])
+        weight = torch.tensor(POSITIVE_WEIGHT)
+        tags = F.binary_cross_entropy_with_logits(
+            self.tagger(tokens).float(), batch.tags, pos_weight=weight
+        )
+        return answer, tags
+
+
+def initialise(model: Qwen2VL, patches: torch.Tensor) -> None:
+    """Weights N(0, 1/sqrt(fan_in)), residual outputs shrunk, and the patch projection from real
+    patches' PCA.
+    """
+    config = model.config
+    for name, parameter in model.named_parameters():
+        if name.endswith("embed_tokens.weight"):
+            nn.init.normal_(parameter, std=0.08)
+        elif parameter.ndim >= 2:
+            nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
+            depth = (
+                config.vision.depth if name.startswith("visual.") else config.text.num_hidden_layers
+            )
+            if name.endswith(
+                ("attn.proj.weight", "mlp.fc2.weight", "o_proj.weight", "down_proj.weight")
+            ):
+                parameter.data.div_(math.sqrt(2 * depth))
+        elif name.endswith("bias"):
+            nn.init.zeros_(parameter)
+    centred = patches - patches.mean(0)
+    values, vectors = torch.linalg.eigh(centred.T @ centred / len(patches))
+    best = values.argsort(descending=True)[: config.vision.embed_dim]
+    kernel = (vectors[:, best] * values[best].clamp_min(1e-6) ** -0.4).T
+    model.visual.patch_embed.proj.weight.data.copy_(
+        kernel.reshape(model.visual.patch_embed.proj.weight.shape)
+    )
+
+
+class Optimiser:
+    """Muon and AdamW over float32 masters of a bfloat16 network."""
+
+    def __init__(self, module: Trainee, steps: int, dtype: torch.dtype) -> None:
+        self.steps, self.dtype = steps, dtype
+        self.masters = [p.detach().float().clone() for p in module.parameters()]
+        module.to(dtype)
+        for part in (module.model.visual, module.model.model):
+            part.reset_frequencies(torch.device("cpu"))
+        self.parameters = list(module.parameters())
+        matrices: list[torch.Tensor] = []
+        others: list[torch.Tensor] = []
+        for (name, parameter), master in zip(module.named_parameters(), self.masters, strict=True):
+            plain = parameter.ndim == 2 and "embed" not in name and "tagger" not in name
+            (matrices if plain else others).append(master)
+        self.muon = torch.optim.Muon(
+            matrices,
+            lr=MUON_RATE,
+            momentum=0.95,
+            weight_decay=DECAY,
+            adjust_lr_fn="match_rms_adamw",
+        )
+        self.adam = torch.optim.AdamW(others, lr=ADAM_RATE, betas=(0.9, 0.98), weight_decay=0.0)
+
+    def step(self, step: int) -> float:
+        """Apply the gradients of the network to the masters, and copy them back. Returns the
+        gradient norm.
+        """
+        progress = step / self.steps
+        scale = min(1.0, (step + 1) / WARMUP) * (
+            FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * progress))
+        )
+        for master, parameter in zip(self.masters, self.parameters, strict=True):
+            master.grad = None if parameter.grad is None else parameter.grad.float()
+            parameter.grad = None
+        norm = float(nn.utils.clip_grad_norm_(self.masters, CLIP))
+        for optimiser, rate in ((self.muon, MUON_RATE), (self.adam, ADAM_RATE)):
+            for group in optimiser.param_groups:
+                group["lr"] = rate * scale
+            optimiser.step()  # type: ignore[no-untyped-call]
+        with torch.no_grad():
+            for master, parameter in zip(self.masters, self.parameters, strict=True):
+                parameter.copy_(master)
+        return norm
+
+
+class Drawn(torch.utils.data.IterableDataset[Batch]):
+    """The batches of a run, drawn in a process of their own."""
+
+    def __init__(self, folder: Path, seed: int, steps: int, size: int) -> None:
+        self.folder, self.seed, self.steps, self.size = folder, seed, steps, size
+
+    def __iter__(self) -> Iterator[Batch]:
+        torch.set_num_threads(1)
+        tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
+        rules = ImageRules()
+        maker = SampleMaker(tokenizer, rules.mean, rules.std)
+        pad = tokenizer.token_to_id("<|endoftext|>")
+        assert pad is not None
+        return batches(maker, self.seed, self.steps, self.size, pad)
+
+
+def save(model: Qwen2VL, folder: Path, masters: dict[str, torch.Tensor] | None = None) -> None:
+    """Write model.safetensors in bfloat16 under the hub's names; a tied head is not stored."""
+    tensors = {
+        name: tensor.detach().to(torch.bfloat16).contiguous()
+        for name, tensor in (masters or model.state_dict()).items()
+        if name != "lm_head.weight"
+    }
+    partial = folder / "model.safetensors.partial"
+    save_file(tensors, str(partial), metadata={"format": "pt"})
+    partial.replace(folder / "model.safetensors")
+
+
+def train(folder: Path, steps: int, size: int, seed: int, dtype: torch.dtype, workers: int) -> None:
+    """Write the folder's files, train `steps` batches, and save the weights every five hundred and
+    at the end.
+    """
+    torch.manual_seed(seed)
+    torch.set_num_threads(1)
+    write_folder(folder)
+    loader = torch.utils.data.DataLoader(
+        Drawn(folder, seed, steps, size),
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=8 if workers else None,
+    )
+    model = Qwen2VL(tiny_config())
+    trainee = Trainee(model)
+    stream = iter(loader)
+    probe = next(iter(Drawn(folder, seed + 1, 4, 4 * size)))
+    initialise(model, probe.patches)
+    optimiser = Optimiser(trainee, steps, dtype)
+    started, seen, averages = time.monotonic(), 0, np.zeros(2)
+    for step, batch in enumerate(stream):
+        batch = Batch(
+            batch.input_ids,
+            batch.labels,
+            batch.patches.to(dtype),
+            batch.grids,
+            batch.tags,
+            batch.is_clip,
+        )
+        answer, tags = trainee.loss(batch)
+        (answer + AUXILIARY_WEIGHT * tags).backward()  # type: ignore[no-untyped-call]
+        norm = optimiser.step(step)
+        seen += len(batch.input_ids)
+        averages = 0.98 * averages + 0.02 * np.array([answer.item(), tags.item()])
+        if step % 50 == 0 or step == steps - 1:
+            seconds = time.monotonic() - started
+            left = seconds / (step + 1) * (steps - step - 1)
+            shown = averages / (1 - 0.98 ** (step + 1))
+            line = {
+                "step": step,
+                "of": steps,
+                "answer": round(shown[0], 4),
+                "tags": round(shown[1], 4),
+                "norm": round(norm, 2),
+                "samples": seen,
+                "samples_s": round(seen / seconds, 1),
+                "left_min": round(left / 60, 1),
+            }
+            print(json.dumps(line), flush=True)
+        if step % 500 == 499 or step == steps - 1:
+            save(model, folder)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Train the embedded checkpoint from scratch.")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=CHECKPOINT,
+        help="folder to write (default: the embedded checkpoint)",
+    )
+    parser.add_argument("--steps", type=int, default=12000)
+    parser.add_argument(
+        "--batch", type=int, default=48, help="pictures in a batch; clips are half as many"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=1,
+        help="processes that draw; 0 draws in the training process",
+    )
+    options = parser.parse_args()
+    train(
+        options.out,
+        options.steps,
+        options.batch,
+        options.seed,
+        getattr(torch, options.dtype),
+        options.workers,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""Turns what a Ray cluster has into the sizes of the pools, and starts one where none runs.
+
+Knows resources, not stages.
+"""
+
+import logging
+import os
+import secrets
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from schemas.errors import JobError
+from schemas.job import Resources
+
+_LEAST_CPUS = 2
+_TASK_CPUS = 1.5  # kept free of actors: Ray's own repartition tasks ask for a whole one each
+_PREPARE_BYTES = 2 * 1024**3
+
+
+@dataclass(frozen=True)
+class Pools:
+    """Actors of each kind, and what each asks Ray for. engine_threads: of an engine on CPUs."""
+
+    prepare_workers: int
+    prepare_cpus: float
+    prepare_bytes: int
+    replicas: int
+    replica_cpus: float
+    replica_gpus: int
+    engine_threads: int
+    task_cpus: float
+
+
+@contextmanager
+def ray_cluster(address: str | None) -> Iterator[None]:
+    """A connection to Ray: the one that is there, the one at `address`, or a new local cluster.
+
+    What was started here is stopped at the end.
+    """
+    if address is None and "ray" not in sys.modules:
+        _protect()
+    import ray  # after _protect: Ray reads its settings when it is imported
+
+    if ray.is_initialized():
+        yield
+        return
+    if address is not None:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+    else:
+        ray.init(
+            # Fewer would leave Ray Data's own tasks waiting for the actors, for ever.
+            num_cpus=max(os.cpu_count() or 1, _LEAST_CPUS),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _protect() -> None:
+    """Who does not know this process's token cannot use the cluster that it starts."""
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if os.environ["RAY_AUTH_MODE"] == "token":
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+
+def size_pools(wanted: Resources, cpus: float, gpus: float, memory: float) -> Pools:
+    """The pools for a cluster with so many CPUs and GPUs and so many bytes of memory.
+
+    All actors together leave room for Ray's tasks, or the cluster would stand still; on a small
+    machine they ask for less than they use. Raises JobError when the cluster is too small.
+    """
+    if cpus < _LEAST_CPUS:
+        raise JobError(f"the Ray cluster has {cpus:g} CPUs, expected at least {_LEAST_CPUS}")
+    on_gpu = gpus >= 1
+    if wanted.replicas == "auto":
+        replicas = max(1, int(gpus // wanted.tensor_parallel))
+    else:
+        replicas = wanted.replicas
+    if on_gpu and replicas * wanted.tensor_parallel > gpus:
+        raise JobError(
+            f"resources.replicas: found {replicas}, and the Ray cluster has {gpus:g} GPUs, "
+            f"expected at most {int(gpus // wanted.tensor_parallel)}"
+        )
+    budget = cpus - _TASK_CPUS
+    if wanted.prepare_workers == "auto":
+        # With GPUs, decoding is what they wait for; without, it is a small part of the work.
+        workers = max(1, int(budget - replicas) if on_gpu else int(cpus // 4))
+    else:
+        workers = wanted.prepare_workers
+    share = min(1.0, int(100 * budget / (workers + replicas)) / 100)
+    return Pools(
+        prepare_workers=workers,
+        prepare_cpus=share,
+        prepare_bytes=int(min(_PREPARE_BYTES, memory / 2 / workers)),
+        replicas=replicas,
+        replica_cpus=share,
+        replica_gpus=wanted.tensor_parallel if on_gpu else 0,
+        engine_threads=max(1, int(cpus - workers) // replicas),
+        task_cpus=0.25 if cpus < 8 else 0.5,
+    )

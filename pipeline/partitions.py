@@ -1,0 +1,39 @@
+"""Turns partition values into the folder names of Hive datasets, and such names into values.
+
+Knows names only, no files.
+"""
+
+from collections.abc import Sequence
+from urllib.parse import unquote
+
+_NULL = "__HIVE_DEFAULT_PARTITION__"
+# What Hive escapes, and blanks at the ends, which object stores and shells treat badly.
+_SPECIAL = set("\"#%'*/:=?\\\x7f{}[]^") | {chr(code) for code in range(32)}
+
+
+def folder(names: Sequence[str], values: Sequence[object]) -> str:
+    """For example "date=2024-01-01/kind=a%2Fb"; "" without partition columns."""
+    return "/".join(
+        f"{_escaped(name)}={_text(value)}" for name, value in zip(names, values, strict=True)
+    )
+
+
+def values(folders: str) -> dict[str, str | None]:
+    """The columns of a path like "date=2024-01-01/kind=a%2Fb"; other folders say nothing."""
+    pairs = (part.partition("=") for part in folders.split("/") if "=" in part)
+    return {unquote(name): None if text == _NULL else unquote(text) for name, _, text in pairs}
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return _NULL
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return _escaped(str(value))
+
+
+def _escaped(text: str) -> str:
+    return "".join(
+        "".join(f"%{byte:02X}" for byte in sign.encode()) if sign in _SPECIAL else sign
+        for sign in text
+    )

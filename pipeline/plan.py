@@ -1,0 +1,257 @@
+"""Turns a job into a Plan, or into a sentence on what is wrong with it, before anything is started.
+
+Needs neither Ray nor weights: it reads the manifest's footers and ids, the checkpoint's files as
+bytes, and the output's log.
+"""
+
+import hashlib
+import json
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline import ids, ledger, partitions, storage
+from pipeline.checkpoint import check_checkpoint, content_hash
+from pipeline.ledger_state import KnownFile, LedgerState
+from pipeline.manifest import Manifest, open_manifest
+from pipeline.records import MEDIA_BYTES
+from pipeline.storage import Place
+from schemas.errors import JobError
+from schemas.job import JobConfig
+from schemas.manifest import check_partition_by
+from schemas.result import result_schema
+
+# To be raised when the same inputs would give another text, so that old results are not continued.
+ENGINE_VERSION = 1
+_FOLDER_BYTES = 255  # the longest file name of common file systems
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that is known of a job before it runs.
+
+    checkpoint: its content hash. bound: what the output is bound to from its first run on. files:
+    of the manifest, as the ledger should know them. state: of the output's ledger, as found.
+    """
+
+    manifest: Manifest
+    output: Place
+    model: Place
+    checkpoint: str
+    fingerprint: str
+    bound: Mapping[str, Any]
+    schema: pa.Schema
+    files: tuple[KnownFile, ...]
+    state: LedgerState
+
+    @property
+    def rows_done(self) -> int:
+        return self.state.counts.rows
+
+    @property
+    def rows_left(self) -> int:
+        return self.manifest.rows - self.rows_done
+
+
+def check(job: JobConfig) -> Plan:
+    """The job's plan. Raises JobError: what is wrong, what was found, what was expected."""
+    _check_abilities(job)
+    output = storage.resolve(job.output)
+    manifest = open_manifest(job.manifest)
+    _check_columns(job, manifest)
+    _check_apart(job)
+    model = check_checkpoint(job.model)
+    state = _open_output(output)
+    content = content_hash(model)
+    parts = _parts(job, content)
+    fingerprint = _digest(parts)
+    bound = {"fingerprint": fingerprint, "parts": parts, "layout": _layout(job, manifest)}
+    if state.header is not None:
+        _check_bound(output, state.header, bound)
+    files = _check_files(output, manifest, state)
+    _check_partition_values(manifest, job.partition_by)
+    _check_writable(output)
+    return Plan(
+        manifest,
+        output,
+        model,
+        content,
+        fingerprint,
+        bound,
+        result_schema(manifest.schema),
+        files,
+        state,
+    )
+
+
+def _check_abilities(job: JobConfig) -> None:
+    generation = job.generation
+    if job.resources.tensor_parallel > 1:
+        raise JobError(
+            f"resources.tensor_parallel: found {job.resources.tensor_parallel}, expected 1: "
+            "a copy of the model on several GPUs is not supported yet"
+        )
+    if generation.temperature > 0:
+        raise JobError(
+            f"generation.temperature: found {generation.temperature}, expected 0: "
+            "sampling is not supported yet"
+        )
+    for name in ("top_k", "top_p"):
+        value = getattr(generation, name)
+        if value is not None:
+            raise JobError(
+                f"generation.{name}: found {value}, expected null: sampling is not supported yet"
+            )
+
+
+def _check_columns(job: JobConfig, manifest: Manifest) -> None:
+    where = storage.shown(manifest.url)
+    check_partition_by(manifest.schema, job.partition_by, where)
+    for name in job.partition_by:
+        if name[0] in "_.":
+            raise JobError(
+                f"partition_by: found column '{name}', expected a name that does not begin with "
+                f"'{name[0]}': readers of datasets skip such folders"
+            )
+    if MEDIA_BYTES in manifest.schema.arrow.names:
+        raise JobError(
+            f"{where}: column '{MEDIA_BYTES}' is also a column that the job uses between its "
+            f"stages: rename it in the manifest, for example to 'source_{MEDIA_BYTES}'"
+        )
+    if job.prompt is None and not manifest.schema.has_prompts:
+        raise JobError(
+            f"prompt: found none in the job, and no column 'prompt' or 'messages' in {where}, "
+            "expected one of them"
+        )
+
+
+def _check_apart(job: JobConfig) -> None:
+    output = storage.absolute(job.output)
+    for key, url in (("manifest", job.manifest), ("model", job.model)):
+        other = storage.absolute(url)
+        if f"{output}/".startswith(f"{other}/") or f"{other}/".startswith(f"{output}/"):
+            raise JobError(
+                f"output: found {storage.shown(output)}, which is or lies in or around the {key} "
+                f"{storage.shown(other)}, expected a folder apart from it"
+            )
+
+
+def _open_output(output: Place) -> LedgerState:
+    shown = storage.shown(output.url)
+    try:
+        if output.fs.isfile(output.path):
+            raise JobError(f"{shown}: the output is a file, expected a folder or nothing yet")
+        state = ledger.load(output)
+        if state.header is None and output.fs.isdir(output.path):
+            names = [one.rstrip("/").rpartition("/")[2] for one in output.fs.ls(output.path, False)]
+            foreign = sorted(name for name in names if name and name[0] not in "._")
+            if foreign:
+                raise JobError(
+                    f"{shown}: the output holds '{foreign[0]}', which Mediamill did not write, "
+                    "expected an empty folder or nothing yet"
+                )
+    except OSError as error:
+        raise JobError(f"{shown}: the output cannot be read: {error}") from error
+    return state
+
+
+def _parts(job: JobConfig, checkpoint: str) -> dict[str, Any]:
+    """All that decides the text of a row, besides the row itself."""
+    return {
+        "job": job.job,
+        "engine": ENGINE_VERSION,
+        "checkpoint": checkpoint,
+        "prompt": job.prompt,
+        "system": job.system,
+        "generation": job.generation.model_dump(mode="json"),
+        "image": job.image.model_dump(mode="json"),
+        "video": job.video.model_dump(mode="json"),
+        "resources.dtype": job.resources.dtype,
+    }
+
+
+def _digest(parts: Mapping[str, Any]) -> str:
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _layout(job: JobConfig, manifest: Manifest) -> dict[str, Any]:
+    columns = {field.name: str(field.type) for field in result_schema(manifest.schema)}
+    return {"partition_by": list(job.partition_by), "columns": columns}
+
+
+def _check_bound(output: Place, header: Mapping[str, Any], bound: Mapping[str, Any]) -> None:
+    """An output has one fingerprint and one layout for ever."""
+    shown = storage.shown(output.url)
+    for kind in ("parts", "layout"):
+        was, now = header[kind], bound[kind]
+        for key in {**was, **now}:
+            if was.get(key) != now.get(key):
+                raise JobError(
+                    f"{shown}: the output was made with {key} = {_short(was.get(key))}, and the "
+                    f"job has {_short(now.get(key))}: write to a new output folder, or undo the "
+                    "change"
+                )
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 120 else f"{text[:117]}..."
+
+
+def _check_files(output: Place, manifest: Manifest, state: LedgerState) -> tuple[KnownFile, ...]:
+    """A manifest may gain files, and files may gain rows at their end; nothing else may change."""
+    known = {file.name: file for file in state.files}
+    digests = ids.check_ids(manifest, {name: file.rows for name, file in known.items()})
+    advice = f"write to a new output folder than {storage.shown(output.url)}, or undo the change"
+    names = {file.name for file in manifest.files}
+    for name, file in known.items():
+        if name not in names and file.rows:
+            raise JobError(
+                f"{storage.shown(manifest.url)}: the manifest has lost the file {name}, whose rows "
+                f"the output was begun with: {advice}"
+            )
+        if name in names and digests[name].prefix != file.digest:
+            raise JobError(
+                f"{storage.shown(manifest.url)}: the first {file.rows} ids of {name} are not those "
+                f"that the output was begun with: {advice}"
+            )
+    return tuple(
+        KnownFile(file.name, file.rows, digests[file.name].whole) for file in manifest.files
+    )
+
+
+def _check_partition_values(manifest: Manifest, partition_by: tuple[str, ...]) -> None:
+    """No value may make a folder's name longer than file systems take."""
+    for file in manifest.files:
+        inside = [name for name in partition_by if name not in file.partitions]
+        if not inside:
+            continue
+        with file.place.fs.open(file.place.path, "rb") as source, pq.ParquetFile(source) as parquet:
+            for batch in parquet.iter_batches(columns=inside):
+                for name in inside:
+                    for value in pc.unique(batch[name]).to_pylist():
+                        folder = partitions.folder([name], [value])
+                        if len(folder.encode()) > _FOLDER_BYTES:
+                            raise JobError(
+                                f"{storage.shown(file.place.url)}: partition_by names column "
+                                f"'{name}', where found a value of {len(str(value))} characters, "
+                                f"expected values that fit a folder name of {_FOLDER_BYTES} bytes"
+                            )
+
+
+def _check_writable(output: Place) -> None:
+    probe = output / ledger.HIDDEN / f".probe-{uuid.uuid4().hex}"
+    try:
+        storage.put(probe, b"")
+        storage.remove(probe)
+    except Exception as error:  # every storage has its own
+        reason = storage.without_secrets(str(error))
+        raise JobError(
+            f"{storage.shown(output.url)}: the output cannot be written: {reason}"
+        ) from error

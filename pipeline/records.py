@@ -1,0 +1,121 @@
+"""The schemas of the tables between the stages, and how a row's error travels in them.
+
+Every stage takes and gives Arrow tables of exactly these types: a type that Ray would have to guess
+could turn into pickled objects, and differ from block to block. Nothing is computed here.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from schemas import columns as c
+from schemas.manifest import ManifestSchema
+from schemas.result import RECEIPT_STRUCT
+
+# A row's ordinal: the number of its manifest file in the ledger, and its index in that file.
+ROW_FILE, ROW_INDEX = "file", "index"
+ROW_STRUCT = pa.struct([pa.field(ROW_FILE, pa.int32()), pa.field(ROW_INDEX, pa.int64())])
+
+# Only between fetch and prepare, which run in one process.
+MEDIA_BYTES = "media_bytes"
+
+_ROW_FIELD = pa.field(c.ROW, ROW_STRUCT)
+_ERROR_FIELDS = (
+    pa.field(c.STATUS, pa.string()),
+    pa.field(c.ERROR_CODE, pa.string()),
+    pa.field(c.ERROR_MESSAGE, pa.string()),
+)
+_RECEIPT_FIELDS = (
+    pa.field(c.VISUAL_TOKENS, pa.int32()),
+    pa.field(c.SHA256, pa.string()),
+    pa.field(c.HEIGHT, pa.int32()),
+    pa.field(c.WIDTH, pa.int32()),
+    pa.field(c.FRAME_TIMES_S, pa.list_(pa.float64())),
+    pa.field(c.RECEIPT, pa.list_(RECEIPT_STRUCT)),
+)
+_TENSOR_FIELDS = (
+    pa.field(c.INPUT_IDS, pa.list_(pa.int32())),
+    # uint8 patches of all media of the row, one after the other; large: 32-bit offsets end at 2 GB.
+    pa.field(c.PATCHES, pa.large_binary()),
+    pa.field(c.GRID_THW, pa.list_(pa.int32())),  # three numbers for each medium
+    pa.field(c.MEDIA_KINDS, pa.list_(pa.string())),
+)
+_ANSWER_FIELDS = (
+    pa.field(c.ATTEMPT, pa.int32()),
+    pa.field(c.FINISH_REASON, pa.string()),
+    pa.field(c.PROMPT_TOKENS, pa.int32()),
+    pa.field(c.OUTPUT_TOKENS, pa.int32()),
+    pa.field(c.MEAN_LOGPROB, pa.float64()),
+)
+
+
+def read_schema(manifest: ManifestSchema) -> pa.Schema:
+    """The manifest's columns, the row's ordinal, and no error yet."""
+    return pa.schema([*manifest.fields, _ROW_FIELD, *_ERROR_FIELDS])
+
+
+def fetched_schema(manifest: ManifestSchema) -> pa.Schema:
+    """And the bytes of each medium; null in error rows."""
+    return pa.schema([*read_schema(manifest), pa.field(MEDIA_BYTES, pa.list_(pa.large_binary()))])
+
+
+def prepared_schema(manifest: ManifestSchema) -> pa.Schema:
+    """And receipts and tensors, without the bytes; tensors are null in error rows."""
+    return pa.schema([*read_schema(manifest), *_RECEIPT_FIELDS, *_TENSOR_FIELDS])
+
+
+def generated_schema(manifest: ManifestSchema) -> pa.Schema:
+    """And the answer's token ids, without the tensors."""
+    return pa.schema(
+        [
+            *read_schema(manifest),
+            *_RECEIPT_FIELDS,
+            *_ANSWER_FIELDS,
+            pa.field(c.OUTPUT_IDS, pa.list_(pa.int32())),
+        ]
+    )
+
+
+def parsed_schema(manifest: ManifestSchema) -> pa.Schema:
+    """And the text, without the token ids."""
+    return pa.schema(
+        [*read_schema(manifest), *_RECEIPT_FIELDS, *_ANSWER_FIELDS, pa.field(c.TEXT, pa.string())]
+    )
+
+
+@dataclass(frozen=True)
+class RowFailure:
+    """What is wrong with a row: the values of its error columns."""
+
+    code: str
+    message: str
+
+
+def failures(table: pa.Table) -> list[RowFailure | None]:
+    """Of each row, what is wrong with it so far."""
+    codes, messages = table[c.ERROR_CODE].to_pylist(), table[c.ERROR_MESSAGE].to_pylist()
+    return [
+        None if code is None else RowFailure(code, message)
+        for code, message in zip(codes, messages, strict=True)
+    ]
+
+
+def failure_columns(found: list[RowFailure | None]) -> dict[str, list[str | None]]:
+    """The error columns of rows with these failures."""
+    return {
+        c.STATUS: [None if one is None else c.STATUS_ERROR for one in found],
+        c.ERROR_CODE: [None if one is None else one.code for one in found],
+        c.ERROR_MESSAGE: [None if one is None else one.message for one in found],
+    }
+
+
+def replace_columns(table: pa.Table, columns: dict[str, list[Any]], schema: pa.Schema) -> pa.Table:
+    """The table in another schema: `columns` as given, the others as they were."""
+    arrays = [
+        pa.array(columns[field.name], field.type)
+        if field.name in columns
+        else table[field.name].cast(field.type)
+        for field in schema
+    ]
+    return pa.Table.from_arrays(arrays, schema=schema)

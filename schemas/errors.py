@@ -1,0 +1,43 @@
+"""What can be wrong: with one row (a code that the result stores) and with a job (a sentence).
+
+JobError (ValueError)   the job cannot start: bad configuration, manifest, model or output
+RowError (Exception)    one row cannot be answered: it becomes an error row, the job goes on
+"""
+
+from enum import StrEnum
+
+
+class ErrorCode(StrEnum):
+    """The closed list of the result's `error_code`. Names are stable: users filter on them."""
+
+    FETCH_NOT_FOUND = "fetch_not_found"  # no such file or object
+    FETCH_DENIED = "fetch_denied"  # no permission, or a scheme or host that is not allowed
+    FETCH_TIMEOUT = "fetch_timeout"
+    FETCH_TOO_LARGE = "fetch_too_large"  # more bytes than limits.max_bytes
+    FETCH_FAILED = "fetch_failed"  # any other failure to read, after retries
+    DECODE_CORRUPT = "decode_corrupt"  # a known format, broken or truncated
+    DECODE_UNSUPPORTED = "decode_unsupported"  # not a picture or a video that can be read
+    DECODE_TOO_LARGE = "decode_too_large"  # beyond a ceiling on pixels, frames or seconds
+    MEDIA_EMPTY = "media_empty"  # no bytes, no frames or no visual tokens
+    PROMPT_INVALID = "prompt_invalid"
+    CONTEXT_TOO_LONG = "context_too_long"
+    ENGINE_OOM = "engine_oom"
+    ENGINE_FAILED = "engine_failed"
+    PARSE_INVALID = "parse_invalid"
+
+
+class RowError(Exception):
+    """One row cannot be answered. `code` and `message` are what its result row will say."""
+
+    def __init__(self, code: ErrorCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+    # Rows cross processes, and by default exceptions with two arguments do not survive pickling.
+    def __reduce__(self) -> tuple[type["RowError"], tuple[ErrorCode, str]]:
+        return (RowError, (self.code, self.message))
+
+
+class JobError(ValueError):
+    """The job cannot start. The message is one sentence a line, one line for each mistake."""

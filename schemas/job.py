@@ -1,0 +1,134 @@
+"""Turns a job file and `key=value` overrides into a JobConfig, and a JobConfig back into YAML.
+
+Relative paths stay as they are written: they are relative to the current directory of the command,
+not to the job file. The keys themselves are in schemas/job_models.py.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from schemas.errors import JobError
+from schemas.job_keys import KEYS, SECTIONS, describe_keys, shown, takes_text
+from schemas.job_mistakes import unknown_keys, wrong_values
+from schemas.job_models import (
+    GenerationConfig,
+    ImageConfig,
+    JobConfig,
+    Limits,
+    Resources,
+    VideoConfig,
+)
+from schemas.job_text import (
+    COMMAND_LINE,
+    Given,
+    dump_yaml,
+    flatten,
+    parse_value,
+    read_file,
+    split_pairs,
+)
+
+__all__ = [
+    "KEYS",
+    "GenerationConfig",
+    "ImageConfig",
+    "JobConfig",
+    "Limits",
+    "Resources",
+    "VideoConfig",
+    "describe_keys",
+    "job_dict",
+    "load_job",
+    "parse_overrides",
+    "render_job",
+]
+
+
+def load_job(
+    path: str | None = None,
+    overrides: Sequence[str] | Mapping[str, object] = (),
+    job: str | None = None,
+) -> JobConfig:
+    """The job of a YAML file (None = no file), changed by overrides.
+
+    overrides: `key=value` texts with dotted keys and YAML values, or a mapping from dotted keys (or
+        sections) to values.
+    job: what the command makes; a file may leave its key `job` out then, not contradict it.
+    Raises JobError, one line for each mistake, naming the file and line (or "command line"), the
+    key, what was found and what was expected.
+    """
+    values = overrides if isinstance(overrides, Mapping) else parse_overrides(overrides)
+    given = {} if path is None else read_file(path, SECTIONS)
+    given |= flatten(values, SECTIONS)
+    if job is not None:
+        named = given.setdefault("job", Given(job, COMMAND_LINE))
+        if named.value != job:
+            raise JobError(
+                f"{named.where}: job: found {shown(named.value)}, expected {job} as the command"
+            )
+    return _build(given, path or COMMAND_LINE)
+
+
+def parse_overrides(pairs: Sequence[str]) -> dict[str, object]:
+    """`key=value` texts as a mapping from dotted keys to values.
+
+    A value is YAML, except for keys that take text: their value is taken as it stands (a prompt may
+    hold `: ` or `#`), unless it is quoted as in YAML or null. Raises JobError.
+    """
+    values: dict[str, object] = {}
+    for key, text in split_pairs(pairs).items():
+        values[key] = (
+            _text_value(text) if takes_text(key) else parse_value(text, f"{COMMAND_LINE}: {key}")
+        )
+    return values
+
+
+def job_dict(job: JobConfig) -> dict[str, Any]:
+    """Every key of the job, in sections, as values that JSON can hold."""
+    return job.model_dump(mode="json")
+
+
+def render_job(job: JobConfig) -> str:
+    """The job as the text of a job file; `load_job` of it gives an equal JobConfig."""
+    return dump_yaml(job_dict(job))
+
+
+def _text_value(text: str) -> object:
+    if text in ("", "~", "null"):
+        return None
+    if text[0] in "\"'":
+        try:
+            value = parse_value(text, COMMAND_LINE)
+        except JobError:
+            return text  # a quotation that goes on after its end: `"No" is an answer`
+        if isinstance(value, str):
+            return value
+    return text
+
+
+def _build(given: Mapping[str, Given], source: str) -> JobConfig:
+    mistakes = unknown_keys(given)
+    try:
+        job = JobConfig.model_validate(_tree(given))
+    except ValidationError as error:
+        mistakes |= wrong_values(error, given, source)
+    if mistakes:
+        order = [*given, *mistakes]  # as they stand in the file, then what is missing from it
+        raise JobError("\n".join(mistakes[key] for key in sorted(mistakes, key=order.index)))
+    return job
+
+
+def _tree(given: Mapping[str, Given]) -> dict[str, Any]:
+    """The known keys as nested mappings, in the form that the models take."""
+    tree: dict[str, Any] = {}
+    for key, one in given.items():
+        section, dot, name = key.partition(".")
+        if key in KEYS and dot:
+            inner = tree.setdefault(section, {})
+            if isinstance(inner, dict):  # else the section itself was given a value: wrong anyway
+                inner[name] = one.value
+        elif key in KEYS or key in SECTIONS:
+            tree[key] = one.value
+    return tree

@@ -1,0 +1,53 @@
+"""Turns the job's models into the flat list of dotted keys, and says what each key takes."""
+
+import json
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from schemas.job_models import Expected, JobConfig
+
+
+def _sections() -> dict[str, type[BaseModel]]:
+    return {
+        name: field.annotation
+        for name, field in JobConfig.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+    }
+
+
+def _keys(sections: dict[str, type[BaseModel]]) -> dict[str, FieldInfo]:
+    keys = {name: one for name, one in JobConfig.model_fields.items() if name not in sections}
+    for section, model in sections.items():
+        keys |= {f"{section}.{name}": one for name, one in model.model_fields.items()}
+    return keys
+
+
+SECTIONS = _sections()
+KEYS = _keys(SECTIONS)  # every dotted key of a job file, in the order of the models
+
+
+def expected(key: str) -> str:
+    """What the value of a key or section has to be, in words."""
+    if key in SECTIONS:
+        return f"a mapping with keys of {', '.join(SECTIONS[key].model_fields)}"
+    return next(one.words for one in KEYS[key].metadata if isinstance(one, Expected))
+
+
+def takes_text(key: str) -> bool:
+    """Whether a key's value is free text, or a list of it."""
+    return key in KEYS and expected(key).startswith("text")
+
+
+def describe_keys() -> str:
+    """Two lines for each key: its dotted name and default, then its meaning and what it takes."""
+    lines = []
+    for key, field in KEYS.items():
+        lines.append(key if field.is_required() else f"{key} = {shown(field.default)}")
+        lines.append(f"    {field.description}: {expected(key)}")
+    return "\n".join(lines)
+
+
+def shown(value: object) -> str:
+    """A value as JSON text, which is also YAML."""
+    return json.dumps(list(value) if isinstance(value, tuple) else value, default=str)

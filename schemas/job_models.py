@@ -1,0 +1,196 @@
+"""The keys of a job file: names, types, ranges, defaults and meanings, as strict frozen models.
+
+Whether paths exist and whether a checkpoint can do what is asked is not known here.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+
+@dataclass(frozen=True)
+class Expected:
+    """How an error sentence names the values that a field takes."""
+
+    words: str
+
+
+def _listed(value: object) -> object:
+    """A YAML list as the tuple that a frozen model holds; one bare name as a list of one."""
+    if isinstance(value, str):
+        return (value,)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _once(names: tuple[str, ...]) -> tuple[str, ...]:
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise ValueError(f"found '{twice[0]}' more than once, expected each name once")
+    return names
+
+
+_Text = Annotated[str, Field(pattern=r"\S"), Expected("text that is not blank")]
+_OptionalText = Annotated[_Text | None, Expected("text that is not blank, or null")]
+_Count = Annotated[int, Field(ge=1), Expected("a whole number of at least 1")]
+_OptionalCount = Annotated[_Count | None, Expected("a whole number of at least 1, or null")]
+_AutoOrCount = Annotated[
+    Literal["auto"] | _Count, Expected("auto, or a whole number of at least 1")
+]
+_Positive = Annotated[float, Field(gt=0), Expected("a number greater than 0")]
+_OptionalPositive = Annotated[_Positive | None, Expected("a number greater than 0, or null")]
+_Names = Annotated[
+    tuple[_Text, ...],
+    BeforeValidator(_listed),
+    AfterValidator(_once),
+    Expected("a list of column names"),
+]
+
+
+def _at_most(config: BaseModel, low: str, high: str) -> None:
+    smallest, largest = getattr(config, low), getattr(config, high)
+    if smallest is not None and largest is not None and smallest > largest:
+        raise ValueError(
+            f"found {low} {smallest} above {high} {largest}, expected {low} to be at most {high}"
+        )
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class GenerationConfig(_Strict):
+    """How text is chosen, token by token."""
+
+    max_new_tokens: _Count = Field(
+        default=128, description="tokens after which an answer is cut off"
+    )
+    temperature: Annotated[float, Field(ge=0), Expected("a number of at least 0")] = Field(
+        default=0.0, description="0 takes the likeliest token each time"
+    )
+    top_k: _OptionalCount = Field(default=None, description="sample among the k likeliest tokens")
+    top_p: Annotated[
+        float | None, Field(gt=0, le=1), Expected("a number above 0 and at most 1, or null")
+    ] = Field(
+        default=None, description="sample among the likeliest tokens of this total probability"
+    )
+    repetition_penalty: _OptionalPositive = Field(
+        default=None, description="above 1 makes repeats less likely; null = none"
+    )
+
+
+class ImageConfig(_Strict):
+    """The size of pictures as the model sees them. null = as the checkpoint says."""
+
+    min_pixels: _OptionalCount = Field(
+        default=None, description="smaller pictures are enlarged to this area"
+    )
+    max_pixels: _OptionalCount = Field(
+        default=None, description="larger pictures are reduced to this area"
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        _at_most(self, "min_pixels", "max_pixels")
+        return self
+
+
+class VideoConfig(_Strict):
+    """Which frames of a video the model sees, and how large.
+
+    Either `fps` or `num_frames` is set, never both: after validation the other one is None.
+    """
+
+    fps: _OptionalPositive = Field(default=2.0, description="frames a second to look at")
+    num_frames: _OptionalCount = Field(
+        default=None, description="look at so many frames, instead of fps"
+    )
+    min_frames: _Count = Field(default=4, description="with fps: at least so many frames")
+    max_frames: _Count = Field(default=768, description="with fps: at most so many frames")
+    min_pixels: _OptionalCount = Field(
+        default=None, description="as image.min_pixels, for each frame"
+    )
+    max_pixels: _OptionalCount = Field(
+        default=None, description="as image.max_pixels, for each frame"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        _at_most(self, "min_frames", "max_frames")
+        _at_most(self, "min_pixels", "max_pixels")
+        if self.fps is None and self.num_frames is None:
+            raise ValueError("found null for both fps and num_frames, expected one of them")
+        if self.fps is not None and self.num_frames is not None:
+            if "fps" in self.model_fields_set:
+                raise ValueError(
+                    f"found both fps ({self.fps}) and num_frames ({self.num_frames}), expected "
+                    "one: fps samples by time, num_frames a fixed number; set the other to null"
+                )
+            # A frozen model may only be completed while it is being made.
+            object.__setattr__(self, "fps", None)
+        return self
+
+
+class Resources(_Strict):
+    """What the job runs on."""
+
+    replicas: _AutoOrCount = Field(
+        default="auto", description="copies of the model that work side by side"
+    )
+    tensor_parallel: _Count = Field(default=1, description="GPUs that share one copy of the model")
+    dtype: Annotated[
+        Literal["auto", "bfloat16", "float16", "float32"],
+        Expected("auto, bfloat16, float16 or float32"),
+    ] = Field(default="auto", description="number format of weights and activations")
+    prepare_workers: _AutoOrCount = Field(
+        default="auto", description="processes that fetch and decode media"
+    )
+    batch_rows: _Count = Field(default=16, description="rows handed to the model at a time")
+
+
+class Limits(_Strict):
+    """Ceilings on what one row may cost; a row beyond one becomes an error row."""
+
+    max_bytes: _Count = Field(default=1024**3, description="bytes of one medium")
+    max_image_pixels: _Count = Field(
+        default=150_000_000, description="height x width of a picture, as stored"
+    )
+    max_video_pixels: _Count = Field(
+        default=8192 * 4320, description="height x width of one frame of a video, as stored"
+    )
+    max_frames_decoded: _Count = Field(
+        default=500_000, description="frames of a video that have to be decoded, looked at or not"
+    )
+    max_duration_s: _Positive = Field(
+        default=4 * 3600.0, description="seconds of a video that have to be decoded"
+    )
+    fetch_timeout_s: _Positive = Field(default=60.0, description="seconds to wait for one medium")
+
+
+class JobConfig(_Strict):
+    """One job, complete: what to read, what to ask, where to write."""
+
+    job: Annotated[Literal["caption"], Expected("caption")] = Field(description="the kind of job")
+    manifest: _Text = Field(description="a Parquet file, folder or glob with a row for each answer")
+    output: _Text = Field(description="a folder for the result")
+    model: _Text = Field(description="the folder of a checkpoint in hub format")
+    prompt: _OptionalText = Field(
+        default=None, description="what to ask of rows that bring no prompt"
+    )
+    system: _OptionalText = Field(
+        default=None, description="system message; null = the chat template's own"
+    )
+    partition_by: _Names = Field(
+        default=(), description="manifest columns that name the result's folders"
+    )
+    rows_per_file: _Count = Field(
+        default=4096, description="rows of one file of the result, at most"
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**63), Expected("a whole number from 0 to 2^63 - 1")] = (
+        Field(default=0, description="of sampling, together with the row's id")
+    )
+    generation: GenerationConfig = GenerationConfig()
+    image: ImageConfig = ImageConfig()
+    video: VideoConfig = VideoConfig()
+    resources: Resources = Resources()
+    limits: Limits = Limits()

@@ -1,0 +1,145 @@
+"""Turns a ManifestSchema into the schema of the result, and holds what a job says of itself.
+
+The result's rows: the manifest's columns, then the answer, then what was seen, then who said it.
+Knows nothing of how rows are made or written.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+
+import pyarrow as pa
+
+from schemas import columns as c
+from schemas.manifest import ManifestSchema
+
+# What the model saw of one medium: enough to decode, sample and resize the same bytes again.
+RECEIPT_STRUCT = pa.struct(
+    [
+        pa.field("type", pa.string()),  # image | video, told from the bytes
+        pa.field("uri", pa.string()),
+        pa.field("sha256", pa.string()),  # of the bytes as fetched, 64 hex digits
+        pa.field("source_height", pa.int32()),  # pixels as decoded (upright), before the resize
+        pa.field("source_width", pa.int32()),
+        pa.field("height", pa.int32()),  # pixels as given to the model
+        pa.field("width", pa.int32()),
+        pa.field("frame_indices", pa.list_(pa.int64())),  # of the decoded frames; [] for a picture
+        pa.field("frame_times_s", pa.list_(pa.float64())),  # seconds from the start; same length
+        pa.field("visual_tokens", pa.int32()),
+        pa.field("notes", pa.list_(pa.string())),  # what was clamped, and why
+    ]
+)
+
+# Every field is nullable: an error row has what is known of it, and null for the rest.
+ANSWER_FIELDS: tuple[pa.Field, ...] = (
+    pa.field(c.TEXT, pa.string()),  # null in an error row
+    pa.field(c.STATUS, pa.string()),  # ok | error
+    pa.field(c.ERROR_CODE, pa.string()),  # one of schemas.errors.ErrorCode; null in an ok row
+    pa.field(c.ERROR_MESSAGE, pa.string()),
+    pa.field(c.ATTEMPT, pa.int32()),  # 1 for the first try
+    pa.field(c.FINISH_REASON, pa.string()),  # stop | length | error
+    pa.field(c.PROMPT_TOKENS, pa.int32()),  # visual tokens included
+    pa.field(c.VISUAL_TOKENS, pa.int32()),  # of all media of the row
+    pa.field(c.OUTPUT_TOKENS, pa.int32()),  # the end token included
+    pa.field(c.MEAN_LOGPROB, pa.float64()),  # natural log, mean over the output tokens
+    # The first medium's, as plain values, since most rows have one; `receipt` has them all.
+    pa.field(c.SHA256, pa.string()),
+    pa.field(c.HEIGHT, pa.int32()),
+    pa.field(c.WIDTH, pa.int32()),
+    pa.field(c.FRAME_TIMES_S, pa.list_(pa.float64())),  # empty for a picture
+    pa.field(c.RECEIPT, pa.list_(RECEIPT_STRUCT)),  # one element a medium, in the row's order
+    pa.field(c.MODEL, pa.string()),
+    pa.field(c.FINGERPRINT, pa.string()),
+    pa.field(c.RUN_ID, pa.string()),
+)
+
+
+def result_schema(manifest: ManifestSchema) -> pa.Schema:
+    """The exact schema of the result, partition columns included (on disk they are in the path).
+
+    Order: id, user columns, the manifest's uri | media and prompt, system, messages as far as it
+    has them (so that a row can be rendered again), then ANSWER_FIELDS.
+    """
+    by_name = {one.name: one for one in manifest.fields}
+    own = [one for name, one in by_name.items() if name in c.MANIFEST_COLUMNS and name != c.ID]
+    return pa.schema([by_name[c.ID], *manifest.user, *own, *ANSWER_FIELDS])
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a finished job did.
+
+    rows, ok, errors (by code): of the whole output, earlier runs included.
+    skipped: how many of the rows were finished in earlier runs.
+    prompt_tokens, visual_tokens, output_tokens, seconds: this run's.
+    """
+
+    rows: int
+    ok: int
+    errors: Mapping[str, int]
+    skipped: int
+    prompt_tokens: int
+    visual_tokens: int
+    output_tokens: int
+    seconds: float
+    output: str
+    run_id: str
+    fingerprint: str
+
+    @property
+    def error_rows(self) -> int:
+        return sum(self.errors.values())
+
+    @property
+    def exit_code(self) -> int:
+        """0 when all rows are ok, 3 when there are error rows."""
+        return 3 if self.error_rows else 0
+
+
+def summary_dict(summary: Summary) -> dict[str, object]:
+    """The summary as one flat JSON object (`errors` is an object from code to count)."""
+    more = {"error_rows": summary.error_rows, "exit_code": summary.exit_code}
+    return {"event": "summary", **asdict(summary), **more}
+
+
+def summary_text(summary: Summary) -> str:
+    """The closing lines that a person reads; errors, if any, are one line with counts by code."""
+    lines = [f"{summary.rows} rows: {summary.ok} ok, {summary.error_rows} errors"]
+    if summary.skipped:
+        lines[0] += f" ({summary.skipped} of them from earlier runs)"
+    if summary.error_rows:
+        by_count = sorted(summary.errors.items(), key=lambda item: (-item[1], item[0]))
+        lines.append("errors: " + ", ".join(f"{code} {count}" for code, count in by_count))
+    new = summary.rows - summary.skipped
+    rate = f", {new / summary.seconds:.1f} rows/s" if new and summary.seconds > 0 else ""
+    lines.append(
+        f"this run: {summary.prompt_tokens} prompt tokens ({summary.visual_tokens} visual), "
+        f"{summary.output_tokens} output tokens in {summary.seconds:.1f} s{rate}"
+    )
+    lines.append(
+        f"output: {summary.output} (run {summary.run_id}, fingerprint {summary.fingerprint})"
+    )
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a running job is.
+
+    rows_total: of the manifest; rows_done: finished, earlier runs included; rows_skipped: finished
+    in earlier runs. ok, errors (by code), output_tokens: this run's. seconds: since this run began.
+    rate_rows_s: this run's, recent. eta_s: None while it cannot be told.
+    prepared, generated, written: rows of this run that left each stage.
+    """
+
+    rows_total: int
+    rows_done: int
+    rows_skipped: int = 0
+    ok: int = 0
+    errors: Mapping[str, int] = field(default_factory=dict)
+    output_tokens: int = 0
+    seconds: float = 0.0
+    rate_rows_s: float = 0.0
+    eta_s: float | None = None
+    prepared: int = 0
+    generated: int = 0
+    written: int = 0

@@ -1,0 +1,106 @@
+"""The caption command from outside, with the real pipeline and the tiny checkpoint."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from model.tiny import CHECKPOINT
+
+ROOT = Path(__file__).parents[2]
+SMALL = ("generation.max_new_tokens=4", "resources.replicas=1", "resources.prepare_workers=1")
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "jobs.cli", *arguments]
+
+
+def environment():
+    return {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+def mediamill(*arguments, cwd):
+    return subprocess.run(
+        command(*arguments),
+        cwd=cwd,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+def write_manifest(folder, rows, missing=0):
+    """`rows` pictures, of which the last `missing` are not there; returns the manifest's path."""
+    for number in range(rows - missing):
+        Image.new("RGB", (56, 56), (number % 256, 90, 160)).save(folder / f"{number}.png")
+    manifest = folder / "manifest.parquet"
+    names = [f"{folder}/{number}.png" for number in range(rows)]
+    pq.write_table(pa.table({"id": list(range(rows)), "uri": names}), manifest)
+    return str(manifest)
+
+
+def test_a_job_with_an_error_row_and_its_second_run(tmp_path):
+    manifest = write_manifest(tmp_path, 5, missing=1)
+    arguments = ["caption", manifest, "out", "--model", str(CHECKPOINT), "--prompt", "What is it?"]
+    first = mediamill(*arguments, *SMALL, "--json", cwd=tmp_path)
+    assert first.returncode == 3, first.stderr
+    summary = json.loads(first.stdout)
+    assert (summary["rows"], summary["ok"], summary["skipped"]) == (5, 4, 0)
+    assert summary["errors"] == {"fetch_not_found": 1}
+    # Nothing but progress on stderr: the libraries keep quiet.
+    progress = [json.loads(line) for line in first.stderr.splitlines()]
+    assert {line["event"] for line in progress} == {"progress"}
+    assert progress[-1]["rows_done"] == 5
+    assert sorted(ds.dataset(tmp_path / "out").to_table()["id"].to_pylist()) == list(range(5))
+
+    second = mediamill(*arguments, *SMALL, cwd=tmp_path)
+    assert second.returncode == 3
+    assert second.stdout.startswith("5 rows: 4 ok, 1 errors (5 of them from earlier runs)\n")
+
+
+def test_what_is_wrong_with_the_job_is_said_at_once(tmp_path):
+    manifest = write_manifest(tmp_path, 1)
+    begin = time.monotonic()
+    done = mediamill("caption", manifest, "out", "--model", str(CHECKPOINT), cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert "prompt" in done.stderr
+    assert not (tmp_path / "out").exists()
+    assert time.monotonic() - begin < 10
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_job_says_how_to_go_on_and_leaves_nothing_running(tmp_path, number, code):
+    manifest = write_manifest(tmp_path, 2000)
+    arguments = ["caption", manifest, "out", "--model", str(CHECKPOINT), "--prompt", "What is it?"]
+    with subprocess.Popen(
+        command(*arguments, *SMALL, "rows_per_file=16"),
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if json.loads(line)["prepared"]:
+                break
+        process.send_signal(number)
+        _, rest = process.communicate(timeout=120)
+    assert process.returncode == code
+    assert rest.splitlines()[-1].endswith(
+        "run the same command again: rows that are finished are kept"
+    )

@@ -1,0 +1,277 @@
+"""The whole way from bytes and a chat to token ids and patches equals the reference's."""
+
+import functools
+import hashlib
+import io
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from model.errors import MediaError, ModelError, PromptError
+from model.images import normalize
+from model.inputs import VisualInput
+from model.processor import MediaLimits, Processor, VideoRules
+from model.tiny import CHECKPOINT
+from tests import media, oracle
+
+
+@functools.cache
+def own() -> Processor:
+    return Processor.load(CHECKPOINT)
+
+
+@functools.cache
+def reference():
+    return oracle.load_processor(CHECKPOINT)
+
+
+@functools.cache
+def clip(count: int = 9) -> bytes:
+    return media.video(media.numbered_frames(count))
+
+
+def picture(height: int, width: int) -> bytes:
+    return media.encode(Image.fromarray(media.draw(height, width, seed=height)), "PNG")
+
+
+def image_part(text: str = "") -> list[dict]:
+    return [{"type": "image"}, {"type": "text", "text": text}]
+
+
+CHATS = {
+    "picture": ([picture(80, 120)], [{"role": "user", "content": image_part("Describe the picture.")}]),
+    "clip": ([clip()], [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "What moves?"}]}]),
+    "clip of one frame": ([clip(1)], [{"role": "user", "content": [{"type": "video"}]}]),
+    "text": ([], [{"role": "user", "content": "Hello."}]),
+    "mixed, several turns": (
+        [picture(100, 60), clip(), picture(33, 500), clip(5), media.jpeg()],
+        [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": [*image_part("And this?"), {"type": "video", "video": "a.mp4"}]},
+            {"role": "assistant", "content": "A large red circle."},
+            {"role": "user", "content": [{"type": "image_url", "image_url": "b.png"}, {"type": "video"}, {"type": "text", "text": "é"}, {"type": "image"}]},
+        ],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("vision_id", [False, True])
+@pytest.mark.parametrize("name", CHATS)
+def test_ids_and_pixels_equal_the_reference(name, vision_id):
+    files, chat = CHATS[name]
+    prepared = [own().prepare_media(data) for data in files]
+    visuals = [visual for visual, _ in prepared]
+    images = [
+        Image.open(io.BytesIO(d)) for d, v in zip(files, visuals, strict=True) if v.kind == "image"
+    ]
+    videos = [
+        torch.from_numpy(np.stack([media.all_frames(data)[i] for i in receipt.frame_indices])).permute(0, 3, 1, 2)
+        for data, (_, receipt) in zip(files, prepared, strict=True)
+        if receipt.kind == "video"
+    ]  # fmt: skip
+    text = reference().apply_chat_template(
+        chat, tokenize=False, add_generation_prompt=True, add_vision_id=vision_id
+    )
+    expected = reference()(
+        text=[text], images=images or None, videos=videos or None, return_tensors="pt"
+    )
+    assert own().build_prompt(chat, visuals, vision_id) == expected["input_ids"][0].tolist()
+    for kind, values, grids in (
+        ("image", "pixel_values", "image_grid_thw"),
+        ("video", "pixel_values_videos", "video_grid_thw"),
+    ):
+        mine = [visual for visual in visuals if visual.kind == kind]
+        if not mine:
+            assert values not in expected
+            continue
+        assert torch.equal(torch.cat([normalize(v.patches) for v in mine]), expected[values])
+        assert [list(v.grid_thw) for v in mine] == expected[grids].tolist()
+
+
+def test_the_receipt_of_a_picture():
+    data = media.jpeg(300, 200, orientation=6)
+    visual, receipt = own().prepare_media(data)
+    assert (receipt.kind, receipt.sha256) == ("image", hashlib.sha256(data).hexdigest())
+    assert (receipt.source_height, receipt.source_width) == (200, 300)
+    assert (receipt.height, receipt.width) == (56, 112)
+    assert visual.grid_thw == (1, 4, 8)
+    assert visual.patches.shape == (32, 588)
+    assert visual.patches.is_contiguous()
+    assert receipt.visual_tokens == visual.tokens == 8
+    assert receipt.frame_times_s == receipt.frame_indices == ()
+    assert receipt.notes == (
+        "turned upright (EXIF orientation 6)",
+        "resized from 200 x 300 to 56 x 112 by max_pixels 9800",
+    )
+
+
+def test_the_receipt_of_a_window():
+    visual, receipt = own().prepare_media(clip(), "video", start_s=0.2, end_s=0.7)
+    assert receipt.kind == "video"
+    assert receipt.frame_indices == (2, 3, 4, 5)
+    assert receipt.frame_times_s == pytest.approx((0.2, 0.3, 0.4, 0.5))
+    assert visual.grid_thw[0] == 2
+    assert visual.patches.shape == (np.prod(visual.grid_thw), 1176)
+    assert visual.patches.is_contiguous()
+    assert receipt.visual_tokens == visual.tokens == np.prod(visual.grid_thw) // 4
+
+
+def test_one_frame_is_repeated_and_told():
+    visual, receipt = own().prepare_media(clip(1))
+    assert visual.grid_thw[0] == 1
+    assert receipt.frame_indices == (0,)
+    assert "last frame repeated" in " ".join(receipt.notes)
+    slices = visual.patches.view(-1, 3, 2, 196)
+    assert torch.equal(slices[:, :, 0], slices[:, :, 1])
+
+
+def test_the_kind_is_told_from_the_bytes():
+    assert own().prepare_media(picture(60, 60))[0].kind == "image"
+    assert own().prepare_media(clip())[0].kind == "video"
+    assert own().prepare_media(media.animation(6))[0].kind == "image"
+    assert own().prepare_media(media.animation(6), "video")[0].kind == "video"
+    assert own().prepare_media(media.animation(6), end_s=0.4)[0].kind == "video"
+
+
+@pytest.mark.parametrize(
+    ("data", "kind", "window", "code"),
+    [
+        (b"", None, {}, "media_empty"),
+        (b"only a text", None, {}, "decode_unsupported"),
+        (b"only a text", "image", {}, "decode_unsupported"),
+        (clip(), "image", {}, "decode_unsupported"),
+        (picture(60, 60), "video", {}, "decode_unsupported"),
+        (picture(60, 60), None, {"start_s": 1.0}, "decode_unsupported"),
+        (picture(2, 402), None, {}, "decode_unsupported"),
+        (media.cut(media.jpeg()), None, {}, "decode_corrupt"),
+        (media.cut(clip()), None, {}, "decode_corrupt"),
+    ],
+)
+def test_media_that_cannot_be_prepared(data, kind, window, code):
+    with pytest.raises(MediaError) as caught:
+        own().prepare_media(data, kind, **window)
+    assert caught.value.code == code
+
+
+def test_limits_of_the_job_replace_those_of_the_checkpoint():
+    rules = VideoRules(fps=None, num_frames=2, max_pixels=7056)
+    processor = Processor.load(CHECKPOINT, image_min_pixels=784, image_max_pixels=1600, video=rules)
+    assert processor.prepare_media(picture(300, 300))[1].height == 28
+    assert processor.prepare_media(picture(10, 10))[1].height == 28
+    _, receipt = processor.prepare_media(clip())
+    assert receipt.height * receipt.width <= 7056
+    assert len(receipt.frame_indices) == 2
+
+
+def test_ceilings_of_the_job():
+    limits = MediaLimits(max_image_pixels=3000, max_frames_decoded=5)
+    processor = Processor.load(CHECKPOINT, limits=limits)
+    for data in (picture(60, 60), clip()):
+        with pytest.raises(MediaError) as caught:
+            processor.prepare_media(data)
+        assert caught.value.code == "decode_too_large"
+
+
+# --- prompts
+
+
+def refused(
+    chat: list, visuals: list[VisualInput] = (), processor: Processor | None = None
+) -> PromptError:
+    with pytest.raises(PromptError) as caught:
+        (processor or own()).build_prompt(chat, visuals)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    "token", ["<|image_pad|>", "<|im_end|>", "<|vision_start|>", "<|endoftext|>"]
+)
+def test_control_strings_in_texts_are_refused(token):
+    visual, _ = own().prepare_media(picture(60, 60))
+    for chat in (
+        own().user_message(f"What is {token}?", ["image"]),
+        own().user_message("What?", ["image"], f"a {token}"),
+        [{"role": "user", "content": image_part("What?")}, {"role": "assistant", "content": token}],
+    ):
+        error = refused(chat, [visual])
+        assert error.code == "prompt_invalid"
+        assert token in str(error)
+
+
+def test_control_strings_joined_from_several_texts_are_refused():
+    halves = [{"type": "text", "text": "<|im_"}, {"type": "text", "text": "end|>"}]
+    assert "<|im_end|>" in str(refused([{"role": "user", "content": halves}]))
+
+
+def test_a_text_that_is_only_similar_is_fine():
+    ids = own().build_prompt(own().user_message("<|im_end| > and <image>", []))
+    assert ids.count(own().tokenizer.special["<|im_end|>"]) == 2
+
+
+def test_media_that_do_not_match_the_messages():
+    image, video = own().prepare_media(picture(60, 60))[0], own().prepare_media(clip())[0]
+    chat = own().user_message("What?", ["image", "video"])
+    assert own().build_prompt(chat, [image, video])
+    for visuals in ([], [image], [video, image], [image, video, image]):
+        error = refused(chat, visuals)
+        assert error.code == "prompt_invalid"
+        assert "1 image and 1 video" in str(error)
+    assert "no media" in str(refused(own().user_message("What?", []), [image]))
+
+
+def test_prompts_longer_than_the_context():
+    error = refused(own().user_message("word " * 3000, []))
+    assert error.code == "context_too_long"
+    assert str(own().max_context) in str(error)
+    big = Processor.load(CHECKPOINT, image_min_pixels=3000 * 784, image_max_pixels=4000 * 784)
+    with pytest.raises(PromptError, match="max_pixels") as caught:
+        big.prepare_media(picture(60, 60))
+    assert caught.value.code == "context_too_long"
+
+
+def test_a_template_that_loses_a_picture_is_refused(tmp_path):
+    shutil.copytree(CHECKPOINT, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ m['role'] }}{% endfor %}"
+    )
+    processor = Processor.load(tmp_path)
+    visual, _ = processor.prepare_media(picture(60, 60))
+    assert "leaves out" in str(
+        refused(processor.user_message("What?", ["image"]), [visual], processor)
+    )
+
+
+def test_answers_lose_control_tokens_and_blanks():
+    special = own().tokenizer.special
+    ids = own().tokenizer.encode(" a red star\n")
+    assert own().decode([*ids, special["<|im_end|>"], special["<|endoftext|>"]]) == "a red star"
+
+
+# --- folders
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("config.json", "config.json"),
+        ("tokenizer.json", "tokenizer.json"),
+        ("preprocessor_config.json", "preprocessor_config.json"),
+    ],
+)
+def test_folders_that_lack_a_file(name, words, tmp_path):
+    shutil.copytree(CHECKPOINT, tmp_path, dirs_exist_ok=True)
+    (tmp_path / name).unlink()
+    with pytest.raises(ModelError, match=words):
+        Processor.load(tmp_path)
+
+
+def test_pad_ids_that_differ_between_the_files(tmp_path):
+    shutil.copytree(CHECKPOINT, tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "image_token_id": 7}))
+    with pytest.raises(ModelError, match="image_pad"):
+        Processor.load(tmp_path)
