@@ -41,8 +41,8 @@ def sample_indices(total_frames: int, fps: float, rules: VideoRules) -> list[int
     """Indices, ascending, of the frames to look at.
 
     total_frames, fps: of the video, in frames and frames per second. Gives an even number of
-    frames, spread evenly from the first one; the only frame if there is one. Where the reference's sampling
-    works, the result is the same. Raises ValueError for no frames.
+    frames, spread evenly from the first one; the only frame if there is one. Where the reference's
+    sampling works, the result is the same. Raises ValueError for no frames.
     """
     if total_frames < 1:
         raise ValueError(f"total_frames is {total_frames}, expected at least 1")

@@ -56,7 +56,7 @@ def weight_files(folder: Path) -> list[Path]:
         raise ModelError(f"{folder} holds no weights: found neither {SINGLE} nor {INDEX}")
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{index} is not an index of weights: {error!r}") from None
     for name in names:
         # A name is a file of this folder, never a path out of it.

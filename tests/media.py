@@ -117,6 +117,32 @@ def all_frames(data: bytes) -> list[np.ndarray]:
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
 
 
+def all_times(data: bytes) -> list[float]:
+    """Seconds of every frame from the first one, by the same plain decode."""
+    with av.open(io.BytesIO(data)) as container:
+        times = [frame.time for frame in container.decode(video=0)]
+    return [time - times[0] for time in times]
+
+
+def with_packets_that_show_nothing(data: bytes, count: int = 3) -> bytes:
+    """The same MKV video and, behind it, packets from which the decoder gets no frame."""
+    file = io.BytesIO()
+    with av.open(io.BytesIO(data)) as source, av.open(file, "w", format="matroska") as container:
+        stream = container.add_stream_from_template(source.streams.video[0])
+        last = Fraction(0)
+        for packet in source.demux(video=0):
+            if packet.pts is not None:
+                last = max(last, packet.pts * packet.time_base)
+                packet.stream = stream
+                container.mux(packet)
+        for number in range(count):
+            packet = av.Packet(bytes(20))
+            packet.stream, packet.time_base = stream, Fraction(1, 1000)
+            packet.pts = packet.dts = round(last * 1000) + 100 * (number + 1)
+            container.mux(packet)
+    return file.getvalue()
+
+
 def cut(data: bytes, share: float = 0.6) -> bytes:
     """The beginning of a file."""
     return data[: int(len(data) * share)]

@@ -14,7 +14,7 @@ from PIL import Image
 from model.errors import MediaError, ModelError, PromptError
 from model.images import normalize
 from model.inputs import VisualInput
-from model.processor import MediaLimits, Processor, VideoRules
+from model.processor import MediaLimits, Processor, Receipt, VideoRules
 from model.tiny import CHECKPOINT
 from tests import media, oracle
 
@@ -38,25 +38,49 @@ def picture(height: int, width: int) -> bytes:
     return media.encode(Image.fromarray(media.draw(height, width, seed=height)), "PNG")
 
 
-def image_part(text: str = "") -> list[dict]:
-    return [{"type": "image"}, {"type": "text", "text": text}]
+def user(*parts: dict) -> dict:
+    return {"role": "user", "content": list(parts)}
+
+
+IMAGE, VIDEO = {"type": "image"}, {"type": "video"}
+
+
+def text(words: str) -> dict:
+    return {"type": "text", "text": words}
 
 
 CHATS = {
-    "picture": ([picture(80, 120)], [{"role": "user", "content": image_part("Describe the picture.")}]),
-    "clip": ([clip()], [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "What moves?"}]}]),
-    "clip of one frame": ([clip(1)], [{"role": "user", "content": [{"type": "video"}]}]),
+    "picture": ([picture(80, 120)], [user(IMAGE, text("Describe the picture."))]),
+    "clip": ([clip()], [user(VIDEO, text("What moves?"))]),
+    "clip of one frame": ([clip(1)], [user(VIDEO)]),
     "text": ([], [{"role": "user", "content": "Hello."}]),
     "mixed, several turns": (
         [picture(100, 60), clip(), picture(33, 500), clip(5), media.jpeg()],
         [
             {"role": "system", "content": "Be brief."},
-            {"role": "user", "content": [*image_part("And this?"), {"type": "video", "video": "a.mp4"}]},
+            user(IMAGE, text("And this?"), {"type": "video", "video": "a.mp4"}),
             {"role": "assistant", "content": "A large red circle."},
-            {"role": "user", "content": [{"type": "image_url", "image_url": "b.png"}, {"type": "video"}, {"type": "text", "text": "é"}, {"type": "image"}]},
+            user({"type": "image_url", "image_url": "b.png"}, VIDEO, text("é"), IMAGE),
         ],
     ),
-}  # fmt: skip
+}
+
+
+def pictures_of(files: list[bytes], kinds: list[str]) -> list[Image.Image] | None:
+    """What the reference takes for the pictures among the files; None if there are none."""
+    pairs = zip(files, kinds, strict=True)
+    return [Image.open(io.BytesIO(data)) for data, kind in pairs if kind == "image"] or None
+
+
+def videos_of(files: list[bytes], receipts: list[Receipt]) -> list[torch.Tensor] | None:
+    """The sampled frames of the videos, by a plain decode; None if there are none."""
+    found = []
+    for data, receipt in zip(files, receipts, strict=True):
+        if receipt.kind == "video":
+            frames = media.all_frames(data)
+            stack = np.stack([frames[index] for index in receipt.frame_indices])
+            found.append(torch.from_numpy(stack).permute(0, 3, 1, 2))
+    return found or None
 
 
 @pytest.mark.parametrize("vision_id", [False, True])
@@ -65,19 +89,14 @@ def test_ids_and_pixels_equal_the_reference(name, vision_id):
     files, chat = CHATS[name]
     prepared = [own().prepare_media(data) for data in files]
     visuals = [visual for visual, _ in prepared]
-    images = [
-        Image.open(io.BytesIO(d)) for d, v in zip(files, visuals, strict=True) if v.kind == "image"
-    ]
-    videos = [
-        torch.from_numpy(np.stack([media.all_frames(data)[i] for i in receipt.frame_indices])).permute(0, 3, 1, 2)
-        for data, (_, receipt) in zip(files, prepared, strict=True)
-        if receipt.kind == "video"
-    ]  # fmt: skip
-    text = reference().apply_chat_template(
+    prompt = reference().apply_chat_template(
         chat, tokenize=False, add_generation_prompt=True, add_vision_id=vision_id
     )
     expected = reference()(
-        text=[text], images=images or None, videos=videos or None, return_tensors="pt"
+        text=[prompt],
+        images=pictures_of(files, [visual.kind for visual in visuals]),
+        videos=videos_of(files, [receipt for _, receipt in prepared]),
+        return_tensors="pt",
     )
     assert own().build_prompt(chat, visuals, vision_id) == expected["input_ids"][0].tolist()
     for kind, values, grids in (
@@ -195,7 +214,7 @@ def test_control_strings_in_texts_are_refused(token):
     for chat in (
         own().user_message(f"What is {token}?", ["image"]),
         own().user_message("What?", ["image"], f"a {token}"),
-        [{"role": "user", "content": image_part("What?")}, {"role": "assistant", "content": token}],
+        [user(IMAGE, text("What?")), {"role": "assistant", "content": token}],
     ):
         error = refused(chat, [visual])
         assert error.code == "prompt_invalid"
@@ -203,8 +222,7 @@ def test_control_strings_in_texts_are_refused(token):
 
 
 def test_control_strings_joined_from_several_texts_are_refused():
-    halves = [{"type": "text", "text": "<|im_"}, {"type": "text", "text": "end|>"}]
-    assert "<|im_end|>" in str(refused([{"role": "user", "content": halves}]))
+    assert "<|im_end|>" in str(refused([user(text("<|im_"), text("end|>"))]))
 
 
 def test_a_text_that_is_only_similar_is_fine():

@@ -1,4 +1,4 @@
-"""Prompts equal the reference's apply_chat_template over a family of chats; templates stay in a sandbox."""
+"""Prompts equal the reference's over a family of chats; templates stay in their sandbox."""
 
 import functools
 import json
@@ -67,7 +67,7 @@ def test_prompts_equal_the_reference(system, chat, generation, vision_id):
 
 def test_the_documented_prompts():
     chat = [
-        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Hello, how are you?"}]},
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Hello?"}]},
         {"role": "assistant", "content": "I'm doing well, thank you for asking."},
         {"role": "user", "content": [{"type": "text", "text": "And these?"}, {"type": "image"},
                                      {"type": "image"}, {"type": "video"}]},
@@ -75,7 +75,7 @@ def test_the_documented_prompts():
     assert own().render(chat, add_vision_id=True) == (
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
         "<|im_start|>user\nPicture 1: <|vision_start|><|image_pad|><|vision_end|>"
-        "Hello, how are you?<|im_end|>\n"
+        "Hello?<|im_end|>\n"
         "<|im_start|>assistant\nI'm doing well, thank you for asking.<|im_end|>\n"
         "<|im_start|>user\nAnd these?Picture 2: <|vision_start|><|image_pad|><|vision_end|>"
         "Picture 3: <|vision_start|><|image_pad|><|vision_end|>"

@@ -25,8 +25,8 @@ def reference():
 
 
 words = st.sampled_from(
-    ["a large red circle", "Describe the picture.", "\n", "  ", "\r\n\r\n", "don't", "12345", "naïve",
-     "e\u0301", "日本語", "🙂", "\u200d", "<|image_pad|>", "<|im_end|>", "<|im_", "\x00"]
+    ["a large red circle", "Describe the picture.", "\n", "  ", "\r\n\r\n", "don't", "12345",
+     "naïve", "e\u0301", "日本語", "🙂", "\u200d", "<|image_pad|>", "<|im_end|>", "<|im_", "\x00"]
 )  # fmt: skip
 texts = st.lists(words | st.text(max_size=12), max_size=8).map("".join)
 

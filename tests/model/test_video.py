@@ -60,6 +60,8 @@ def assert_frames(video: Video, data: bytes, turns: int = 0) -> None:
             for i in video.indices
         ]
     )
+    times = media.all_times(data)
+    assert video.times_s == pytest.approx([times[i] for i in video.indices], abs=1e-6)
     size = smart_resize(*expected.shape[2:], 28, SMALL.min_pixels, SMALL.max_pixels)
     assert torch.equal(video.frames, resize(expected, *size))
 
@@ -107,6 +109,15 @@ def test_the_reference_gives_the_same_patches_for_the_same_file():
     )  # fmt: skip
     values = normalize(patchify_video(decoded(data).frames))
     assert torch.equal(values, expected["pixel_values_videos"])
+
+
+def test_frames_are_counted_as_decoded_not_as_packed():
+    whole = media.video(media.numbered_frames(12), "matroska", "mpeg2video")
+    data = media.with_packets_that_show_nothing(whole)
+    video = decoded(data, VideoRules(num_frames=4))
+    assert video.total_frames == 12
+    assert video.indices == (0, 3, 6, 9)
+    assert_frames(video, data)
 
 
 def test_variable_frame_rate():

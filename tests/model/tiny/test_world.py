@@ -1,0 +1,130 @@
+"""The drawn world: captions are true of the pixels, questions have one answer, seeds repeat."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from model.tiny import questions, scenes
+from model.tiny.drawing import COLOURS
+from model.tiny.samples import PICTURE_SIZES, TAGS
+from model.tiny.scenes import KINDS, RADII, draw_clip, draw_picture
+
+SIZE = (280, 210)
+
+
+def scene_of(kind, seed):
+    rng = np.random.default_rng(seed)
+    return draw_clip(rng, *SIZE, 6) if kind == "clip" else draw_picture(rng, kind, *SIZE)
+
+
+def painted(frame, colour):
+    """Where the frame has about this colour."""
+    return np.abs(frame.astype(int) - COLOURS[colour]).max(axis=2) <= 16
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_seed_gives_the_same_scene(kind):
+    one, same, other = scene_of(kind, 5), scene_of(kind, 5), scene_of(kind, 6)
+    assert one.caption == same.caption
+    assert all(np.array_equal(a, b) for a, b in zip(one.frames, same.frames, strict=True))
+    assert not np.array_equal(one.frames[0], other.frames[0])
+    assert one.frames[0].shape == (SIZE[1], SIZE[0], 3)
+    assert one.frames[0].dtype == np.uint8
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_thing_is_painted_where_and_as_its_label_says(kind):
+    for seed in range(60):
+        scene = scene_of(kind, seed)
+        for thing in scene.things:
+            for frame, (x, y, radius) in zip(scene.frames, thing.path, strict=True):
+                rows, columns = np.nonzero(painted(frame, thing.colour))
+                near = np.hypot(columns - x, rows - y) < 1.4 * radius
+                assert near.sum() > (0.06 if thing.word else 0.9) * radius**2, (seed, thing)
+
+
+def test_two_shapes_stand_as_the_caption_says():
+    for seed in range(200):
+        scene = scene_of("two", seed)
+        (first,), (second,) = (thing.path for thing in scene.things)
+        if " left of " in scene.caption:
+            assert second[0] - first[0] > abs(second[1] - first[1])
+        else:
+            assert " above " in scene.caption
+            assert second[1] - first[1] > abs(second[0] - first[0])
+
+
+def test_three_shapes_are_named_from_left_to_right():
+    for seed in range(200):
+        scene = scene_of("three", seed)
+        centres = [thing.path[0][0] for thing in scene.things]
+        assert centres == sorted(centres)
+
+
+def test_shapes_do_not_touch_and_lie_within_the_picture():
+    for kind, seed in itertools.product(("one", "two", "three"), range(100)):
+        things = scene_of(kind, seed).things
+        for thing in things:
+            ((x, y, radius),) = thing.path
+            assert radius < x < SIZE[0] - radius
+            assert radius < y < SIZE[1] - radius
+            low, high = RADII[thing.size]
+            assert low * 0.99 <= radius / (SIZE[0] * SIZE[1]) ** 0.5 <= high * 1.01
+        for a, b in itertools.combinations(things, 2):
+            distance = np.hypot(a.path[0][0] - b.path[0][0], a.path[0][1] - b.path[0][1])
+            assert distance > a.path[0][2] + b.path[0][2]
+
+
+def test_clips_move_as_the_caption_says():
+    seen = set()
+    for seed in range(120):
+        (thing,) = scene_of("clip", seed).things
+        seen.add(thing.motion)
+        dx, dy, grown = np.array(thing.path[-1]) - np.array(thing.path[0])
+        unit = (SIZE[0] * SIZE[1]) ** 0.5
+        value = {
+            "moving left": -dx,
+            "moving right": dx,
+            "moving up": -dy,
+            "moving down": dy,
+            "growing": grown,
+            "shrinking": -grown,
+        }[thing.motion]
+        assert value > 0.1 * unit
+    assert seen == set(scenes.MOTIONS)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_question_has_two_answers(kind):
+    for seed in range(100):
+        scene = scene_of(kind, seed)
+        asked = questions.questions(scene)
+        assert asked
+        answers = {}
+        for question, answer in asked:
+            assert answers.setdefault(question, answer) == answer, scene.caption
+
+
+def test_tags_name_every_label_once():
+    assert len(set(TAGS)) == len(TAGS)
+    labels = {
+        tag
+        for k, s in itertools.product(KINDS, range(50))
+        for t in scene_of(k, s).things
+        for tag in t.tags
+    }
+    assert labels <= set(TAGS)
+
+
+def test_the_training_sizes_are_what_the_limits_make_of_the_media():
+    from model.patches import smart_resize
+    from model.tiny.encode import CLIP_SIZES
+    from model.tiny.encode import PICTURE_SIZES as FILE_SIZES
+    from model.tiny.folder import IMAGE_PIXELS, VIDEO_PIXELS
+    from model.tiny.samples import CLIP_SIZES as TRAINED_CLIPS
+
+    pictures = {smart_resize(h, w, 28, *IMAGE_PIXELS)[::-1] for w, h in FILE_SIZES}
+    clips = {smart_resize(h, w, 28, *VIDEO_PIXELS)[::-1] for w, h in CLIP_SIZES}
+    assert pictures == set(PICTURE_SIZES)
+    assert clips == set(TRAINED_CLIPS)
