@@ -12,7 +12,7 @@ PYTHON ?= python3
 DEMO ?= demo
 PYTEST ?= tests -m "not slow and not gpu and not soak"
 
-.PHONY: help demo test lint types pytest bench train clean
+.PHONY: help demo test lint types pytest bench train gate clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,8 +35,12 @@ pytest: $(READY) ## Run the tests (PYTEST="tests/model -k rope" for some of them
 bench: $(READY) ## Measure each part's speed on this machine
 	$(BIN)/python -m tests.bench
 
-train: $(READY) ## Train the tiny model again from scratch, and print its gate
-	$(BIN)/python -m model.tiny.train
+train: $(READY) ## Train the tiny model from scratch into runs/tiny, and print its gate
+	$(BIN)/python -m model.tiny.train --out runs/tiny
+	$(BIN)/python -m model.tiny.gate --model runs/tiny
+
+gate: $(READY) ## Measure the shipped checkpoint on 500 fresh scenes of each kind
+	$(BIN)/python -m model.tiny.gate
 
 clean: ## Remove the environment, caches and what the demo wrote
 	rm -rf $(VENV) $(DEMO) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -4,7 +4,6 @@ Exit codes: 0 all rows ok; 3 finished with error rows; 2 wrong usage or job; 1 t
 130 interrupted (Ctrl-C), 143 terminated (SIGTERM).
 """
 
-import os
 import signal
 import sys
 import threading
@@ -41,10 +40,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: unknown command '{command}', {hint}", file=sys.stderr)
         return 2
     verbose = "-v" in rest or "--verbose" in rest
-    if not verbose:
-        # Ray's C++ part writes its notes on stderr, as errors, beside the progress; what goes wrong
-        # for a job is raised in Python as well.
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     return exit_code(lambda: _COMMANDS[command](rest), verbose)
 
 

@@ -21,7 +21,7 @@ ARROWS = {
     "jobs": ({"schemas", "model", "pipeline"}, {"transformers"}),
 }
 STAGES = {"read", "fetch", "decode", "prepare", "generate", "parse", "write"}
-MAX_LINES = 400
+MAX_LINES = 350
 
 
 def python_files(*folders: str) -> list[Path]:
@@ -136,10 +136,10 @@ def test_every_module_says_what_it_is() -> None:
 
 
 def test_only_the_command_line_reads_the_environment() -> None:
+    # cluster.py gives Ray its settings: Ray takes some of them from the environment alone.
+    allowed = {ROOT / "jobs" / "cli.py", ROOT / "pipeline" / "cluster.py"}
     wrong = []
-    for path in python_files(*PACKAGES):
-        if path == ROOT / "jobs" / "cli.py":
-            continue
+    for path in set(python_files(*PACKAGES)) - allowed:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             name = ast.unparse(node) if isinstance(node, ast.Attribute) else ""
             if name in {"os.environ", "os.environb", "os.getenv"}:

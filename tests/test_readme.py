@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from jobs.drawn_media import picture_bytes
+from model.tiny.encode import picture_bytes
 from model.tiny.scenes import draw_picture
 
 README = Path(__file__).parent.parent / "README.md"

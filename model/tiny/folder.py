@@ -1,42 +1,16 @@
-"""Writes the embedded checkpoint's folder: configuration, tokenizer and chat template in hub
-format.
+"""Writes the embedded checkpoint's folder: configuration, tokenizer and template in hub format.
 
 Turns the shape of the tiny model into the files that any Qwen2-VL tool reads. The weights are
 written by the training.
 """
 
 import json
+import shutil
 from pathlib import Path
 
-import numpy as np
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-
 from model.config import Qwen2VLConfig, config_from_dict
-from model.tiny import questions, scenes
-from model.tiny.drawing import COLOURS, SHAPES
-
-SPECIALS = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|object_ref_start|>",
-    "<|object_ref_end|>",
-    "<|box_start|>",
-    "<|box_end|>",
-    "<|quad_start|>",
-    "<|quad_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|vision_pad|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-)
-VOCABULARY = 520
-# The published Qwen2 pre-tokenizer pattern.
-SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+from model.tiny import CHECKPOINT
+from model.tiny.vocabulary import SPECIALS, VOCABULARY
 
 # Areas in pixels. The upper limits lie just above 3 x 3, 3 x 4 and 2 x 3 cells of 28 pixels, so
 # that square and 4:3 media land on those grids whatever their resolution.
@@ -119,7 +93,7 @@ def tiny_config() -> Qwen2VLConfig:
 
 
 def write_folder(folder: Path) -> None:
-    """Write every file of the checkpoint but its weights into `folder`."""
+    """Write every file of the checkpoint but its weights; the tokenizer is the shipped one."""
     folder.mkdir(parents=True, exist_ok=True)
     config = config_dict()
     eos, pad = config["eos_token_id"], config["pad_token_id"]
@@ -141,8 +115,8 @@ def write_folder(folder: Path) -> None:
         ),
     ):
         _write_json(folder / name, _preprocessor(least, most) | processor)
-    tokenizer = train_tokenizer()
-    tokenizer.save(str(folder / "tokenizer.json"))
+    if folder.resolve() != CHECKPOINT.resolve():
+        shutil.copy(CHECKPOINT / "tokenizer.json", folder / "tokenizer.json")
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
     _write_json(
         folder / "tokenizer_config.json",
@@ -176,71 +150,5 @@ def _preprocessor(least: int, most: int) -> dict[str, object]:
     }
 
 
-def train_tokenizer() -> Tokenizer:
-    """A byte-level BPE over the texts of the drawn world, with the special tokens in Qwen2-VL's
-    order.
-    """
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    size = VOCABULARY - len(SPECIALS)
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(
-        vocab_size=size, initial_alphabet=alphabet, min_frequency=1, show_progress=False
-    )
-    tokenizer.train_from_iterator(_texts(), trainer)
-    learned = tokenizer.get_vocab_size()
-    if learned != size:
-        raise ValueError(
-            f"the texts of the world gave {learned} tokens, expected {size}: adjust VOCABULARY"
-        )
-    tokenizer.add_special_tokens(list(SPECIALS))
-    return tokenizer
-
-
-def _texts() -> list[str]:
-    """What the model reads and writes, frequent texts more often."""
-    rng = np.random.default_rng(0)
-    texts = []
-    for kind in scenes.KINDS:
-        for _ in range(60):
-            scene = (
-                scenes.draw_clip(rng, 16, 16, 1)
-                if kind == "clip"
-                else scenes.draw_picture(rng, kind, 16, 16)
-            )
-            texts.append(scene.caption)
-            texts.extend(text for pair in questions.questions(scene) for text in pair)
-    names = [
-        *COLOURS,
-        *SHAPES,
-        *scenes.SIZES,
-        *scenes.MOTIONS,
-        *scenes.WORDS,
-        *questions.NUMBERS.values(),
-    ]
-    texts += names * 20 + [f" {name}" for name in names] * 40
-    prompts = [*questions.CAPTION_PROMPTS, *questions.CLIP_PROMPTS]
-    texts += [form for prompt in prompts for form in (prompt, prompt.lower())] * 10
-    texts += [
-        "Please tell me what you see.",
-        "Answer yes or no.",
-        "Look at these photos and explain them briefly.",
-    ]
-    return texts + ["system\nYou are a helpful assistant.\n", "user\n", "assistant\n"] * 100
-
-
 def _write_json(path: Path, value: dict[str, object]) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    from model.tiny import CHECKPOINT
-
-    write_folder(CHECKPOINT)

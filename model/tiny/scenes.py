@@ -110,7 +110,12 @@ def draw_clip(
         ]
     thing = _scaled(Thing(tuple(path), colour, shape, motion=motion), unit)
     pictures = _paint(rng, (thing,), frames, width, height, supersample)
-    return Scene("clip", pictures, f"a {colour} {shape} {motion}", (thing,))
+    return Scene("clip", pictures, f"{article(colour)} {colour} {shape} {motion}", (thing,))
+
+
+def article(word: str) -> str:
+    """The indefinite article before `word`."""
+    return "an" if word[0] in "aeiou" else "a"
 
 
 def _shapes(

@@ -1,4 +1,4 @@
-"""Trains the embedded checkpoint from scratch: `python -m model.tiny.train --out FOLDER`.
+"""Trains the embedded checkpoint: `python -m model.tiny.train --out FOLDER`.
 
 Turns the drawn world into weights. Recipe: Muon for matrices (Keller Jordan 2024), AdamW for the
 rest, one cosine over the whole run, and an auxiliary loss that asks each visual token for the
@@ -10,6 +10,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,13 +25,36 @@ from model.image_rules import ImageRules
 from model.qwen2_vl import Qwen2VL
 from model.tiny import CHECKPOINT
 from model.tiny.folder import tiny_config, write_folder
-from model.tiny.samples import TAGS, Batch, SampleMaker, batches
+from model.tiny.samples import CURRICULUM, TAGS, Batch, SampleMaker, batches
+from model.weights import load_model
 
 AUXILIARY_WEIGHT = 2.0
 POSITIVE_WEIGHT = 3.0
 WARMUP = 60
 FLOOR = 0.02
 MUON_RATE, ADAM_RATE, DECAY, CLIP = 3.5e-3, 2e-3, 0.05, 1.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one training does.
+
+    steps, size: batches, and pictures in one. start: a folder whose weights to go on from, else
+    from scratch; such a run is past the curriculum, and does without the auxiliary loss.
+    rate: factor on the learning rates. workers: processes that draw; with 0 the training draws.
+    """
+
+    steps: int = 11_000
+    size: int = 48
+    seed: int = 0
+    dtype: torch.dtype = torch.bfloat16
+    workers: int = 1
+    start: Path | None = None
+    rate: float = 1.0
+
+    @property
+    def first_step(self) -> int:
+        return 0 if self.start is None else CURRICULUM[-1].start
 
 
 class Trainee(nn.Module):
@@ -93,8 +117,8 @@ def initialise(model: Qwen2VL, patches: torch.Tensor) -> None:
 class Optimiser:
     """Muon and AdamW over float32 masters of a bfloat16 network."""
 
-    def __init__(self, module: Trainee, steps: int, dtype: torch.dtype) -> None:
-        self.steps, self.dtype = steps, dtype
+    def __init__(self, module: Trainee, steps: int, dtype: torch.dtype, rate: float) -> None:
+        self.steps, self.dtype, self.rate = steps, dtype, rate
         self.masters = [p.detach().float().clone() for p in module.parameters()]
         module.to(dtype)
         for part in (module.model.visual, module.model.model):
@@ -119,8 +143,10 @@ class Optimiser:
         gradient norm.
         """
         progress = step / self.steps
-        scale = min(1.0, (step + 1) / WARMUP) * (
-            FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * progress))
+        scale = (
+            self.rate
+            * min(1.0, (step + 1) / WARMUP)
+            * (FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * progress)))
         )
         for master, parameter in zip(self.masters, self.parameters, strict=True):
             master.grad = None if parameter.grad is None else parameter.grad.float()
@@ -139,8 +165,8 @@ class Optimiser:
 class Drawn(torch.utils.data.IterableDataset[Batch]):
     """The batches of a run, drawn in a process of their own."""
 
-    def __init__(self, folder: Path, seed: int, steps: int, size: int) -> None:
-        self.folder, self.seed, self.steps, self.size = folder, seed, steps, size
+    def __init__(self, folder: Path, plan: Plan) -> None:
+        self.folder, self.plan = folder, plan
 
     def __iter__(self) -> Iterator[Batch]:
         torch.set_num_threads(1)
@@ -149,7 +175,8 @@ class Drawn(torch.utils.data.IterableDataset[Batch]):
         maker = SampleMaker(tokenizer, rules.mean, rules.std)
         pad = tokenizer.token_to_id("<|endoftext|>")
         assert pad is not None
-        return batches(maker, self.seed, self.steps, self.size, pad)
+        plan = self.plan
+        return batches(maker, plan.seed, plan.steps, plan.size, pad, plan.first_step)
 
 
 def save(model: Qwen2VL, folder: Path, masters: dict[str, torch.Tensor] | None = None) -> None:
@@ -164,25 +191,28 @@ def save(model: Qwen2VL, folder: Path, masters: dict[str, torch.Tensor] | None =
     partial.replace(folder / "model.safetensors")
 
 
-def train(folder: Path, steps: int, size: int, seed: int, dtype: torch.dtype, workers: int) -> None:
-    """Write the folder's files, train `steps` batches, and save the weights every five hundred and
-    at the end.
-    """
-    torch.manual_seed(seed)
+def train(folder: Path, plan: Plan) -> None:
+    """Write the folder's files and train; the weights are saved every five hundred steps."""
+    torch.manual_seed(plan.seed)
     torch.set_num_threads(1)
     write_folder(folder)
     loader = torch.utils.data.DataLoader(
-        Drawn(folder, seed, steps, size),
+        Drawn(folder, plan),
         batch_size=None,
-        num_workers=workers,
-        prefetch_factor=8 if workers else None,
+        num_workers=plan.workers,
+        prefetch_factor=8 if plan.workers else None,
     )
-    model = Qwen2VL(tiny_config())
+    steps, dtype = plan.steps, plan.dtype
+    if plan.start is None:
+        model = Qwen2VL(tiny_config())
+        probe = replace(plan, seed=plan.seed + 1, steps=4, size=4 * plan.size)
+        initialise(model, next(iter(Drawn(folder, probe))).patches)
+    else:
+        model = load_model(plan.start, torch.float32).train().requires_grad_(True)
     trainee = Trainee(model)
     stream = iter(loader)
-    probe = next(iter(Drawn(folder, seed + 1, 4, 4 * size)))
-    initialise(model, probe.patches)
-    optimiser = Optimiser(trainee, steps, dtype)
+    auxiliary = AUXILIARY_WEIGHT if plan.start is None else 0.0
+    optimiser = Optimiser(trainee, steps, dtype, plan.rate)
     started, seen, averages = time.monotonic(), 0, np.zeros(2)
     for step, batch in enumerate(stream):
         batch = Batch(
@@ -194,7 +224,7 @@ def train(folder: Path, steps: int, size: int, seed: int, dtype: torch.dtype, wo
             batch.is_clip,
         )
         answer, tags = trainee.loss(batch)
-        (answer + AUXILIARY_WEIGHT * tags).backward()  # type: ignore[no-untyped-call]
+        (answer + auxiliary * tags).backward()  # type: ignore[no-untyped-call]
         norm = optimiser.step(step)
         seen += len(batch.input_ids)
         averages = 0.98 * averages + 0.02 * np.array([answer.item(), tags.item()])
@@ -219,34 +249,20 @@ def train(folder: Path, steps: int, size: int, seed: int, dtype: torch.dtype, wo
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Train the embedded checkpoint from scratch.")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=CHECKPOINT,
-        help="folder to write (default: the embedded checkpoint)",
-    )
-    parser.add_argument("--steps", type=int, default=12000)
-    parser.add_argument(
-        "--batch", type=int, default=48, help="pictures in a batch; clips are half as many"
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
-    parser.add_argument(
-        "--workers",
-        type=int,
-        default=1,
-        help="processes that draw; 0 draws in the training process",
-    )
-    options = parser.parse_args()
-    train(
-        options.out,
-        options.steps,
-        options.batch,
-        options.seed,
-        getattr(torch, options.dtype),
-        options.workers,
-    )
+    parser = argparse.ArgumentParser(description="Train the embedded checkpoint.")
+    add = parser.add_argument
+    add("--out", type=Path, default=CHECKPOINT, help="folder to write (default: the shipped one)")
+    add("--steps", type=int, default=Plan.steps)
+    add("--batch", type=int, default=Plan.size, help="pictures in a batch; clips are half as many")
+    add("--seed", type=int, default=Plan.seed)
+    add("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    add("--workers", type=int, default=Plan.workers, help="processes that draw")
+    add("--start", type=Path, help="a folder whose weights to go on from, without auxiliary loss")
+    add("--rate", type=float, default=Plan.rate, help="factor on the learning rates")
+    told = parser.parse_args()
+    dtype: torch.dtype = getattr(torch, told.dtype)
+    plan = Plan(told.steps, told.batch, told.seed, dtype, told.workers, told.start, told.rate)
+    train(told.out, plan)
 
 
 if __name__ == "__main__":

@@ -7,11 +7,11 @@ from functools import partial
 import numpy as np
 import torch
 
-from jobs.drawn_media import clip_bytes, picture_bytes
 from model.engine import Engine, Request
 from model.inputs import VisualInput
 from model.processor import Processor
 from model.tiny import CAPTION_PROMPT, CHECKPOINT
+from model.tiny.encode import clip_bytes, picture_bytes
 from model.tiny.scenes import draw_clip, draw_picture
 
 PICTURES, CLIPS, ROUNDS = 64, 16, 3

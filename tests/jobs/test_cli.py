@@ -1,9 +1,9 @@
 """The command line from outside: one sentence and exit code 2 for wrong use, in no time."""
 
 import os
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -81,12 +81,13 @@ WRONG_USE = [
 
 @pytest.mark.parametrize(("arguments", "sentence"), WRONG_USE)
 def test_wrong_use_is_a_sentence_and_exit_code_2(tmp_path, arguments, sentence):
-    begin = time.monotonic()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = mediamill(*arguments, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stdout == ""
     assert f"error: {sentence}" in done.stderr
-    assert time.monotonic() - begin < 10
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)  # a busy machine is not its fault
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 10
 
 
 def test_wrong_use_is_one_line_for_each_mistake(tmp_path):

@@ -14,9 +14,9 @@ import pyarrow.dataset as ds
 import pytest
 from PIL import Image
 
-from jobs.drawn_media import clip_bytes, picture_bytes
 from jobs.report import write_report
 from jobs.tally import count, open_result
+from model.tiny.encode import clip_bytes, picture_bytes
 from schemas.manifest import check_manifest_schema
 from schemas.result import result_schema
 

@@ -13,7 +13,7 @@ from model.tiny import CAPTION_PROMPT, CHECKPOINT
 from model.tiny.encode import EXTENSIONS, clip_file, picture_file
 from model.tiny.folder import write_folder
 from model.tiny.gate import BARS, measure
-from model.tiny.train import train
+from model.tiny.train import Plan, train
 from tests import media, oracle
 
 # Another seed than the gate's, and fewer scenes: a checkpoint at its bar passes with room to spare.
@@ -89,7 +89,8 @@ def test_the_folder_is_small():
 def test_training_learns_and_repeats(tmp_path, capsys):
     losses = []
     for name in ("one", "same"):
-        train(tmp_path / name, steps=52, size=16, seed=1, dtype=torch.float32, workers=0)
+        plan = Plan(steps=52, size=16, seed=1, dtype=torch.float32, workers=0)
+        train(tmp_path / name, plan)
         lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
         losses.append([(line["answer"], line["tags"]) for line in lines])
     assert losses[0] == losses[1]

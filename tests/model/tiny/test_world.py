@@ -5,9 +5,13 @@ import itertools
 import numpy as np
 import pytest
 
+from model.patches import smart_resize
 from model.tiny import questions, scenes
 from model.tiny.drawing import COLOURS
-from model.tiny.samples import PICTURE_SIZES, TAGS
+from model.tiny.encode import CLIP_SIZES as CLIP_FILES
+from model.tiny.encode import PICTURE_SIZES as PICTURE_FILES
+from model.tiny.folder import IMAGE_PIXELS, VIDEO_PIXELS
+from model.tiny.samples import CLIP_SIZES, PICTURE_SIZES, TAGS
 from model.tiny.scenes import KINDS, RADII, draw_clip, draw_picture
 
 SIZE = (280, 210)
@@ -106,6 +110,12 @@ def test_no_question_has_two_answers(kind):
             assert answers.setdefault(question, answer) == answer, scene.caption
 
 
+def test_articles_fit_their_colours():
+    captions = {scene_of("clip", seed).caption for seed in range(120)}
+    assert any(caption.startswith("an orange ") for caption in captions)
+    assert not any(" a orange" in f" {caption}" for caption in captions)
+
+
 def test_tags_name_every_label_once():
     assert len(set(TAGS)) == len(TAGS)
     labels = {
@@ -118,13 +128,7 @@ def test_tags_name_every_label_once():
 
 
 def test_the_training_sizes_are_what_the_limits_make_of_the_media():
-    from model.patches import smart_resize
-    from model.tiny.encode import CLIP_SIZES
-    from model.tiny.encode import PICTURE_SIZES as FILE_SIZES
-    from model.tiny.folder import IMAGE_PIXELS, VIDEO_PIXELS
-    from model.tiny.samples import CLIP_SIZES as TRAINED_CLIPS
-
-    pictures = {smart_resize(h, w, 28, *IMAGE_PIXELS)[::-1] for w, h in FILE_SIZES}
-    clips = {smart_resize(h, w, 28, *VIDEO_PIXELS)[::-1] for w, h in CLIP_SIZES}
+    pictures = {smart_resize(h, w, 28, *IMAGE_PIXELS)[::-1] for w, h in PICTURE_FILES}
+    clips = {smart_resize(h, w, 28, *VIDEO_PIXELS)[::-1] for w, h in CLIP_FILES}
     assert pictures == set(PICTURE_SIZES)
-    assert clips == set(TRAINED_CLIPS)
+    assert clips == set(CLIP_SIZES)
