@@ -61,8 +61,9 @@ def content_hash(checkpoint: Place) -> str:
             continue
         with place.fs.open(place.path, "rb", cache_type="none") as file:
             whole.update(file.read(_HEAD_BYTES))
-            for sample in range(_SAMPLES):
-                file.seek(_HEAD_BYTES + (size - _HEAD_BYTES - _SAMPLE_BYTES) * sample // _SAMPLES)
+            span = size - _HEAD_BYTES - _SAMPLE_BYTES
+            for sample in range(_SAMPLES):  # the last one ends where the file does
+                file.seek(_HEAD_BYTES + span * sample // (_SAMPLES - 1))
                 whole.update(file.read(_SAMPLE_BYTES))
     return whole.hexdigest()
 

@@ -10,18 +10,24 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from schemas.errors import JobError
 from schemas.job import Resources
 
 _LEAST_CPUS = 2
+_STARTS = 3
+_ROOMY_CPUS = 8
 _TASK_CPUS = 1.5  # kept free of actors: Ray's own repartition tasks ask for a whole one each
 _PREPARE_BYTES = 2 * 1024**3
 
 
 @dataclass(frozen=True)
 class Pools:
-    """Actors of each kind, and what each asks Ray for. engine_threads: of an engine on CPUs."""
+    """Actors of each kind, and what each asks Ray for.
+
+    engine_threads: of an engine on CPUs. write_tasks: at once; None = as many as Ray finds right.
+    """
 
     prepare_workers: int
     prepare_cpus: float
@@ -31,6 +37,7 @@ class Pools:
     replica_gpus: int
     engine_threads: int
     task_cpus: float
+    write_tasks: int | None
 
 
 @contextmanager
@@ -39,35 +46,84 @@ def ray_cluster(address: str | None) -> Iterator[None]:
 
     What was started here is stopped at the end.
     """
-    if address is None and "ray" not in sys.modules:
-        _protect()
-    import ray  # after _protect: Ray reads its settings when it is imported
+    if "ray" not in sys.modules:
+        _settle(address)
+    import ray
 
     if ray.is_initialized():
-        yield
+        with _quiet():
+            yield
         return
     if address is not None:
         ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
     else:
-        ray.init(
-            # Fewer would leave Ray Data's own tasks waiting for the actors, for ever.
-            num_cpus=max(os.cpu_count() or 1, _LEAST_CPUS),
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        _start_local()
     try:
-        yield
+        with _quiet():
+            yield
     finally:
         ray.shutdown()
 
 
-def _protect() -> None:
-    """Who does not know this process's token cannot use the cluster that it starts."""
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
-    if os.environ["RAY_AUTH_MODE"] == "token":
+def _start_local() -> None:
+    """Starts Ray here; a busy machine may need more than the 30 s that Ray gives it."""
+    import ray
+
+    for attempt in range(1, _STARTS + 1):
+        try:
+            with _no_stderr():
+                ray.init(
+                    # Fewer would leave Ray Data's own tasks waiting for the actors, for ever.
+                    num_cpus=max(os.cpu_count() or 1, _LEAST_CPUS),
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )
+        except Exception:
+            ray.shutdown()
+            if attempt == _STARTS:
+                raise
+        else:
+            return
+
+
+@contextmanager
+def _no_stderr() -> Iterator[None]:
+    """Ray's core says on stderr that it follows the log level; what goes wrong is raised."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with Path(os.devnull).open("w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Ray Data's news would tear the progress line; its errors are still shown."""
+    import ray.data  # it sets its loggers up when it is imported
+
+    logger = logging.getLogger(ray.data.__name__)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _settle(address: str | None) -> None:
+    """Settings that Ray reads when it is imported; what the user has set stays."""
+    # Who does not know this process's token cannot use the cluster that it starts.
+    if address is None and os.environ.setdefault("RAY_AUTH_MODE", "token") == "token":
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray's core tells of every actor pool, on stderr and as an error, that it might not restart.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
 
 def size_pools(wanted: Resources, cpus: float, gpus: float, memory: float) -> Pools:
@@ -103,5 +159,7 @@ def size_pools(wanted: Resources, cpus: float, gpus: float, memory: float) -> Po
         replica_cpus=share,
         replica_gpus=wanted.tensor_parallel if on_gpu else 0,
         engine_threads=max(1, int(cpus - workers) // replicas),
-        task_cpus=0.25 if cpus < 8 else 0.5,
+        task_cpus=0.5 if cpus >= _ROOMY_CPUS else 0.25,
+        # Each further one is a process that has to start; a small machine does without.
+        write_tasks=None if cpus >= _ROOMY_CPUS else 1,
     )

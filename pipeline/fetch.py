@@ -93,7 +93,7 @@ def fetch(uri: str | None, rules: FetchRules) -> bytes:
         raise RowError(ErrorCode.FETCH_NOT_FOUND, "the row names no file: its uri is empty")
     shown = storage.shown(uri)
     scheme = storage.scheme(uri)
-    if scheme not in _SCHEMES or "::" in uri:
+    if scheme not in _SCHEMES:
         allowed = ", ".join(_SCHEMES)
         raise RowError(
             ErrorCode.FETCH_DENIED,
@@ -196,7 +196,10 @@ def _told_apart(error: Exception, shown: str, attempt: int) -> RowError:
     """Which kind of failure a library's exception is."""
     tried = f" (tried {attempt} times)" if attempt > 1 else ""
     reason = storage.without_secrets(str(error) or type(error).__name__)
-    status = error.code if isinstance(error, urllib.error.HTTPError) else None
+    status = None
+    if isinstance(error, urllib.error.HTTPError):
+        status = error.code
+        error.close()  # it holds the connection
     inner = error.reason if isinstance(error, urllib.error.URLError) else error
     if isinstance(error, FileNotFoundError | NotADirectoryError) or status in (404, 410):
         return RowError(ErrorCode.FETCH_NOT_FOUND, f"{shown}: no such file")

@@ -73,9 +73,8 @@ def open_manifest(url: str) -> Manifest:
     for name, (groups, inside), row in zip(names, footers, values, strict=True):
         where = storage.shown((base / name).url)
         schemas.append(check_manifest_schema(pa.schema([*inside, *fields]), where))
-        if schemas[-1] != schemas[0]:
-            first = storage.shown((base / names[0]).url)
-            raise JobError(_difference(schemas[0], first, schemas[-1], where))
+        if difference := _difference(schemas[0], schemas[-1]):
+            raise JobError(f"{where}: {difference} as in {storage.shown((base / names[0]).url)}")
         kept = {field.name: row[field.name] for field in fields}
         files.append(ManifestFile(name, base / name, groups, kept))
     return Manifest(root.url, tuple(files), schemas[0], pa.schema(fields))
@@ -152,11 +151,12 @@ def _footer(place: Place) -> tuple[tuple[int, ...], pa.Schema]:
         ) from error
 
 
-def _difference(first: ManifestSchema, where: str, other: ManifestSchema, there: str) -> str:
+def _difference(first: ManifestSchema, other: ManifestSchema) -> str | None:
+    """A column that the files do not agree on; their order does not matter."""
     known = {field.name: field.type for field in first.fields}
     found = {field.name: field.type for field in other.fields}
     for name in known | found:
         if known.get(name) != found.get(name):
             has, expected = found.get(name, "missing"), known.get(name, "no such column")
-            return f"{there}: column '{name}' is {has}, expected {expected} as in {where}"
-    return f"{there}: the columns are {', '.join(found)}, expected {', '.join(known)} as in {where}"
+            return f"column '{name}' is {has}, expected {expected}"
+    return None

@@ -9,7 +9,7 @@ _WINDOW_S = 30.0  # of the recent rate
 
 
 class Metrics:
-    """The actor: stages add to named counters and do not wait."""
+    """Named counters, to be held by an actor: stages add to them and do not wait."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
@@ -17,7 +17,7 @@ class Metrics:
     def add(self, name: str, number: int) -> None:
         self._counts[name] += number
 
-    def counts(self) -> dict[str, int]:
+    def counted(self) -> dict[str, int]:
         return dict(self._counts)
 
 
@@ -29,6 +29,8 @@ class Rate:
 
     def update(self, seconds: float, rows: float) -> float:
         """The rate, after `rows` were done `seconds` after the start."""
+        if rows == 0:
+            self._seen.clear()  # loading the model says nothing of the rate
         self._seen.append((seconds, rows))
         while len(self._seen) > 2 and seconds - self._seen[0][0] > _WINDOW_S:
             self._seen.popleft()

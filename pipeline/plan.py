@@ -6,6 +6,7 @@ bytes, and the output's log.
 
 import hashlib
 import json
+import re
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -61,10 +62,10 @@ class Plan:
 def check(job: JobConfig) -> Plan:
     """The job's plan. Raises JobError: what is wrong, what was found, what was expected."""
     _check_abilities(job)
+    _check_apart(job)
     output = storage.resolve(job.output)
     manifest = open_manifest(job.manifest)
     _check_columns(job, manifest)
-    _check_apart(job)
     model = check_checkpoint(job.model)
     state = _open_output(output)
     content = content_hash(model)
@@ -134,6 +135,8 @@ def _check_apart(job: JobConfig) -> None:
     output = storage.absolute(job.output)
     for key, url in (("manifest", job.manifest), ("model", job.model)):
         other = storage.absolute(url)
+        if key == "manifest" and "**" in other:  # it would match the output's files too
+            other = re.split(r"[*?\[]", other, maxsplit=1)[0].rstrip("/")
         if f"{output}/".startswith(f"{other}/") or f"{other}/".startswith(f"{output}/"):
             raise JobError(
                 f"output: found {storage.shown(output)}, which is or lies in or around the {key} "

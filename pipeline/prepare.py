@@ -173,7 +173,10 @@ def _columns(rows: list[Prepared]) -> dict[str, list[Any]]:
         return [None if row.failure else value(row) for row in rows]
 
     def seen(value: Callable[[Prepared], Any]) -> list[Any]:
-        return [value(row) if row.receipts else None for row in rows]
+        return [value(row) if row.receipts or not row.failure else None for row in rows]
+
+    def first(value: Callable[[Receipt], Any]) -> list[Any]:
+        return [value(row.receipts[0]) if row.receipts else None for row in rows]
 
     return {
         c.INPUT_IDS: each(lambda row: row.input_ids),
@@ -181,10 +184,10 @@ def _columns(rows: list[Prepared]) -> dict[str, list[Any]]:
         c.GRID_THW: each(lambda row: [n for visual in row.visuals for n in visual.grid_thw]),
         c.MEDIA_KINDS: each(lambda row: [visual.kind for visual in row.visuals]),
         c.VISUAL_TOKENS: seen(lambda row: sum(one.visual_tokens for one in row.receipts)),
-        c.SHA256: seen(lambda row: row.receipts[0].sha256),
-        c.HEIGHT: seen(lambda row: row.receipts[0].height),
-        c.WIDTH: seen(lambda row: row.receipts[0].width),
-        c.FRAME_TIMES_S: seen(lambda row: list(row.receipts[0].frame_times_s)),
+        c.SHA256: first(lambda receipt: receipt.sha256),
+        c.HEIGHT: first(lambda receipt: receipt.height),
+        c.WIDTH: first(lambda receipt: receipt.width),
+        c.FRAME_TIMES_S: first(lambda receipt: list(receipt.frame_times_s)),
         c.RECEIPT: seen(lambda row: list(map(_receipt, row.receipts, row.uris))),
     }
 

@@ -11,6 +11,7 @@ import json
 import threading
 import time
 import uuid
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -119,13 +120,13 @@ class _Run:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-        options = {"num_cpus": 0, "max_restarts": -1, "scheduling_strategy": here}
-        self._ledger: Any = (
-            ray.remote(ledger.Ledger)
-            .options(**options, max_task_retries=-1)
-            .remote(plan.output.url, run_id)
-        )
-        self._metrics: Any = ray.remote(Metrics).options(**options).remote()
+        options = {
+            "num_cpus": 0,
+            "max_restarts": -1,
+            "max_task_retries": -1,
+            "scheduling_strategy": here,
+        }
+        self._desk: Any = ray.remote(_Desk).options(**options).remote(plan.output.url, run_id)
 
     def to_the_end(self) -> None:
         """Executes the stages until every row is there. Raises RunError."""
@@ -143,8 +144,7 @@ class _Run:
         except Exception as error:
             raise RunError(f"{_reason(error)}; the same command goes on from here") from error
         finally:
-            ray.kill(self._ledger)
-            ray.kill(self._metrics)
+            ray.kill(self._desk)
         left = self._plan.manifest.rows - self._state.counts.rows
         raise RunError(f"{left} rows are still missing after {_PASSES} passes over the manifest")
 
@@ -157,7 +157,7 @@ class _Run:
 
         job, plan, pools = self._job, self._plan, self._pools
         source = ManifestDatasource(plan.manifest, self._state)
-        sink = ResultDatasink(self._output_rules(), _LedgerCalls(self._ledger), self._write_rows())
+        sink = ResultDatasink(self._output_rules(), _LedgerCalls(self._desk), self._write_rows())
         shared = {
             "job": job,
             "schema": plan.manifest.schema,
@@ -175,7 +175,7 @@ class _Run:
                 fn_constructor_kwargs={
                     **shared,
                     "base": str(Path.cwd()),
-                    "count": _Counter(self._metrics, "prepared"),
+                    "count": _Counter(self._desk, "prepared"),
                 },
                 compute=ray.data.ActorPoolStrategy(
                     size=pools.prepare_workers,
@@ -193,7 +193,7 @@ class _Run:
                     **shared,
                     "threads": pools.engine_threads,
                     "on_gpu": pools.replica_gpus > 0,
-                    "count": _Counter(self._metrics, "generated"),
+                    "count": _Counter(self._desk, "generated"),
                 },
                 compute=ray.data.ActorPoolStrategy(
                     size=pools.replicas,
@@ -203,7 +203,9 @@ class _Run:
                 num_cpus=pools.replica_cpus,
                 num_gpus=pools.replica_gpus,
             )
-            dataset.write_datasink(sink, ray_remote_args={"num_cpus": pools.task_cpus})
+            dataset.write_datasink(
+                sink, ray_remote_args={"num_cpus": pools.task_cpus}, concurrency=pools.write_tasks
+            )
 
     def _write_rows(self) -> int:
         left = self._plan.manifest.rows - self._state.counts.rows
@@ -258,7 +260,7 @@ class _Run:
             whole: Counts
             here: Counts
             counted, (whole, here) = ray.get(
-                [self._metrics.counts.remote(), self._ledger.counts.remote()], timeout=5
+                [self._desk.counted.remote(), self._desk.counts.remote()], timeout=5
             )
         except ray.exceptions.RayError:
             return None
@@ -280,6 +282,17 @@ class _Run:
             generated=generated,
             written=here.rows,
         )
+
+
+class _Desk(ledger.Ledger, Metrics):
+    """The run's one owner of numbers: of the true ones, and of those for the eye.
+
+    One actor and not two, since on a laptop each process costs a second of the start.
+    """
+
+    def __init__(self, output_url: str, run: str) -> None:
+        ledger.Ledger.__init__(self, output_url, run)
+        Metrics.__init__(self)
 
 
 @dataclass(frozen=True)
@@ -411,7 +424,10 @@ def _data_context() -> "DataContext":
     """Ray Data's settings for this job; the process's own stay as they are."""
     from ray.data import DataContext
 
-    context = DataContext.get_current().copy()
+    with warnings.catch_warnings():
+        # Copying touches Ray's own deprecated settings too.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        context = DataContext.get_current().copy()
     context.target_max_block_size = _BLOCK_BYTES
     context.execution_no_progress_timeout_s = _NO_PROGRESS_S
     context.max_errored_blocks = 0  # what is wrong with a row is in the row; all else is a fault

@@ -20,7 +20,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from schemas.errors import JobError
 
-_SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]*)://")
+_SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.:-]*)://")
 _URL = re.compile(r"\b[a-zA-Z][a-zA-Z0-9+.-]*://[^\s'\"<>]+")
 
 

@@ -163,16 +163,11 @@ CURRICULUM = (
 )
 
 
-def batches(
-    maker: SampleMaker, seed: int, steps: int, size: int, pad_id: int, first_step: int = 0
-) -> Iterator[Batch]:
-    """The batches of a training; `first_step`: where in the curriculum it begins.
-
-    Each drawn sample is used twice, in different batches.
-    """
+def batches(maker: SampleMaker, seed: int, steps: int, size: int, pad_id: int) -> Iterator[Batch]:
+    """The batches of a whole training. Each drawn sample is used twice, in different batches."""
     rng = np.random.default_rng(seed)
     pools: dict[bool, list[Sample]] = {False: [], True: []}
-    for step in range(first_step, first_step + steps):
+    for step in range(steps):
         shares = next(phase.shares for phase in reversed(CURRICULUM) if phase.start <= step)
         is_clip = bool(rng.random() < shares.get("clip", 0.0))
         count = size // 2 if is_clip else size

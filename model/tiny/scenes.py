@@ -20,6 +20,10 @@ SIZES = ("small", "large")
 MOTIONS = ("moving left", "moving right", "moving up", "moving down", "growing", "shrinking")
 WORDS = ("open", "sale", "stop", "exit", "taxi", "milk", "fish", "park")
 
+# A clip's caption names the colour first, and every caption of this world begins with "a" or "the".
+CLIP_COLOURS = tuple(colour for colour in COLOURS if colour != "orange")
+# Thin strokes of the lightest colours vanish on a light ground.
+WORD_COLOURS = tuple(c for c in COLOURS if c not in ("yellow", "pink", "orange"))
 # Radii of a small and of a large shape. The gap between them keeps the label certain.
 RADII = {"small": (0.12, 0.145), "large": (0.215, 0.26)}
 
@@ -80,11 +84,8 @@ def draw_clip(
     """
     unit = (width * height) ** 0.5
     right, bottom = width / unit, height / unit
-    motion, shape, colour = (
-        str(rng.choice(MOTIONS)),
-        str(rng.choice(SHAPES)),
-        str(rng.choice(list(COLOURS))),
-    )
+    motion, shape = str(rng.choice(MOTIONS)), str(rng.choice(SHAPES))
+    colour = str(rng.choice(CLIP_COLOURS))
     moments = np.arange(frames) / frames
     if motion in ("growing", "shrinking"):
         few, many = rng.uniform(0.11, 0.14), rng.uniform(0.27, 0.34)
@@ -110,12 +111,7 @@ def draw_clip(
         ]
     thing = _scaled(Thing(tuple(path), colour, shape, motion=motion), unit)
     pictures = _paint(rng, (thing,), frames, width, height, supersample)
-    return Scene("clip", pictures, f"{article(colour)} {colour} {shape} {motion}", (thing,))
-
-
-def article(word: str) -> str:
-    """The indefinite article before `word`."""
-    return "an" if word[0] in "aeiou" else "a"
+    return Scene("clip", pictures, f"a {colour} {shape} {motion}", (thing,))
 
 
 def _shapes(
@@ -188,7 +184,7 @@ def _clear(
 
 def _word(rng: np.random.Generator, right: float, bottom: float) -> tuple[tuple[Thing, ...], str]:
     word = str(rng.choice(WORDS))
-    colour = str(rng.choice([c for c in COLOURS if c not in ("yellow", "pink", "orange")]))
+    colour = str(rng.choice(WORD_COLOURS))
     half = rng.uniform(0.36, 0.44) * right
     x, y = rng.uniform(half, right - half), bottom * rng.uniform(0.3, 0.7)
     return (Thing(((x, y, half),), colour, word=word),), f"the word {word}"

@@ -25,8 +25,7 @@ from model.image_rules import ImageRules
 from model.qwen2_vl import Qwen2VL
 from model.tiny import CHECKPOINT
 from model.tiny.folder import tiny_config, write_folder
-from model.tiny.samples import CURRICULUM, TAGS, Batch, SampleMaker, batches
-from model.weights import load_model
+from model.tiny.samples import TAGS, Batch, SampleMaker, batches
 
 AUXILIARY_WEIGHT = 2.0
 POSITIVE_WEIGHT = 3.0
@@ -39,9 +38,8 @@ MUON_RATE, ADAM_RATE, DECAY, CLIP = 3.5e-3, 2e-3, 0.05, 1.0
 class Plan:
     """What one training does.
 
-    steps, size: batches, and pictures in one. start: a folder whose weights to go on from, else
-    from scratch; such a run is past the curriculum, and does without the auxiliary loss.
-    rate: factor on the learning rates. workers: processes that draw; with 0 the training draws.
+    steps, size: batches, and pictures in one. workers: processes that draw; with 0 the training
+    process draws itself.
     """
 
     steps: int = 11_000
@@ -49,12 +47,6 @@ class Plan:
     seed: int = 0
     dtype: torch.dtype = torch.bfloat16
     workers: int = 1
-    start: Path | None = None
-    rate: float = 1.0
-
-    @property
-    def first_step(self) -> int:
-        return 0 if self.start is None else CURRICULUM[-1].start
 
 
 class Trainee(nn.Module):
@@ -117,8 +109,8 @@ def initialise(model: Qwen2VL, patches: torch.Tensor) -> None:
 class Optimiser:
     """Muon and AdamW over float32 masters of a bfloat16 network."""
 
-    def __init__(self, module: Trainee, steps: int, dtype: torch.dtype, rate: float) -> None:
-        self.steps, self.dtype, self.rate = steps, dtype, rate
+    def __init__(self, module: Trainee, steps: int, dtype: torch.dtype) -> None:
+        self.steps, self.dtype = steps, dtype
         self.masters = [p.detach().float().clone() for p in module.parameters()]
         module.to(dtype)
         for part in (module.model.visual, module.model.model):
@@ -143,11 +135,8 @@ class Optimiser:
         gradient norm.
         """
         progress = step / self.steps
-        scale = (
-            self.rate
-            * min(1.0, (step + 1) / WARMUP)
-            * (FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * progress)))
-        )
+        cosine = FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * progress))
+        scale = min(1.0, (step + 1) / WARMUP) * cosine
         for master, parameter in zip(self.masters, self.parameters, strict=True):
             master.grad = None if parameter.grad is None else parameter.grad.float()
             parameter.grad = None
@@ -176,7 +165,7 @@ class Drawn(torch.utils.data.IterableDataset[Batch]):
         pad = tokenizer.token_to_id("<|endoftext|>")
         assert pad is not None
         plan = self.plan
-        return batches(maker, plan.seed, plan.steps, plan.size, pad, plan.first_step)
+        return batches(maker, plan.seed, plan.steps, plan.size, pad)
 
 
 def save(model: Qwen2VL, folder: Path, masters: dict[str, torch.Tensor] | None = None) -> None:
@@ -203,16 +192,12 @@ def train(folder: Path, plan: Plan) -> None:
         prefetch_factor=8 if plan.workers else None,
     )
     steps, dtype = plan.steps, plan.dtype
-    if plan.start is None:
-        model = Qwen2VL(tiny_config())
-        probe = replace(plan, seed=plan.seed + 1, steps=4, size=4 * plan.size)
-        initialise(model, next(iter(Drawn(folder, probe))).patches)
-    else:
-        model = load_model(plan.start, torch.float32).train().requires_grad_(True)
+    model = Qwen2VL(tiny_config())
+    probe = replace(plan, seed=plan.seed + 1, steps=4, size=4 * plan.size)
+    initialise(model, next(iter(Drawn(folder, probe))).patches)
     trainee = Trainee(model)
     stream = iter(loader)
-    auxiliary = AUXILIARY_WEIGHT if plan.start is None else 0.0
-    optimiser = Optimiser(trainee, steps, dtype, plan.rate)
+    optimiser = Optimiser(trainee, steps, dtype)
     started, seen, averages = time.monotonic(), 0, np.zeros(2)
     for step, batch in enumerate(stream):
         batch = Batch(
@@ -224,7 +209,7 @@ def train(folder: Path, plan: Plan) -> None:
             batch.is_clip,
         )
         answer, tags = trainee.loss(batch)
-        (answer + auxiliary * tags).backward()  # type: ignore[no-untyped-call]
+        (answer + AUXILIARY_WEIGHT * tags).backward()  # type: ignore[no-untyped-call]
         norm = optimiser.step(step)
         seen += len(batch.input_ids)
         averages = 0.98 * averages + 0.02 * np.array([answer.item(), tags.item()])
@@ -257,12 +242,9 @@ def main() -> None:
     add("--seed", type=int, default=Plan.seed)
     add("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     add("--workers", type=int, default=Plan.workers, help="processes that draw")
-    add("--start", type=Path, help="a folder whose weights to go on from, without auxiliary loss")
-    add("--rate", type=float, default=Plan.rate, help="factor on the learning rates")
     told = parser.parse_args()
     dtype: torch.dtype = getattr(torch, told.dtype)
-    plan = Plan(told.steps, told.batch, told.seed, dtype, told.workers, told.start, told.rate)
-    train(told.out, plan)
+    train(told.out, Plan(told.steps, told.batch, told.seed, dtype, told.workers))
 
 
 if __name__ == "__main__":

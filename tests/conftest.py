@@ -1,0 +1,85 @@
+"""What tests share: a Ray cluster and an S3 server of this machine, started when first used."""
+
+import os
+import secrets
+import socket
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+BUCKET = "mill"
+
+# Ray reads its settings once, when the first test file imports it. The clusters of tests, and of
+# programs that tests start, share a token, so that nobody else can use them.
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_torch_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def s3_address() -> Iterator[tuple[str, int]]:
+    """Where the S3 server is or will be.
+
+    The environment of this process and of its children says so too, in the way of AWS.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        host, port = probe.getsockname()
+    settings = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    yield host, port
+    for name, value in before.items():
+        if value is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = value
+
+
+@pytest.fixture(scope="session")
+def s3(s3_address: tuple[str, int]) -> Iterator[str]:
+    """The URL of an empty bucket on an S3 server that is really served by HTTP."""
+    from moto.server import ThreadedMotoServer
+
+    host, port = s3_address
+    server = ThreadedMotoServer(ip_address=host, port=port, verbose=False)
+    server.start()
+    import fsspec
+
+    fsspec.filesystem("s3", use_listings_cache=False).mkdir(BUCKET)
+    yield f"s3://{BUCKET}"
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(s3_address: tuple[str, int]) -> Iterator[str]:
+    """The address of a Ray cluster with two CPUs, to which this process is connected.
+
+    Its workers know the S3 server, which may be started later.
+    """
+    import ray
+
+    for last in (False, False, True):
+        try:
+            ray.init(
+                num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
+            )
+            break
+        except Exception:  # a busy machine may need more than the 30 s that Ray gives it
+            ray.shutdown()
+            if last:
+                raise
+    yield ray.get_runtime_context().gcs_address
+    ray.shutdown()

@@ -1,0 +1,84 @@
+"""What a checkpoint folder must have, what its hash depends on, and how it becomes local."""
+
+import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+
+import fsspec
+import pytest
+
+from model.tiny import CHECKPOINT
+from pipeline import checkpoint, storage
+from pipeline.checkpoint import check_checkpoint, content_hash, local_folder
+from schemas.errors import JobError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return shutil.copytree(CHECKPOINT, tmp_path / "model")
+
+
+def hash_of(folder):
+    return content_hash(storage.resolve(str(folder)))
+
+
+def test_what_is_missing_is_named(folder, tmp_path):
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(JobError, match=r"the checkpoint lacks tokenizer\.json"):
+        check_checkpoint(str(folder))
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(JobError, match=r"found no weights, expected model\.safetensors"):
+        check_checkpoint(str(folder))
+    weights = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(weights))
+    (folder / "model-1.safetensors").write_bytes(b"x")
+    with pytest.raises(JobError, match=r"lacks model-2\.safetensors, tokenizer\.json"):
+        check_checkpoint(str(folder))
+    (folder / "model.safetensors.index.json").write_text("[]")
+    with pytest.raises(JobError, match="found no weight_map"):
+        check_checkpoint(str(folder))
+    with pytest.raises(JobError, match="no such folder"):
+        check_checkpoint(str(tmp_path / "none"))
+
+
+def test_the_hash_follows_what_decides_the_text(folder):
+    before = hash_of(folder)
+    (folder / "README.md").write_text("about")
+    (folder / ".gitattributes").write_text("x")
+    assert hash_of(folder) == before == hash_of(CHECKPOINT)
+    template = folder / "chat_template.jinja"
+    template.write_text(template.read_text() + " ")
+    assert hash_of(folder) != before
+
+
+@pytest.mark.parametrize("where", [0, 0.3, 0.7, 0.999])
+def test_large_files_are_sampled(folder, monkeypatch, where):
+    monkeypatch.setattr(checkpoint, "_WHOLE_BYTES", 100_000)
+    monkeypatch.setattr(checkpoint, "_HEAD_BYTES", 50_000)
+    before = hash_of(folder)
+    weights = bytearray((folder / "model.safetensors").read_bytes())
+    assert len(weights) > 100_000
+    # As training would, change much; here a quarter of the file from some place on.
+    start = int(len(weights) * where)
+    for index in range(start, min(start + len(weights) // 4, len(weights))):
+        weights[index] ^= 1
+    (folder / "model.safetensors").write_bytes(weights)
+    assert hash_of(folder) != before
+
+
+def test_a_remote_checkpoint_is_copied_once(s3, tmp_path):
+    fs = fsspec.filesystem("s3", use_listings_cache=False)
+    for path in CHECKPOINT.iterdir():
+        fs.put_file(str(path), f"{s3}/checkpoints/tiny/{path.name}")
+    place = check_checkpoint(f"{s3}/checkpoints/tiny")
+    content = content_hash(place)
+    assert content == hash_of(CHECKPOINT)
+    with ThreadPoolExecutor(4) as actors:
+        found = list(actors.map(lambda _: local_folder(place.url, content, tmp_path), range(4)))
+    assert set(found) == {tmp_path / content}
+    assert hash_of(found[0]) == content
+    stamp = (found[0] / "model.safetensors").stat().st_mtime_ns
+    assert local_folder(place.url, content, tmp_path) == found[0]
+    assert (found[0] / "model.safetensors").stat().st_mtime_ns == stamp
+    assert sorted(path.name for path in tmp_path.iterdir()) == [content, f"{content}.lock"]
+    assert local_folder(str(CHECKPOINT), content, tmp_path) == CHECKPOINT

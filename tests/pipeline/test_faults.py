@@ -1,0 +1,199 @@
+"""Drivers, actors and tasks that are killed with SIGKILL: each row comes out once all the same."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline import ledger, storage
+from pipeline.run import RunError, run
+from tests.pipeline.world import (
+    assert_each_once,
+    draw_media,
+    make_job,
+    picture_rows,
+    read_output,
+    write_manifest,
+)
+
+ROOT = Path(__file__).parents[2]
+ROWS = 160
+DRIVER = """
+import json, sys
+from pipeline.run import run
+from schemas.job import load_job
+job, address = json.loads(sys.argv[1])
+run(load_job(None, job), address=address)
+"""
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A folder, and a manifest whose rows make many commits."""
+    folder = tmp_path_factory.mktemp("faults")
+    media = draw_media(folder / "media")
+    rows = picture_rows(media, ROWS)
+    rows[7]["uri"] = str(folder / "gone.jpg")
+    return folder, write_manifest(folder / "m.parquet", rows), [row["id"] for row in rows]
+
+
+def job_for(world, name):
+    return make_job(
+        world[1], world[0] / name, partition_by=["kind"], rows_per_file=8, resources__batch_rows=4
+    )
+
+
+def start_driver(job, address=None):
+    """The job in a process of its own, in a cluster of its own unless an address is given."""
+    settings = json.dumps([job.model_dump(mode="json"), address])
+    command = [sys.executable, "-c", DRIVER, settings]
+    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+
+
+def done_rows(job):
+    return ledger.load(storage.resolve(job.output)).counts.rows
+
+
+def wait_until(condition, what, process=None, seconds=200.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process is None or process.poll() is None, process.communicate()[1][-3000:]
+        assert time.monotonic() < end, f"waited in vain for {what}"
+        time.sleep(0.05)
+
+
+def kill(process):
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+def parents():
+    found = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:  # it has ended meanwhile
+            continue
+        if fields[0] != "Z":
+            found[int(path.parent.name)] = int(fields[1])
+    return found
+
+
+def descendants(root):
+    """Processes that `root` has started, and those that they have."""
+    family, by_child = {root}, parents()
+    while more := {pid for pid, parent in by_child.items() if parent in family} - family:
+        family |= more
+    return family - {root}
+
+
+def named(word, root):
+    """Processes that descend from `root` and have the word in their title."""
+    found = []
+    for pid in descendants(root):
+        try:
+            title = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+        except OSError:
+            continue
+        if word in title:
+            found.append(pid)
+    return found
+
+
+def assert_finished(world, job, summary):
+    rows = read_output(job.output)
+    assert_each_once(rows, world[2])
+    assert (summary.rows, summary.ok, dict(summary.errors)) == (
+        ROWS,
+        ROWS - 1,
+        {"fetch_not_found": 1},
+    )
+    texts = {}
+    for row in rows:
+        if row["status"] == "ok":
+            texts.setdefault(row["uri"], set()).add(row["text"])
+    assert all(len(found) == 1 for found in texts.values())  # whoever made it, the text is the same
+    assert not (Path(job.output) / ledger.HIDDEN / "staged").is_dir() or not list(
+        (Path(job.output) / ledger.HIDDEN / "staged").iterdir()
+    )
+
+
+def test_a_driver_is_killed_twice_and_the_third_run_ends(world, ray_cluster):
+    job = job_for(world, "driver")
+    first = start_driver(job, ray_cluster)
+    # Once the run has begun, before it has finished a row.
+    begun = Path(job.output) / ledger.HIDDEN / "log" / "000000000002.json"
+    wait_until(begun.exists, "the run to begin", first)
+    kill(first)
+    assert done_rows(job) == 0
+
+    second = start_driver(job, ray_cluster)
+    wait_until(lambda: done_rows(job) > 0, "a commit", second)
+    kill(second)
+    seen = read_output(job.output)
+    assert_each_once(seen, [row["id"] for row in seen])
+    between = done_rows(job)
+    assert 0 < between < ROWS
+
+    summary = run(job)
+    assert summary.skipped >= between
+    assert_finished(world, job, summary)
+
+
+def test_a_cluster_of_the_drivers_own_dies_with_it(world):
+    job = job_for(world, "own")
+    driver = start_driver(job)
+    wait_until(lambda: done_rows(job) > 0, "a commit", driver)
+    family = {pid for word in ("MapWorker", "_Desk", "raylet") for pid in named(word, driver.pid)}
+    assert len(family) >= 4
+    kill(driver)
+    # Ray's own agents take up to a minute longer.
+    wait_until(lambda: not family & parents().keys(), "its workers to end", seconds=60)
+    assert 0 < done_rows(job) < ROWS
+
+
+def test_actors_and_tasks_are_killed_in_the_middle(world, ray_cluster):
+    job = job_for(world, "workers")
+    ended = []
+
+    def work():
+        ended.append(run(job))
+
+    driver = threading.Thread(target=work, daemon=True)
+    driver.start()
+    killed = []
+
+    def kill_first(word):
+        for pid in named(word, os.getpid())[:1]:
+            os.kill(pid, signal.SIGKILL)
+            killed.append(word)
+        return word in killed or bool(ended)
+
+    # The words are of processes at work, by Ray's titles for them.
+    wait_until(lambda: kill_first("_FetchAndPrepare)).submit"), "media to be prepared")
+    for word in ("_GenerateAndParse)).submit", "ray::_Desk", "ray::Write"):
+        before = done_rows(job)
+        wait_until(lambda: done_rows(job) > before or ended, "a commit")  # noqa: B023
+        wait_until(lambda: kill_first(word), f"{word} to be at work")  # noqa: B023
+    driver.join(250)
+    assert ended, "the run did not end"
+    assert len(killed) == 4, killed
+    assert_finished(world, job, ended[0])
+
+
+def test_an_older_run_stops_when_a_newer_one_begins(world, ray_cluster):
+    job = job_for(world, "two")
+    older = start_driver(job, ray_cluster)
+    wait_until(lambda: done_rows(job) > 0, "a commit", older)
+    summary = run(job)
+    errors = older.communicate(timeout=200)[1]
+    assert older.returncode != 0
+    assert RunError.__name__ in errors
+    assert f"run {summary.run_id} has begun on the same output" in errors
+    assert_finished(world, job, summary)
