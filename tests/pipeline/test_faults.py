@@ -124,7 +124,25 @@ def assert_finished(world, job, summary):
     )
 
 
-def test_a_driver_is_killed_twice_and_the_third_run_ends(world, ray_cluster):
+def test_a_driver_is_killed_and_its_cluster_dies_with_it(world, ray_cluster):
+    job = job_for(world, "own")
+    driver = start_driver(job)
+    wait_until(lambda: done_rows(job) > 0, "a commit", driver)
+    family = {pid for word in ("MapWorker", "_Desk", "raylet") for pid in named(word, driver.pid)}
+    assert len(family) >= 4
+    kill(driver)
+    # Ray's own agents take up to a minute longer.
+    wait_until(lambda: not family & parents().keys(), "its workers to end", seconds=60)
+    seen = read_output(job.output)
+    assert_each_once(seen, [row["id"] for row in seen])
+    between = done_rows(job)
+    assert 0 < between < ROWS
+    summary = run(job)
+    assert summary.skipped == between
+    assert_finished(world, job, summary)
+
+
+def test_a_driver_is_killed_at_its_start_and_the_next_one_is_overtaken(world, ray_cluster):
     job = job_for(world, "driver")
     first = start_driver(job, ray_cluster)
     # Once the run has begun, before it has finished a row.
@@ -135,27 +153,13 @@ def test_a_driver_is_killed_twice_and_the_third_run_ends(world, ray_cluster):
 
     second = start_driver(job, ray_cluster)
     wait_until(lambda: done_rows(job) > 0, "a commit", second)
-    kill(second)
-    seen = read_output(job.output)
-    assert_each_once(seen, [row["id"] for row in seen])
-    between = done_rows(job)
-    assert 0 < between < ROWS
-
-    summary = run(job)
-    assert summary.skipped >= between
+    summary = run(job)  # while the second one is alive
+    errors = second.communicate(timeout=200)[1]
+    assert second.returncode != 0
+    assert RunError.__name__ in errors
+    assert f"run {summary.run_id} has begun on the same output" in errors
+    assert summary.skipped > 0
     assert_finished(world, job, summary)
-
-
-def test_a_cluster_of_the_drivers_own_dies_with_it(world):
-    job = job_for(world, "own")
-    driver = start_driver(job)
-    wait_until(lambda: done_rows(job) > 0, "a commit", driver)
-    family = {pid for word in ("MapWorker", "_Desk", "raylet") for pid in named(word, driver.pid)}
-    assert len(family) >= 4
-    kill(driver)
-    # Ray's own agents take up to a minute longer.
-    wait_until(lambda: not family & parents().keys(), "its workers to end", seconds=60)
-    assert 0 < done_rows(job) < ROWS
 
 
 def test_actors_and_tasks_are_killed_in_the_middle(world, ray_cluster):
@@ -185,15 +189,3 @@ def test_actors_and_tasks_are_killed_in_the_middle(world, ray_cluster):
     assert ended, "the run did not end"
     assert len(killed) == 4, killed
     assert_finished(world, job, ended[0])
-
-
-def test_an_older_run_stops_when_a_newer_one_begins(world, ray_cluster):
-    job = job_for(world, "two")
-    older = start_driver(job, ray_cluster)
-    wait_until(lambda: done_rows(job) > 0, "a commit", older)
-    summary = run(job)
-    errors = older.communicate(timeout=200)[1]
-    assert older.returncode != 0
-    assert RunError.__name__ in errors
-    assert f"run {summary.run_id} has begun on the same output" in errors
-    assert_finished(world, job, summary)
