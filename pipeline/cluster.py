@@ -6,20 +6,29 @@ Knows resources, not stages.
 import logging
 import os
 import secrets
+import signal
 import sys
+import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from schemas.errors import JobError
 from schemas.job import Resources
+
+if TYPE_CHECKING:
+    from ray.data import DataContext
 
 _LEAST_CPUS = 2
 _STARTS = 3
 _ROOMY_CPUS = 8
 _TASK_CPUS = 1.5  # kept free of actors: Ray's own repartition tasks ask for a whole one each
 _PREPARE_BYTES = 2 * 1024**3
+_BLOCK_BYTES = 32 * 1024 * 1024
+_NO_PROGRESS_S = 2 * 3600  # loading a large model and one slow video must fit
 
 
 @dataclass(frozen=True)
@@ -54,10 +63,11 @@ def ray_cluster(address: str | None) -> Iterator[None]:
         with _quiet():
             yield
         return
-    if address is not None:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
-    else:
-        _start_local()
+    with _own_sigterm():
+        if address is not None:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+        else:
+            _start_local()
     try:
         with _quiet():
             yield
@@ -85,6 +95,19 @@ def _start_local() -> None:
                 raise
         else:
             return
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Ray puts its own handler in the place of the program's, which comes back here."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
 
 
 @contextmanager
@@ -124,6 +147,24 @@ def _settle(address: str | None) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray's core tells of every actor pool, on stderr and as an error, that it might not restart.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+
+
+def data_context() -> "DataContext":
+    """Ray Data's settings for this job; the process's own stay as they are."""
+    from ray.data import DataContext
+
+    with warnings.catch_warnings():
+        # Copying touches Ray's own deprecated settings too.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        context = DataContext.get_current().copy()
+    context.target_max_block_size = _BLOCK_BYTES
+    context.execution_no_progress_timeout_s = _NO_PROGRESS_S
+    context.max_errored_blocks = 0  # what is wrong with a row is in the row; all else is a fault
+    context.max_consecutive_actor_init_deaths = 2
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.enable_fallback_to_arrow_object_ext_type = False  # never a pickle in a column
+    return context
 
 
 def size_pools(wanted: Resources, cpus: float, gpus: float, memory: float) -> Pools:

@@ -28,6 +28,7 @@ from pipeline.records import (
 )
 from schemas import columns as c
 from schemas.errors import ErrorCode, JobError, RowError
+from schemas.job import JobConfig
 from schemas.manifest import ManifestSchema
 
 _SCHEMES = ("file", "s3", "gs", "gcs", "az", "abfs", "abfss", "hf", "http", "https")
@@ -49,6 +50,11 @@ class FetchRules:
     tries: int = 4
     pause_s: float = 0.5
     threads: int = 16
+
+    @classmethod
+    def of(cls, job: JobConfig, base: str) -> "FetchRules":
+        """What `job` says of fetching."""
+        return cls(job.limits.max_bytes, job.limits.fetch_timeout_s, base)
 
 
 class Fetch:

@@ -28,6 +28,7 @@ from pipeline.records import (
 )
 from schemas import columns as c
 from schemas.errors import ErrorCode
+from schemas.job import JobConfig
 from schemas.manifest import ManifestSchema
 
 
@@ -48,6 +49,21 @@ class GenerateRules:
     device: str
     batch_rows: int
     threads: int
+
+    @classmethod
+    def of(cls, job: JobConfig, threads: int, on_gpu: bool) -> "GenerateRules":
+        """What `job` says of generation, on the device that the replica has."""
+        sampling = Sampling(
+            max_new_tokens=job.generation.max_new_tokens,
+            repetition_penalty=job.generation.repetition_penalty,
+        )
+        return cls(
+            sampling=sampling,
+            dtype=job.resources.dtype,
+            device="cuda" if on_gpu else "cpu",
+            batch_rows=job.resources.batch_rows,
+            threads=threads,
+        )
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from pipeline.records import (
 )
 from schemas import columns as c
 from schemas.errors import ErrorCode, RowError
+from schemas.job import JobConfig
 from schemas.manifest import ManifestSchema
 
 _KINDS: Mapping[str, VisualKind] = {"image": "image", "video": "video"}
@@ -42,6 +43,24 @@ class PrepareRules:
     image_max_pixels: int | None
     video: VideoRules
     limits: MediaLimits
+
+    @classmethod
+    def of(cls, job: JobConfig) -> "PrepareRules":
+        """What `job` says of inputs."""
+        limits = MediaLimits(
+            max_image_pixels=job.limits.max_image_pixels,
+            max_video_pixels=job.limits.max_video_pixels,
+            max_frames_decoded=job.limits.max_frames_decoded,
+            max_duration_s=job.limits.max_duration_s,
+        )
+        return cls(
+            prompt=job.prompt,
+            system=job.system,
+            image_min_pixels=job.image.min_pixels,
+            image_max_pixels=job.image.max_pixels,
+            video=VideoRules(**job.video.model_dump()),
+            limits=limits,
+        )
 
 
 @dataclass(frozen=True)

@@ -8,24 +8,20 @@ stage does is in the file of its name.
 """
 
 import json
-import threading
 import time
 import uuid
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from pipeline import ledger, staging, storage
 from pipeline.checkpoint import local_folder
-from pipeline.cluster import ray_cluster, size_pools
-from pipeline.ledger_state import Counts, LedgerState, Rows
-from pipeline.metrics import Metrics, Rate, eta_s
+from pipeline.cluster import data_context, ray_cluster, size_pools
+from pipeline.desk import Counter, LedgerCalls, Reporter, start_desk
+from pipeline.ledger_state import Counts, LedgerState
 from pipeline.plan import Plan, check
 from schemas import columns as c
 from schemas.errors import JobError
@@ -34,23 +30,15 @@ from schemas.manifest import ManifestSchema
 from schemas.result import Progress, Summary, summary_dict
 
 if TYPE_CHECKING:
-    from ray.data import DataContext
-
-    from pipeline.fetch import FetchRules
-    from pipeline.generate import GenerateRules
-    from pipeline.prepare import PrepareRules
     from pipeline.write import OutputRules
 
 __all__ = ["Plan", "RunError", "check", "run"]
 
 _CACHE = Path("~/.cache/mediamill/checkpoints")  # of checkpoints that are not on a local disk
-_BLOCK_BYTES = 32 * 1024 * 1024
-_NO_PROGRESS_S = 2 * 3600  # loading a large model and one slow video must fit
 _PASSES = 3
 _PREPARE_CALLS = 2  # of one actor at once: one fetches while the other decodes
 _GENERATE_CALLS = 4  # as many wait for the engine, so that its next batch is there
 _LEAST_WRITES, _LEAST_ROWS_PER_WRITE = 16, 64  # a kill costs a small job no more than that
-_POLL_S = 0.5
 
 
 class RunError(RuntimeError):
@@ -111,29 +99,20 @@ class _Run:
         import ray  # here and below: wrong use should not wait for Ray to be imported
 
         self._job, self._plan, self._state, self._run_id = job, plan, state, run_id
-        self._on_progress, self._started = on_progress, started
-        self._before = state.counts.rows
+        self._on_progress = on_progress
         has = ray.cluster_resources()  # type: ignore[no-untyped-call]
         self._pools = size_pools(
             job.resources, has.get("CPU", 0), has.get("GPU", 0), has.get("memory", 0)
         )
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-        options = {
-            "num_cpus": 0,
-            "max_restarts": -1,
-            "max_task_retries": -1,
-            "scheduling_strategy": here,
-        }
-        self._desk: Any = ray.remote(_Desk).options(**options).remote(plan.output.url, run_id)
+        self._desk = start_desk(plan.output.url, run_id)
+        self._reporter = Reporter(self._desk, plan.manifest.rows, state.counts.rows, started)
 
     def to_the_end(self) -> None:
         """Executes the stages until every row is there. Raises RunError."""
         import ray
 
         try:
-            with self._reported():
+            with self._reporter.telling(self._on_progress):
                 for _ in range(_PASSES):
                     self._execute()
                     ledger.catch_up(self._plan.output, self._state)
@@ -142,7 +121,7 @@ class _Run:
         except JobError:
             raise
         except Exception as error:
-            raise RunError(f"{_reason(error)}; the same command goes on from here") from error
+            raise RunError(_reason(error)) from error
         finally:
             ray.kill(self._desk)
         left = self._plan.manifest.rows - self._state.counts.rows
@@ -157,13 +136,13 @@ class _Run:
 
         job, plan, pools = self._job, self._plan, self._pools
         source = ManifestDatasource(plan.manifest, self._state)
-        sink = ResultDatasink(self._output_rules(), _LedgerCalls(self._desk), self._write_rows())
+        sink = ResultDatasink(self._output_rules(), LedgerCalls(self._desk), self._write_rows())
         shared = {
             "job": job,
             "schema": plan.manifest.schema,
             "checkpoint": (plan.model.url, plan.checkpoint),
         }
-        with ray.data.DataContext.current(_data_context()):
+        with ray.data.DataContext.current(data_context()):
             dataset = ray.data.read_datasource(
                 source, num_cpus=pools.task_cpus, override_num_blocks=source.tasks
             )
@@ -175,7 +154,7 @@ class _Run:
                 fn_constructor_kwargs={
                     **shared,
                     "base": str(Path.cwd()),
-                    "count": _Counter(self._desk, "prepared"),
+                    "count": Counter(self._desk, "prepared"),
                 },
                 compute=ray.data.ActorPoolStrategy(
                     size=pools.prepare_workers,
@@ -193,7 +172,7 @@ class _Run:
                     **shared,
                     "threads": pools.engine_threads,
                     "on_gpu": pools.replica_gpus > 0,
-                    "count": _Counter(self._desk, "generated"),
+                    "count": Counter(self._desk, "generated"),
                 },
                 compute=ray.data.ActorPoolStrategy(
                     size=pools.replicas,
@@ -227,103 +206,6 @@ class _Run:
             constants,
         )
 
-    @contextmanager
-    def _reported(self) -> Iterator[None]:
-        """Tells on_progress what the actors have counted, meanwhile and at the end."""
-        if self._on_progress is None:
-            yield
-            return
-        on_progress = self._on_progress
-        rate, over = Rate(), threading.Event()
-
-        def report() -> None:
-            while not over.wait(_POLL_S):
-                if progress := self._progress(rate):
-                    on_progress(progress)
-
-        reporter = threading.Thread(target=report, daemon=True, name="progress")
-        reporter.start()
-        try:
-            yield
-        finally:
-            over.set()
-            reporter.join()
-            if progress := self._progress(rate):
-                on_progress(progress)
-
-    def _progress(self, rate: Rate) -> Progress | None:
-        """None while an actor does not answer; it may be starting again."""
-        import ray
-
-        try:
-            counted: dict[str, int]
-            whole: Counts
-            here: Counts
-            counted, (whole, here) = ray.get(
-                [self._desk.counted.remote(), self._desk.counts.remote()], timeout=5
-            )
-        except ray.exceptions.RayError:
-            return None
-        total = self._plan.manifest.rows
-        seconds = time.monotonic() - self._started
-        generated = min(counted.get("generated", 0), total - self._before)
-        recent = rate.update(seconds, generated)
-        return Progress(
-            rows_total=total,
-            rows_done=whole.rows,
-            rows_skipped=self._before,
-            ok=here.ok,
-            errors=here.errors,
-            output_tokens=here.output_tokens,
-            seconds=seconds,
-            rate_rows_s=recent,
-            eta_s=eta_s(total - self._before - generated, recent),
-            prepared=counted.get("prepared", 0),
-            generated=generated,
-            written=here.rows,
-        )
-
-
-class _Desk(ledger.Ledger, Metrics):
-    """The run's one owner of numbers: of the true ones, and of those for the eye.
-
-    One actor and not two, since on a laptop each process costs a second of the start.
-    """
-
-    def __init__(self, output_url: str, run: str) -> None:
-        ledger.Ledger.__init__(self, output_url, run)
-        Metrics.__init__(self)
-
-
-@dataclass(frozen=True)
-class _LedgerCalls:
-    """The ledger as a write task sees it."""
-
-    actor: Any  # a handle; Ray's types do not know what `remote` returns
-
-    def taken(self, rows: Rows) -> Rows:
-        import ray
-
-        found: Rows = ray.get(self.actor.taken.remote(rows))
-        return found
-
-    def commit(self, commit: ledger.Commit) -> Rows:
-        import ray
-
-        found: Rows = ray.get(self.actor.commit.remote(commit))
-        return found
-
-
-@dataclass(frozen=True)
-class _Counter:
-    """Adds to one counter and does not wait."""
-
-    actor: Any
-    name: str
-
-    def __call__(self, number: int) -> None:
-        self.actor.add.remote(self.name, number)
-
 
 class _FetchAndPrepare:
     """What an actor of the CPU pool runs."""
@@ -337,11 +219,11 @@ class _FetchAndPrepare:
         count: Callable[[int], None],
     ) -> None:
         # Stages are imported where they run: torch takes seconds, and the driver does not need it.
-        from pipeline.fetch import Fetch
-        from pipeline.prepare import Prepare
+        from pipeline.fetch import Fetch, FetchRules
+        from pipeline.prepare import Prepare, PrepareRules
 
-        self._fetch = Fetch(schema, _fetch_rules(job, base))
-        self._prepare = Prepare(schema, _prepare_rules(job), _local(checkpoint), count)
+        self._fetch = Fetch(schema, FetchRules.of(job, base))
+        self._prepare = Prepare(schema, PrepareRules.of(job), _local(checkpoint), count)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         return self._prepare(self._fetch(table))
@@ -360,11 +242,11 @@ class _GenerateAndParse:
         on_gpu: bool,
     ) -> None:
         from model.tokenizer import Tokenizer
-        from pipeline.generate import Generate
+        from pipeline.generate import Generate, GenerateRules
         from pipeline.parse import Parse
 
         folder = _local(checkpoint)
-        rules = _generate_rules(job, threads, on_gpu)
+        rules = GenerateRules.of(job, threads, on_gpu)
         self._generate = Generate(schema, rules, folder, count)
         self._parse = Parse(schema, Tokenizer.load(folder).decode)
 
@@ -375,67 +257,6 @@ class _GenerateAndParse:
 def _local(checkpoint: tuple[str, str]) -> Path:
     url, content = checkpoint
     return local_folder(url, content, _CACHE.expanduser())
-
-
-def _fetch_rules(job: JobConfig, base: str) -> "FetchRules":
-    from pipeline.fetch import FetchRules
-
-    return FetchRules(job.limits.max_bytes, job.limits.fetch_timeout_s, base)
-
-
-def _prepare_rules(job: JobConfig) -> "PrepareRules":
-    from model.processor import MediaLimits, VideoRules
-    from pipeline.prepare import PrepareRules
-
-    limits = MediaLimits(
-        max_image_pixels=job.limits.max_image_pixels,
-        max_video_pixels=job.limits.max_video_pixels,
-        max_frames_decoded=job.limits.max_frames_decoded,
-        max_duration_s=job.limits.max_duration_s,
-    )
-    return PrepareRules(
-        prompt=job.prompt,
-        system=job.system,
-        image_min_pixels=job.image.min_pixels,
-        image_max_pixels=job.image.max_pixels,
-        video=VideoRules(**job.video.model_dump()),
-        limits=limits,
-    )
-
-
-def _generate_rules(job: JobConfig, threads: int, on_gpu: bool) -> "GenerateRules":
-    from model.sampling import Sampling
-    from pipeline.generate import GenerateRules
-
-    sampling = Sampling(
-        max_new_tokens=job.generation.max_new_tokens,
-        repetition_penalty=job.generation.repetition_penalty,
-    )
-    return GenerateRules(
-        sampling=sampling,
-        dtype=job.resources.dtype,
-        device="cuda" if on_gpu else "cpu",
-        batch_rows=job.resources.batch_rows,
-        threads=threads,
-    )
-
-
-def _data_context() -> "DataContext":
-    """Ray Data's settings for this job; the process's own stay as they are."""
-    from ray.data import DataContext
-
-    with warnings.catch_warnings():
-        # Copying touches Ray's own deprecated settings too.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        context = DataContext.get_current().copy()
-    context.target_max_block_size = _BLOCK_BYTES
-    context.execution_no_progress_timeout_s = _NO_PROGRESS_S
-    context.max_errored_blocks = 0  # what is wrong with a row is in the row; all else is a fault
-    context.max_consecutive_actor_init_deaths = 2
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.enable_fallback_to_arrow_object_ext_type = False  # never a pickle in a column
-    return context
 
 
 def _summary(

@@ -128,7 +128,7 @@ def test_a_driver_is_killed_and_its_cluster_dies_with_it(world, ray_cluster):
     job = job_for(world, "own")
     driver = start_driver(job)
     wait_until(lambda: done_rows(job) > 0, "a commit", driver)
-    family = {pid for word in ("MapWorker", "_Desk", "raylet") for pid in named(word, driver.pid)}
+    family = {pid for word in ("MapWorker", "Desk", "raylet") for pid in named(word, driver.pid)}
     assert len(family) >= 4
     kill(driver)
     # Ray's own agents take up to a minute longer.
@@ -181,7 +181,7 @@ def test_actors_and_tasks_are_killed_in_the_middle(world, ray_cluster):
 
     # The words are of processes at work, by Ray's titles for them.
     wait_until(lambda: kill_first("_FetchAndPrepare)).submit"), "media to be prepared")
-    for word in ("_GenerateAndParse)).submit", "ray::_Desk", "ray::Write"):
+    for word in ("_GenerateAndParse)).submit", "ray::Desk", "ray::Write"):
         before = done_rows(job)
         wait_until(lambda: done_rows(job) > before or ended, "a commit")  # noqa: B023
         wait_until(lambda: kill_first(word), f"{word} to be at work")  # noqa: B023

@@ -1,0 +1,142 @@
+"""The run's desk: one actor that owns what is finished and counts what has been done.
+
+Holds how the driver starts it and how write tasks and stages call it. What the records mean is the
+ledger's; what a rate is, metrics.py's.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline import ledger
+from pipeline.ledger_state import Counts, Rows
+from pipeline.metrics import Metrics, Rate, eta_s
+from schemas.result import Progress
+
+_POLL_S = 0.5
+
+
+class Desk(ledger.Ledger, Metrics):
+    """The one owner of a run's numbers: of the true ones, and of those for the eye.
+
+    One actor and not two, since on a laptop each process costs a second of the start.
+    """
+
+    def __init__(self, output_url: str, run: str) -> None:
+        ledger.Ledger.__init__(self, output_url, run)
+        Metrics.__init__(self)
+
+
+@dataclass(frozen=True)
+class LedgerCalls:
+    """The ledger as a write task sees it."""
+
+    actor: Any  # a handle; Ray's types do not know what `remote` returns
+
+    def taken(self, rows: Rows) -> Rows:
+        import ray
+
+        found: Rows = ray.get(self.actor.taken.remote(rows))
+        return found
+
+    def commit(self, commit: ledger.Commit) -> Rows:
+        import ray
+
+        found: Rows = ray.get(self.actor.commit.remote(commit))
+        return found
+
+
+@dataclass(frozen=True)
+class Counter:
+    """Adds to one counter and does not wait."""
+
+    actor: Any
+    name: str
+
+    def __call__(self, number: int) -> None:
+        self.actor.add.remote(self.name, number)
+
+
+def start_desk(output_url: str, run: str) -> Any:
+    """A handle of a new desk on this node. It is restarted, and reads the log, if it dies."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    options = {
+        "num_cpus": 0,
+        "max_restarts": -1,
+        "max_task_retries": -1,
+        "scheduling_strategy": here,
+    }
+    return ray.remote(Desk).options(**options).remote(output_url, run)
+
+
+@dataclass(frozen=True)
+class Reporter:
+    """Tells of a run's progress. rows: of the manifest; before: finished when the run began.
+
+    started: on the monotonic clock, in seconds.
+    """
+
+    desk: Any
+    rows: int
+    before: int
+    started: float
+
+    @contextmanager
+    def telling(self, on_progress: Callable[[Progress], None] | None) -> Iterator[None]:
+        """Calls on_progress with what has been counted, meanwhile and at the end."""
+        if on_progress is None:
+            yield
+            return
+        rate, over = Rate(), threading.Event()
+
+        def report() -> None:
+            while not over.wait(_POLL_S):
+                if progress := self._progress(rate):
+                    on_progress(progress)
+
+        reporter = threading.Thread(target=report, daemon=True, name="progress")
+        reporter.start()
+        try:
+            yield
+        finally:
+            over.set()
+            reporter.join()
+            if progress := self._progress(rate):
+                on_progress(progress)
+
+    def _progress(self, rate: Rate) -> Progress | None:
+        """None while an actor does not answer; it may be starting again."""
+        import ray
+
+        try:
+            counted: dict[str, int]
+            whole: Counts
+            here: Counts
+            counted, (whole, here) = ray.get(
+                [self.desk.counted.remote(), self.desk.counts.remote()], timeout=5
+            )
+        except ray.exceptions.RayError:
+            return None
+        seconds = time.monotonic() - self.started
+        generated = min(counted.get("generated", 0), self.rows - self.before)
+        recent = rate.update(seconds, generated)
+        return Progress(
+            rows_total=self.rows,
+            rows_done=whole.rows,
+            rows_skipped=self.before,
+            ok=here.ok,
+            errors=here.errors,
+            output_tokens=here.output_tokens,
+            seconds=seconds,
+            rate_rows_s=recent,
+            eta_s=eta_s(self.rows - self.before - generated, recent),
+            prepared=counted.get("prepared", 0),
+            generated=generated,
+            written=here.rows,
+        )
