@@ -84,14 +84,23 @@ def load_config(folder: Path, mrope: MRopeRule = "original") -> Qwen2VLConfig:
     """
     path = folder / "config.json"
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
     except FileNotFoundError:
         raise ModelError(f"{folder} is not a model folder: it has no config.json") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ModelError(f"{path} cannot be read as JSON: {error}") from None
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error}") from None
+    return parse_config(content, str(path), mrope)
+
+
+def parse_config(content: bytes, where: str, mrope: MRopeRule = "original") -> Qwen2VLConfig:
+    """Build a config from the `content` of a config.json; `where` names it in errors."""
+    try:
+        raw = json.loads(content)
+    except ValueError as error:
+        raise ModelError(f"{where} cannot be read as JSON: {error}") from None
     if not isinstance(raw, dict):
-        raise ModelError(f"{path}: found a JSON {type(raw).__name__}, expected an object")
-    return config_from_dict(raw, str(path), mrope)
+        raise ModelError(f"{where}: found a JSON {type(raw).__name__}, expected an object")
+    return config_from_dict(raw, where, mrope)
 
 
 def config_from_dict(

@@ -1,6 +1,6 @@
 """Turns the URL of a checkpoint into a hash of its content, and into a local folder.
 
-Looks at files, not at weights: whether they make a model is model/weights.py's to say.
+Looks at files and at the configuration, not at weights: those are model/weights.py's.
 """
 
 import fcntl
@@ -10,6 +10,8 @@ import shutil
 import uuid
 from pathlib import Path
 
+from model.config import parse_config
+from model.errors import ModelError
 from pipeline import storage
 from pipeline.storage import Place
 from schemas.errors import JobError
@@ -17,14 +19,15 @@ from schemas.errors import JobError
 _SUFFIXES = (".json", ".jinja", ".txt", ".safetensors")
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
-_NEEDED = ("config.json", "tokenizer.json")
+_CONFIG = "config.json"
+_NEEDED = (_CONFIG, "tokenizer.json")
 _WHOLE_BYTES = 64 * 1024 * 1024  # files up to here are hashed whole
 _SAMPLES, _SAMPLE_BYTES = 32, 64 * 1024  # of larger ones, besides their head
 _HEAD_BYTES = 1024 * 1024  # a safetensors header: names, types and shapes
 
 
 def check_checkpoint(url: str) -> Place:
-    """The folder, if it has the files of a model. Raises JobError, naming what it lacks."""
+    """The folder, if it holds a model that can be run. Raises JobError: what it lacks, or is."""
     place = storage.resolve(url)
     shown = storage.shown(place.url)
     try:
@@ -41,6 +44,10 @@ def check_checkpoint(url: str) -> Place:
     missing = sorted({*_NEEDED, *weights} - set(names))
     if missing:
         raise JobError(f"{shown}: the checkpoint lacks {', '.join(missing)}")
+    try:
+        parse_config(storage.read(place / _CONFIG), f"{shown}/{_CONFIG}")
+    except ModelError as error:
+        raise JobError(str(error)) from error
     return place
 
 

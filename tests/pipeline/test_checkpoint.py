@@ -82,3 +82,17 @@ def test_a_remote_checkpoint_is_copied_once(s3, tmp_path):
     assert (found[0] / "model.safetensors").stat().st_mtime_ns == stamp
     assert sorted(path.name for path in tmp_path.iterdir()) == [content, f"{content}.lock"]
     assert local_folder(str(CHECKPOINT), content, tmp_path) == CHECKPOINT
+
+
+def test_a_model_that_cannot_be_run_is_refused_before_anything_starts(folder):
+    config = json.loads((folder / "config.json").read_text())
+    for change, sentence in (
+        ({"model_type": "llama"}, "model_type is 'llama', expected 'qwen2_vl'"),
+        ({"quantization_config": {"quant_method": "awq"}}, "the weights are quantised"),
+    ):
+        (folder / "config.json").write_text(json.dumps(config | change))
+        with pytest.raises(JobError, match=sentence):
+            check_checkpoint(str(folder))
+    (folder / "config.json").write_text("{")
+    with pytest.raises(JobError, match="cannot be read as JSON"):
+        check_checkpoint(str(folder))
