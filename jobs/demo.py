@@ -32,7 +32,7 @@ def main(
     if not draw(folder, pictures, clips):
         print("They are there already")
     captions, page = folder / "captions", folder / "report.html"
-    caption(_job(folder, captions, model or str(CHECKPOINT)))
+    caption(_job(folder, captions, model or _built_in()))
     if _is_current(page, captions):
         print("Nothing was left to do: media, captions and page are there already")
         counted = tally.count(tally.open_result(str(captions)))
@@ -46,6 +46,12 @@ def main(
         print("error: the rows that failed are not just the broken files; see the page")
     print(f"Open {page} in a browser")
     return 0 if as_expected else 1
+
+
+def _built_in() -> str:
+    """The tiny model's folder, short where it lies below the current one: results quote it."""
+    here = Path.cwd()
+    return str(CHECKPOINT.relative_to(here) if CHECKPOINT.is_relative_to(here) else CHECKPOINT)
 
 
 def _job(folder: Path, captions: Path, model: str) -> JobConfig:

@@ -1,6 +1,7 @@
 """Turns drawn scenes into real media files, five of them broken, and a manifest that lists them.
 
-Every file is the same at each run: scene n is drawn from (SEED, n). Knows nothing of captioning.
+Every scene is the same at each run: scene n is drawn from (SEED, n). Its file too, but for clips,
+where the encoder does not promise the same bytes. Knows nothing of captioning.
 """
 
 from collections.abc import Iterator

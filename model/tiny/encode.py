@@ -13,7 +13,7 @@ Extension = Literal["jpg", "png", "webp"]
 EXTENSIONS: tuple[Extension, ...] = ("jpg", "png", "webp")
 # Square, 4:3 and 3:4 pictures and square, 3:2 and 2:3 clips: the shapes that the tiny model knows.
 PICTURE_SIZES = ((400, 300), (336, 336), (300, 400))
-CLIP_SIZES = ((360, 240), (288, 288), (240, 360))
+CLIP_SIZES = ((384, 256), (288, 288), (256, 384))
 CLIP_SECONDS = (2, 3, 4)
 CLIP_RATE = 12
 SUPERSAMPLE = 2

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow.dataset as ds
 import pytest
@@ -12,6 +13,7 @@ from model.containers import recognise
 from model.errors import MediaError
 from model.processor import Processor
 from model.tiny import CHECKPOINT
+from tests.media import all_frames
 
 PICTURES, CLIPS = 36, 6
 EXPECTED_ERRORS = {
@@ -86,7 +88,12 @@ def test_drawing_twice_gives_the_same_files(tmp_path: Path) -> None:
     assert draw(tmp_path / "a", 4, 1)
     assert draw(tmp_path / "b", 4, 1)
     for path in sorted((tmp_path / "a" / "media").iterdir()):
-        assert path.read_bytes() == (tmp_path / "b" / "media" / path.name).read_bytes(), path.name
+        one, other = path.read_bytes(), (tmp_path / "b" / "media" / path.name).read_bytes()
+        if not path.name.endswith("clip.mp4"):
+            assert one == other, path.name
+            continue
+        for left, right in zip(all_frames(one), all_frames(other), strict=True):
+            assert np.abs(left.astype(int) - right).mean() < 1
 
 
 def test_media_that_are_there_are_kept_and_lost_ones_drawn_again(tmp_path: Path) -> None:
