@@ -4,14 +4,13 @@ Turns generation_config.json and a request's wishes into one complete rule, and 
 ids.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from model.errors import ModelError
+from model.image_rules import read_json
 
 
 @dataclass(frozen=True)
@@ -54,8 +53,8 @@ class GenerationDefaults:
         Raises ModelError when neither names an end token, or a file is malformed.
         """
         path = folder / "generation_config.json"
-        raw = _read(path) if path.exists() else {}
-        eos = raw.get("eos_token_id", _read(folder / "config.json").get("eos_token_id"))
+        raw = read_json(path) if path.exists() else {}
+        eos = raw.get("eos_token_id", read_json(folder / "config.json").get("eos_token_id"))
         ids = tuple(eos) if isinstance(eos, list) else (eos,)
         if not ids or not all(isinstance(i, int) for i in ids):
             raise ModelError(
@@ -67,16 +66,6 @@ class GenerationDefaults:
                 f"{path}: repetition_penalty is {penalty!r}, expected a number above 0"
             )
         return cls(ids, 1.0 if penalty is None else float(penalty))
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read as JSON: {error}") from None
-    if not isinstance(raw, dict):
-        raise ModelError(f"{path}: found a JSON {type(raw).__name__}, expected an object")
-    return raw
 
 
 def penalise_repetition(

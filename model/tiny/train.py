@@ -168,11 +168,11 @@ class Drawn(torch.utils.data.IterableDataset[Batch]):
         return batches(maker, plan.seed, plan.steps, plan.size, pad)
 
 
-def save(model: Qwen2VL, folder: Path, masters: dict[str, torch.Tensor] | None = None) -> None:
+def save(model: Qwen2VL, folder: Path) -> None:
     """Write model.safetensors in bfloat16 under the hub's names; a tied head is not stored."""
     tensors = {
         name: tensor.detach().to(torch.bfloat16).contiguous()
-        for name, tensor in (masters or model.state_dict()).items()
+        for name, tensor in model.state_dict().items()
         if name != "lm_head.weight"
     }
     partial = folder / "model.safetensors.partial"
