@@ -1,6 +1,7 @@
 """Trains the tiny model's tokenizer on the texts of the drawn world.
 
-The weights are bound to the numbering that this gives, so the shipped tokenizer.json is kept: run
+The weights are bound to the numbering of the shipped tokenizer.json, which stays as it is: it was
+made when clips had one colour more, and made anew it would number its tokens otherwise. Run
 `python -m model.tiny.vocabulary` only to change the words of the world, and train the model after
 it.
 """
