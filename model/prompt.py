@@ -16,7 +16,7 @@ import jinja2.ext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from model.errors import ModelError, PromptError
-from model.image_rules import read_json
+from model.folder import Folder
 from model.inputs import VisualKind
 
 Message = Mapping[str, Any]
@@ -46,21 +46,24 @@ class ChatTemplate:
         self._variables = dict(variables or {})
 
     @classmethod
-    def load(cls, folder: str | Path) -> "ChatTemplate":
-        """From the first of chat_template.jinja, chat_template.json and tokenizer_config.json.
+    def load(cls, folder: str | Path | Folder) -> "ChatTemplate":
+        """From the first of chat_template.jinja, chat_template.json and tokenizer_config.json that
+        has one; of several with names, the one named default.
 
-        Raises ModelError if none of them holds a template.
+        Raises ModelError if none of them holds a template, or it cannot be read.
         """
-        folder = Path(folder)
-        config_path = folder / "tokenizer_config.json"
-        config = read_json(config_path) if config_path.is_file() else {}
-        source = _find_source(folder, config)
+        folder = Folder.of(folder)
+        config = folder.read_json("tokenizer_config.json") or {}
+        where, source = _find_source(folder, config)
         if source is None:
             raise ModelError(
                 f"{folder}: found no chat template, expected chat_template.jinja, "
                 "chat_template.json or chat_template in tokenizer_config.json"
             )
-        return cls(source, _special_tokens(config))
+        try:
+            return cls(source, _special_tokens(config))
+        except ModelError as error:
+            raise ModelError(f"{folder.path(where)}: {error}") from error
 
     def render(
         self,
@@ -118,8 +121,20 @@ def check_messages(messages: Sequence[Message]) -> None:
 
 def media_kinds(messages: Sequence[Message]) -> list[VisualKind]:
     """The kinds of the media that a checked chat mentions, in order."""
-    kinds = (_kind(part) for part in _parts(messages))
+    kinds = (part_kind(part) for part in _parts(messages))
     return [kind for kind in kinds if kind is not None]
+
+
+def part_kind(part: Mapping[str, Any]) -> VisualKind | None:
+    """What a part of a message shows, or None for a text.
+
+    As the published template decides: a key counts even if its value is null.
+    """
+    if part.get("type") == "image" or "image" in part or "image_url" in part:
+        return "image"
+    if part.get("type") == "video" or "video" in part:
+        return "video"
+    return None
 
 
 def texts(messages: Sequence[Message]) -> Iterator[str]:
@@ -128,7 +143,7 @@ def texts(messages: Sequence[Message]) -> Iterator[str]:
         if isinstance(message["content"], str):
             yield message["content"]
     for part in _parts(messages):
-        if _kind(part) is None:
+        if part_kind(part) is None:
             yield part["text"]
 
 
@@ -138,7 +153,7 @@ def without_texts(messages: Sequence[Message]) -> list[Message]:
     for message in messages:
         content: object = "x"
         if not isinstance(message["content"], str):
-            kinds = [_kind(part) for part in message["content"]]
+            kinds = [part_kind(part) for part in message["content"]]
             content = [{"type": kind} if kind else {"type": "text", "text": "x"} for kind in kinds]
         bare.append({"role": message["role"], "content": content})
     return bare
@@ -163,35 +178,40 @@ def _parts(messages: Sequence[Message]) -> Iterator[Mapping[str, Any]]:
             yield from message["content"]
 
 
-def _kind(part: Mapping[str, Any]) -> VisualKind | None:
-    """As the published template decides: a key counts even if its value is null."""
-    if part.get("type") == "image" or "image" in part or "image_url" in part:
-        return "image"
-    if part.get("type") == "video" or "video" in part:
-        return "video"
-    return None
-
-
 def _check_part(where: str, part: object) -> None:
     if not isinstance(part, Mapping):
         raise PromptError("prompt_invalid", f"{where} is {part!r:.80}, expected an object")
-    if _kind(part) is None and not isinstance(part.get("text"), str):
+    if part_kind(part) is None and not isinstance(part.get("text"), str):
         raise PromptError(
             "prompt_invalid",
             f"{where} has the keys {sorted(map(str, part))}, expected an image, a video or a text",
         )
 
 
-def _find_source(folder: Path, tokenizer_config: Mapping[str, Any]) -> str | None:
-    if (folder / "chat_template.jinja").is_file():
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
-    found = tokenizer_config.get("chat_template")
-    if (folder / "chat_template.json").is_file():
-        found = read_json(folder / "chat_template.json").get("chat_template")
-    if isinstance(found, list):  # several named templates
-        named = {one.get("name"): one.get("template") for one in found if isinstance(one, dict)}
-        found = named.get("default")
-    return found if isinstance(found, str) else None
+def _find_source(folder: Folder, tokenizer_config: Mapping[str, Any]) -> tuple[str, str | None]:
+    """The file that has the template, and the template."""
+    if (content := folder.read("chat_template.jinja")) is not None:
+        try:
+            return "chat_template.jinja", content.decode("utf-8")
+        except UnicodeDecodeError as error:
+            where = folder.path("chat_template.jinja")
+            raise ModelError(f"{where} is no UTF-8 text: {error}") from None
+    places = {
+        "chat_template.json": folder.read_json("chat_template.json") or {},
+        "tokenizer_config.json": tokenizer_config,
+    }
+    for name, values in places.items():
+        found = values.get("chat_template")
+        if isinstance(found, list):  # several named templates
+            named = {one.get("name"): one.get("template") for one in found if _is_named(one)}
+            found = named.get("default")
+        if isinstance(found, str):
+            return name, found
+    return "", None
+
+
+def _is_named(template: object) -> bool:
+    return isinstance(template, dict) and isinstance(template.get("name"), str)
 
 
 def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:

@@ -1,114 +1,217 @@
 """Fills a network with the tensors of a safetensors folder: one file, or shards with an index.
 
 Strict: every parameter is given exactly once and in its shape, or the load fails and names what is
-    wrong. Tensors are copied one by one straight into place, so the peak is the network and one
-    tensor. It reads no other format.
+    wrong, before memory is taken. Values are read straight into place, so the peak is the network
+    and one buffer. It reads no other format, and never a pickle.
 """
 
-import json
-from collections.abc import Iterator
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from model.config import Qwen2VLConfig, load_config
 from model.errors import ModelError
+from model.folder import Folder
 from model.qwen2_vl import Qwen2VL
+from model.safetensors_file import StoredTensor, named, read_header
+from model.stored_values import FLOATS, read_into, read_values
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+# Files of other formats that a folder may have instead, and what the sentence says of them.
+_PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+_ADAPTER = "adapter_config.json"
+# What AWQ and GPTQ, bitsandbytes and FP8 store beside or instead of a weight.
+_QUANTISED = {"qweight", "qzeros", "scales", "g_idx", "absmax", "quant_map", "SCB"}
+_QUANTISED |= {"weight_packed", "weight_scale", "weight_scale_inv"}
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A stored tensor and the file that has it."""
+
+    file: str
+    tensor: StoredTensor
 
 
 def load_model(
-    folder: Path,
+    folder: str | Path | Folder,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     config: Qwen2VLConfig | None = None,
 ) -> Qwen2VL:
-    """Build the network of `folder` in `dtype` (None: the file's own) on `device`, with its
-    weights, for inference.
+    """Build the network of `folder` in `dtype` on `device`, with its weights, for inference.
 
-    Raises ModelError when a file is missing or damaged, or a tensor missing, unexpected or
-    misshapen.
+    dtype: float32, float16 or bfloat16; None = the one in which the files hold most values.
+    Raises ModelError when a file is missing or damaged, when a tensor is missing, unexpected,
+    repeated, misshapen or not of a floating dtype, and when a stored head that the config ties to
+    the embedding differs from it. Raises ValueError for a device that is not there.
     """
+    folder = Folder.of(folder)
+    device = _present(device)
     config = config or load_config(folder)
-    files = weight_files(folder)
     with torch.device("meta"):
         model = Qwen2VL(config)
-    model = model.to(dtype or _stored_dtype(files[0])).to_empty(device=device)
+    index, headers = _headers(folder)
+    wanted = dict(model.named_parameters())
+    _refuse_quantised(folder, headers)
+    sources = _matched(folder, headers, wanted, config.text.tie_word_embeddings)
+    _check_index(folder, index, headers)
+    head = sources.pop(_HEAD) if _HEAD not in wanted and _HEAD in sources else None
+    model = model.to(dtype or _main_dtype(list(sources.values()))).to_empty(device=device)
     model.tie()
-    _fill(model, folder, files)
+    parameters = dict(model.named_parameters())
+    for file in headers:
+        read_into(
+            folder,
+            file,
+            [(s.tensor, parameters[name]) for name, s in sources.items() if s.file == file],
+        )
+    if head:
+        _check_head(folder, head, parameters[_EMBEDDING])
     # The rotary frequencies are computed, not stored, and to_empty() has dropped them; they stay
     # float32.
     for module in (model.visual, model.model):
-        module.reset_frequencies(torch.device(device))
+        module.reset_frequencies(device)
     return model.eval().requires_grad_(False)
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of `folder`, in order. Raises ModelError when there are none or one is
-    missing.
-    """
-    index = folder / INDEX
-    if not index.exists():
-        if (folder / SINGLE).exists():
-            return [folder / SINGLE]
-        raise ModelError(f"{folder} holds no weights: found neither {SINGLE} nor {INDEX}")
+def _headers(folder: Folder) -> tuple[dict[str, str], dict[str, list[StoredTensor]]]:
+    """The index, empty without one, and the tensors of each file."""
+    # With both, the single file counts: the reference looks for it first.
+    index = {} if folder.exists(SINGLE) else _weight_map(folder)
+    files = sorted(set(index.values())) or [SINGLE]
+    return index, {file: read_header(folder, file) for file in files}
+
+
+def _present(device: torch.device | str) -> torch.device:
+    """The device, found before anything is read. Raises ValueError."""
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{index} is not an index of weights: {error!r}") from None
-    for name in names:
+        found = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"device is {device!r}, expected cpu, cuda or cuda:N") from None
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device is '{device}', and torch {torch.__version__} finds "
+            f"{torch.cuda.device_count()} CUDA GPUs"
+        )
+    return found
+
+
+def _weight_map(folder: Folder) -> dict[str, str]:
+    """Of the index: the names of tensors and of their files."""
+    index = folder.read_json(INDEX)
+    if index is None:
+        if folder.exists(_ADAPTER):
+            found = f"an adapter ({_ADAPTER}), which has to be merged into its model first"
+        elif any(folder.exists(name) for name in _PICKLES):
+            found = f"{_PICKLES[0]}, which is a pickle and could run any code when it is read"
+        else:
+            found = "neither"
+        raise ModelError(f"{folder} holds no weights: expected {SINGLE} or {INDEX}, found {found}")
+    where, names = folder.path(INDEX), index.get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise ModelError(
+            f"{where} is not an index of weights: weight_map is {names!r:.80}, expected an object "
+            "with the names of tensors and of their files"
+        )
+    for file in sorted(set(map(str, names.values()))):
         # A name is a file of this folder, never a path out of it.
-        if Path(name).name != name or not (folder / name).is_file():
-            raise ModelError(f"{index} names {name!r}, which is not a file of the folder")
-    return [folder / name for name in names]
-
-
-def _stored_dtype(path: Path) -> torch.dtype:
-    for _, tensor in _tensors(path):
-        return tensor.dtype
-    raise ModelError(f"{path} holds no tensors")
-
-
-def _fill(model: Qwen2VL, folder: Path, files: list[Path]) -> None:
-    wanted = dict(model.named_parameters())
-    tied = model.config.text.tie_word_embeddings
-    missing, unexpected, misshapen = set(wanted), [], []
-    for path in files:
-        for stored, tensor in _tensors(path):
-            name = hub_name(stored)
-            if name == "lm_head.weight" and tied:
-                continue
-            if name not in missing:
-                unexpected.append(stored)
-            elif wanted[name].shape != tensor.shape:
-                misshapen.append(
-                    f"{stored} is {list(tensor.shape)}, expected {list(wanted[name].shape)}"
-                )
-                missing.discard(name)
-            else:
-                wanted[name].data.copy_(tensor)
-                missing.discard(name)
-    for problem, names in (
-        ("missing", sorted(missing)),
-        ("unexpected or repeated", unexpected),
-        ("misshapen", misshapen),
-    ):
-        if names:
-            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        plain = bool(file) and file not in (".", "..") and not set(file) & set("/\\\0")
+        if not plain or not file.endswith(".safetensors") or not folder.exists(file):
             raise ModelError(
-                f"{folder}: {len(names)} tensors are {problem}: {'; '.join(names[:5])}{more}"
+                f"{where} names {file!r:.200}, which is not a safetensors file of the folder"
+            )
+    return {str(name): str(file) for name, file in names.items()}
+
+
+def _matched(
+    folder: Folder,
+    headers: dict[str, list[StoredTensor]],
+    wanted: dict[str, torch.nn.Parameter],
+    tied: bool,
+) -> dict[str, _Source]:
+    """For each parameter the tensor that is to fill it; also that of a head that is tied."""
+    sources: dict[str, _Source] = {}
+    problems: dict[str, list[str]] = {
+        kind: [] for kind in ("missing", "unexpected", "repeated", "misshapen", "of another dtype")
+    }
+    for file, tensors in headers.items():
+        for tensor in tensors:
+            name = hub_name(tensor.name)
+            twin = _EMBEDDING if name == _HEAD and tied else name
+            if twin not in wanted:
+                problems["unexpected"].append(named(tensor.name))
+            elif name in sources:
+                first = sources[name]
+                problems["repeated"].append(f"{named(tensor.name)} ({file}, also {first.file})")
+            else:
+                sources[name] = _Source(file, tensor)
+                shape = tuple(wanted[twin].shape)
+                if tensor.shape != shape:
+                    problems["misshapen"].append(
+                        f"{tensor.name} is {list(tensor.shape)}, expected {list(shape)}"
+                    )
+                elif tensor.dtype not in FLOATS:
+                    problems["of another dtype"].append(
+                        f"{tensor.name} is {tensor.dtype}, expected one of {', '.join(FLOATS)}"
+                    )
+    problems["missing"] += sorted(set(wanted) - set(sources))
+    found = [_sentence(kind, names) for kind, names in problems.items() if names]
+    if found:
+        raise ModelError(f"{folder}: {'. '.join(found)}")
+    return sources
+
+
+def _sentence(kind: str, names: list[str]) -> str:
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    verb = "tensor is" if len(names) == 1 else "tensors are"
+    return f"{len(names)} {verb} {kind}: {'; '.join(names[:8])}{more}"
+
+
+def _refuse_quantised(folder: Folder, headers: dict[str, list[StoredTensor]]) -> None:
+    for file, tensors in headers.items():
+        for tensor in tensors:
+            if tensor.name.rpartition(".")[2] in _QUANTISED:
+                raise ModelError(
+                    f"{folder.path(file)}: the weights are quantised (it holds "
+                    f"{named(tensor.name)}), which is not supported: use the unquantised checkpoint"
+                )
+
+
+def _check_index(
+    folder: Folder, index: dict[str, str], headers: dict[str, list[StoredTensor]]
+) -> None:
+    """Raises ModelError unless every tensor of the index is in the file that the index names."""
+    held = {tensor.name: file for file, tensors in headers.items() for tensor in tensors}
+    for name, file in index.items():
+        if held.get(name) != file:
+            found = f"{held[name]} has" if name in held else "none of its files has"
+            raise ModelError(
+                f"{folder.path(INDEX)} looks for {named(name)} in {file}, but {found} it"
             )
 
 
-def _tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 - the handle is no mapping
-                yield name, file.get_tensor(name)
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path} is not a readable safetensors file: {error}") from None
+def _main_dtype(sources: Sequence[_Source]) -> torch.dtype:
+    held = dict.fromkeys(FLOATS, 0)
+    for source in sources:
+        width = torch.finfo(FLOATS[source.tensor.dtype]).bits // 8
+        held[source.tensor.dtype] += (source.tensor.stop - source.tensor.start) // width
+    return FLOATS[max(held, key=lambda name: held[name])]
+
+
+def _check_head(folder: Folder, head: _Source, embedding: torch.Tensor) -> None:
+    """Raises ModelError unless the stored head is the embedding that it shall share."""
+    flat = embedding.detach().view(-1)
+    for _, first, values in read_values(folder, head.file, [head.tensor]):
+        same = flat[first : first + len(values)]
+        if not torch.equal(values.to(same.device, same.dtype), same):
+            raise ModelError(
+                f"{folder.path(head.file)}: {head.tensor.name} differs from {_EMBEDDING}, but "
+                "tie_word_embeddings in config.json says that they are one: set it to false"
+            )
 
 
 def hub_name(name: str) -> str:

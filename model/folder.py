@@ -1,0 +1,180 @@
+"""Turns the name of a checkpoint folder, a path or any fsspec URL, into the bytes of its files.
+
+The one place where `model` touches files of a checkpoint. It does not know what the files mean.
+Credentials and endpoints are those of fsspec's file systems (for s3:// the ways of AWS).
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import fsspec
+from fsspec import AbstractFileSystem
+from fsspec.implementations.local import LocalFileSystem
+
+from model.errors import ModelError
+
+_LARGEST_TEXT = 256 * 1024 * 1024  # bytes of a file that is read whole; tokenizers have some 10 MB
+_SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*(?:://|::)")
+_URL = re.compile(r"\b[a-zA-Z][a-zA-Z0-9+.-]*://[^\s'\"<>]+")
+
+
+class Folder:
+    """A folder in hub format. `str()` of it is its name for messages, without what may be secret.
+
+    fs, root: the file system and the folder's path on it. is_local: files can be opened by path.
+    """
+
+    def __init__(self, where: str, fs: AbstractFileSystem, root: str) -> None:
+        self._where = shown(where)
+        self.fs = fs
+        self.root = root
+
+    @classmethod
+    def of(cls, where: "str | Path | Folder") -> "Folder":
+        """The folder at a path, or at a URL such as s3://bucket/model or hf://owner/name.
+
+        Of a URL nothing is read yet. Raises ModelError for a path that is no folder, and for a URL
+        whose scheme is unknown or whose driver is not installed.
+        """
+        if isinstance(where, Folder):
+            return where
+        text = str(where)
+        if _SCHEME.match(text) is None or isinstance(where, Path):
+            return cls._on_disk(text, Path(text).expanduser())
+        if text.lower().startswith("file://"):
+            return cls._on_disk(text, local_path(text))
+        try:
+            # A listing that is kept would hide what is written after it.
+            fs, root = fsspec.core.url_to_fs(text, use_listings_cache=False)
+        except Exception as error:  # each driver has its own
+            raise ModelError(f"{shown(text)} cannot be opened: {plain(error)}") from error
+        return cls(text, fs, root.rstrip("/"))
+
+    @classmethod
+    def _on_disk(cls, where: str, path: Path) -> "Folder":
+        try:
+            if path.is_dir():
+                return cls(where, LocalFileSystem(), str(path.absolute()))
+            kind = "a file" if path.exists() else "no such folder"
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{where!r} cannot be opened: {error}") from None
+        hint = (
+            f" (a model of the hub is hf://{where})"
+            if re.fullmatch(r"[\w.-]+/[\w.-]+", where) and kind != "a file"
+            else ""
+        )
+        raise ModelError(f"{where}: found {kind}, expected a checkpoint folder{hint}")
+
+    def __str__(self) -> str:
+        return self._where
+
+    @property
+    def is_local(self) -> bool:
+        return isinstance(self.fs, LocalFileSystem)
+
+    def path(self, name: str) -> str:
+        """What messages call the file `name`."""
+        return f"{self._where.rstrip('/')}/{name}"
+
+    def full(self, name: str) -> str:
+        """The path of the file `name` on the folder's file system.
+
+        Raises ModelError for a name that leads out of the folder: names also come from its files.
+        """
+        if not name or name in (".", "..") or any(one in name for one in "/\\\0"):
+            raise ModelError(f"{self}: {name!r} is no name of a file of the folder")
+        return f"{self.root}/{name}"
+
+    def size(self, name: str) -> int | None:
+        """Bytes of the file `name`; None if there is no such file. Raises ModelError."""
+        full = self.full(name)
+        try:
+            info = self.fs.info(full)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except Exception as error:
+            raise ModelError(f"{self.path(name)} cannot be read: {plain(error)}") from error
+        if info["type"] != "file":
+            return None
+        if info.get("size") is None:
+            raise ModelError(f"{self.path(name)}: the server does not say how large the file is")
+        return int(info["size"])
+
+    def exists(self, name: str) -> bool:
+        """Whether the folder has a file `name`. Raises ModelError if that cannot be found out."""
+        return self.size(name) is not None
+
+    def read_range(self, name: str, start: int, stop: int) -> bytes:
+        """Bytes `start` to `stop` of the file `name`, all of them. Raises ModelError."""
+        if start == stop:
+            return b""
+        try:
+            content = bytes(self.fs.cat_file(self.full(name), start=start, end=stop))
+        except ModelError:
+            raise
+        except Exception as error:
+            raise ModelError(f"{self.path(name)} cannot be read: {plain(error)}") from error
+        if len(content) != stop - start:
+            raise ModelError(
+                f"{self.path(name)}: got {len(content)} bytes, expected the {stop - start} from "
+                f"byte {start} on"
+            )
+        return content
+
+    def read(self, name: str) -> bytes | None:
+        """The content of a file; None if there is no such file. Raises ModelError for any other
+        reason why it cannot be read, and for more than 256 MiB.
+        """
+        size = self.size(name)
+        if size is None:
+            return None
+        if size > _LARGEST_TEXT:
+            raise ModelError(
+                f"{self.path(name)} has {size} bytes, expected at most {_LARGEST_TEXT}"
+            )
+        return self.read_range(name, 0, size)
+
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """The JSON object in a file; None if there is no such file. ModelError if it holds
+        anything else.
+        """
+        content = self.read(name)
+        return None if content is None else parse_json(content, self.path(name))
+
+
+def parse_json(content: bytes, where: str) -> dict[str, Any]:
+    """A JSON object from bytes; `where` names them in errors. Raises ModelError."""
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{where} cannot be read as JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ModelError(f"{where}: found a JSON {type(value).__name__}, expected an object")
+    return value
+
+
+def local_path(url: str) -> Path:
+    """The path of a file:// URL; percent signs are decoded unless such a file is there."""
+    text = re.sub(r"^file://(localhost(?=/))?", "", url, flags=re.IGNORECASE)
+    path = Path(text)
+    return path if path.exists() else Path(unquote(text))
+
+
+def shown(url: str) -> str:
+    """A path as it is; a URL without user, password, query and fragment, which may be secret."""
+    if _SCHEME.match(url) is None or url.lower().startswith("file://"):
+        return url
+    return _URL.sub(lambda found: re.sub(r"://[^/]*@|[?#].*", _bare, found.group()), url)
+
+
+def plain(error: Exception) -> str:
+    """A library's exception in words, without what may be secret."""
+    text = _URL.sub(lambda found: shown(found.group()), str(error)).strip()
+    return text.split("\n")[0] or type(error).__name__
+
+
+def _bare(found: "re.Match[str]") -> str:
+    return "://" if found.group().startswith("://") else ""
