@@ -1,170 +1,222 @@
-"""Attention over packed sequences, and the dense cache of keys and values.
+"""What a decoder layer calls for attention: over packed prompts, over a cache, or both.
 
 Everything is packed: tokens of many sequences stand one after the other, with their lengths beside
-them, and no token attends outside its own sequence. It does not know layers, positions or weights.
+them, and no token attends outside its own sequence. It does not know positions or weights.
 """
 
 from collections.abc import Sequence
-from itertools import groupby
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 
-AttentionName = Literal["sdpa", "eager"]
+from model.cache import KeyValueCache
+from model.flash import Boundaries, does_cached_keys, flash_cached
+from model.kernels import (
+    AttentionName,
+    attention,
+    check_attention,
+    packed_attention,
+    window_mask,
+)
+
+__all__ = [
+    "Attend",
+    "AttentionName",
+    "CachedCausal",
+    "DecodeStep",
+    "KeyValueCache",
+    "PackedCausal",
+    "attention",
+    "check_attention",
+    "packed_attention",
+]
 
 
 class Attend(Protocol):
     """What a decoder layer calls: q [T, H, d], k and v [T, Hkv, d] of layer `layer` -> [T, H,
     d].
+
+    lengths: new tokens per sequence, in order; they sum to T.
+    window: the layer's sliding window: key j is visible to query i of its sequence iff
+        i - window < j <= i; None: every key up to i.
     """
+
+    @property
+    def lengths(self) -> Sequence[int]: ...
 
     def __call__(
-        self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+        self,
+        layer: int,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        window: int | None = None,
     ) -> torch.Tensor: ...
-
-
-def attention(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    *,
-    causal: bool,
-    mask: torch.Tensor | None = None,
-    name: AttentionName = "sdpa",
-) -> torch.Tensor:
-    """Softmax attention of q [B, H, Q, d] over k, v [B, Hkv, K, d]; scale 1/sqrt(d). -> [B, H, Q,
-    d].
-
-    Query head i reads key-value head i // (H / Hkv). `mask` is boolean, true where a key is
-    visible, and broadcasts to [B, H, Q, K]. "eager" keeps its softmax in float32 and is cheap to
-    differentiate.
-    """
-    groups = q.shape[1] // k.shape[1]
-    if groups > 1:
-        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-    if name == "sdpa":
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
-    weights = (q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5
-    if causal:
-        visible = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
-        weights = weights.masked_fill(~visible, float("-inf"))
-    if mask is not None:
-        weights = weights.masked_fill(~mask, float("-inf"))
-    out: torch.Tensor = weights.softmax(dim=-1, dtype=torch.float32).to(q.dtype) @ v
-    return out
-
-
-def packed_attention(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    lengths: Sequence[int],
-    *,
-    causal: bool,
-    name: AttentionName = "sdpa",
-) -> torch.Tensor:
-    """Attention of each sequence over itself: q [T, H, d], k and v [T, Hkv, d] -> [T, H, d].
-
-    lengths: of the sequences, in order; they sum to T.
-    Neighbours of equal length go through one batched call.
-    """
-    pieces, start = [], 0
-    for length, run in groupby(lengths):
-        count = sum(1 for _ in run)
-        rows = slice(start, start + count * length)
-        start = rows.stop
-        batch = (t[rows].view(count, length, *t.shape[1:]).transpose(1, 2) for t in (q, k, v))
-        pieces.append(attention(*batch, causal=causal, name=name).transpose(1, 2).flatten(0, 1))
-    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
 class PackedCausal:
     """Attend for a forward pass or a prefill: each sequence over itself, causally.
 
-    With a cache, the keys and values of sequence i are stored in its row i.
+    With a cache, the keys and values of sequence i are stored in its row i. dropout: of the
+    weights, for training.
+    weights: with record=True and "eager", the weights of each layer's calls, in order: [sequences
+        of one length, H, L, L] each.
     """
 
     def __init__(
         self,
         lengths: Sequence[int],
         name: AttentionName = "sdpa",
-        cache: "KeyValueCache | None" = None,
+        cache: KeyValueCache | None = None,
+        dropout: float = 0.0,
+        record: bool = False,
     ) -> None:
         self.lengths = list(lengths)
         self.name: AttentionName = name
         self.cache = cache
+        self.dropout = dropout
+        self.weights: list[list[torch.Tensor]] | None = [] if record else None
+        self.boundaries: Boundaries | None = None
 
     def __call__(
-        self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+        self,
+        layer: int,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        window: int | None = None,
     ) -> torch.Tensor:
         if self.cache is not None:
             start = 0
             for row, length in enumerate(self.lengths):
-                self.cache.keys[layer][row, :, :length] = k[start : start + length].transpose(0, 1)
-                self.cache.values[layer][row, :, :length] = v[start : start + length].transpose(
-                    0, 1
-                )
+                new = slice(start, start + length)
+                self.cache.keys[layer][row, :, :length] = k[new].transpose(0, 1)
+                self.cache.values[layer][row, :, :length] = v[new].transpose(0, 1)
                 start += length
-        return packed_attention(q, k, v, self.lengths, causal=True, name=self.name)
-
-
-class KeyValueCache:
-    """Keys and values of a batch of sequences, dense: per layer [B, Hkv, capacity, d].
-
-    lengths: int64 [B], tokens stored per sequence; its owner (the engine) advances it.
-    """
-
-    def __init__(
-        self,
-        layers: int,
-        batch: int,
-        heads: int,
-        capacity: int,
-        dim: int,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> None:
-        shape = (batch, heads, capacity, dim)
-        # Zeros, not empty: masked slots enter a product with weight 0, and 0 * NaN is NaN.
-        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
-        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
-        self.lengths = torch.zeros(batch, dtype=torch.long, device=device)
-
-    def keep(self, rows: torch.Tensor) -> None:
-        """Keep only the sequences `rows` (int64 indices), in that order."""
-        self.keys = [k[rows] for k in self.keys]
-        self.values = [v[rows] for v in self.values]
-        self.lengths = self.lengths[rows]
+        if self.name == "flash" and self.boundaries is None:
+            self.boundaries = Boundaries(self.lengths, q.device)
+        return packed_attention(
+            q,
+            k,
+            v,
+            self.lengths,
+            causal=True,
+            name=self.name,
+            window=window,
+            dropout=self.dropout,
+            weights=_page(self.weights),
+            boundaries=self.boundaries,
+        )
 
 
 class DecodeStep:
     """Attend for one decode step: one new token per sequence, over all that is cached and
     itself.
+
+    span: one more than the longest sequence in the cache; None asks the device for it.
     """
 
-    def __init__(self, cache: KeyValueCache, name: AttentionName = "sdpa") -> None:
+    def __init__(
+        self, cache: KeyValueCache, name: AttentionName = "sdpa", span: int | None = None
+    ) -> None:
         self.cache = cache
         self.name: AttentionName = name
+        self.lengths = [1] * cache.batch
         self.slots = cache.lengths
-        self.span = int(cache.lengths.max()) + 1
+        self.span = int(cache.lengths.max()) + 1 if span is None else span
         self.rows = torch.arange(len(self.slots), device=self.slots.device)
-        self.mask = (torch.arange(self.span, device=self.slots.device) <= self.slots[:, None])[
-            :, None, None
-        ]
+        self.places = torch.arange(self.span, device=self.slots.device)
+        self.filled = (self.slots + 1).to(torch.int32)
+        self.mask = (self.places <= self.slots[:, None])[:, None, None]
 
     def __call__(
-        self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+        self,
+        layer: int,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        window: int | None = None,
     ) -> torch.Tensor:
         keys, values = self.cache.keys[layer], self.cache.values[layer]
         keys[self.rows, :, self.slots] = k
         values[self.rows, :, self.slots] = v
+        if self.name == "flash" and does_cached_keys():
+            return flash_cached(
+                q, keys.transpose(1, 2), values.transpose(1, 2), self.filled, window
+            )
+        mask = self.mask
+        if window is not None and window < self.span:
+            mask = mask & (self.places > self.slots[:, None] - window)[:, None, None]
         out = attention(
             q[:, :, None],
             keys[:, :, : self.span],
             values[:, :, : self.span],
             causal=False,
-            mask=self.mask,
+            mask=mask,
             name=self.name,
         )
         return out[:, :, 0]
+
+
+class CachedCausal:
+    """Attend for going on with any number of new tokens per sequence, none included, after what is
+    cached.
+
+    past: tokens in the cache per sequence. The cache must have room for the new ones. dropout and
+    weights: as in PackedCausal; the weights are [1, H, new, past + new] per sequence with new
+    tokens.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        past: Sequence[int],
+        cache: KeyValueCache,
+        name: AttentionName = "sdpa",
+        dropout: float = 0.0,
+        record: bool = False,
+    ) -> None:
+        self.lengths = list(lengths)
+        self.past = list(past)
+        self.cache = cache
+        self.name: AttentionName = name
+        self.dropout = dropout
+        self.weights: list[list[torch.Tensor]] | None = [] if record else None
+
+    def __call__(
+        self,
+        layer: int,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        window: int | None = None,
+    ) -> torch.Tensor:
+        keys, values = self.cache.keys[layer], self.cache.values[layer]
+        page, pieces, start = _page(self.weights), [], 0
+        for row, (past, new) in enumerate(zip(self.past, self.lengths, strict=True)):
+            if new == 0:
+                continue
+            rows = slice(start, start + new)
+            start += new
+            keys[row, :, past : past + new] = k[rows].transpose(0, 1)
+            values[row, :, past : past + new] = v[rows].transpose(0, 1)
+            out = attention(
+                q[rows].transpose(0, 1)[None],
+                keys[row, :, : past + new][None],
+                values[row, :, : past + new][None],
+                causal=False,
+                mask=window_mask(new, past + new, window, q.device)[None, None],
+                name=self.name,
+                dropout=self.dropout,
+                weights=page,
+            )
+            pieces.append(out[0].transpose(0, 1))
+        return torch.cat(pieces)
+
+
+def _page(weights: list[list[torch.Tensor]] | None) -> list[torch.Tensor] | None:
+    """A new list for one layer's weights, or None where none are kept."""
+    if weights is None:
+        return None
+    weights.append([])
+    return weights[-1]

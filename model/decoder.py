@@ -5,13 +5,21 @@ training, prefill and decode. It does not know pictures, vocabularies or caches.
 below `model.` are those of the hub checkpoints.
 """
 
+from collections.abc import Sequence
+
 import torch
-import torch.nn.functional as F
 from torch import nn
 
+from model.activations import activation
 from model.attention import Attend
 from model.config import TextConfig
-from model.rope import inverse_frequencies, rotate, text_rotation
+from model.rope import rotate, text_rotation
+from model.rope_types import (
+    attention_scaling,
+    frequencies_by_length,
+    scaled_frequencies,
+    sequence_lengths,
+)
 
 
 class RMSNorm(nn.Module):
@@ -34,6 +42,7 @@ class Attention(nn.Module):
     def __init__(self, config: TextConfig, layer: int) -> None:
         super().__init__()
         self.layer = layer
+        self.window = config.window(layer)
         self.head_dim = config.head_dim
         width, kv_width = config.hidden_size, config.num_key_value_heads * config.head_dim
         self.q_proj = nn.Linear(width, width)
@@ -48,21 +57,22 @@ class Attention(nn.Module):
             proj(x).unflatten(-1, (-1, self.head_dim))
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
-        out = attend(self.layer, rotate(q, *rotation), rotate(k, *rotation), v)
+        out = attend(self.layer, rotate(q, *rotation), rotate(k, *rotation), v, self.window)
         return self.o_proj(out.flatten(1))  # type: ignore[no-any-return]
 
 
 class SwiGLU(nn.Module):
-    """down(silu(gate(x)) * up(x)) (arXiv 2002.05202)."""
+    """down(act(gate(x)) * up(x)) (arXiv 2002.05202), act being silu in every published file."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
+        self.act = activation(config.hidden_act)
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))  # type: ignore[no-any-return]
+        return self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))  # type: ignore[no-any-return]
 
 
 class DecoderLayer(nn.Module):
@@ -90,15 +100,21 @@ class Decoder(nn.Module):
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = nn.Embedding(
+            config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id
+        )
         self.layers = nn.ModuleList(
             DecoderLayer(config, i) for i in range(config.num_hidden_layers)
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.register_buffer("inv_freq", self._frequencies(), persistent=False)
+        self.scaling = attention_scaling(config.rope, config.max_position_embeddings)
 
     def _frequencies(self) -> torch.Tensor:
-        return inverse_frequencies(self.config.head_dim, self.config.rope_theta)
+        config = self.config
+        return scaled_frequencies(
+            config.rope, config.head_dim, config.rope_theta, config.max_position_embeddings
+        )
 
     def reset_frequencies(self, device: torch.device) -> None:
         """Compute the float32 frequencies anew, after the module was built without memory or
@@ -106,16 +122,42 @@ class Decoder(nn.Module):
         """
         self.inv_freq = self._frequencies().to(device)
 
+    def rotation(
+        self, positions: torch.Tensor, lengths: Sequence[int], dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosine and sine, `dtype` [T, head_dim] each, of positions [3, T] of packed sequences.
+
+        Where the frequencies follow the length of the sequence (rope types dynamic and longrope),
+        that is 1 + the largest position of the sequence in this call, for each sequence alone: no
+        sequence changes another, and no call the next.
+        """
+        config, inv_freq = self.config, self.inv_freq
+        if config.rope.follows_length:
+            longest = sequence_lengths(positions, lengths)
+            inv_freq = frequencies_by_length(
+                config.rope, inv_freq, longest, config.rope_theta, config.max_position_embeddings
+            )
+        return text_rotation(positions, inv_freq, config.mrope_section, dtype, self.scaling)
+
     def forward(
-        self, embeddings: torch.Tensor, positions: torch.Tensor, attend: Attend
+        self,
+        embeddings: torch.Tensor,
+        positions: torch.Tensor,
+        attend: Attend,
+        states: list[torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """Embeddings [T, hidden], int64 positions [3, T] -> final hidden states [T, hidden],
         normalised.
+
+        states: gathers the input of every layer and, last, the result: layers + 1 tensors.
         """
-        rotation = text_rotation(
-            positions, self.inv_freq, self.config.mrope_section, embeddings.dtype
-        )
+        rotation = self.rotation(positions, attend.lengths, embeddings.dtype)
         x = embeddings
         for layer in self.layers:
+            if states is not None:
+                states.append(x)
             x = layer(x, rotation, attend)
-        return self.norm(x)  # type: ignore[no-any-return]
+        x = self.norm(x)
+        if states is not None:
+            states.append(x)
+        return x  # type: ignore[no-any-return]

@@ -67,27 +67,24 @@ def _grid_index(t: int, h: int, w: int) -> torch.Tensor:
     ).flatten(1)
 
 
-def inverse_frequencies(dim: int, theta: float) -> torch.Tensor:
-    """theta^(-2i/dim) for i < dim/2: float32 [dim/2]."""
-    return 1.0 / (theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim))
-
-
 def text_rotation(
     positions: torch.Tensor,
     inv_freq: torch.Tensor,
     section: tuple[int, int, int],
     dtype: torch.dtype,
+    scaling: float = 1.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Cosine and sine for the decoder: `dtype` [T, head_dim] each, from int64 positions [3, T].
 
-    The head_dim/2 frequencies are cut into three chunks of `section` sizes, each turned by its own
-    axis.
+    inv_freq: float32 [head_dim/2], or [T, head_dim/2] where they differ by token. The head_dim/2
+    frequencies are cut into three chunks of `section` sizes, each turned by its own axis. scaling:
+    multiplies both, in float32.
     """
     angles = positions[..., None].float() * inv_freq
     chunks = torch.split(angles, list(section), dim=-1)
     chosen = torch.cat([chunk[axis] for axis, chunk in enumerate(chunks)], dim=-1)
     full = torch.cat((chosen, chosen), dim=-1)
-    return full.cos().to(dtype), full.sin().to(dtype)
+    return (full.cos() * scaling).to(dtype), (full.sin() * scaling).to(dtype)
 
 
 def vision_rotation(

@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model.attention import AttentionName, packed_attention
+from model.activations import activation
+from model.attention import AttentionName, check_attention, packed_attention
 from model.config import VisionConfig
-from model.rope import Grid, inverse_frequencies, rotate, vision_rotation
-
-THETA = 10000.0
+from model.flash import HALF, Boundaries
+from model.rope import Grid, rotate, vision_rotation
+from model.rope_types import inverse_frequencies
 
 
 class PatchEmbed(nn.Module):
@@ -31,10 +32,27 @@ class PatchEmbed(nn.Module):
         )
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
-        """Patches [N, C*T*ph*pw] -> [N, embed_dim]. Kernel equals stride, so a matrix product
-        suffices.
+        """Patches [N, C*T*ph*pw] -> [N, embed_dim].
+
+        Kernel equals stride, so a matrix product suffices, and is some four times as fast as the
+        convolution. In half precision on a CPU the convolution is taken, though: the two round
+        sums on the edge differently, and so the whole network rounds as the reference does.
         """
-        return F.linear(patches.to(self.proj.weight.dtype), self.proj.weight.flatten(1))
+        weight = self.proj.weight
+        patches = patches.to(weight.dtype)
+        if weight.device.type == "cpu" and weight.dtype in HALF:
+            cubes = patches.reshape(-1, *weight.shape[1:])
+            return self.proj(cubes).flatten(1)  # type: ignore[no-any-return]
+        return F.linear(patches, weight.flatten(1))
+
+
+class Frames:
+    """How one call's patches fall into frames, for attention under a name."""
+
+    def __init__(self, grids: Sequence[Grid], name: AttentionName, device: torch.device) -> None:
+        self.lengths = [h * w for t, h, w in grids for _ in range(t)]
+        self.name: AttentionName = name
+        self.boundaries = Boundaries(self.lengths, device) if name == "flash" else None
 
 
 class VisionAttention(nn.Module):
@@ -50,14 +68,22 @@ class VisionAttention(nn.Module):
         self,
         x: torch.Tensor,
         rotation: tuple[torch.Tensor, torch.Tensor],
-        lengths: Sequence[int],
-        name: AttentionName,
+        frames: Frames,
     ) -> torch.Tensor:
-        """Turns x [N, D], float32 rotation [N, head_dim] each, lengths of the frames -> [N, D]."""
+        """Turns x [N, D], float32 rotation [N, head_dim] each, the frames' lengths -> [N, D]."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(1)
         # The reference turns queries and keys in float32 here, unlike in the decoder.
         q, k = (rotate(t.float(), *rotation).to(v.dtype) for t in (q, k))
-        return self.proj(packed_attention(q, k, v, lengths, causal=False, name=name).flatten(1))  # type: ignore[no-any-return]
+        out = packed_attention(
+            q,
+            k,
+            v,
+            frames.lengths,
+            causal=False,
+            name=frames.name,
+            boundaries=frames.boundaries,
+        )
+        return self.proj(out.flatten(1))  # type: ignore[no-any-return]
 
 
 class VisionMlp(nn.Module):
@@ -66,13 +92,12 @@ class VisionMlp(nn.Module):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         inner = int(config.embed_dim * config.mlp_ratio)
+        self.act = activation(config.hidden_act)
         self.fc1 = nn.Linear(config.embed_dim, inner)
         self.fc2 = nn.Linear(inner, config.embed_dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.fc1(x)
-        # "quick GELU", the sigmoid approximation of arXiv 1606.08415.
-        return self.fc2(x * torch.sigmoid(1.702 * x))  # type: ignore[no-any-return]
+        return self.fc2(self.act(self.fc1(x)))  # type: ignore[no-any-return]
 
 
 class VisionBlock(nn.Module):
@@ -89,15 +114,14 @@ class VisionBlock(nn.Module):
         self,
         x: torch.Tensor,
         rotation: tuple[torch.Tensor, torch.Tensor],
-        lengths: Sequence[int],
-        name: AttentionName,
+        frames: Frames,
     ) -> torch.Tensor:
-        x = x + self.attn(self.norm1(x), rotation, lengths, name)
+        x = x + self.attn(self.norm1(x), rotation, frames)
         return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
 
 
 class PatchMerger(nn.Module):
-    """Joins each 2x2 group of patches into one token of the decoder's width."""
+    """Joins each merge group of patches (2 x 2 as published) into one token for the decoder."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -121,26 +145,57 @@ class VisionTower(nn.Module):
         self.patch_embed = PatchEmbed(config)
         self.blocks = nn.ModuleList(VisionBlock(config) for _ in range(config.depth))
         self.merger = PatchMerger(config)
-        self.rotated_dim = config.head_dim // 2
-        self.register_buffer(
-            "inv_freq", inverse_frequencies(self.rotated_dim, THETA), persistent=False
-        )
+        self.config = config
+        self.register_buffer("inv_freq", self._frequencies(), persistent=False)
+
+    def _frequencies(self) -> torch.Tensor:
+        return inverse_frequencies(self.config.head_dim // 2, self.config.rope_theta)
 
     def reset_frequencies(self, device: torch.device) -> None:
         """Compute the float32 frequencies anew, after the module was built without memory or
         cast.
         """
-        self.inv_freq = inverse_frequencies(self.rotated_dim, THETA).to(device)
+        self.inv_freq = self._frequencies().to(device)
 
     def forward(
-        self, patches: torch.Tensor, grids: Sequence[Grid], name: AttentionName = "sdpa"
+        self,
+        patches: torch.Tensor,
+        grids: torch.Tensor | Sequence[Grid],
+        name: str = "sdpa",
     ) -> torch.Tensor:
-        """Normalised patches [N, C*T*ph*pw] of media with `grids` (N = sum t*h*w) -> [N/4,
-        hidden_size].
+        """Visual tokens [N / merge^2, hidden_size] of normalised patches [N, C*T*ph*pw].
+
+        grids: (t, h, w) in patches of each picture or video, as rows of an integer tensor or
+            tuples; N is the sum of t*h*w.
+        name: of the attention, see `check_attention`.
+        Raises ValueError where the patches do not match the grids.
         """
-        rotation = vision_rotation(grids, self.inv_freq)
-        lengths = [h * w for t, h, w in grids for _ in range(t)]
+        config = self.config
+        listed = grid_list(grids, config.spatial_merge_size)
+        wanted = sum(t * h * w for t, h, w in listed)
+        if patches.ndim != 2 or patches.shape != (wanted, config.patch_dim):
+            raise ValueError(
+                f"the patches are {list(patches.shape)}, and the grids want "
+                f"{[wanted, config.patch_dim]}"
+            )
+        weight = self.patch_embed.proj.weight
+        frames = Frames(listed, check_attention(name, weight.device, weight.dtype), weight.device)
+        rotation = vision_rotation(listed, self.inv_freq, config.spatial_merge_size)
         x = self.patch_embed(patches)
         for block in self.blocks:
-            x = block(x, rotation, lengths, name)
+            x = block(x, rotation, frames)
         return self.merger(x)  # type: ignore[no-any-return]
+
+
+def grid_list(grids: torch.Tensor | Sequence[Grid], merge: int) -> list[Grid]:
+    """Grids as tuples. Raises ValueError for one that is not three positive integers, or whose
+    rows and columns do not divide by `merge`.
+    """
+    rows = grids.tolist() if isinstance(grids, torch.Tensor) else [list(grid) for grid in grids]
+    for row in rows:
+        whole = isinstance(row, list) and len(row) == 3 and all(type(n) is int for n in row)
+        if not whole or min(row) < 1 or row[1] % merge or row[2] % merge:
+            raise ValueError(
+                f"a grid is {row}, expected t, h and w, h and w being multiples of {merge}"
+            )
+    return [(t, h, w) for t, h, w in rows]

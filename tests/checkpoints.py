@@ -4,7 +4,7 @@ import json
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
@@ -28,12 +28,15 @@ OTHER_FILES = (
 class Shape:
     """A checkpoint to write. `text`, `vision`: keys of config.json that differ from the embedded
     model's.
+    layout: "flat" as on the hub in 2024; "both" as 4.5x writes it, flat and text_config; "nested"
+        as 5.x does.
+    memory_names: the tensors bear the names that 5.x has in memory.
     """
 
     text: dict[str, Any] = field(default_factory=dict)
     vision: dict[str, Any] = field(default_factory=dict)
     shards: int = 1
-    nested: bool = False
+    layout: Literal["flat", "both", "nested"] = "flat"
     memory_names: bool = False
 
 
@@ -56,7 +59,73 @@ SHAPES = {
         {"hidden_size": 192, "embed_dim": 160, "num_heads": 2, "depth": 2},
     ),
     "nested, names of 5.x": Shape(
-        {"num_hidden_layers": 2}, nested=True, memory_names=True, shards=2
+        {"num_hidden_layers": 2}, layout="nested", memory_names=True, shards=2
+    ),
+    "flat and nested, of 4.5x": Shape({"num_hidden_layers": 2}, layout="both"),
+    "another vision tower": Shape(
+        {"num_hidden_layers": 2},
+        {"depth": 6, "embed_dim": 96, "num_heads": 3, "mlp_ratio": 2},
+    ),
+    # Sizes at which the 16 frequencies of base 20 fall into every band of the rule.
+    "yarn": Shape(
+        {
+            "num_hidden_layers": 2,
+            "rope_scaling": {
+                "type": "yarn",
+                "factor": 4.0,
+                "original_max_position_embeddings": 512,
+                "mrope_section": [4, 6, 6],
+            },
+        }
+    ),
+    "linear": Shape(
+        {
+            "num_hidden_layers": 2,
+            "rope_scaling": {"type": "linear", "factor": 2.0, "mrope_section": [4, 6, 6]},
+        },
+        layout="both",
+    ),
+    # The context is so long that the reference never leaves its own frequencies behind.
+    "dynamic": Shape(
+        {
+            "num_hidden_layers": 2,
+            "rope_scaling": {"type": "dynamic", "factor": 2.0, "mrope_section": [4, 6, 6]},
+        }
+    ),
+    "llama3": Shape(
+        {
+            "num_hidden_layers": 2,
+            "rope_scaling": {
+                "rope_type": "llama3",
+                "factor": 4.0,
+                "low_freq_factor": 2.0,
+                "high_freq_factor": 8.0,
+                "original_max_position_embeddings": 128,
+                "mrope_section": [4, 6, 6],
+            },
+        },
+        layout="nested",
+    ),
+    "longrope": Shape(
+        {
+            "num_hidden_layers": 2,
+            "rope_scaling": {
+                "rope_type": "longrope",
+                "factor": 4.0,
+                "original_max_position_embeddings": 64,
+                "short_factor": [1.0 + 0.05 * i for i in range(16)],
+                "long_factor": [1.0 + 0.4 * i for i in range(16)],
+                "mrope_section": [4, 6, 6],
+            },
+        }
+    ),
+    "sliding window": Shape(
+        {
+            "num_hidden_layers": 3,
+            "use_sliding_window": True,
+            "sliding_window": 8,
+            "max_window_layers": 1,
+        }
     ),
 }
 
@@ -69,7 +138,7 @@ def write_checkpoint(folder: Path, shape: Shape, seed: int = 0) -> Path:
     flat = config_dict() | shape.text
     flat["vision_config"] = {**flat["vision_config"], **shape.vision}  # type: ignore[dict-item]
     flat["torch_dtype"] = "float32"
-    raw = _nested(flat) if shape.nested else flat
+    raw = {"flat": dict, "both": _both, "nested": _nested}[shape.layout](flat)
     (folder / "config.json").write_text(json.dumps(raw))
     tensors = _random_tensors(flat, seed)
     if shape.memory_names:
@@ -115,11 +184,27 @@ def _nested(flat: dict[str, Any]) -> dict[str, Any]:
     }
     text["model_type"] = "qwen2_vl_text"
     text["rope_parameters"] = {
-        "rope_type": "default",
+        "rope_type": _rope_type(flat),
         "rope_theta": flat["rope_theta"],
-        "mrope_section": flat["rope_scaling"]["mrope_section"],
+        **{k: v for k, v in flat["rope_scaling"].items() if k not in ("type", "rope_type")},
     }
     return {**top, "dtype": "float32", "text_config": text}
+
+
+def _both(flat: dict[str, Any]) -> dict[str, Any]:
+    """The layout of transformers 4.5x: every key of the decoder twice."""
+    kind = _rope_type(flat)
+    scaling = flat["rope_scaling"] | {"type": kind, "rope_type": kind}
+    raw = flat | {"rope_scaling": scaling}
+    own = ("architectures", "vision_config", "image_token_id", "video_token_id")
+    text = {k: v for k, v in raw.items() if k not in own}
+    return raw | {"text_config": text | {"model_type": "qwen2_vl_text"}}
+
+
+def _rope_type(flat: dict[str, Any]) -> str:
+    scaling = flat["rope_scaling"]
+    kind = scaling.get("rope_type", scaling.get("type"))
+    return "default" if kind == "mrope" else kind
 
 
 def _memory_name(name: str) -> str:

@@ -1,6 +1,7 @@
 """Configuration: the layouts of the hub and of the reference's writers, and clear refusals."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from model.config import config_from_dict, load_config
 from model.errors import ModelError
 from model.qwen2_vl import Qwen2VL
 from model.tiny.folder import config_dict
+from tests import oracle
 from tests.checkpoints import SHAPES, write_checkpoint
 
 PUBLISHED = {
@@ -56,32 +58,82 @@ def test_flat_and_nested_layouts_say_the_same(tmp_path):
     assert config_from_dict(nested, "test") == load_config(flat)
 
 
+YARN = {"type": "yarn", "factor": 4.0, "mrope_section": [4, 6, 6]}
+LONG = {"type": "longrope", "short_factor": [1] * 16, "long_factor": [2.0] * 16}
+LLAMA3 = {"type": "llama3", "factor": 8, "low_freq_factor": 1, "high_freq_factor": 4}
+VISION = {"hidden_size": 128, "embed_dim": 128, "num_heads": 4}
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
         ({"model_type": "qwen3_vl"}, "model_type is 'qwen3_vl', expected 'qwen2_vl'"),
         ({"quantization_config": {"quant_method": "awq"}}, "the weights are quantised (awq)"),
-        ({"use_sliding_window": True}, "use_sliding_window is true, which is not supported"),
-        ({"rope_scaling": {"type": "yarn", "factor": 4}}, "rope type is 'yarn'"),
-        ({"hidden_act": "gelu"}, "hidden_act is 'gelu', expected 'silu'"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "the weights are quantised (gptq)"),
+        ({"quantization_config": {"bits": 4}}, "the weights are quantised (unknown)"),
+        ({"quantization_config": "fp8"}, "the weights are quantised (fp8)"),
+        ({"text_config": {"quantization_config": {"quant_method": "x"}}}, "quantised (x)"),
+        ({"text_config": [1]}, "text_config is [1], expected an object"),
         ({"hidden_size": "128"}, "hidden_size is '128', expected a positive integer"),
+        ({"hidden_size": True}, "hidden_size is True, expected a positive integer"),
         ({"vocab_size": None}, "vocab_size is None, expected a positive integer"),
+        ({"vocab_size": -5}, "vocab_size is -5, expected a positive integer"),
+        ({"max_position_embeddings": 1.5}, "max_position_embeddings is 1.5, expected a positive"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan, expected a positive number"),
+        ({"rope_theta": float("inf")}, "rope_theta is inf, expected a positive number"),
+        ({"attention_dropout": 1}, "attention_dropout is 1, expected a number of at least 0"),
+        ({"initializer_range": "a"}, "initializer_range is 'a', expected a positive number"),
+        ({"image_token_id": -1}, "image_token_id is -1, expected an integer >= 0"),
+        ({"pad_token_id": 520}, "pad_token_id is 520, expected less than vocab_size, 520"),
+        ({"tie_word_embeddings": "yes"}, "tie_word_embeddings is 'yes', expected true or false"),
+        ({"torch_dtype": "int8"}, "torch_dtype is 'int8', expected 'float32' or"),
+        ({"hidden_act": "tanh"}, "hidden_act is 'tanh', expected 'silu' or"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5, expected 1"),
         ({"num_attention_heads": 3}, "hidden_size 128 is not divisible by num_attention_heads 3"),
+        ({"num_key_value_heads": 3}, "4 is not divisible by num_key_value_heads 3"),
+        ({"rope_scaling": {"mrope_section": [16, 24, 24]}}, "sums to 64, expected half the head"),
+        ({"rope_scaling": {"mrope_section": [16]}}, "rope mrope_section is [16], expected three"),
+        ({"rope_scaling": {"mrope_section": "abc"}}, "mrope_section is 'abc', expected three"),
+        ({"rope_scaling": {"type": "su"}}, "rope type is 'su', expected 'mrope', 'default'"),
+        ({"rope_scaling": {"type": ["yarn"]}}, "rope type is ['yarn'], expected 'mrope'"),
+        ({"rope_scaling": YARN | {"speed": 1}}, "rope key 'speed' is not one of rope type 'yarn'"),
+        ({"rope_scaling": {"factor": 2}}, "rope key 'factor' is not one of rope type 'default'"),
+        ({"rope_scaling": {"type": "yarn"}}, "rope type 'yarn' has no key 'factor', which it"),
+        ({"rope_scaling": YARN | {"factor": "4"}}, "rope factor is '4', expected a positive"),
+        ({"rope_scaling": YARN | {"truncate": 1}}, "rope truncate is 1, expected true or false"),
+        ({"rope_scaling": YARN | {"partial_rotary_factor": 0.5}}, "partial_rotary_factor is 0.5"),
         (
-            {"num_key_value_heads": 3},
-            "num_attention_heads 4 is not divisible by num_key_value_heads 3",
+            {"rope_scaling": YARN, "original_max_position_embeddings": 512},
+            "original_max_position_embeddings is 512, expected 2048, as in the rope object",
+        ),
+        ({"rope_scaling": {"type": "linear", "factor": None}}, "rope factor is None, expected a"),
+        ({"rope_scaling": {"type": "dynamic"}}, "rope type 'dynamic' has no key 'factor'"),
+        ({"rope_scaling": LLAMA3 | {"high_freq_factor": 1}}, "expected more than low_freq_factor"),
+        ({"rope_scaling": LONG | {"long_factor": [1.0]}}, "long_factor has 1 numbers, expected 16"),
+        ({"rope_scaling": LONG | {"short_factor": 2}}, "expected a list of 16 positive numbers"),
+        ({"rope_scaling": 3}, "rope_scaling is 3, expected an object"),
+        (
+            {"layer_types": ["full_attention"] * 3},
+            "layer_types has 3 entries, expected one for each of the 4 layers",
+        ),
+        ({"layer_types": ["linear_attention"] * 4}, "expected a list of 'full_attention' and"),
+        ({"layer_types": ["sliding_attention"] * 4}, "but there is no window"),
+        (
+            {"use_sliding_window": True, "sliding_window": 0},
+            "sliding_window is 0, expected a positive",
         ),
         (
-            {"rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}},
-            "mrope_section [16, 24, 24] sums to 64, expected half the head size, 16",
-        ),
-        (
-            {"vision_config": {"hidden_size": 64, "embed_dim": 128, "num_heads": 4}},
+            {"vision_config": VISION | {"hidden_size": 64}},
             "vision_config.hidden_size 64 differs from the decoder's hidden_size 128",
         ),
+        ({"vision_config": VISION | {"hidden_act": "x"}}, "vision_config.hidden_act is 'x'"),
+        ({"vision_config": VISION | {"in_chans": 1}}, "in_channels is 1, expected 3: pictures"),
+        ({"vision_config": VISION | {"patch_size": [14, 16]}}, "patch_size is [14, 16], expected"),
+        ({"vision_config": VISION | {"depth": 0}}, "vision_config.depth is 0, expected a positive"),
+        ({"vision_config": VISION | {"num_heads": 3}}, "do not give a head size divisible by 4"),
         (
-            {"vision_config": {"hidden_act": "silu"}},
-            "vision_config.hidden_act is 'silu', expected 'quick_gelu'",
+            {"vision_config": VISION | {"rope_parameters": {"rope_type": "yarn"}}},
+            "vision_config.rope_parameters.rope_type is 'yarn', expected 'axial'",
         ),
     ],
 )
@@ -90,6 +142,60 @@ def test_what_cannot_be_honoured_is_refused(change, sentence):
         config_from_dict(config_dict() | change, "folder/config.json")
     assert str(caught.value).startswith("folder/config.json: ")
     assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_settings_are_read():
+    layers = ["full_attention", "sliding_attention", "full_attention", "sliding_attention"]
+    raw = config_dict() | {
+        "use_sliding_window": True,
+        "sliding_window": 9,
+        "layer_types": layers,
+        "attention_dropout": 0.1,
+        "initializer_range": 0.03,
+        "hidden_act": "gelu_pytorch_tanh",
+        "num_key_value_heads": None,
+        "vision_config": VISION
+        | {"patch_size": [16, 16], "temporal_patch_size": 1, "spatial_merge_size": 4}
+        | {"mlp_ratio": 2, "hidden_act": "relu", "rope_parameters": {"rope_theta": 50}},
+    }
+    config = config_from_dict(raw, "test")
+    assert [config.text.window(i) for i in range(4)] == [None, 9, None, 9]
+    assert config.text.attention_dropout == 0.1
+    assert config.text.initializer_range == 0.03
+    assert config.text.num_key_value_heads == 4
+    vision = config.vision
+    sizes = (vision.patch_size, vision.temporal_patch_size, vision.spatial_merge_size)
+    assert sizes == (16, 1, 4)
+    assert vision.patch_dim == 3 * 1 * 16 * 16
+    assert (vision.mlp_ratio, vision.hidden_act, vision.rope_theta) == (2.0, "relu", 50.0)
+    del raw["layer_types"]
+    raw |= {"max_window_layers": 1}
+    assert config_from_dict(raw, "test").text.windows == (None, 9, 9, 9)
+    raw |= {"sliding_window": None}
+    assert config_from_dict(raw, "test").text.windows == ()
+    nested = {"rope_scaling": YARN, "original_max_position_embeddings": 512}
+    both = config_from_dict(config_dict() | {"text_config": nested}, "test")
+    assert both.text.rope.original == 512
+
+
+def test_keys_that_nobody_reads_are_listed():
+    raw = config_dict() | {"use_cache": True, "speed": 1, "transformers_version": "5.23.0"}
+    raw["text_config"] = {"num_hidden_layers": 2, "depth": 3, "bos_token_id": 1}
+    raw["vision_config"] = {**raw["vision_config"], "window_size": 112}
+    config = config_from_dict(raw, "test")
+    assert config.unknown_keys == ("speed", "text_config.depth", "vision_config.window_size")
+    assert config_from_dict(config_dict(), "test").unknown_keys == ()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_what_the_references_writer_saves_says_the_same(tmp_path, shape):
+    folder = write_checkpoint(tmp_path / "ours", SHAPES[shape])
+    reference = oracle.transformers.Qwen2VLConfig.from_pretrained(str(folder))
+    reference.save_pretrained(str(tmp_path / "theirs"))
+    ours, theirs = load_config(folder), load_config(tmp_path / "theirs")
+    assert theirs.unknown_keys == ()
+    assert replace(theirs, dtype=None) == replace(ours, dtype=None)
 
 
 def test_a_folder_without_a_readable_config_is_refused(tmp_path):
