@@ -1,7 +1,8 @@
 """Turns an opened Pillow picture of any mode and orientation into upright RGB bytes.
 
 The rules are the reference's (transparency over white, then RGB), except for 16-bit grey, which the
-reference clips to white and which is scaled here, and for 32-bit modes, which are refused.
+reference clips to white and which is scaled here, for 32-bit modes, which are refused, and for the
+EXIF orientation, which the reference applies to files and not to open pictures.
 """
 
 import struct
@@ -24,14 +25,22 @@ _UPRIGHT: dict[int, Image.Transpose] = {
 }
 
 
-def upright_rgb(picture: Image.Image, note: Callable[[str], None]) -> npt.NDArray[np.uint8]:
+def upright_rgb(
+    picture: Image.Image, note: Callable[[str], None], convert: bool = True
+) -> npt.NDArray[np.uint8]:
     """uint8 [H, W, 3] of a loaded picture; `note` is told what was changed on the way.
 
-    Raises MediaError decode_unsupported for 32-bit grey and float pictures.
+    convert: False takes RGB as it is and refuses all other modes.
+    Raises MediaError decode_unsupported for those, and for 32-bit grey and float pictures.
     """
+    if not convert and picture.mode != "RGB":
+        raise MediaError(
+            "decode_unsupported",
+            f"the picture has the mode {picture.mode} and do_convert_rgb is false; expected RGB",
+        )
     # An orientation that the loader has applied already (TIFF) is no longer in the metadata.
     orientation = _orientation(picture)
-    rgb = _rgb(picture, note)
+    rgb = _rgb(picture, note) if convert else picture
     if orientation in _UPRIGHT:
         rgb = rgb.transpose(_UPRIGHT[orientation])
         note(f"turned upright (EXIF orientation {orientation})")

@@ -25,7 +25,7 @@ from PIL import (
 )
 
 from model.colour import upright_rgb
-from model.containers import Format, recognise
+from model.containers import recognise
 from model.errors import MediaError
 from model.image_rules import ImageRules
 from model.patches import normalize, patchify_image, patchify_video, resize, smart_resize
@@ -91,20 +91,25 @@ def decode_image(data: bytes, max_pixels: int | None = None) -> torch.Tensor:
     return read_image(data, max_pixels).pixels
 
 
-def read_image(data: bytes, max_pixels: int | None = None) -> DecodedImage:
-    """As `decode_image`, with the notes on what was changed."""
+def read_image(
+    data: bytes, max_pixels: int | None = None, convert_rgb: bool = True
+) -> DecodedImage:
+    """As `decode_image`, with the notes on what was changed.
+
+    convert_rgb: False refuses pictures that are stored in other colours (decode_unsupported).
+    """
     found = recognise(data)
     if found.kind != "image":
         raise MediaError(
             "decode_unsupported", f"the file is a {found.label}, a picture was asked for"
         )
     if found.name == "WEBP":  # its decoder takes memory for the canvas as soon as it is opened
-        _check_size(found, *_webp_size(data), max_pixels)
+        _check_size(found.label, *_webp_size(data), max_pixels)
     try:
         picture = _PLUGINS[found.name](io.BytesIO(data))
     except _PILLOW_ERRORS as error:
-        raise _damaged(found, error) from error
-    _check_size(found, *picture.size, max_pixels)
+        raise _damaged(found.label, error) from error
+    _check_size(found.label, *picture.size, max_pixels)
     notes: list[str] = []
     try:
         with _without_size_warning(picture):
@@ -112,18 +117,42 @@ def read_image(data: bytes, max_pixels: int | None = None) -> DecodedImage:
         if getattr(picture, "is_animated", False):
             picture.seek(0)
             notes.append("first frame of several")
-        pixels = upright_rgb(picture, notes.append)
+        return _decoded(picture, notes, convert_rgb)
     except _PILLOW_ERRORS as error:
-        raise _damaged(found, error) from error
+        raise _damaged(found.label, error) from error
+
+
+def take_picture(
+    picture: Image.Image, max_pixels: int | None = None, convert_rgb: bool = True
+) -> DecodedImage:
+    """The upright RGB pixels of an open picture, at the frame where it stands; as `read_image`.
+
+    Raises MediaError: media_empty, decode_unsupported, decode_too_large, decode_corrupt.
+    """
+    label = f"picture of mode {picture.mode}"
+    if 0 in picture.size:
+        raise MediaError("media_empty", f"the {label} is {picture.width} x {picture.height} pixels")
+    _check_size(label, *picture.size, max_pixels)
+    notes: list[str] = []
+    try:
+        with _without_size_warning(picture):
+            picture.load()
+        return _decoded(picture, notes, convert_rgb)
+    except _PILLOW_ERRORS as error:
+        raise _damaged(label, error) from error
+
+
+def _decoded(picture: Image.Image, notes: list[str], convert_rgb: bool) -> DecodedImage:
+    pixels = upright_rgb(picture, notes.append, convert_rgb)
     channels_first = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
     return DecodedImage(channels_first, tuple(notes))
 
 
-def _check_size(found: Format, width: int, height: int, max_pixels: int | None) -> None:
+def _check_size(label: str, width: int, height: int, max_pixels: int | None) -> None:
     if max_pixels is not None and width * height > max_pixels:
         raise MediaError(
             "decode_too_large",
-            f"the {found.label} is {width} x {height} = {width * height} pixels; "
+            f"the {label} is {width} x {height} = {width * height} pixels; "
             f"the limit is {max_pixels}",
         )
 
@@ -138,14 +167,14 @@ def _without_size_warning(picture: Image.Image) -> AbstractContextManager[object
     return warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning)
 
 
-def _damaged(found: Format, error: Exception) -> MediaError:
+def _damaged(label: str, error: Exception) -> MediaError:
     if isinstance(error, MediaError):
         return error
     if isinstance(
         error, (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError)
     ):
-        return MediaError("decode_too_large", f"the {found.label} is too large to decode: {error}")
-    return MediaError("decode_corrupt", f"the {found.label} is damaged: {error}")
+        return MediaError("decode_too_large", f"the {label} is too large to decode: {error}")
+    return MediaError("decode_corrupt", f"the {label} is damaged: {error}")
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:

@@ -13,17 +13,20 @@ class VisualInput:
     """One picture or one video, resized and cut into patches.
 
     kind: "image" or "video".
-    patches: uint8. [h*w, 3*14*14] for a picture (its two equal temporal slices are stored once),
-        [t*h*w, 3*2*14*14] for a video. Patches of one 2x2 merge group are neighbours.
-    grid_thw: (t, h, w) in patches; t counts pairs of frames.
+    patches: uint8. [h*w, 3*p*p] for a picture (its equal temporal slices are stored once),
+        [t*h*w, 3*T*p*p] for a video; p = patch size, T = temporal patch size. Patches of one merge
+        group are neighbours.
+    grid_thw: (t, h, w) in patches; t counts groups of T frames.
+    merge_size: merge_size x merge_size patches become one visual token.
     """
 
     kind: VisualKind
     patches: torch.Tensor
     grid_thw: tuple[int, int, int]
+    merge_size: int = 2
 
     @property
     def tokens(self) -> int:
-        """Visual tokens after the 2x2 merge."""
+        """Visual tokens after the merge."""
         t, h, w = self.grid_thw
-        return t * h * w // 4
+        return t * h * w // self.merge_size**2

@@ -1,15 +1,22 @@
 """Turns pixels into uint8 patches, and uint8 patches into the reference's numbers.
 
-Shapes: C = 3 colours, gh and gw = rows and columns of patches; patches of one 2x2 merge group are
-neighbours: the order is (rows, columns) of merge groups, then (rows, columns) within the group.
+Shapes: C = 3 colours, p = patch size, T = frames of one patch, gh and gw = rows and columns of
+patches; patches of one merge group are neighbours: the order is (rows, columns) of merge groups,
+then (rows, columns) within the group. Which sizes and colours a checkpoint wants is not known here.
 """
 
 import math
+from typing import Literal
 
 import torch
 from torch.nn import functional
 
-from model.image_rules import ImageRules
+Triple = tuple[float, float, float]
+Resample = Literal["bicubic", "bilinear"]
+
+CLIP_MEAN: Triple = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD: Triple = (0.26862954, 0.26130258, 0.27577711)
+LONGEST = 200  # times the shorter side; beyond it smart_resize gives up
 
 
 def smart_resize(
@@ -24,10 +31,12 @@ def smart_resize(
     Exactly the reference's arithmetic, with its half-even rounding; very long pictures may leave
     the limits by a little. Raises ValueError if one side is more than 200 times the other.
     """
-    if max(height, width) / min(height, width) > 200:
+    if height < 1 or width < 1:
+        raise ValueError(f"the picture is {width} x {height} pixels; expected at least 1 x 1")
+    if max(height, width) / min(height, width) > LONGEST:
         raise ValueError(
             f"the picture is {width} x {height} pixels; "
-            "expected no side more than 200 times the other"
+            f"expected no side more than {LONGEST} times the other"
         )
     rows, columns = round(height / factor) * factor, round(width / factor) * factor
     if rows * columns > max_pixels:
@@ -41,19 +50,10 @@ def smart_resize(
     return rows, columns
 
 
-def resize_note(source: tuple[int, int], size: tuple[int, int], rules: ImageRules) -> str | None:
-    """Which limit decided a resize from source to size (height, width), in words; or None."""
-    area = round(source[0] / rules.factor) * round(source[1] / rules.factor) * rules.factor**2
-    if rules.min_pixels <= area <= rules.max_pixels:
-        return None
-    limit = f"max_pixels {rules.max_pixels}"
-    if area < rules.min_pixels:
-        limit = f"min_pixels {rules.min_pixels}"
-    return f"resized from {source[0]} x {source[1]} to {size[0]} x {size[1]} by {limit}"
-
-
-def resize(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """uint8 [..., 3, H, W] -> uint8 [..., 3, height, width], bicubic with antialiasing.
+def resize(
+    image: torch.Tensor, height: int, width: int, resample: Resample = "bicubic"
+) -> torch.Tensor:
+    """uint8 [..., 3, H, W] -> uint8 [..., 3, height, width], with antialiasing.
 
     Always uint8 on the CPU: that rounds between its two passes, as the reference does; other
     devices and dtypes give other pixels.
@@ -64,13 +64,13 @@ def resize(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
         return image
     batch = image.reshape(-1, *image.shape[-3:])
     resized = functional.interpolate(
-        batch, (height, width), mode="bicubic", antialias=True, align_corners=False
+        batch, (height, width), mode=resample, antialias=True, align_corners=False
     )
     return resized.reshape(*image.shape[:-2], height, width)
 
 
 def patchify_image(image: torch.Tensor, patch: int = 14, merge: int = 2) -> torch.Tensor:
-    """uint8 [3, H, W] -> uint8 [gh * gw, 3 * patch * patch], inner order (C, row, column).
+    """uint8 [3, H, W] -> uint8 [gh * gw, 3 * p * p], inner order (C, row, column).
 
     The temporal slices of a picture are equal: one is kept. H and W are multiples of patch * merge.
     """
@@ -80,37 +80,55 @@ def patchify_image(image: torch.Tensor, patch: int = 14, merge: int = 2) -> torc
     return blocks.permute(1, 4, 2, 5, 0, 3, 6).reshape(-1, colours * patch * patch)
 
 
-def patchify_video(frames: torch.Tensor, patch: int = 14, merge: int = 2) -> torch.Tensor:
-    """uint8 [T, 3, H, W] -> uint8 [T/2 * gh * gw, 3 * 2 * patch * patch].
+def patchify_video(
+    frames: torch.Tensor, patch: int = 14, merge: int = 2, slices: int = 2
+) -> torch.Tensor:
+    """uint8 [frames, 3, H, W] -> uint8 [ceil(frames / T) * gh * gw, 3 * T * p * p], T = slices.
 
-    Inner order (C, T, row, column). The last frame of an odd number is repeated.
+    Inner order (C, T, row, column). The last frame is repeated up to a multiple of `slices`.
     H and W are multiples of patch * merge.
     """
-    if len(frames) % 2:
-        frames = torch.cat((frames, frames[-1:]))
+    if missing := -len(frames) % slices:
+        frames = torch.cat((frames, frames[-1:].expand(missing, -1, -1, -1)))
     count, colours, height, width = frames.shape
     rows, columns = height // (patch * merge), width // (patch * merge)
-    blocks = frames.reshape(count // 2, 2, colours, rows, merge, patch, columns, merge, patch)
+    blocks = frames.reshape(
+        count // slices, slices, colours, rows, merge, patch, columns, merge, patch
+    )
     patches = blocks.permute(0, 3, 6, 4, 7, 2, 1, 5, 8)
-    return patches.reshape(-1, colours * 2 * patch * patch)
+    return patches.reshape(-1, colours * slices * patch * patch)
 
 
 def normalize(
     patches: torch.Tensor,
-    mean: tuple[float, float, float] = ImageRules.mean,
-    std: tuple[float, float, float] = ImageRules.std,
+    mean: Triple | None = CLIP_MEAN,
+    std: Triple = CLIP_STD,
+    factor: float | None = 1 / 255,
+    patch: int = 14,
+    slices: int = 2,
 ) -> torch.Tensor:
-    """uint8 [N, 588] (picture) or [N, 1176] (video) -> float32 [N, 1176]: the pixel_values.
+    """uint8 [N, 3*p*p] (pictures) or [N, 3*T*p*p] (videos) -> float32 [N, 3*T*p*p].
 
-    Bit for bit: one subtraction and one division in float32 by mean and std scaled to 0..255. The
-    width tells pictures (588 = C, 14, 14: the slice is doubled) from videos (1176 = C, 2, 14, 14).
+    mean None: nothing is subtracted and divided by. factor None: nothing is multiplied by. The
+    width tells pictures, whose one slice is repeated T = slices times, from videos.
+    Bit for bit the reference's order of rounding: with both, one subtraction and one division by
+    mean and std that were scaled first; with one of them, that one alone.
     """
-    width = patches.shape[-1]
-    if width not in (588, 1176):
-        raise ValueError(f"found patches of {width} values, expected 588 (picture) or 1176 (video)")
-    slices = width // 588
-    colours = patches.reshape(-1, 3, slices, 196).to(torch.float32)
-    centre = (torch.tensor(mean) * 255.0).to(patches.device).view(3, 1, 1)
-    scale = (torch.tensor(std) * 255.0).to(patches.device).view(3, 1, 1)
-    scaled = (colours - centre) / scale
-    return scaled.expand(-1, -1, 2, -1).reshape(-1, 1176)
+    width, area = patches.shape[-1], patch * patch
+    if width not in (3 * area, 3 * slices * area):
+        raise ValueError(
+            f"found patches of {width} values, expected {3 * area} (picture) or "
+            f"{3 * slices * area} (video)"
+        )
+    colours = patches.reshape(-1, 3, width // (3 * area), area)
+    if mean is not None:
+        centre, scale = torch.tensor(mean), torch.tensor(std)
+        if factor is not None:
+            centre, scale = centre * (1.0 / factor), scale * (1.0 / factor)
+        centre, scale = (one.to(patches.device).view(3, 1, 1) for one in (centre, scale))
+        colours = colours.to(torch.float32).sub_(centre).div_(scale)
+    elif factor is not None:
+        colours = colours * factor
+    else:
+        colours = colours.to(torch.float32)
+    return colours.expand(-1, -1, slices, -1).reshape(-1, 3 * slices * area)

@@ -1,21 +1,28 @@
-"""Turns media bytes into patches, a chat with its media into token ids, and ids into text.
+"""Turns media into patches, a chat with its media into token ids, and ids into text.
 
 One Processor holds all that a checkpoint folder says about its inputs. It needs no network weights
 and no device; where the bytes come from and what becomes of the ids it does not know.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Literal
 
-from model.config import load_config
+import torch
+
+from model import option_values
+from model.batch import PreparedPrompt, Side, collate
+from model.config import Qwen2VLConfig, load_config
 from model.containers import recognise
 from model.errors import MediaError, ModelError, PromptError
-from model.frame_sampling import VideoRules
-from model.image_rules import ImageRules
+from model.folder import Folder
+from model.frame_sampling import SAMPLING_KEYS, VideoRules, max_pixels_for
+from model.image_rules import PIXEL_KEYS, ImageRules
 from model.inputs import VisualInput, VisualKind
 from model.limits import MediaLimits
-from model.media import Receipt, prepare_picture, prepare_video
+from model.media import Receipt, prepare_frames, prepare_picture, prepare_video
+from model.pixels import Frames, Picture
 from model.prompt import (
     IMAGE_PAD,
     VIDEO_PAD,
@@ -28,15 +35,21 @@ from model.prompt import (
     without_texts,
 )
 from model.tokenizer import Tokenizer
+from model.user_text import encode_texts_plainly
 
 __all__ = ["MediaLimits", "Processor", "Receipt", "VideoRules"]
+
+ControlStrings = Literal["refuse", "text"]
+_PAD_TOKEN = "<|endoftext|>"  # what published checkpoints pad with
 
 
 @dataclass(frozen=True)
 class Processor:
     """All that a checkpoint says about its inputs; `load` makes one.
 
+    image_rules, frame_rules: for the pixels of pictures and of frames. video_rules: which frames.
     max_context: tokens that the model takes, prompt and answer together.
+    pad_id: pads the shorter prompts of a batch.
     """
 
     tokenizer: Tokenizer
@@ -48,44 +61,60 @@ class Processor:
     max_context: int
     image_pad_id: int
     video_pad_id: int
+    pad_id: int
 
     @classmethod
     def load(
         cls,
-        folder: str | Path,
+        folder: str | Path | Folder,
         image_min_pixels: int | None = None,
         image_max_pixels: int | None = None,
         video: VideoRules | None = None,
         limits: MediaLimits | None = None,
+        *,
+        image: Mapping[str, Any] | None = None,
+        frames: Mapping[str, Any] | None = None,
     ) -> "Processor":
         """Reads tokenizer, chat template, preprocessor files and config.json of a folder.
 
-        image_min_pixels, image_max_pixels, and those of `video`: None = the checkpoint's own.
-        Raises ModelError, naming the file and what was expected of it.
+        image, frames: options of the reference's picture and video processor over those of the
+            checkpoint, by the reference's own names, such as {"do_resize": False}; frames also for
+            sampling, such as {"num_frames": 8}. A key that there is not is an error.
+        image_min_pixels, image_max_pixels: over `image`. video: over `frames`, as far as it says
+            something. What nobody says comes from the checkpoint's file, then from the defaults:
+            2 frames a second, at least 4, at most 768.
+        Raises ModelError (a ValueError): the file or option, what was found, what was expected.
         """
-        folder = Path(folder)
+        folder = Folder.of(folder)
         config = load_config(folder)
         tokenizer = Tokenizer.load(folder)
-        video = video or VideoRules()
         limits = limits or MediaLimits()
-        max_context = config.text.max_position_embeddings
+        max_context = config.text.context_length
         if limits.max_visual_tokens is None or limits.max_visual_tokens > max_context:
             limits = replace(limits, max_visual_tokens=max_context)
+        image_rules = ImageRules.from_checkpoint(folder)
+        if image:
+            image_rules = image_rules.with_overrides(image, "image")
+        frame_rules, video_rules = _frame_rules(folder, frames or {}, video or VideoRules())
+        _check_sizes(folder, image_rules, config)
+        _check_sizes(folder, frame_rules, config)
         return cls(
             tokenizer=tokenizer,
             template=ChatTemplate.load(folder),
-            image_rules=ImageRules.from_checkpoint(folder).with_limits(
-                image_min_pixels, image_max_pixels
-            ),
-            frame_rules=ImageRules.from_checkpoint(folder, "video").with_limits(
-                video.min_pixels, video.max_pixels
-            ),
-            video_rules=video,
+            image_rules=image_rules.with_limits(image_min_pixels, image_max_pixels),
+            frame_rules=frame_rules,
+            video_rules=video_rules,
             limits=limits,
             max_context=max_context,
             image_pad_id=_pad_id(folder, tokenizer, IMAGE_PAD, config.image_token_id),
             video_pad_id=_pad_id(folder, tokenizer, VIDEO_PAD, config.video_token_id),
+            pad_id=_padding_id(folder, tokenizer),
         )
+
+    @property
+    def rules(self) -> dict[VisualKind, ImageRules]:
+        """The rules that this processor's patches were made by, as the engine wants them."""
+        return {"image": self.image_rules, "video": self.frame_rules}
 
     def prepare_media(
         self,
@@ -113,18 +142,65 @@ class Processor:
             return prepare_picture(data, self.image_rules, self.limits)
         return prepare_video(data, self.video_rules, self.frame_rules, self.limits, start_s, end_s)
 
+    def prepare_picture(self, picture: Picture) -> tuple[VisualInput, Receipt]:
+        """The patches of a picture that is decoded already, and the receipt.
+
+        picture: of Pillow, in any mode; an array [H, W] or [H, W, 3] or a tensor [3, H, W], uint8.
+        Pillow's follow the rules of files: EXIF applied, transparency over white.
+        Raises MediaError, and PromptError context_too_long.
+        """
+        return prepare_picture(picture, self.image_rules, self.limits)
+
+    def prepare_frames(
+        self, frames: Frames, fps: float | None = None, video: VideoRules | None = None
+    ) -> tuple[VisualInput, Receipt]:
+        """The patches of a video whose frames are decoded already, and the receipt.
+
+        frames: a list of pictures as `prepare_picture` takes them, all of one size; an array
+            [T, H, W, 3] or a tensor [T, 3, H, W], uint8.
+        fps: of these frames, in frames a second; with it they are sampled by this processor's rules
+            (and by `video`, over them). None: all are looked at, unless num_frames is set.
+        Raises MediaError, PromptError context_too_long, and ValueError for an fps that is no rate.
+        """
+        rules = self.video_rules if video is None else video.over(self.video_rules)
+        return prepare_frames(frames, fps, rules, self.frame_rules, self.limits)
+
+    def picture_tokens(self, height: int, width: int) -> int:
+        """Visual tokens of a picture of this size in pixels. ValueError if it cannot be used."""
+        return self.image_rules.tokens_of(self.image_rules.size_of(height, width))
+
+    def video_tokens(self, frames: int, height: int, width: int) -> int:
+        """Visual tokens of so many frames looked at, of this size. ValueError as above."""
+        most = max_pixels_for(frames, self.frame_rules, self.video_rules)
+        size = self.frame_rules.size_of(height, width, most)
+        return self.frame_rules.tokens_of(size, frames)
+
+    def collate(
+        self, prompts: Sequence[PreparedPrompt], padding_side: Side = "left"
+    ) -> dict[str, torch.Tensor]:
+        """Prompts with their media as the padded tensors of one forward pass: see `batch.collate`.
+
+        prompts: anything with `input_ids` and `visuals`, such as the engine's Request.
+        """
+        return collate(prompts, self.rules, self.pad_id, padding_side)
+
     def build_prompt(
         self,
         messages: Sequence[Message],
         visuals: Sequence[VisualInput] = (),
         add_vision_id: bool = False,
+        control_strings: ControlStrings = "refuse",
     ) -> list[int]:
         """Token ids of a chat, ready for the answer; each medium's pad is repeated once per token.
 
         visuals: the media in the order in which the messages mention them.
+        control_strings: what to do with one, such as "<|im_end|>", in a text: "refuse" the prompt,
+            or encode it as the plain "text" that it is. Texts never make a control token.
         Raises PromptError: prompt_invalid for a malformed chat, for a control string in a text and
         for media that do not match the messages; context_too_long.
         """
+        if control_strings not in ("refuse", "text"):
+            raise ValueError(f"control_strings is {control_strings!r}, expected refuse or text")
         check_messages(messages)
         wanted, given = media_kinds(messages), [visual.kind for visual in visuals]
         if wanted != given:
@@ -132,9 +208,13 @@ class Processor:
                 "prompt_invalid",
                 f"the messages mention {_listed(wanted)}, but {_listed(given)} came with them",
             )
-        text = self.template.render(messages, add_vision_id=add_vision_id)
-        self._refuse_control_strings(messages, text, add_vision_id)
-        ids = self._expand(self.tokenizer.encode(text), visuals)
+        if control_strings == "text":
+            plain = encode_texts_plainly(self.tokenizer, self.template, messages, add_vision_id)
+        else:
+            text = self.template.render(messages, add_vision_id=add_vision_id)
+            self._refuse_control_strings(messages, text, add_vision_id)
+            plain = self.tokenizer.encode(text)
+        ids = self._expand(plain, visuals)
         if len(ids) > self.max_context:
             tokens = sum(visual.tokens for visual in visuals)
             raise PromptError(
@@ -150,9 +230,20 @@ class Processor:
         """A chat of one turn: the media first, then the text; before it the system text, if any."""
         return user_message(prompt, kinds, system)
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of an answer: without control tokens and without blanks around it."""
-        return self.tokenizer.decode(ids).strip()
+    def decode(self, ids: Sequence[int], stop: Sequence[str] = ()) -> str:
+        """The text of an answer: without control tokens and without blanks around it.
+
+        stop: the text ends before the first of these strings that it holds.
+        """
+        text = self.tokenizer.decode(ids)
+        ends = [text.index(one) for one in stop if one and one in text]
+        return text[: min(ends)].strip() if ends else text.strip()
+
+    def post_process(self, answers: Sequence[Sequence[int]]) -> list[str]:
+        """The texts of answers without control tokens, blanks kept: the reference's
+        post_process_image_text_to_text.
+        """
+        return [self.tokenizer.decode(ids) for ids in answers]
 
     def _refuse_control_strings(
         self, messages: Sequence[Message], text: str, add_vision_id: bool
@@ -196,7 +287,49 @@ class Processor:
         return expanded
 
 
-def _pad_id(folder: Path, tokenizer: Tokenizer, pad: str, expected: int) -> int:
+def _frame_rules(
+    folder: Folder, options: Mapping[str, Any], video: VideoRules
+) -> tuple[ImageRules, VideoRules]:
+    """Rules for the pixels of frames, and for which frames: `video` over options over the file."""
+    option_values.refuse_unknown_keys(options, PIXEL_KEYS | SAMPLING_KEYS, "frames")
+    pixels = ImageRules.from_checkpoint(folder, "video")
+    own = {key: value for key, value in options.items() if key in PIXEL_KEYS}
+    if own:
+        pixels = pixels.with_overrides(own, "frames")
+    rules = video.over(VideoRules.from_options(options, "frames"))
+    rules = rules.over(VideoRules.from_checkpoint(folder))
+    return pixels.with_limits(video.min_pixels, video.max_pixels), rules
+
+
+def _check_sizes(folder: Folder, rules: ImageRules, config: Qwen2VLConfig) -> None:
+    """The network's patches have to be those that pictures are cut into."""
+    vision = config.vision
+    for key, found, expected in (
+        ("patch_size", rules.patch_size, vision.patch_size),
+        ("temporal_patch_size", rules.temporal_patch_size, vision.temporal_patch_size),
+        ("merge_size", rules.merge_size, vision.spatial_merge_size),
+    ):
+        if found != expected:
+            raise ModelError(
+                f"{folder}: {key} is {found} for pictures or videos, expected {expected} as in "
+                "vision_config of config.json"
+            )
+
+
+def _padding_id(folder: Folder, tokenizer: Tokenizer) -> int:
+    """Of pad_token in tokenizer_config.json, else of the token that published checkpoints have."""
+    token = (folder.read_json("tokenizer_config.json") or {}).get("pad_token")
+    if isinstance(token, dict):
+        token = token.get("content")
+    found = tokenizer.special.get(token or _PAD_TOKEN)
+    if found is None:
+        raise ModelError(
+            f"{folder}: pad_token is {token!r}, expected a control token of tokenizer.json"
+        )
+    return found
+
+
+def _pad_id(folder: Folder, tokenizer: Tokenizer, pad: str, expected: int) -> int:
     found = tokenizer.special.get(pad)
     if found != expected:
         raise ModelError(

@@ -75,12 +75,17 @@ class Choice:
 
 
 def choose(
-    timeline: Timeline, rules: VideoRules, start_s: float | None, end_s: float | None
+    timeline: Timeline,
+    rules: VideoRules,
+    start_s: float | None,
+    end_s: float | None,
+    group: int = 2,
 ) -> Choice:
     """Samples frames from the window [start_s, end_s); None = from the start, to the end.
 
     A window is sampled as if it were a video of its own. One that lies within a single frame gives
-    that frame. Raises MediaError media_empty if the window holds nothing of the video.
+    that frame. group: frames of one temporal patch.
+    Raises MediaError media_empty if the window holds nothing of the video.
     """
     first, stop, notes = _window(timeline, start_s, end_s)
     stamps = timeline.stamps
@@ -89,8 +94,8 @@ def choose(
     span = max(float((end - stamps[first]) * timeline.unit), 1e-6)
     count = stop - first
     fps = count / span
-    indices = tuple(first + index for index in sample_indices(count, fps, rules))
-    if note := sampling_note(count, fps, rules):
+    indices = tuple(first + index for index in sample_indices(count, fps, rules, group))
+    if note := sampling_note(count, fps, rules, group):
         notes.append(note)
     return Choice(
         indices=indices,

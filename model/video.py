@@ -17,10 +17,10 @@ from av.video.stream import VideoStream
 
 from model.containers import Format, missing_end, recognise
 from model.errors import MediaError, PromptError
-from model.frame_sampling import VideoRules
+from model.frame_sampling import VideoRules, max_pixels_for
 from model.image_rules import ImageRules
 from model.limits import MediaLimits
-from model.patches import resize, resize_note, smart_resize
+from model.patches import resize
 from model.timeline import Choice, Timeline, choose
 from model.video_file import check_frame, opened, packet_times
 
@@ -77,10 +77,10 @@ def decode_video(
     pixels = pixels.with_limits(rules.min_pixels, rules.max_pixels)
     timeline = packet_times(data, found, limits)
     for _ in range(_PASSES):
-        choice = choose(timeline, rules, start_s, end_s) if timeline.stamps else None
+        choice = _choice(timeline, rules, start_s, end_s, pixels)
         if choice is not None:
             _check_length(found, choice, limits)
-        decoding = _Decoding(found, timeline, choice, pixels, limits)
+        decoding = _Decoding(found, timeline, choice, rules, pixels, limits)
         decoding.run(data)
         if choice is not None and decoding.as_planned:
             return decoding.video(choice)
@@ -100,11 +100,12 @@ class _Decoding:
         found: Format,
         timeline: Timeline,
         choice: Choice | None,
+        rules: VideoRules,
         pixels: ImageRules,
         limits: MediaLimits,
     ) -> None:
         self.found, self.timeline, self.choice = found, timeline, choice
-        self.pixels, self.limits = pixels, limits
+        self.rules, self.pixels, self.limits = rules, pixels, limits
         self.as_planned = choice is not None
         self.stamps: list[int] = []
         self.rate = 1.0
@@ -136,9 +137,9 @@ class _Decoding:
         """The kept frames of a pass that went as planned."""
         assert self.frames is not None
         notes = list(choice.notes) + self.notes
-        if note := resize_note(
-            self.source, (self.frames.shape[2], self.frames.shape[3]), self.pixels
-        ):
+        count, _, height, width = self.frames.shape
+        most = max_pixels_for(count, self.pixels, self.rules)
+        if note := self.pixels.resize_note(self.source, (height, width), most):
             notes.append(note)
         if self.damaged:
             notes.append(f"{self.damaged} packets before the first whole frame left out")
@@ -197,7 +198,7 @@ class _Decoding:
         upright = np.ascontiguousarray(np.rot90(rgb, turns).transpose(2, 0, 1))
         if self.frames is None:
             self.source = (upright.shape[1], upright.shape[2])
-            size = _target_size(self.source, count, self.pixels, self.limits)
+            size = frame_size(self.source, count, self.rules, self.pixels, self.limits)
             self.frames = torch.empty((count, 3, *size), dtype=torch.uint8)
             if turns:
                 self.notes.append(f"rotated by {90 * turns} degrees (file metadata)")
@@ -206,18 +207,29 @@ class _Decoding:
                 f"frame size changes at frame {index}; all resized to the first one's"
             )
         height, width = self.frames.shape[2:]
-        self.frames[self.kept] = resize(torch.from_numpy(upright), height, width)
+        self.frames[self.kept] = resize(
+            torch.from_numpy(upright), height, width, self.pixels.resample
+        )
         self.kept += 1
 
 
-def _target_size(
-    source: tuple[int, int], count: int, pixels: ImageRules, limits: MediaLimits
+def frame_size(
+    source: tuple[int, int],
+    count: int,
+    rules: VideoRules,
+    pixels: ImageRules,
+    limits: MediaLimits,
 ) -> tuple[int, int]:
+    """(height, width) after the resize of each of `count` frames of the size `source`.
+
+    Raises MediaError decode_unsupported for sizes that cannot be used, and PromptError
+    context_too_long if the frames are more visual tokens than limits.max_visual_tokens.
+    """
     try:
-        height, width = smart_resize(*source, pixels.factor, pixels.min_pixels, pixels.max_pixels)
+        height, width = pixels.size_of(*source, max_pixels_for(count, pixels, rules))
     except ValueError as error:
         raise MediaError("decode_unsupported", str(error)) from error
-    tokens = (count + 1) // 2 * (height // pixels.factor) * (width // pixels.factor)
+    tokens = pixels.tokens_of((height, width), count)
     if limits.max_visual_tokens is not None and tokens > limits.max_visual_tokens:
         raise PromptError(
             "context_too_long",
@@ -225,6 +237,18 @@ def _target_size(
             f"takes {limits.max_visual_tokens}: lower the video's max_pixels, max_frames or fps",
         )
     return height, width
+
+
+def _choice(
+    timeline: Timeline,
+    rules: VideoRules,
+    start_s: float | None,
+    end_s: float | None,
+    pixels: ImageRules,
+) -> Choice | None:
+    if not timeline.stamps:
+        return None
+    return choose(timeline, rules, start_s, end_s, pixels.temporal_patch_size)
 
 
 def _check_length(found: Format, choice: Choice, limits: MediaLimits) -> None:

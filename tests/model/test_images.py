@@ -32,22 +32,22 @@ limits = st.integers(28 * 28, 28 * 28 * 20000) | st.integers(1, 40_000)
 
 
 @settings(max_examples=3000, deadline=None)
-@given(sides, sides, limits, limits)
-@example(14, 14, 3136, 12845056)
-@example(42, 42, 3136, 12845056)
-@example(10, 2000, 3136, 12845056)
-@example(27, 5400, 3136, 12845056)
-@example(4000, 6000, 3136, 12845056)
-@example(1, 201, 3136, 12845056)
-def test_smart_resize_equals_the_reference(height, width, low, high):
+@given(sides, sides, limits, limits, st.just(28) | st.integers(1, 96))
+@example(14, 14, 3136, 12845056, 28)
+@example(42, 42, 3136, 12845056, 28)
+@example(10, 2000, 3136, 12845056, 28)
+@example(27, 5400, 3136, 12845056, 28)
+@example(4000, 6000, 3136, 12845056, 28)
+@example(1, 201, 3136, 12845056, 28)
+def test_smart_resize_equals_the_reference(height, width, low, high, factor):
     low, high = sorted((low, high))
     try:
-        expected = oracle.reference_smart_resize(height, width, 28, low, high)
+        expected = oracle.reference_smart_resize(height, width, factor, low, high)
     except ValueError:
         with pytest.raises(ValueError, match="200 times"):
-            smart_resize(height, width, 28, low, high)
+            smart_resize(height, width, factor, low, high)
         return
-    assert smart_resize(height, width, 28, low, high) == tuple(expected)
+    assert smart_resize(height, width, factor, low, high) == tuple(expected)
 
 
 @functools.cache
@@ -362,18 +362,24 @@ def test_videos_without_any_file_get_the_class_defaults(tmp_path):
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("patch_size", 16),
-        ("merge_size", 1),
-        ("do_resize", False),
-        ("rescale_factor", 1.0),
-        ("resample", 2),
+        ("patch_size", 0),
+        ("merge_size", "two"),
+        ("do_resize", "no"),
+        ("do_center_crop", True),
+        ("do_pad", True),
+        ("rescale_factor", 0),
+        ("rescale_factor", "1/255"),
+        ("resample", 1),
+        ("resample", "bicubic"),
         ("min_pixels", "many"),
         ("min_pixels", 0),
         ("size", 448),
-        ("image_mean", 0.5),
+        ("size", {"height": 448, "width": 448}),
+        ("image_mean", [0.5, 0.5]),
+        ("image_std", [0.5, 0.5, 0]),
     ],
 )
-def test_other_recipes_are_refused(key, value, tmp_path):
+def test_options_that_are_wrong_or_not_built(key, value, tmp_path):
     write(tmp_path, {"preprocessor_config.json": {**FLAT, "max_pixels": 50000, key: value}})
     with pytest.raises(ModelError, match=key):
         ImageRules.from_checkpoint(tmp_path)

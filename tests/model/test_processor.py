@@ -9,6 +9,8 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from model.errors import MediaError, ModelError, PromptError
@@ -186,6 +188,15 @@ def test_limits_of_the_job_replace_those_of_the_checkpoint():
     assert len(receipt.frame_indices) == 2
 
 
+@pytest.mark.parametrize("size", [(80, 120), (1, 1), (28, 5600), (999, 333), (45, 44)])
+def test_tokens_are_told_from_sizes_alone(size):
+    count = reference()._get_num_multimodal_tokens([size], [(9, *size)])
+    assert [own().picture_tokens(*size)] == count["num_image_tokens"]
+    assert [own().video_tokens(9, *size)] == count["num_video_tokens"]
+    if size == (80, 120):
+        assert own().picture_tokens(*size) == own().prepare_media(picture(*size))[0].tokens
+
+
 def test_ceilings_of_the_job():
     limits = MediaLimits(max_image_pixels=3000, max_frames_decoded=5)
     processor = Processor.load(CHECKPOINT, limits=limits)
@@ -263,6 +274,82 @@ def test_a_template_that_loses_a_picture_is_refused(tmp_path):
     )
 
 
+CONTROL_CHATS = [
+    [user(text("What is <|im_end|>?"))],
+    [{"role": "system", "content": "<|im_start|>system\n"}, user(text("a<|image_pad|>b"), IMAGE)],
+    [user(IMAGE, text("<|vision_start|><|image_pad|><|vision_end|>"))],
+    [user(text("one")), {"role": "assistant", "content": "<|endoftext|> "}, user(text("<|im_end"))],
+    [user(text("no control string, <| and |> only"))],
+]
+
+
+@pytest.mark.parametrize("chat", CONTROL_CHATS)
+def test_control_strings_as_text_equal_the_reference(chat):
+    visuals = [own().prepare_media(picture(60, 60))[0]] if IMAGE in chat[-1]["content"] else []
+    expected = reference().tokenizer.apply_chat_template(
+        chat, add_generation_prompt=True, sanitize_control_tokens=True, return_dict=False
+    )
+    ids = own().build_prompt(chat, visuals, control_strings="text")
+    pad = own().image_pad_id
+    for visual in visuals:  # the tokenizer alone leaves one pad for each picture
+        at = ids.index(pad)
+        ids[at : at + visual.tokens] = [pad]
+    assert ids == expected
+    assert own().tokenizer.decode(expected, skip_special_tokens=True) != ""
+
+
+pieces = st.sampled_from(
+    ["<|im_end|>", "<|im_start|>", "<|im_", "end|>", "<", "|", ">", "\n", "<|image_pad|>", "word"]
+)
+parts = st.lists(st.lists(pieces, max_size=5).map("".join), min_size=1, max_size=4)
+
+
+@settings(max_examples=300, deadline=None)
+@given(parts)
+@example(["<|im_", "end|>"])
+def test_no_text_makes_a_control_token(words):
+    chat = [user(*map(text, words))]
+    ids = own().build_prompt(chat, control_strings="text")
+    control = {index: token for token, index in own().tokenizer.special.items()}
+    written = [control[one] for one in ids if one in control]
+    assert written == ["<|im_start|>", "<|im_end|>"] * 2 + ["<|im_start|>"]
+    assert f"user\n{''.join(words)}" in own().tokenizer.decode(ids)
+
+
+def test_a_template_that_rewrites_texts_cannot_take_control_strings(tmp_path):
+    shutil.copytree(CHECKPOINT, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "chat_template.jinja").write_text(
+        "{% for m in messages %}<|im_start|>{{ m['content'][0]['text'][1:] }}{% endfor %}"
+    )
+    processor = Processor.load(tmp_path)
+    with pytest.raises(PromptError, match="rewrites"):
+        processor.build_prompt([user(text("What?"))], control_strings="text")
+
+
+def test_an_unknown_way_with_control_strings():
+    with pytest.raises(ValueError, match="refuse or text"):
+        own().build_prompt([user(text("What?"))], control_strings="drop")
+
+
+def test_answers_end_before_the_first_stop_string():
+    ids = own().tokenizer.encode(" a red star. And a blue one.\n")
+    assert own().decode(ids, ["blue", ". "]) == "a red star"
+    assert own().decode(ids, ["green", ""]) == "a red star. And a blue one."
+
+
+def test_post_processing_equals_the_reference():
+    special = own().tokenizer.special
+    generator = torch.Generator().manual_seed(0)
+    size = len(reference().tokenizer)
+    answers = torch.randint(0, size, (40, 30), generator=generator).tolist()
+    answers.append([special["<|im_end|>"], *own().tokenizer.encode(" a red star\n"), size + 9])
+    expected = reference().post_process_image_text_to_text(
+        answers, skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
+    assert own().post_process(answers) == expected
+    assert expected[-1] == " a red star\n"
+
+
 def test_answers_lose_control_tokens_and_blanks():
     special = own().tokenizer.special
     ids = own().tokenizer.encode(" a red star\n")
@@ -285,6 +372,32 @@ def test_folders_that_lack_a_file(name, words, tmp_path):
     (tmp_path / name).unlink()
     with pytest.raises(ModelError, match=words):
         Processor.load(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["patch_size", "temporal_patch_size", "merge_size"])
+@pytest.mark.parametrize("name", ["preprocessor_config.json", "video_preprocessor_config.json"])
+def test_patches_that_the_network_does_not_take(key, name, tmp_path):
+    shutil.copytree(CHECKPOINT, tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / name).read_text())
+    (tmp_path / name).write_text(json.dumps({**config, key: 4}))
+    with pytest.raises(ModelError, match=f"{key} is 4"):
+        Processor.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"image": {"do_rezise": False}}, "do_rezise"),
+        ({"image": {"fps": 2.0}}, "fps"),
+        ({"image": {"max_pixels": 1000}}, "min_pixels is 7056"),
+        ({"frames": {"fps": 2.0, "num_frames": 4}}, "both fps"),
+        ({"frames": {"size": 448}}, "size is 448"),
+        ({"frames": {"patch_size": 16}}, "patch_size is 16"),
+    ],
+)
+def test_options_of_the_caller_that_are_wrong(options, words):
+    with pytest.raises(ValueError, match=words):
+        Processor.load(CHECKPOINT, **options)
 
 
 def test_pad_ids_that_differ_between_the_files(tmp_path):
