@@ -1,63 +1,46 @@
-"""Turns a stream of requests into a stream of completions, in batches, greedily.
+"""Turns a stream of requests into a stream of completions, in batches.
 
 One call of the vision tower and one packed prefill serve a whole batch; rows that finish leave the
-batch. Usable without Ray. It does not know strings, files or rows: ids and uint8 patches come in,
-ids go out.
+batch. Usable without Ray. It does not know files or rows of tables: ids and uint8 patches come in,
+ids go out; strings only as the bytes in which stop strings are looked for.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
 
 import torch
 
-from model.attention import DecodeStep, KeyValueCache, PackedCausal
+from model.attention import (
+    AttentionName,
+    DecodeStep,
+    KeyValueCache,
+    PackedCausal,
+    check_attention,
+)
+from model.chooser import Choice, Chooser
+from model.config import MRopeRule, load_config
+from model.errors import ModelError
+from model.folder import Folder
+from model.generation_defaults import GenerationDefaults
 from model.image_rules import ImageRules
-from model.inputs import VisualInput, VisualKind
-from model.patches import normalize
+from model.inputs import VisualKind
 from model.qwen2_vl import Qwen2VL
+from model.requests import Completion, FinishReason, Request, Row, failed
 from model.rope import mrope_positions
-from model.sampling import GenerationDefaults, Sampling, penalise_repetition
+from model.tokenizer import Tokenizer
 from model.weights import load_model
+
+__all__ = ["Completion", "Engine", "FinishReason", "Request"]
 
 # Rows of normalised patches that one call of the vision tower may hold, to bound its activations.
 VISION_PATCHES = 16384
-FinishReason = Literal["stop", "length", "error"]
-
-
-@dataclass(frozen=True)
-class Request:
-    """One prompt. input_ids: token ids with every pad token expanded; visuals: its media, in prompt
-    order.
-    """
-
-    id: str
-    input_ids: Sequence[int]
-    visuals: tuple[VisualInput, ...] = ()
-    sampling: Sampling = field(default_factory=Sampling)
-
-
-@dataclass(frozen=True)
-class Completion:
-    """What became of a request.
-
-    output_ids: generated ids, the end token included. mean_logprob: mean natural log-probability of
-        them.
-    error: one sentence when finish_reason is "error", else None.
-    """
-
-    id: str
-    output_ids: list[int]
-    finish_reason: FinishReason
-    prompt_tokens: int
-    visual_tokens: int
-    mean_logprob: float
-    error: str | None = None
 
 
 class Engine:
-    """A loaded model that answers requests. Not thread-safe: one caller at a time."""
+    """A loaded model that answers requests. Not thread-safe: one caller at a time.
+
+    load_tokenizer: called once, by the first request that has stop strings; None refuses those.
+    """
 
     def __init__(
         self,
@@ -65,23 +48,36 @@ class Engine:
         rules: dict[VisualKind, ImageRules],
         defaults: GenerationDefaults,
         batch_rows: int = 32,
+        attention: AttentionName = "sdpa",
+        load_tokenizer: Callable[[], Tokenizer] | None = None,
     ) -> None:
         self.model = model
         self.rules = rules
         self.defaults = defaults
         self.batch_rows = batch_rows
+        self.attention: AttentionName = attention
+        self._load_tokenizer = load_tokenizer
+        self._tokenizer: Tokenizer | None = None
 
     @classmethod
     def load(
-        cls, folder: Path | str, device: str = "auto", dtype: str = "auto", batch_rows: int = 32
+        cls,
+        folder: str | Path | Folder,
+        device: str = "auto",
+        dtype: str = "auto",
+        batch_rows: int = 32,
+        attention: str = "sdpa",
+        mrope: MRopeRule = "original",
     ) -> "Engine":
-        """Load a hub-format folder.
+        """Load a hub-format folder, from a path or any fsspec URL.
 
         device: a torch device, or "auto": the first GPU if there is one. dtype: "float32",
-            "bfloat16", "float16", or "auto": the file's own on a GPU, float32 on a CPU. Raises
-            ModelError when the folder cannot be used.
+            "bfloat16", "float16", or "auto": the file's own on a GPU, float32 on a CPU. attention:
+            "sdpa", "eager" or "flash". mrope: how videos are positioned; "original" as the model
+            was trained, "hf5" as transformers 5 does. Raises ModelError when the folder cannot be
+            used, ValueError for the other arguments.
         """
-        folder = Path(folder)
+        folder = Folder.of(folder)
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         kind = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}.get(
@@ -91,13 +87,19 @@ class Engine:
             kind = torch.float32
         elif dtype != "auto" and kind is None:
             raise ValueError(f"dtype is {dtype!r}, expected auto, float32, bfloat16 or float16")
+        if mrope not in ("original", "hf5"):
+            raise ValueError(f"mrope is {mrope!r}, expected original or hf5")
+        # Before weights are read for nothing; and again below, where the dtype is known.
+        check_attention(attention, torch.device(device), kind or torch.bfloat16)
+        config = load_config(folder, mrope)
         rules: dict[VisualKind, ImageRules] = {
             "image": ImageRules.from_checkpoint(folder, "image"),
             "video": ImageRules.from_checkpoint(folder, "video"),
         }
-        return cls(
-            load_model(folder, kind, device), rules, GenerationDefaults.load(folder), batch_rows
-        )
+        defaults = GenerationDefaults.load(folder)
+        model = load_model(folder, kind, device, config)
+        name = check_attention(attention, model.device, model.dtype)
+        return cls(model, rules, defaults, batch_rows, name, lambda: Tokenizer.load(folder))
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
         """One completion per request, as they finish. Requests are pulled a batch at a time.
@@ -109,15 +111,7 @@ class Engine:
         for request in requests:
             problem = self._problem(request)
             if problem:
-                yield Completion(
-                    request.id,
-                    [],
-                    "error",
-                    len(request.input_ids),
-                    _visual_tokens(request),
-                    0.0,
-                    problem,
-                )
+                yield failed(request, problem)
                 continue
             batch.append(request)
             if len(batch) == self.batch_rows:
@@ -129,7 +123,7 @@ class Engine:
     def _problem(self, request: Request) -> str | None:
         """Why the request can never be answered, or None."""
         config = self.model.config
-        limit = config.text.max_position_embeddings
+        limit = config.text.context_length
         if not request.input_ids:
             return "the prompt is empty"
         if len(request.input_ids) >= limit:
@@ -146,50 +140,71 @@ class Engine:
                 return f"the prompt has {pads} {kind} tokens, and its {kind}s have {tokens}"
         for visual in request.visuals:
             t, h, w = visual.grid_thw
+            values = self.rules[visual.kind].patch_values(visual.kind)
             if (
                 visual.patches.dtype != torch.uint8
-                or visual.patches.shape[0] != t * h * w
+                or visual.patches.shape != (t * h * w, values)
                 or visual.tokens == 0
             ):
                 return (
                     f"the {visual.kind}'s patches {list(visual.patches.shape)} do not fit its "
                     f"grid {visual.grid_thw}"
                 )
+        return self._rule_problem(request)
+
+    def _rule_problem(self, request: Request) -> str | None:
+        """Why the request's rule cannot be followed, or None."""
+        rule = request.sampling.rule(self.defaults, len(request.input_ids))
+        if rule.max_new_tokens < 1:
+            return (
+                f"the prompt has {len(request.input_ids)} tokens, and generation_config.json "
+                f"allows {self.defaults.max_length} together with the answer; expected fewer, or "
+                "max_new_tokens"
+            )
+        if rule.stop and self._tokenizer is None:
+            if self._load_tokenizer is None:
+                return "the request has stop strings, and the engine has no tokenizer"
+            try:
+                tokenizer = self._load_tokenizer()
+                tokenizer.token_bytes(0)
+            except ModelError as error:
+                return f"the request has stop strings, and {error}"
+            self._tokenizer = tokenizer
         return None
 
     @torch.inference_mode()
     def _run(self, batch: list[Request]) -> Iterator[Completion]:
-        rows = [
-            _Row(request, self.defaults, self.model.config.text.max_position_embeddings)
-            for request in batch
-        ]
+        config = self.model.config.text
+        rows = []
+        for request in batch:
+            rule = request.sampling.rule(self.defaults, len(request.input_ids))
+            rows.append(Row(request, rule, config.context_length, self._tokenizer))
         cache, logits, following = self._prefill(rows)
-        penalty = torch.tensor([[row.penalty] for row in rows], device=self.model.device)
-        seen = self._seen(rows) if any(row.penalty != 1.0 for row in rows) else None
+        chooser = Chooser(
+            [row.rule for row in rows],
+            [request.input_ids for request in batch],
+            config.vocab_size,
+            self.model.device,
+        )
         while True:
-            tokens, logprobs = self._choose(logits, seen, penalty)
-            for row, token, logprob in zip(rows, tokens.tolist(), logprobs.tolist(), strict=True):
-                row.append(token, logprob)
+            choice = chooser.choose(logits)
+            _append(rows, choice)
             yield from (row.completion() for row in rows if row.finished)
             kept = [i for i, row in enumerate(rows) if not row.finished]
             if not kept:
                 return
+            tokens = choice.tokens
             if len(kept) < len(rows):
                 index = torch.tensor(kept, device=self.model.device)
-                rows, tokens, following, penalty = (
-                    [rows[i] for i in kept],
-                    tokens[index],
-                    following[index],
-                    penalty[index],
-                )
-                seen = None if seen is None else seen[index]
+                rows = [rows[i] for i in kept]
+                tokens, following = tokens[index], following[index]
+                chooser.keep(kept)
                 cache.keep(index)
-            if seen is not None:
-                seen.scatter_(1, tokens[:, None], True)
-            logits = self._decode(tokens, following, cache)
+            span = max(len(row.request.input_ids) + len(row.output) for row in rows)
+            logits = self._decode(tokens, following, cache, span)
             following = following + 1
 
-    def _prefill(self, rows: "list[_Row]") -> tuple[KeyValueCache, torch.Tensor, torch.Tensor]:
+    def _prefill(self, rows: list[Row]) -> tuple[KeyValueCache, torch.Tensor, torch.Tensor]:
         """Encode all media and prompts. Returns the cache, the last logits [B, V] and the next
         position of each row [B].
         """
@@ -219,7 +234,8 @@ class Engine:
             model.dtype,
             model.device,
         )
-        hidden = model.hidden_states(embeddings, positions, PackedCausal(lengths, cache=cache))
+        attend = PackedCausal(lengths, self.attention, cache)
+        hidden = model.hidden_states(embeddings, positions, attend)
         cache.lengths += torch.tensor(lengths, device=model.device)
         last = torch.tensor(lengths, device=model.device).cumsum(0) - 1
         return (
@@ -239,71 +255,33 @@ class Engine:
             size += len(visual.patches)
             if size >= VISION_PATCHES or i == len(media) - 1:
                 patches = torch.cat(
-                    [
-                        normalize(v.patches.to(self.model.device), rules.mean, rules.std)
-                        for v in group
-                    ]
+                    [rules.normalize(v.patches.to(self.model.device), kind) for v in group]
                 )
-                pieces.append(self.model.visual(patches, [v.grid_thw for v in group]))
+                grids = [v.grid_thw for v in group]
+                pieces.append(self.model.visual(patches, grids, self.attention))
                 group, size = [], 0
         return torch.cat(pieces) if pieces else None
 
     def _decode(
-        self, tokens: torch.Tensor, positions: torch.Tensor, cache: KeyValueCache
+        self, tokens: torch.Tensor, positions: torch.Tensor, cache: KeyValueCache, span: int
     ) -> torch.Tensor:
-        """One step: the last tokens [B] at `positions` [B] -> logits of the next ones [B, V]."""
-        embeddings = self.model.embed(tokens)
-        hidden = self.model.hidden_states(embeddings, positions.expand(3, -1), DecodeStep(cache))
+        """One step: the last tokens [B] at `positions` [B] -> logits of the next ones [B, V]. span:
+        tokens of the longest sequence, these included.
+        """
+        # A pad token that was generated is a token like others.
+        embeddings = self.model.model.embed_tokens(tokens)
+        attend = DecodeStep(cache, self.attention, span)
+        hidden = self.model.hidden_states(embeddings, positions.expand(3, -1), attend)
         cache.lengths += 1
         return self.model.logits(hidden)
 
-    @staticmethod
-    def _choose(
-        logits: torch.Tensor, seen: torch.Tensor | None, penalty: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The greedy tokens [B], and their log-probabilities [B] under the unpenalised logits."""
-        wide = logits.float()
-        tokens = (wide if seen is None else penalise_repetition(wide, seen, penalty)).argmax(dim=-1)
-        return tokens, wide.log_softmax(dim=-1).gather(1, tokens[:, None])[:, 0]
 
-    def _seen(self, rows: "list[_Row]") -> torch.Tensor:
-        seen = torch.zeros(
-            len(rows), self.model.config.text.vocab_size, dtype=torch.bool, device=self.model.device
-        )
-        for i, row in enumerate(rows):
-            seen[i, torch.tensor(row.request.input_ids, device=seen.device)] = True
-        return seen
-
-
-class _Row:
-    """A request in the running batch, with what it has generated so far."""
-
-    def __init__(self, request: Request, defaults: GenerationDefaults, context: int) -> None:
-        wish = request.sampling
-        self.request = request
-        self.eos = wish.eos_token_ids if wish.eos_token_ids is not None else defaults.eos_token_ids
-        self.penalty = wish.repetition_penalty or defaults.repetition_penalty
-        # Never past the context: the positions beyond it were not trained.
-        self.budget = min(wish.max_new_tokens, context - len(request.input_ids))
-        self.output: list[int] = []
-        self.logprob = 0.0
-
-    def append(self, token: int, logprob: float) -> None:
-        self.output.append(token)
-        self.logprob += logprob
-
-    @property
-    def finished(self) -> bool:
-        return self.output[-1] in self.eos or len(self.output) >= self.budget
-
-    def completion(self) -> Completion:
-        request = self.request
-        reason: FinishReason = "stop" if self.output[-1] in self.eos else "length"
-        mean = self.logprob / len(self.output)
-        return Completion(
-            request.id, self.output, reason, len(request.input_ids), _visual_tokens(request), mean
-        )
-
-
-def _visual_tokens(request: Request) -> int:
-    return sum(visual.tokens for visual in request.visuals)
+def _append(rows: Sequence[Row], choice: Choice) -> None:
+    """Give each row its token. The one place of a step that waits for the device."""
+    tops: list[list[tuple[int, float]]] = [[] for _ in rows]
+    if choice.top_ids is not None and choice.top_logprobs is not None:
+        pairs = zip(choice.top_ids.tolist(), choice.top_logprobs.tolist(), strict=True)
+        tops = [list(zip(ids, values, strict=True)) for ids, values in pairs]
+    chosen = zip(choice.tokens.tolist(), choice.logprobs.tolist(), tops, strict=True)
+    for row, (token, logprob, top) in zip(rows, chosen, strict=True):
+        row.append(token, logprob, top)

@@ -4,8 +4,9 @@ Error rows pass by. A row's id and the hash of its media go through the engine w
 are compared with the row when the answer comes back. Texts are not known here.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from model.config import MRopeRule
 from model.engine import Completion, Engine, Request
+from model.image_rules import ImageRules
 from model.inputs import VisualInput, VisualKind
 from model.sampling import Sampling
 from pipeline.batcher import Batcher
@@ -42,20 +45,32 @@ class BrokenEngineError(RuntimeError):
 
 @dataclass(frozen=True)
 class GenerateRules:
-    """How answers are made. threads: of the CPU, for an engine without a GPU."""
+    """How answers are made. threads: of the CPU, for an engine without a GPU.
+
+    sampling: of every row, except that each row has a seed of its own, made of this one and its id.
+    mrope: how the positions of videos are counted.
+    """
 
     sampling: Sampling
     dtype: str
     device: str
     batch_rows: int
     threads: int
+    mrope: MRopeRule = "original"
 
     @classmethod
     def of(cls, job: JobConfig, threads: int, on_gpu: bool) -> "GenerateRules":
         """What `job` says of generation, on the device that the replica has."""
         sampling = Sampling(
             max_new_tokens=job.generation.max_new_tokens,
+            min_new_tokens=job.generation.min_new_tokens,
+            temperature=job.generation.temperature,
+            top_k=job.generation.top_k,
+            top_p=job.generation.top_p,
+            min_p=job.generation.min_p,
             repetition_penalty=job.generation.repetition_penalty,
+            stop=job.generation.stop,
+            seed=job.seed,
         )
         return cls(
             sampling=sampling,
@@ -63,6 +78,7 @@ class GenerateRules:
             device="cuda" if on_gpu else "cpu",
             batch_rows=job.resources.batch_rows,
             threads=threads,
+            mrope=job.video.mrope,
         )
 
 
@@ -87,8 +103,17 @@ class Generate:
         self._manifest = manifest
         self._rules = rules
         self._count = count
-        self._engine = Engine.load(checkpoint, rules.device, rules.dtype, rules.batch_rows)
+        self._engine = Engine.load(
+            checkpoint, rules.device, rules.dtype, rules.batch_rows, mrope=rules.mrope
+        )
+        self._image_rules = self._engine.rules
         self._batcher = Batcher(self._answer, rules.batch_rows)
+
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """The strings that end answers: the job's, or else the checkpoint's."""
+        wish = self._rules.sampling.stop
+        return self._engine.defaults.stop if wish is None else wish
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """A table of `prepared_schema` -> one of `generated_schema`.
@@ -97,7 +122,9 @@ class Generate:
         """
         found = failures(table)
         healthy = [number for number, failure in enumerate(found) if failure is None]
-        requests = [_request(table, number, self._rules.sampling) for number in healthy]
+        requests = [
+            _request(table, number, self._rules.sampling, self._image_rules) for number in healthy
+        ]
         answers: list[_Answer | None] = [None] * table.num_rows
         for number, request, answer in zip(healthy, requests, self._batcher(requests), strict=True):
             _check_identity(request, answer.completion, _name(table, number))
@@ -152,6 +179,12 @@ def _name(table: pa.Table, number: int) -> str:
     return "/".join(str(part) for part in parts)
 
 
+def row_seed(seed: int, row_id: object) -> int:
+    """The seed of one row, 0 to 2^63 - 1: the same in every run, and another for every id."""
+    digest = hashlib.blake2b(f"{seed}/{row_id}".encode(errors="surrogatepass"), digest_size=8)
+    return int.from_bytes(digest.digest(), "little") >> 1
+
+
 def _check_identity(request: Request, completion: Completion, name: str) -> None:
     tokens = sum(visual.tokens for visual in request.visuals)
     expected = (name, len(request.input_ids), tokens)
@@ -181,7 +214,9 @@ def _failure(completion: Completion) -> RowFailure | None:
     return RowFailure(ErrorCode.ENGINE_FAILED.value, message)
 
 
-def _request(table: pa.Table, number: int, sampling: Sampling) -> Request:
+def _request(
+    table: pa.Table, number: int, sampling: Sampling, rules: Mapping[VisualKind, ImageRules]
+) -> Request:
     patches = np.frombuffer(table[c.PATCHES][number].as_buffer(), np.uint8)
     grid = table[c.GRID_THW][number].as_py()
     kinds: list[VisualKind] = table[c.MEDIA_KINDS][number].as_py()
@@ -189,15 +224,18 @@ def _request(table: pa.Table, number: int, sampling: Sampling) -> Request:
     start = 0
     for medium, kind in enumerate(kinds):
         t, h, w = grid[3 * medium : 3 * medium + 3]
-        width = 3 * 14 * 14 * (1 if kind == "image" else 2)
+        width = rules[kind].patch_values(kind)
         stop = start + t * h * w * width
         # A copy: the object store's memory is read-only, which torch has no notion of.
         part = torch.from_numpy(patches[start:stop].copy())
-        visuals.append(VisualInput(kind, part.reshape(t * h * w, width), (t, h, w)))
+        cut = part.reshape(t * h * w, width)
+        visuals.append(VisualInput(kind, cut, (t, h, w), rules[kind].merge_size))
         start = stop
     if start != patches.size:
         raise IdentityError(f"{_name(table, number)}: {patches.size} bytes for a grid of {grid}")
     ids = table[c.INPUT_IDS][number].as_py()
+    seed = row_seed(sampling.seed, table[c.ID][number].as_py())
+    sampling = replace(sampling, seed=seed)
     return Request(_name(table, number), ids, tuple(visuals), sampling)
 
 

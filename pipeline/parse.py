@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import pyarrow as pa
 
+from model.stopping import before_stop
 from pipeline.records import (
     RowFailure,
     failure_columns,
@@ -20,11 +21,19 @@ from schemas.manifest import ManifestSchema
 
 
 class Parse:
-    """The stage. decode: token ids to text, without control tokens."""
+    """The stage. decode: token ids to text, without control tokens. stop: strings before which the
+    text ends.
+    """
 
-    def __init__(self, manifest: ManifestSchema, decode: Callable[[Sequence[int]], str]) -> None:
+    def __init__(
+        self,
+        manifest: ManifestSchema,
+        decode: Callable[[Sequence[int]], str],
+        stop: Sequence[str] = (),
+    ) -> None:
         self._manifest = manifest
         self._decode = decode
+        self._stop = stop
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """A table of `generated_schema` -> one of `parsed_schema`."""
@@ -34,7 +43,7 @@ class Parse:
             text = None
             if ids is not None:
                 try:
-                    text = self._decode(ids)
+                    text = before_stop(self._decode(ids), self._stop)
                 except Exception as error:  # noqa: BLE001 - a tokenizer's own; one row's ids caused it
                     message = f"the answer's token ids are no text: {error}"
                     found[number] = RowFailure(ErrorCode.PARSE_INVALID.value, message)

@@ -97,17 +97,14 @@ def _check_abilities(job: JobConfig) -> None:
             f"resources.tensor_parallel: found {job.resources.tensor_parallel}, expected 1: "
             "a copy of the model on several GPUs is not supported yet"
         )
-    if generation.temperature > 0:
-        raise JobError(
-            f"generation.temperature: found {generation.temperature}, expected 0: "
-            "sampling is not supported yet"
-        )
-    for name in ("top_k", "top_p"):
-        value = getattr(generation, name)
-        if value is not None:
-            raise JobError(
-                f"generation.{name}: found {value}, expected null: sampling is not supported yet"
-            )
+    if generation.temperature == 0:
+        for name in ("top_k", "top_p", "min_p"):
+            value = getattr(generation, name)
+            if value is not None:
+                raise JobError(
+                    f"generation.{name}: found {value} beside temperature 0, which takes the "
+                    "likeliest token whatever it says: expected null, or another temperature"
+                )
 
 
 def _check_columns(job: JobConfig, manifest: Manifest) -> None:
@@ -164,17 +161,33 @@ def _open_output(output: Place) -> LedgerState:
 
 
 def _parts(job: JobConfig, checkpoint: str) -> dict[str, Any]:
-    """All that decides the text of a row, besides the row itself."""
+    """All that decides the text of a row, besides the row itself.
+
+    Keys that came later are left out at a default that changes nothing, so that outputs begun
+    without them go on; so is the seed, where nothing is drawn.
+    """
+    generation = job.generation.model_dump(mode="json")
+    video = job.video.model_dump(mode="json")
+    for section, name, default in (
+        (generation, "min_new_tokens", None),
+        (generation, "min_p", None),
+        (generation, "stop", None),
+        (video, "mrope", "original"),
+    ):
+        if section[name] == default:
+            del section[name]
+    seed = {} if job.generation.temperature == 0 else {"seed": job.seed}
     return {
         "job": job.job,
         "engine": ENGINE_VERSION,
         "checkpoint": checkpoint,
         "prompt": job.prompt,
         "system": job.system,
-        "generation": job.generation.model_dump(mode="json"),
+        "generation": generation,
         "image": job.image.model_dump(mode="json"),
-        "video": job.video.model_dump(mode="json"),
+        "video": video,
         "resources.dtype": job.resources.dtype,
+        **seed,
     }
 
 

@@ -58,7 +58,7 @@ class PrepareRules:
             system=job.system,
             image_min_pixels=job.image.min_pixels,
             image_max_pixels=job.image.max_pixels,
-            video=VideoRules(**job.video.model_dump()),
+            video=VideoRules(**job.video.model_dump(exclude={"mrope"})),
             limits=limits,
         )
 

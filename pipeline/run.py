@@ -248,7 +248,7 @@ class _GenerateAndParse:
         folder = _local(checkpoint)
         rules = GenerateRules.of(job, threads, on_gpu)
         self._generate = Generate(schema, rules, folder, count)
-        self._parse = Parse(schema, Tokenizer.load(folder).decode)
+        self._parse = Parse(schema, Tokenizer.load(folder).decode, self._generate.stop)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         return self._parse(self._generate(table))

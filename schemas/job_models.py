@@ -34,6 +34,9 @@ _Text = Annotated[str, Field(pattern=r"\S"), Expected("text that is not blank")]
 _OptionalText = Annotated[_Text | None, Expected("text that is not blank, or null")]
 _Count = Annotated[int, Field(ge=1), Expected("a whole number of at least 1")]
 _OptionalCount = Annotated[_Count | None, Expected("a whole number of at least 1, or null")]
+_OptionalWhole = Annotated[
+    Annotated[int, Field(ge=0)] | None, Expected("a whole number of at least 0, or null")
+]
 _AutoOrCount = Annotated[
     Literal["auto"] | _Count, Expected("auto, or a whole number of at least 1")
 ]
@@ -65,18 +68,49 @@ class GenerationConfig(_Strict):
     max_new_tokens: _Count = Field(
         default=128, description="tokens after which an answer is cut off"
     )
-    temperature: Annotated[float, Field(ge=0), Expected("a number of at least 0")] = Field(
-        default=0.0, description="0 takes the likeliest token each time"
+    min_new_tokens: _OptionalWhole = Field(
+        default=None, description="tokens before which no end token is chosen; null = as the model"
     )
-    top_k: _OptionalCount = Field(default=None, description="sample among the k likeliest tokens")
+    temperature: Annotated[
+        float | None, Field(ge=0), Expected("a number of at least 0, or null")
+    ] = Field(
+        default=0.0,
+        description="0 takes the likeliest token, above 0 draws; null = as the model says",
+    )
+    top_k: _OptionalWhole = Field(
+        default=None,
+        description="draw among the k likeliest tokens; 0 = all; null = as the model says",
+    )
     top_p: Annotated[
         float | None, Field(gt=0, le=1), Expected("a number above 0 and at most 1, or null")
     ] = Field(
-        default=None, description="sample among the likeliest tokens of this total probability"
+        default=None,
+        description="draw among the likeliest tokens of this total probability; 1 = all; "
+        "null = as the model says",
+    )
+    min_p: Annotated[float | None, Field(ge=0, le=1), Expected("a number from 0 to 1, or null")] = (
+        Field(
+            default=None,
+            description="leave out tokens below this share of the likeliest one's probability; "
+            "null = as the model says",
+        )
     )
     repetition_penalty: _OptionalPositive = Field(
-        default=None, description="above 1 makes repeats less likely; null = none"
+        default=None, description="above 1 makes repeats less likely; null = as the model says"
     )
+    stop: Annotated[
+        tuple[Annotated[str, Field(min_length=1)], ...] | None,
+        BeforeValidator(_listed),
+        Expected("a list of texts that are not empty, or null"),
+    ] = Field(
+        default=None,
+        description="an answer ends before any of these texts; null = as the model says",
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        _at_most(self, "min_new_tokens", "max_new_tokens")
+        return self
 
 
 class ImageConfig(_Strict):
@@ -112,6 +146,11 @@ class VideoConfig(_Strict):
     )
     max_pixels: _OptionalCount = Field(
         default=None, description="as image.max_pixels, for each frame"
+    )
+    mrope: Annotated[Literal["original", "hf5"], Expected("original or hf5")] = Field(
+        default="original",
+        description="how the model counts a video's positions: as it was trained, or as "
+        "transformers 5 does",
     )
 
     @model_validator(mode="after")

@@ -37,12 +37,15 @@ _SCHEMAS = _torchvision_schemas()
 
 import transformers  # noqa: E402
 from transformers import (  # noqa: E402
+    GenerationConfig,
+    LogitsProcessorList,
     Qwen2TokenizerFast,
     Qwen2VLForConditionalGeneration,
     Qwen2VLImageProcessor,
     Qwen2VLProcessor,
     Qwen2VLVideoProcessor,
 )
+from transformers.generation import StopStringCriteria  # noqa: E402
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import (  # noqa: E402
     smart_resize as reference_smart_resize,
 )
@@ -51,12 +54,15 @@ from transformers.video_utils import VideoMetadata  # noqa: E402
 __all__ = [
     "Qwen2VLImageProcessor",
     "Qwen2VLVideoProcessor",
+    "StopStringCriteria",
     "VideoMetadata",
+    "load_generation_config",
     "load_image_processor",
     "load_model",
     "load_processor",
     "load_tokenizer",
     "load_video_processor",
+    "logits_processors",
     "reference_smart_resize",
 ]
 
@@ -89,3 +95,17 @@ def load_model(
     transformers.logging.disable_progress_bar()
     model = Qwen2VLForConditionalGeneration.from_pretrained(str(folder), dtype=dtype, **kwargs)
     return model.eval()
+
+
+def load_generation_config(folder: str | Path) -> GenerationConfig:
+    """The reference's reading of generation_config.json."""
+    return GenerationConfig.from_pretrained(str(folder))
+
+
+def logits_processors(
+    model: Qwen2VLForConditionalGeneration, prompt_tokens: int, **options: Any
+) -> LogitsProcessorList:
+    """What the reference's generate does to logits, in its own order."""
+    config, _ = model._prepare_generation_config(GenerationConfig(**options))
+    model._prepare_special_tokens(config, device="cpu")
+    return model._get_logits_processor(config, input_ids_seq_length=prompt_tokens, device="cpu")

@@ -3,7 +3,9 @@
 import functools
 import json
 import shutil
+import unicodedata
 
+import fsspec
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -67,6 +69,37 @@ def test_control_tokens_are_known_by_string_and_id():
         "<|box_start|>",
     ]
     assert own().control_tokens_in("a <|im_end| > b") == []
+
+
+@settings(deadline=None)
+@given(texts)
+def test_the_bytes_of_tokens_are_those_of_the_text(text):
+    ids = own().encode(text)
+    found = b"".join(own().token_bytes(index) for index in ids)
+    assert found == unicodedata.normalize("NFC", text).encode()
+    assert found.decode() == own().decode(ids, skip_special_tokens=False)
+
+
+def test_every_byte_has_a_token_and_unknown_ids_have_no_bytes():
+    found = [own().token_bytes(index) for index in range(520)]
+    assert {bytes([byte]) for byte in range(256)} <= set(found)
+    assert all(found)
+    assert own().token_bytes(100_000) == b""
+
+
+def test_a_vocabulary_that_is_not_of_bytes_has_none(tmp_path):
+    content = json.loads((CHECKPOINT / "tokenizer.json").read_text())
+    content["decoder"] = {"type": "WordPiece", "prefix": "##", "cleanup": True}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(ModelError, match="expected ByteLevel"):
+        Tokenizer.load(tmp_path).token_bytes(5)
+
+
+def test_a_tokenizer_at_a_url():
+    folder = fsspec.filesystem("memory")
+    folder.pipe("/tokenizer/tokenizer.json", (CHECKPOINT / "tokenizer.json").read_bytes())
+    text = "a large red circle"
+    assert Tokenizer.load("memory://tokenizer").encode(text) == own().encode(text)
 
 
 def test_truncation_and_padding_of_the_file_are_ignored(tmp_path):

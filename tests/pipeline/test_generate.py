@@ -104,6 +104,22 @@ def test_answers_are_the_engines_and_texts_the_processors(prepared, generate):
         assert row[c.PROMPT_TOKENS] == len(request.input_ids)
 
 
+def test_drawn_answers_follow_the_seed_and_not_the_batch(prepared):
+    manifest, table = prepared
+    sampling = replace(RULES.sampling, temperature=3.0, top_k=0, seed=1)
+
+    def answers(rows, seed=1, batch_rows=4):
+        rules = replace(RULES, sampling=replace(sampling, seed=seed), batch_rows=batch_rows)
+        found = Generate(manifest, rules, CHECKPOINT, nothing)(rows)
+        return dict(zip(found["id"].to_pylist(), found[c.OUTPUT_IDS].to_pylist(), strict=True))
+
+    first = answers(table)
+    order = list(reversed(range(table.num_rows)))
+    assert answers(table.take(order), batch_rows=3) == first
+    other = answers(table, seed=2)
+    assert sum(other[name] != ids for name, ids in first.items()) > len(first) // 2
+
+
 def test_threads_share_full_batches_and_get_their_own_rows(prepared, generate, monkeypatch):
     _, table = prepared
     expected = generate(table)[c.OUTPUT_IDS].to_pylist()

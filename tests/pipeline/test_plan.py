@@ -44,11 +44,40 @@ def test_the_fingerprint_follows_what_decides_the_text(here):
         fingerprint(system="You are terse."),
         fingerprint(generation__max_new_tokens=7),
         fingerprint(generation__repetition_penalty=1.1),
+        fingerprint(generation__min_new_tokens=2),
+        fingerprint(generation__stop=["."]),
+        fingerprint(generation__temperature=1.0),
+        fingerprint(generation__temperature=1.0, seed=1),
+        fingerprint(generation__temperature=1.0, generation__top_k=5),
+        fingerprint(generation__temperature=1.0, generation__min_p=0.1),
         fingerprint(image__max_pixels=9999),
         fingerprint(video__fps=1.0),
+        fingerprint(video__mrope="hf5"),
         fingerprint(resources__dtype="bfloat16"),
     ]
-    assert len({same, *different}) == 8
+    assert len({same, *different}) == 15
+
+
+def test_an_output_begun_before_later_keys_existed_goes_on(here):
+    """Keys with defaults that change nothing are no part of the fingerprint, nor is the seed of a
+    job that draws nothing.
+    """
+    plan = check(make_job(here / "m.parquet", here / "out", seed=5))
+    generation, video = plan.bound["parts"]["generation"], plan.bound["parts"]["video"]
+    assert generation == {
+        "max_new_tokens": 6,
+        "temperature": 0.0,
+        "top_k": None,
+        "top_p": None,
+        "repetition_penalty": None,
+    }
+    assert video.keys() == {
+        "fps", "num_frames", "min_frames", "max_frames", "min_pixels", "max_pixels"
+    }  # fmt: skip
+    assert plan.bound["parts"].keys() == {
+        "job", "engine", "checkpoint", "prompt", "system", "generation", "image", "video",
+        "resources.dtype",
+    }  # fmt: skip
 
 
 def wrong_uses(here):
@@ -90,8 +119,9 @@ def wrong_uses(here):
         (make_job(right, here), "expected a folder apart from it"),
         (make_job(here / "**" / "*.parquet", out), "expected a folder apart from it"),
         (make_job(right, "nosuch://x/y"), "nosuch"),
-        (make_job(right, out, generation__temperature=0.5), "generation.temperature: found 0.5"),
-        (make_job(right, out, generation__top_k=5), "generation.top_k: found 5"),
+        (make_job(right, out, generation__top_k=5), "generation.top_k: found 5 beside temp"),
+        (make_job(right, out, generation__top_p=0.5), "generation.top_p: found 0.5 beside temp"),
+        (make_job(right, out, generation__min_p=0.1), "generation.min_p: found 0.1 beside temp"),
         (make_job(right, out, resources__tensor_parallel=2), "resources.tensor_parallel: found 2"),
     ]
 

@@ -117,6 +117,14 @@ def test_words_stay_words(tmp_path, text):
     assert load_job(str(path)).model == text
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("null", None), ("[]", ()), ('["\\n", "b: c"]', ("\n", "b: c")), ("END", ("END",))],
+)
+def test_stop_strings_are_a_list_or_one_text(text, value):
+    assert load_job(None, [*PAIRS, f"generation.stop={text}"]).generation.stop == value
+
+
 def test_dotted_keys_sections_and_mappings_say_the_same(tmp_path):
     path = tmp_path / "job.yaml"
     path.write_text("generation.top_k: 4\n", encoding="utf-8")
@@ -192,8 +200,11 @@ jobs = st.builds(
     generation=st.builds(
         GenerationConfig,
         max_new_tokens=counts,
-        temperature=st.floats(0, 1e300),
-        top_k=st.none() | counts,
+        temperature=st.none() | st.floats(0, 1e300),
+        top_k=st.none() | st.integers(0, 2**40),
+        min_p=st.none() | st.floats(0, 1),
+        min_new_tokens=st.none() | st.integers(0, 1),
+        stop=st.none() | st.lists(st.text(min_size=1, max_size=9), max_size=3).map(tuple),
         top_p=st.none() | st.floats(0, 1, exclude_min=True),
         repetition_penalty=st.none() | positives,
     ),

@@ -6,6 +6,7 @@ from schemas.errors import JobError
 from schemas.job import load_job
 
 COMPLETE = "job: caption\nmanifest: m.parquet\noutput: out\nmodel: tiny\n"
+TEMPERATURE = "a number of at least 0, or null"
 WHOLE = "a whole number of at least 1"
 POSITIVE = "a number greater than 0"
 KEYS_THERE = (
@@ -37,23 +38,52 @@ WRONG_VALUES = [
     ),
     (
         "generation: {temperature: -0.5}",
-        "5: generation.temperature: found -0.5 (a number), expected a number of at least 0",
+        f"5: generation.temperature: found -0.5 (a number), expected {TEMPERATURE}",
     ),
     (
         "generation: {temperature: .nan}",
-        "5: generation.temperature: found NaN (a number), expected a number of at least 0",
+        f"5: generation.temperature: found NaN (a number), expected {TEMPERATURE}",
     ),
     (
         "generation: {temperature: .inf}",
-        "5: generation.temperature: found Infinity (a number), expected a number of at least 0",
+        f"5: generation.temperature: found Infinity (a number), expected {TEMPERATURE}",
     ),
     (
         "generation: {temperature: false}",
-        "5: generation.temperature: found false (true or false), expected a number of at least 0",
+        f"5: generation.temperature: found false (true or false), expected {TEMPERATURE}",
     ),
     (
-        "generation: {top_k: 0}",
-        f"5: generation.top_k: found 0 (a whole number), expected {WHOLE}, or null",
+        "generation: {top_k: -1}",
+        "5: generation.top_k: found -1 (a whole number), "
+        "expected a whole number of at least 0, or null",
+    ),
+    (
+        "generation: {min_new_tokens: 2.0}",
+        "5: generation.min_new_tokens: found 2.0 (a number), "
+        "expected a whole number of at least 0, or null",
+    ),
+    (
+        "generation: {min_p: -0.1}",
+        "5: generation.min_p: found -0.1 (a number), expected a number from 0 to 1, or null",
+    ),
+    (
+        'generation: {stop: ["a", ""]}',
+        '5: generation.stop: found ["a", ""] (a list), '
+        "expected a list of texts that are not empty, or null",
+    ),
+    (
+        "generation: {stop: 5}",
+        "5: generation.stop: found 5 (a whole number), "
+        "expected a list of texts that are not empty, or null",
+    ),
+    (
+        "generation: {max_new_tokens: 4, min_new_tokens: 5}",
+        "5: generation: found min_new_tokens 5 above max_new_tokens 4, "
+        "expected min_new_tokens to be at most max_new_tokens",
+    ),
+    (
+        "video: {mrope: hf4}",
+        '5: video.mrope: found "hf4" (text), expected original or hf5',
     ),
     (
         "generation: {top_p: 1.5}",
@@ -67,7 +97,8 @@ WRONG_VALUES = [
     (
         "generation: 64",
         "5: generation: found 64 (a whole number), expected a mapping with keys of "
-        "max_new_tokens, temperature, top_k, top_p, repetition_penalty",
+        "max_new_tokens, min_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, "
+        "stop",
     ),
     (
         "image: {min_pixels: 10000, max_pixels: 5000}",
