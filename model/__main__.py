@@ -1,0 +1,185 @@
+"""Turns a question about pictures and videos, given on the command line, into a printed answer.
+
+Exit codes: 0 answered; 2 wrong usage, folder, medium or prompt; 130 interrupted (Ctrl-C).
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from model.chat import Answer
+    from model.sampling import Sampling
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command (default: of this process's arguments) and returns its exit code."""
+    try:
+        return _run(_parser().parse_args(argv))
+    except (ValueError, OSError) as error:  # those of `model` are ValueErrors
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.describe:
+        from model.describe import describe
+
+        print(describe(options.folder, options.mrope))
+        return 0
+    if options.prompt is None:
+        raise ValueError("expected --prompt with a question (- reads it from stdin), or --describe")
+    sampling = _sampling(options)
+    prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
+    _check_device(options.device)
+    # torch takes seconds to import: wrong usage is said before.
+    from model.chat import Chat
+    from model.frame_sampling import VideoRules
+
+    video = VideoRules(options.fps, options.num_frames, None, options.max_frames)
+    chat = Chat.load(
+        options.folder,
+        options.device,
+        options.dtype,
+        options.attention,
+        options.mrope,
+        options.min_pixels,
+        options.max_pixels,
+        video,
+    )
+    parts = [{"type": kind, kind: source} for kind, source in options.media or []]
+    messages: list[dict[str, Any]] = [
+        {"role": "user", "content": [*parts, {"type": "text", "text": prompt}]}
+    ]
+    if options.system is not None:
+        messages.insert(0, {"role": "system", "content": options.system})
+    answer = chat.answer(messages, sampling, add_vision_id=options.add_vision_id)
+    _show(answer, options)
+    return 0
+
+
+def _show(answer: "Answer", options: argparse.Namespace) -> None:
+    done = answer.completion
+    if options.json and done is not None:
+        facts = {
+            "text": answer.text,
+            "finish_reason": done.finish_reason,
+            "prompt_tokens": done.prompt_tokens,
+            "visual_tokens": done.visual_tokens,
+            "output_tokens": len(done.output_ids),
+            "mean_logprob": done.mean_logprob,
+        }
+        if options.show_receipt:
+            facts["receipts"] = [asdict(receipt) for receipt in answer.receipts]
+        print(json.dumps(facts, ensure_ascii=False))
+        return
+    print(answer.text)
+    for receipt in answer.receipts if options.show_receipt else ():
+        frames = f", {len(receipt.frame_indices)} frames" if receipt.frame_indices else ""
+        notes = "".join(f"; {note}" for note in receipt.notes)
+        print(
+            f"{receipt.kind} of {receipt.source_width} x {receipt.source_height} seen as "
+            f"{receipt.width} x {receipt.height}{frames}, {receipt.visual_tokens} tokens{notes}",
+            file=sys.stderr,
+        )
+
+
+def _sampling(options: argparse.Namespace) -> "Sampling":
+    from model.sampling import Sampling
+
+    return Sampling(
+        max_new_tokens=options.max_new_tokens,
+        min_new_tokens=options.min_new_tokens,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        min_p=options.min_p,
+        repetition_penalty=options.repetition_penalty,
+        stop=tuple(options.stop) if options.stop else None,
+        seed=options.seed,
+    )
+
+
+def _check_device(name: str) -> None:
+    import torch
+
+    if name == "auto":
+        return
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).split("\n")[0]
+        raise ValueError(f"--device {name} cannot be used here: {reason}") from None
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence, as everything here does."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message} ({self.prog} --help lists the arguments)")
+
+
+def _medium(kind: str, source: str) -> tuple[str, str]:
+    return kind, source
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m model",
+        description="Ask a Qwen2-VL checkpoint about pictures and videos.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("folder", help="checkpoint in hub format: a path or URL (s3://..., hf://owner/name)")
+    for kind in ("image", "video"):
+        add(
+            f"--{kind}",
+            dest="media",
+            action="append",
+            metavar="FILE",
+            type=partial(_medium, kind),
+            help=f"a {'picture' if kind == 'image' else 'video'}: path or URL; may be repeated, "
+            "and they come in the order given",
+        )
+    add("--prompt", metavar="TEXT", help="the question; - reads it from stdin")
+    add("--system", metavar="TEXT", help="the system message")
+    add("--describe", action="store_true", help="say what the folder is, without its weights")
+    add("--json", action="store_true", help="print one JSON object")
+    add("--show-receipt", action="store_true", help="also say what the model saw of each medium")
+    add("--add-vision-id", action="store_true", help='number the media ("Picture 1: ")')
+    group = parser.add_argument_group("generation (not given: as generation_config.json says)")
+    add = group.add_argument
+    add("--max-new-tokens", type=int, default=128, metavar="N", help="default: 128")
+    add("--min-new-tokens", type=int, metavar="N")
+    add("--temperature", type=float, default=0.0, metavar="T", help="default: 0, the likeliest")
+    add("--top-k", type=int, metavar="K")
+    add("--top-p", type=float, metavar="P")
+    add("--min-p", type=float, metavar="P")
+    add("--repetition-penalty", type=float, metavar="R")
+    add("--stop", action="append", metavar="TEXT", help="end before this text; may be repeated")
+    add("--seed", type=int, default=0, metavar="S")
+    group = parser.add_argument_group("what the model sees (not given: as the folder says)")
+    add = group.add_argument
+    add("--min-pixels", type=int, metavar="N", help="of pictures, height * width")
+    add("--max-pixels", type=int, metavar="N")
+    add("--fps", type=float, metavar="F", help="frames looked at per second of video")
+    add("--num-frames", type=int, metavar="N", help="frames looked at, instead of --fps")
+    add("--max-frames", type=int, metavar="N")
+    group = parser.add_argument_group("how it runs")
+    add = group.add_argument
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    add("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
+    add("--attention", default="sdpa", help="sdpa, eager or flash")
+    add("--mrope", default="original", help="positions of videos: original, or hf5")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
