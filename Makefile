@@ -10,9 +10,11 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PYTHON ?= python3
 DEMO ?= demo
+SEED ?= 1
+CASES ?= 500
 PYTEST ?= tests -m "not slow and not gpu and not soak"
 
-.PHONY: help demo test lint types pytest bench train gate clean
+.PHONY: help demo test lint types pytest parity bench train gate clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +33,9 @@ types: $(READY) ## Check static types with mypy
 
 pytest: $(READY) ## Run the tests (PYTEST="tests/model -k rope" for some of them)
 	$(BIN)/python -m pytest $(PYTEST)
+
+parity: $(READY) ## Compare with the reference on other cases (SEED=1 CASES=500)
+	$(BIN)/python -m pytest tests/parity -q --parity-seed $(SEED) --parity-cases $(CASES)
 
 bench: $(READY) ## Measure each part's speed on this machine
 	$(BIN)/python -m tests.bench

@@ -18,6 +18,12 @@ os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The parity suite's cases; the options have to be known before its own folder is read."""
+    parser.addoption("--parity-seed", type=int, default=0, help="seed of the parity cases")
+    parser.addoption("--parity-cases", type=int, default=144, help="number of parity cases")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_torch_thread() -> None:
     torch.set_num_threads(1)

@@ -28,11 +28,11 @@ def test_the_python_of_the_readme_runs(
     blocks = re.findall(
         r"^```python\n(.*?)^```", README.read_text(), flags=re.DOTALL | re.MULTILINE
     )
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     for block in blocks:
         exec(compile(block, str(README), "exec"), {})  # noqa: S102 - our own page
 
     assert list(pd.read_parquet("photos.parquet")["id"]) == ["a", "b"]
     shown = capsys.readouterr().out
     assert "a word" in shown
-    assert shown.strip().endswith(scene.caption)
+    assert shown.strip().endswith(f"{scene.caption}\n{scene.caption}")

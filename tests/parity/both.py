@@ -1,0 +1,159 @@
+"""Runs a case through this project and through the reference, and keeps what each of them made."""
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from model.config import load_config
+from model.engine import Engine, Request
+from model.frame_sampling import VideoRules
+from model.inputs import VisualInput
+from model.processor import Processor
+from model.qwen2_vl import Qwen2VL
+from model.sampling import Sampling
+from model.weights import load_model
+from tests import oracle
+from tests.parity.cases import Case
+from tests.parity.drawn import ReferenceVideo, reference_picture, reference_video
+
+NEW_TOKENS = 10
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """One prompt. ids: token ids. pixels: the network's pixel and grid arguments by name."""
+
+    ids: list[int]
+    pixels: dict[str, torch.Tensor]
+
+    @property
+    def batch(self) -> dict[str, Any]:
+        """Arguments of this project's forward pass."""
+        return {"input_ids": torch.tensor([self.ids]), **self.pixels}
+
+
+class Mine:
+    """This project on a checkpoint folder, with the position rule of transformers 5.x."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.engine = Engine.load(folder, device="cpu", dtype="float32", mrope="hf5")
+
+    def prepare(self, case: Case) -> tuple[Inputs, tuple[VisualInput, ...]]:
+        low, high = case.limits or (None, None)
+        video = VideoRules(**{"fps": None, **case.sampling}, min_pixels=low, max_pixels=high)
+        processor = Processor.load(self.folder, low, high, video)
+        visuals = tuple(
+            processor.prepare_media(medium.data, medium.kind)[0] for medium in case.media
+        )
+        ids = processor.build_prompt(case.messages, visuals, case.add_vision_id)
+        rules = {"image": processor.image_rules, "video": processor.frame_rules}
+        pixels = {}
+        for kind, values, grids in (
+            ("image", "pixel_values", "image_grid_thw"),
+            ("video", "pixel_values_videos", "video_grid_thw"),
+        ):
+            media = [visual for visual in visuals if visual.kind == kind]
+            if media:
+                patches = torch.cat([visual.patches for visual in media])
+                pixels[values] = rules[kind].normalize(patches, kind)
+                pixels[grids] = torch.tensor([visual.grid_thw for visual in media])
+        return Inputs(ids, pixels), visuals
+
+    def model(self, dtype: torch.dtype) -> Qwen2VL:
+        return _my_model(self.folder, dtype)
+
+    def answer(self, case: Case, inputs: Inputs, visuals: tuple[VisualInput, ...]) -> list[int]:
+        wish = Sampling(max_new_tokens=NEW_TOKENS, repetition_penalty=case.penalty)
+        (done,) = self.engine.generate([Request("case", inputs.ids, visuals, wish)])
+        return done.output_ids
+
+
+class Theirs:
+    """The reference on the same folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.processor = oracle.load_processor(folder)
+
+    def prepare(self, case: Case) -> Inputs:
+        text = self.processor.apply_chat_template(
+            case.messages,
+            tokenize=False,
+            add_generation_prompt=True,
+            add_vision_id=case.add_vision_id,
+        )
+        pictures = [reference_picture(m.data) for m in case.media if m.kind == "image"]
+        videos = [
+            self._sampled(reference_video(m.data), case.sampling)
+            for m in case.media
+            if m.kind == "video"
+        ]
+        size = {}
+        if case.limits:
+            size = {"size": dict(zip(("shortest_edge", "longest_edge"), case.limits, strict=True))}
+        made = self.processor(
+            text=[text],
+            images=pictures or None,
+            videos=videos or None,
+            images_kwargs=size,
+            videos_kwargs={"do_sample_frames": False, "cap_pixels_per_frame": False, **size},
+            return_tensors="pt",
+        )
+        pixels = {name: made[name] for name in made if "pixel" in name or "grid" in name}
+        return Inputs(made["input_ids"][0].tolist(), pixels)
+
+    def _sampled(self, video: ReferenceVideo, sampling: dict[str, Any]) -> torch.Tensor:
+        """The frames that the reference's own sampling takes.
+
+        Where it fails (too few frames for what is asked, one index beyond the end) its documented
+        repair: as many pairs as there are, the surplus index dropped.
+        """
+        total = len(video.frames)
+        metadata = oracle.VideoMetadata(total_num_frames=total, fps=video.fps)
+        if total == 1:
+            return video.frames
+        wanted = dict(sampling)
+        if "num_frames" in wanted:
+            wanted["num_frames"] = max(2, min(wanted["num_frames"], total // 2 * 2))
+        elif "max_frames" in wanted:
+            wanted["min_frames"] = max(2, wanted.get("min_frames", 4))
+        found = self.processor.video_processor.sample_frames(metadata, **wanted)
+        return video.frames[found[found < total].long()]
+
+    def model(self, dtype: torch.dtype) -> Any:
+        return _reference_model(self.folder, dtype)
+
+    def arguments(self, inputs: Inputs) -> dict[str, torch.Tensor]:
+        """Arguments of the reference's forward pass."""
+        ids = torch.tensor([inputs.ids])
+        config = self.model(torch.float32).config
+        types = (ids == config.image_token_id).int() + 2 * (ids == config.video_token_id).int()
+        return {
+            "input_ids": ids,
+            "attention_mask": torch.ones_like(ids),
+            "mm_token_type_ids": types,
+            **inputs.pixels,
+        }
+
+    def answer(self, case: Case, inputs: Inputs) -> list[int]:
+        made = self.model(torch.float32).generate(
+            **self.arguments(inputs),
+            max_new_tokens=NEW_TOKENS,
+            do_sample=False,
+            repetition_penalty=case.penalty,
+        )
+        return made[0, len(inputs.ids) :].tolist()
+
+
+@functools.lru_cache(maxsize=2)
+def _my_model(folder: Path, dtype: torch.dtype) -> Qwen2VL:
+    return load_model(folder, dtype, config=load_config(folder, "hf5"))
+
+
+@functools.lru_cache(maxsize=2)
+def _reference_model(folder: Path, dtype: torch.dtype) -> Any:
+    return oracle.load_model(folder, dtype)
