@@ -35,7 +35,9 @@ pytest: $(READY) ## Run the tests (PYTEST="tests/model -k rope" for some of them
 	$(BIN)/python -m pytest $(PYTEST)
 
 parity: $(READY) ## Compare with the reference on other cases (SEED=1 CASES=500)
-	$(BIN)/python -m pytest tests/parity -q --parity-seed $(SEED) --parity-cases $(CASES)
+	$(BIN)/python -m pip download --quiet --no-deps --dest .cache qwen-agent==0.0.34
+	$(BIN)/python -m pytest tests/parity -q --parity-seed $(SEED) --parity-cases $(CASES) \
+	  --qwen-wheel .cache/qwen_agent-0.0.34-py3-none-any.whl
 
 bench: $(READY) ## Measure each part's speed on this machine
 	$(BIN)/python -m tests.bench

@@ -5,6 +5,7 @@ import secrets
 import signal
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """The parity suite's cases; the options have to be known before its own folder is read."""
     parser.addoption("--parity-seed", type=int, default=0, help="seed of the parity cases")
     parser.addoption("--parity-cases", type=int, default=144, help="number of parity cases")
+    parser.addoption("--qwen-wheel", type=Path, help="wheel of qwen-agent, for its vocabulary")
 
 
 @pytest.fixture(scope="session", autouse=True)
