@@ -85,14 +85,12 @@ class GenerationConfig(_Strict):
         float | None, Field(gt=0, le=1), Expected("a number above 0 and at most 1, or null")
     ] = Field(
         default=None,
-        description="draw among the likeliest tokens of this total probability; 1 = all; "
-        "null = as the model says",
+        description="likeliest tokens of this total probability; 1 = all; null = the model's",
     )
     min_p: Annotated[float | None, Field(ge=0, le=1), Expected("a number from 0 to 1, or null")] = (
         Field(
             default=None,
-            description="leave out tokens below this share of the likeliest one's probability; "
-            "null = as the model says",
+            description="least share of the likeliest token's probability; null = the model's",
         )
     )
     repetition_penalty: _OptionalPositive = Field(
