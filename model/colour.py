@@ -14,22 +14,27 @@ from PIL import ExifTags, Image
 
 from model.errors import MediaError
 
-_UPRIGHT: dict[int, Image.Transpose] = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+# EXIF orientation -> whether rows run upwards, columns run leftwards, and both change places then.
+_TURNS: dict[int, tuple[bool, bool, bool]] = {
+    2: (False, True, False),
+    3: (True, True, False),
+    4: (True, False, False),
+    5: (False, False, True),
+    6: (True, False, True),
+    7: (True, True, True),
+    8: (False, True, True),
 }
 
 
 def upright_rgb(
-    picture: Image.Image, note: Callable[[str], None], convert: bool = True
+    picture: Image.Image,
+    note: Callable[[str], None],
+    convert: bool = True,
+    pixels: npt.NDArray[np.uint8] | None = None,
 ) -> npt.NDArray[np.uint8]:
-    """uint8 [H, W, 3] of a loaded picture; `note` is told what was changed on the way.
+    """uint8 [H, W, 3], contiguous; `note` is told what was changed on the way.
 
+    picture: loaded, or only opened if `pixels` are given: its RGB pixels as stored, [H, W, 3].
     convert: False takes RGB as it is and refuses all other modes.
     Raises MediaError decode_unsupported for those, and for 32-bit grey and float pictures.
     """
@@ -40,11 +45,21 @@ def upright_rgb(
         )
     # An orientation that the loader has applied already (TIFF) is no longer in the metadata.
     orientation = _orientation(picture)
-    rgb = _rgb(picture, note) if convert else picture
-    if orientation in _UPRIGHT:
-        rgb = rgb.transpose(_UPRIGHT[orientation])
+    if pixels is None:
+        pixels = np.array(_rgb(picture, note) if convert else picture, dtype=np.uint8)
+    if orientation in _TURNS:
         note(f"turned upright (EXIF orientation {orientation})")
-    return np.array(rgb, dtype=np.uint8)
+        return _turned(pixels, *_TURNS[orientation])
+    return pixels
+
+
+def _turned(
+    pixels: npt.NDArray[np.uint8], upwards: bool, leftwards: bool, swapped: bool
+) -> npt.NDArray[np.uint8]:
+    whole = pixels.view("V3")[..., 0]  # a pixel is moved in one piece
+    turned = whole[:: -1 if upwards else 1, :: -1 if leftwards else 1]
+    turned = np.ascontiguousarray(turned.T if swapped else turned)
+    return turned.view(np.uint8).reshape(*turned.shape, 3)
 
 
 def _orientation(picture: Image.Image) -> int:

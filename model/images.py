@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import (
     AvifImagePlugin,
@@ -28,6 +29,7 @@ from model.colour import upright_rgb
 from model.containers import recognise
 from model.errors import MediaError
 from model.image_rules import ImageRules
+from model.jpeg import decode_jpeg
 from model.patches import normalize, patchify_image, patchify_video, resize, smart_resize
 
 __all__ = [
@@ -76,7 +78,10 @@ _PILLOW_ERRORS = (
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """pixels: uint8 [3, H, W], upright RGB. notes: what was changed on the way, in words."""
+    """pixels: uint8 [3, H, W], upright RGB, in memory as [H, W, 3] or [3, H, W].
+
+    notes: what was changed on the way, in words.
+    """
 
     pixels: torch.Tensor
     notes: tuple[str, ...]
@@ -112,6 +117,10 @@ def read_image(
     _check_size(found.label, *picture.size, max_pixels)
     notes: list[str] = []
     try:
+        if found.name == "JPEG" and picture.mode in ("RGB", "L"):
+            pixels = decode_jpeg(data, picture.height, picture.width)
+            if pixels is not None:
+                return _decoded(picture, notes, convert_rgb, pixels)
         with _without_size_warning(picture):
             picture.load()
         if getattr(picture, "is_animated", False):
@@ -142,10 +151,14 @@ def take_picture(
         raise _damaged(label, error) from error
 
 
-def _decoded(picture: Image.Image, notes: list[str], convert_rgb: bool) -> DecodedImage:
-    pixels = upright_rgb(picture, notes.append, convert_rgb)
-    channels_first = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
-    return DecodedImage(channels_first, tuple(notes))
+def _decoded(
+    picture: Image.Image,
+    notes: list[str],
+    convert_rgb: bool,
+    pixels: npt.NDArray[np.uint8] | None = None,
+) -> DecodedImage:
+    upright = upright_rgb(picture, notes.append, convert_rgb, pixels)
+    return DecodedImage(torch.from_numpy(upright).permute(2, 0, 1), tuple(notes))
 
 
 def _check_size(label: str, width: int, height: int, max_pixels: int | None) -> None:

@@ -10,8 +10,8 @@ class MediaLimits:
     max_image_pixels: height * width of a picture as stored, from its header.
     max_video_pixels: height * width of one frame as stored.
     max_frames_decoded: frames that have to be decoded, kept or not.
-    max_duration_s: seconds of video that have to be decoded (up to the end of the window, if one
-        was asked for).
+    max_duration_s: seconds of video that have to be decoded: up to the end of the window, if one
+        was asked for, from the last place before it where decoding may begin.
     max_visual_tokens: tokens of one picture or video after the resize; beyond it the prompt cannot
         fit the model (`context_too_long`). None = no such ceiling.
     """

@@ -57,7 +57,7 @@ def prepare_picture(
         digest = hashlib.sha256(data)
     else:
         image = picture_pixels(data, limits.max_image_pixels, rules.do_convert_rgb)
-        digest = hashlib.sha256(image.pixels.numpy().data)
+        digest = hashlib.sha256(image.pixels.contiguous().numpy().data)
     return _picture(image, digest.hexdigest(), rules, limits)
 
 
@@ -146,7 +146,7 @@ def prepare_frames(
                 f"frame {index} is {found[1]} x {found[0]} pixels, expected {source[1]} x "
                 f"{source[0]} as the first one",
             )
-        digest.update(frame.pixels.numpy().data)
+        digest.update(frame.pixels.contiguous().numpy().data)
         taken.append(resize(frame.pixels, *size, pixels.resample))
     most = max_pixels_for(len(indices), pixels, rules)
     if note := pixels.resize_note(source, size, most):

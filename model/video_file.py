@@ -15,6 +15,7 @@ from av.video.stream import VideoStream
 from model.containers import Format
 from model.errors import MediaError
 from model.limits import MediaLimits
+from model.seeking import RestartFinder, Restarts
 from model.timeline import Timeline
 
 # A demuxer cannot follow references to other files if no protocol is allowed.
@@ -23,8 +24,9 @@ _NO_OTHER_FILES = {"protocol_whitelist": "none"}
 _STREAMS_COME_LATER = ("mpeg", "mpegts", "flv")
 
 
-def packet_times(data: bytes, found: Format, limits: MediaLimits) -> Timeline:
-    """The frames' times as the packets tell them; no stamps if they do not.
+def packet_times(data: bytes, found: Format, limits: MediaLimits) -> tuple[Timeline, Restarts]:
+    """The frames' times as the packets tell them (no stamps if they do not), and where decoding may
+    begin anew.
 
     Raises MediaError as `opened`, and media_empty for a stream without packets.
     """
@@ -34,8 +36,16 @@ def packet_times(data: bytes, found: Format, limits: MediaLimits) -> Timeline:
     with opened(data, found, limits) as (container, stream):
         unit = stream.time_base or Fraction(1, 1000)
         rate = float(stream.average_rate or stream.base_rate or 25)
-        for packet in container.demux(stream):
-            if packet.is_discard or (packet.pts is None and packet.dts is None and not packet.size):
+        context = stream.codec_context
+        finder = RestartFinder(found.name, context.name, context.extradata or b"")
+        for number, packet in enumerate(container.demux(stream)):
+            if packet.pts is None and packet.dts is None and not packet.size:
+                continue
+            if packet.has_sidedata("new_extradata") or packet.has_sidedata("param_change"):
+                finder.give_up()
+            key_frame = bytes(packet) if packet.is_keyframe and finder.possible else None
+            finder.see(number, packet.pts, key_frame, shown=not packet.is_discard)
+            if packet.is_discard:
                 continue
             if packet.pts is None:
                 timed = False
@@ -46,8 +56,9 @@ def packet_times(data: bytes, found: Format, limits: MediaLimits) -> Timeline:
     if timed and not stamps:
         raise MediaError("media_empty", f"the {found.label} holds no frames")
     if not timed:
-        return Timeline((), max(ends, default=0), unit)
-    return Timeline.build(sorted(stamps), max(ends, default=None), unit, rate)
+        return Timeline((), max(ends, default=0), unit), Restarts()
+    timeline = Timeline.build(sorted(stamps), max(ends, default=None), unit, rate)
+    return timeline, finder.found()
 
 
 @contextmanager
