@@ -10,10 +10,11 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from model.activations import activation
+from model.activations import activation, activation_
 from model.attention import Attend
 from model.config import TextConfig
-from model.rope import rotate, text_rotation
+from model.packed_linear import SplitLinear
+from model.rope import rotate, rotate_, text_rotation
 from model.rope_types import (
     attention_scaling,
     frequencies_by_length,
@@ -49,16 +50,34 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(width, kv_width)
         self.v_proj = nn.Linear(width, kv_width)
         self.o_proj = nn.Linear(width, width, bias=False)
+        self.qkv: SplitLinear | None = None
+
+    def join(self) -> None:
+        """Make the projections of queries, keys and values one, for inference."""
+        self.qkv = SplitLinear([self.q_proj, self.k_proj, self.v_proj])
+        del self.q_proj, self.k_proj, self.v_proj
 
     def forward(
         self, x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor], attend: Attend
     ) -> torch.Tensor:
-        q, k, v = (
-            proj(x).unflatten(-1, (-1, self.head_dim))
-            for proj in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        out = attend(self.layer, rotate(q, *rotation), rotate(k, *rotation), v, self.window)
-        return self.o_proj(out.flatten(1))  # type: ignore[no-any-return]
+        return self.o_proj(self.attended(x, rotation, attend))  # type: ignore[no-any-return]
+
+    def attended(
+        self, x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor], attend: Attend
+    ) -> torch.Tensor:
+        """What the output projection takes: [T, hidden]."""
+        if self.qkv is not None:
+            heads = self.qkv.linear(x).unflatten(-1, (-1, self.head_dim))
+            values = self.qkv.sizes[2] // self.head_dim
+            rotate_(heads[:, :-values], *rotation)
+            q, k, v = heads.split([n // self.head_dim for n in self.qkv.sizes], dim=1)
+        else:
+            q, k, v = (
+                proj(x).unflatten(-1, (-1, self.head_dim))
+                for proj in (self.q_proj, self.k_proj, self.v_proj)
+            )
+            q, k = rotate(q, *rotation), rotate(k, *rotation)
+        return attend(self.layer, q, k, v, self.window).flatten(1)
 
 
 class SwiGLU(nn.Module):
@@ -67,11 +86,21 @@ class SwiGLU(nn.Module):
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         self.act = activation(config.hidden_act)
+        self.act_ = activation_(config.hidden_act)
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_up: SplitLinear | None = None
+
+    def join(self) -> None:
+        """Make the two projections of the input one, for inference."""
+        self.gate_up = SplitLinear([self.gate_proj, self.up_proj])
+        del self.gate_proj, self.up_proj
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.gate_up is not None:
+            gate, up = self.gate_up(x)
+            return self.down_proj(self.act_(gate) * up)  # type: ignore[no-any-return]
         return self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))  # type: ignore[no-any-return]
 
 
@@ -89,6 +118,21 @@ class DecoderLayer(nn.Module):
         self, x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor], attend: Attend
     ) -> torch.Tensor:
         x = x + self.self_attn(self.input_layernorm(x), rotation, attend)
+        return x + self.mlp(self.post_attention_layernorm(x))  # type: ignore[no-any-return]
+
+    def last(
+        self,
+        x: torch.Tensor,
+        rotation: tuple[torch.Tensor, torch.Tensor],
+        attend: Attend,
+        rows: torch.Tensor,
+    ) -> torch.Tensor:
+        """As `forward`, but only the tokens `rows` (int64 [n]) go on after attention: [n, hidden].
+
+        All keys and values are made; the rest of a layer serves no other token.
+        """
+        attended = self.self_attn.attended(self.input_layernorm(x), rotation, attend)
+        x = x[rows] + self.self_attn.o_proj(attended[rows])
         return x + self.mlp(self.post_attention_layernorm(x))  # type: ignore[no-any-return]
 
 
@@ -145,18 +189,25 @@ class Decoder(nn.Module):
         positions: torch.Tensor,
         attend: Attend,
         states: list[torch.Tensor] | None = None,
+        rows: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Embeddings [T, hidden], int64 positions [3, T] -> final hidden states [T, hidden],
         normalised.
 
         states: gathers the input of every layer and, last, the result: layers + 1 tensors.
+        rows: int64 [n], the tokens whose states are wanted: [n, hidden]; None: all. The last layer
+            then works for those alone.
         """
         rotation = self.rotation(positions, attend.lengths, embeddings.dtype)
         x = embeddings
         for layer in self.layers:
+            assert isinstance(layer, DecoderLayer)
             if states is not None:
                 states.append(x)
-            x = layer(x, rotation, attend)
+            if rows is not None and layer is self.layers[-1]:
+                x = layer.last(x, rotation, attend, rows)
+            else:
+                x = layer(x, rotation, attend)
         x = self.norm(x)
         if states is not None:
             states.append(x)

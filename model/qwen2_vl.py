@@ -90,10 +90,17 @@ class Qwen2VL(nn.Module):
         return x  # type: ignore[no-any-return]
 
     def hidden_states(
-        self, embeddings: torch.Tensor, positions: torch.Tensor, attend: Attend
+        self,
+        embeddings: torch.Tensor,
+        positions: torch.Tensor,
+        attend: Attend,
+        rows: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Packed embeddings [T, hidden] and positions [3, T] -> final hidden states [T, hidden]."""
-        return self.model(embeddings, positions, attend)  # type: ignore[no-any-return]
+        """Packed embeddings [T, hidden] and positions [3, T] -> final hidden states [T, hidden].
+
+        rows: int64 [n], the tokens whose states are wanted: [n, hidden], with less work.
+        """
+        return self.model(embeddings, positions, attend, rows=rows)  # type: ignore[no-any-return]
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Hidden states [..., hidden] -> logits [..., vocabulary] in the model's dtype."""

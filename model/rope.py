@@ -113,3 +113,18 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
     """Turn x [T, heads, head_dim] by cos and sin [T, head_dim], in x's dtype."""
     left, right = x.chunk(2, dim=-1)
     return x * cos[:, None] + torch.cat((-right, left), dim=-1) * sin[:, None]
+
+
+def rotate_(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """As `rotate`, in place and in fewer passes: x [T, heads, head_dim] is returned.
+
+    cos and sin [T, head_dim] of x's dtype; their halves are equal, and one is read. Two roundings
+    instead of three in half precision.
+    """
+    left, right = x.chunk(2, dim=-1)
+    half = left.shape[-1]
+    cos, sin = cos[:, None, :half], sin[:, None, :half]
+    turned = (left * cos).addcmul_(right, sin, value=-1)
+    right.mul_(cos).addcmul_(left, sin)
+    left.copy_(turned)
+    return x

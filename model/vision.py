@@ -5,18 +5,21 @@ know which text the tokens will stand in. Parameter names below `visual.` are th
 checkpoints.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model.activations import activation
+from model.activations import activation, activation_
 from model.attention import AttentionName, check_attention, packed_attention
 from model.config import VisionConfig
 from model.flash import HALF, Boundaries
+from model.image_rules import ImageRules
+from model.inputs import VisualInput, VisualKind
 from model.rope import Grid, rotate, vision_rotation
 from model.rope_types import inverse_frequencies
+from model.vision_encoder import encode
 
 
 class PatchEmbed(nn.Module):
@@ -93,6 +96,7 @@ class VisionMlp(nn.Module):
         super().__init__()
         inner = int(config.embed_dim * config.mlp_ratio)
         self.act = activation(config.hidden_act)
+        self.act_ = activation_(config.hidden_act)
         self.fc1 = nn.Linear(config.embed_dim, inner)
         self.fc2 = nn.Linear(inner, config.embed_dim)
 
@@ -185,6 +189,21 @@ class VisionTower(nn.Module):
         for block in self.blocks:
             x = block(x, rotation, frames)
         return self.merger(x)  # type: ignore[no-any-return]
+
+    def encode(
+        self,
+        media: Sequence[VisualInput],
+        rules: Mapping[VisualKind, ImageRules],
+        name: str = "sdpa",
+    ) -> torch.Tensor:
+        """Visual tokens of pictures and videos, mixed, in their order: [tokens, hidden_size].
+
+        For inference: the numbers are those of `forward` over normalised patches up to rounding,
+        and no gradient flows. media: uint8 patches, on any device. rules: how the patches of each
+        kind become numbers. name: of the attention, see `check_attention`.
+        Raises ValueError where patches do not match their grids or rules.
+        """
+        return encode(self, media, rules, name)
 
 
 def grid_list(grids: torch.Tensor | Sequence[Grid], merge: int) -> list[Grid]:
