@@ -15,6 +15,9 @@ import torch
 
 HALF = (torch.float16, torch.bfloat16)
 
+# What the function must take to read pages.
+PAGED = frozenset({"block_table", "seqused_k", "window_size", "enable_gqa"})
+
 
 @functools.cache
 def _kernel() -> tuple[Callable[..., Any] | None, frozenset[str]]:
@@ -50,6 +53,45 @@ def does_cached_keys() -> bool:
     a copy of it for grouped heads.
     """
     return {"seqused_k", "window_size", "enable_gqa"} <= _kernel()[1]
+
+
+@functools.cache
+def does_pages(device: torch.device, dtype: torch.dtype, head_dim: int, page_size: int) -> bool:
+    """Whether the kernel of this torch reads keys and values from pages of that size, rightly.
+
+    Tried on a few numbers, once: its signature has the arguments in some builds whose kernel
+    refuses them, and which page sizes it takes depends on the flash kernel that is active.
+    """
+    if missing(device, dtype) is not None or PAGED - _kernel()[1]:
+        return False
+    draw = torch.Generator().manual_seed(0)
+    q, keys, values = (
+        torch.randn(shape, generator=draw).to(device, dtype)
+        for shape in (
+            (2, 4, head_dim),
+            (4, page_size, 2, head_dim),
+            (4, page_size, 2, head_dim),
+        )
+    )
+    table = torch.tensor([[2, 1], [3, 0]], dtype=torch.int32, device=device)
+    lengths = (page_size + 3, 2)
+    filled = torch.tensor(lengths, dtype=torch.int32, device=device)
+    try:
+        for window in (None, 2):
+            found = flash_paged(q, keys, values, table, filled, window, lengths[0])
+            for row, length in enumerate(lengths):
+                seen = slice(0 if window is None else max(0, length - window), length)
+                k, v = (
+                    pages[table[row].long()].flatten(0, 1)[seen].float().repeat_interleave(2, 1)
+                    for pages in (keys, values)
+                )
+                scores = torch.einsum("hd,khd->hk", q[row].float(), k) * head_dim**-0.5
+                expected = torch.einsum("hk,khd->hd", scores.softmax(-1), v)
+                if not torch.allclose(found[row].float(), expected, atol=0.03, rtol=0.03):
+                    return False
+    except (RuntimeError, TypeError, ValueError):
+        return False
+    return True
 
 
 class Boundaries:
@@ -102,6 +144,38 @@ def flash_cached(
         window,
         {"seqused_k": filled},
     )
+
+
+def flash_paged(
+    q: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    block_table: torch.Tensor,
+    filled: torch.Tensor,
+    window: int | None,
+    longest: int,
+) -> torch.Tensor:
+    """Attention of one new token per row over pages; the arguments of
+    `model.paged_attention.paged_decode`.
+    """
+    kernel, _ = _kernel()
+    assert kernel is not None, "checked by choose_kernel"
+    rows = torch.arange(len(q) + 1, dtype=torch.int32, device=q.device)
+    out: torch.Tensor = kernel(
+        q.contiguous(),
+        keys,
+        values,
+        rows,
+        None,
+        1,
+        longest,
+        # The only query stands at the end of its keys, so nothing is to be hidden after it.
+        window_size=(-1, -1) if window is None else (window - 1, 0),
+        enable_gqa=q.shape[1] != keys.shape[2],
+        seqused_k=filled,
+        block_table=block_table,
+    )
+    return out
 
 
 def _call(
