@@ -14,10 +14,10 @@ SEED ?= 1
 CASES ?= 500
 PYTEST ?= tests -m "not slow and not gpu and not soak"
 
-.PHONY: help demo test lint types pytest parity bench train gate clean
+.PHONY: help demo test lint types pytest parity soak bench bench-gpu train gate clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(READY) ## Caption drawn pictures and clips into demo/, and write demo/report.html
 	@$(BIN)/mediamill demo --dir $(DEMO)
@@ -39,8 +39,15 @@ parity: $(READY) ## Compare with the reference on other cases (SEED=1 CASES=500)
 	$(BIN)/python -m pytest tests/parity -q --parity-seed $(SEED) --parity-cases $(CASES) \
 	  --qwen-wheel .cache/qwen_agent-0.0.34-py3-none-any.whl
 
+soak: $(READY) ## Twenty thousand requests through the engine, with cancels and impossible ones
+	$(BIN)/python -m pytest tests/model/test_engine_soak.py -m soak -q --timeout 1800
+
 bench: $(READY) ## Measure each part's speed on this machine
 	$(BIN)/python -m tests.bench
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.engine
+
+bench-gpu: $(READY) ## Measure the engine on this machine's GPU, in ten minutes
+	$(BIN)/python -m tests.bench.gpu --json gpu.json
 
 train: $(READY) ## Train the tiny model from scratch into runs/tiny, and print its gate
 	$(BIN)/python -m model.tiny.train --out runs/tiny

@@ -1,45 +1,69 @@
-"""Turns a stream of requests into a stream of completions, in batches.
+"""Turns requests into completions: a loaded network behind a queue.
 
-One call of the vision tower and one packed prefill serve a whole batch; rows that finish leave the
-batch. Usable without Ray. It does not know files or rows of tables: ids and uint8 patches come in,
-ids go out; strings only as the bytes in which stop strings are looked for.
+Rows enter as soon as there is room and leave at the step that finishes them; a common beginning of
+prompts is computed once. Usable without Ray. It does not know files or rows of tables: ids and
+uint8 patches come in, ids go out; strings only as the bytes in which stop strings are looked for.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import torch
 
-from model.attention import (
-    AttentionName,
-    DecodeStep,
-    KeyValueCache,
-    PackedCausal,
-    check_attention,
-)
-from model.chooser import Choice, Chooser
+from model.attention import AttentionName, check_attention
 from model.config import MRopeRule, load_config
+from model.core import Core
+from model.engine_stats import EngineStats
 from model.errors import ModelError
 from model.folder import Folder
 from model.generation_defaults import GenerationDefaults
 from model.image_rules import ImageRules
+from model.inference import fastest_attention, prepare
 from model.inputs import VisualKind
+from model.memory import cache_tokens as measured_cache_tokens
+from model.paged_cache import PagedCache
+from model.prefix import MediaNames, content_name, page_names
 from model.qwen2_vl import Qwen2VL
-from model.requests import Completion, FinishReason, Request, Row, failed
-from model.rope import mrope_positions
+from model.request_checks import placed_media, request_problem
+from model.requests import Completion, Embedding, FinishReason, Request, Score, failed
+from model.rows import Row
+from model.scheduler import Limits
+from model.shelves import ShelfCache
+from model.steps import Cache, Steps
 from model.tokenizer import Tokenizer
 from model.weights import load_model
 
-__all__ = ["Completion", "Engine", "FinishReason", "Request"]
+__all__ = [
+    "Completion",
+    "Embedding",
+    "Engine",
+    "EngineStats",
+    "FinishReason",
+    "Request",
+    "Score",
+]
 
-# Rows of normalised patches that one call of the vision tower may hold, to bound its activations.
+# Patches that one call of the vision tower may hold, to bound its activations.
 VISION_PATCHES = 16384
+# New tokens that one prefill may hold. Activations of more do not fit the caches of a CPU.
+GPU_PREFILL_TOKENS, CPU_PREFILL_TOKENS = 8192, 1536
+PAGE_SIZE = 16
 
 
 class Engine:
     """A loaded model that answers requests. Not thread-safe: one caller at a time.
 
+    batch_rows: rows that run at once, at most.
     load_tokenizer: called once, by the first request that has stop strings; None refuses those.
+    page_size: tokens of a page of the cache; None: 16 on a GPU, and on a CPU no pages but rows in
+        one piece, which reads faster there.
+    cache_tokens: room of the cache; None measures the memory that is free at the first request.
+    prefill_tokens: new tokens in one prefill, at most, but for a request that alone has more; None:
+        8192 on a GPU, 1536 on a CPU.
+    share_prefixes: a common beginning of prompts is computed once. Never done where the rotary
+        frequencies follow the length of each sequence.
+    graphs: on a GPU, decode steps are captured as CUDA graphs and replayed.
     """
 
     def __init__(
@@ -50,7 +74,23 @@ class Engine:
         batch_rows: int = 32,
         attention: AttentionName = "sdpa",
         load_tokenizer: Callable[[], Tokenizer] | None = None,
+        *,
+        page_size: int | None = None,
+        cache_tokens: int | None = None,
+        prefill_tokens: int | None = None,
+        vision_patches: int = VISION_PATCHES,
+        share_prefixes: bool = True,
+        graphs: bool = True,
     ) -> None:
+        for name, value in (
+            ("batch_rows", batch_rows),
+            ("page_size", page_size),
+            ("cache_tokens", cache_tokens),
+            ("prefill_tokens", prefill_tokens),
+            ("vision_patches", vision_patches),
+        ):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}, expected at least 1")
         self.model = model
         self.rules = rules
         self.defaults = defaults
@@ -58,6 +98,17 @@ class Engine:
         self.attention: AttentionName = attention
         self._load_tokenizer = load_tokenizer
         self._tokenizer: Tokenizer | None = None
+        on_cpu = model.device.type == "cpu"
+        self._page_size = PAGE_SIZE if page_size is None and not on_cpu else page_size
+        self._cache_tokens = cache_tokens
+        most = prefill_tokens or (CPU_PREFILL_TOKENS if on_cpu else GPU_PREFILL_TOKENS)
+        self._limits = Limits(most, vision_patches)
+        self._shares = share_prefixes and not model.config.text.rope.follows_length
+        self._graphs = graphs
+        self._names = MediaNames()
+        self._open: set[str] = set()
+        self.steps = Steps(model, rules, attention, vision_patches)
+        self._core = Core(self.steps, self._make_cache, self._limits, self._shares)
 
     @classmethod
     def load(
@@ -68,14 +119,23 @@ class Engine:
         batch_rows: int = 32,
         attention: str = "sdpa",
         mrope: MRopeRule = "original",
+        *,
+        page_size: int | None = None,
+        cache_tokens: int | None = None,
+        prefill_tokens: int | None = None,
+        vision_patches: int = VISION_PATCHES,
+        share_prefixes: bool = True,
+        graphs: bool = True,
+        fp8: bool = False,
     ) -> "Engine":
         """Load a hub-format folder, from a path or any fsspec URL.
 
         device: a torch device, or "auto": the first GPU if there is one. dtype: "float32",
             "bfloat16", "float16", or "auto": the file's own on a GPU, float32 on a CPU. attention:
             "sdpa", "eager" or "flash". mrope: how videos are positioned; "original" as the model
-            was trained, "hf5" as transformers 5 does. Raises ModelError when the folder cannot be
-            used, ValueError for the other arguments.
+            was trained, "hf5" as transformers 5 does. fp8: linear layers in float8, which changes
+            answers a little; see `model.fp8`. The others: see the class. Raises ModelError when the
+            folder cannot be used, ValueError for the other arguments.
         """
         folder = Folder.of(folder)
         if device == "auto":
@@ -99,62 +159,172 @@ class Engine:
         defaults = GenerationDefaults.load(folder)
         model = load_model(folder, kind, device, config)
         name = check_attention(attention, model.device, model.dtype)
-        return cls(model, rules, defaults, batch_rows, name, lambda: Tokenizer.load(folder))
+        name = fastest_attention(name, model.device, model.dtype)
+        prepare(model, fp8)
+        return cls(
+            model,
+            rules,
+            defaults,
+            batch_rows,
+            name,
+            lambda: Tokenizer.load(folder),
+            page_size=page_size,
+            cache_tokens=cache_tokens,
+            prefill_tokens=prefill_tokens,
+            vision_patches=vision_patches,
+            share_prefixes=share_prefixes,
+            graphs=graphs,
+        )
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
-        """One completion per request, as they finish. Requests are pulled a batch at a time.
+        """One completion per request, as they finish. Requests are pulled as rows become free.
 
-        A request that can never be answered (malformed, longer than the context) is answered alone
-        with an error.
+        A request that can never be answered (malformed, longer than the context or the cache) is
+        answered alone with an error. Raises ValueError for an id that is still unanswered. Where
+        the caller stops early, what is still unanswered is cancelled.
         """
-        batch: list[Request] = []
-        for request in requests:
-            problem = self._problem(request)
-            if problem:
-                yield failed(request, problem)
-                continue
-            batch.append(request)
-            if len(batch) == self.batch_rows:
-                yield from self._run(batch)
-                batch = []
-        if batch:
-            yield from self._run(batch)
+        source = iter(requests)
+        mine: set[str] = set()
+        try:
+            while True:
+                # Also bounds those that are answered at once, with an error.
+                for request in islice(source, self._wanted):
+                    self.add(request)
+                    mine.add(request.id)
+                if not mine:
+                    return  # nothing was pulled, and nothing of it is left
+                found = self.step()
+                # Completions of others wait for those who step next.
+                others = [one for one in found if one.id not in mine]
+                self._core.done += others
+                self._open.update(one.id for one in others)
+                for completion in found:
+                    if completion.id in mine:
+                        mine.remove(completion.id)
+                        yield completion
+        finally:
+            for name in mine:
+                self.cancel(name)
+            self._core.done = [one for one in self._core.done if one.id not in mine]
+            self._open -= mine
 
-    def _problem(self, request: Request) -> str | None:
-        """Why the request can never be answered, or None."""
+    @property
+    def _wanted(self) -> int:
+        """Requests to pull: enough for every row that is free, so that one at least is waiting."""
+        free = max(1, self.batch_rows - len(self._core.running.rows))
+        return max(0, free - len(self._core.scheduler.waiting))
+
+    @property
+    def unfinished(self) -> int:
+        """Requests whose completions have not been given out."""
+        return len(self._open)
+
+    def add(self, request: Request) -> None:
+        """Put a request in the queue. Its completion comes out of `step`, an error's too.
+
+        Raises ValueError for the id of a request that is not answered yet.
+        """
+        if request.id in self._open:
+            raise ValueError(f"the request {request.id!r} is not answered yet; ids must differ")
+        self._open.add(request.id)
+        try:
+            row = self._row(request)
+        except BaseException:
+            self._open.remove(request.id)
+            raise
+        if isinstance(row, str):
+            self._core.refuse(failed(request, row))
+        else:
+            self._core.scheduler.waiting.append(row)
+
+    def step(self) -> list[Completion]:
+        """Take in what there is room for, make one token for each running row, and give out what
+        is finished.
+
+        Out of memory is no error here: less is done at once, and what was in hand is done again; a
+        request that fails alone is answered with an error. Any other exception leaves all requests
+        as they were before the step: step again, or `reset`.
+        """
+        with torch.inference_mode():
+            self._core.step(self.batch_rows)
+        done, self._core.done = self._core.done, []
+        self._open -= {one.id for one in done}
+        return done
+
+    def cancel(self, request_id: str) -> bool:
+        """Stop a request; whether it was still unfinished. It is then answered, by the next step,
+        with finish_reason "cancelled" and what it has said so far.
+        """
+        with torch.inference_mode():
+            return self._core.cancel(request_id)
+
+    def drain(self) -> Iterator[Completion]:
+        """The completions of all that has been added, as they finish."""
+        while self.unfinished:
+            yield from self.step()
+
+    def reset(self) -> None:
+        """Forget every request, without an answer."""
+        with torch.inference_mode():
+            self._core.clear()
+        self._open.clear()
+
+    def stats(self) -> EngineStats:
+        """What has been done so far."""
+        return self._core.stats()
+
+    def _row(self, request: Request) -> Row | str:
+        """The request as a row, or why it can never be answered."""
         config = self.model.config
-        limit = config.text.context_length
-        if not request.input_ids:
-            return "the prompt is empty"
-        if len(request.input_ids) >= limit:
+        problem = request_problem(request, config, self.rules) or self._rule_problem(request)
+        if problem:
+            return problem
+        rule = request.sampling.rule(self.defaults, len(request.input_ids))
+        try:
+            positions, following, pads = placed_media(request.input_ids, request.visuals, config)
+        except ValueError as error:
+            return str(error)
+        context = config.text.context_length
+        row = Row(request, rule, context, self._tokenizer, positions, following)
+        cache = self._core.open_cache()
+        if row.needed > cache.capacity:
             return (
-                f"the prompt has {len(request.input_ids)} tokens, and the model's context is "
-                f"{limit}"
+                f"prompt and answer need room for {row.needed} tokens, and the cache has "
+                f"{cache.capacity}"
             )
-        if min(request.input_ids) < 0 or max(request.input_ids) >= config.text.vocab_size:
-            return f"the prompt holds a token id outside 0..{config.text.vocab_size - 1}"
-        for kind, token in (("image", config.image_token_id), ("video", config.video_token_id)):
-            pads = sum(1 for i in request.input_ids if i == token)
-            tokens = sum(v.tokens for v in request.visuals if v.kind == kind)
-            if pads != tokens:
-                return f"the prompt has {pads} {kind} tokens, and its {kind}s have {tokens}"
-        for visual in request.visuals:
-            t, h, w = visual.grid_thw
-            values = self.rules[visual.kind].patch_values(visual.kind)
-            if (
-                visual.patches.dtype != torch.uint8
-                or visual.patches.shape != (t * h * w, values)
-                or visual.tokens == 0
-            ):
-                return (
-                    f"the {visual.kind}'s patches {list(visual.patches.shape)} do not fit its "
-                    f"grid {visual.grid_thw}"
-                )
-        return self._rule_problem(request)
+        row.pads = pads
+        if self._shares:
+            names = request.media_names
+            media = [
+                (pad, self._names.of(one.patches) if names is None else content_name(names[i]))
+                for i, (pad, one) in enumerate(zip(pads, request.visuals, strict=True))
+            ]
+            row.names = page_names(row.prompt, media, cache.page_size)
+        return row
+
+    def _make_cache(self) -> Cache:
+        text, kind, device = self.model.config.text, self.model.dtype, self.model.device
+        limits = self._limits
+        tokens = self._cache_tokens or measured_cache_tokens(
+            self.model,
+            self.rules,
+            self.attention,
+            self.batch_rows,
+            limits.prefill_tokens,
+            limits.vision_patches,
+        )
+        if self._page_size is None:
+            return ShelfCache(text, tokens, PAGE_SIZE, kind, device, self.attention)
+        cache = PagedCache(text, tokens, self._page_size, kind, device)
+        if self._graphs and device.type == "cuda":
+            self.steps.replay_graphs(cache, self.batch_rows)
+        return cache
 
     def _rule_problem(self, request: Request) -> str | None:
         """Why the request's rule cannot be followed, or None."""
         rule = request.sampling.rule(self.defaults, len(request.input_ids))
+        if request.mode != "generate":
+            return None
         if rule.max_new_tokens < 1:
             return (
                 f"the prompt has {len(request.input_ids)} tokens, and generation_config.json "
@@ -171,117 +341,3 @@ class Engine:
                 return f"the request has stop strings, and {error}"
             self._tokenizer = tokenizer
         return None
-
-    @torch.inference_mode()
-    def _run(self, batch: list[Request]) -> Iterator[Completion]:
-        config = self.model.config.text
-        rows = []
-        for request in batch:
-            rule = request.sampling.rule(self.defaults, len(request.input_ids))
-            rows.append(Row(request, rule, config.context_length, self._tokenizer))
-        cache, logits, following = self._prefill(rows)
-        chooser = Chooser(
-            [row.rule for row in rows],
-            [request.input_ids for request in batch],
-            config.vocab_size,
-            self.model.device,
-        )
-        while True:
-            choice = chooser.choose(logits)
-            _append(rows, choice)
-            yield from (row.completion() for row in rows if row.finished)
-            kept = [i for i, row in enumerate(rows) if not row.finished]
-            if not kept:
-                return
-            tokens = choice.tokens
-            if len(kept) < len(rows):
-                index = torch.tensor(kept, device=self.model.device)
-                rows = [rows[i] for i in kept]
-                tokens, following = tokens[index], following[index]
-                chooser.keep(kept)
-                cache.keep(index)
-            span = max(len(row.request.input_ids) + len(row.output) for row in rows)
-            logits = self._decode(tokens, following, cache, span)
-            following = following + 1
-
-    def _prefill(self, rows: list[Row]) -> tuple[KeyValueCache, torch.Tensor, torch.Tensor]:
-        """Encode all media and prompts. Returns the cache, the last logits [B, V] and the next
-        position of each row [B].
-        """
-        model, config = self.model, self.model.config
-        requests = [row.request for row in rows]
-        lengths = [len(request.input_ids) for request in requests]
-        ids = torch.tensor(
-            [i for request in requests for i in request.input_ids], device=model.device
-        )
-        embeddings = model.embed(
-            ids, self._encode(requests, "image"), self._encode(requests, "video")
-        )
-        visual_ids = (config.image_token_id, config.video_token_id)
-        placed = [
-            mrope_positions(r.input_ids, [v.grid_thw for v in r.visuals], visual_ids, config.mrope)
-            for r in requests
-        ]
-        positions = torch.cat([p for p, _ in placed], dim=1).to(model.device)
-        text = config.text
-        capacity = max(length + row.budget for length, row in zip(lengths, rows, strict=True))
-        cache = KeyValueCache(
-            text.num_hidden_layers,
-            len(rows),
-            text.num_key_value_heads,
-            capacity,
-            text.head_dim,
-            model.dtype,
-            model.device,
-        )
-        attend = PackedCausal(lengths, self.attention, cache)
-        hidden = model.hidden_states(embeddings, positions, attend)
-        cache.lengths += torch.tensor(lengths, device=model.device)
-        last = torch.tensor(lengths, device=model.device).cumsum(0) - 1
-        return (
-            cache,
-            model.logits(hidden[last]),
-            torch.tensor([n for _, n in placed], device=model.device),
-        )
-
-    def _encode(self, requests: list[Request], kind: VisualKind) -> torch.Tensor | None:
-        """Visual tokens of all media of one kind, in order: [tokens, hidden], or None when there
-        are none.
-        """
-        media = [v for request in requests for v in request.visuals if v.kind == kind]
-        rules, pieces, group, size = self.rules[kind], [], [], 0
-        for i, visual in enumerate(media):
-            group.append(visual)
-            size += len(visual.patches)
-            if size >= VISION_PATCHES or i == len(media) - 1:
-                patches = torch.cat(
-                    [rules.normalize(v.patches.to(self.model.device), kind) for v in group]
-                )
-                grids = [v.grid_thw for v in group]
-                pieces.append(self.model.visual(patches, grids, self.attention))
-                group, size = [], 0
-        return torch.cat(pieces) if pieces else None
-
-    def _decode(
-        self, tokens: torch.Tensor, positions: torch.Tensor, cache: KeyValueCache, span: int
-    ) -> torch.Tensor:
-        """One step: the last tokens [B] at `positions` [B] -> logits of the next ones [B, V]. span:
-        tokens of the longest sequence, these included.
-        """
-        # A pad token that was generated is a token like others.
-        embeddings = self.model.model.embed_tokens(tokens)
-        attend = DecodeStep(cache, self.attention, span)
-        hidden = self.model.hidden_states(embeddings, positions.expand(3, -1), attend)
-        cache.lengths += 1
-        return self.model.logits(hidden)
-
-
-def _append(rows: Sequence[Row], choice: Choice) -> None:
-    """Give each row its token. The one place of a step that waits for the device."""
-    tops: list[list[tuple[int, float]]] = [[] for _ in rows]
-    if choice.top_ids is not None and choice.top_logprobs is not None:
-        pairs = zip(choice.top_ids.tolist(), choice.top_logprobs.tolist(), strict=True)
-        tops = [list(zip(ids, values, strict=True)) for ids, values in pairs]
-    chosen = zip(choice.tokens.tolist(), choice.logprobs.tolist(), tops, strict=True)
-    for row, (token, logprob, top) in zip(rows, chosen, strict=True):
-        row.append(token, logprob, top)

@@ -1,4 +1,4 @@
-"""What an engine is asked and what it answers, and a request on its way from one to the other.
+"""What an engine is asked and what it answers.
 
 Knows token ids and rules of generation; how tokens are made is the engine's.
 """
@@ -8,23 +8,34 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from model.inputs import VisualInput
-from model.sampling import GenerationRule, Sampling
-from model.stopping import StopFinder
-from model.tokenizer import Tokenizer
+from model.sampling import Sampling
 
-FinishReason = Literal["stop", "length", "error"]
+FinishReason = Literal["stop", "length", "done", "cancelled", "error"]
+Mode = Literal["generate", "score", "embed"]
 
 
 @dataclass(frozen=True)
 class Request:
     """One prompt. input_ids: token ids with every pad token expanded; visuals: its media, in prompt
     order.
+
+    mode: "generate" an answer; "score": the log-probabilities of given `continuations`; "embed":
+        the prompt's pooled hidden states. `sampling` counts for "generate" alone.
+    continuations: lists of token ids, each of which is taken to follow the prompt.
+    normalize: embeddings are scaled to length 1.
+    media_names: what each medium is called, for sharing the work on a common beginning among
+        requests: equal names promise equal patches and grids. None: media are alike when their
+        patches are the very same tensor.
     """
 
     id: str
     input_ids: Sequence[int]
     visuals: tuple[VisualInput, ...] = ()
     sampling: Sampling = field(default_factory=Sampling)
+    mode: Mode = "generate"
+    continuations: Sequence[Sequence[int]] = ()
+    normalize: bool = False
+    media_names: tuple[str, ...] | None = None
 
     @property
     def visual_tokens(self) -> int:
@@ -32,17 +43,46 @@ class Request:
 
 
 @dataclass(frozen=True)
+class Score:
+    """One continuation. logprobs: natural log-probability of each of its tokens, given all before
+    it, under the network's own logits (float32); total: their sum.
+    """
+
+    total: float
+    logprobs: list[float]
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """Final hidden states of a prompt, after the last norm, pooled in float32: lists of
+    `hidden_size` numbers.
+
+    last: of the last token. text: mean over the tokens that are no visual tokens. visual: mean over
+    the visual tokens, None without media.
+    """
+
+    last: list[float]
+    text: list[float] | None
+    visual: list[float] | None
+
+
+@dataclass(frozen=True)
 class Completion:
     """What became of a request.
 
-    output_ids: generated ids, the end token or the last token of a stop string included.
+    output_ids: generated ids, the end token or the last token of a stop string included; what was
+        there so far when it was cancelled.
+    finish_reason: "stop": an end token or a stop string; "length": max_new_tokens or the end of the
+        context; "done": scored or embedded; "cancelled"; "error".
     mean_logprob: mean of logprobs.
-    error: one sentence when finish_reason is "error", else None.
+    error: one sentence when finish_reason is "error", else None. out_of_memory: it is memory that
+        was missing.
     stop: the stop string that ended the answer, or None.
     logprobs: natural log-probability of each generated token under the network's own logits
         (float32), before repetition penalty, temperature and filters.
     top_logprobs: with `Sampling.logprobs` n above 0, for each generated token the n likeliest
         tokens and their log-probabilities by the same measure, the likeliest first.
+    scores: of the continuations, in order, of a request to score. embedding: of one to embed.
     """
 
     id: str
@@ -55,61 +95,20 @@ class Completion:
     stop: str | None = None
     logprobs: list[float] = field(default_factory=list)
     top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
+    scores: list[Score] = field(default_factory=list)
+    embedding: Embedding | None = None
+    out_of_memory: bool = False
 
 
-def failed(request: Request, problem: str) -> Completion:
+def failed(request: Request, problem: str, out_of_memory: bool = False) -> Completion:
     """The answer to a request that cannot be answered."""
-    prompt_tokens = len(request.input_ids)
-    return Completion(request.id, [], "error", prompt_tokens, request.visual_tokens, 0.0, problem)
-
-
-class Row:
-    """A request in the running batch, with what it has generated so far.
-
-    context: tokens that the model takes, prompt and answer together: the positions beyond were not
-        trained. tokenizer: needed only when the rule has stop strings.
-    """
-
-    def __init__(
-        self, request: Request, rule: GenerationRule, context: int, tokenizer: Tokenizer | None
-    ) -> None:
-        self.request = request
-        self.rule = rule
-        self.budget = min(rule.max_new_tokens, context - len(request.input_ids))
-        self.output: list[int] = []
-        self.stop: str | None = None
-        self._finder = StopFinder(rule.stop) if rule.stop else None
-        self._tokenizer = tokenizer
-        self._logprobs: list[float] = []
-        self._top: list[list[tuple[int, float]]] = []
-
-    def append(self, token: int, logprob: float, top: Sequence[tuple[int, float]]) -> None:
-        """Take the next token. top: the likeliest tokens, at least as many as the rule reports."""
-        self.output.append(token)
-        self._logprobs.append(logprob)
-        if self.rule.logprobs:
-            self._top.append(list(top[: self.rule.logprobs]))
-        if self._finder is not None and self._tokenizer is not None:
-            self.stop = self._finder.add(self._tokenizer.token_bytes(token))
-
-    @property
-    def finished(self) -> bool:
-        return self._stopped or len(self.output) >= self.budget
-
-    @property
-    def _stopped(self) -> bool:
-        return self.stop is not None or self.output[-1] in self.rule.eos_token_ids
-
-    def completion(self) -> Completion:
-        """The answer, once the row has finished."""
-        return Completion(
-            self.request.id,
-            self.output,
-            "stop" if self._stopped else "length",
-            len(self.request.input_ids),
-            self.request.visual_tokens,
-            sum(self._logprobs) / len(self._logprobs),
-            stop=self.stop,
-            logprobs=self._logprobs,
-            top_logprobs=self._top,
-        )
+    return Completion(
+        request.id,
+        [],
+        "error",
+        len(request.input_ids),
+        request.visual_tokens,
+        0.0,
+        problem,
+        out_of_memory=out_of_memory,
+    )

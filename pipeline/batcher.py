@@ -1,51 +1,168 @@
-"""Turns calls from many threads into full batches for one.
+"""Turns calls from many threads into one stream of requests for a running engine.
 
-The engine takes one caller at a time and is fastest with full batches, while Ray hands blocks of
-rows to several threads of the actor. Here the rows of all calls wait in one line. What a row is, is
-not known.
+The engine takes one caller at a time and is fastest with many rows at once, while Ray hands blocks
+of rows to several threads of the actor. Here the requests of all calls share the engine: each
+enters as soon as there is room, and a call returns when its own are answered. What a row of a table
+is, is not known.
 """
 
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import Generic, TypeVar
+from dataclasses import dataclass
+from typing import Protocol
 
-Item = TypeVar("Item")
-Answer = TypeVar("Answer")
+from model.requests import Completion, Request
 
 
-class Batcher(Generic[Item, Answer]):
-    """Runs `answer` on at most `size` items at a time, in a thread of its own.
+class IdentityError(RuntimeError):
+    """An answer does not belong to the row that it came back to. The job must stop."""
 
-    answer: gives one answer for each item, in order. What it raises reaches every caller that had
-    an item in that batch. A batch is never waited for: it takes what came while the last one ran.
+
+class RunningEngine(Protocol):
+    """What is needed of an engine; see `model.engine.Engine`."""
+
+    def add(self, request: Request) -> None: ...
+    def step(self) -> Sequence[Completion]: ...
+    def reset(self) -> None: ...
+    @property
+    def unfinished(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What became of a request: its completion, or the error that it raised even alone.
+
+    attempt: 2 when it failed together with others, and was tried alone.
     """
 
-    def __init__(self, answer: Callable[[Sequence[Item]], Sequence[Answer]], size: int) -> None:
-        self._answer = answer
-        self._size = size
-        self._line: queue.SimpleQueue[tuple[Item, Future[Answer]]] = queue.SimpleQueue()
+    completion: Completion | None
+    attempt: int = 1
+    error: Exception | None = None
+
+
+class Batcher:
+    """Owns an engine, in a thread of its own.
+
+    most: requests that the engine has at once, waiting ones included.
+    refuse: called with each error of the engine; raises the one to stop with, if no further request
+        can be answered. What it raises reaches every call that waits.
+    """
+
+    def __init__(
+        self, engine: RunningEngine, most: int, refuse: Callable[[Exception], None]
+    ) -> None:
+        self._engine = engine
+        self._most = most
+        self._refuse = refuse
+        self._line: queue.SimpleQueue[tuple[Request, Future[Answer]]] = queue.SimpleQueue()
+        self._held: deque[tuple[Request, Future[Answer]]] = deque()
+        self._flying: dict[str, tuple[Request, Future[Answer]]] = {}
+        self._broken: IdentityError | None = None
         threading.Thread(target=self._work, daemon=True, name="batcher").start()
 
-    def __call__(self, items: Sequence[Item]) -> list[Answer]:
+    def __call__(self, requests: Sequence[Request]) -> list[Answer]:
         """The answers, in order, once all are there."""
         waiting: list[Future[Answer]] = []
-        for item in items:
+        for request in requests:
             waiting.append(Future())
-            self._line.put((item, waiting[-1]))
+            self._line.put((request, waiting[-1]))
         return [one.result() for one in waiting]
 
     def _work(self) -> None:
         while True:
-            batch = [self._line.get()]
-            while len(batch) < self._size and not self._line.empty():
-                batch.append(self._line.get())
+            self._take()
             try:
-                answers = self._answer([item for item, _ in batch])
-                for (_, future), answer in zip(batch, answers, strict=True):
-                    future.set_result(answer)
-            except BaseException as error:  # noqa: BLE001 - the callers wait for ever otherwise
-                for _, future in batch:
-                    if not future.done():
-                        future.set_exception(error)
+                self._step()
+            except Exception as error:  # noqa: BLE001 - the engine's own, of any kind
+                self._recover(error)
+            except BaseException as error:  # noqa: BLE001 - the calls wait for ever otherwise
+                self._fail(error)
+
+    def _take(self) -> None:
+        """Give the engine what has come, or wait for something to come."""
+        # A request whose id is in the engine, from another call, waits for that one.
+        for _ in range(len(self._held)):
+            self._enter(*self._held.popleft())
+        while len(self._flying) < self._most:
+            if not self._flying:
+                self._enter(*self._line.get())
+            else:
+                try:
+                    self._enter(*self._line.get_nowait())
+                except queue.Empty:
+                    return
+
+    def _enter(self, request: Request, future: Future[Answer]) -> None:
+        if self._broken is not None:
+            future.set_exception(self._broken)
+        elif request.id in self._flying or len(self._flying) >= self._most:
+            self._held.append((request, future))
+        else:
+            try:
+                self._engine.add(request)
+            except Exception as error:  # noqa: BLE001 - one request's own
+                future.set_result(Answer(None, 1, error))
+                return
+            self._flying[request.id] = (request, future)
+
+    def _step(self) -> None:
+        """One step of the engine. Its answers are told when all of them are in order."""
+        if not self._flying:
+            return
+        found = self._engine.step()
+        names = [completion.id for completion in found]
+        for number, name in enumerate(names):
+            if name not in self._flying or name in names[:number]:
+                raise IdentityError(f"the engine answered {name} twice, or nobody asked for it")
+        lost = sorted(self._flying.keys() - set(names))
+        if lost and not self._engine.unfinished:
+            raise IdentityError(f"the engine's answers do not match its requests: {lost[:3]}")
+        for completion in found:
+            _, future = self._flying.pop(completion.id)
+            future.set_result(Answer(completion))
+
+    def _recover(self, error: Exception) -> None:
+        """What failed together is tried alone, once."""
+        try:
+            if isinstance(error, IdentityError):
+                raise error
+            self._refuse(error)
+            self._engine.reset()
+            for name, (request, future) in list(self._flying.items()):
+                answer = self._alone(request)
+                del self._flying[name]
+                future.set_result(answer)
+        except BaseException as fatal:  # noqa: BLE001 - every call that waits has to know
+            self._fail(fatal)
+
+    def _alone(self, request: Request) -> Answer:
+        found: list[Completion] = []
+        try:
+            self._engine.add(request)
+            while self._engine.unfinished:
+                found += self._engine.step()
+        except Exception as error:  # noqa: BLE001 - now it is this request's fault
+            self._refuse(error)
+            self._engine.reset()
+            return Answer(None, 2, error)
+        if [completion.id for completion in found] != [request.id]:
+            names = [completion.id for completion in found]
+            raise IdentityError(f"the engine was asked for {request.id} and answered {names}")
+        return Answer(found[0], 2)
+
+    def _fail(self, error: BaseException) -> None:
+        """Tell every call that waits for the engine."""
+        if isinstance(error, IdentityError):
+            # Nobody may trust its answers any more, nor those who ask later.
+            self._broken = error
+        flying = list(self._flying.values())
+        self._flying.clear()
+        for _, future in flying:
+            future.set_exception(error)
+        try:
+            self._engine.reset()
+        except Exception:  # noqa: BLE001 - it is broken already, and its callers know
+            return

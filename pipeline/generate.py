@@ -1,4 +1,4 @@
-"""Turns prepared rows into the token ids of their answers, with one engine and full batches.
+"""Turns prepared rows into the token ids of their answers, with one engine that all calls share.
 
 Error rows pass by. A row's id and the hash of its media go through the engine with its tensors, and
 are compared with the row when the answer comes back. Texts are not known here.
@@ -18,8 +18,10 @@ from model.config import MRopeRule
 from model.engine import Completion, Engine, Request
 from model.image_rules import ImageRules
 from model.inputs import VisualInput, VisualKind
+from model.memory import out_of_memory
+from model.requests import failed
 from model.sampling import Sampling
-from pipeline.batcher import Batcher
+from pipeline.batcher import Answer, Batcher, IdentityError
 from pipeline.records import (
     ROW_FILE,
     ROW_INDEX,
@@ -34,9 +36,10 @@ from schemas.errors import ErrorCode
 from schemas.job import JobConfig
 from schemas.manifest import ManifestSchema
 
+__all__ = ["BrokenEngineError", "Generate", "GenerateRules", "IdentityError", "row_seed"]
 
-class IdentityError(RuntimeError):
-    """An answer does not belong to the row that it came back to. The job must stop."""
+# Requests that the engine has at once, per row that runs: the others wait for a row to be free.
+_AHEAD = 2
 
 
 class BrokenEngineError(RuntimeError):
@@ -90,7 +93,7 @@ class _Answer:
 
 
 class Generate:
-    """The stage. May be called by several threads at once: their rows share the batches."""
+    """The stage. May be called by several threads at once: their rows share the engine."""
 
     def __init__(
         self,
@@ -107,7 +110,7 @@ class Generate:
             checkpoint, rules.device, rules.dtype, rules.batch_rows, mrope=rules.mrope
         )
         self._image_rules = self._engine.rules
-        self._batcher = Batcher(self._answer, rules.batch_rows)
+        self._batcher = Batcher(self._engine, _AHEAD * rules.batch_rows, _refuse_broken)
 
     @property
     def stop(self) -> tuple[str, ...]:
@@ -126,7 +129,9 @@ class Generate:
             _request(table, number, self._rules.sampling, self._image_rules) for number in healthy
         ]
         answers: list[_Answer | None] = [None] * table.num_rows
-        for number, request, answer in zip(healthy, requests, self._batcher(requests), strict=True):
+        outcomes = self._batcher(requests)
+        for number, request, outcome in zip(healthy, requests, outcomes, strict=True):
+            answer = _judged(request, outcome)
             _check_identity(request, answer.completion, _name(table, number))
             answers[number] = answer
             found[number] = answer.failure
@@ -134,42 +139,21 @@ class Generate:
         columns = {**_columns(answers), **failure_columns(found)}
         return replace_columns(table, columns, generated_schema(self._manifest))
 
-    def _answer(self, requests: Sequence[Request]) -> list[_Answer]:
-        """One answer for each request; what fails together is tried alone, once."""
-        try:
-            return [_Answer(one, 1, _failure(one)) for one in self._run(requests)]
-        except IdentityError:
-            raise
-        except Exception as error:  # noqa: BLE001 - the engine's own, of any kind
-            _refuse_broken(error)
-        return [self._alone(request) for request in requests]
 
-    def _alone(self, request: Request) -> _Answer:
-        try:
-            completion = self._run([request])[0]
-        except IdentityError:
-            raise
-        except Exception as error:  # noqa: BLE001 - as above; now it is this row's fault
-            _refuse_broken(error)
-            memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
-            code = ErrorCode.ENGINE_OOM if memory else ErrorCode.ENGINE_FAILED
-            failure = RowFailure(code.value, f"{type(error).__name__}: {error}")
-            tokens = sum(visual.tokens for visual in request.visuals)
-            prompt = len(request.input_ids)
-            return _Answer(Completion(request.id, [], "error", prompt, tokens, 0.0), 2, failure)
-        return _Answer(completion, 2, _failure(completion))
-
-    def _run(self, requests: Sequence[Request]) -> list[Completion]:
-        """Completions in the order of the requests. Raises IdentityError unless they match."""
-        found: dict[str, Completion] = {}
-        for completion in self._engine.generate(requests):
-            if completion.id in found:
-                raise IdentityError(f"the engine answered {completion.id} twice")
-            found[completion.id] = completion
-        if found.keys() != {request.id for request in requests}:
-            lost = sorted({request.id for request in requests} ^ found.keys())
-            raise IdentityError(f"the engine's answers do not match its requests: {lost[:3]}")
-        return [found[request.id] for request in requests]
+def _judged(request: Request, answer: Answer) -> _Answer:
+    """The answer with the row's failure, if it is one."""
+    done, error = answer.completion, answer.error
+    if done is None:
+        code = ErrorCode.ENGINE_OOM if error and out_of_memory(error) else ErrorCode.ENGINE_FAILED
+        failure = RowFailure(code.value, f"{type(error).__name__}: {error}")
+        return _Answer(failed(request, failure.message), answer.attempt, failure)
+    if done.finish_reason != "error":
+        return _Answer(done, answer.attempt)
+    message = done.error or "the engine gave no answer and no reason"
+    if done.out_of_memory:
+        # The engine has tried it alone by itself.
+        return _Answer(done, 2, RowFailure(ErrorCode.ENGINE_OOM.value, message))
+    return _Answer(done, answer.attempt, RowFailure(ErrorCode.ENGINE_FAILED.value, message))
 
 
 def _name(table: pa.Table, number: int) -> str:
@@ -207,13 +191,6 @@ def _refuse_broken(error: Exception) -> None:
         raise BrokenEngineError(f"the GPU cannot be used any more: {error}") from error
 
 
-def _failure(completion: Completion) -> RowFailure | None:
-    if completion.finish_reason != "error":
-        return None
-    message = completion.error or "the engine gave no answer and no reason"
-    return RowFailure(ErrorCode.ENGINE_FAILED.value, message)
-
-
 def _request(
     table: pa.Table, number: int, sampling: Sampling, rules: Mapping[VisualKind, ImageRules]
 ) -> Request:
@@ -236,7 +213,11 @@ def _request(
     ids = table[c.INPUT_IDS][number].as_py()
     seed = row_seed(sampling.seed, table[c.ID][number].as_py())
     sampling = replace(sampling, seed=seed)
-    return Request(_name(table, number), ids, tuple(visuals), sampling)
+    # The hash of a video's file says nothing of which seconds the row shows.
+    sha256 = table[c.SHA256][number].as_py()
+    known = sha256 is not None and kinds == ["image"]
+    names = (f"{sha256} {visuals[0].grid_thw}",) if known else None
+    return Request(_name(table, number), ids, tuple(visuals), sampling, media_names=names)
 
 
 def _columns(answers: Sequence[_Answer | None]) -> dict[str, list[Any]]:

@@ -203,7 +203,9 @@ def test_drawn_answers_do_not_depend_on_the_batch(engine):
         for completion in engine.generate(iter(requests)):
             assert completion.output_ids == alone[completion.id].output_ids
     drawn = requests[0]
-    others = [replace(drawn, sampling=replace(drawn.sampling, seed=s)) for s in range(90, 96)]
+    others = [
+        replace(drawn, id=str(s), sampling=replace(drawn.sampling, seed=s)) for s in range(90, 96)
+    ]
     others = [replace(r, sampling=replace(r.sampling, temperature=20.0, top_k=0)) for r in others]
     assert len({tuple(c.output_ids) for c in engine.generate(others)}) == 6
 

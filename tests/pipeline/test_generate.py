@@ -15,7 +15,14 @@ from model.sampling import Sampling
 from model.tiny import CAPTION_PROMPT, CHECKPOINT
 from pipeline.batcher import Batcher
 from pipeline.fetch import Fetch, FetchRules
-from pipeline.generate import BrokenEngineError, Generate, GenerateRules, IdentityError
+from pipeline.generate import (
+    BrokenEngineError,
+    Generate,
+    GenerateRules,
+    IdentityError,
+    _refuse_broken,
+    _request,
+)
 from pipeline.parse import Parse
 from pipeline.prepare import MediaLimits, Prepare, PrepareRules
 from pipeline.records import generated_schema, parsed_schema, prepared_schema, read_schema
@@ -54,15 +61,40 @@ def generate(prepared):
     return Generate(prepared[0], RULES, CHECKPOINT, nothing)
 
 
+class Wrapped:
+    """The real engine, with `change` applied to what a step gives. flying: ids it was given and has
+    not answered; sizes: how many at each step.
+    """
+
+    def __init__(self, engine, change):
+        self.engine, self.change = engine, change
+        self.flying, self.sizes = set(), []
+
+    def add(self, request):
+        self.flying.add(request.id)
+        self.engine.add(request)
+
+    def step(self):
+        self.sizes.append(len(self.flying))
+        found = self.change(self, self.engine.step)
+        self.flying -= {one.id for one in found}
+        return found
+
+    def reset(self):
+        self.flying.clear()
+        self.engine.reset()
+
+    @property
+    def unfinished(self):
+        return self.engine.unfinished
+
+
 def wrapped(generate, monkeypatch, change):
-    """The real engine, with `change` applied to what it gives; for requests first to last."""
-    engine = generate._engine
-
-    class Wrapped:
-        def generate(self, requests):
-            return change(list(requests), engine)
-
-    monkeypatch.setattr(generate, "_engine", Wrapped())
+    """The stage with a wrapped engine, which is returned."""
+    engine = Wrapped(generate._engine, change)
+    batcher = Batcher(engine, 2 * RULES.batch_rows, _refuse_broken)
+    monkeypatch.setattr(generate, "_batcher", batcher)
+    return engine
 
 
 def test_prepared_rows(prepared):
@@ -123,14 +155,12 @@ def test_drawn_answers_follow_the_seed_and_not_the_batch(prepared):
 def test_threads_share_full_batches_and_get_their_own_rows(prepared, generate, monkeypatch):
     _, table = prepared
     expected = generate(table)[c.OUTPUT_IDS].to_pylist()
-    sizes = []
 
-    def change(requests, engine):
-        sizes.append(len(requests))
+    def slowly(engine, step):
         time.sleep(0.05)
-        return engine.generate(requests)
+        return step()
 
-    wrapped(generate, monkeypatch, change)
+    engine = wrapped(generate, monkeypatch, slowly)
     found = {}
 
     def work(number):
@@ -142,27 +172,71 @@ def test_threads_share_full_batches_and_get_their_own_rows(prepared, generate, m
     for thread in threads:
         thread.join()
     assert [found[number] for number in range(8)] == expected
-    assert sum(sizes) == 7
-    assert max(sizes) > 1
+    assert max(engine.sizes) == 7
 
 
-def swap_ids(requests, engine):
-    answers = list(engine.generate(requests))
-    names = [answer.id for answer in reversed(answers)]
-    return map(lambda answer, name: replace(answer, id=name), answers, names)
+def test_a_call_that_comes_later_does_not_wait_for_the_first(prepared, generate, monkeypatch):
+    """A short answer leaves while a long one, which came before it, still runs."""
+    _, table = prepared
+    order = []
+
+    def slowly(engine, step):
+        time.sleep(0.02)
+        return step()
+
+    wrapped(generate, monkeypatch, slowly)
+    long = generate._rules
+    short = replace(long, sampling=replace(long.sampling, max_new_tokens=1))
+
+    def work(rules, rows):
+        # Requests are made from the rules before the engine is asked.
+        with lock:
+            generate._rules = rules
+            requests = [
+                _request(rows, n, rules.sampling, generate._image_rules) for n in range(len(rows))
+            ]
+        generate._batcher(requests)
+        order.append(rules.sampling.max_new_tokens)
+
+    lock = threading.Lock()
+    first = threading.Thread(target=work, args=(long, table.slice(0, 2)))
+    first.start()
+    time.sleep(0.03)
+    work(short, table.slice(4, 1))
+    first.join()
+    assert order == [1, 6]
 
 
-def lose_one(requests, engine):
-    return iter(list(engine.generate(requests))[1:])
+def swap_ids(engine, step):
+    found = finish(engine, step)
+    names = [answer.id for answer in reversed(found)]
+    return [replace(answer, id=name) for answer, name in zip(found, names, strict=True)]
 
 
-def answer_twice(requests, engine):
-    answers = list(engine.generate(requests))
-    return iter([*answers, answers[0]])
+def finish(engine, step):
+    found = []
+    while engine.unfinished:
+        found += step()
+    return found
 
 
-def other_tokens(requests, engine):
-    return (replace(one, visual_tokens=one.visual_tokens + 1) for one in engine.generate(requests))
+def lose_one(engine, step):
+    return finish(engine, step)[1:]
+
+
+def answer_twice(engine, step):
+    found = finish(engine, step)
+    return [*found, found[0]]
+
+
+def answer_again_later(engine, step):
+    found = finish(engine, step)
+    engine.first = getattr(engine, "first", found)
+    return found if engine.first is found else [*found, *engine.first]
+
+
+def other_tokens(engine, step):
+    return [replace(one, visual_tokens=one.visual_tokens + 1) for one in step()]
 
 
 @pytest.mark.parametrize("change", [swap_ids, lose_one, answer_twice, other_tokens])
@@ -183,10 +257,11 @@ def test_a_row_that_breaks_a_batch_is_found_and_its_neighbours_go_on(
     _, table = prepared
     expected = generate(table)[c.OUTPUT_IDS].to_pylist()
 
-    def change(requests, engine):
-        if any("/row-00002" in request.id for request in requests):
+    def change(engine, step):
+        found = step()
+        if any("/row-00002" in name for name in engine.flying):
             raise error
-        return engine.generate(requests)
+        return found
 
     wrapped(generate, monkeypatch, change)
     found = generate(table)
@@ -201,7 +276,7 @@ def test_a_row_that_breaks_a_batch_is_found_and_its_neighbours_go_on(
 
 
 def test_a_broken_device_stops_the_job(prepared, generate, monkeypatch):
-    def change(requests, engine):
+    def change(engine, step):
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     wrapped(generate, monkeypatch, change)
@@ -209,15 +284,46 @@ def test_a_broken_device_stops_the_job(prepared, generate, monkeypatch):
         generate(prepared[1])
 
 
-def test_the_batcher_tells_every_caller_of_an_error():
-    def answer(items):
-        if 3 in items:
-            raise KeyError("three")
-        return [10 * item for item in items]
+def test_later_calls_hear_of_a_wrong_answer_too(prepared, generate, monkeypatch):
+    wrapped(generate, monkeypatch, answer_again_later)
+    rows = prepared[1].slice(6, 2)
+    generate(rows)
+    for _ in range(2):
+        with pytest.raises(IdentityError):
+            generate(rows)
 
-    batcher = Batcher(answer, 2)
-    assert batcher([1, 2, 4, 5]) == [10, 20, 40, 50]
-    with pytest.raises(KeyError):
-        batcher([3])
-    assert batcher([]) == []
-    assert batcher([6]) == [60]
+
+def test_missing_memory_is_told_apart(prepared, monkeypatch):
+    """Here it is the network that runs out, for one picture, and the engine that finds it out."""
+    manifest, table = prepared
+    stage = Generate(manifest, RULES, CHECKPOINT, nothing)
+    expected = stage(table)[c.OUTPUT_IDS].to_pylist()
+    bad = table["id"].to_pylist().index("row-00002")
+    patches = len(table[c.PATCHES][bad].as_py())
+    encode = stage._engine.model.visual.encode
+
+    def short(media, *rest):
+        if any(one.patches.numel() == patches for one in media):
+            raise torch.OutOfMemoryError("injected")
+        return encode(media, *rest)
+
+    alike = [n for n, one in enumerate(table[c.PATCHES].to_pylist()) if one and len(one) == patches]
+    again = Generate(manifest, RULES, CHECKPOINT, nothing)
+    monkeypatch.setattr(again._engine.model.visual, "encode", short)
+    found = again(table)
+    codes, attempts = found[c.ERROR_CODE].to_pylist(), found[c.ATTEMPT].to_pylist()
+    for number in range(table.num_rows):
+        if number in alike:
+            assert (codes[number], attempts[number]) == ("engine_oom", 2)
+            assert "not enough memory" in found[c.ERROR_MESSAGE][number].as_py()
+        else:
+            assert found[c.OUTPUT_IDS][number].as_py() == expected[number]
+
+
+def test_rows_of_one_name_in_two_calls_wait_for_each_other(prepared, generate):
+    _, table = prepared
+    rows = table.slice(0, 1)
+    request = _request(rows, 0, RULES.sampling, generate._image_rules)
+    answers = generate._batcher([request] * 5)
+    assert len({tuple(one.completion.output_ids) for one in answers}) == 1
+    assert generate._batcher([]) == []
