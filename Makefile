@@ -47,7 +47,7 @@ bench: $(READY) ## Measure each part's speed on this machine
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.engine
 
 bench-gpu: $(READY) ## Measure the engine on this machine's GPU, in ten minutes
-	$(BIN)/python -m tests.bench.gpu --json gpu.json
+	$(BIN)/python -m tests.bench.gpu --json runs/gpu.json
 
 train: $(READY) ## Train the tiny model from scratch into runs/tiny, and print its gate
 	$(BIN)/python -m model.tiny.train --out runs/tiny

@@ -34,6 +34,7 @@ from model.prompt import (
     user_message,
     without_texts,
 )
+from model.stopping import before_stop
 from model.tokenizer import Tokenizer
 from model.user_text import encode_texts_plainly
 
@@ -235,9 +236,7 @@ class Processor:
 
         stop: the text ends before the first of these strings that it holds.
         """
-        text = self.tokenizer.decode(ids)
-        ends = [text.index(one) for one in stop if one and one in text]
-        return text[: min(ends)].strip() if ends else text.strip()
+        return before_stop(self.tokenizer.decode(ids), stop).strip()
 
     def post_process(self, answers: Sequence[Sequence[int]]) -> list[str]:
         """The texts of answers without control tokens, blanks kept: the reference's

@@ -38,5 +38,5 @@ class StopFinder:
 
 def before_stop(text: str, strings: Sequence[str]) -> str:
     """The text up to the stop string that begins first in it; all of it if it holds none."""
-    starts = [start for string in strings if (start := text.find(string)) >= 0]
+    starts = [start for string in strings if string and (start := text.find(string)) >= 0]
     return text[: min(starts)] if starts else text

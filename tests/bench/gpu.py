@@ -204,6 +204,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("there is no GPU; --cpu makes a dry run")
     found = measured(options)
     if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(found, indent=1))
         print(f"\nwrote {options.json}")
 
