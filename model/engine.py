@@ -28,6 +28,7 @@ from model.qwen2_vl import Qwen2VL
 from model.request_checks import placed_media, request_problem
 from model.requests import Completion, Embedding, FinishReason, Request, Score, failed
 from model.rows import Row
+from model.sampling import GenerationRule
 from model.scheduler import Limits
 from model.shelves import ShelfCache
 from model.steps import Cache, Steps
@@ -276,10 +277,12 @@ class Engine:
     def _row(self, request: Request) -> Row | str:
         """The request as a row, or why it can never be answered."""
         config = self.model.config
-        problem = request_problem(request, config, self.rules) or self._rule_problem(request)
+        problem = request_problem(request, config, self.rules)
         if problem:
             return problem
         rule = request.sampling.rule(self.defaults, len(request.input_ids))
+        if problem := self._rule_problem(request, rule):
+            return problem
         try:
             positions, following, pads = placed_media(request.input_ids, request.visuals, config)
         except ValueError as error:
@@ -320,9 +323,8 @@ class Engine:
             self.steps.replay_graphs(cache, self.batch_rows)
         return cache
 
-    def _rule_problem(self, request: Request) -> str | None:
+    def _rule_problem(self, request: Request, rule: GenerationRule) -> str | None:
         """Why the request's rule cannot be followed, or None."""
-        rule = request.sampling.rule(self.defaults, len(request.input_ids))
         if request.mode != "generate":
             return None
         if rule.max_new_tokens < 1:

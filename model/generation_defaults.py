@@ -4,7 +4,6 @@ Everything in it that bears on text is either honoured or refused; what bears on
 call returns is left alone, as are unknown keys.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from model.errors import ModelError
 from model.folder import Folder
+from model.settings import is_number
 
 _FILE = "generation_config.json"
 
@@ -139,7 +139,7 @@ def _number(raw: Mapping[str, Any], where: str, key: str, default: float, words:
     value = raw.get(key)
     if value is None:
         return default
-    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    good = is_number(value)
     if good:
         good = {"above 0": value > 0, "at least 0": value >= 0, "from 0 to 1": 0 <= value <= 1}[
             words

@@ -2,11 +2,11 @@
 is wrong with one. Which options there are is not known here, except for steps that nobody builds.
 """
 
-import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from model.errors import ModelError
+from model.settings import is_number
 
 # Switches of the reference that are rules of their own elsewhere, or change no pixel.
 _KNOWN_SWITCHES = {
@@ -64,7 +64,7 @@ def number(where: str, options: Mapping[str, Any], key: str, default: float) -> 
     value = options.get(key)
     if value is None:
         return default
-    if not _is_number(value):
+    if not is_number(value):
         raise ModelError(f"{where}: {key} is {value!r}, expected a number")
     return float(value)
 
@@ -77,12 +77,7 @@ def triple(
     if value is None:
         return default
     parts = list(value) if isinstance(value, (list, tuple)) else [value]
-    if len(parts) not in (1, 3) or not all(_is_number(part) for part in parts):
+    if len(parts) not in (1, 3) or not all(is_number(part) for part in parts):
         raise ModelError(f"{where}: {key} is {value!r}, expected three numbers or one")
     red, green, blue = (float(part) for part in parts * (3 // len(parts)))
     return red, green, blue
-
-
-def _is_number(value: object) -> bool:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return is_number and math.isfinite(value)  # type: ignore[arg-type]

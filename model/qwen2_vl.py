@@ -19,15 +19,14 @@ from model.positions import (
     counted_positions,
     given_positions,
     past_starts,
-    prompt_grids,
     prompt_positions,
     rope_deltas,
 )
-from model.rope import Grid
-from model.vision import VisionTower, grid_list
+from model.rope import Grid, grid_list
+from model.vision import VisionTower
 from model.visual_tokens import pads_among, placed
 
-__all__ = ["Output", "Qwen2VL", "TextOutput", "prompt_grids"]
+__all__ = ["Output", "Qwen2VL", "TextOutput"]
 
 Grids = torch.Tensor | Sequence[Grid]
 

@@ -14,6 +14,20 @@ from model.config import MRopeRule
 Grid = tuple[int, int, int]
 
 
+def grid_list(grids: torch.Tensor | Sequence[Grid], merge: int) -> list[Grid]:
+    """Grids as tuples. Raises ValueError for one that is not three positive integers, or whose
+    rows and columns do not divide by `merge`.
+    """
+    rows = grids.tolist() if isinstance(grids, torch.Tensor) else [list(grid) for grid in grids]
+    for row in rows:
+        whole = isinstance(row, list) and len(row) == 3 and all(type(n) is int for n in row)
+        if not whole or min(row) < 1 or row[1] % merge or row[2] % merge:
+            raise ValueError(
+                f"a grid is {row}, expected t, h and w, h and w being multiples of {merge}"
+            )
+    return [(t, h, w) for t, h, w in rows]
+
+
 def mrope_positions(
     input_ids: Sequence[int],
     grids: Sequence[Grid],

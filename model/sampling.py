@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from model.generation_defaults import GenerationDefaults
+from model.settings import is_number
 
 __all__ = ["GenerationDefaults", "GenerationRule", "Sampling"]
 
@@ -147,6 +148,6 @@ def _number(
 ) -> None:
     if value is None:
         return
-    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    good = is_number(value)
     if not good or not low <= value <= high or (above and value == low):  # type: ignore[operator]
         raise ValueError(f"{name} is {value!r}, expected a number {words}")

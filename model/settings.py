@@ -55,7 +55,7 @@ class Settings:
         value = self.get(key)
         if value is None and default is not None:
             return default
-        if not self._is_number(value) or value < least or (value == 0 and least == 0):
+        if not is_number(value) or value < least or (value == 0 and least == 0):
             self.refuse(key, "a positive number")
         return float(value)
 
@@ -68,7 +68,7 @@ class Settings:
         value = self.get(key)
         if value is None:
             return 0.0
-        if not self._is_number(value) or not 0 <= value < 1:
+        if not is_number(value) or not 0 <= value < 1:
             self.refuse(key, "a number of at least 0 and below 1")
         return float(value)
 
@@ -93,7 +93,7 @@ class Settings:
     def numbers(self, key: str, length: int) -> tuple[float, ...]:
         """A list of `length` positive numbers."""
         value = self.get(key)
-        if not isinstance(value, list) or not all(self._is_number(x) and x > 0 for x in value):
+        if not isinstance(value, list) or not all(is_number(x) and x > 0 for x in value):
             self.refuse(key, f"a list of {length} positive numbers")
         if len(value) != length:
             raise ModelError(
@@ -107,8 +107,7 @@ class Settings:
         found = found if len(found) <= 80 else found[:77] + "..."
         raise ModelError(f"{self.where}: {self.prefix}{key} is {found}, expected {expected}")
 
-    @staticmethod
-    def _is_number(value: Any) -> bool:
-        return (
-            isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        )
+
+def is_number(value: object) -> bool:
+    """Whether a JSON value is a finite number; true and false are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -17,7 +17,7 @@ from model.config import VisionConfig
 from model.flash import HALF, Boundaries
 from model.image_rules import ImageRules
 from model.inputs import VisualInput, VisualKind
-from model.rope import Grid, rotate, vision_rotation
+from model.rope import Grid, grid_list, rotate, vision_rotation
 from model.rope_types import inverse_frequencies
 from model.vision_encoder import encode
 
@@ -204,17 +204,3 @@ class VisionTower(nn.Module):
         Raises ValueError where patches do not match their grids or rules.
         """
         return encode(self, media, rules, name)
-
-
-def grid_list(grids: torch.Tensor | Sequence[Grid], merge: int) -> list[Grid]:
-    """Grids as tuples. Raises ValueError for one that is not three positive integers, or whose
-    rows and columns do not divide by `merge`.
-    """
-    rows = grids.tolist() if isinstance(grids, torch.Tensor) else [list(grid) for grid in grids]
-    for row in rows:
-        whole = isinstance(row, list) and len(row) == 3 and all(type(n) is int for n in row)
-        if not whole or min(row) < 1 or row[1] % merge or row[2] % merge:
-            raise ValueError(
-                f"a grid is {row}, expected t, h and w, h and w being multiples of {merge}"
-            )
-    return [(t, h, w) for t, h, w in rows]

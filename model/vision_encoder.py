@@ -17,7 +17,7 @@ from model.image_rules import ImageRules
 from model.inputs import VisualInput, VisualKind
 from model.kernels import AttentionName, check_attention, packed_attention
 from model.patch_embedding import embed_patches, folded
-from model.rope import Grid, rotate_, vision_rotation
+from model.rope import Grid, grid_list, rotate_, vision_rotation
 
 if TYPE_CHECKING:
     from model.vision import VisionBlock, VisionTower
@@ -73,12 +73,7 @@ def encode(
 
 
 def _check(one: VisualInput, rules: Mapping[VisualKind, ImageRules], merge: int) -> None:
-    (t, h, w), values = one.grid_thw, rules[one.kind].patch_values(one.kind)
-    if min(t, h, w) < 1 or h % merge or w % merge:
-        raise ValueError(
-            f"a grid is {list(one.grid_thw)}, expected t, h and w, h and w being multiples of "
-            f"{merge}"
-        )
+    [(t, h, w)], values = grid_list([one.grid_thw], merge), rules[one.kind].patch_values(one.kind)
     if one.patches.dtype != torch.uint8 or one.patches.shape != (t * h * w, values):
         raise ValueError(
             f"the patches are {one.patches.dtype} {list(one.patches.shape)}, and the grid and the "

@@ -19,6 +19,7 @@ from model.qwen2_vl import Qwen2VL
 from model.tiny import CHECKPOINT
 from model.tiny.folder import config_dict
 from model.weights import load_model
+from tests.bench.gpu_setup import SHAPES
 
 CONFIGS: dict[str, dict[str, Any]] = {
     # 75 million parameters
@@ -32,16 +33,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "rope_scaling": {"type": "mrope", "mrope_section": [8, 12, 12]},
         "vision_config": {"hidden_size": 512},
     },
-    "2B": {
-        "hidden_size": 1536,
-        "intermediate_size": 8960,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 12,
-        "num_key_value_heads": 2,
-        "vocab_size": 151936,
-        "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
-        "vision_config": {"hidden_size": 1536, "depth": 32, "embed_dim": 1280, "num_heads": 16},
-    },
+    "2B": SHAPES["2B"],
 }
 BLOCK = 8 * 1024 * 1024  # values that are random; the rest repeats them
 DTYPES = {torch.float32: ("F32", 4), torch.float16: ("F16", 2), torch.bfloat16: ("BF16", 2)}
