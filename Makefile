@@ -40,7 +40,7 @@ parity: $(READY) ## Compare with the reference on other cases (SEED=1 CASES=500)
 	  --qwen-wheel .cache/qwen_agent-0.0.34-py3-none-any.whl
 
 soak: $(READY) ## Twenty thousand requests through the engine, with cancels and impossible ones
-	$(BIN)/python -m pytest tests/model/test_engine_soak.py -m soak -q --timeout 1800
+	$(BIN)/python -m pytest tests/model/batching/test_engine_soak.py -m soak -q --timeout 1800
 
 bench: $(READY) ## Measure each part's speed on this machine
 	$(BIN)/python -m tests.bench

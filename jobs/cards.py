@@ -11,7 +11,7 @@ from typing import Any
 from jobs import tally as counting
 from jobs.thumbnails import Thumbnail, thumbnails
 from model.errors import MediaError
-from model.limits import MediaLimits
+from model.media.limits import MediaLimits
 from pipeline.fetch import FetchRules, fetch
 from schemas import columns as c
 from schemas.errors import RowError

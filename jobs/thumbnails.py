@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import torch
 from PIL import Image
 
-from model.containers import recognise
-from model.frame_sampling import VideoRules
-from model.image_rules import ImageRules
-from model.images import decode_image
-from model.limits import MediaLimits
-from model.patches import resize
-from model.video import decode_video
+from model.media.containers import recognise
+from model.media.frame_sampling import VideoRules
+from model.media.image_rules import ImageRules
+from model.media.images import decode_image
+from model.media.limits import MediaLimits
+from model.media.patches import resize
+from model.media.video import decode_video
 
 PICTURE_BOX = (320, 240)  # width, height in pixels
 CLIP_FRAMES = 4

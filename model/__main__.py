@@ -41,7 +41,7 @@ def _run(options: argparse.Namespace) -> int:
     _check_device(options.device)
     # torch takes seconds to import: wrong usage is said before.
     from model.chat import Chat
-    from model.frame_sampling import VideoRules
+    from model.media.frame_sampling import VideoRules
 
     video = VideoRules(options.fps, options.num_frames, None, options.max_frames)
     chat = Chat.load(

@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from model.checkpoint.folder import Folder, parse_json
+from model.checkpoint.layer_windows import layer_windows
+from model.checkpoint.neutral_keys import NEUTRAL
+from model.checkpoint.rope_scaling import RopeScaling
+from model.checkpoint.rope_settings import rope_scaling
+from model.checkpoint.settings import Settings
 from model.errors import ModelError
-from model.folder import Folder, parse_json
-from model.layer_windows import layer_windows
-from model.neutral_keys import NEUTRAL
-from model.rope_scaling import RopeScaling
-from model.rope_settings import rope_scaling
-from model.settings import Settings
 
 MRopeRule = Literal["original", "hf5"]
 ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "quick_gelu", "relu")

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import torch
 
+from model.checkpoint.folder import Folder
+from model.checkpoint.generation_defaults import GenerationDefaults
 from model.config import MRopeRule, load_config
-from model.folder import Folder
-from model.frame_sampling import DEFAULT_FPS, DEFAULT_MAX_FRAMES, DEFAULT_MIN_FRAMES
-from model.generation_defaults import GenerationDefaults
+from model.media.frame_sampling import DEFAULT_FPS, DEFAULT_MAX_FRAMES, DEFAULT_MIN_FRAMES
 from model.processor import Processor
 from model.qwen2_vl import Qwen2VL
 

@@ -11,28 +11,28 @@ from pathlib import Path
 
 import torch
 
-from model.attention import AttentionName, check_attention
+from model.batching.core import Core
+from model.batching.engine_stats import EngineStats
+from model.batching.memory import cache_tokens as measured_cache_tokens
+from model.batching.paged_cache import PagedCache
+from model.batching.prefix import MediaNames, content_name, page_names
+from model.batching.request_checks import placed_media, request_problem
+from model.batching.rows import Row
+from model.batching.scheduler import Limits
+from model.batching.shelves import ShelfCache
+from model.batching.steps import Cache, Steps
+from model.checkpoint.folder import Folder
+from model.checkpoint.generation_defaults import GenerationDefaults
 from model.config import MRopeRule, load_config
-from model.core import Core
-from model.engine_stats import EngineStats
 from model.errors import ModelError
-from model.folder import Folder
-from model.generation_defaults import GenerationDefaults
-from model.image_rules import ImageRules
-from model.inference import fastest_attention, prepare
 from model.inputs import VisualKind
-from model.memory import cache_tokens as measured_cache_tokens
-from model.paged_cache import PagedCache
-from model.prefix import MediaNames, content_name, page_names
+from model.media.image_rules import ImageRules
+from model.network.attention import AttentionName, check_attention
+from model.network.inference import fastest_attention, prepare
 from model.qwen2_vl import Qwen2VL
-from model.request_checks import placed_media, request_problem
 from model.requests import Completion, Embedding, FinishReason, Request, Score, failed
-from model.rows import Row
 from model.sampling import GenerationRule
-from model.scheduler import Limits
-from model.shelves import ShelfCache
-from model.steps import Cache, Steps
-from model.tokenizer import Tokenizer
+from model.text.tokenizer import Tokenizer
 from model.weights import load_model
 
 __all__ = [
@@ -135,8 +135,8 @@ class Engine:
             "bfloat16", "float16", or "auto": the file's own on a GPU, float32 on a CPU. attention:
             "sdpa", "eager" or "flash". mrope: how videos are positioned; "original" as the model
             was trained, "hf5" as transformers 5 does. fp8: linear layers in float8, which changes
-            answers a little; see `model.fp8`. The others: see the class. Raises ModelError when the
-            folder cannot be used, ValueError for the other arguments.
+            answers a little; see `model.network.fp8`. The others: see the class. Raises
+            ModelError when the folder cannot be used, ValueError for the other arguments.
         """
         folder = Folder.of(folder)
         if device == "auto":

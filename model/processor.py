@@ -11,19 +11,20 @@ from typing import Any, Literal
 
 import torch
 
-from model import option_values
-from model.batch import PreparedPrompt, Side, collate
+from model.checkpoint.folder import Folder
 from model.config import Qwen2VLConfig, load_config
-from model.containers import recognise
 from model.errors import MediaError, ModelError, PromptError
-from model.folder import Folder
-from model.frame_sampling import SAMPLING_KEYS, VideoRules, max_pixels_for
-from model.image_rules import PIXEL_KEYS, ImageRules
+from model.generation.stopping import before_stop
 from model.inputs import VisualInput, VisualKind
-from model.limits import MediaLimits
-from model.media import Receipt, prepare_frames, prepare_picture, prepare_video
-from model.pixels import Frames, Picture
-from model.prompt import (
+from model.media import option_values
+from model.media.containers import recognise
+from model.media.frame_sampling import SAMPLING_KEYS, VideoRules, max_pixels_for
+from model.media.image_rules import PIXEL_KEYS, ImageRules
+from model.media.limits import MediaLimits
+from model.media.pixels import Frames, Picture
+from model.media.prepared import Receipt, prepare_frames, prepare_picture, prepare_video
+from model.network.batch import PreparedPrompt, Side, collate
+from model.text.prompt import (
     IMAGE_PAD,
     VIDEO_PAD,
     ChatTemplate,
@@ -34,9 +35,8 @@ from model.prompt import (
     user_message,
     without_texts,
 )
-from model.stopping import before_stop
-from model.tokenizer import Tokenizer
-from model.user_text import encode_texts_plainly
+from model.text.tokenizer import Tokenizer
+from model.text.user_text import encode_texts_plainly
 
 __all__ = ["MediaLimits", "Processor", "Receipt", "VideoRules"]
 

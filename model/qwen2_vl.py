@@ -9,22 +9,22 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from model.attention import Attend, KeyValueCache, check_attention
 from model.config import Qwen2VLConfig
-from model.decoder import Decoder
-from model.outputs import Output, TextOutput
-from model.padded import causal_loss, run_decoder
-from model.padding import kept, packing_for
-from model.positions import (
+from model.network.attention import Attend, KeyValueCache, check_attention
+from model.network.decoder import Decoder
+from model.network.outputs import Output, TextOutput
+from model.network.padded import causal_loss, run_decoder
+from model.network.padding import kept, packing_for
+from model.network.positions import (
     counted_positions,
     given_positions,
     past_starts,
     prompt_positions,
     rope_deltas,
 )
-from model.rope import Grid, grid_list
-from model.vision import VisionTower
-from model.visual_tokens import pads_among, placed
+from model.network.rope import Grid, grid_list
+from model.network.vision import VisionTower
+from model.network.visual_tokens import pads_among, placed
 
 __all__ = ["Output", "Qwen2VL", "TextOutput"]
 
@@ -192,7 +192,7 @@ class Qwen2VL(nn.Module):
         image_grid_thw, video_grid_thw: their grids, int64 [n, 3] or tuples.
         labels: int64 [B, S], -100 where no loss is wanted; the token at i is predicted from those
             before i. A label whose token follows padding, or is padding, does not count.
-        logits_to_keep: see `model.padding.kept`; the loss is always that of all labels.
+        logits_to_keep: see `model.network.padding.kept`; the loss is always that of all labels.
         Raises ValueError where ids, patches, grids, mask and cache do not fit one another.
         """
         packing = packing_for(

@@ -1,14 +1,15 @@
 """Turns what a request asks of generation, and the checkpoint's own defaults, into one rule.
 
-The numbers only: how logits become tokens is in model/filters.py and model/chooser.py.
+The numbers only: how logits become tokens is in model/generation/filters.py and
+model/generation/chooser.py.
 """
 
 import math
 from dataclasses import dataclass
 from typing import TypeVar
 
-from model.generation_defaults import GenerationDefaults
-from model.settings import is_number
+from model.checkpoint.generation_defaults import GenerationDefaults
+from model.checkpoint.settings import is_number
 
 __all__ = ["GenerationDefaults", "GenerationRule", "Sampling"]
 

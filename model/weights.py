@@ -11,12 +11,12 @@ from pathlib import Path
 
 import torch
 
+from model.checkpoint.folder import Folder
+from model.checkpoint.safetensors_file import StoredTensor, named, read_header
+from model.checkpoint.stored_values import FLOATS, read_into, read_values
 from model.config import Qwen2VLConfig, load_config
 from model.errors import ModelError
-from model.folder import Folder
 from model.qwen2_vl import Qwen2VL
-from model.safetensors_file import StoredTensor, named, read_header
-from model.stored_values import FLOATS, read_into, read_values
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"

@@ -27,6 +27,9 @@ _STARTS = 3
 _ROOMY_CPUS = 8
 _TASK_CPUS = 1.5  # kept free of actors: Ray's own repartition tasks ask for a whole one each
 _PREPARE_BYTES = 2 * 1024**3
+# The more rows a decode step has, the better weights read from memory are used.
+_ROWS_ON_CPU, _ROWS_ON_GPU = 64, 256
+_CALLS_TO_FILL = 4  # so many callers together bring as many rows as the engine works on
 _BLOCK_BYTES = 32 * 1024 * 1024
 _NO_PROGRESS_S = 2 * 3600  # loading a large model and one slow video must fit
 
@@ -35,7 +38,8 @@ _NO_PROGRESS_S = 2 * 3600  # loading a large model and one slow video must fit
 class Pools:
     """Actors of each kind, and what each asks Ray for.
 
-    engine_threads: of an engine on CPUs. write_tasks: at once; None = as many as Ray finds right.
+    engine_threads: of an engine on CPUs. engine_rows: that one engine works on at once; call_rows:
+    that one of its callers brings. write_tasks: at once; None = as many as Ray finds right.
     """
 
     prepare_workers: int
@@ -45,6 +49,8 @@ class Pools:
     replica_cpus: float
     replica_gpus: int
     engine_threads: int
+    engine_rows: int
+    call_rows: int
     task_cpus: float
     write_tasks: int | None
 
@@ -191,6 +197,10 @@ def size_pools(wanted: Resources, cpus: float, gpus: float, memory: float) -> Po
         workers = max(1, int(budget - replicas) if on_gpu else int(cpus // 4))
     else:
         workers = wanted.prepare_workers
+    if wanted.batch_rows == "auto":
+        rows = _ROWS_ON_GPU if on_gpu else _ROWS_ON_CPU
+    else:
+        rows = wanted.batch_rows
     share = min(1.0, int(100 * budget / (workers + replicas)) / 100)
     return Pools(
         prepare_workers=workers,
@@ -200,6 +210,8 @@ def size_pools(wanted: Resources, cpus: float, gpus: float, memory: float) -> Po
         replica_cpus=share,
         replica_gpus=wanted.tensor_parallel if on_gpu else 0,
         engine_threads=max(1, int(cpus - workers) // replicas),
+        engine_rows=rows,
+        call_rows=-(-rows // _CALLS_TO_FILL),
         task_cpus=0.5 if cpus >= _ROOMY_CPUS else 0.25,
         # Each further one is a process that has to start; a small machine does without.
         write_tasks=None if cpus >= _ROOMY_CPUS else 1,

@@ -14,11 +14,11 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from model.batching.memory import out_of_memory
 from model.config import MRopeRule
 from model.engine import Completion, Engine, Request
-from model.image_rules import ImageRules
 from model.inputs import VisualInput, VisualKind
-from model.memory import out_of_memory
+from model.media.image_rules import ImageRules
 from model.requests import failed
 from model.sampling import Sampling
 from pipeline.batcher import Answer, Batcher, IdentityError
@@ -62,8 +62,8 @@ class GenerateRules:
     mrope: MRopeRule = "original"
 
     @classmethod
-    def of(cls, job: JobConfig, threads: int, on_gpu: bool) -> "GenerateRules":
-        """What `job` says of generation, on the device that the replica has."""
+    def of(cls, job: JobConfig, rows: int, threads: int, on_gpu: bool) -> "GenerateRules":
+        """What `job` says of generation, for an engine of so many rows on the replica's device."""
         sampling = Sampling(
             max_new_tokens=job.generation.max_new_tokens,
             min_new_tokens=job.generation.min_new_tokens,
@@ -79,7 +79,7 @@ class GenerateRules:
             sampling=sampling,
             dtype=job.resources.dtype,
             device="cuda" if on_gpu else "cpu",
-            batch_rows=job.resources.batch_rows,
+            batch_rows=rows,
             threads=threads,
             mrope=job.video.mrope,
         )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import pyarrow as pa
 
-from model.stopping import before_stop
+from model.generation.stopping import before_stop
 from pipeline.records import (
     RowFailure,
     failure_columns,

@@ -16,7 +16,7 @@ import torch
 from model.errors import MediaError, PromptError
 from model.inputs import VisualInput, VisualKind
 from model.processor import MediaLimits, Processor, Receipt, VideoRules
-from model.prompt import Message
+from model.text.prompt import Message
 from pipeline.records import (
     MEDIA_BYTES,
     RowFailure,

@@ -37,7 +37,7 @@ __all__ = ["Plan", "RunError", "check", "run"]
 _CACHE = Path("~/.cache/mediamill/checkpoints")  # of checkpoints that are not on a local disk
 _PASSES = 3
 _PREPARE_CALLS = 2  # of one actor at once: one fetches while the other decodes
-_GENERATE_CALLS = 4  # as many wait for the engine, so that its next batch is there
+_GENERATE_CALLS = 8  # half of them bring the rows that run, the others those that come next
 _LEAST_WRITES, _LEAST_ROWS_PER_WRITE = 16, 64  # a kill costs a small job no more than that
 
 
@@ -146,7 +146,7 @@ class _Run:
             dataset = ray.data.read_datasource(
                 source, num_cpus=pools.task_cpus, override_num_blocks=source.tasks
             )
-            dataset = dataset.repartition(target_num_rows_per_block=job.resources.batch_rows)
+            dataset = dataset.repartition(target_num_rows_per_block=pools.call_rows)
             dataset = dataset.map_batches(
                 _FetchAndPrepare,
                 batch_size=None,
@@ -166,11 +166,12 @@ class _Run:
             )
             dataset = dataset.map_batches(
                 _GenerateAndParse,
-                batch_size=job.resources.batch_rows,
+                batch_size=pools.call_rows,
                 batch_format="pyarrow",
                 fn_constructor_kwargs={
                     **shared,
                     "threads": pools.engine_threads,
+                    "rows": pools.engine_rows,
                     "on_gpu": pools.replica_gpus > 0,
                     "count": Counter(self._desk, "generated"),
                 },
@@ -239,14 +240,15 @@ class _GenerateAndParse:
         checkpoint: tuple[str, str],
         count: Callable[[int], None],
         threads: int,
+        rows: int,
         on_gpu: bool,
     ) -> None:
-        from model.tokenizer import Tokenizer
+        from model.text.tokenizer import Tokenizer
         from pipeline.generate import Generate, GenerateRules
         from pipeline.parse import Parse
 
         folder = _local(checkpoint)
-        rules = GenerateRules.of(job, threads, on_gpu)
+        rules = GenerateRules.of(job, rows, threads, on_gpu)
         self._generate = Generate(schema, rules, folder, count)
         self._parse = Parse(schema, Tokenizer.load(folder).decode, self._generate.stop)
 

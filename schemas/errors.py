@@ -18,12 +18,15 @@ class ErrorCode(StrEnum):
     DECODE_CORRUPT = "decode_corrupt"  # a known format, broken or truncated
     DECODE_UNSUPPORTED = "decode_unsupported"  # not a picture or a video that can be read
     DECODE_TOO_LARGE = "decode_too_large"  # beyond a ceiling on pixels, frames or seconds
+    DECODE_TIMEOUT = "decode_timeout"  # took longer than limits.decode_timeout_s
+    DECODE_CRASHED = "decode_crashed"  # ended the process that decoded it
     MEDIA_EMPTY = "media_empty"  # no bytes, no frames or no visual tokens
     PROMPT_INVALID = "prompt_invalid"
     CONTEXT_TOO_LONG = "context_too_long"
     ENGINE_OOM = "engine_oom"
     ENGINE_FAILED = "engine_failed"
     PARSE_INVALID = "parse_invalid"
+    POISON = "poison"  # ended the processes that worked on it, also when it was alone
 
 
 class RowError(Exception):

@@ -13,6 +13,8 @@ from schemas.errors import JobError
 from schemas.job_keys import KEYS, SECTIONS, describe_keys, shown, takes_text
 from schemas.job_mistakes import unknown_keys, wrong_values
 from schemas.job_models import (
+    CanaryConfig,
+    FetchConfig,
     GenerationConfig,
     ImageConfig,
     JobConfig,
@@ -32,6 +34,8 @@ from schemas.job_text import (
 
 __all__ = [
     "KEYS",
+    "CanaryConfig",
+    "FetchConfig",
     "GenerationConfig",
     "ImageConfig",
     "JobConfig",

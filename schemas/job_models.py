@@ -42,11 +42,17 @@ _AutoOrCount = Annotated[
 ]
 _Positive = Annotated[float, Field(gt=0), Expected("a number greater than 0")]
 _OptionalPositive = Annotated[_Positive | None, Expected("a number greater than 0, or null")]
+_Bytes = Annotated[int, Field(ge=1024**2), Expected("a whole number of bytes, at least 1 MiB")]
 _Names = Annotated[
     tuple[_Text, ...],
     BeforeValidator(_listed),
     AfterValidator(_once),
     Expected("a list of column names"),
+]
+_OptionalTexts = Annotated[
+    Annotated[tuple[_Text, ...], AfterValidator(_once)] | None,
+    BeforeValidator(_listed),
+    Expected("a list of texts that are not blank, or null"),
 ]
 
 
@@ -182,7 +188,59 @@ class Resources(_Strict):
     prepare_workers: _AutoOrCount = Field(
         default="auto", description="processes that fetch and decode media"
     )
-    batch_rows: _Count = Field(default=16, description="rows handed to the model at a time")
+    batch_rows: _AutoOrCount = Field(
+        default="auto", description="rows that the model works on at once"
+    )
+    max_engine_failures: Annotated[int, Field(ge=0), Expected("a whole number of at least 0")] = (
+        Field(
+            default=8,
+            description="broken engines that are replaced before the job stops, in one run",
+        )
+    )
+    grace_s: Annotated[float, Field(ge=0), Expected("a number of at least 0")] = Field(
+        default=60.0, description="seconds to finish what has begun, when the job is told to stop"
+    )
+
+
+class FetchConfig(_Strict):
+    """Where media may come from, and how they are brought here."""
+
+    schemes: _OptionalTexts = Field(
+        default=None, description="kinds of URL that rows may name; null = all that are known"
+    )
+    hosts: _OptionalTexts = Field(
+        default=None,
+        description="hosts that http(s) URLs may name, * for any part; null = every public one",
+    )
+    roots: _OptionalTexts = Field(
+        default=None,
+        description="folders that files may lie in; null = the manifest's and the current one, "
+        "or none when the manifest is not on this machine",
+    )
+    private_addresses: Annotated[bool, Expected("true or false")] = Field(
+        default=False,
+        description="whether http(s) hosts may have private, loopback or link-local addresses",
+    )
+    tries: _Count = Field(default=6, description="of one request, when the storage may recover")
+    at_once: _Count = Field(default=16, description="media that one process fetches at once")
+    ahead_bytes: _Bytes = Field(
+        default=512 * 1024**2, description="media that one process holds before they are decoded"
+    )
+
+
+class CanaryConfig(_Strict):
+    """A row whose answer is known: each copy of the model has to give it before it may begin."""
+
+    uri: _OptionalText = Field(default=None, description="a picture or video; null = no canary")
+    prompt: _OptionalText = Field(default=None, description="what to ask; null = the job's prompt")
+    text: _OptionalText = Field(default=None, description="the answer that is right")
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if (self.uri is None) != (self.text is None):
+            there, missing = ("text", "uri") if self.uri is None else ("uri", "text")
+            raise ValueError(f"found {there} without {missing}, expected both or neither")
+        return self
 
 
 class Limits(_Strict):
@@ -202,6 +260,20 @@ class Limits(_Strict):
         default=4 * 3600.0, description="seconds of a video that have to be decoded"
     )
     fetch_timeout_s: _Positive = Field(default=60.0, description="seconds to wait for one medium")
+    decode_timeout_s: _Positive = Field(
+        default=300.0, description="seconds to decode the media of one row"
+    )
+    decode_bytes: _Bytes = Field(
+        default=4 * 1024**3, description="memory that decoding the media of one row may take"
+    )
+    max_error_rate: Annotated[
+        float | None, Field(ge=0, le=1), Expected("a number from 0 to 1, or null")
+    ] = Field(
+        default=None, description="share of error rows above which the job stops; null = never"
+    )
+    error_rate_rows: _Count = Field(
+        default=1000, description="rows of a run before max_error_rate is looked at"
+    )
 
 
 class JobConfig(_Strict):
@@ -229,5 +301,7 @@ class JobConfig(_Strict):
     generation: GenerationConfig = GenerationConfig()
     image: ImageConfig = ImageConfig()
     video: VideoConfig = VideoConfig()
+    fetch: FetchConfig = FetchConfig()
     resources: Resources = Resources()
     limits: Limits = Limits()
+    canary: CanaryConfig = CanaryConfig()

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from model.patches import normalize, patchify_image, patchify_video, resize
-from model.rope import Grid
+from model.media.patches import normalize, patchify_image, patchify_video, resize
+from model.network.rope import Grid
 from model.tiny import questions, scenes
 from model.tiny.drawing import COLOURS, SHAPES
 from model.tiny.scenes import Kind, Scene

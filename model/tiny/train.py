@@ -20,8 +20,8 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import nn
 
-from model.attention import PackedCausal
-from model.image_rules import ImageRules
+from model.media.image_rules import ImageRules
+from model.network.attention import PackedCausal
 from model.qwen2_vl import Qwen2VL
 from model.tiny import CHECKPOINT
 from model.tiny.folder import tiny_config, write_folder

@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from model.checkpoint.generation_defaults import GenerationDefaults
 from model.config import load_config
 from model.engine import Engine, Request
-from model.generation_defaults import GenerationDefaults
-from model.image_rules import ImageRules
-from model.inference import prepare
 from model.inputs import VisualInput
-from model.patches import patchify_image
+from model.media.image_rules import ImageRules
+from model.media.patches import patchify_image
+from model.network.inference import prepare
 from model.sampling import Sampling
 from model.weights import load_model
 

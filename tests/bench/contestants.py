@@ -18,7 +18,7 @@ import torch
 
 from model.engine import Engine, Request
 from model.inputs import VisualInput
-from model.patches import patchify_image
+from model.media.patches import patchify_image
 from model.sampling import Sampling
 from tests import oracle
 from tests.bench.workload import IMAGE, Job

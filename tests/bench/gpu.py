@@ -20,8 +20,8 @@ from typing import Any
 
 import torch
 
-from model.fp8 import multiplies_float8
-from model.inference import prepare
+from model.network.fp8 import multiplies_float8
+from model.network.inference import prepare
 from model.qwen2_vl import Qwen2VL
 from tests.bench import gpu_jobs, gpu_parts, roofline
 from tests.bench.gpu_jobs import Job, Preparers

@@ -19,13 +19,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from model.decode_graph import DecodeGraphs
+from model.batching.decode_graph import DecodeGraphs
+from model.checkpoint.generation_defaults import GenerationDefaults
 from model.engine import Engine, Request
-from model.generation_defaults import GenerationDefaults
-from model.image_rules import ImageRules
 from model.inputs import VisualInput
-from model.limits import MediaLimits
-from model.media import prepare_picture
+from model.media.image_rules import ImageRules
+from model.media.limits import MediaLimits
+from model.media.prepared import prepare_picture
 from model.qwen2_vl import Qwen2VL
 from model.sampling import Sampling
 from tests.bench import roofline

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from model import flash
-from model.attention import AttentionName, PackedCausal, check_attention
-from model.decode_graph import DecodeGraphs
-from model.image_rules import ImageRules
+from model.batching.decode_graph import DecodeGraphs
+from model.batching.paged_attention import PagedKernel, choose_kernel, paged_decode
+from model.batching.paged_cache import PagedCache, PagedDecode
 from model.inputs import VisualInput, VisualKind
-from model.paged_attention import PagedKernel, choose_kernel, paged_decode
-from model.paged_cache import PagedCache, PagedDecode
+from model.media.image_rules import ImageRules
+from model.network import flash
+from model.network.attention import AttentionName, PackedCausal, check_attention
 from model.qwen2_vl import Qwen2VL
 from tests.bench import roofline
 from tests.bench.gpu_setup import Clock

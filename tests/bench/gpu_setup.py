@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from model.config import Qwen2VLConfig, config_from_dict
-from model.initialise import initialize_weights
+from model.network.initialise import initialize_weights
 from model.qwen2_vl import Qwen2VL
 
 _IDS = {

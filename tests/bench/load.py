@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
+from model.checkpoint.folder import Folder
 from model.config import config_from_dict
-from model.folder import Folder
 from model.qwen2_vl import Qwen2VL
 from model.tiny import CHECKPOINT
 from model.tiny.folder import config_dict

@@ -23,12 +23,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from model.frame_sampling import VideoRules
-from model.image_rules import ImageRules
-from model.limits import MediaLimits
-from model.media import prepare_picture, prepare_video
-from model.patches import normalize, patchify_video, resize
-from model.video import decode_video
+from model.media.frame_sampling import VideoRules
+from model.media.image_rules import ImageRules
+from model.media.limits import MediaLimits
+from model.media.patches import normalize, patchify_video, resize
+from model.media.prepared import prepare_picture, prepare_video
+from model.media.video import decode_video
 from tests import oracle
 
 Way = Callable[[bytes], Any]

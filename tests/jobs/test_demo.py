@@ -9,8 +9,8 @@ import pytest
 
 from jobs import demo
 from jobs.drawn_media import BROKEN_FILES, draw
-from model.containers import recognise
 from model.errors import MediaError
+from model.media.containers import recognise
 from model.processor import Processor
 from model.tiny import CHECKPOINT
 from tests.media import all_frames

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from model.inputs import VisualInput, VisualKind
-from model.patches import normalize
+from model.media.patches import normalize
 
 IMAGE, VIDEO, START, END = 518, 519, 515, 516
 

@@ -11,8 +11,8 @@ from PIL import Image
 
 from model.chat import Chat, ChatError
 from model.errors import ModelError
-from model.frame_sampling import VideoRules
-from model.media_source import SourceRules
+from model.media.frame_sampling import VideoRules
+from model.media.media_source import SourceRules
 from model.sampling import Sampling
 from model.tiny import CAPTION_PROMPT, CHECKPOINT
 from model.tiny.encode import clip_bytes, picture_bytes

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from model.engine import Engine, Request
-from model.flash import missing
-from model.image_rules import ImageRules
 from model.inputs import VisualInput
+from model.media.image_rules import ImageRules
+from model.network.flash import missing
 from model.sampling import Sampling
 from model.weights import load_model
 from tests.checkpoints import SHAPES, write_checkpoint

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from model.attention import PackedCausal
 from model.inputs import VisualInput
+from model.network.attention import PackedCausal
 from tests.bench import roofline
 from tests.bench.gpu import table
 from tests.bench.gpu_parts import RULES, Batch

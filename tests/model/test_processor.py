@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from model.errors import MediaError, ModelError, PromptError
-from model.images import normalize
 from model.inputs import VisualInput
+from model.media.images import normalize
 from model.processor import MediaLimits, Processor, Receipt, VideoRules
 from model.tiny import CHECKPOINT
 from tests import media, oracle

@@ -9,8 +9,8 @@ import torch
 
 from model.config import load_config
 from model.engine import Engine, Request
-from model.frame_sampling import VideoRules
 from model.inputs import VisualInput
+from model.media.frame_sampling import VideoRules
 from model.processor import Processor
 from model.qwen2_vl import Qwen2VL
 from model.sampling import Sampling

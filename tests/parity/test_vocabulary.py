@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from model.processor import Processor
-from model.tokenizer import Tokenizer
+from model.text.tokenizer import Tokenizer
 from tests import oracle
 from tests.checkpoints import Shape, write_checkpoint
 from tests.parity.both import Mine, Theirs

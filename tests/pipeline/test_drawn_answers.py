@@ -48,7 +48,7 @@ def test_all_that_a_job_says_reaches_the_engine():
         generation__top_k=3, generation__top_p=0.9, generation__min_p=0.1,
         generation__repetition_penalty=1.1, generation__stop=["x", "y"],
     )  # fmt: skip
-    rules = GenerateRules.of(job, 1, False)
+    rules = GenerateRules.of(job, 16, 1, False)
     assert rules.mrope == "hf5"
     for name, value in job.generation.model_dump().items():
         assert getattr(rules.sampling, name) == value, name

@@ -10,6 +10,8 @@ from pydantic import ValidationError
 from schemas.errors import JobError
 from schemas.job import (
     KEYS,
+    CanaryConfig,
+    FetchConfig,
     GenerationConfig,
     ImageConfig,
     JobConfig,
@@ -186,6 +188,7 @@ def videos(draw):
     )
 
 
+names = st.lists(texts, unique=True, max_size=3).map(tuple)
 jobs = st.builds(
     JobConfig,
     job=st.just("caption"),
@@ -194,7 +197,7 @@ jobs = st.builds(
     model=texts,
     prompt=st.none() | texts,
     system=st.none() | texts,
-    partition_by=st.lists(texts, unique=True, max_size=3).map(tuple),
+    partition_by=names,
     rows_per_file=counts,
     seed=st.integers(0, 2**63 - 1),
     generation=st.builds(
@@ -216,9 +219,22 @@ jobs = st.builds(
         tensor_parallel=counts,
         dtype=st.sampled_from(["auto", "bfloat16", "float16", "float32"]),
         prepare_workers=st.just("auto") | counts,
-        batch_rows=counts,
+        batch_rows=st.just("auto") | counts,
+        grace_s=st.floats(0, 1e6),
     ),
-    limits=st.builds(Limits, max_bytes=counts, max_duration_s=positives),
+    fetch=st.builds(
+        FetchConfig,
+        schemes=st.none() | names,
+        hosts=st.none() | names,
+        private_addresses=st.booleans(),
+    ),
+    limits=st.builds(
+        Limits,
+        max_bytes=counts,
+        max_duration_s=positives,
+        max_error_rate=st.none() | st.floats(0, 1),
+    ),
+    canary=st.builds(CanaryConfig) | st.builds(CanaryConfig, uri=texts, text=texts),
 )
 
 

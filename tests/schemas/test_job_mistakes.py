@@ -11,7 +11,7 @@ WHOLE = "a whole number of at least 1"
 POSITIVE = "a number greater than 0"
 KEYS_THERE = (
     "the keys there are: job, manifest, output, model, prompt, system, partition_by, "
-    "rows_per_file, seed, generation, image, video, resources, limits"
+    "rows_per_file, seed, generation, image, video, fetch, resources, limits, canary"
 )
 
 # Text of the job file after its four complete lines, and the sentence after "job.yaml:".

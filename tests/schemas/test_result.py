@@ -114,12 +114,15 @@ def test_error_codes_are_the_closed_list_of_the_design():
         "decode_corrupt",
         "decode_unsupported",
         "decode_too_large",
+        "decode_timeout",
+        "decode_crashed",
         "media_empty",
         "prompt_invalid",
         "context_too_long",
         "engine_oom",
         "engine_failed",
         "parse_invalid",
+        "poison",
     }
 
 

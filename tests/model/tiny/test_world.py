@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from model.patches import smart_resize
+from model.media.patches import smart_resize
 from model.tiny import questions, scenes
 from model.tiny.drawing import COLOURS
 from model.tiny.encode import CLIP_SIZES as CLIP_FILES

@@ -1,0 +1,1 @@
+"""What is read from a checkpoint folder: its files, its settings, its stored tensors."""

@@ -1,0 +1,149 @@
+"""Turns a checkpoint's generation_config.json into the defaults that its requests begin with.
+
+Everything in it that bears on text is either honoured or refused; what bears on speed or on what a
+call returns is left alone, as are unknown keys.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from model.checkpoint.folder import Folder
+from model.checkpoint.settings import is_number
+from model.errors import ModelError
+
+_FILE = "generation_config.json"
+
+# Keys of the reference that would change the text, and the values with which they do not.
+_NEUTRAL: dict[str, tuple[object, ...]] = {
+    "num_beams": (1,),
+    "num_beam_groups": (1,),
+    "diversity_penalty": (0,),
+    "num_return_sequences": (1,),
+    "constraints": ([],),
+    "force_words_ids": ([],),
+    "penalty_alpha": (0,),
+    "dola_layers": (),
+    "guidance_scale": (1,),
+    "typical_p": (1,),
+    "top_h": (),
+    "epsilon_cutoff": (0,),
+    "eta_cutoff": (0,),
+    "encoder_repetition_penalty": (1,),
+    "no_repeat_ngram_size": (0,),
+    "encoder_no_repeat_ngram_size": (0,),
+    "bad_words_ids": ([],),
+    "sequence_bias": ([], {}),
+    "suppress_tokens": ([],),
+    "begin_suppress_tokens": ([],),
+    "forced_bos_token_id": (),
+    "forced_eos_token_id": (),
+    "forced_decoder_ids": ([],),
+    "exponential_decay_length_penalty": (),
+    "min_length": (0,),
+    "max_time": (),
+    "token_healing": (False,),
+    "watermarking_config": (),
+}
+
+
+@dataclass(frozen=True)
+class GenerationDefaults:
+    """What the checkpoint says of generation; where it is silent, what the reference then does.
+
+    temperature, top_k, top_p, min_p: as in `Sampling`; they count when tokens are drawn.
+    do_sample: whether tokens are drawn when a request leaves that to the file.
+    max_new_tokens, max_length: the latter counts the prompt too, and only where neither the request
+        nor the file has the former. With none of them an answer has 20 tokens.
+    """
+
+    eos_token_ids: tuple[int, ...]
+    repetition_penalty: float = 1.0
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 50
+    top_p: float = 1.0
+    min_p: float = 0.0
+    min_new_tokens: int = 0
+    max_new_tokens: int | None = None
+    max_length: int | None = None
+    stop: tuple[str, ...] = ()
+
+    @classmethod
+    def load(cls, folder: str | Path | Folder) -> "GenerationDefaults":
+        """Read generation_config.json, and config.json for an end token where the former is silent.
+
+        Raises ModelError when neither names an end token, when a value is malformed, and for what
+        would change the text and is not built here: beams, biases, forced and forbidden tokens.
+        """
+        folder = Folder.of(folder)
+        raw = folder.read_json(_FILE) or {}
+        where = folder.path(_FILE)
+        for key, neutral in _NEUTRAL.items():
+            found = raw.get(key)
+            if found is not None and found not in neutral:
+                expected = f"{neutral[0]!r} or nothing" if neutral else "nothing"
+                raise ModelError(f"{where}: {key} is {found!r}, expected {expected}")
+        do_sample = raw.get("do_sample") or False
+        if not isinstance(do_sample, bool):
+            raise ModelError(f"{where}: do_sample is {do_sample!r}, expected true or false")
+        top_k = _whole(raw, where, "top_k", 0)
+        return cls(
+            eos_token_ids=_end_tokens(folder, raw),
+            repetition_penalty=_number(raw, where, "repetition_penalty", 1.0, "above 0"),
+            do_sample=do_sample,
+            temperature=_number(raw, where, "temperature", 1.0, "at least 0"),
+            top_k=50 if top_k is None else top_k,
+            top_p=_number(raw, where, "top_p", 1.0, "from 0 to 1"),
+            min_p=_number(raw, where, "min_p", 0.0, "from 0 to 1"),
+            min_new_tokens=_whole(raw, where, "min_new_tokens", 0) or 0,
+            max_new_tokens=_whole(raw, where, "max_new_tokens", 1),
+            max_length=_whole(raw, where, "max_length", 1),
+            stop=_stop_strings(raw, where),
+        )
+
+
+def _end_tokens(folder: Folder, raw: Mapping[str, Any]) -> tuple[int, ...]:
+    where, eos = folder.path(_FILE), raw.get("eos_token_id")
+    if eos is None:
+        config = folder.read_json("config.json") or {}
+        text = config.get("text_config")
+        eos = config.get("eos_token_id")
+        if eos is None and isinstance(text, dict):
+            eos = text.get("eos_token_id")
+    ids = tuple(eos) if isinstance(eos, list) else (eos,)
+    if not ids or not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
+        raise ModelError(f"{where}: eos_token_id is {eos!r}, expected a token id or a list of them")
+    return ids
+
+
+def _stop_strings(raw: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    found = raw.get("stop_strings")
+    listed = [found] if isinstance(found, str) else found or []
+    if not isinstance(listed, list) or not all(isinstance(one, str) and one for one in listed):
+        raise ModelError(f"{where}: stop_strings is {found!r}, expected a text or a list of texts")
+    return tuple(listed)
+
+
+def _whole(raw: Mapping[str, Any], where: str, key: str, low: int) -> int | None:
+    value = raw.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise ModelError(f"{where}: {key} is {value!r}, expected a whole number of at least {low}")
+    return value
+
+
+def _number(raw: Mapping[str, Any], where: str, key: str, default: float, words: str) -> float:
+    value = raw.get(key)
+    if value is None:
+        return default
+    good = is_number(value)
+    if good:
+        good = {"above 0": value > 0, "at least 0": value >= 0, "from 0 to 1": 0 <= value <= 1}[
+            words
+        ]
+    if not good:
+        raise ModelError(f"{where}: {key} is {value!r}, expected a number {words}")
+    return float(value)

@@ -1,0 +1,48 @@
+"""Turns the sliding-window settings of a config.json into one window per layer.
+
+It does not know how attention applies them.
+"""
+
+from model.checkpoint.settings import Settings
+from model.errors import ModelError
+
+# The defaults of the reference's configuration class.
+DEFAULT_WINDOW = 4096
+DEFAULT_MAX_WINDOW_LAYERS = 80
+
+
+def layer_windows(raw: Settings, layers: int) -> tuple[int | None, ...]:
+    """The window of each layer in tokens, None where it sees everything; empty if none has one.
+
+    raw: the decoder's settings. Raises ModelError for a list of another length, an unknown kind of
+    layer, and a sliding layer without a window.
+    """
+    used = raw.flag("use_sliding_window", False)
+    # Absent and null differ: null is no window.
+    absent = "sliding_window" not in raw.raw
+    window = DEFAULT_WINDOW if absent else raw.whole_or_none("sliding_window", 1)
+    window = window if used else None
+    first = raw.whole("max_window_layers", DEFAULT_MAX_WINDOW_LAYERS, 0)
+    kinds = raw.get("layer_types")
+    if kinds is None:
+        if window and raw.raw.get("max_window_layers", first) is None:
+            raw.refuse("max_window_layers", "the number of layers without a sliding window")
+        kinds = ["sliding_attention" if window and i >= first else "" for i in range(layers)]
+    elif not isinstance(kinds, list) or not set(map(str, kinds)) <= {
+        "full_attention",
+        "sliding_attention",
+    }:
+        raw.refuse("layer_types", "a list of 'full_attention' and 'sliding_attention'")
+    if len(kinds) != layers:
+        raise ModelError(
+            f"{raw.where}: layer_types has {len(kinds)} entries, expected one for each of the "
+            f"{layers} layers"
+        )
+    if "sliding_attention" not in kinds:
+        return ()
+    if window is None:
+        raise ModelError(
+            f"{raw.where}: layer_types names sliding layers, but there is no window: "
+            "use_sliding_window is false or sliding_window null"
+        )
+    return tuple(window if kind == "sliding_attention" else None for kind in kinds)

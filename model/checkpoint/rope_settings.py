@@ -1,0 +1,101 @@
+"""Turns the rope object of a config.json (`rope_parameters`, `rope_scaling`) into a RopeScaling.
+
+It refuses what the network does not compute: unknown types, unknown keys, partial rotation.
+"""
+
+from collections.abc import Mapping
+from typing import Any, get_args
+
+from model.checkpoint.rope_scaling import RopeScaling, RopeType
+from model.checkpoint.settings import Settings
+from model.errors import ModelError
+
+_COMMON = {"type", "rope_type", "rope_theta", "mrope_section", "partial_rotary_factor"}
+_STRETCHED = {"factor", "original_max_position_embeddings", "attention_factor"}
+_KEYS: dict[RopeType, set[str]] = {
+    "default": set(),
+    "linear": {"factor"},
+    "dynamic": {"factor"},
+    "yarn": _STRETCHED | {"beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"},
+    "llama3": {
+        "factor",
+        "original_max_position_embeddings",
+        "low_freq_factor",
+        "high_freq_factor",
+    },
+    "longrope": _STRETCHED | {"short_factor", "long_factor"},
+}
+_REQUIRED: dict[RopeType, tuple[str, ...]] = {
+    "default": (),
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "yarn": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+    "longrope": ("short_factor", "long_factor"),
+}
+
+
+def rope_scaling(
+    raw: Mapping[str, Any], where: str, context: int, head_dim: int, original: int | None = None
+) -> tuple[RopeScaling, Settings]:
+    """The scaling, and the rope object as settings, from which the caller reads its other keys.
+
+    context: max_position_embeddings, the default of original_max_position_embeddings.
+    original: original_max_position_embeddings beside the rope object, which wins over the one in
+        it.
+    Raises ModelError, naming the key.
+    """
+    rope = Settings(raw, where, "rope ")
+    kind = _kind(rope)
+    for key, value in raw.items():
+        if key not in _COMMON | _KEYS[kind] and value is not None:
+            raise ModelError(f"{where}: rope key {key!r} is not one of rope type {kind!r}")
+    for key in _REQUIRED[kind]:
+        if key not in raw:
+            raise ModelError(f"{where}: rope type {kind!r} has no key {key!r}, which it needs")
+    if rope.number("partial_rotary_factor", 1.0) != 1.0:
+        rope.refuse("partial_rotary_factor", "1: the whole head is rotated")
+    if kind == "default":
+        return RopeScaling(), rope
+    stretched = kind in ("yarn", "llama3", "longrope")
+    may_be_null = kind in ("yarn", "longrope")
+    inside = rope.whole("original_max_position_embeddings", context) if stretched else None
+    scaling = RopeScaling(
+        kind=kind,
+        factor=rope.number_or_none("factor") if may_be_null else rope.number("factor", None),
+        original=(original or inside) if stretched else None,
+        attention_factor=rope.number_or_none("attention_factor"),
+        beta_fast=rope.number("beta_fast", 32.0),
+        beta_slow=rope.number("beta_slow", 1.0),
+        mscale=rope.number_or_none("mscale"),
+        mscale_all_dim=rope.number_or_none("mscale_all_dim"),
+        truncate=rope.flag("truncate", True),
+        low_freq_factor=rope.number("low_freq_factor", 1.0 if kind != "llama3" else None),
+        high_freq_factor=rope.number("high_freq_factor", 4.0 if kind != "llama3" else None),
+        short_factor=rope.numbers("short_factor", head_dim // 2) if kind == "longrope" else (),
+        long_factor=rope.numbers("long_factor", head_dim // 2) if kind == "longrope" else (),
+    )
+    if kind == "llama3" and scaling.high_freq_factor <= scaling.low_freq_factor:
+        rope.refuse("high_freq_factor", f"more than low_freq_factor, {scaling.low_freq_factor}")
+    if kind == "longrope" and scaling.original == 1:
+        # The rule for attention_factor divides by its logarithm.
+        raise ModelError(f"{where}: original_max_position_embeddings is 1, expected at least 2")
+    if kind == "dynamic" and head_dim <= 2:
+        raise ModelError(f"{where}: rope type 'dynamic' needs a head size above 2")
+    return scaling, rope
+
+
+def _kind(rope: Settings) -> RopeType:
+    for key in ("rope_type", "type"):
+        kind = rope.get(key)
+        if kind is not None:
+            break
+    else:
+        return "default"
+    if kind == "mrope":
+        return "default"
+    for known in get_args(RopeType):
+        if kind == known:
+            return known  # type: ignore[no-any-return]
+    names = ", ".join(repr(name) for name in get_args(RopeType))
+    raise ModelError(f"{rope.where}: rope type is {kind!r}, expected 'mrope', {names}")

@@ -1,0 +1,1 @@
+"""From files of pictures and videos to uint8 patches."""

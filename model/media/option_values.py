@@ -1,0 +1,83 @@
+"""Turns the values of preprocessor options into checked Python values, or into a sentence on what
+is wrong with one. Which options there are is not known here, except for steps that nobody builds.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from model.checkpoint.settings import is_number
+from model.errors import ModelError
+
+# Switches of the reference that are rules of their own elsewhere, or change no pixel.
+_KNOWN_SWITCHES = {
+    "do_resize",
+    "do_rescale",
+    "do_normalize",
+    "do_convert_rgb",
+    "do_sample_frames",
+}
+
+
+def refuse_unknown_steps(options: Mapping[str, Any], where: str) -> None:
+    """ModelError for a step that is switched on and not built here, such as do_center_crop."""
+    for key, value in options.items():
+        if key.startswith("do_") and key not in _KNOWN_SWITCHES and value:
+            raise ModelError(
+                f"{where}: {key} is {value!r}, expected false: this step is not built here"
+            )
+
+
+def refuse_unknown_keys(options: Mapping[str, Any], known: Collection[str], where: str) -> None:
+    """ModelError for a key that is none of `known`: in a caller's options it is a mistake."""
+    unknown = sorted(str(key) for key in options if key not in known)
+    if unknown:
+        raise ModelError(f"{where}: found the key '{unknown[0]}', expected any of {sorted(known)}")
+
+
+def switch(where: str, options: Mapping[str, Any], key: str, default: bool) -> bool:
+    """A boolean; `default` if it is missing or null."""
+    value = options.get(key)
+    if value is None:
+        return default
+    if not isinstance(value, bool):
+        raise ModelError(f"{where}: {key} is {value!r}, expected true or false")
+    return value
+
+
+def count(where: str, options: Mapping[str, Any], key: str, default: int) -> int:
+    """A whole number above 0; `default` if it is missing or null."""
+    value = options.get(key)
+    return default if value is None else positive(where, key, value)
+
+
+def positive(where: str, key: str, value: object) -> int:
+    """`value`, if it is a whole number above 0 (3.0 counts as one)."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+        raise ModelError(f"{where}: {key} is {value!r}, expected a whole number above 0")
+    return value
+
+
+def number(where: str, options: Mapping[str, Any], key: str, default: float) -> float:
+    """A finite number; `default` if it is missing or null."""
+    value = options.get(key)
+    if value is None:
+        return default
+    if not is_number(value):
+        raise ModelError(f"{where}: {key} is {value!r}, expected a number")
+    return float(value)
+
+
+def triple(
+    where: str, options: Mapping[str, Any], key: str, default: tuple[float, float, float]
+) -> tuple[float, float, float]:
+    """Three numbers, or one that holds for all three colours."""
+    value = options.get(key)
+    if value is None:
+        return default
+    parts = list(value) if isinstance(value, (list, tuple)) else [value]
+    if len(parts) not in (1, 3) or not all(is_number(part) for part in parts):
+        raise ModelError(f"{where}: {key} is {value!r}, expected three numbers or one")
+    red, green, blue = (float(part) for part in parts * (3 // len(parts)))
+    return red, green, blue

@@ -1,0 +1,187 @@
+"""Turns one picture or video, as a file's bytes or decoded already, into patches and a receipt of
+what they show.
+
+Knows pixels, frames and ceilings; prompts and token ids are none of its business.
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+
+from model.errors import MediaError, PromptError
+from model.inputs import VisualInput, VisualKind
+from model.media.frame_sampling import VideoRules, max_pixels_for, sample_indices, sampling_note
+from model.media.image_rules import ImageRules
+from model.media.images import DecodedImage, read_image
+from model.media.limits import MediaLimits
+from model.media.patches import patchify_image, patchify_video, resize
+from model.media.pixels import Frames, Picture, frame_count, picture_pixels
+from model.media.video import Video, decode_video, frame_size
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What the model really sees of one medium.
+
+    sha256: in hex, of the file's bytes; of a medium that came decoded, of its RGB pixels before the
+    resize, uint8 [3, H, W] or [frames looked at, 3, H, W]. height, width: pixels after the resize.
+    frame_times_s, frame_indices: of a video's sampled frames, in seconds from its first frame (none
+    if their rate is not known) and counted over all its frames; empty for a picture.
+    visual_tokens: in the prompt. source_height, source_width: upright pixels before the resize.
+    notes: what was clamped or changed and why, in words.
+    """
+
+    kind: VisualKind
+    sha256: str
+    height: int
+    width: int
+    frame_times_s: tuple[float, ...]
+    frame_indices: tuple[int, ...]
+    visual_tokens: int
+    source_height: int
+    source_width: int
+    notes: tuple[str, ...]
+
+
+def prepare_picture(
+    data: bytes | Picture, rules: ImageRules, limits: MediaLimits
+) -> tuple[VisualInput, Receipt]:
+    """The patches of one picture, of a file's bytes or decoded.
+
+    Raises as `read_image` or `picture_pixels`, and PromptError context_too_long.
+    """
+    if isinstance(data, (bytes, bytearray, memoryview)):
+        data = bytes(data)
+        image = read_image(data, limits.max_image_pixels, rules.do_convert_rgb)
+        digest = hashlib.sha256(data)
+    else:
+        image = picture_pixels(data, limits.max_image_pixels, rules.do_convert_rgb)
+        digest = hashlib.sha256(image.pixels.contiguous().numpy().data)
+    return _picture(image, digest.hexdigest(), rules, limits)
+
+
+def _picture(
+    image: DecodedImage, sha256: str, rules: ImageRules, limits: MediaLimits
+) -> tuple[VisualInput, Receipt]:
+    source = (image.pixels.shape[1], image.pixels.shape[2])
+    try:
+        size = rules.size_of(*source)
+    except ValueError as error:
+        raise MediaError("decode_unsupported", str(error)) from error
+    tokens = rules.tokens_of(size)
+    if limits.max_visual_tokens is not None and tokens > limits.max_visual_tokens:
+        raise PromptError(
+            "context_too_long",
+            f"the picture of {size[1]} x {size[0]} pixels is {tokens} visual tokens; the model "
+            f"takes {limits.max_visual_tokens}: lower max_pixels",
+        )
+    pixels = resize(image.pixels, *size, rules.resample)
+    patches = patchify_image(pixels, rules.patch_size, rules.merge_size)
+    visual = VisualInput("image", patches, rules.grid_of(size), rules.merge_size)
+    note = rules.resize_note(source, size)
+    receipt = Receipt(
+        kind="image",
+        sha256=sha256,
+        height=size[0],
+        width=size[1],
+        frame_times_s=(),
+        frame_indices=(),
+        visual_tokens=visual.tokens,
+        source_height=source[0],
+        source_width=source[1],
+        notes=image.notes + ((note,) if note else ()),
+    )
+    return visual, receipt
+
+
+def prepare_video(
+    data: bytes,
+    rules: VideoRules,
+    pixels: ImageRules,
+    limits: MediaLimits,
+    start_s: float | None = None,
+    end_s: float | None = None,
+) -> tuple[VisualInput, Receipt]:
+    """The patches of one video file, or of a window of it. Raises as `decode_video`."""
+    video = decode_video(data, rules, pixels, limits, start_s, end_s)
+    return _video(video, hashlib.sha256(data).hexdigest(), pixels)
+
+
+def prepare_frames(
+    frames: Frames,
+    fps: float | None,
+    rules: VideoRules,
+    pixels: ImageRules,
+    limits: MediaLimits,
+) -> tuple[VisualInput, Receipt]:
+    """The patches of a video whose frames are decoded already.
+
+    frames: a list of pictures as `picture_pixels` takes them, an array [T, H, W, C] or a tensor
+        [T, C, H, W]; all of one size.
+    fps: of these frames. None: not known; then they are sampled only by rules.num_frames, and all
+        are looked at without it. Raises MediaError, PromptError context_too_long, and ValueError
+        for an fps that is no rate.
+    """
+    if fps is not None and not 0 < fps < float("inf"):
+        raise ValueError(f"fps is {fps}, expected a number above 0")
+    total, group = frame_count(frames), pixels.temporal_patch_size
+    pixels = pixels.with_limits(rules.min_pixels, rules.max_pixels)
+    if fps is None and rules.num_frames is None:
+        rules = VideoRules(do_sample_frames=False).over(rules)
+    indices = tuple(sample_indices(total, fps or 1.0, rules, group))
+    taken: list[torch.Tensor] = []
+    notes = [note for note in (sampling_note(total, fps or 1.0, rules, group),) if note]
+    digest, size, source = hashlib.sha256(), (0, 0), (0, 0)
+    for index in indices:
+        frame = picture_pixels(frames[index], limits.max_video_pixels, pixels.do_convert_rgb)
+        found = (frame.pixels.shape[1], frame.pixels.shape[2])
+        if not taken:
+            source = found
+            size = frame_size(source, len(indices), rules, pixels, limits)
+            notes.extend(frame.notes)
+        elif found != source:
+            raise MediaError(
+                "decode_unsupported",
+                f"frame {index} is {found[1]} x {found[0]} pixels, expected {source[1]} x "
+                f"{source[0]} as the first one",
+            )
+        digest.update(frame.pixels.contiguous().numpy().data)
+        taken.append(resize(frame.pixels, *size, pixels.resample))
+    most = max_pixels_for(len(indices), pixels, rules)
+    if note := pixels.resize_note(source, size, most):
+        notes.append(note)
+    video = Video(
+        frames=torch.stack(taken),
+        times_s=() if fps is None else tuple(index / fps for index in indices),
+        indices=indices,
+        fps=fps or 0.0,
+        total_frames=total,
+        source_height=source[0],
+        source_width=source[1],
+        notes=tuple(notes),
+    )
+    return _video(video, digest.hexdigest(), pixels)
+
+
+def _video(video: Video, sha256: str, pixels: ImageRules) -> tuple[VisualInput, Receipt]:
+    count, _, height, width = video.frames.shape
+    group = pixels.temporal_patch_size
+    patches = patchify_video(video.frames, pixels.patch_size, pixels.merge_size, group)
+    grid = pixels.grid_of((height, width), count)
+    visual = VisualInput("video", patches, grid, pixels.merge_size)
+    whole = "a pair" if group == 2 else f"a group of {group}"
+    repeated = (f"last frame repeated to make {whole}",) if count % group else ()
+    receipt = Receipt(
+        kind="video",
+        sha256=sha256,
+        height=height,
+        width=width,
+        frame_times_s=video.times_s,
+        frame_indices=video.indices,
+        visual_tokens=visual.tokens,
+        source_height=video.source_height,
+        source_width=video.source_width,
+        notes=video.notes + repeated,
+    )
+    return visual, receipt

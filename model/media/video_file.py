@@ -1,0 +1,121 @@
+"""Turns the bytes of a video file into an open stream, and into the times that its packets tell.
+
+The only file that knows how the video library is opened. It never opens anything but the bytes.
+"""
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+
+import av
+from av.container import InputContainer
+from av.video.stream import VideoStream
+
+from model.errors import MediaError
+from model.media.containers import Format
+from model.media.limits import MediaLimits
+from model.media.seeking import RestartFinder, Restarts
+from model.media.timeline import Timeline
+
+# A demuxer cannot follow references to other files if no protocol is allowed.
+_NO_OTHER_FILES = {"protocol_whitelist": "none"}
+# The library reads beyond its list of options per stream where streams are only found on the way.
+_STREAMS_COME_LATER = ("mpeg", "mpegts", "flv")
+
+
+def packet_times(data: bytes, found: Format, limits: MediaLimits) -> tuple[Timeline, Restarts]:
+    """The frames' times as the packets tell them (no stamps if they do not), and where decoding may
+    begin anew.
+
+    Raises MediaError as `opened`, and media_empty for a stream without packets.
+    """
+    stamps: list[int] = []
+    ends: list[int] = []
+    timed = True
+    with opened(data, found, limits) as (container, stream):
+        unit = stream.time_base or Fraction(1, 1000)
+        rate = float(stream.average_rate or stream.base_rate or 25)
+        context = stream.codec_context
+        finder = RestartFinder(found.name, context.name, context.extradata or b"")
+        for number, packet in enumerate(container.demux(stream)):
+            if packet.pts is None and packet.dts is None and not packet.size:
+                continue
+            if packet.has_sidedata("new_extradata") or packet.has_sidedata("param_change"):
+                finder.give_up()
+            key_frame = bytes(packet) if packet.is_keyframe and finder.possible else None
+            finder.see(number, packet.pts, key_frame, shown=not packet.is_discard)
+            if packet.is_discard:
+                continue
+            if packet.pts is None:
+                timed = False
+                continue
+            stamps.append(packet.pts)
+            if packet.duration:
+                ends.append(packet.pts + packet.duration)
+    if timed and not stamps:
+        raise MediaError("media_empty", f"the {found.label} holds no frames")
+    if not timed:
+        return Timeline((), max(ends, default=0), unit), Restarts()
+    timeline = Timeline.build(sorted(stamps), max(ends, default=None), unit, rate)
+    return timeline, finder.found()
+
+
+@contextmanager
+def opened(
+    data: bytes, found: Format, limits: MediaLimits
+) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """The container and its best video stream; the library's errors become MediaErrors.
+
+    Raises MediaError decode_unsupported, decode_too_large or decode_corrupt, also for what the
+    library raises while the stream is used.
+    """
+    size = 0
+    ceiling = {"max_pixels": str(limits.max_video_pixels)}
+    try:
+        with av.open(
+            io.BytesIO(data),
+            "r",
+            format=found.name,
+            container_options=_NO_OTHER_FILES,
+            options={} if found.name in _STREAMS_COME_LATER else ceiling,
+            metadata_errors="replace",
+        ) as container:
+            stream = container.streams.best("video")
+            if stream is None or stream.disposition & av.stream.Disposition.attached_pic:
+                raise MediaError("decode_unsupported", f"the {found.label} holds no video stream")
+            assert isinstance(stream, VideoStream)
+            context = stream.codec_context
+            if context is None:
+                raise MediaError(
+                    "decode_unsupported", f"the {found.label} is in a codec that is not read here"
+                )
+            size = context.width * context.height
+            check_frame(found, context.width, context.height, limits)
+            # The decoder itself refuses larger frames, before it takes memory for them.
+            context.options = ceiling
+            context.thread_count = 1
+            yield container, stream
+    except av.FFmpegError as error:
+        # Where a header tells a size beyond its ceiling, the decoder hides that size and refuses.
+        if isinstance(error, av.ArgumentError) and not size:
+            raise MediaError(
+                "decode_too_large",
+                f"the {found.label} cannot be decoded: its frames are beyond the limit of "
+                f"{limits.max_video_pixels} pixels, or their size is not told",
+            ) from error
+        raise MediaError(
+            "decode_corrupt", f"the {found.label} is damaged: {error.strerror or error}"
+        ) from error
+    except MemoryError as error:
+        raise MediaError("decode_too_large", f"no memory to decode the {found.label}") from error
+
+
+def check_frame(found: Format, width: int, height: int, limits: MediaLimits) -> None:
+    """Raises MediaError decode_too_large for a frame beyond the ceiling."""
+    if width * height > limits.max_video_pixels:
+        raise MediaError(
+            "decode_too_large",
+            f"a frame of the {found.label} is {width} x {height} = {width * height} pixels; "
+            f"the limit is {limits.max_video_pixels}",
+        )

@@ -1,0 +1,1 @@
+"""From chats to token ids, and from token ids to text."""
