@@ -176,7 +176,7 @@ def _parser() -> argparse.ArgumentParser:
     add = group.add_argument
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     add("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
-    add("--attention", default="sdpa", help="sdpa, eager or flash")
+    add("--attention", default="auto", help="auto, sdpa, eager or flash")
     add("--mrope", default="original", help="positions of videos: original, or hf5")
     return parser
 

@@ -75,13 +75,13 @@ class Chat:
         folder: str | Path | Folder,
         device: str = "auto",
         dtype: str = "auto",
-        attention: str = "sdpa",
+        attention: str = "auto",
         mrope: MRopeRule = "original",
         min_pixels: int | None = None,
         max_pixels: int | None = None,
         video: VideoRules | None = None,
         sources: SourceRules | None = None,
-        batch_rows: int = 32,
+        batch_rows: int | None = None,
     ) -> "Chat":
         """Load a hub-format folder from a path or any fsspec URL; arguments as of Engine.load.
 

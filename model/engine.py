@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from model.batching.core import Core
+from model.batching.default_rows import default_rows
 from model.batching.engine_stats import EngineStats
 from model.batching.memory import cache_tokens as measured_cache_tokens
 from model.batching.paged_cache import PagedCache
@@ -117,8 +118,8 @@ class Engine:
         folder: str | Path | Folder,
         device: str = "auto",
         dtype: str = "auto",
-        batch_rows: int = 32,
-        attention: str = "sdpa",
+        batch_rows: int | None = None,
+        attention: str = "auto",
         mrope: MRopeRule = "original",
         *,
         page_size: int | None = None,
@@ -132,10 +133,11 @@ class Engine:
         """Load a hub-format folder, from a path or any fsspec URL.
 
         device: a torch device, or "auto": the first GPU if there is one. dtype: "float32",
-            "bfloat16", "float16", or "auto": the file's own on a GPU, float32 on a CPU. attention:
-            "sdpa", "eager" or "flash". mrope: how videos are positioned; "original" as the model
-            was trained, "hf5" as transformers 5 does. fp8: linear layers in float8, which changes
-            answers a little; see `model.network.fp8`. The others: see the class. Raises
+            "bfloat16", "float16", or "auto": the file's own on a GPU, float32 on a CPU. batch_rows:
+            None = 64 on a CPU, 256 on a GPU. attention: "auto" (the fastest that can run here),
+            "sdpa", "eager", "flash" or "products". mrope: how videos are positioned; "original" as
+            the model was trained, "hf5" as transformers 5 does. fp8: linear layers in float8, which
+            changes answers a little; see `model.network.fp8`. The others: see the class. Raises
             ModelError when the folder cannot be used, ValueError for the other arguments.
         """
         folder = Folder.of(folder)
@@ -151,7 +153,8 @@ class Engine:
         if mrope not in ("original", "hf5"):
             raise ValueError(f"mrope is {mrope!r}, expected original or hf5")
         # Before weights are read for nothing; and again below, where the dtype is known.
-        check_attention(attention, torch.device(device), kind or torch.bfloat16)
+        if attention != "auto":
+            check_attention(attention, torch.device(device), kind or torch.bfloat16)
         config = load_config(folder, mrope)
         rules: dict[VisualKind, ImageRules] = {
             "image": ImageRules.from_checkpoint(folder, "image"),
@@ -159,14 +162,16 @@ class Engine:
         }
         defaults = GenerationDefaults.load(folder)
         model = load_model(folder, kind, device, config)
-        name = check_attention(attention, model.device, model.dtype)
-        name = fastest_attention(name, model.device, model.dtype)
+        if attention == "auto":
+            name = fastest_attention(model.device, model.dtype)
+        else:
+            name = check_attention(attention, model.device, model.dtype)
         prepare(model, fp8)
         return cls(
             model,
             rules,
             defaults,
-            batch_rows,
+            default_rows(model.device.type == "cuda") if batch_rows is None else batch_rows,
             name,
             lambda: Tokenizer.load(folder),
             page_size=page_size,

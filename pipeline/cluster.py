@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from model.batching.default_rows import default_rows
 from schemas.errors import JobError
 from schemas.job import Resources
 
@@ -27,8 +28,6 @@ _STARTS = 3
 _ROOMY_CPUS = 8
 _TASK_CPUS = 1.5  # kept free of actors: Ray's own repartition tasks ask for a whole one each
 _PREPARE_BYTES = 2 * 1024**3
-# The more rows a decode step has, the better weights read from memory are used.
-_ROWS_ON_CPU, _ROWS_ON_GPU = 64, 256
 _CALLS_TO_FILL = 4  # so many callers together bring as many rows as the engine works on
 _BLOCK_BYTES = 32 * 1024 * 1024
 _NO_PROGRESS_S = 2 * 3600  # loading a large model and one slow video must fit
@@ -197,10 +196,7 @@ def size_pools(wanted: Resources, cpus: float, gpus: float, memory: float) -> Po
         workers = max(1, int(budget - replicas) if on_gpu else int(cpus // 4))
     else:
         workers = wanted.prepare_workers
-    if wanted.batch_rows == "auto":
-        rows = _ROWS_ON_GPU if on_gpu else _ROWS_ON_CPU
-    else:
-        rows = wanted.batch_rows
+    rows = default_rows(on_gpu) if wanted.batch_rows == "auto" else wanted.batch_rows
     share = min(1.0, int(100 * budget / (workers + replicas)) / 100)
     return Pools(
         prepare_workers=workers,

@@ -9,6 +9,7 @@ from torch import nn
 
 from model.network.attention import AttentionName
 from model.network.decoder import DecoderLayer
+from model.network.flash import missing
 from model.network.fp8 import convert_linears
 from model.network.packed_linear import PackedLinear, can_pack
 from model.qwen2_vl import Qwen2VL
@@ -40,10 +41,10 @@ def _pack(module: nn.Module) -> None:
             _pack(child)
 
 
-def fastest_attention(
-    name: AttentionName, device: torch.device, dtype: torch.dtype
-) -> AttentionName:
-    """What the engine takes for "sdpa": "products" in bfloat16 on a CPU, else itself."""
-    if name == "sdpa" and device.type == "cpu" and dtype == torch.bfloat16:
-        return "products"
-    return name
+def fastest_attention(device: torch.device, dtype: torch.dtype) -> AttentionName:
+    """What "auto" stands for: "flash" where it can run, "products" in bfloat16 on a CPU, else
+    "sdpa".
+    """
+    if missing(device, dtype) is None:
+        return "flash"
+    return "products" if device.type == "cpu" and dtype == torch.bfloat16 else "sdpa"
