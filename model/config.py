@@ -56,6 +56,7 @@ class TextConfig:
 
     windows: the sliding window of each layer in tokens, None where it sees everything; empty: no
         layer has one.
+    head_size: of a part of a network, which has fewer heads; None = hidden_size / heads.
     """
 
     vocab_size: int = 152064
@@ -76,10 +77,11 @@ class TextConfig:
     attention_dropout: float = 0.0
     initializer_range: float = 0.02
     pad_token_id: int | None = None
+    head_size: int | None = None
 
     @property
     def head_dim(self) -> int:
-        return self.hidden_size // self.num_attention_heads
+        return self.head_size or self.hidden_size // self.num_attention_heads
 
     @property
     def context_length(self) -> int:

@@ -8,6 +8,7 @@ uint8 patches come in, ids go out; strings only as the bytes in which stop strin
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Self
 
 import torch
 
@@ -29,7 +30,10 @@ from model.errors import ModelError
 from model.inputs import VisualKind
 from model.media.image_rules import ImageRules
 from model.network.attention import AttentionName, check_attention
+from model.network.dtypes import wanted_dtype
 from model.network.inference import fastest_attention, prepare
+from model.parallel.ranks import ALONE, Ranks
+from model.parallel.shards import WHOLE, Shard
 from model.qwen2_vl import Qwen2VL
 from model.requests import Completion, Embedding, FinishReason, Request, Score, failed
 from model.sampling import GenerationRule
@@ -129,7 +133,9 @@ class Engine:
         share_prefixes: bool = True,
         graphs: bool = True,
         fp8: bool = False,
-    ) -> "Engine":
+        shard: Shard = WHOLE,
+        ranks: Ranks = ALONE,
+    ) -> Self:
         """Load a hub-format folder, from a path or any fsspec URL.
 
         device: a torch device, or "auto": the first GPU if there is one. dtype: "float32",
@@ -137,19 +143,14 @@ class Engine:
             None = 64 on a CPU, 256 on a GPU. attention: "auto" (the fastest that can run here),
             "sdpa", "eager", "flash" or "products". mrope: how videos are positioned; "original" as
             the model was trained, "hf5" as transformers 5 does. fp8: linear layers in float8, which
-            changes answers a little; see `model.network.fp8`. The others: see the class. Raises
-            ModelError when the folder cannot be used, ValueError for the other arguments.
+            changes answers a little; see `model.network.fp8`. shard, ranks: see
+            `model.parallel`. The others: see the class. Raises ModelError when the folder cannot be
+            used, ValueError for the other arguments.
         """
         folder = Folder.of(folder)
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        kind = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}.get(
-            dtype
-        )
-        if dtype == "auto" and device == "cpu":
-            kind = torch.float32
-        elif dtype != "auto" and kind is None:
-            raise ValueError(f"dtype is {dtype!r}, expected auto, float32, bfloat16 or float16")
+        kind = wanted_dtype(dtype, device)
         if mrope not in ("original", "hf5"):
             raise ValueError(f"mrope is {mrope!r}, expected original or hf5")
         # Before weights are read for nothing; and again below, where the dtype is known.
@@ -161,7 +162,7 @@ class Engine:
             "video": ImageRules.from_checkpoint(folder, "video"),
         }
         defaults = GenerationDefaults.load(folder)
-        model = load_model(folder, kind, device, config)
+        model = load_model(folder, kind, device, config, shard, ranks)
         if attention == "auto":
             name = fastest_attention(model.device, model.dtype)
         else:
@@ -321,6 +322,7 @@ class Engine:
             limits.prefill_tokens,
             limits.vision_patches,
         )
+        tokens = self.model.ranks.least(tokens, device)  # all ranks have to admit the same rows
         if self._page_size is None:
             return ShelfCache(text, tokens, PAGE_SIZE, kind, device, self.attention)
         cache = PagedCache(text, tokens, self._page_size, kind, device)

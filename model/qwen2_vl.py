@@ -5,6 +5,7 @@ pictures, strings or sampling.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -25,6 +26,8 @@ from model.network.positions import (
 from model.network.rope import Grid, grid_list
 from model.network.vision import VisionTower
 from model.network.visual_tokens import pads_among, placed
+from model.parallel.ranks import ALONE, Ranks
+from model.parallel.shards import WHOLE, Shard
 
 __all__ = ["Output", "Qwen2VL", "TextOutput"]
 
@@ -34,12 +37,21 @@ Grids = torch.Tensor | Sequence[Grid]
 class Qwen2VL(nn.Module):
     """The network. Parameter names are those of the hub checkpoints."""
 
-    def __init__(self, config: Qwen2VLConfig) -> None:
+    def __init__(self, config: Qwen2VLConfig, shard: Shard = WHOLE, ranks: Ranks = ALONE) -> None:
+        """config: of the whole network. shard: which part of it this is; ranks have the others.
+
+        `config` of a part has that part's heads and inner width. Raises ModelError when the network
+        does not fall into so many parts.
+        """
         super().__init__()
+        shard.check(config)
+        config = replace(config, text=shard.text(config.text))
         self.config = config
-        self.visual = VisionTower(config.vision)
-        self.model = Decoder(config.text)
-        self.lm_head = nn.Linear(config.text.hidden_size, config.text.vocab_size, bias=False)
+        self.ranks = ranks
+        self.visual = VisionTower(config.vision, shard.vision_parts(), ranks)
+        self.model = Decoder(config.text, shard, ranks)
+        rows = self.model.embed_tokens.num_embeddings
+        self.lm_head = nn.Linear(config.text.hidden_size, rows, bias=False)
         self.tie()
 
     def tie(self) -> None:
@@ -103,7 +115,7 @@ class Qwen2VL(nn.Module):
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Hidden states [..., hidden] -> logits [..., vocabulary] in the model's dtype."""
-        return self.lm_head(hidden)  # type: ignore[no-any-return]
+        return self.ranks.joined(self.lm_head(hidden))[..., : self.config.text.vocab_size]
 
     def text(
         self,

@@ -16,6 +16,9 @@ from model.checkpoint.safetensors_file import StoredTensor, named, read_header
 from model.checkpoint.stored_values import FLOATS, read_into, read_values
 from model.config import Qwen2VLConfig, load_config
 from model.errors import ModelError
+from model.parallel.ranks import ALONE, Ranks
+from model.parallel.shards import WHOLE, Shard
+from model.parallel.stored_parts import read_columns, row_parts
 from model.qwen2_vl import Qwen2VL
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -41,10 +44,13 @@ def load_model(
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     config: Qwen2VLConfig | None = None,
+    shard: Shard = WHOLE,
+    ranks: Ranks = ALONE,
 ) -> Qwen2VL:
     """Build the network of `folder` in `dtype` on `device`, with its weights, for inference.
 
     dtype: float32, float16 or bfloat16; None = the one in which the files hold most values.
+    shard: the part of it that is built, and read; ranks: those that have the others.
     Raises ModelError when a file is missing or damaged, when a tensor is missing, unexpected,
     repeated, misshapen or not of a floating dtype, and when a stored head that the config ties to
     the embedding differs from it. Raises ValueError for a device that is not there.
@@ -53,9 +59,10 @@ def load_model(
     device = _present(device)
     config = config or load_config(folder)
     with torch.device("meta"):
-        model = Qwen2VL(config)
+        whole = Qwen2VL(config)
+        model = whole if shard.size == 1 else Qwen2VL(config, shard, ranks)
     index, headers = _headers(folder)
-    wanted = dict(model.named_parameters())
+    wanted = dict(whole.named_parameters())
     _refuse_quantised(folder, headers)
     sources = _matched(folder, headers, wanted, config.text.tie_word_embeddings)
     _check_index(folder, index, headers)
@@ -64,13 +71,20 @@ def load_model(
     model.tie()
     parameters = dict(model.named_parameters())
     for file in headers:
-        read_into(
-            folder,
-            file,
-            [(s.tensor, parameters[name]) for name, s in sources.items() if s.file == file],
-        )
+        here = {name: source.tensor for name, source in sources.items() if source.file == file}
+        parts = {name: shard.part(name, config) for name in here}
+        rows = [
+            piece
+            for name, stored in here.items()
+            for piece in row_parts(stored, parameters[name], parts[name])
+        ]
+        read_into(folder, file, rows)
+        for name, part in parts.items():
+            if part is not None and part.dim == 1:
+                read_columns(folder, file, here[name], parameters[name], part.spans[0])
     if head:
-        _check_head(folder, head, parameters[_EMBEDDING])
+        part = shard.part(_EMBEDDING, config)
+        _check_head(folder, head, row_parts(head.tensor, parameters[_EMBEDDING], part))
     # The rotary frequencies are computed, not stored, and to_empty() has dropped them; they stay
     # float32.
     for module in (model.visual, model.model):
@@ -202,16 +216,19 @@ def _main_dtype(sources: Sequence[_Source]) -> torch.dtype:
     return FLOATS[max(held, key=lambda name: held[name])]
 
 
-def _check_head(folder: Folder, head: _Source, embedding: torch.Tensor) -> None:
+def _check_head(
+    folder: Folder, head: _Source, rows: Sequence[tuple[StoredTensor, torch.Tensor]]
+) -> None:
     """Raises ModelError unless the stored head is the embedding that it shall share."""
-    flat = embedding.detach().view(-1)
-    for _, first, values in read_values(folder, head.file, [head.tensor]):
-        same = flat[first : first + len(values)]
-        if not torch.equal(values.to(same.device, same.dtype), same):
-            raise ModelError(
-                f"{folder.path(head.file)}: {head.tensor.name} differs from {_EMBEDDING}, but "
-                "tie_word_embeddings in config.json says that they are one: set it to false"
-            )
+    for stored, embedding in rows:
+        flat = embedding.view(-1)
+        for _, first, values in read_values(folder, head.file, [stored]):
+            same = flat[first : first + len(values)]
+            if not torch.equal(values.to(same.device, same.dtype), same):
+                raise ModelError(
+                    f"{folder.path(head.file)}: {head.tensor.name} differs from {_EMBEDDING}, but "
+                    "tie_word_embeddings in config.json says that they are one: set it to false"
+                )
 
 
 def hub_name(name: str) -> str:

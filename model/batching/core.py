@@ -115,7 +115,7 @@ class Core:
                 last = [prefilled.places[i, None][-1] for i in starting]
                 logits = self.steps.model.logits(prefilled.hidden[last])
                 chooser = chooser_for([rows[i] for i in starting], self.steps)
-                said = _read(chooser.choose(logits))
+                said = _read(self.steps.agreed(chooser.choose(logits)))
             answers = self._answers(rows, prefilled)
             for row in rows:
                 if row.room is not None and row.room.tokens:
@@ -239,6 +239,8 @@ class Core:
                 raise
 
     def _short_of_memory(self, relief: Relief, rows: int, error: Exception) -> None:
+        if self.steps.model.ranks.size > 1:
+            raise error  # the other ranks went on, or wait for this one: they are out of step
         self._tally.shortages += 1
         relief.halve(rows)
         # The frames of the traceback hold what the step had made.

@@ -63,7 +63,7 @@ class Running:
             self._batch.advance()
             self._positions = self._positions + 1
         logits = steps.decode(self._tokens, self._positions, self._batch)
-        choice = self._chooser.choose(logits)
+        choice = steps.agreed(self._chooser.choose(logits))
         self._tokens = choice.tokens
         return choice
 
@@ -72,7 +72,7 @@ class Running:
         self.forget()
         tokens, positions, batch = self._built(rows, cache)
         logits = self._steps.decode(tokens, positions, batch)
-        return chooser_for(rows, self._steps).choose(logits)
+        return self._steps.agreed(chooser_for(rows, self._steps).choose(logits))
 
     def _built(self, rows: Sequence[Row], cache: Cache) -> tuple[torch.Tensor, torch.Tensor, Batch]:
         device = self._steps.model.device

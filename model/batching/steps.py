@@ -7,6 +7,7 @@ rows run, and what becomes of their tokens, is not known here.
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 
 import torch
 
@@ -16,9 +17,11 @@ from model.batching.prefill import Piece, Prefill
 from model.batching.rows import Row
 from model.batching.shelves import ShelfBatch, ShelfCache
 from model.batching.transfer import Sender, send_visuals
+from model.generation.chooser import Choice
 from model.inputs import VisualInput, VisualKind
 from model.media.image_rules import ImageRules
 from model.network.attention import AttentionName
+from model.parallel.shards import shares
 from model.qwen2_vl import Qwen2VL
 
 Cache = PagedCache | ShelfCache
@@ -180,13 +183,28 @@ class Steps:
             group.append(visual)
             following = len(media[i + 1].patches) if i + 1 < len(media) else self.vision_patches
             if sum(len(one.patches) for one in group) + following > self.vision_patches:
-                there = send_visuals(self._sender, group)
-                tokens = self.model.visual.encode(there, self.rules, self.attention)
+                tokens = self._encode_shared(group)
                 found += torch.split(tokens, [one.tokens for one in group])
                 group = []
         self.vision_seconds += time.perf_counter() - began
         self.visual_tokens += sum(visual.tokens for visual in media)
         return found
+
+    def _encode_shared(self, group: Sequence[VisualInput]) -> torch.Tensor:
+        """Visual tokens of a group, of which each rank encodes its share."""
+        model = self.model
+        if model.ranks.size == 1 or model.visual.parts > 1:
+            there = send_visuals(self._sender, group)
+            return model.visual.encode(there, self.rules, self.attention)
+        owners = shares([len(one.patches) for one in group], model.ranks.size)
+        mine = [owner == model.ranks.rank for owner in owners]
+        there = send_visuals(self._sender, list(compress(group, mine)))
+        encoded = model.visual.encode(there, self.rules, self.attention)
+        total = sum(one.tokens for one in group)
+        tokens = encoded.new_zeros(total, encoded.shape[1])
+        chosen = [own for own, one in zip(mine, group, strict=True) for _ in range(one.tokens)]
+        tokens[torch.tensor(chosen)] = encoded
+        return model.ranks.sum_(tokens)  # the others' tokens are zeros here: nothing is rounded
 
     def decode(self, tokens: torch.Tensor, positions: torch.Tensor, batch: Batch) -> torch.Tensor:
         """The last tokens, int64 [B], at `positions` [B] -> logits of the next ones [B, V]."""
@@ -197,6 +215,13 @@ class Steps:
             self.model.model.embed_tokens(tokens), positions.expand(3, -1), batch
         )
         return self.model.logits(hidden)
+
+    def agreed(self, choice: Choice) -> Choice:
+        """The first rank's tokens on every rank. They are equal already if each has computed the
+        same; a bit that flipped in one must not let the ranks run different rows.
+        """
+        self.model.ranks.first_(choice.tokens)
+        return choice
 
     def replay_graphs(self, cache: PagedCache, rows: int) -> None:
         """Let decode steps over this cache, of at most `rows` rows, be replayed CUDA graphs."""

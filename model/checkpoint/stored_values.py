@@ -60,14 +60,20 @@ def read_into(
 
 
 def read_values(
-    folder: Folder, file: str, tensors: Sequence[StoredTensor], pinned: bool = False
+    folder: Folder,
+    file: str,
+    tensors: Sequence[StoredTensor],
+    pinned: bool = False,
+    unit: int = 1,
 ) -> Iterator[tuple[StoredTensor, int, torch.Tensor]]:
     """The values of float tensors bit by bit: the tensor, the place of the first value in it, and
     values [n] in the dtype of the file, which are good until the next ones are asked for.
 
-    pinned: they lie in memory from which a GPU copies fast. Raises ModelError.
+    pinned: they lie in memory from which a GPU copies fast. unit: bytes that come together, such as
+    a row of a matrix. Raises ModelError.
     """
-    pieces = _pieces(tensors, _CHUNK if folder.is_local else _RANGE)
+    limit = _CHUNK if folder.is_local else _RANGE
+    pieces = _pieces(tensors, max(1, limit // unit) * unit)
     if not pieces:
         return
     room = max(piece.stop - piece.start for piece in pieces)

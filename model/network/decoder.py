@@ -21,6 +21,8 @@ from model.network.rope_types import (
     scaled_frequencies,
     sequence_lengths,
 )
+from model.parallel.ranks import ALONE, Ranks
+from model.parallel.shards import WHOLE, Shard
 
 
 class RMSNorm(nn.Module):
@@ -38,18 +40,23 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with rotary positions; the attention itself is the caller's."""
+    """Grouped-query attention with rotary positions; the attention itself is the caller's.
 
-    def __init__(self, config: TextConfig, layer: int) -> None:
+    config: with the heads of this rank. ranks: those that have the others.
+    """
+
+    def __init__(self, config: TextConfig, layer: int, ranks: Ranks = ALONE) -> None:
         super().__init__()
+        self.ranks = ranks
         self.layer = layer
         self.window = config.window(layer)
         self.head_dim = config.head_dim
-        width, kv_width = config.hidden_size, config.num_key_value_heads * config.head_dim
-        self.q_proj = nn.Linear(width, width)
+        width, q_width = config.hidden_size, config.num_attention_heads * config.head_dim
+        kv_width = config.num_key_value_heads * config.head_dim
+        self.q_proj = nn.Linear(width, q_width)
         self.k_proj = nn.Linear(width, kv_width)
         self.v_proj = nn.Linear(width, kv_width)
-        self.o_proj = nn.Linear(width, width, bias=False)
+        self.o_proj = nn.Linear(q_width, width, bias=False)
         self.qkv: SplitLinear | None = None
 
     def join(self) -> None:
@@ -60,12 +67,16 @@ class Attention(nn.Module):
     def forward(
         self, x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor], attend: Attend
     ) -> torch.Tensor:
-        return self.o_proj(self.attended(x, rotation, attend))  # type: ignore[no-any-return]
+        return self.projected(self.attended(x, rotation, attend))
+
+    def projected(self, attended: torch.Tensor) -> torch.Tensor:
+        """What is added to the layer's input: [T, hidden], of all ranks' heads."""
+        return self.ranks.sum_(self.o_proj(attended))
 
     def attended(
         self, x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor], attend: Attend
     ) -> torch.Tensor:
-        """What the output projection takes: [T, hidden]."""
+        """What the output projection takes: [T, heads * head_dim]."""
         if self.qkv is not None:
             heads = self.qkv.linear(x).unflatten(-1, (-1, self.head_dim))
             values = self.qkv.sizes[2] // self.head_dim
@@ -83,8 +94,9 @@ class Attention(nn.Module):
 class SwiGLU(nn.Module):
     """down(act(gate(x)) * up(x)) (arXiv 2002.05202), act being silu in every published file."""
 
-    def __init__(self, config: TextConfig) -> None:
+    def __init__(self, config: TextConfig, ranks: Ranks = ALONE) -> None:
         super().__init__()
+        self.ranks = ranks
         self.act = activation(config.hidden_act)
         self.act_ = activation_(config.hidden_act)
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
@@ -100,19 +112,19 @@ class SwiGLU(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.gate_up is not None:
             gate, up = self.gate_up(x)
-            return self.down_proj(self.act_(gate) * up)  # type: ignore[no-any-return]
-        return self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))  # type: ignore[no-any-return]
+            return self.ranks.sum_(self.down_proj(self.act_(gate) * up))
+        return self.ranks.sum_(self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x)))
 
 
 class DecoderLayer(nn.Module):
     """Attention, then the feed-forward part; each normalised before and added to its input."""
 
-    def __init__(self, config: TextConfig, layer: int) -> None:
+    def __init__(self, config: TextConfig, layer: int, ranks: Ranks = ALONE) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = Attention(config, layer)
-        self.mlp = SwiGLU(config)
+        self.self_attn = Attention(config, layer, ranks)
+        self.mlp = SwiGLU(config, ranks)
 
     def forward(
         self, x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor], attend: Attend
@@ -132,23 +144,46 @@ class DecoderLayer(nn.Module):
         All keys and values are made; the rest of a layer serves no other token.
         """
         attended = self.self_attn.attended(self.input_layernorm(x), rotation, attend)
-        x = x[rows] + self.self_attn.o_proj(attended[rows])
+        x = x[rows] + self.self_attn.projected(attended[rows])
         return x + self.mlp(self.post_attention_layernorm(x))  # type: ignore[no-any-return]
 
 
+class TokenEmbedding(nn.Embedding):
+    """Token ids [...] -> embeddings [..., hidden]; the table's rows may lie with several ranks.
+
+    shard: whose rows of the table these are.
+    """
+
+    def __init__(self, config: TextConfig, shard: Shard, ranks: Ranks) -> None:
+        self.first, rows = shard.vocabulary(config.vocab_size)
+        # Only training knows the padding token, and it has the whole table.
+        padding = config.pad_token_id if ranks.size == 1 else None
+        super().__init__(rows, config.hidden_size, padding_idx=padding)
+        self.ranks = ranks
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - torch names it so
+        if self.ranks.size == 1:
+            return super().forward(input)
+        mine = input - self.first
+        outside = (mine < 0) | (mine >= self.num_embeddings)
+        found = super().forward(mine.masked_fill(outside, 0))
+        return self.ranks.sum_(found.masked_fill(outside[..., None], 0))
+
+
 class Decoder(nn.Module):
-    """All layers and the final norm."""
+    """All layers and the final norm.
+
+    config: of the whole network, or of the part `shard` of it, whose other parts `ranks` have.
+    """
 
     inv_freq: torch.Tensor
 
-    def __init__(self, config: TextConfig) -> None:
+    def __init__(self, config: TextConfig, shard: Shard = WHOLE, ranks: Ranks = ALONE) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(
-            config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id
-        )
+        self.embed_tokens = TokenEmbedding(config, shard, ranks)
         self.layers = nn.ModuleList(
-            DecoderLayer(config, i) for i in range(config.num_hidden_layers)
+            DecoderLayer(config, i, ranks) for i in range(config.num_hidden_layers)
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.register_buffer("inv_freq", self._frequencies(), persistent=False)

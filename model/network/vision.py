@@ -20,6 +20,7 @@ from model.network.flash import HALF, Boundaries
 from model.network.rope import Grid, grid_list, rotate, vision_rotation
 from model.network.rope_types import inverse_frequencies
 from model.network.vision_encoder import encode
+from model.parallel.ranks import ALONE, Ranks
 
 
 class PatchEmbed(nn.Module):
@@ -59,13 +60,15 @@ class Frames:
 
 
 class VisionAttention(nn.Module):
-    """Attention within each frame."""
+    """Attention within each frame. parts: how many ranks share its heads."""
 
-    def __init__(self, config: VisionConfig) -> None:
+    def __init__(self, config: VisionConfig, parts: int = 1, ranks: Ranks = ALONE) -> None:
         super().__init__()
-        self.num_heads = config.num_heads
-        self.qkv = nn.Linear(config.embed_dim, 3 * config.embed_dim)
-        self.proj = nn.Linear(config.embed_dim, config.embed_dim)
+        self.ranks = ranks if parts > 1 else ALONE
+        self.num_heads = config.num_heads // parts
+        width = config.embed_dim // parts
+        self.qkv = nn.Linear(config.embed_dim, 3 * width)
+        self.proj = nn.Linear(width, config.embed_dim)
 
     def forward(
         self,
@@ -86,33 +89,38 @@ class VisionAttention(nn.Module):
             name=frames.name,
             boundaries=frames.boundaries,
         )
-        return self.proj(out.flatten(1))  # type: ignore[no-any-return]
+        return self.projected(out)
+
+    def projected(self, out: torch.Tensor) -> torch.Tensor:
+        """Attention's result [N, heads, head_dim] -> [N, D], of all ranks' heads."""
+        return self.ranks.sum_(self.proj(out.flatten(1)))
 
 
 class VisionMlp(nn.Module):
-    """The feed-forward part of a block."""
+    """The feed-forward part of a block. parts: how many ranks share its inner width."""
 
-    def __init__(self, config: VisionConfig) -> None:
+    def __init__(self, config: VisionConfig, parts: int = 1, ranks: Ranks = ALONE) -> None:
         super().__init__()
-        inner = int(config.embed_dim * config.mlp_ratio)
+        self.ranks = ranks if parts > 1 else ALONE
+        inner = int(config.embed_dim * config.mlp_ratio) // parts
         self.act = activation(config.hidden_act)
         self.act_ = activation_(config.hidden_act)
         self.fc1 = nn.Linear(config.embed_dim, inner)
         self.fc2 = nn.Linear(inner, config.embed_dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.fc2(self.act(self.fc1(x)))  # type: ignore[no-any-return]
+        return self.ranks.sum_(self.fc2(self.act(self.fc1(x))))
 
 
 class VisionBlock(nn.Module):
     """Attention, then the feed-forward part; each normalised before and added to its input."""
 
-    def __init__(self, config: VisionConfig) -> None:
+    def __init__(self, config: VisionConfig, parts: int = 1, ranks: Ranks = ALONE) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(config.embed_dim, eps=1e-6)
         self.norm2 = nn.LayerNorm(config.embed_dim, eps=1e-6)
-        self.attn = VisionAttention(config)
-        self.mlp = VisionMlp(config)
+        self.attn = VisionAttention(config, parts, ranks)
+        self.mlp = VisionMlp(config, parts, ranks)
 
     def forward(
         self,
@@ -140,14 +148,19 @@ class PatchMerger(nn.Module):
 
 
 class VisionTower(nn.Module):
-    """Patch projection, blocks and merger."""
+    """Patch projection, blocks and merger.
+
+    parts: into how many parts the blocks are split, of which `ranks` have one each. With one part
+        each rank has all, and encodes whatever media it is given.
+    """
 
     inv_freq: torch.Tensor
 
-    def __init__(self, config: VisionConfig) -> None:
+    def __init__(self, config: VisionConfig, parts: int = 1, ranks: Ranks = ALONE) -> None:
         super().__init__()
+        self.parts = parts
         self.patch_embed = PatchEmbed(config)
-        self.blocks = nn.ModuleList(VisionBlock(config) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(VisionBlock(config, parts, ranks) for _ in range(config.depth))
         self.merger = PatchMerger(config)
         self.config = config
         self.register_buffer("inv_freq", self._frequencies(), persistent=False)

@@ -120,6 +120,6 @@ def _block(
     out = packed_attention(
         q, k, projected[:, 2], lengths, causal=False, name=name, boundaries=boundaries
     )
-    x.add_(attention.proj(out.flatten(1)))
+    x.add_(attention.projected(out))
     inner = mlp.act_(mlp.fc1(block.norm2(x)))
-    return x.add_(mlp.fc2(inner))
+    return x.add_(mlp.ranks.sum_(mlp.fc2(inner)))

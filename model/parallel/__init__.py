@@ -1,0 +1,1 @@
+"""One network over several processes: tensor parallelism, its shards and its ranks."""

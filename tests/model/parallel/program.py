@@ -1,0 +1,61 @@
+"""What each of four ranks runs: every arrangement of heads, over two ranks and over four.
+
+`python -m tests.model.parallel.program RANK MEETING FOLDER...`: the first rank prints, as JSON, the
+token ids that the engine gives for each folder, split and number of ranks.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from model.engine import Engine, Request
+from model.parallel.group import join, leave
+from model.parallel.ranks import ALONE, Ranks
+from model.parallel.shards import Shard
+from model.sampling import Sampling
+from tests.model.prompts import prompt
+
+SIZE = 4
+
+
+def requests():
+    """Two pictures, a clip and plain text, of different lengths."""
+    media = [[("image", (1, 4, 6)), ("image", (1, 8, 4))], [("video", (2, 4, 4))], []]
+    made = [prompt(seed, kinds) for seed, kinds in enumerate(media)]
+    sampling = Sampling(max_new_tokens=12, eos_token_ids=())
+    drawn = Sampling(max_new_tokens=12, eos_token_ids=(), temperature=1.0, top_k=0, seed=5)
+    return [Request(f"{i}", p.ids, p.visuals, sampling) for i, p in enumerate(made)] + [
+        Request("drawn", made[0].ids, made[0].visuals, drawn)
+    ]
+
+
+def answers(folder, shard=None, ranks=ALONE):
+    """Ids of each request, by its name."""
+    parts = {} if shard is None else {"shard": shard, "ranks": ranks}
+    engine = Engine.load(folder, "cpu", "float32", cache_tokens=2000, **parts)
+    return {one.id: one.output_ids for one in engine.generate(requests())}
+
+
+def main(rank, meeting, folders):
+    torch.set_num_threads(1)
+    world = join(Path(meeting), rank, SIZE, torch.device("cpu"), 240)
+    pair = dist.new_group([0, 1])
+    found = {}
+    for folder in folders:
+        for size, group in ((2, pair), (4, world.group)):
+            for vision in ("data", "tensor")[: 2 if size == 4 else 1]:
+                if rank < size:
+                    ranks = Ranks(rank, size, group)
+                    key = f"{Path(folder).name} {size} {vision}"
+                    found[key] = answers(folder, Shard(rank, size, vision), ranks)
+    dist.barrier()
+    if rank == 0:
+        print(json.dumps(found))
+    leave()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2], sys.argv[3:])

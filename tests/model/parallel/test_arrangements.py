@@ -1,0 +1,68 @@
+"""A network over two and over four ranks answers as one that is whole, whatever its heads."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from tests.checkpoints import Shape, write_checkpoint
+from tests.model.parallel.program import SIZE, answers
+
+ROOT = Path(__file__).parents[3]
+
+
+def arrangement(heads, key_value_heads, tied):
+    """Heads of 16, as many as a published model has, over two layers."""
+    width = heads * 16
+    return Shape(
+        {
+            "hidden_size": width,
+            "intermediate_size": 128,
+            "num_attention_heads": heads,
+            "num_key_value_heads": key_value_heads,
+            "num_hidden_layers": 2,
+            "tie_word_embeddings": tied,
+            # Its 521 rows fall into unequal parts.
+            "vocab_size": 521,
+            "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]},
+        },
+        {"hidden_size": width, "embed_dim": 64, "num_heads": 4, "depth": 2},
+    )
+
+
+ARRANGEMENTS = {
+    "2B": arrangement(12, 2, tied=False),  # over four ranks two share each key-value head
+    "7B": arrangement(28, 4, tied=False),
+    "72B": replace(arrangement(64, 8, tied=False), shards=3),
+    "one-kv": arrangement(4, 1, tied=True),
+}
+
+
+def test_every_arrangement_of_heads_gives_the_tokens_of_the_whole_network(tmp_path):
+    folders = [write_checkpoint(tmp_path / name, shape) for name, shape in ARRANGEMENTS.items()]
+    meeting = tmp_path / "meeting"
+    meeting.mkdir()
+    command = [sys.executable, "-m", "tests.model.parallel.program"]
+    ranks = [
+        subprocess.Popen(
+            [*command, str(rank), str(meeting), *map(str, folders)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(SIZE)
+    ]
+    try:
+        printed = [rank.communicate(timeout=280)[0] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert [rank.returncode for rank in ranks] == [0] * SIZE
+    found = json.loads(printed[0].splitlines()[-1])
+    whole = {folder.name: answers(folder) for folder in folders}
+    assert len(found) == len(folders) * 3
+    for key, tokens in found.items():
+        assert tokens == whole[key.partition(" ")[0]], key
+    said = {token for each in whole.values() for ids in each.values() for token in ids}
+    assert len(said) > 20, "networks that all say the same prove little"
