@@ -39,8 +39,9 @@ parity: $(READY) ## Compare with the reference on other cases (SEED=1 CASES=500)
 	$(BIN)/python -m pytest tests/parity -q --parity-seed $(SEED) --parity-cases $(CASES) \
 	  --qwen-wheel .cache/qwen_agent-0.0.34-py3-none-any.whl
 
-soak: $(READY) ## Twenty thousand requests through the engine, with cancels and impossible ones
+soak: $(READY) ## Twenty thousand rows under a hundred kills, and as many requests in the engine
 	$(BIN)/python -m pytest tests/model/batching/test_engine_soak.py -m soak -q --timeout 1800
+	$(BIN)/python -m pytest tests/soak -m soak -q -s
 
 bench: $(READY) ## Measure each part's speed on this machine
 	$(BIN)/python -m tests.bench

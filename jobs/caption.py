@@ -9,6 +9,7 @@ import sys
 from typing import TextIO
 
 from jobs.progress import quiet_logs, reporter_for
+from jobs.stopping import stop_on_signals
 from schemas.job import JobConfig
 from schemas.result import Summary, summary_dict, summary_text
 
@@ -21,8 +22,9 @@ def caption(
 ) -> Summary:
     """Runs the job; progress on stderr, the summary on stdout as text or as one JSON object.
 
-    Raises JobError before any actor starts when the job cannot work, and whatever makes it fail
-    later.
+    Ctrl-C and SIGTERM end the run after what has begun, within resources.grace_s.
+    Raises JobError before any actor starts when the job cannot work, Drained when it was told to
+    stop, and whatever makes it fail later.
     """
     # Ray and torch take seconds to import; wrong use of the command line should not wait for them.
     from pipeline.run import check, run
@@ -31,7 +33,8 @@ def caption(
     plan = check(job)
     reporter = reporter_for(stderr or sys.stderr)
     try:
-        summary = run(job, plan, on_progress=reporter)
+        with stop_on_signals(lambda: reporter.stopping(job.resources.grace_s)) as stop:
+            summary = run(job, plan, on_progress=reporter, stop=stop)
     finally:
         reporter.close()
     text = json.dumps(summary_dict(summary)) if as_json else summary_text(summary)

@@ -16,7 +16,7 @@ from pipeline.fetch import FetchRules, fetch
 from schemas import columns as c
 from schemas.errors import RowError
 
-FETCH = FetchRules(max_bytes=256 * 2**20, timeout_s=20.0, base=".", tries=2)
+FETCH = FetchRules(max_bytes=256 * 2**20, timeout_s=20.0, base=".", roots=("/",), tries=2)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from types import FrameType
 
 from jobs.commands import TOP_HELP, parse_caption, parse_demo, parse_run
+from pipeline.faults import Drained
 from schemas.errors import JobError
 from schemas.job import load_job
 from schemas.nearest import nearest
@@ -53,6 +54,10 @@ def exit_code(action: Callable[[], int], verbose: bool = False) -> int:
         for line in str(error).split("\n"):
             print(f"error: {line}", file=sys.stderr)
         return 2
+    except Drained as error:
+        word = "interrupted" if error.signal == signal.SIGINT else "terminated"
+        print(f"{word}: {error}; {_RESUME}", file=sys.stderr)
+        return 1 if error.signal is None else 128 + error.signal
     except KeyboardInterrupt:
         print(f"interrupted; {_RESUME}", file=sys.stderr)
         return 130

@@ -23,9 +23,14 @@ _CHATTY = {
 
 
 class Reporter(Protocol):
-    """Called with each Progress; `close` shows the last one, if it was held back."""
+    """Called with each Progress; `close` shows the last one, if it was held back.
+
+    stopping: the run has been told to end, and may take so many seconds.
+    """
 
     def __call__(self, progress: Progress) -> None: ...
+
+    def stopping(self, grace_s: float) -> None: ...
 
     def close(self) -> None: ...
 
@@ -52,6 +57,13 @@ class TerminalReporter:
     def __call__(self, progress: Progress) -> None:
         if self._pace.is_due(progress):
             self._show(progress)
+
+    def stopping(self, grace_s: float) -> None:
+        self._stream.write(
+            f"\r\x1b[Kstopping: what has begun is finished first, in at most {grace_s:g} s; "
+            "once more to stop at once\n"
+        )
+        self._stream.flush()
 
     def close(self) -> None:
         if self._pace.held is not None:
@@ -82,6 +94,10 @@ class JsonReporter:
     def __call__(self, progress: Progress) -> None:
         if self._pace.is_due(progress):
             self._show(progress)
+
+    def stopping(self, grace_s: float) -> None:
+        self._stream.write(json.dumps({"event": "stopping", "grace_s": grace_s}) + "\n")
+        self._stream.flush()
 
     def close(self) -> None:
         if self._pace.held is not None:

@@ -228,7 +228,7 @@ class Chat:
         if isinstance(frame, str | Path):
             frame = read_source(frame, self.sources)
         if isinstance(frame, bytes | bytearray | memoryview):
-            return read_image(bytes(frame), self.processor.limits.max_image_pixels).pixels
+            return read_image(bytes(frame), self.processor.limits).pixels
         return frame  # type: ignore[no-any-return]
 
 

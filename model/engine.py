@@ -143,9 +143,8 @@ class Engine:
             None = 64 on a CPU, 256 on a GPU. attention: "auto" (the fastest that can run here),
             "sdpa", "eager", "flash" or "products". mrope: how videos are positioned; "original" as
             the model was trained, "hf5" as transformers 5 does. fp8: linear layers in float8, which
-            changes answers a little; see `model.network.fp8`. shard, ranks: see
-            `model.parallel`. The others: see the class. Raises ModelError when the folder cannot be
-            used, ValueError for the other arguments.
+            changes answers a little; see `model.network.fp8`. shard, ranks: see `model.parallel`.
+        Raises ModelError when the folder cannot be used, ValueError for the other arguments.
         """
         folder = Folder.of(folder)
         if device == "auto":
@@ -163,10 +162,8 @@ class Engine:
         }
         defaults = GenerationDefaults.load(folder)
         model = load_model(folder, kind, device, config, shard, ranks)
-        if attention == "auto":
-            name = fastest_attention(model.device, model.dtype)
-        else:
-            name = check_attention(attention, model.device, model.dtype)
+        kernel = attention if attention != "auto" else fastest_attention(model.device, model.dtype)
+        name = check_attention(kernel, model.device, model.dtype)
         prepare(model, fp8)
         return cls(
             model,

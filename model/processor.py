@@ -18,6 +18,7 @@ from model.generation.stopping import before_stop
 from model.inputs import VisualInput, VisualKind
 from model.media import option_values
 from model.media.containers import recognise
+from model.media.content import Content
 from model.media.frame_sampling import SAMPLING_KEYS, VideoRules, max_pixels_for
 from model.media.image_rules import PIXEL_KEYS, ImageRules
 from model.media.limits import MediaLimits
@@ -119,19 +120,21 @@ class Processor:
 
     def prepare_media(
         self,
-        data: bytes,
+        data: bytes | memoryview | Path,
         kind: VisualKind | None = None,
         start_s: float | None = None,
         end_s: float | None = None,
     ) -> tuple[VisualInput, Receipt]:
         """The patches of one picture or video file, and the receipt.
 
-        kind: None = told from the bytes; a GIF is a picture then, unless a window is given.
+        data: bytes, or a file, of which a video is read as it is decoded. kind: None = told from
+            the bytes; a GIF is a picture then, unless a window is given.
         start_s, end_s: a window of a video, in seconds; only its frames are looked at.
-        Raises MediaError, and PromptError context_too_long if its visual tokens alone are too many.
+        Raises MediaError, PromptError context_too_long for too many visual tokens, and OSError.
         """
+        file = Content.of(data)
         if kind is None:
-            found = recognise(data)
+            found = recognise(file)
             window = start_s is not None or end_s is not None
             kind = "video" if window and found.name == "GIF" else found.kind
         if kind == "image":
@@ -140,8 +143,8 @@ class Processor:
                     "decode_unsupported",
                     f"the file is a picture, but a window ({start_s} s to {end_s} s) is asked for",
                 )
-            return prepare_picture(data, self.image_rules, self.limits)
-        return prepare_video(data, self.video_rules, self.frame_rules, self.limits, start_s, end_s)
+            return prepare_picture(file, self.image_rules, self.limits)
+        return prepare_video(file, self.video_rules, self.frame_rules, self.limits, start_s, end_s)
 
     def prepare_picture(self, picture: Picture) -> tuple[VisualInput, Receipt]:
         """The patches of a picture that is decoded already, and the receipt.

@@ -15,10 +15,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from model.requests import Completion, Request
-
-
-class IdentityError(RuntimeError):
-    """An answer does not belong to the row that it came back to. The job must stop."""
+from pipeline.faults import IdentityError
 
 
 class RunningEngine(Protocol):

@@ -14,9 +14,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from model.batching.default_rows import default_rows
+from pipeline.forget import Forget
 from schemas.errors import JobError
 from schemas.job import Resources
 
@@ -58,8 +59,10 @@ class Pools:
 def ray_cluster(address: str | None) -> Iterator[None]:
     """A connection to Ray: the one that is there, the one at `address`, or a new local cluster.
 
-    What was started here is stopped at the end.
+    Without `address`, RAY_ADDRESS names the cluster, as `ray job submit` sets it. What was started
+    here is stopped at the end.
     """
+    address = address or os.environ.get("RAY_ADDRESS") or None
     if "ray" not in sys.modules:
         _settle(address)
     import ray
@@ -150,12 +153,18 @@ def _settle(address: str | None) -> None:
     if address is None and os.environ.setdefault("RAY_AUTH_MODE", "token") == "token":
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if address is None:
+        # Its own history of up to 100,000 tasks is half a gigabyte that nobody here looks at.
+        os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
     # Ray's core tells of every actor pool, on stderr and as an error, that it might not restart.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
 
-def data_context() -> "DataContext":
-    """Ray Data's settings for this job; the process's own stay as they are."""
+def data_context(callback: Any) -> "DataContext":
+    """Ray Data's settings for this job; the process's own stay as they are.
+
+    callback: called by its scheduling loop, see drain.py.
+    """
     from ray.data import DataContext
 
     with warnings.catch_warnings():
@@ -168,6 +177,8 @@ def data_context() -> "DataContext":
     context.max_consecutive_actor_init_deaths = 2
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    callbacks: list[Any] = [callback, Forget]  # it only calls them, whatever they are
+    context.custom_execution_callback_classes = callbacks
     context.enable_fallback_to_arrow_object_ext_type = False  # never a pickle in a column
     return context
 

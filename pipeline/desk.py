@@ -1,12 +1,12 @@
-"""The run's desk: one actor that owns what is finished and counts what has been done.
+"""The run's desk: one actor that owns what is finished, counts, and knows what is in work.
 
-Holds how the driver starts it and how write tasks and stages call it. What the records mean is the
-ledger's; what a rate is, metrics.py's.
+Holds how the driver starts it, and how the driver and write tasks call it. What the records mean is
+the ledger's; what a rate is, metrics.py's; what a death means, attempts.py's.
 """
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,20 +14,23 @@ from typing import Any
 from pipeline import ledger
 from pipeline.ledger_state import Counts, Rows
 from pipeline.metrics import Metrics, Rate, eta_s
+from pipeline.watch import StopRules, Watch, Word
 from schemas.result import Progress
 
 _POLL_S = 0.5
+_PATIENCE_S = 5.0  # for an answer of the desk; it may be starting again
 
 
-class Desk(ledger.Ledger, Metrics):
+class Desk(ledger.Ledger, Metrics, Watch):
     """The one owner of a run's numbers: of the true ones, and of those for the eye.
 
-    One actor and not two, since on a laptop each process costs a second of the start.
+    One actor and not three, since on a laptop each process costs a second of the start.
     """
 
-    def __init__(self, output_url: str, run: str) -> None:
+    def __init__(self, output_url: str, run: str, rules: StopRules) -> None:
         ledger.Ledger.__init__(self, output_url, run)
         Metrics.__init__(self)
+        Watch.__init__(self, rules, _is_alive)
 
 
 @dataclass(frozen=True)
@@ -42,11 +45,17 @@ class LedgerCalls:
         found: Rows = ray.get(self.actor.taken.remote(rows))
         return found
 
-    def commit(self, commit: ledger.Commit) -> Rows:
+    def commit(self, commit: ledger.Commit) -> ledger.Answer:
         import ray
 
-        found: Rows = ray.get(self.actor.commit.remote(commit))
-        return found
+        answer: ledger.Answer = ray.get(self.actor.commit.remote(commit))
+        return answer
+
+    def published(self, names: Sequence[str]) -> ledger.Answer:
+        import ray
+
+        answer: ledger.Answer = ray.get(self.actor.published.remote(names))
+        return answer
 
 
 @dataclass(frozen=True)
@@ -60,7 +69,7 @@ class Counter:
         self.actor.add.remote(self.name, number)
 
 
-def start_desk(output_url: str, run: str) -> Any:
+def start_desk(output_url: str, run: str, rules: StopRules) -> Any:
     """A handle of a new desk on this node. It is restarted, and reads the log, if it dies."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -72,7 +81,25 @@ def start_desk(output_url: str, run: str) -> Any:
         "max_task_retries": -1,
         "scheduling_strategy": here,
     }
-    return ray.remote(Desk).options(**options).remote(output_url, run)
+    return ray.remote(Desk).options(**options).remote(output_url, run, rules)
+
+
+def ask(desk: Any) -> Word | None:
+    """What the desk has to say to the driver; None while it does not answer."""
+    import ray
+
+    try:
+        word: Word = ray.get(desk.word.remote(), timeout=_PATIENCE_S)
+    except ray.exceptions.RayError:
+        return None
+    return word
+
+
+def _is_alive(node: str) -> bool:
+    import ray
+
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    return any(one["NodeID"] == node and one["Alive"] for one in nodes)
 
 
 @dataclass(frozen=True)
@@ -118,8 +145,10 @@ class Reporter:
             counted: dict[str, int]
             whole: Counts
             here: Counts
-            counted, (whole, here) = ray.get(
-                [self.desk.counted.remote(), self.desk.counts.remote()], timeout=5
+            word: Word
+            asked = [self.desk.counted, self.desk.counts, self.desk.word]
+            counted, (whole, here), word = ray.get(
+                [one.remote() for one in asked], timeout=_PATIENCE_S
             )
         except ray.exceptions.RayError:
             return None
@@ -139,4 +168,5 @@ class Reporter:
             prepared=counted.get("prepared", 0),
             generated=generated,
             written=here.rows,
+            engines_replaced=word.engines,
         )

@@ -1,87 +1,206 @@
 """Turns the URIs of a table's rows into the bytes of their media, or into row errors.
 
-All media of a table are fetched at once by a few threads. Reads never go beyond the ceiling on
-bytes, and what may pass by itself is tried again. What the bytes are is not known here.
+The media of a table are fetched by a few threads, ahead of who decodes them, as far as the budget
+of bytes goes; what several rows name is fetched once. How a URI is read is in fetcher.py; what the
+bytes are is not known.
 """
 
-import random
-import stat
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
-from pipeline import storage
+from pipeline.budget import Room
+from pipeline.content import Medium
+from pipeline.fetcher import Fetcher, FetchRules, fetch
 from pipeline.records import (
     MEDIA_BYTES,
+    MEDIA_PATHS,
     RowFailure,
     failure_columns,
     failures,
     fetched_schema,
     replace_columns,
 )
+from pipeline.spool import Spool
 from schemas import columns as c
-from schemas.errors import ErrorCode, JobError, RowError
-from schemas.job import JobConfig
+from schemas.errors import RowError
 from schemas.manifest import ManifestSchema
 
-_SCHEMES = ("file", "s3", "gs", "gcs", "az", "abfs", "abfss", "hf", "http", "https")
-_FIRST_BYTES = 8 * 1024 * 1024  # most media are smaller, and take one request
-_CHUNK = 1024 * 1024
-_PASSING = (408, 425, 429, 500, 502, 503, 504)  # HTTP statuses that a later try may not meet
+__all__ = ["Fetch", "FetchRules", "fetch"]
 
-
-@dataclass(frozen=True)
-class FetchRules:
-    """max_bytes: of one medium. timeout_s: for one medium, all tries together. base: the folder
-    that relative paths are relative to. pause_s: before the second try; doubled for each further
-    one, and drawn at random between half of it and all of it.
-    """
-
-    max_bytes: int
-    timeout_s: float
-    base: str
-    tries: int = 4
-    pause_s: float = 0.5
-    threads: int = 16
-
-    @classmethod
-    def of(cls, job: JobConfig, base: str) -> "FetchRules":
-        """What `job` says of fetching."""
-        return cls(job.limits.max_bytes, job.limits.fetch_timeout_s, base)
+_BYTES = pa.large_binary()
 
 
 class Fetch:
-    """The stage. Adds the column MEDIA_BYTES; rows whose media cannot be had become error rows."""
+    """The stage. Adds the columns MEDIA_BYTES and MEDIA_PATHS; rows whose media cannot be had
+    become error rows. Several threads may call it.
+    """
 
     def __init__(self, manifest: ManifestSchema, rules: FetchRules) -> None:
         self._manifest = manifest
-        self._rules = rules
-        self._threads = ThreadPoolExecutor(rules.threads, thread_name_prefix="fetch")
+        self._fetcher = Fetcher(rules)
+        self._threads = ThreadPoolExecutor(rules.at_once, thread_name_prefix="fetch")
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """A table of `read_schema` -> one of `fetched_schema`."""
-        wanted = [
-            uris if failure is None else []
-            for uris, failure in zip(_uris(table, self._manifest), failures(table), strict=True)
-        ]
-        waiting = [[self._threads.submit(fetch, uri, self._rules) for uri in row] for row in wanted]
-        found: list[RowFailure | None] = failures(table)
-        media: list[list[bytes] | None] = []
-        for number, row in enumerate(waiting):
-            try:
-                media.append([one.result() for one in row])
-            except RowError as error:
-                media.append(None)
-                found[number] = RowFailure(error.code.value, error.message)
-        columns: dict[str, list[Any]] = {MEDIA_BYTES: media, **failure_columns(found)}
+        """A table of `read_schema` -> one of `fetched_schema`, with all its media at once."""
+        found = list(_Work(self, table).parts(release=False))
+        return pa.concat_tables(found) if found else self._empty(table)
+
+    def parts(self, table: pa.Table) -> Iterator[pa.Table]:
+        """The same in one or more tables of consecutive rows, each as soon as others wait for the
+        bytes that it holds.
+
+        Whoever takes them lets go of each before asking for the next: its bytes are counted until
+        then, and its temporary files are removed.
+        """
+        if table.num_rows == 0:
+            yield self._empty(table)
+            return
+        yield from _Work(self, table).parts(release=True)
+
+    def _empty(self, table: pa.Table) -> pa.Table:
+        columns: dict[str, list[Any]] = {MEDIA_BYTES: [], MEDIA_PATHS: []}
         return replace_columns(table, columns, fetched_schema(self._manifest))
+
+
+@dataclass
+class _Shared:
+    """A URI of a table. first: the first row that names it. uses: rows that have not got it yet."""
+
+    first: int
+    uses: int
+    medium: "Future[Medium | RowFailure]"
+
+
+class _Work:
+    """One table on its way."""
+
+    def __init__(self, stage: Fetch, table: pa.Table) -> None:
+        self._manifest, self._fetcher = stage._manifest, stage._fetcher
+        self._threads = stage._threads
+        self._table = table
+        self._failures = failures(table)
+        self._rows = [
+            uris if failure is None else []
+            for uris, failure in zip(_uris(table, self._manifest), self._failures, strict=True)
+        ]
+        self._next = -1  # the row that is waited for while nothing can be handed on
+        self._shared: dict[str | None, _Shared] = {}
+
+    def parts(self, release: bool) -> Iterator[pa.Table]:
+        """Consecutive rows. release: temporary files of a part, when the next one is asked for."""
+        self._begin()
+        files: list[Medium] = []
+        try:
+            start = 0
+            while start < len(self._rows):
+                stop = self._wait(start)
+                yield self._part(start, stop, files)
+                if release:
+                    Spool.release(one.path for one in files)
+                files.clear()
+                start = stop
+        finally:
+            self._end()
+            if release:
+                Spool.release(one.path for one in files)
+
+    def _begin(self) -> None:
+        for number, row in enumerate(self._rows):
+            for uri in row:
+                if uri in self._shared:
+                    self._shared[uri].uses += 1
+                else:
+                    medium = self._threads.submit(self._fetch, uri, number)
+                    medium.add_done_callback(self._tell)
+                    self._shared[uri] = _Shared(number, 1, medium)
+
+    def _fetch(self, uri: str | None, row: int) -> Medium | RowFailure:
+        room = Room(self._fetcher.budget, lambda: self._next >= row)
+        try:
+            return self._fetcher.fetch(uri, room)
+        except RowError as error:
+            # Not as an exception: its traceback would hold on to other media of the row.
+            return RowFailure(error.code.value, error.message)
+
+    def _tell(self, _: object) -> None:
+        with self._fetcher.budget.changed:
+            self._fetcher.budget.changed.notify_all()
+
+    def _wait(self, start: int) -> int:
+        """How far the next part goes: to the end, or until others wait for what it holds."""
+        budget = self._fetcher.budget
+        stop = start
+        with budget.changed:
+            self._next = start
+            budget.changed.notify_all()
+            budget.changed.wait_for(lambda: self._is_done(start))
+            while stop < len(self._rows):
+                if self._is_done(stop):
+                    stop += 1
+                elif budget.starved:
+                    break
+                else:
+                    budget.changed.wait()
+        return stop
+
+    def _is_done(self, row: int) -> bool:
+        return all(self._shared[uri].medium.done() for uri in self._rows[row])
+
+    def _part(self, start: int, stop: int, files: list[Medium]) -> pa.Table:
+        """A table of these rows; `files` takes what is not in memory."""
+        data: list[pa.Array] = []
+        names: list[list[str | None] | None] = []
+        for number in range(start, stop):
+            media = self._media(number)
+            data.append(_binary_lists(media))
+            names.append(None if media is None else [_path(one) for one in media])
+            files += [one for one in media or [] if one.path is not None]
+        part = self._table.slice(start, stop - start)
+        columns: dict[str, list[Any]] = {
+            MEDIA_BYTES: [None] * (stop - start),
+            MEDIA_PATHS: names,
+            **failure_columns(self._failures[start:stop]),
+        }
+        schema = fetched_schema(self._manifest)
+        table = replace_columns(part, columns, schema)
+        # A chunk for each row: one array for all of them would be a copy of all.
+        chunks = pa.chunked_array(data, schema.field(MEDIA_BYTES).type)
+        return table.set_column(schema.get_field_index(MEDIA_BYTES), MEDIA_BYTES, chunks)
+
+    def _media(self, row: int) -> list[Medium] | None:
+        """A row's media, which are the caller's from now on; None when one of them failed."""
+        found: list[Medium] = []
+        failure = None
+        for uri in self._rows[row]:
+            shared = self._shared[uri]
+            shared.uses -= 1
+            medium = shared.medium.result()
+            if isinstance(medium, RowFailure):
+                failure = failure or medium
+            else:
+                found.append(medium if not shared.uses else _again(medium))
+            if not shared.uses:
+                del self._shared[uri]
+        if failure is None:
+            return found
+        self._failures[row] = failure
+        Spool.release(one.path for one in found)
+        return None
+
+    def _end(self) -> None:
+        """Lets go of what nobody has taken."""
+        for shared in self._shared.values():
+            if not shared.medium.cancel():
+                shared.medium.add_done_callback(_drop)
+        self._shared.clear()
+        self._next = len(self._rows)  # what still runs must not wait for room
+        self._tell(None)
 
 
 def _uris(table: pa.Table, manifest: ManifestSchema) -> list[list[str | None]]:
@@ -93,126 +212,31 @@ def _uris(table: pa.Table, manifest: ManifestSchema) -> list[list[str | None]]:
     ]
 
 
-def fetch(uri: str | None, rules: FetchRules) -> bytes:
-    """The whole content of a URI. Raises RowError: a `fetch_` code, or media_empty for no bytes."""
-    if not uri:
-        raise RowError(ErrorCode.FETCH_NOT_FOUND, "the row names no file: its uri is empty")
-    shown = storage.shown(uri)
-    scheme = storage.scheme(uri)
-    if scheme not in _SCHEMES:
-        allowed = ", ".join(_SCHEMES)
-        raise RowError(
-            ErrorCode.FETCH_DENIED,
-            f"{shown}: found the scheme '{scheme}', expected one of {allowed}",
-        )
-    reader: Callable[[str, FetchRules, float], bytes] = {
-        "file": _read_file,
-        "http": _read_http,
-        "https": _read_http,
-    }.get(scheme, _read_object)
-    deadline = time.monotonic() + rules.timeout_s
-    for attempt in range(1, rules.tries + 1):
-        try:
-            data = reader(uri, rules, deadline)
-            break
-        except RowError:
-            raise
-        except Exception as error:  # each library has its own; all are told apart below
-            failure = _told_apart(error, shown, attempt)
-            pause = rules.pause_s * 2 ** (attempt - 1) * random.uniform(0.5, 1.0)
-            passing = failure.code in (ErrorCode.FETCH_FAILED, ErrorCode.FETCH_TIMEOUT)
-            late = time.monotonic() + pause > deadline
-            if not passing or late or attempt == rules.tries:
-                raise failure from error
-            time.sleep(pause)
-    if not data:
-        raise RowError(ErrorCode.MEDIA_EMPTY, f"{shown}: the file is empty")
-    return data
+def _again(medium: Medium) -> Medium:
+    """The same content for one more row: a file has a name for each, which is removed apart."""
+    return medium if medium.path is None else replace(medium, path=Spool.share(medium.path))
 
 
-def _read_file(uri: str, rules: FetchRules, deadline: float) -> bytes:
-    path = Path(rules.base) / storage.local_path(uri)
-    facts = path.stat()
-    # A pipe or a device could be read for ever.
-    if not stat.S_ISREG(facts.st_mode):
-        raise RowError(ErrorCode.FETCH_DENIED, f"{path}: found a folder or device, expected a file")
-    _check_size(facts.st_size, str(path), rules)
-    with path.open("rb") as file:
-        data = file.read(rules.max_bytes + 1)
-    _check_size(len(data), str(path), rules)
-    return data
+def _path(medium: Medium) -> str | None:
+    return None if medium.path is None else str(medium.path)
 
 
-def _read_object(uri: str, rules: FetchRules, deadline: float) -> bytes:
-    place = storage.resolve(uri)
-    first = min(_FIRST_BYTES, rules.max_bytes + 1)
-    try:
-        data = bytes(place.fs.cat_file(place.path, start=0, end=first))
-    except OSError as error:
-        # An object without bytes has no first byte either.
-        if "range" in str(error).lower() and place.fs.info(place.path)["size"] == 0:
-            return b""
-        raise
-    if len(data) < first:
-        return data
-    size = int(place.fs.info(place.path)["size"])
-    _check_size(size, storage.shown(uri), rules)
-    parts = [data]
-    for start in range(first, size, _FIRST_BYTES):
-        _check_deadline(deadline)
-        end = min(start + _FIRST_BYTES, size)
-        parts.append(bytes(place.fs.cat_file(place.path, start=start, end=end)))
-        if len(parts[-1]) != end - start:
-            raise OSError(f"got {len(parts[-1])} bytes of the {end - start} that were asked for")
-    return b"".join(parts)
+def _drop(medium: "Future[Medium | RowFailure]") -> None:
+    if not medium.cancelled() and medium.exception() is None:
+        found = medium.result()
+        Spool.release([found.path] if isinstance(found, Medium) else [])
 
 
-def _read_http(uri: str, rules: FetchRules, deadline: float) -> bytes:
-    request = urllib.request.Request(uri, headers={"User-Agent": "mediamill"})
-    left = max(deadline - time.monotonic(), 0.001)
-    with urllib.request.urlopen(request, timeout=left) as answer:
-        stated = answer.headers.get("Content-Length")
-        if stated is not None and stated.isdigit():
-            _check_size(int(stated), storage.shown(uri), rules)
-        data = bytearray()
-        while chunk := answer.read1(_CHUNK):
-            _check_deadline(deadline)
-            data += chunk
-            _check_size(len(data), storage.shown(uri), rules)
-        if stated is not None and stated.isdigit() and len(data) != int(stated):
-            raise OSError(f"got {len(data)} bytes of {stated}")
-    return bytes(data)
-
-
-def _check_size(size: int, shown: str, rules: FetchRules) -> None:
-    if size > rules.max_bytes:
-        raise RowError(
-            ErrorCode.FETCH_TOO_LARGE,
-            f"{shown}: found at least {size} bytes, expected at most limits.max_bytes = "
-            f"{rules.max_bytes}",
-        )
-
-
-def _check_deadline(deadline: float) -> None:
-    if time.monotonic() > deadline:
-        raise TimeoutError
-
-
-def _told_apart(error: Exception, shown: str, attempt: int) -> RowError:
-    """Which kind of failure a library's exception is."""
-    tried = f" (tried {attempt} times)" if attempt > 1 else ""
-    reason = storage.without_secrets(str(error) or type(error).__name__)
-    status = None
-    if isinstance(error, urllib.error.HTTPError):
-        status = error.code
-        error.close()  # it holds the connection
-    inner = error.reason if isinstance(error, urllib.error.URLError) else error
-    if isinstance(error, FileNotFoundError | NotADirectoryError) or status in (404, 410):
-        return RowError(ErrorCode.FETCH_NOT_FOUND, f"{shown}: no such file")
-    if isinstance(error, TimeoutError) or isinstance(inner, TimeoutError):
-        return RowError(ErrorCode.FETCH_TIMEOUT, f"{shown}: took too long{tried}")
-    refused = status is not None and status not in _PASSING
-    no_login = "Credentials" in type(error).__name__  # botocore's, which is no OSError
-    if isinstance(error, PermissionError | JobError) or refused or no_login:
-        return RowError(ErrorCode.FETCH_DENIED, f"{shown}: {reason}")
-    return RowError(ErrorCode.FETCH_FAILED, f"{shown}: {reason}{tried}")
+def _binary_lists(media: list[Medium] | None) -> pa.Array:
+    """One value of the column MEDIA_BYTES; a single medium is not copied."""
+    if media is None:
+        return pa.nulls(1, pa.list_(_BYTES))
+    # By its buffers: pa.array() never lets go of the memory of a memoryview.
+    data = [one.data for one in media if one.data is not None]
+    sizes = [0 if one.data is None else one.size for one in media]
+    offsets = pa.array([0, *accumulate(sizes)], pa.int64())
+    there = pa.array([one.data is not None for one in media], pa.bool_())
+    values = data[0] if len(data) == 1 else np.concatenate([np.empty(0, np.uint8), *data])
+    buffers = [there.buffers()[1], offsets.buffers()[1], pa.py_buffer(values)]
+    one = pa.Array.from_buffers(_BYTES, len(media), buffers)
+    return pa.ListArray.from_arrays(pa.array([0, len(media)], pa.int32()), one)

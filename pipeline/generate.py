@@ -21,16 +21,16 @@ from model.inputs import VisualInput, VisualKind
 from model.media.image_rules import ImageRules
 from model.requests import failed
 from model.sampling import Sampling
-from pipeline.batcher import Answer, Batcher, IdentityError
+from pipeline.batcher import Answer, Batcher
+from pipeline.faults import BrokenEngineError, IdentityError
 from pipeline.records import (
-    ROW_FILE,
-    ROW_INDEX,
     RowFailure,
     failure_columns,
     failures,
     generated_schema,
     replace_columns,
 )
+from pipeline.seal import row_name, seal
 from schemas import columns as c
 from schemas.errors import ErrorCode
 from schemas.job import JobConfig
@@ -40,10 +40,6 @@ __all__ = ["BrokenEngineError", "Generate", "GenerateRules", "IdentityError", "r
 
 # Requests that the engine has at once, per row that runs: the others wait for a row to be free.
 _AHEAD = 2
-
-
-class BrokenEngineError(RuntimeError):
-    """The device is in a state in which every further row would fail. The job must stop."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +114,22 @@ class Generate:
         wish = self._rules.sampling.stop
         return self._engine.defaults.stop if wish is None else wish
 
+    @property
+    def sampling(self) -> Sampling:
+        """What each row's is made of."""
+        return self._rules.sampling
+
+    def ask(self, request: Request) -> Completion:
+        """The answer to a request that is no row's; it shares the engine with those that are.
+
+        Raises what the call does, and RuntimeError when there is no answer.
+        """
+        answer = self._batcher([request])[0]
+        if answer.completion is None or answer.completion.finish_reason == "error":
+            why = answer.error if answer.completion is None else answer.completion.error
+            raise RuntimeError(f"the engine gave no answer to {request.id}: {why}")
+        return answer.completion
+
     def __call__(self, table: pa.Table) -> pa.Table:
         """A table of `prepared_schema` -> one of `generated_schema`.
 
@@ -157,10 +169,8 @@ def _judged(request: Request, answer: Answer) -> _Answer:
 
 
 def _name(table: pa.Table, number: int) -> str:
-    """What travels with the tensors: ordinal, id and content hash of the row."""
-    row = table[c.ROW][number].as_py()
-    parts = (row[ROW_FILE], row[ROW_INDEX], table[c.SHA256][number], table[c.ID][number])
-    return "/".join(str(part) for part in parts)
+    columns = (c.ROW, c.SHA256, c.ID)
+    return row_name(*(table[name][number].as_py() for name in columns))
 
 
 def row_seed(seed: int, row_id: object) -> int:
@@ -194,8 +204,16 @@ def _refuse_broken(error: Exception) -> None:
 def _request(
     table: pa.Table, number: int, sampling: Sampling, rules: Mapping[VisualKind, ImageRules]
 ) -> Request:
+    name = _name(table, number)
     patches = np.frombuffer(table[c.PATCHES][number].as_buffer(), np.uint8)
     grid = table[c.GRID_THW][number].as_py()
+    ids = table[c.INPUT_IDS][number].as_py()
+    found, expected = seal(name, ids, grid, patches), table[c.TENSOR_SEAL][number].as_py()
+    if found != expected:
+        raise IdentityError(
+            f"{name}: the tensors are not those that were prepared for this row: found the seal "
+            f"{found}, expected {expected}"
+        )
     kinds: list[VisualKind] = table[c.MEDIA_KINDS][number].as_py()
     visuals = []
     start = 0
@@ -209,15 +227,14 @@ def _request(
         visuals.append(VisualInput(kind, cut, (t, h, w), rules[kind].merge_size))
         start = stop
     if start != patches.size:
-        raise IdentityError(f"{_name(table, number)}: {patches.size} bytes for a grid of {grid}")
-    ids = table[c.INPUT_IDS][number].as_py()
+        raise IdentityError(f"{name}: {patches.size} bytes for a grid of {grid}")
     seed = row_seed(sampling.seed, table[c.ID][number].as_py())
     sampling = replace(sampling, seed=seed)
     # The hash of a video's file says nothing of which seconds the row shows.
     sha256 = table[c.SHA256][number].as_py()
     known = sha256 is not None and kinds == ["image"]
     names = (f"{sha256} {visuals[0].grid_thw}",) if known else None
-    return Request(_name(table, number), ids, tuple(visuals), sampling, media_names=names)
+    return Request(name, ids, tuple(visuals), sampling, media_names=names)
 
 
 def _columns(answers: Sequence[_Answer | None]) -> dict[str, list[Any]]:

@@ -1,29 +1,76 @@
 """Turns the records of an output's log into what is known of it: one bit for each manifest row.
 
 A row is named by its ordinal: the file's number in the ledger and the row's index in that file.
-Numbers are given in the order in which files were first seen, and never change. Nothing is read or
-written here.
+Numbers are given in the order in which files were first seen, and never change.
+
+Rows become visible after they are finished, in two steps: a commit leaves them as parts, one for
+each folder of the result, and a group names the parts of one visible file. Until the file is known
+to be there, parts and groups are held here too. Nothing is read or written.
 """
 
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import chain
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 Rows = Mapping[int, npt.NDArray[np.int64]]  # file number -> row indices, ascending
 Record = dict[str, Any]  # what one object of the log holds, as JSON
+VERSION = 2  # of the records
 
 
 @dataclass(frozen=True)
 class KnownFile:
-    """A manifest file as first seen: path relative to the manifest, rows, digest of the ids."""
+    """A manifest file as last seen: path relative to the manifest, rows, digest of the ids.
+
+    stamp: what identifies this state of the file without reading it; "" where nothing does.
+    row_groups: rows of each.
+    """
 
     name: str
     rows: int
     digest: str
+    stamp: str = ""
+    row_groups: tuple[int, ...] = ()
+
+    @staticmethod
+    def of(entry: Mapping[str, Any]) -> "KnownFile":
+        """From what a record says; older records have neither stamp nor row groups."""
+        return KnownFile(
+            entry["name"],
+            entry["rows"],
+            entry["digest"],
+            entry.get("stamp", ""),
+            tuple(entry.get("row_groups", ())),
+        )
+
+
+class Part(NamedTuple):
+    """Finished rows of one folder of the result that are not visible yet.
+
+    token: of the commit, which names the staged object. offset, length: of the part in it, in
+    bytes. start, stop: which of the part's rows are meant, as a group may have taken some.
+    """
+
+    token: str
+    offset: int
+    length: int
+    start: int
+    stop: int
+
+    @property
+    def rows(self) -> int:
+        return self.stop - self.start
+
+
+class Group(NamedTuple):
+    """One file that is to become visible: its path in the output, and the parts that make it."""
+
+    name: str
+    parts: tuple[Part, ...]
 
 
 @dataclass
@@ -52,46 +99,79 @@ class Counts:
 class LedgerState:
     """What the log says up to record number `sequence`.
 
-    done: for each file a bitmap, row i at bit i % 8 of byte i // 8.
-    tokens: of all commits. run: the run that may commit, that is, the one that started last.
+    run: the run that may commit, that is, the one that started last. owner: the process of the run
+    that may, None for the one that started it. closed: whether the run commits no more rows.
+    fences: numbers of the records by which a writer made itself the only one. rows_per_file: of
+    the run. done: for each file a bitmap, row i at bit i % 8 of byte i // 8. parts: by folder, in
+    the order of their commits. groups: by name.
     counts: of the whole output; run_counts: what `run` has finished.
+
+    tokens: of the commits with a part that is not visible, and how often parts and groups name
+    each. waiting: rows in the parts of each folder. Both follow from the other fields.
+    snapshot: number of the newest snapshot of the log that is known here.
     """
 
     header: Record | None = None
     sequence: int = 0
     run: str | None = None
+    owner: str | None = None
+    closed: bool = False
+    fences: list[int] = field(default_factory=list)
+    rows_per_file: int = 0
     files: list[KnownFile] = field(default_factory=list)
     done: list[npt.NDArray[np.uint8]] = field(default_factory=list)
-    tokens: set[str] = field(default_factory=set)
+    parts: dict[str, list[Part]] = field(default_factory=dict)
+    groups: dict[str, Group] = field(default_factory=dict)
     counts: Counts = field(default_factory=Counts)
     run_counts: Counts = field(default_factory=Counts)
+    tokens: dict[str, int] = field(init=False, default_factory=dict)
+    waiting: dict[str, int] = field(init=False, default_factory=dict)
+    snapshot: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        for folder, parts in self.parts.items():
+            self.waiting[folder] = sum(part.rows for part in parts)
+        grouped = (group.parts for group in self.groups.values())
+        for part in chain(*self.parts.values(), *grouped):
+            self.tokens[part.token] = self.tokens.get(part.token, 0) + 1
 
     def number_of(self, name: str) -> int | None:
         """The number of the manifest file `name`, or None when it is not known."""
         return next((i for i, file in enumerate(self.files) if file.name == name), None)
 
     def apply(self, record: Record) -> None:
-        """Takes in the next record of the log."""
+        """Takes in the next record of the log. Raises ValueError when it cannot be one."""
         self.sequence += 1
         kind = record["kind"]
+        if kind != "commit":
+            self.fences.append(self.sequence)
         if kind == "open":
+            if record["version"] != VERSION:
+                raise ValueError(f"version {record['version']}, expected {VERSION}")
             self.header = record
         elif kind == "start":
-            self.run = record["run"]
+            self.run, self.owner, self.closed = record["run"], None, False
+            self.rows_per_file = record["rows_per_file"]
             self.run_counts = Counts()
             for entry in record["files"]:
-                file = KnownFile(entry["name"], entry["rows"], entry["digest"])
-                self._know(entry["number"], file)
+                self._know(entry["number"], KnownFile.of(entry))
+        elif kind == "owner":
+            self.owner, self.closed = record["owner"], record["closing"]
         elif kind == "commit":
             for commit in record["commits"]:
-                self.tokens.add(commit["token"])
-                counts = Counts(**commit["counts"])
-                self.counts.add(counts)
-                self.run_counts.add(counts)
-                for number, text in commit["rows"].items():
-                    self._mark(int(number), rows_of(text))
-        elif kind != "end":
+                self._finish(commit)
+            for folder, rows, name in record["groups"]:
+                self._group(folder, rows, name)
+            for name in record["published"]:
+                self._forget(name)
+        elif kind == "end":
+            self.owner, self.closed = None, True
+        else:
             raise ValueError(f"record {self.sequence} of the log is of an unknown kind: {kind!r}")
+
+    def become(self, other: "LedgerState") -> None:
+        """Takes over all that a later state of the same log says."""
+        self.__dict__.update(other.__dict__)
 
     def taken(self, rows: Rows) -> Rows:
         """Those of the rows that are finished."""
@@ -104,6 +184,45 @@ class LedgerState:
         bits = np.unpackbits(self.done[number][first : -(-stop // 8)], bitorder="little")
         found: npt.NDArray[np.bool_] = bits[start - first * 8 : stop - first * 8] == 0
         return found
+
+    def _finish(self, commit: Record) -> None:
+        counts = Counts(**commit["counts"])
+        self.counts.add(counts)
+        self.run_counts.add(counts)
+        for number, text in commit["rows"].items():
+            self._mark(int(number), rows_of(text))
+        for folder, offset, length, rows in commit["parts"]:
+            part = Part(commit["token"], offset, length, 0, rows)
+            self.parts.setdefault(folder, []).append(part)
+            self.waiting[folder] = self.waiting.get(folder, 0) + rows
+            self.tokens[part.token] = self.tokens.get(part.token, 0) + 1
+
+    def _group(self, folder: str, rows: int, name: str) -> None:
+        """Moves the folder's oldest `rows` rows into a new group."""
+        if not 0 < rows <= self.waiting.get(folder, 0) or name in self.groups:
+            raise ValueError(f"{name}: a group of {rows} rows that are not there")
+        taken: list[Part] = []
+        parts, left = self.parts[folder], rows
+        while left:
+            part = parts[len(taken)]
+            stop = min(part.stop, part.start + left)
+            taken.append(part._replace(stop=stop))
+            left -= stop - part.start
+        del parts[: len(taken)]
+        if stop < part.stop:  # the last one is cut in two
+            parts.insert(0, part._replace(start=stop))
+            self.tokens[part.token] += 1
+        self.waiting[folder] -= rows
+        if not parts:
+            del self.parts[folder], self.waiting[folder]
+        self.groups[name] = Group(name, tuple(taken))
+
+    def _forget(self, name: str) -> None:
+        """The group's file is visible: its parts are needed no more."""
+        for part in self.groups.pop(name).parts:
+            self.tokens[part.token] -= 1
+            if not self.tokens[part.token]:
+                del self.tokens[part.token]
 
     def _know(self, number: int, file: KnownFile) -> None:
         size = -(-file.rows // 8)

@@ -1,6 +1,7 @@
 """Turns a manifest's URL into the list of its Parquet files: rows, row groups and partition values.
 
-Reads footers only. What the columns mean is schemas/manifest.py's; reading the rows is read.py's.
+Lists once, and reads the footers of those files only that are not known already. What the columns
+mean is schemas/manifest.py's; reading the rows is read.py's.
 """
 
 import posixpath
@@ -13,7 +14,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import partitions, storage
+from pipeline import partitions, stamps, storage
+from pipeline.ledger_state import KnownFile
 from pipeline.storage import Place
 from schemas.errors import JobError
 from schemas.manifest import ManifestSchema, check_manifest_schema
@@ -29,12 +31,15 @@ class ManifestFile:
 
     name: its path relative to the manifest, the same when the manifest is moved as a whole.
     row_groups: rows of each. partitions: the columns that its hive path gives, with their values.
+    stamp: see stamps.py. digest: of its ids, None when they have to be read.
     """
 
     name: str
     place: Place
     row_groups: tuple[int, ...]
     partitions: Mapping[str, Any]
+    stamp: str
+    digest: str | None
 
     @property
     def rows(self) -> int:
@@ -55,64 +60,98 @@ class Manifest:
         return sum(file.rows for file in self.files)
 
 
-def open_manifest(url: str) -> Manifest:
+def open_manifest(url: str, known: Sequence[KnownFile] = ()) -> Manifest:
     """The manifest at a Parquet file, a folder or a glob.
 
+    known: files as an earlier run found them, all of one schema; of those whose stamps are still
+    the same only one is read.
     Raises JobError when there is none, when a file is not Parquet, when the columns are wrong or
     when the files do not agree on them.
     """
     root = storage.resolve(url)
-    base, names = _list(root)
-    found, values = _partitions(names)
+    base, listed = _list(root)
+    names = sorted(listed)
+    same = {file.name: file for file in known if file.stamp and listed.get(file.name) == file.stamp}
+    witness = next((name for name in names if name in same), None)
+    read = [name for name in names if name not in same or name == witness]
     with ThreadPoolExecutor(_FOOTER_READERS) as readers:
-        footers = list(readers.map(lambda name: _footer(base / name), names))
+        footers = dict(zip(read, readers.map(lambda name: _footer(base / name), read), strict=True))
+    found, values = _partitions(names)
     # A column of the file itself counts, and not what its path says of it.
-    fields = [field for field in found if field.name not in footers[0][1].names]
+    fields = [field for field in found if field.name not in footers[read[0]][1].names]
+    schema = _common_schema(base, {name: inside for name, (_, inside) in footers.items()}, fields)
     files = []
-    schemas: list[ManifestSchema] = []
-    for name, (groups, inside), row in zip(names, footers, values, strict=True):
-        where = storage.shown((base / name).url)
-        schemas.append(check_manifest_schema(pa.schema([*inside, *fields]), where))
-        if difference := _difference(schemas[0], schemas[-1]):
-            raise JobError(f"{where}: {difference} as in {storage.shown((base / names[0]).url)}")
+    for name, row in zip(names, values, strict=True):
+        groups = same[name].row_groups if name in same else footers[name][0]
         kept = {field.name: row[field.name] for field in fields}
-        files.append(ManifestFile(name, base / name, groups, kept))
-    return Manifest(root.url, tuple(files), schemas[0], pa.schema(fields))
+        digest = same[name].digest if name in same else None
+        files.append(ManifestFile(name, base / name, groups, kept, listed[name], digest))
+    return Manifest(root.url, tuple(files), schema, pa.schema(fields))
 
 
-def _list(root: Place) -> tuple[Place, list[str]]:
-    """The folder that names are relative to, and the names of all files, sorted."""
+def _common_schema(
+    base: Place, inside: Mapping[str, pa.Schema], fields: Sequence[pa.Field]
+) -> ManifestSchema:
+    """What all files hold: their own columns and those of their paths."""
+    first: tuple[str, ManifestSchema] | None = None
+    for name, columns in inside.items():
+        where = storage.shown((base / name).url)
+        schema = check_manifest_schema(pa.schema([*columns, *fields]), where)
+        first = first or (where, schema)
+        if difference := _difference(first[1], schema):
+            raise JobError(f"{where}: {difference} as in {first[0]}")
+    assert first is not None
+    return first[1]
+
+
+def _list(root: Place) -> tuple[Place, dict[str, str]]:
+    """The folder that names are relative to, and the stamps of all files by name."""
     shown = storage.shown(root.url)
     try:
-        if root.fs.isfile(root.path):
-            folder, name = posixpath.split(root.path)
-            return Place(root.fs, folder, posixpath.dirname(root.url)), [name]
-        if root.fs.isdir(root.path):
-            base, names = root, storage.files_below(root)
+        try:
+            info = root.fs.info(root.path)
+        except (FileNotFoundError, NotADirectoryError):
+            info = {"type": None}
+        except PermissionError:  # only what lies in the folder of an object store may be read
+            if not root.fs.isdir(root.path):
+                raise
+            info = {"type": "directory"}
+        if info["type"] == "file":
+            folder = Place(root.fs, posixpath.dirname(root.path), posixpath.dirname(root.url))
+            name = posixpath.basename(root.path)
+            return folder, _stamps(folder, {name: info})
+        if info["type"] == "directory":
+            base, infos = root, root.fs.find(root.path, detail=True)
         elif any(sign in root.path for sign in "*?["):
-            base, names = _glob(root)
+            base, infos = _glob(root)
         else:
             raise JobError(f"{shown}: found no such file or folder, expected the manifest")
+        names = {posixpath.relpath(path, base.path): info for path, info in infos.items()}
+        visible = {n: i for n, i in names.items() if not any(p[0] in "._" for p in n.split("/"))}
+        found = {n: info for n, info in visible.items() if n.lower().endswith(_SUFFIXES)}
+        if not found:
+            raise JobError(
+                f"{shown}: found {len(visible)} files and none of them ends in .parquet, "
+                "expected Parquet files"
+            )
+        return base, _stamps(base, found)
     except (PermissionError, OSError) as error:
-        raise JobError(f"{shown}: the manifest cannot be read: {error}") from error
-    visible = [n for n in names if not any(part[0] in "._" for part in n.split("/") if part)]
-    parquet = sorted(name for name in visible if name.lower().endswith(_SUFFIXES))
-    if not parquet:
-        raise JobError(
-            f"{shown}: found {len(visible)} files and none of them ends in .parquet, "
-            "expected Parquet files"
-        )
-    return base, parquet
+        reason = storage.without_secrets(str(error))
+        raise JobError(f"{shown}: the manifest cannot be read: {reason}") from error
 
 
-def _glob(root: Place) -> tuple[Place, list[str]]:
+def _stamps(base: Place, infos: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    return {name: stamps.stamp_of(base / name, info) for name, info in infos.items()}
+
+
+def _glob(root: Place) -> tuple[Place, dict[str, Any]]:
     parts = root.path.split("/")
     fixed = next(i for i, part in enumerate(parts) if any(sign in part for sign in "*?["))
     folder = "/".join(parts[:fixed])
     cut = root.url.split("/")
     base = Place(root.fs, folder, "/".join(cut[: len(cut) - (len(parts) - fixed)]))
-    found = [path for path in root.fs.glob(root.path) if root.fs.isfile(path)]
-    return base, [posixpath.relpath(path, folder) for path in found]
+    found = root.fs.glob(root.path, detail=True)
+    return base, {path: info for path, info in found.items() if info["type"] != "directory"}
 
 
 def _partitions(names: Sequence[str]) -> tuple[list[pa.Field], list[dict[str, int | str | None]]]:

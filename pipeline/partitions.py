@@ -1,6 +1,11 @@
 """Turns partition values into the folder names of Hive datasets, and such names into values.
 
-Knows names only, no files.
+A null has Hive's own folder name, which Spark, DuckDB, Polars and pyarrow's datasets read as null.
+pandas does when it is told the form, as in
+`read_parquet(output, partitioning=pyarrow.dataset.partitioning(flavor="hive"))`, or with
+`dtype_backend="pyarrow"`; otherwise pyarrow 26 refuses to unify its dictionaries. An empty string
+has a folder without a value, "kind=": all of these read it as such, besides Spark, which knows no
+empty values. Knows names only, no files.
 """
 
 from collections.abc import Sequence

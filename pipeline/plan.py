@@ -1,7 +1,7 @@
 """Turns a job into a Plan, or into a sentence on what is wrong with it, before anything is started.
 
-Needs neither Ray nor weights: it reads the manifest's footers and ids, the checkpoint's files as
-bytes, and the output's log.
+Needs neither Ray nor weights: it reads the output's log, footers, ids and partition values of the
+manifest files that the log does not know, and the checkpoint's files as bytes.
 """
 
 import hashlib
@@ -9,6 +9,7 @@ import json
 import re
 import uuid
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +18,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import ids, ledger, partitions, storage
+from pipeline.canary import check_canary
 from pipeline.checkpoint import check_checkpoint, content_hash
+from pipeline.ids import NewIds
 from pipeline.ledger_state import KnownFile, LedgerState
-from pipeline.manifest import Manifest, open_manifest
-from pipeline.records import MEDIA_BYTES
+from pipeline.manifest import Manifest, ManifestFile, open_manifest
+from pipeline.records import MEDIA_BYTES, MEDIA_PATHS
 from pipeline.storage import Place
 from schemas.errors import JobError
 from schemas.job import JobConfig
@@ -29,6 +32,8 @@ from schemas.result import result_schema
 
 # To be raised when the same inputs would give another text, so that old results are not continued.
 ENGINE_VERSION = 1
+_READERS = 8  # manifest files that are read at once
+_BUFFER_BYTES = 4 << 20  # of one column: a large row group is not held whole
 _FOLDER_BYTES = 255  # the longest file name of common file systems
 
 
@@ -37,7 +42,8 @@ class Plan:
     """All that is known of a job before it runs.
 
     checkpoint: its content hash. bound: what the output is bound to from its first run on. files:
-    of the manifest, as the ledger should know them. state: of the output's ledger, as found.
+    of the manifest, as the ledger should know them. new_ids: to be kept before the ledger knows
+    them. state: of the output's ledger, as found.
     """
 
     manifest: Manifest
@@ -48,6 +54,7 @@ class Plan:
     bound: Mapping[str, Any]
     schema: pa.Schema
     files: tuple[KnownFile, ...]
+    new_ids: NewIds
     state: LedgerState
 
     @property
@@ -64,17 +71,18 @@ def check(job: JobConfig) -> Plan:
     _check_abilities(job)
     _check_apart(job)
     output = storage.resolve(job.output)
-    manifest = open_manifest(job.manifest)
-    _check_columns(job, manifest)
-    model = check_checkpoint(job.model)
     state = _open_output(output)
+    manifest = open_manifest(job.manifest, state.files)
+    _check_columns(job, manifest)
+    check_canary(job)
+    model = check_checkpoint(job.model)
     content = content_hash(model)
     parts = _parts(job, content)
     fingerprint = _digest(parts)
     bound = {"fingerprint": fingerprint, "parts": parts, "layout": _layout(job, manifest)}
     if state.header is not None:
         _check_bound(output, state.header, bound)
-    files = _check_files(output, manifest, state)
+    files, new_ids = ids.check_ids(manifest, state.files, output / ledger.HIDDEN / "ids")
     _check_partition_values(manifest, job.partition_by)
     _check_writable(output)
     return Plan(
@@ -86,6 +94,7 @@ def check(job: JobConfig) -> Plan:
         bound,
         result_schema(manifest.schema),
         files,
+        new_ids,
         state,
     )
 
@@ -116,10 +125,10 @@ def _check_columns(job: JobConfig, manifest: Manifest) -> None:
                 f"partition_by: found column '{name}', expected a name that does not begin with "
                 f"'{name[0]}': readers of datasets skip such folders"
             )
-    if MEDIA_BYTES in manifest.schema.arrow.names:
+    for name in {MEDIA_BYTES, MEDIA_PATHS} & set(manifest.schema.arrow.names):
         raise JobError(
-            f"{where}: column '{MEDIA_BYTES}' is also a column that the job uses between its "
-            f"stages: rename it in the manifest, for example to 'source_{MEDIA_BYTES}'"
+            f"{where}: column '{name}' is also a column that the job uses between its stages: "
+            f"rename it in the manifest, for example to 'source_{name}'"
         )
     if job.prompt is None and not manifest.schema.has_prompts:
         raise JobError(
@@ -220,45 +229,34 @@ def _short(value: object) -> str:
     return text if len(text) <= 120 else f"{text[:117]}..."
 
 
-def _check_files(output: Place, manifest: Manifest, state: LedgerState) -> tuple[KnownFile, ...]:
-    """A manifest may gain files, and files may gain rows at their end; nothing else may change."""
-    known = {file.name: file for file in state.files}
-    digests = ids.check_ids(manifest, {name: file.rows for name, file in known.items()})
-    advice = f"write to a new output folder than {storage.shown(output.url)}, or undo the change"
-    names = {file.name for file in manifest.files}
-    for name, file in known.items():
-        if name not in names and file.rows:
-            raise JobError(
-                f"{storage.shown(manifest.url)}: the manifest has lost the file {name}, whose rows "
-                f"the output was begun with: {advice}"
-            )
-        if name in names and digests[name].prefix != file.digest:
-            raise JobError(
-                f"{storage.shown(manifest.url)}: the first {file.rows} ids of {name} are not those "
-                f"that the output was begun with: {advice}"
-            )
-    return tuple(
-        KnownFile(file.name, file.rows, digests[file.name].whole) for file in manifest.files
-    )
-
-
 def _check_partition_values(manifest: Manifest, partition_by: tuple[str, ...]) -> None:
-    """No value may make a folder's name longer than file systems take."""
-    for file in manifest.files:
-        inside = [name for name in partition_by if name not in file.partitions]
-        if not inside:
-            continue
-        with file.place.fs.open(file.place.path, "rb") as source, pq.ParquetFile(source) as parquet:
-            for batch in parquet.iter_batches(columns=inside):
-                for name in inside:
-                    for value in pc.unique(batch[name]).to_pylist():
-                        folder = partitions.folder([name], [value])
-                        if len(folder.encode()) > _FOLDER_BYTES:
-                            raise JobError(
-                                f"{storage.shown(file.place.url)}: partition_by names column "
-                                f"'{name}', where found a value of {len(str(value))} characters, "
-                                f"expected values that fit a folder name of {_FOLDER_BYTES} bytes"
-                            )
+    """No value may make a folder's name longer than file systems take.
+
+    The output is bound to `partition_by`, so files that are as an earlier run found them are right.
+    """
+    read = [file for file in manifest.files if file.digest is None]
+    with ThreadPoolExecutor(_READERS) as readers:
+        list(readers.map(lambda file: _check_values(file, partition_by), read))
+
+
+def _check_values(file: ManifestFile, partition_by: tuple[str, ...]) -> None:
+    inside = [name for name in partition_by if name not in file.partitions]
+    if not inside:
+        return
+    with (
+        file.place.fs.open(file.place.path, "rb", cache_type="none") as source,
+        pq.ParquetFile(source, buffer_size=_BUFFER_BYTES) as parquet,
+    ):
+        for batch in parquet.iter_batches(columns=inside):
+            for name in inside:
+                for value in pc.unique(batch[name]).to_pylist():
+                    folder = partitions.folder([name], [value])
+                    if len(folder.encode()) > _FOLDER_BYTES:
+                        raise JobError(
+                            f"{storage.shown(file.place.url)}: partition_by names column "
+                            f"'{name}', where found a value of {len(str(value))} characters, "
+                            f"expected values that fit a folder name of {_FOLDER_BYTES} bytes"
+                        )
 
 
 def _check_writable(output: Place) -> None:

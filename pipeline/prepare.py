@@ -1,48 +1,54 @@
 """Turns media bytes and prompts into patches, token ids and receipts, or into row errors.
 
-All that a checkpoint asks of its inputs is model/processor.py's; here a row's columns become its
-arguments, and its results columns.
+All that a checkpoint asks of its inputs is model/processor.py's, and runs in the processes of
+decoder.py; here a row's columns become a question to them, and the answer its columns.
 """
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import torch
 
-from model.errors import MediaError, PromptError
-from model.inputs import VisualInput, VisualKind
-from model.processor import MediaLimits, Processor, Receipt, VideoRules
-from model.text.prompt import Message
+from model.media.limits import MediaLimits
+from pipeline.decoder import Answer, Decoder, DecodeRules, Medium, Question, Receipt
 from pipeline.records import (
     MEDIA_BYTES,
+    MEDIA_PATHS,
     RowFailure,
     failure_columns,
     failures,
     prepared_schema,
     replace_columns,
 )
+from pipeline.seal import seals
+from pipeline.spool import Spool
 from schemas import columns as c
 from schemas.errors import ErrorCode, RowError
 from schemas.job import JobConfig
 from schemas.manifest import ManifestSchema
 
-_KINDS: Mapping[str, VisualKind] = {"image": "image", "video": "video"}
+__all__ = ["MediaLimits", "Prepare", "PrepareRules"]
+
+_KINDS = ("image", "video")
 
 
 @dataclass(frozen=True)
 class PrepareRules:
-    """What the job says about inputs; see its keys of the same names."""
+    """What the job says about inputs; see its keys of the same names.
+
+    video: arguments of model.processor.VideoRules; that is not imported here, since torch would be.
+    """
 
     prompt: str | None
     system: str | None
     image_min_pixels: int | None
     image_max_pixels: int | None
-    video: VideoRules
-    limits: MediaLimits
+    video: Mapping[str, Any] = field(default_factory=dict)
+    limits: MediaLimits = field(default_factory=MediaLimits)
+    decoding: DecodeRules = field(default_factory=DecodeRules)
 
     @classmethod
     def of(cls, job: JobConfig) -> "PrepareRules":
@@ -58,20 +64,24 @@ class PrepareRules:
             system=job.system,
             image_min_pixels=job.image.min_pixels,
             image_max_pixels=job.image.max_pixels,
-            video=VideoRules(**job.video.model_dump(exclude={"mrope"})),
+            video=job.video.model_dump(exclude={"mrope"}),
             limits=limits,
+            decoding=DecodeRules(job.limits.decode_timeout_s, job.limits.decode_bytes),
         )
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """What is known of one row: receipts of its media, and the engine's input if all went well."""
+class _Row:
+    """One row before its media are looked at.
 
-    receipts: list[Receipt]
-    uris: list[str]
-    visuals: list[VisualInput]
-    input_ids: list[int]
+    failure: what is wrong with it already; then there is no question. chat_failure: what is wrong
+    with its prompt alone; its media are looked at all the same, for their receipts.
+    """
+
+    uris: Sequence[str] = ()
+    question: Question | None = None
     failure: RowFailure | None = None
+    chat_failure: RowFailure | None = None
 
 
 class Prepare:
@@ -84,73 +94,86 @@ class Prepare:
         checkpoint: Path,
         count: Callable[[int], None],
     ) -> None:
-        torch.set_num_threads(1)  # there is a process for each core
+        """Raises ModelError for a checkpoint that cannot be used."""
         self._manifest = manifest
         self._rules = rules
         self._count = count
-        self._processor = Processor.load(
-            checkpoint,
-            rules.image_min_pixels,
-            rules.image_max_pixels,
-            rules.video,
-            rules.limits,
-        )
+        arguments = {
+            "checkpoint": str(checkpoint),
+            "image_min_pixels": rules.image_min_pixels,
+            "image_max_pixels": rules.image_max_pixels,
+            "video": dict(rules.video),
+            "limits": asdict(rules.limits),
+        }
+        self._decoder = Decoder(arguments, rules.decoding)
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """A table of `fetched_schema` -> one of `prepared_schema`."""
-        media = table[MEDIA_BYTES]
-        plain = table.drop_columns([MEDIA_BYTES]).to_pylist()
-        rows: list[Prepared] = []
-        for number, (row, failure) in enumerate(zip(plain, failures(table), strict=True)):
-            if failure is None:
-                rows.append(self._prepare(row, [one.as_buffer() for one in media[number]]))
-            else:
-                rows.append(Prepared([], [], [], [], failure))
-        self._count(len(rows))
-        columns = {**_columns(rows), **failure_columns([row.failure for row in rows])}
+        """A table of `fetched_schema` -> one of `prepared_schema`.
+
+        Raises RuntimeError when no process can be had that decodes.
+        """
+        try:
+            rows = self._rows(table)
+            questions = [row.question for row in rows if row.question is not None]
+            answers = iter(self._decoder.prepare(questions))
+            found = [
+                _answer(row, next(answers) if row.question is not None else None) for row in rows
+            ]
+        finally:
+            for paths in table[MEDIA_PATHS].to_pylist():
+                Spool.release(paths or ())
+        self._count(len(found))
+        columns = _columns(found, [row.uris for row in rows])
+        columns |= failure_columns([answer.failure for answer in found])
+        columns[c.TENSOR_SEAL] = seals(table, columns)
         return replace_columns(table, columns, prepared_schema(self._manifest))
 
-    def _prepare(self, row: dict[str, Any], media: list[pa.Buffer]) -> Prepared:
+    def close(self) -> None:
+        """Ends the processes that decode; else they end when nothing refers to this any more."""
+        self._decoder.close()
+
+    def _rows(self, table: pa.Table) -> list[_Row]:
+        data, paths = table[MEDIA_BYTES], table[MEDIA_PATHS]
+        plain = table.drop_columns([MEDIA_BYTES, MEDIA_PATHS]).to_pylist()
+        rows = []
+        for number, (row, failure) in enumerate(zip(plain, failures(table), strict=True)):
+            if failure is None:
+                rows.append(self._row(row, _contents(data[number], paths[number])))
+            else:
+                rows.append(_Row(failure=failure))
+        return rows
+
+    def _row(self, row: dict[str, Any], contents: Sequence[memoryview | Path]) -> _Row:
+        try:
+            media = self._media(row, contents)
+        except RowError as error:
+            return _Row(failure=RowFailure(error.code.value, str(error)))
         uris = _uris(row, self._manifest)
         try:
-            seen = [
-                self._processor.prepare_media(data.to_pybytes(), *wanted)
-                for data, wanted in zip(media, self._wanted(row), strict=True)
-            ]
-        except Exception as error:  # noqa: BLE001 - whatever a decoder raises is this row's fault
-            return Prepared([], [], [], [], _failure(error, ErrorCode.DECODE_CORRUPT))
-        visuals = [visual for visual, _ in seen]
-        receipts = [receipt for _, receipt in seen]
-        try:
-            if media and not sum(visual.tokens for visual in visuals):
-                raise RowError(ErrorCode.MEDIA_EMPTY, "the row's media have no visual tokens")
-            messages = self._messages(row, [visual.kind for visual in visuals])
-            input_ids = self._processor.build_prompt(messages, visuals)
-        except Exception as error:  # noqa: BLE001 - a chat template is a program of the user's
-            return Prepared(receipts, uris, [], [], _failure(error, ErrorCode.PROMPT_INVALID))
-        return Prepared(receipts, uris, visuals, input_ids)
+            return _Row(uris, Question(media, self._chat(row)))
+        except RowError as error:
+            failure = RowFailure(error.code.value, str(error))
+            return _Row(uris, Question(media), chat_failure=failure)
 
-    def _wanted(
-        self, row: dict[str, Any]
-    ) -> list[tuple[VisualKind | None, float | None, float | None]]:
-        """Kind and window of each medium, as the row has them."""
+    def _media(self, row: dict[str, Any], contents: Sequence[memoryview | Path]) -> list[Medium]:
+        """The row's media, with the kind and the window that it has for each."""
         if self._manifest.form == c.URI:
-            return [(None, None, None)]
-        wanted: list[tuple[VisualKind | None, float | None, float | None]] = []
-        for one in row[c.MEDIA] or []:
+            return [Medium(content) for content in contents]
+        media = []
+        for content, one in zip(contents, row[c.MEDIA] or [], strict=True):
             kind = one[c.MEDIA_TYPE]
             if kind is not None and kind not in _KINDS:
                 raise RowError(
                     ErrorCode.DECODE_UNSUPPORTED,
                     f"media: found the type '{kind}', expected image or video",
                 )
-            wanted.append((_KINDS.get(kind), one[c.MEDIA_START_S], one[c.MEDIA_END_S]))
-        return wanted
+            media.append(Medium(content, kind, one[c.MEDIA_START_S], one[c.MEDIA_END_S]))
+        return media
 
-    def _messages(self, row: dict[str, Any], kinds: list[VisualKind]) -> list[Message]:
+    def _chat(self, row: dict[str, Any]) -> Mapping[str, Any]:
         """The row's own chat, else its prompt, else the job's."""
         if row.get(c.MESSAGES) is not None:
-            return _chat(row[c.MESSAGES])
+            return {"messages": _messages(row[c.MESSAGES])}
         prompt = row.get(c.PROMPT)
         prompt = self._rules.prompt if prompt is None else prompt
         if prompt is None:
@@ -159,14 +182,22 @@ class Prepare:
                 "found no prompt in the row and none in the job, expected one",
             )
         system = row.get(c.SYSTEM)
-        system = self._rules.system if system is None else system
-        return self._processor.user_message(prompt, kinds, system)
+        return {"prompt": prompt, "system": self._rules.system if system is None else system}
 
 
-def _chat(text: str) -> list[Message]:
+def _contents(data: pa.ListScalar, paths: pa.ListScalar) -> list[memoryview | Path]:
+    """Of each medium, the bytes or the path."""
+    named = paths.as_py() or [None] * len(data)
+    return [
+        memoryview(one.as_buffer()) if path is None else Path(path)
+        for one, path in zip(data, named, strict=True)
+    ]
+
+
+def _messages(text: str) -> list[Any]:
     try:
         chat = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         message = f"messages: found no JSON ({error}), expected a list of messages"
         raise RowError(ErrorCode.PROMPT_INVALID, message) from error
     if not isinstance(chat, list):
@@ -181,43 +212,47 @@ def _uris(row: dict[str, Any], manifest: ManifestSchema) -> list[str]:
     return [one[c.MEDIA_URI] for one in row[c.MEDIA] or []]
 
 
-def _failure(error: Exception, otherwise: ErrorCode) -> RowFailure:
-    if isinstance(error, RowError | MediaError | PromptError):
-        return RowFailure(ErrorCode(error.code).value, str(error))
-    return RowFailure(otherwise.value, f"{type(error).__name__}: {error}")
+def _answer(row: _Row, answer: Answer | None) -> Answer:
+    """What is known of a row, with all that is wrong with it."""
+    if answer is None:
+        return Answer(failure=row.failure)
+    failure = answer.failure or row.chat_failure
+    if answer.receipts and not sum(receipt.visual_tokens for receipt in answer.receipts):
+        text = "the row's media have no visual tokens"
+        failure = RowFailure(ErrorCode.MEDIA_EMPTY.value, text)
+    return replace(answer, failure=failure)
 
 
-def _columns(rows: list[Prepared]) -> dict[str, list[Any]]:
-    def each(value: Callable[[Prepared], Any]) -> list[Any]:
+def _columns(rows: list[Answer], uris: list[Sequence[str]]) -> dict[str, list[Any]]:
+    def each(value: Callable[[Answer], Any]) -> list[Any]:
         return [None if row.failure else value(row) for row in rows]
 
-    def seen(value: Callable[[Prepared], Any]) -> list[Any]:
+    def seen(value: Callable[[Answer], Any]) -> list[Any]:
         return [value(row) if row.receipts or not row.failure else None for row in rows]
 
     def first(value: Callable[[Receipt], Any]) -> list[Any]:
         return [value(row.receipts[0]) if row.receipts else None for row in rows]
 
+    receipts = [
+        [_receipt(receipt, uri) for receipt, uri in zip(row.receipts, named, strict=True)]
+        if row.receipts or not row.failure
+        else None
+        for row, named in zip(rows, uris, strict=True)
+    ]
     return {
         c.INPUT_IDS: each(lambda row: row.input_ids),
-        c.PATCHES: each(_patches),
+        c.PATCHES: each(lambda row: row.patches),
         c.GRID_THW: each(lambda row: [n for visual in row.visuals for n in visual.grid_thw]),
         c.MEDIA_KINDS: each(lambda row: [visual.kind for visual in row.visuals]),
         c.VISUAL_TOKENS: seen(lambda row: sum(one.visual_tokens for one in row.receipts)),
         c.SHA256: first(lambda receipt: receipt.sha256),
         c.HEIGHT: first(lambda receipt: receipt.height),
         c.WIDTH: first(lambda receipt: receipt.width),
-        c.FRAME_TIMES_S: first(lambda receipt: list(receipt.frame_times_s)),
-        c.RECEIPT: seen(lambda row: list(map(_receipt, row.receipts, row.uris))),
+        c.FRAME_TIMES_S: first(lambda receipt: receipt.frame_times_s),
+        c.RECEIPT: receipts,
     }
 
 
-def _patches(row: Prepared) -> memoryview | bytes:
-    """The memory of the row's patches; copied here only when there are several media."""
-    views = [memoryview(visual.patches.contiguous().numpy().data) for visual in row.visuals]
-    flat = [view.cast("B") for view in views]
-    return flat[0] if len(flat) == 1 else b"".join(flat)
-
-
 def _receipt(receipt: Receipt, uri: str) -> dict[str, Any]:
-    found = asdict(receipt)
+    found = receipt.model_dump()
     return {**found, "type": found.pop("kind"), "uri": uri}

@@ -1,12 +1,18 @@
 """Turns manifest files into tables of the rows that are not finished yet, each with its ordinal.
 
-One read task takes whole row groups of one file and carries one bit for each of its rows. Files
-without an unfinished row are not opened. Which rows are finished is handed in.
+One read task takes row groups with something to do, of one file or of several small ones, and
+carries at most one bit for each of their rows. Groups and files without an unfinished row are not
+read. Which rows are finished is handed in.
+
+A row group is never split over tasks: each would have to decode all that lies before its rows. A
+very large one is streamed instead, so that it needs no more memory than a small one.
 """
 
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,37 +21,73 @@ import pyarrow.parquet as pq
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
-from pipeline import storage
+from pipeline import stamps, storage
 from pipeline.ledger_state import LedgerState
 from pipeline.manifest import Manifest, ManifestFile
 from pipeline.records import ROW_STRUCT, read_schema
 from schemas import columns as c
 from schemas.manifest import ManifestSchema
 
-_TASK_ROWS = 16_384  # a task takes at least so many rows, where the file has them
+_TASK_ROWS = 16_384  # a task has at least so many rows to do, where they are there
+_TASKS = 1000  # so many tasks at most, about: the driver and Ray keep each of them
+_FILE_ROWS = 1024  # opening a file takes as long as so many rows, or more
 _BATCH_ROWS = 1024
+_MASK_ROWS = 1 << 20  # of one mask while tasks are planned; a multiple of 8
 _ROW_BYTES = 400  # a guess, for Ray's planning only
+_STREAMED_BYTES = 64 << 20  # of a row group, decoded; from here on it is not read at once
+_BUFFER_BYTES = 4 << 20  # of each column of such a row group
+
+Bits = npt.NDArray[np.uint8]
+
+
+class ManifestChangedError(RuntimeError):
+    """A file is not the one that the run was planned with. The message says which."""
+
+
+class RowGroup(NamedTuple):
+    """position: among the file's row groups. start: index of its first row in the file."""
+
+    position: int
+    start: int
+    rows: int
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Row groups of one file with a row to do.
+class Stretch:
+    """Row groups of one file, each with a row to do.
 
-    number: of the file in the ledger. start: index of the first row. pending: bit i set = row
-    start + i is to be done.
+    number: of the file in the ledger. file_rows: of all its row groups. pending: a bitmap for each
+    group, of whole bytes, all of them compressed together; bit i set = the group's row i is to be
+    done. Empty where that is so for every row.
     """
 
     url: str
     number: int
-    row_groups: tuple[int, ...]
-    start: int
-    rows: int
+    stamp: str
+    file_rows: int
+    groups: tuple[RowGroup, ...]
     pending: bytes
     partitions: dict[str, Any]
 
-    def mask(self) -> npt.NDArray[np.bool_]:
-        bits = np.frombuffer(self.pending, np.uint8)
-        return np.unpackbits(bits, count=self.rows, bitorder="little").astype(bool)
+    def masks(self) -> Iterator[tuple[RowGroup, Bits]]:
+        """Each group with its bitmap."""
+        bits = np.frombuffer(zlib.decompress(self.pending), np.uint8) if self.pending else None
+        used = 0
+        for group in self.groups:
+            size = -(-group.rows // 8)
+            if bits is None:
+                yield group, np.full(size, 0xFF, np.uint8)
+            else:
+                yield group, bits[used : used + size]
+            used += size
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one task reads. rows: how many it will find to do."""
+
+    stretches: tuple[Stretch, ...]
+    rows: int
 
 
 class ManifestDatasource(Datasource):
@@ -76,7 +118,7 @@ class ManifestDatasource(Datasource):
             ReadTask(
                 _Reader(piece, self._schema, self._partitions),
                 BlockMetadata(
-                    num_rows=int(piece.mask().sum()),
+                    num_rows=piece.rows,
                     size_bytes=piece.rows * _ROW_BYTES,
                     input_files=None,
                     exec_stats=None,
@@ -89,40 +131,67 @@ class ManifestDatasource(Datasource):
 
 
 def pieces(manifest: Manifest, state: LedgerState) -> list[Piece]:
-    """What is to be read. Every file of the manifest is known to the ledger."""
+    """What is to be read, in the manifest's order. The ledger knows every file of the manifest."""
     numbers = {known.name: number for number, known in enumerate(state.files)}
-    found = []
-    for file in manifest.files:
-        number = numbers[file.name]
-        start = 0
-        for groups in _runs(file.row_groups):
-            rows = sum(file.row_groups[group] for group in groups)
-            mask = state.pending(number, start, start + rows)
-            if mask.any():
-                bits = np.packbits(mask, bitorder="little").tobytes()
-                found.append(_piece(file, number, groups, start, rows, bits))
-            start += rows
-    return found
+    files = [(file, numbers[file.name]) for file in manifest.files]
+    left = {number: file.rows - _finished(state, number) for file, number in files}
+    weight = sum(rows + _FILE_ROWS for rows in left.values() if rows)
+    wanted = max(_TASK_ROWS, -(-weight // _TASKS))
+    found: list[Piece] = []
+    stretches: list[Stretch] = []
+    have = rows = 0
+    for file, number in files:
+        if not left[number]:
+            continue
+        groups: list[tuple[RowGroup, Bits]] = []
+        have += _FILE_ROWS
+        for group, bits, to_do in _groups(file, number, state):
+            groups.append((group, bits))
+            rows += to_do
+            have += to_do
+            if have >= wanted:
+                found.append(Piece((*stretches, _stretch(file, number, groups)), rows))
+                stretches, groups, have, rows = [], [], 0, 0
+        if groups:
+            stretches.append(_stretch(file, number, groups))
+    return [*found, Piece(tuple(stretches), rows)] if stretches else found
 
 
-def _piece(
-    file: ManifestFile, number: int, groups: tuple[int, ...], start: int, rows: int, bits: bytes
-) -> Piece:
-    return Piece(file.place.url, number, groups, start, rows, bits, dict(file.partitions))
+def _finished(state: LedgerState, number: int) -> int:
+    return int(np.bitwise_count(state.done[number]).sum(dtype=np.int64))
 
 
-def _runs(row_groups: Sequence[int]) -> Iterator[tuple[int, ...]]:
-    """Neighbouring row groups, taken together until they have enough rows for a task."""
-    run: list[int] = []
-    rows = 0
-    for group, size in enumerate(row_groups):
-        run.append(group)
-        rows += size
-        if rows >= _TASK_ROWS:
-            yield tuple(run)
-            run, rows = [], 0
-    if run:
-        yield tuple(run)
+def _groups(
+    file: ManifestFile, number: int, state: LedgerState
+) -> Iterator[tuple[RowGroup, Bits, int]]:
+    """The row groups with something to do, a bitmap of it, and how much it is."""
+    start = 0
+    for position, rows in enumerate(file.row_groups):
+        stop = start + rows
+        masks = [
+            np.packbits(
+                state.pending(number, first, min(first + _MASK_ROWS, stop)), bitorder="little"
+            )
+            for first in range(start, stop, _MASK_ROWS)
+        ]
+        bits = np.concatenate([*masks, np.empty(0, np.uint8)])
+        if to_do := int(np.bitwise_count(bits).sum(dtype=np.int64)):
+            yield RowGroup(position, start, rows), bits, to_do
+        start = stop
+
+
+def _stretch(file: ManifestFile, number: int, groups: Sequence[tuple[RowGroup, Bits]]) -> Stretch:
+    bits = np.concatenate([bits for _, bits in groups])
+    whole = int(np.bitwise_count(bits).sum(dtype=np.int64)) == sum(g.rows for g, _ in groups)
+    return Stretch(
+        file.place.url,
+        number,
+        file.stamp,
+        file.rows,
+        tuple(group for group, _ in groups),
+        b"" if whole else zlib.compress(bits.data, level=1),
+        dict(file.partitions),
+    )
 
 
 @dataclass(frozen=True)
@@ -139,21 +208,73 @@ class _Reader:
 
 
 def read_piece(piece: Piece, manifest: ManifestSchema, partitions: pa.Schema) -> Iterator[pa.Table]:
-    """The unfinished rows of a piece, in order and in bounded tables of `read_schema`."""
-    place = storage.resolve(piece.url)
-    mask, done = piece.mask(), 0
+    """The unfinished rows of a piece, in order and in bounded tables of `read_schema`.
+
+    Raises ManifestChangedError.
+    """
     inside = [name for name in manifest.arrow.names if name not in partitions.names]
-    with place.fs.open(place.path, "rb") as source, pq.ParquetFile(source) as parquet:
-        for batch in parquet.iter_batches(_BATCH_ROWS, list(piece.row_groups), inside):
-            wanted = np.flatnonzero(mask[done : done + batch.num_rows])
-            if wanted.size:
-                table = pa.Table.from_batches([batch]).take(wanted)
-                for field in partitions:
-                    value = pa.scalar(piece.partitions[field.name], field.type)
-                    table = table.append_column(field, pa.repeat(value, len(wanted)))
-                indices = wanted.astype(np.int64) + piece.start + done
-                yield _with_ordinals(manifest.normalise(table), piece.number, indices)
-            done += batch.num_rows
+    for stretch in piece.stretches:
+        with _opened(stretch) as parquet:
+            for group, bits in stretch.masks():
+                done = 0
+                for batch in parquet.iter_batches(_BATCH_ROWS, [group.position], inside):
+                    wanted = _set(bits, done, done + batch.num_rows)
+                    if wanted.size:
+                        table = pa.Table.from_batches([batch]).take(wanted)
+                        for field in partitions:
+                            value = pa.scalar(stretch.partitions[field.name], field.type)
+                            table = table.append_column(field, pa.repeat(value, len(wanted)))
+                        indices = wanted + (group.start + done)
+                        yield _with_ordinals(manifest.normalise(table), stretch.number, indices)
+                    done += batch.num_rows
+
+
+def _set(bits: Bits, start: int, stop: int) -> npt.NDArray[np.int64]:
+    """The bits that are set from start to stop, counted from start."""
+    first = start // 8
+    mask = np.unpackbits(bits[first : -(-stop // 8)], bitorder="little")
+    return np.flatnonzero(mask[start - first * 8 : stop - first * 8])
+
+
+@contextmanager
+def _opened(stretch: Stretch) -> Iterator[pq.ParquetFile]:
+    """The file, if it is still the one that was planned with."""
+    place = storage.resolve(stretch.url)
+    try:
+        source = place.fs.open(place.path, "rb")
+    except FileNotFoundError as error:
+        raise _changed(stretch, "it is gone") from error
+    with source, pq.ParquetFile(source) as parquet:
+        footer = parquet.metadata
+        if footer.num_rows != stretch.file_rows:
+            raise _changed(stretch, f"found {footer.num_rows} rows, expected {stretch.file_rows}")
+        sizes = [footer.row_group(at).num_rows for at in range(footer.num_row_groups)]
+        if any(sizes[one.position : one.position + 1] != [one.rows] for one in stretch.groups):
+            raise _changed(stretch, "its row groups are others")
+        if not stamps.same_content(stretch.stamp, stamps.stamp_of(place, _details(source))):
+            raise _changed(stretch, "it was written again")
+        groups = [footer.row_group(group.position) for group in stretch.groups]
+        if max(group.total_byte_size for group in groups) < _STREAMED_BYTES:
+            yield parquet
+            return
+    # Columns take turns in the file: a cache that reads ahead would throw most of it away.
+    with (
+        place.fs.open(place.path, "rb", cache_type="none") as source,
+        pq.ParquetFile(source, metadata=footer, buffer_size=_BUFFER_BYTES) as parquet,
+    ):
+        yield parquet
+
+
+def _details(source: Any) -> Any:
+    """What an object store said of the file when it was opened, which spares asking again."""
+    return getattr(source, "details", None)
+
+
+def _changed(stretch: Stretch, how: str) -> ManifestChangedError:
+    return ManifestChangedError(
+        f"{storage.shown(stretch.url)}: the manifest's file has changed while the job ran: {how}: "
+        "run the same job again, which checks it anew"
+    )
 
 
 def _with_ordinals(table: pa.Table, number: int, indices: npt.NDArray[np.int64]) -> pa.Table:

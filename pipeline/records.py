@@ -17,8 +17,10 @@ from schemas.result import RECEIPT_STRUCT
 ROW_FILE, ROW_INDEX = "file", "index"
 ROW_STRUCT = pa.struct([pa.field(ROW_FILE, pa.int32()), pa.field(ROW_INDEX, pa.int64())])
 
-# Only between fetch and prepare, which run in one process.
+# Only between fetch and prepare, which run in one process. Of each medium, one of the two is null:
+# what is too large for memory is in a temporary file, which who prepares the row removes.
 MEDIA_BYTES = "media_bytes"
+MEDIA_PATHS = "media_paths"
 
 _ROW_FIELD = pa.field(c.ROW, ROW_STRUCT)
 _ERROR_FIELDS = (
@@ -40,6 +42,7 @@ _TENSOR_FIELDS = (
     pa.field(c.PATCHES, pa.large_binary()),
     pa.field(c.GRID_THW, pa.list_(pa.int32())),  # three numbers for each medium
     pa.field(c.MEDIA_KINDS, pa.list_(pa.string())),
+    pa.field(c.TENSOR_SEAL, pa.int64()),  # of the tensors and the row, see seal.py
 )
 _ANSWER_FIELDS = (
     pa.field(c.ATTEMPT, pa.int32()),
@@ -56,8 +59,14 @@ def read_schema(manifest: ManifestSchema) -> pa.Schema:
 
 
 def fetched_schema(manifest: ManifestSchema) -> pa.Schema:
-    """And the bytes of each medium; null in error rows."""
-    return pa.schema([*read_schema(manifest), pa.field(MEDIA_BYTES, pa.list_(pa.large_binary()))])
+    """And the bytes of each medium, or the path of a temporary file; null in error rows."""
+    return pa.schema(
+        [
+            *read_schema(manifest),
+            pa.field(MEDIA_BYTES, pa.list_(pa.large_binary())),
+            pa.field(MEDIA_PATHS, pa.list_(pa.string())),
+        ]
+    )
 
 
 def prepared_schema(manifest: ManifestSchema) -> pa.Schema:

@@ -1,68 +1,101 @@
-"""Turns staged files into visible ones: a file gets its name when the ledger has its rows.
+"""Turns what runs have committed into visible files, and removes what they have not: at the start
+of a run, at its end, and after a kill.
 
-`publish` may be cut off at any instant and done again by anyone; `recover` does so for what killed
-runs left behind. Which rows a file holds is not known here.
+All of it may be cut off at any instant and begun again. How one file is made is publish.py's.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 
-from pipeline import storage
-from pipeline.ledger import HIDDEN
+from pipeline import publish, storage
+from pipeline.ledger import record_of
+from pipeline.ledger_log import TakenOverError, Writer, catch_up, taken_over
+from pipeline.ledger_state import Group, LedgerState
 from pipeline.storage import Place
 
-# Readers that take every *.parquet below a folder must not see staged files either.
-_SUFFIX = ".staged"
-_MOVERS = 16
+SUCCESS = "_SUCCESS"
+_MOVERS = 8  # files that are made at once; each is in memory, with its parts
+_BATCH = 256  # files after which the log takes note of them
 
 
-def stage(output: Place, token: str, name: str, data: bytes) -> None:
-    """Keeps the file that will be output/name under a hidden name."""
-    storage.put(_staged(output, token, name), data)
+def recover(output: Place, state: LedgerState) -> None:
+    """Makes visible what older runs have decided to, and removes what they have not committed.
 
-
-def publish(output: Place, token: str, names: Sequence[str]) -> None:
-    """Gives the files staged under `token`, which the ledger has committed, their names."""
-    for name in names:
-        storage.move(_staged(output, token, name), output / name)
-    if output.is_local:
-        storage.remove_folder(_folder(output) / token)
-
-
-def discard(output: Place, token: str) -> None:
-    """Removes what was staged under `token`, which the ledger did not commit."""
-    storage.remove_folder(_folder(output) / token)
-
-
-def has_leftovers(output: Place) -> bool:
-    """Whether files are staged: now, or since a run that was killed."""
-    return bool(storage.files_below(_folder(output)))
-
-
-def recover(output: Place, committed: Collection[str]) -> None:
-    """Publishes what is staged under committed tokens and discards the rest.
-
-    Only while no task can commit: when a run has begun, and when it has finished every row.
+    Their finished rows that do not fill a file stay hidden, and go into this run's files. Only when
+    a run has begun, and none of its tasks: so nobody else may commit.
+    Raises TakenOverError when a newer run has begun.
     """
-    by_token: dict[str, list[str]] = {}
-    for path in storage.files_below(_folder(output)):
-        token, _, rest = path.partition("/")
-        names = by_token.setdefault(token, [])
-        if rest.endswith(_SUFFIX):
-            names.append(rest.removesuffix(_SUFFIX))
+    run = _run_of(state)
+    if state.groups:
+        _publish(output, state, Writer(output, state, run))
+    _clean(output, state, run)
 
-    def settle(token: str) -> None:
-        if token in committed:
-            publish(output, token, by_token[token])
-        discard(output, token)
 
+def flush(output: Place, state: LedgerState) -> None:
+    """Makes all finished rows visible: each folder's last file may have fewer rows than others.
+
+    For the end of a run: none of its tasks can commit after that. Brings `state` up to date.
+    Raises TakenOverError when a newer run has begun.
+    """
+    run = _run_of(state)
+    catch_up(output, state)
+    if state.run != run:
+        raise taken_over(output, state)
+    writer = Writer(output, state, run, closing=True)
+    writer.add(lambda: record_of(state, everything=True) if state.parts else None)
+    _publish(output, state, writer)
+    _clean(output, state, run)
+
+
+def is_settled(output: Place, state: LedgerState) -> bool:
+    """Whether all finished rows are visible, nothing is staged, and the end was noted."""
+    if state.tokens or publish.leftovers(output, ()):
+        return False
+    return storage.exists(output / SUCCESS)
+
+
+def mark_finished(output: Place, summary: str) -> None:
+    """Tells readers that every row of the manifest is there; the summary says what they are."""
+    storage.put(output / SUCCESS, summary.encode())
+
+
+def mark_unfinished(output: Place) -> None:
+    """To be called before a run adds rows."""
+    storage.remove(output / SUCCESS)
+
+
+def _run_of(state: LedgerState) -> str:
+    if state.run is None:
+        raise TakenOverError("no run has begun on the output")
+    return state.run
+
+
+def _publish(output: Place, state: LedgerState, writer: Writer) -> None:
+    """Publishes every group of the state."""
     with ThreadPoolExecutor(_MOVERS) as movers:
-        list(movers.map(settle, by_token))
+        for groups in _batches(list(state.groups.values())):
+            list(movers.map(lambda group: publish.publish(output, group), groups))
+            names = [group.name for group in groups]
+            writer.add(lambda: record_of(state, published=names))  # noqa: B023
+            tokens = {part.token for group in groups for part in group.parts}
+            gone = [token for token in tokens if token not in state.tokens]
+            list(movers.map(lambda token: publish.discard(output, [token]), gone))
 
 
-def _folder(output: Place) -> Place:
-    return output / HIDDEN / "staged"
+def _batches(groups: Sequence[Group]) -> Iterator[list[Group]]:
+    waiting = iter(groups)
+    while batch := list(islice(waiting, _BATCH)):
+        yield batch
 
 
-def _staged(output: Place, token: str, name: str) -> Place:
-    return _folder(output) / token / f"{name}{_SUFFIX}"
+def _clean(output: Place, state: LedgerState, run: str) -> None:
+    """Removes what nobody needs: staged by tasks that were killed before they committed."""
+    found = publish.leftovers(output, state.tokens)
+    # This process may have slept for hours. If no other run has begun by now, then what was found
+    # before is of tasks that cannot commit any more.
+    catch_up(output, state)
+    if state.run != run:
+        raise taken_over(output, state)
+    with ThreadPoolExecutor(_MOVERS) as movers:
+        list(movers.map(storage.remove, found))

@@ -3,23 +3,27 @@
 Two kinds of storage differ in what is atomic: a local file system renames, an object store puts
 whole objects. The functions here hide that difference; what the bytes mean is not known.
 Credentials and endpoints come from the environment of each process in the usual ways of fsspec's
-file systems (for s3:// those of AWS, AWS_ENDPOINT_URL included).
+file systems (for s3:// those of AWS, AWS_ENDPOINT_URL included). What a busy or broken store may
+answer is tried again, beyond the retries of each library.
 """
 
 import os
 import posixpath
 import re
 import uuid
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
+from typing import Any, TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from pipeline.retries import Backoff, told_apart, tried
 from schemas.errors import JobError
 
+_BACKOFF = Backoff(tries=8)
+_FOUND = TypeVar("_FOUND")
 _SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.:-]*)://")
 _URL = re.compile(r"\b[a-zA-Z][a-zA-Z0-9+.-]*://[^\s'\"<>]+")
 
@@ -63,8 +67,11 @@ def shown(url: str) -> str:
     """The URL without what may be secret: user, password, query and fragment."""
     if scheme(url) == "file":
         return url
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    plain = re.split(r"[?#]", url, maxsplit=1)[0]
+    # A password may wrongly have a slash, and what looks like a port then is its beginning.
+    plain = re.sub(r"://[^/@]*:[^/@]*[^/@0-9\]][^@]*/[^@]*@", "://", plain)
+    # Also of the second URL of a chain.
+    return re.sub(r"//[^/]*@", "//", plain)
 
 
 def without_secrets(text: str) -> str:
@@ -72,8 +79,11 @@ def without_secrets(text: str) -> str:
     return _URL.sub(lambda found: shown(found.group()), text)
 
 
-def resolve(url: str) -> Place:
-    """Where `url` is. Raises JobError when nothing here can read that kind of URL."""
+def resolve(url: str, **settings: Any) -> Place:
+    """Where `url` is. settings: further ones of its file system.
+
+    Raises JobError when nothing here can read that kind of URL.
+    """
     full = absolute(url)
     if scheme(full) == "file":
         return Place(LocalFileSystem(), full, full)
@@ -81,15 +91,42 @@ def resolve(url: str) -> Place:
         raise JobError(f"{shown(full)}: found a chain of URLs ('::'), expected one plain URL")
     try:
         # Listings are cached per process by default, and other processes write here too.
-        fs, path = fsspec.url_to_fs(full, use_listings_cache=False)
+        fs, path = fsspec.url_to_fs(full, use_listings_cache=False, **settings)
     except (ImportError, ValueError) as error:
-        raise JobError(f"{shown(full)}: cannot be opened: {error}") from error
+        reason = without_secrets(str(error))
+        raise JobError(f"{shown(full)}: cannot be opened: {reason}") from error
     return Place(fs, path.rstrip("/"), full)
+
+
+def renew(place: Place) -> Place:
+    """The same place with credentials that are looked up anew."""
+    if hasattr(place.fs, "connect"):  # s3fs: those who share the file system have them too
+        place.fs.connect(refresh=True)
+        return place
+    # fsspec keeps one instance for all who ask with the same settings, and knows no other way.
+    cached = type(place.fs)._cache
+    if cached.get(place.fs._fs_token) is place.fs:
+        del cached[place.fs._fs_token]
+    return replace(place, fs=resolve(place.url).fs)
+
+
+def steadily(place: Place, action: Callable[[Any], _FOUND]) -> _FOUND:
+    """What `action` returns when it is called with the place's file system, through faults of the
+    store that pass. It may be called several times. Raises what it raises at last.
+    """
+    if place.is_local:
+        return action(place.fs)
+    fs = [place.fs]
+
+    def renewed() -> None:
+        fs[0] = renew(replace(place, fs=fs[0])).fs
+
+    return tried(lambda: action(fs[0]), _BACKOFF, renewed)
 
 
 def read(place: Place) -> bytes:
     """The whole content. Raises FileNotFoundError."""
-    return bytes(place.fs.cat_file(place.path))
+    return bytes(steadily(place, lambda fs: fs.cat_file(place.path)))
 
 
 def put_new(place: Place, data: bytes) -> bool:
@@ -108,20 +145,24 @@ def put_new(place: Place, data: bytes) -> bool:
             temporary.unlink()
         _sync(target.parent)
         return True
-    try:
-        place.fs.pipe_file(place.path, data, mode="create")
-    except OSError as error:
-        if not (isinstance(error, FileExistsError) or _is_conflict(error)):
-            raise
-        # A retried request meets the object that its first try has made: then it is ours.
-        return read(place) == data
-    return True
+
+    def create(fs: Any) -> bool:
+        try:
+            fs.pipe_file(place.path, data, mode="create")
+        except Exception as error:
+            if told_apart(error).kind not in ("conflict", "changed"):
+                raise
+            return False
+        return True
+
+    # A try may have made the object although its answer was lost: then the next one meets it.
+    return steadily(place, create) or read(place) == data
 
 
 def put(place: Place, data: bytes) -> None:
     """Writes `place` whole and durable, over what was there."""
     if not place.is_local:
-        place.fs.pipe_file(place.path, data)
+        steadily(place, lambda fs: fs.pipe_file(place.path, data))
         return
     target = Path(place.path)
     _write_temporary(target, data).replace(target)
@@ -140,18 +181,27 @@ def move(source: Place, target: Place) -> None:
             Path(source.path).replace(target.path)
             _sync(Path(target.path).parent)
         else:
-            source.fs.cp_file(source.path, target.path)
+            steadily(source, lambda fs: fs.cp_file(source.path, target.path))
     except FileNotFoundError:
-        if not target.fs.exists(target.path):
+        if not exists(target):
             raise
     if not source.is_local:
         remove(source)
 
 
+def exists(place: Place) -> bool:
+    """Whether there is a file or folder."""
+    try:
+        steadily(place, lambda fs: fs.info(place.path))
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def remove(place: Place) -> None:
     """Removes a file; fine when there is none."""
     try:
-        place.fs.rm_file(place.path)
+        steadily(place, lambda fs: fs.rm_file(place.path))
     except FileNotFoundError:
         return
 
@@ -159,7 +209,7 @@ def remove(place: Place) -> None:
 def remove_folder(place: Place) -> None:
     """Removes a folder and all in it; fine when there is none."""
     try:
-        place.fs.rm(place.path, recursive=True)
+        steadily(place, lambda fs: fs.rm(place.path, recursive=True))
     except FileNotFoundError:
         return
 
@@ -167,15 +217,10 @@ def remove_folder(place: Place) -> None:
 def files_below(place: Place) -> list[str]:
     """The paths of all files below a folder, relative to it, sorted; empty without a folder."""
     try:
-        found = place.fs.find(place.path)
+        found = steadily(place, lambda fs: fs.find(place.path))
     except FileNotFoundError:  # s3fs, when there is no bucket
         return []
     return sorted(posixpath.relpath(path, place.path) for path in found)
-
-
-def _is_conflict(error: OSError) -> bool:
-    text = f"{error} {error.__cause__}".lower()
-    return any(word in text for word in ("precondition", "pre-condition", "conditionalrequest"))
 
 
 def _write_temporary(target: Path, data: bytes) -> Path:

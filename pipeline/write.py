@@ -1,30 +1,29 @@
-"""Turns tables of finished rows into Parquet files of the output, each row once.
+"""Turns tables of finished rows into files of the output, each row once.
 
-A write task stages its files under hidden names, has the ledger commit their rows, and gives the
-files their names. A task that is killed anywhere in between is done again, by Ray or by the next
-run, and nothing is lost or doubled. What makes a row finished is the ledger's knowledge.
+A write task stages its rows in one hidden object and has the ledger commit them. When they fill
+files with what other tasks have committed, the ledger says which, and the task makes those visible.
+A task that is killed anywhere in between is done again, by Ray or by the next run, and nothing is
+lost or doubled. What makes a row finished is the ledger's knowledge.
 """
 
-import io
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from ray.data.datasource import Datasink
 
-from pipeline import partitions, staging, storage
-from pipeline.ledger import Commit
+from pipeline import partitions, publish, storage
+from pipeline.ledger import Answer, Commit
 from pipeline.ledger_state import Counts, Rows
-from pipeline.records import ROW_FILE, ROW_INDEX, ROW_STRUCT
+from pipeline.publish import ordinals
+from pipeline.records import ROW_FILE, ROW_INDEX
+from pipeline.storage import Place
 from schemas import columns as c
-
-_COMPRESSION = "zstd"
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,9 @@ class LedgerCalls(Protocol):
 
     def taken(self, rows: Rows) -> Rows: ...
 
-    def commit(self, commit: Commit) -> Rows: ...
+    def commit(self, commit: Commit) -> Answer: ...
+
+    def published(self, names: Sequence[str]) -> Answer: ...
 
 
 class ResultDatasink(Datasink[None]):
@@ -73,43 +74,41 @@ def write_rows(table: pa.Table, rules: OutputRules, ledger: LedgerCalls) -> None
     table = _without(table, ledger.taken(_ordinals(table)))
     while table.num_rows:
         token = uuid.uuid4().hex
-        names = []
-        for name, part in _files(table, rules):
-            staging.stage(output, token, name, _parquet(part))
-            names.append(name)
-        taken = ledger.commit(Commit(token, _ordinals(table), _counts(table)))
-        if not taken:
-            staging.publish(output, token, names)
+        parts = publish.stage(output, token, _parts(table, rules))
+        answer = ledger.commit(Commit(token, _ordinals(table), _counts(table), parts))
+        if not answer.taken:
+            _publish(output, answer, ledger)
             return
         # Another try of the same task was faster: what it has not, is staged again.
-        staging.discard(output, token)
-        table = _without(table, taken)
+        publish.discard(output, [token])
+        table = _without(table, answer.taken)
 
 
-def _files(table: pa.Table, rules: OutputRules) -> Iterator[tuple[str, pa.Table]]:
-    """Name and rows of each file, rows in the manifest's order.
+def _publish(output: Place, answer: Answer, ledger: LedgerCalls) -> None:
+    """Makes files visible as long as the ledger has some for this task."""
+    while answer.groups:
+        for group in answer.groups:
+            publish.publish(output, group)
+        answer = ledger.published([group.name for group in answer.groups])
+        publish.discard(output, answer.unneeded)
 
-    Names follow from the first row, which is in no other file, so that they never meet.
-    """
+
+def _parts(table: pa.Table, rules: OutputRules) -> Iterator[tuple[str, pa.Table]]:
+    """The rows of each folder, in the manifest's order, and no more at once than a file has."""
     result = _result(table, rules)
     inside = [name for name in rules.schema.names if name not in rules.partition_by]
+    result = result.select(inside).append_column(c.ROW, table[c.ROW])
     for values, indices in _groups(table, rules.partition_by):
         folder = partitions.folder(rules.partition_by, values)
         for start in range(0, len(indices), rules.rows_per_file):
-            chosen = indices[start : start + rules.rows_per_file]
-            row = table[c.ROW][int(chosen[0])].as_py()
-            name = f"part-{row[ROW_FILE]:05}-{row[ROW_INDEX]:010}.parquet"
-            yield f"{folder}/{name}" if folder else name, result.take(chosen).select(inside)
+            yield folder, result.take(indices[start : start + rules.rows_per_file])
 
 
 def _groups(
     table: pa.Table, partition_by: tuple[str, ...]
 ) -> Iterator[tuple[tuple[Any, ...], "np.ndarray[Any, np.dtype[np.int64]]"]]:
     """Values of the partition columns, and the rows that have them, in the manifest's order."""
-    order = pc.sort_indices(
-        pa.table({"f": _ordinal(table, ROW_FILE), "i": _ordinal(table, ROW_INDEX)}),
-        [("f", "ascending"), ("i", "ascending")],
-    ).to_numpy()
+    order = publish.manifest_order(table)
     if not partition_by:
         yield (), order
         return
@@ -135,26 +134,15 @@ def _result(table: pa.Table, rules: OutputRules) -> pa.Table:
     return pa.Table.from_arrays(arrays, schema=rules.schema)
 
 
-def _parquet(table: pa.Table) -> bytes:
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression=_COMPRESSION)
-    return buffer.getvalue()
-
-
-def _ordinal(table: pa.Table, part: str) -> pa.ChunkedArray:
-    chunks = [pc.struct_field(chunk, part) for chunk in table[c.ROW].chunks]
-    return pa.chunked_array(chunks, ROW_STRUCT.field(part).type)
-
-
 def _ordinals(table: pa.Table) -> Rows:
-    files = _ordinal(table, ROW_FILE).to_numpy()
-    indices = _ordinal(table, ROW_INDEX).to_numpy()
+    files = ordinals(table, ROW_FILE).to_numpy()
+    indices = ordinals(table, ROW_INDEX).to_numpy()
     return {int(file): np.sort(indices[files == file]) for file in np.unique(files)}
 
 
 def _without(table: pa.Table, taken: Rows) -> pa.Table:
-    files = _ordinal(table, ROW_FILE).to_numpy()
-    indices = _ordinal(table, ROW_INDEX).to_numpy()
+    files = ordinals(table, ROW_FILE).to_numpy()
+    indices = ordinals(table, ROW_INDEX).to_numpy()
     keep = np.ones(table.num_rows, bool)
     for file, gone in taken.items():
         keep &= ~((files == file) & np.isin(indices, gone))

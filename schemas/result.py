@@ -71,6 +71,7 @@ class Summary:
     rows, ok, errors (by code): of the whole output, earlier runs included.
     skipped: how many of the rows were finished in earlier runs.
     prompt_tokens, visual_tokens, output_tokens, seconds: this run's.
+    engines_replaced: copies of the model that broke in this run, and were loaded again.
     """
 
     rows: int
@@ -84,6 +85,7 @@ class Summary:
     output: str
     run_id: str
     fingerprint: str
+    engines_replaced: int = 0
 
     @property
     def error_rows(self) -> int:
@@ -115,6 +117,8 @@ def summary_text(summary: Summary) -> str:
         f"this run: {summary.prompt_tokens} prompt tokens ({summary.visual_tokens} visual), "
         f"{summary.output_tokens} output tokens in {summary.seconds:.1f} s{rate}"
     )
+    if summary.engines_replaced:
+        lines.append(f"engines that broke and were replaced: {summary.engines_replaced}")
     lines.append(
         f"output: {summary.output} (run {summary.run_id}, fingerprint {summary.fingerprint})"
     )
@@ -129,6 +133,7 @@ class Progress:
     in earlier runs. ok, errors (by code), output_tokens: this run's. seconds: since this run began.
     rate_rows_s: this run's, recent. eta_s: None while it cannot be told.
     prepared, generated, written: rows of this run that left each stage.
+    engines_replaced: copies of the model that broke in this run, and were loaded again.
     """
 
     rows_total: int
@@ -143,3 +148,4 @@ class Progress:
     prepared: int = 0
     generated: int = 0
     written: int = 0
+    engines_replaced: int = 0

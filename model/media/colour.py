@@ -5,7 +5,6 @@ reference clips to white and which is scaled here, for 32-bit modes, which are r
 EXIF orientation, which the reference applies to files and not to open pictures.
 """
 
-import struct
 from collections.abc import Callable
 
 import numpy as np
@@ -13,6 +12,8 @@ import numpy.typing as npt
 from PIL import ExifTags, Image
 
 from model.errors import MediaError
+
+_BAND = 1024**2  # pixels that are converted at once
 
 # EXIF orientation -> whether rows run upwards, columns run leftwards, and both change places then.
 _TURNS: dict[int, tuple[bool, bool, bool]] = {
@@ -46,7 +47,7 @@ def upright_rgb(
     # An orientation that the loader has applied already (TIFF) is no longer in the metadata.
     orientation = _orientation(picture)
     if pixels is None:
-        pixels = np.array(_rgb(picture, note) if convert else picture, dtype=np.uint8)
+        pixels = _rgb(picture, note) if convert else np.array(picture, dtype=np.uint8)
     if orientation in _TURNS:
         note(f"turned upright (EXIF orientation {orientation})")
         return _turned(pixels, *_TURNS[orientation])
@@ -65,12 +66,13 @@ def _turned(
 def _orientation(picture: Image.Image) -> int:
     try:
         value = picture.getexif().get(ExifTags.Base.Orientation, 1)
-    except (SyntaxError, ValueError, TypeError, KeyError, OSError, struct.error, UserWarning):
+    except Exception:  # noqa: BLE001 - Pillow's parser raises whatever damage makes
         return 1  # metadata that cannot be read say nothing; the pixels are still good
     return value if isinstance(value, int) else 1
 
 
-def _rgb(picture: Image.Image, note: Callable[[str], None]) -> Image.Image:
+def _rgb(picture: Image.Image, note: Callable[[str], None]) -> npt.NDArray[np.uint8]:
+    """uint8 [H, W, 3], band by band: no second picture of the whole size is ever made."""
     if picture.mode in ("I", "F"):
         raise MediaError(
             "decode_unsupported",
@@ -79,26 +81,42 @@ def _rgb(picture: Image.Image, note: Callable[[str], None]) -> Image.Image:
         )
     if picture.mode.startswith("I;16"):
         note("16-bit grey scaled to 8 bits")
-        return _from_grey16(picture, note)
+    width, height = picture.size
+    whole = np.empty((height, width, 3), np.uint8)
+    rows = max(1, _BAND // width)
+    transparent = False
+    for top in range(0, height, rows):
+        stop = min(height, top + rows)
+        band = picture if rows >= height else picture.crop((0, top, width, stop))
+        pixels, seen_through = _band_rgb(band)
+        whole[top:stop] = np.asarray(pixels)
+        transparent = transparent or seen_through
+    if transparent:
+        note("transparency laid over white")
+    return whole
+
+
+def _band_rgb(picture: Image.Image) -> tuple[Image.Image | npt.NDArray[np.uint8], bool]:
+    """RGB pixels of a part of a picture, and whether any of them were transparent."""
+    if picture.mode.startswith("I;16"):
+        return _from_grey16(picture)
     if picture.mode in (
         "La",
         "RGBa",
     ):  # premultiplied: Pillow converts these to their plain form only
         picture = picture.convert("LA" if picture.mode == "La" else "RGBA")
     if "A" not in picture.getbands() and picture.info.get("transparency") is None:
-        return picture.convert("RGB")
+        return picture.convert("RGB"), False
     rgba = picture.convert("RGBA")
     white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-    if rgba.getchannel("A").getextrema() != (255, 255):
-        note("transparency laid over white")
-    return Image.alpha_composite(white, rgba).convert("RGB")
+    seen_through = rgba.getchannel("A").getextrema() != (255, 255)
+    return Image.alpha_composite(white, rgba).convert("RGB"), seen_through
 
 
-def _from_grey16(picture: Image.Image, note: Callable[[str], None]) -> Image.Image:
+def _from_grey16(picture: Image.Image) -> tuple[npt.NDArray[np.uint8], bool]:
     values = np.asarray(picture)
     grey = (values >> 8).astype(np.uint8)
     transparent = picture.info.get("transparency")
     if isinstance(transparent, int):
         grey[values == transparent] = 255
-        note("transparency laid over white")
-    return Image.fromarray(grey).convert("RGB")
+    return grey[..., None], isinstance(transparent, int)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from model.errors import MediaError
 from model.inputs import VisualKind
+from model.media.content import Content, Handle, Source
 
 
 @dataclass(frozen=True)
@@ -29,22 +30,25 @@ _QUICKTIME_ATOMS = {b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"}
 _TS_PACKETS = ((0, 188), (4, 192))  # where sync bytes begin, and how far apart they are
 # Boxes whose missing end means missing pictures; others may be padding that nobody needs.
 _NEEDED_BOXES = {b"mdat", b"moov", b"moof"}
+_MAX_PARTS = 1_000_000  # boxes looked at: a file may consist of nothing but the smallest ones
 
 
-def recognise(data: bytes) -> Format:
+def recognise(source: Source) -> Format:
     """The format of a file by its content, whatever its name was.
 
     Raises MediaError: media_empty for no bytes, decode_unsupported for bytes that are neither a
     known picture nor a known video.
     """
-    if not data:
+    content = Content.of(source)
+    head = content.head()
+    if not head:
         raise MediaError("media_empty", "the file is empty (0 bytes)")
-    found = _picture(data) or _video(data)
+    found = _picture(head) or _video(head)
     if found is None:
         raise MediaError(
             "decode_unsupported",
-            f"the file is no known picture or video: its {len(data)} bytes begin with "
-            f"{data[:12]!r}",
+            f"the file is no known picture or video: its {content.size} bytes begin with "
+            f"{head[:12]!r}",
         )
     return found
 
@@ -104,90 +108,101 @@ def _video(data: bytes) -> Format | None:
     return None
 
 
-def missing_end(data: bytes, name: str) -> str | None:
+def missing_end(source: Source, name: str) -> str | None:
     """A sentence on what is cut off at the end of a video file, or None if nothing is known to be.
 
     Decoders show the part before the cut as if it were the whole; only the declared sizes tell.
     name: the demuxer's, from `recognise`. Streams without declared sizes always give None.
     """
-    if name == "mov":
-        return _missing_box(data)
-    if name == "matroska":
-        return _missing_segment(data)
-    if name == "avi":
-        return _missing_chunk(data)
-    if name == "GIF":
-        return _missing_trailer(data)
+    content = Content.of(source)
+    with content.open() as handle:
+        if name == "mov":
+            return _missing_box(handle, content.size)
+        if name == "matroska":
+            return _missing_segment(handle, content.size)
+        if name == "avi":
+            return _missing_chunk(handle, content.size)
+        if name == "GIF":
+            return _missing_trailer(handle, content.size)
     return None
 
 
-def _missing_box(data: bytes) -> str | None:
+def _missing_box(handle: Handle, total: int) -> str | None:
     at = 0
     seen = set()
-    while at + 8 <= len(data):
-        size, name = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
+    for _ in range(_MAX_PARTS):
+        if at + 8 > total:
+            break
+        head = handle.at(at, 16)
+        size, name = int.from_bytes(head[:4], "big"), head[4:8]
         if size == 1:
-            size = int.from_bytes(data[at + 8 : at + 16], "big")
+            size = int.from_bytes(head[8:], "big")
         elif size == 0:
-            size = len(data) - at
+            size = total - at
         if size < 8:
             return None  # not a box: what to make of it is the demuxer's affair
         seen.add(name)
-        if name in _NEEDED_BOXES and at + size > len(data):
-            return _short(name.decode(), at + size, len(data))
+        if name in _NEEDED_BOXES and at + size > total:
+            return _short(name.decode(), at + size, total)
         at += size
+    else:
+        return None
     if b"moov" not in seen:
         return "its index (the moov box) is missing"
     return None
 
 
-def _missing_segment(data: bytes) -> str | None:
+def _missing_segment(handle: Handle, total: int) -> str | None:
     at = 0
-    while at + 12 <= len(data):
-        name_length = _vint_length(data[at])
-        name = data[at : at + name_length]
-        size_at = at + name_length
-        length = _vint_length(data[size_at])
-        size = int.from_bytes(data[size_at : size_at + length], "big") & ((1 << 7 * length) - 1)
+    for _ in range(_MAX_PARTS):
+        if at + 12 > total:
+            return "its segment is missing"
+        head = handle.at(at, 16)
+        size_at = _vint_length(head[0])
+        length = _vint_length(head[size_at])
+        size = int.from_bytes(head[size_at : size_at + length], "big") & ((1 << 7 * length) - 1)
         if size == (1 << 7 * length) - 1:
             return None  # written live: its length is not declared
-        end = size_at + length + size
-        if name == b"\x18\x53\x80\x67":
-            return _short("segment", end, len(data)) if end > len(data) else None
+        end = at + size_at + length + size
+        if head[:size_at] == b"\x18\x53\x80\x67":
+            return _short("segment", end, total) if end > total else None
         at = end
-    return "its segment is missing"
+    return None
 
 
 def _vint_length(first: int) -> int:
     return max(1, 9 - first.bit_length())
 
 
-def _missing_chunk(data: bytes) -> str | None:
+def _missing_chunk(handle: Handle, total: int) -> str | None:
     at = 0
-    while data[at : at + 4] == b"RIFF" and at + 8 <= len(data):
-        end = at + 8 + int.from_bytes(data[at + 4 : at + 8], "little")
-        if end > len(data):
-            return _short("RIFF chunk", end, len(data))
+    for _ in range(_MAX_PARTS):
+        head = handle.at(at, 8)
+        if head[:4] != b"RIFF" or len(head) < 8:
+            break
+        end = at + 8 + int.from_bytes(head[4:], "little")
+        if end > total:
+            return _short("RIFF chunk", end, total)
         at = end + end % 2
     return None
 
 
-def _missing_trailer(data: bytes) -> str | None:
-    at = 13 + _colour_table(data[10:11])
-    while at < len(data):
-        block = data[at]
-        if block == 0x3B:
+def _missing_trailer(handle: Handle, total: int) -> str | None:
+    at = 13 + _colour_table(handle.at(10, 1))
+    while at < total:
+        block = handle.at(at, 10)
+        if block[0] == 0x3B:
             return None
-        if block == 0x21:
+        if block[0] == 0x21:
             at += 2
-        elif block == 0x2C:
-            at += 11 + _colour_table(data[at + 9 : at + 10])
+        elif block[0] == 0x2C:
+            at += 11 + _colour_table(block[9:])
         else:
             return None  # not a block: what to make of it is the demuxer's affair
-        while at < len(data) and data[at]:
-            at += 1 + data[at]
+        while (length := handle.at(at, 1)) and length[0]:
+            at += 1 + length[0]
         at += 1
-    return f"its blocks go on at byte {at}, but the file ends at byte {len(data)}"
+    return f"its blocks go on at byte {at}, but the file ends at byte {total}"
 
 
 def _colour_table(flags: bytes) -> int:

@@ -4,9 +4,8 @@ Knows files, ceilings and damage; the resize and the patches are in patches.py, 
 """
 
 import io
-import struct
+import sys
 import warnings
-import zlib
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -28,8 +27,10 @@ from PIL import (
 from model.errors import MediaError
 from model.media.colour import upright_rgb
 from model.media.containers import recognise
+from model.media.content import Content, Source
 from model.media.image_rules import ImageRules
-from model.media.jpeg import decode_jpeg
+from model.media.jpeg import decode_jpeg, scan_count
+from model.media.limits import MediaLimits
 from model.media.patches import normalize, patchify_image, patchify_video, resize, smart_resize
 
 __all__ = [
@@ -55,26 +56,6 @@ _PLUGINS: dict[str, type[ImageFile.ImageFile]] = {
     "WEBP": WebPImagePlugin.WebPImageFile,
 }
 
-# What Pillow's parsers raise on damaged files of these formats (a warning if those are errors).
-_PILLOW_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    KeyError,
-    IndexError,
-    TypeError,
-    OverflowError,
-    RuntimeError,
-    AttributeError,
-    struct.error,
-    zlib.error,
-    MemoryError,
-    Image.DecompressionBombError,
-    Image.DecompressionBombWarning,
-    UserWarning,
-)
-
 
 @dataclass(frozen=True)
 class DecodedImage:
@@ -87,36 +68,46 @@ class DecodedImage:
     notes: tuple[str, ...]
 
 
-def decode_image(data: bytes, max_pixels: int | None = None) -> torch.Tensor:
+def decode_image(source: Source, max_pixels: int | None = None) -> torch.Tensor:
     """uint8 [3, H, W]: the upright RGB pixels of a picture file (of an animation: the first frame).
 
     max_pixels: ceiling for height * width as stored, checked in the header before decoding.
     Raises MediaError: media_empty, decode_unsupported, decode_too_large, decode_corrupt.
     """
-    return read_image(data, max_pixels).pixels
+    most = sys.maxsize if max_pixels is None else max_pixels
+    return read_image(source, MediaLimits(max_image_pixels=most)).pixels
 
 
 def read_image(
-    data: bytes, max_pixels: int | None = None, convert_rgb: bool = True
+    source: Source, limits: MediaLimits | None = None, convert_rgb: bool = True
 ) -> DecodedImage:
     """As `decode_image`, with the notes on what was changed.
 
+    limits: what it may cost; its size as stored is checked in the header, before decoding.
     convert_rgb: False refuses pictures that are stored in other colours (decode_unsupported).
     """
-    found = recognise(data)
+    limits = limits or MediaLimits()
+    content = Content.of(source)
+    found = recognise(content)
     if found.kind != "image":
         raise MediaError(
             "decode_unsupported", f"the file is a {found.label}, a picture was asked for"
         )
+    data = content.whole(limits.max_image_bytes, found.label)
     if found.name == "WEBP":  # its decoder takes memory for the canvas as soon as it is opened
-        _check_size(found.label, *_webp_size(data), max_pixels)
+        _check_size(found.label, *_webp_size(data), limits)
     try:
         picture = _PLUGINS[found.name](io.BytesIO(data))
-    except _PILLOW_ERRORS as error:
+    except Exception as error:
         raise _damaged(found.label, error) from error
-    _check_size(found.label, *picture.size, max_pixels)
+    _check_size(found.label, *picture.size, limits)
     notes: list[str] = []
     try:
+        if found.name == "JPEG" and (scans := scan_count(data)) > limits.max_scans:
+            raise MediaError(
+                "decode_too_large",
+                f"the {found.label} has {scans} scans; the limit is {limits.max_scans}",
+            )
         if found.name == "JPEG" and picture.mode in ("RGB", "L"):
             pixels = decode_jpeg(data, picture.height, picture.width)
             if pixels is not None:
@@ -127,7 +118,7 @@ def read_image(
             picture.seek(0)
             notes.append("first frame of several")
         return _decoded(picture, notes, convert_rgb)
-    except _PILLOW_ERRORS as error:
+    except Exception as error:
         raise _damaged(found.label, error) from error
 
 
@@ -138,16 +129,17 @@ def take_picture(
 
     Raises MediaError: media_empty, decode_unsupported, decode_too_large, decode_corrupt.
     """
+    limits = MediaLimits(max_image_pixels=sys.maxsize if max_pixels is None else max_pixels)
     label = f"picture of mode {picture.mode}"
     if 0 in picture.size:
         raise MediaError("media_empty", f"the {label} is {picture.width} x {picture.height} pixels")
-    _check_size(label, *picture.size, max_pixels)
+    _check_size(label, *picture.size, limits)
     notes: list[str] = []
     try:
         with _without_size_warning(picture):
             picture.load()
         return _decoded(picture, notes, convert_rgb)
-    except _PILLOW_ERRORS as error:
+    except Exception as error:
         raise _damaged(label, error) from error
 
 
@@ -161,12 +153,17 @@ def _decoded(
     return DecodedImage(torch.from_numpy(upright).permute(2, 0, 1), tuple(notes))
 
 
-def _check_size(label: str, width: int, height: int, max_pixels: int | None) -> None:
-    if max_pixels is not None and width * height > max_pixels:
+def _check_size(label: str, width: int, height: int, limits: MediaLimits) -> None:
+    if width * height > limits.max_image_pixels:
         raise MediaError(
             "decode_too_large",
             f"the {label} is {width} x {height} = {width * height} pixels; "
-            f"the limit is {max_pixels}",
+            f"the limit is {limits.max_image_pixels}",
+        )
+    if max(width, height) > limits.max_side:
+        raise MediaError(
+            "decode_too_large",
+            f"the {label} is {width} x {height} pixels; the limit of one side is {limits.max_side}",
         )
 
 

@@ -101,7 +101,8 @@ class KeptFrames:
                 "decode_corrupt", f"frame {index} of the {self.found.label} is damaged"
             )
         check_frame(self.found, frame.width, frame.height, self.limits)
-        rgb = frame.to_ndarray(format="rgb24")
+        # By itself the library starts a thread for each core, for every frame anew.
+        rgb = frame.to_ndarray(format="rgb24", threads=1)
         turns = frame.rotation // 90 % 4
         upright = torch.from_numpy(np.ascontiguousarray(np.rot90(rgb, turns))).permute(2, 0, 1)
         if self.frames is None:

@@ -5,12 +5,16 @@ Knows pixels, frames and ceilings; prompts and token ids are none of its busines
 """
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from model.errors import MediaError, PromptError
 from model.inputs import VisualInput, VisualKind
+from model.media.content import Content, Source
 from model.media.frame_sampling import VideoRules, max_pixels_for, sample_indices, sampling_note
 from model.media.image_rules import ImageRules
 from model.media.images import DecodedImage, read_image
@@ -18,6 +22,8 @@ from model.media.limits import MediaLimits
 from model.media.patches import patchify_image, patchify_video, resize
 from model.media.pixels import Frames, Picture, frame_count, picture_pixels
 from model.media.video import Video, decode_video, frame_size
+
+_TORCH_HAS_NO_MEMORY = "DefaultCPUAllocator"  # in its sentence: torch has no error for it
 
 
 @dataclass(frozen=True)
@@ -45,20 +51,31 @@ class Receipt:
 
 
 def prepare_picture(
-    data: bytes | Picture, rules: ImageRules, limits: MediaLimits
+    source: Source | Picture, rules: ImageRules, limits: MediaLimits
 ) -> tuple[VisualInput, Receipt]:
-    """The patches of one picture, of a file's bytes or decoded.
+    """The patches of one picture, of a file or decoded.
 
     Raises as `read_image` or `picture_pixels`, and PromptError context_too_long.
     """
-    if isinstance(data, (bytes, bytearray, memoryview)):
-        data = bytes(data)
-        image = read_image(data, limits.max_image_pixels, rules.do_convert_rgb)
-        digest = hashlib.sha256(data)
-    else:
-        image = picture_pixels(data, limits.max_image_pixels, rules.do_convert_rgb)
-        digest = hashlib.sha256(image.pixels.contiguous().numpy().data)
+    if isinstance(source, (bytes, bytearray, memoryview, Path, Content)):
+        content = Content.of(source)
+        with _memory_may_end("picture"):
+            image = read_image(content, limits, rules.do_convert_rgb)
+            return _picture(image, content.sha256(), rules, limits)
+    image = picture_pixels(source, limits.max_image_pixels, rules.do_convert_rgb)
+    digest = hashlib.sha256(image.pixels.contiguous().numpy().data)
     return _picture(image, digest.hexdigest(), rules, limits)
+
+
+@contextmanager
+def _memory_may_end(label: str) -> Iterator[None]:
+    """Where a process is given little memory, its end is what is wrong with the medium."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and _TORCH_HAS_NO_MEMORY not in str(error):
+            raise
+        raise MediaError("decode_too_large", f"no memory to decode the {label}") from error
 
 
 def _picture(
@@ -96,7 +113,7 @@ def _picture(
 
 
 def prepare_video(
-    data: bytes,
+    source: Source,
     rules: VideoRules,
     pixels: ImageRules,
     limits: MediaLimits,
@@ -104,8 +121,10 @@ def prepare_video(
     end_s: float | None = None,
 ) -> tuple[VisualInput, Receipt]:
     """The patches of one video file, or of a window of it. Raises as `decode_video`."""
-    video = decode_video(data, rules, pixels, limits, start_s, end_s)
-    return _video(video, hashlib.sha256(data).hexdigest(), pixels)
+    content = Content.of(source)
+    with _memory_may_end("video"):
+        video = decode_video(content, rules, pixels, limits, start_s, end_s)
+        return _video(video, content.sha256(), pixels)
 
 
 def prepare_frames(

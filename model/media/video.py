@@ -7,7 +7,7 @@ promised, everything is decoded, and the choice is made anew from what that gave
 """
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import av
 from av.container import InputContainer
@@ -16,6 +16,7 @@ from av.video.stream import VideoStream
 
 from model.errors import MediaError
 from model.media.containers import Format, missing_end, recognise
+from model.media.content import Content, Source
 from model.media.frame_sampling import VideoRules
 from model.media.image_rules import ImageRules
 from model.media.kept_frames import KeptFrames, Video, frame_size
@@ -33,7 +34,7 @@ _PROOF = 8  # frames at the beginning that have to be as the packets promise, be
 
 
 def decode_video(
-    data: bytes,
+    source: Source,
     rules: VideoRules,
     pixels: ImageRules,
     limits: MediaLimits | None = None,
@@ -42,14 +43,15 @@ def decode_video(
 ) -> Video:
     """Samples, decodes and resizes frames.
 
-    data: a whole file; GIF animations count as videos here. pixels: per frame (rules.min_pixels and
-    rules.max_pixels, if set, win). start_s, end_s: only frames of this window are looked at.
+    source: a whole file; GIF animations count as videos here. pixels: per frame (rules.min_pixels
+    and rules.max_pixels, if set, win). start_s, end_s: only frames of this window are looked at.
     Raises MediaError (media_empty, decode_unsupported, decode_too_large, decode_corrupt), and
     PromptError context_too_long if the frames would be more than limits.max_visual_tokens.
     """
     limits = limits or MediaLimits()
-    found = recognise(data)
-    if cut := missing_end(data, found.name):
+    content = Content.of(source)
+    found = recognise(content)
+    if cut := missing_end(content, found.name):
         raise MediaError("decode_corrupt", f"the {found.label} is cut off: {cut}")
     found = _ALSO_VIDEO.get(found.name, found)
     if found.kind != "video":
@@ -57,29 +59,33 @@ def decode_video(
             "decode_unsupported", f"the file is a {found.label}, a video was asked for"
         )
     pixels = pixels.with_limits(rules.min_pixels, rules.max_pixels)
-    timeline, restarts = packet_times(data, found, limits)
+    timeline, restarts = packet_times(content, found, limits)
     if timeline.stamps and restarts.places:
         choice = choose(timeline, rules, start_s, end_s, pixels.temporal_patch_size)
         _check_length(found, timeline, choice, limits, restarts)
         kept = KeptFrames(found, choice, rules, pixels, limits)
-        if _leap(data, found, timeline, restarts, kept, limits):
+        if _leap(content, found, timeline, restarts, kept, limits):
             return kept.video(timeline)
+    planned = timeline.stamps
     for _ in range(_PASSES):
         chosen: KeptFrames | None = None
         if timeline.stamps:
             choice = choose(timeline, rules, start_s, end_s, pixels.temporal_patch_size)
             _check_length(found, timeline, choice, limits)
             chosen = KeptFrames(found, choice, rules, pixels, limits)
-        decoding = _Decoding(found, timeline, chosen, limits)
-        decoding.run(data)
+        decoding = _Decoding(found, timeline, planned, chosen, limits)
+        decoding.run(content)
         if chosen is not None and decoding.as_planned:
             return chosen.video(timeline, decoding.damaged)
-        timeline = Timeline.build(decoding.stamps, timeline.end, timeline.unit, decoding.rate)
+        # Some containers tell times in the order of decoding, damaged ones in any: frames are shown
+        # in the order in which they come out, and time never runs backwards.
+        planned = tuple(decoding.stamps)
+        timeline = Timeline.build(sorted(planned), timeline.end, timeline.unit, decoding.rate)
     raise MediaError("decode_corrupt", f"the {found.label} decodes to other frames at each attempt")
 
 
 def _leap(
-    data: bytes,
+    content: Content,
     found: Format,
     timeline: Timeline,
     restarts: Restarts,
@@ -94,7 +100,7 @@ def _leap(
     """
     stamps, proof = timeline.stamps, min(_PROOF, len(timeline.stamps))
     expected, resume, floor = 0, 0, None  # floor: stamp of the place that is decoded from
-    with opened(data, found, limits) as (container, stream):
+    with opened(content, found, limits) as (container, stream):
         for number, packet in enumerate(container.demux(stream)):
             if number < resume:
                 continue
@@ -131,22 +137,28 @@ def _leap(
 class _Decoding:
     """One pass through the frames of a video, in the order of display.
 
-    stamps: time stamps of all frames seen. as_planned: they are those of the timeline so far; once
-    they are not, nothing more is kept and all stamps are gathered for the next pass.
+    stamps: time stamps of all frames seen. as_planned: they are those that were planned so far;
+    once they are not, nothing more is kept and all stamps are gathered for the next pass.
     """
 
     def __init__(
-        self, found: Format, timeline: Timeline, kept: KeptFrames | None, limits: MediaLimits
+        self,
+        found: Format,
+        timeline: Timeline,
+        planned: Sequence[int],
+        kept: KeptFrames | None,
+        limits: MediaLimits,
     ) -> None:
-        self.found, self.timeline, self.kept, self.limits = found, timeline, kept, limits
+        self.found, self.timeline, self.planned = found, timeline, planned
+        self.kept, self.limits = kept, limits
         self.as_planned = kept is not None
         self.stamps: list[int] = []
         self.rate = 1.0
         self.damaged = 0
 
-    def run(self, data: bytes) -> None:
+    def run(self, content: Content) -> None:
         """Decodes until the choice is certain, or to the end."""
-        with opened(data, self.found, self.limits) as (container, stream):
+        with opened(content, self.found, self.limits) as (container, stream):
             self.rate = float(stream.average_rate or stream.base_rate or 25)
             step = max(1, round(1 / (self.rate * float(stream.time_base or 1))))
             for frame in self._frames(container, stream):
@@ -159,7 +171,7 @@ class _Decoding:
                     return
         if not self.stamps:
             raise MediaError("decode_corrupt", f"no frame of the {self.found.label} can be decoded")
-        if self.as_planned and len(self.stamps) != len(self.timeline.stamps):
+        if self.as_planned and len(self.stamps) != len(self.planned):
             self.as_planned = False
 
     def _frames(self, container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
@@ -181,15 +193,14 @@ class _Decoding:
         """Whether the frames so far prove the choice, because its window ends before the video."""
         if self.kept is None or not self.as_planned:
             return False
-        return len(self.stamps) == self.kept.choice.stop < len(self.timeline.stamps)
+        return len(self.stamps) == self.kept.choice.stop < len(self.planned)
 
     def _see(self, stamp: int, frame: VideoFrame) -> None:
         index = len(self.stamps)
         self.stamps.append(stamp)
         if index >= self.limits.max_frames_decoded:
             raise _too_many(self.found, index + 1, self.limits)
-        planned = self.timeline.stamps
-        if index >= len(planned) or planned[index] != stamp:
+        if index >= len(self.planned) or self.planned[index] != stamp:
             self.as_planned = False
         if self.as_planned and self.kept is not None:
             self.kept.see(index, frame)

@@ -3,7 +3,7 @@
 The only file that knows how the video library is opened. It never opens anything but the bytes.
 """
 
-import io
+from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
@@ -14,26 +14,37 @@ from av.video.stream import VideoStream
 
 from model.errors import MediaError
 from model.media.containers import Format
+from model.media.content import Content, Source
 from model.media.limits import MediaLimits
+from model.media.mp4_boxes import told_samples
 from model.media.seeking import RestartFinder, Restarts
 from model.media.timeline import Timeline
 
-# A demuxer cannot follow references to other files if no protocol is allowed.
-_NO_OTHER_FILES = {"protocol_whitelist": "none"}
+# A demuxer cannot follow references to other files if no protocol is allowed. The others name what
+# is the library's default: it must not depend on a version. No demuxer minds what it does not know.
+_CAUTION = {
+    "protocol_whitelist": "none",
+    "enable_drefs": "0",
+    "use_absolute_path": "0",
+    "max_streams": "1000",
+    "probesize": "5000000",
+}
 # The library reads beyond its list of options per stream where streams are only found on the way.
 _STREAMS_COME_LATER = ("mpeg", "mpegts", "flv")
 
 
-def packet_times(data: bytes, found: Format, limits: MediaLimits) -> tuple[Timeline, Restarts]:
+def packet_times(source: Source, found: Format, limits: MediaLimits) -> tuple[Timeline, Restarts]:
     """The frames' times as the packets tell them (no stamps if they do not), and where decoding may
     begin anew.
 
     Raises MediaError as `opened`, and media_empty for a stream without packets.
     """
-    stamps: list[int] = []
-    ends: list[int] = []
+    if found.name == "mov" and (told := told_samples(Content.of(source))) > limits.max_packets:
+        raise _too_many(found, told, limits)
+    stamps = array("q")
+    last_end: int | None = None
     timed = True
-    with opened(data, found, limits) as (container, stream):
+    with opened(source, found, limits) as (container, stream):
         unit = stream.time_base or Fraction(1, 1000)
         rate = float(stream.average_rate or stream.base_rate or 25)
         context = stream.codec_context
@@ -41,6 +52,8 @@ def packet_times(data: bytes, found: Format, limits: MediaLimits) -> tuple[Timel
         for number, packet in enumerate(container.demux(stream)):
             if packet.pts is None and packet.dts is None and not packet.size:
                 continue
+            if number >= limits.max_packets:
+                raise _too_many(found, number + 1, limits)
             if packet.has_sidedata("new_extradata") or packet.has_sidedata("param_change"):
                 finder.give_up()
             key_frame = bytes(packet) if packet.is_keyframe and finder.possible else None
@@ -52,18 +65,19 @@ def packet_times(data: bytes, found: Format, limits: MediaLimits) -> tuple[Timel
                 continue
             stamps.append(packet.pts)
             if packet.duration:
-                ends.append(packet.pts + packet.duration)
+                end = packet.pts + packet.duration
+                last_end = end if last_end is None else max(last_end, end)
     if timed and not stamps:
         raise MediaError("media_empty", f"the {found.label} holds no frames")
     if not timed:
-        return Timeline((), max(ends, default=0), unit), Restarts()
-    timeline = Timeline.build(sorted(stamps), max(ends, default=None), unit, rate)
+        return Timeline((), last_end or 0, unit), Restarts()
+    timeline = Timeline.build(sorted(stamps), last_end, unit, rate)
     return timeline, finder.found()
 
 
 @contextmanager
 def opened(
-    data: bytes, found: Format, limits: MediaLimits
+    source: Source, found: Format, limits: MediaLimits
 ) -> Iterator[tuple[InputContainer, VideoStream]]:
     """The container and its best video stream; the library's errors become MediaErrors.
 
@@ -73,14 +87,17 @@ def opened(
     size = 0
     ceiling = {"max_pixels": str(limits.max_video_pixels)}
     try:
-        with av.open(
-            io.BytesIO(data),
-            "r",
-            format=found.name,
-            container_options=_NO_OTHER_FILES,
-            options={} if found.name in _STREAMS_COME_LATER else ceiling,
-            metadata_errors="replace",
-        ) as container:
+        with (
+            Content.of(source).open() as handle,
+            av.open(
+                handle,
+                "r",
+                format=found.name,
+                container_options=_CAUTION,
+                options={} if found.name in _STREAMS_COME_LATER else ceiling,
+                metadata_errors="replace",
+            ) as container,
+        ):
             stream = container.streams.best("video")
             if stream is None or stream.disposition & av.stream.Disposition.attached_pic:
                 raise MediaError("decode_unsupported", f"the {found.label} holds no video stream")
@@ -96,6 +113,8 @@ def opened(
             context.options = ceiling
             context.thread_count = 1
             yield container, stream
+    except MemoryError as error:  # also the library's own
+        raise MediaError("decode_too_large", f"no memory to decode the {found.label}") from error
     except av.FFmpegError as error:
         # Where a header tells a size beyond its ceiling, the decoder hides that size and refuses.
         if isinstance(error, av.ArgumentError) and not size:
@@ -104,11 +123,12 @@ def opened(
                 f"the {found.label} cannot be decoded: its frames are beyond the limit of "
                 f"{limits.max_video_pixels} pixels, or their size is not told",
             ) from error
+        # What a decoder says of a frame beyond its ceiling; a few say it of damage as well.
+        hint = f", or a frame is beyond the limit of {limits.max_video_pixels} pixels"
+        hint = hint if isinstance(error, av.ArgumentError) else ""
         raise MediaError(
-            "decode_corrupt", f"the {found.label} is damaged: {error.strerror or error}"
+            "decode_corrupt", f"the {found.label} is damaged: {error.strerror or error}{hint}"
         ) from error
-    except MemoryError as error:
-        raise MediaError("decode_too_large", f"no memory to decode the {found.label}") from error
 
 
 def check_frame(found: Format, width: int, height: int, limits: MediaLimits) -> None:
@@ -119,3 +139,16 @@ def check_frame(found: Format, width: int, height: int, limits: MediaLimits) -> 
             f"a frame of the {found.label} is {width} x {height} = {width * height} pixels; "
             f"the limit is {limits.max_video_pixels}",
         )
+    if max(width, height) > limits.max_side:
+        raise MediaError(
+            "decode_too_large",
+            f"a frame of the {found.label} is {width} x {height} pixels; "
+            f"the limit of one side is {limits.max_side}",
+        )
+
+
+def _too_many(found: Format, count: int, limits: MediaLimits) -> MediaError:
+    return MediaError(
+        "decode_too_large",
+        f"the {found.label} has at least {count} packets; the limit is {limits.max_packets}",
+    )

@@ -4,7 +4,6 @@ The ranks meet at a file in a folder of their own, so that replicas of one machi
 another, and no port has to be chosen. It does not know networks.
 """
 
-import os
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -28,9 +27,6 @@ def join(folder: Path, rank: int, size: int, device: torch.device, timeout_s: fl
     gpu = device.type == "cuda"
     if gpu:
         torch.cuda.set_device(device)
-    else:
-        # All ranks are on this machine, and the name of a host may lead anywhere.
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     store = dist.FileStore(str(folder / "ranks"), size)  # type: ignore[attr-defined]
     dist.init_process_group(
         "nccl" if gpu else "gloo",

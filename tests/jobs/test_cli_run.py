@@ -127,7 +127,7 @@ def test_a_stopped_job_says_how_to_go_on_and_leaves_nothing_running(tmp_path, nu
     ) as process:
         assert process.stderr is not None
         for line in process.stderr:
-            if any(report["prepared"] for report in reports(line)):
+            if any(report["generated"] for report in reports(line)):
                 break
         process.send_signal(number)
         _, rest = process.communicate(timeout=120)
@@ -136,6 +136,12 @@ def test_a_stopped_job_says_how_to_go_on_and_leaves_nothing_running(tmp_path, nu
         time.sleep(0.5)
     assert session_of(process.pid) == []
     assert process.returncode == code
-    assert rest.splitlines()[-1].endswith(
-        "run the same command again: rows that are finished are kept"
+    lines = rest.splitlines()
+    assert lines[-1] == (
+        f"{'interrupted' if number == signal.SIGINT else 'terminated'}: what had begun is "
+        "finished; to go on, run the same command again: rows that are finished are kept"
     )
+    assert {"event": "stopping", "grace_s": 60.0} in reports("\n".join(lines[:-1]))
+    # What the first answers were can be seen, and the rest was not begun.
+    ids = ds.dataset(tmp_path / "out", format="parquet").to_table()["id"].to_pylist()
+    assert 0 < len(ids) == len(set(ids)) < 2000

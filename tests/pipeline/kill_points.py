@@ -1,13 +1,16 @@
-"""Kills a writer at each of its steps in turn, and looks whether a resumed run has each row once.
+"""Kills a run's writing at each of its steps in turn, and looks whether each row comes out once.
 
 Run as a program: one process that imports everything once and forks a child for each kill. A child
 ends, as by SIGKILL, before its n-th call that changes the file system: there is nothing else that
-a kill could interrupt. Prints {"kills": n, "rows_seen": [...]}, or fails with a traceback.
+a kill could interrupt. What is then there is what a reader sees between two steps.
+Prints {"kills": n, "rows_seen": [...]}, or fails with a traceback. With a second argument, a seed,
+it kills resumed runs too, at steps drawn from the seed.
 """
 
 import asyncio
 import json
 import os
+import random
 import shutil
 import sys
 from pathlib import Path
@@ -15,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pipeline import ledger, staging, storage
+from pipeline import ledger, ledger_snapshot, publish, staging, storage
 from pipeline.ledger_state import KnownFile
 from pipeline.records import ROW_STRUCT, parsed_schema
 from pipeline.write import OutputRules, write_rows
@@ -24,7 +27,8 @@ from schemas.manifest import check_manifest_schema
 from schemas.result import result_schema
 from tests.pipeline.world import assert_each_once, read_output
 
-ROWS, TASK_ROWS, FILE_ROWS = 18, 9, 3
+ROWS, TASK_ROWS, FILE_ROWS = 22, 6, 4
+OLD_ROWS = [0, 1, 2, 3, 4, 5, 6, 7, 21]  # what an earlier run has committed
 CHANGES = ("os.rename", "os.link", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree")
 MANIFEST = check_manifest_schema(
     pa.schema([("id", pa.string()), ("uri", pa.string()), ("kind", pa.string())]), "manifest"
@@ -44,6 +48,17 @@ class Calls:
     def commit(self, commit):
         return asyncio.run(self._ledger.commit(commit))
 
+    def published(self, names):
+        return asyncio.run(self._ledger.published(names))
+
+
+class Dying(Calls):
+    """A ledger whose write tasks end before they have published anything."""
+
+    def commit(self, commit):
+        super().commit(commit)
+        return ledger.Answer()
+
 
 def table(indices):
     """Rows as they come out of the stage before write."""
@@ -57,21 +72,43 @@ def table(indices):
     return pa.table(columns, schema=parsed_schema(MANIFEST))
 
 
-def run(output, name):
-    """One run over all rows that are not finished."""
+def begin(output, name):
+    """The state of the output's log when the run has begun."""
     state = ledger.load(output)
     header = {"fingerprint": "f", "parts": {}, "layout": {}}
-    ledger.begin(output, state, name, header, [KnownFile("m.parquet", ROWS, "d")])
-    staging.recover(output, state.tokens)
-    calls = Calls(output, name)
+    ledger.begin(output, state, name, header, [KnownFile("m.parquet", ROWS, "d")], FILE_ROWS)
+    return state
+
+
+def write(output, name, indices, calls):
     constants = {c.MODEL: "m", c.FINGERPRINT: "f", c.RUN_ID: name}
     rules = OutputRules(output.url, result_schema(MANIFEST), ("kind",), FILE_ROWS, constants)
+    write_rows(table(indices), rules, calls)
+
+
+def earlier_run(output):
+    """A run that was killed with files decided on and not made, and with debris of all kinds."""
+    begin(output, "earlier")
+    write(output, "earlier", OLD_ROWS, Dying(output, "earlier"))
+    publish.stage(output, "notcommitted", [("kind=a", table([20]))])
+    storage.put(publish.staged(output) / "cut.whole", b"a file that did not get its name")
+    storage.put(publish.staged(output) / ".cut.tmp", b"a part that did not get")
+
+
+def run(output, name):
+    """One run over all rows that are not finished, as the pipeline's."""
+    # A snapshot after every few records, so that a short run has several.
+    ledger_snapshot.due = lambda state, since: since >= 3
+    state = begin(output, name)
+    staging.mark_unfinished(output)
+    staging.recover(output, state)
+    calls = Calls(output, name)
     left = np.flatnonzero(state.pending(0, 0, ROWS))
     for start in range(0, len(left), TASK_ROWS):
-        write_rows(table(left[start : start + TASK_ROWS].tolist()), rules, calls)
-    ledger.catch_up(output, state)
-    staging.recover(output, state.tokens)
-    ledger.end(output, state, {})
+        write(output, name, left[start : start + TASK_ROWS].tolist(), calls)
+    staging.flush(output, state)
+    if ledger.end(output, state, {}):
+        staging.mark_finished(output, "{}")
 
 
 def forked(action):
@@ -88,7 +125,7 @@ def forked(action):
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def killed_at(number, output):
+def killed_at(number, output, name):
     """A run that ends before its `number`-th change."""
     steps = 0
 
@@ -99,42 +136,70 @@ def killed_at(number, output):
             os._exit(KILLED)
 
     sys.addaudithook(hook)
-    run(output, "killed")
+    run(output, name)
+
+
+def assert_readable(output, filesystem=None):
+    """What a reader sees: never a row twice, never a broken file. Returns the ids."""
+    if output.is_local and not Path(output.path).exists():
+        return []
+    ids = [row["id"] for row in read_output(output.path, filesystem)]
+    assert len(ids) == len(set(ids)), sorted(ids)
+    # Nothing that somebody could take for a result lies among the hidden objects.
+    assert not [name for name in storage.files_below(output / ledger.HIDDEN) if "parquet" in name]
+    return ids
 
 
 def look(output, folder):
-    """What a reader sees right after the kill: never a row twice, never a broken file."""
-    rows = read_output(output.path) if Path(output.path).exists() else []
-    assert_each_once(rows, [row["id"] for row in rows])
+    ids = assert_readable(output)
     with (folder / "seen").open("a") as seen:
-        seen.write(f"{len(rows)}\n")
+        seen.write(f"{len(ids)}\n")
 
 
-def finished(output):
-    assert_each_once(read_output(output.path), [f"row-{i}" for i in range(ROWS)])
-    assert not staging.has_leftovers(output), "staged files are left"
-    assert not ledger.load(output).pending(0, 0, ROWS).any()
+def assert_finished(output, filesystem=None):
+    rows = read_output(output.path, filesystem)
+    assert_each_once(rows, [f"row-{index}" for index in range(ROWS)])
+    assert {row["id"]: row["text"] for row in rows} == {
+        f"row-{index}": f"text {index}" for index in range(ROWS)
+    }
+    assert publish.leftovers(output, ()) == [], "staged objects are left"
+    state = ledger.load(output)
+    assert not state.pending(0, 0, ROWS).any()
+    assert state.counts.rows == ROWS
+    assert staging.is_settled(output, state)
 
 
-def check(folder, number):
-    """Whether the run was killed before it was over."""
-    output = storage.resolve(str(folder / f"out-{number}"))
-    code = forked(lambda: killed_at(number, output))
-    assert code in (0, KILLED), f"kill {number}: the run failed with {code}"
-    assert forked(lambda: look(output, folder)) == 0, f"kill {number}: looking"
-    assert forked(lambda: run(output, "resumed")) == 0, f"kill {number}: the resumed run failed"
-    assert forked(lambda: finished(output)) == 0, f"kill {number}: rows are lost or doubled"
+def resumed(output, folder):
+    look(output, folder)
+    run(output, "resumed")
+    assert_finished(output)
+
+
+def check(folder, steps):
+    """Whether the last of the runs that were to be killed was so before it was over."""
+    output = storage.resolve(str(folder / "out"))
+    shutil.copytree(folder / "earlier", output.path)
+    for number, step in enumerate(steps):
+        code = forked(lambda: killed_at(step, output, f"killed-{number}"))  # noqa: B023
+        assert code in (0, KILLED), f"kills at {steps}: run {number} failed with {code}"
+    assert forked(lambda: resumed(output, folder)) == 0, f"kills at {steps}: rows lost or doubled"
     shutil.rmtree(output.path)
     return code == KILLED
 
 
-def main(folder):
+def main(folder, seed=None):
+    earlier = storage.resolve(str(folder / "earlier"))
+    assert forked(lambda: earlier_run(earlier)) == 0
     kills = 0
-    while check(folder, kills + 1):
+    while check(folder, [kills + 1]):
         kills += 1
+    if seed is not None:
+        draw = random.Random(seed)
+        for _ in range(200):
+            check(folder, [draw.randint(1, kills) for _ in range(draw.randint(2, 5))])
     seen = [int(line) for line in (folder / "seen").read_text().split()]
     print(json.dumps({"kills": kills, "rows_seen": sorted(set(seen))}))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *map(int, sys.argv[2:]))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from model.engine import Engine, Request
-from model.processor import Processor, VideoRules
+from model.processor import Processor
 from model.sampling import Sampling
 from model.tiny import CAPTION_PROMPT, CHECKPOINT
 from pipeline.batcher import Batcher
@@ -24,11 +24,11 @@ from pipeline.generate import (
     _request,
 )
 from pipeline.parse import Parse
-from pipeline.prepare import MediaLimits, Prepare, PrepareRules
+from pipeline.prepare import Prepare, PrepareRules
 from pipeline.records import generated_schema, parsed_schema, prepared_schema, read_schema
 from schemas import columns as c
 from schemas.manifest import check_manifest_schema
-from tests.pipeline.world import draw_media, picture_rows
+from tests.pipeline.world import draw_media, make_job, picture_rows
 
 RULES = GenerateRules(Sampling(max_new_tokens=6), "float32", "cpu", batch_rows=4, threads=1)
 
@@ -51,9 +51,12 @@ def prepared(tmp_path_factory):
     columns = {field.name: pa.nulls(len(rows), field.type) for field in read_schema(manifest)}
     columns |= {name: table[name] for name in table.column_names} | {c.ROW: ordinals}
     table = pa.table(columns).cast(read_schema(manifest))
-    rules = PrepareRules(CAPTION_PROMPT, None, None, None, VideoRules(), MediaLimits())
-    fetched = Fetch(manifest, FetchRules(10**7, 5.0, "/"))(table)
-    return manifest, Prepare(manifest, rules, CHECKPOINT, nothing)(fetched)
+    job = make_job("m", "o", fetch__roots=[str(media["clip"].parent)])
+    fetched = Fetch(manifest, FetchRules.of(job, "/"))(table)
+    prepare = Prepare(manifest, PrepareRules.of(job), CHECKPOINT, nothing)
+    found = prepare(fetched)
+    prepare.close()
+    return manifest, found
 
 
 @pytest.fixture(scope="module")
@@ -327,3 +330,26 @@ def test_rows_of_one_name_in_two_calls_wait_for_each_other(prepared, generate):
     answers = generate._batcher([request] * 5)
     assert len({tuple(one.completion.output_ids) for one in answers}) == 1
     assert generate._batcher([]) == []
+
+
+@pytest.mark.parametrize("column", [c.PATCHES, c.INPUT_IDS, c.SHA256, c.ID, c.ROW, c.TENSOR_SEAL])
+def test_tensors_of_another_row_are_fatal(prepared, generate, column):
+    """Two pictures of one size: every other check would let them pass."""
+    table = prepared[1].slice(0, 2)
+    values = table[column]
+    if column == c.INPUT_IDS:  # the prompts of the two are the same
+        values = pa.chunked_array([pa.array([[7, *one][:-1] for one in values.to_pylist()])])
+        values = values.cast(table[column].type)
+    else:
+        values = values.take(pa.array([1, 0]))
+        assert values.to_pylist() != table[column].to_pylist()
+    place = table.schema.get_field_index(column)
+    swapped = table.set_column(place, table.schema.field(place), values)
+    with pytest.raises(IdentityError, match="not those that were prepared for this row"):
+        generate(swapped)
+
+
+def test_seals_tell_rows_apart(prepared):
+    seals = prepared[1][c.TENSOR_SEAL].to_pylist()
+    assert seals.pop(3) is None  # the broken one
+    assert len(set(seals)) == len(seals)

@@ -1,5 +1,6 @@
 """Files of the output: names, contents, order, sizes; and rows that another try had first."""
 
+import asyncio
 import datetime
 
 import numpy as np
@@ -8,8 +9,9 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import partitions, storage
-from pipeline.ledger_state import LedgerState
+from pipeline import ledger, partitions, staging, storage
+from pipeline.ledger import Commit, Ledger
+from pipeline.ledger_state import Counts, KnownFile
 from pipeline.records import ROW_STRUCT, parsed_schema
 from pipeline.write import OutputRules, write_rows
 from schemas import columns as c
@@ -18,27 +20,48 @@ from schemas.result import result_schema
 
 
 class Calls:
-    """A ledger in memory. `thief` gives it rows to take between the question and the commit."""
+    """The ledger without Ray. `thief` gives it rows to take between the question and the commit."""
 
-    def __init__(self, thief=None):
-        self.state = LedgerState()
-        file = {"number": 0, "name": "m", "rows": 1000, "digest": ""}
-        self.state.apply({"kind": "start", "run": "r", "files": [file]})
+    def __init__(self, folder, rows_per_file=100, thief=None):
+        self.output = storage.resolve(str(folder))
+        self.state = ledger.load(self.output)
+        files = [KnownFile("m", 1000, "")]
+        ledger.begin(self.output, self.state, "r", {}, files, rows_per_file)
+        self.ledger = Ledger(str(folder), "r")
         self.thief = thief
         self.commits = []
 
+    def take(self, rows):
+        commit = Commit("thief", {0: np.array(rows)}, Counts(ok=len(rows)))
+        asyncio.run(self.ledger.commit(commit))
+
     def taken(self, rows):
-        return self.state.taken(rows)
+        return asyncio.run(self.ledger.taken(rows))
 
     def commit(self, commit):
         if self.thief:
-            self.state._mark(0, np.array(self.thief))
+            self.take(self.thief)
             self.thief = None
-        taken = self.state.taken(commit.rows)
-        if not taken:
+        answer = asyncio.run(self.ledger.commit(commit))
+        if not answer.taken:
             self.commits.append(commit)
-            self.state._mark(0, commit.rows[0])
-        return taken
+        return answer
+
+    def published(self, names):
+        return asyncio.run(self.ledger.published(names))
+
+    def flush(self):
+        staging.flush(self.output, self.state)
+
+
+def write(folder, manifest, *tables, partition_by=(), rows_per_file=100):
+    """What a run makes of these tables, each in a task of its own."""
+    calls = Calls(folder, rows_per_file)
+    rules = rules_for(folder, manifest, partition_by, rows_per_file)
+    for table in tables:
+        write_rows(table, rules, calls)
+    calls.flush()
+    return calls
 
 
 def rows_of(indices, **columns):
@@ -73,39 +96,102 @@ def files(folder):
     return [name for name in storage.files_below(storage.resolve(str(folder))) if name[0] != "_"]
 
 
-def test_files_are_sorted_bounded_and_the_same_each_time(tmp_path):
+def test_files_are_sorted_and_full_and_the_same_each_time(tmp_path):
     order = np.random.default_rng(0).permutation(10).tolist()
     manifest, table = rows_of(order)
     for name in ("one", "two"):
-        write_rows(table, rules_for(tmp_path / name, manifest, rows_per_file=4), Calls())
-    expected = [f"part-00000-{first:010}.parquet" for first in (0, 4, 8)]
-    assert files(tmp_path / "one") == files(tmp_path / "two") == expected
-    for name in expected:
+        write(tmp_path / name, manifest, table, rows_per_file=4)
+    found = files(tmp_path / "one")
+    assert found == files(tmp_path / "two")
+    for name in found:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
-    found = pads.dataset(tmp_path / "one").to_table()
-    assert found["id"].to_pylist() == list(range(10))
-    assert found.schema.equals(result_schema(manifest))
-    assert found["status"].to_pylist() == ["ok"] * 5 + ["error"] + ["ok"] * 4
-    assert not list((tmp_path / "one" / "_mediamill").glob("**/*.staged"))
+    ids = [pq.read_table(tmp_path / "one" / name)["id"].to_pylist() for name in found]
+    assert ids == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    whole = pads.dataset(tmp_path / "one").to_table()
+    assert whole.schema.equals(result_schema(manifest))
+    assert whole["status"].to_pylist() == ["ok"] * 5 + ["error"] + ["ok"] * 4
+
+
+def test_many_tasks_and_folders_make_few_files(tmp_path):
+    rng = np.random.default_rng(1)
+    kinds, per_file = 5, 7
+    tables = []
+    for indices in np.array_split(rng.permutation(300), 60):
+        names = [f"k{int(index) % kinds}" for index in indices]
+        manifest, table = rows_of(indices.tolist(), kind=pa.array(names))
+        tables.append(table)
+    calls = Calls(tmp_path, per_file)
+    rules = rules_for(tmp_path, manifest, ("kind",), per_file)
+    most = 0
+    for number, table in enumerate(tables):
+        write_rows(table, rules, calls)
+        # What fills a file is visible at once, what does not is hidden.
+        for kind in range(kinds):
+            done = sum(
+                int(i) % kinds == kind
+                for one in tables[: number + 1]
+                for i in one["id"].to_pylist()
+            )
+            seen = list((tmp_path / f"kind=k{kind}").glob("*.parquet"))
+            assert [pq.read_metadata(path).num_rows for path in seen] == [per_file] * (
+                done // per_file
+            )
+        most = max(most, len(list((tmp_path / "_mediamill" / "staged").iterdir())))
+    calls.flush()
+    assert len(files(tmp_path)) == kinds * -(-(300 // kinds) // per_file)
+    found = pads.dataset(tmp_path, partitioning="hive").to_table()
+    assert sorted(found["id"].to_pylist()) == list(range(300))
+    for name in files(tmp_path):
+        ids = pq.read_table(tmp_path / name)["id"].to_pylist()
+        assert ids == sorted(ids)
+    assert not list((tmp_path / "_mediamill" / "staged").iterdir())
+    # What is staged is what is not visible yet: at most a file's rows for each folder.
+    assert most <= kinds * (per_file - 1)
+
+
+def test_one_task_with_more_rows_than_a_file(tmp_path):
+    manifest, table = rows_of(list(range(25)))
+    calls = Calls(tmp_path, 10)
+    write_rows(table, rules_for(tmp_path, manifest, (), 10), calls)
+    assert [pq.read_metadata(tmp_path / name).num_rows for name in files(tmp_path)] == [10, 10]
+    write_rows(rows_of(list(range(25, 40)))[1], rules_for(tmp_path, manifest, (), 10), calls)
+    assert [pq.read_metadata(tmp_path / name).num_rows for name in files(tmp_path)] == [10] * 4
+    assert not list((tmp_path / "_mediamill" / "staged").iterdir())
+
+
+def test_groups_of_a_task_that_died_are_finished_by_another(tmp_path):
+    now = [0.0]
+    calls = Calls(tmp_path, 2)
+    calls.ledger = Ledger(str(tmp_path), "r", clock=lambda: now[0])
+    manifest, table = rows_of([0, 1])
+    rules = rules_for(tmp_path, manifest, (), 2)
+    commit = calls.commit
+    calls.commit = lambda one: commit(one).__class__()  # the task dies with the ledger's answer
+    write_rows(table, rules, calls)
+    calls.commit = commit
+    write_rows(rows_of([2])[1], rules, calls)
+    assert files(tmp_path) == []  # the first task may still be at work
+    now[0] = 1000.0
+    write_rows(rows_of([4])[1], rules, calls)
+    assert pads.dataset(tmp_path).to_table()["id"].to_pylist() == [0, 1, 2, 4]
 
 
 def test_what_is_counted(tmp_path):
     manifest, table = rows_of(list(range(8)))
-    calls = Calls()
-    write_rows(table, rules_for(tmp_path, manifest), calls)
-    counts = calls.commits[0].counts
+    counts = write(tmp_path, manifest, table).commits[0].counts
     assert (counts.ok, counts.errors, counts.output_tokens) == (7, {"engine_oom": 1}, 24)
     assert counts.rows == 8
 
 
 def test_finished_rows_are_not_written_again(tmp_path):
     manifest, table = rows_of(list(range(10)))
-    calls = Calls(thief=[2, 3])
-    calls.state._mark(0, np.array([0, 9]))
+    calls = Calls(tmp_path, thief=[2, 3])
+    calls.take([0, 9])
     write_rows(table, rules_for(tmp_path, manifest), calls)
-    assert pads.dataset(tmp_path).to_table()["id"].to_pylist() == [1, 4, 5, 6, 7, 8]
     write_rows(table, rules_for(tmp_path, manifest), calls)
     assert len(calls.commits) == 1
+    calls.flush()
+    assert pads.dataset(tmp_path).to_table()["id"].to_pylist() == [1, 4, 5, 6, 7, 8]
     assert len(files(tmp_path)) == 1
 
 
@@ -129,7 +215,7 @@ VALUES = [
 def test_every_partition_value_is_read_back(tmp_path):
     kinds = pa.array(VALUES)
     manifest, table = rows_of(list(range(len(VALUES))), kind=kinds)
-    write_rows(table, rules_for(tmp_path, manifest, ("kind",)), Calls())
+    write(tmp_path, manifest, table, partition_by=("kind",))
     found = pads.dataset(tmp_path, partitioning="hive").to_table()
     assert dict(zip(found["id"].to_pylist(), found["kind"].to_pylist(), strict=True)) == dict(
         enumerate(VALUES)
@@ -148,5 +234,5 @@ def test_every_partition_value_is_read_back(tmp_path):
 )
 def test_partition_folders_of_other_types(tmp_path, values, folders):
     manifest, table = rows_of([0, 1, 2], n=values)
-    write_rows(table, rules_for(tmp_path, manifest, ("n",)), Calls())
+    write(tmp_path, manifest, table, partition_by=("n",))
     assert sorted({name.partition("/")[0] for name in files(tmp_path)}) == folders

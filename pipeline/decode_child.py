@@ -1,0 +1,250 @@
+"""Turns the media of a row into patches, receipts and a prompt, in a process of its own.
+
+The nursery is a process with one thread that has imported and loaded everything once. It decodes
+nothing; it forks workers, which do, and tells how they ended. Who asks, and what becomes of the
+answers, is not known here.
+"""
+
+import gc
+import importlib
+import json
+import os
+import signal
+import socket
+import struct
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from model.errors import MediaError, PromptError
+from pipeline import decode_wire as wire
+from pipeline.decode_confine import Ceiling, Prctl, confine, keep_memory, process_control
+from pipeline.decode_memory import Memory
+from schemas.errors import ErrorCode, RowError
+
+if TYPE_CHECKING:
+    from model.inputs import VisualInput
+    from model.processor import Processor, Receipt
+
+_MOST = 2**32  # bytes of a request: who sends it is trusted
+_MESSAGE = 2000  # characters of an error
+_NO_MEMORY = ("bad_alloc", "allocate memory", "out of memory", "insufficient memory")
+# Of libraries that would start a thread for each core when they are loaded.
+_ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def main(handle: int) -> None:
+    """Is the nursery, until the other end of the socket `handle` is closed."""
+    for name in _ONE_THREAD:
+        os.putenv(name, "1")
+    # Who stops the job tells its processes; this one and its workers go with the last of those.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    keep_memory()
+    link = socket.socket(fileno=handle)
+    with suppress(wire.GoneError):
+        asked = json.loads(wire.receive(link, _MOST).header)
+        module, _, name = asked["factory"].partition(":")
+        try:
+            processor = getattr(importlib.import_module(module), name)(**asked["settings"])
+        except Exception as error:  # noqa: BLE001 - told to who can do something about it
+            _tell(link, {"error": [type(error).__name__, str(error)[:_MESSAGE]]})
+            return
+        gc.collect()
+        gc.freeze()  # or the first collection of each worker would copy what all share
+        _tell(link, {"shapes": _shapes(processor)})
+        _serve(link, processor)
+
+
+def load_processor(
+    checkpoint: str,
+    image_min_pixels: int | None = None,
+    image_max_pixels: int | None = None,
+    video: Mapping[str, Any] | None = None,
+    limits: Mapping[str, Any] | None = None,
+) -> "Processor":
+    """The processor of a checkpoint folder, by the rules of a job. Raises ModelError."""
+    import torch
+
+    from model.processor import MediaLimits, Processor, VideoRules
+
+    torch.set_num_threads(1)  # there is a process for each core
+    return Processor.load(
+        Path(checkpoint),
+        image_min_pixels,
+        image_max_pixels,
+        VideoRules(**(video or {})),
+        MediaLimits(**(limits or {})),
+    )
+
+
+def _shapes(processor: "Processor") -> dict[str, dict[str, int]]:
+    """Of each kind, bytes of one patch, and what the grid is counted in."""
+    shapes: dict[str, dict[str, int]] = {}
+    for kind, rules in processor.rules.items():
+        slices = 1 if kind == "image" else rules.temporal_patch_size
+        shapes[kind] = {
+            "patch_bytes": 3 * slices * rules.patch_size**2,
+            "patch_size": rules.patch_size,
+            "merge_size": rules.merge_size,
+        }
+    return shapes
+
+
+def _serve(link: socket.socket, processor: "Processor") -> None:
+    """Forks and ends workers until nobody asks any more, then ends those that are left."""
+    prctl = process_control()
+    workers: set[int] = set()
+    try:
+        while True:
+            message = wire.receive(link, _MOST, handles=2)
+            asked = json.loads(message.header)
+            if message.handles:
+                workers.add(_fork(link, message.handles, processor, asked["max_bytes"], prctl))
+                continue
+            number = asked["end"]
+            workers.remove(number)
+            with suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
+            # Of one that has ended already, this is the reason, and not the signal above.
+            status = os.waitstatus_to_exitcode(os.waitpid(number, 0)[1])
+            _tell(link, {"status": status})
+    finally:
+        for number in workers:
+            os.kill(number, signal.SIGKILL)
+
+
+def _fork(
+    link: socket.socket,
+    handles: tuple[int, ...],
+    processor: "Processor",
+    max_bytes: int,
+    prctl: Prctl | None,
+) -> int:
+    """handles: of the worker's own link, and of the memory that it shares with who asks it."""
+    parent = os.getpid()
+    number = os.fork()
+    if number == 0:
+        try:
+            link.close()
+            confine(parent, prctl)
+            own, memory = handles
+            shared = Memory(memory, max_bytes)
+            os.close(memory)
+            _work(socket.socket(fileno=own), shared, processor, max_bytes)
+        finally:
+            os._exit(1)
+    for handle in handles:
+        os.close(handle)
+    _tell(link, {"worker": number})
+    return number
+
+
+def _work(link: socket.socket, shared: Memory, processor: "Processor", max_bytes: int) -> NoReturn:
+    """Answers one row after the other; ends its process when nobody asks any more."""
+    ceiling = Ceiling()
+    while True:
+        try:
+            asked = json.loads(wire.receive(link, _MOST).header)
+            told, parts = _answer(processor, asked, shared, ceiling, max_bytes)
+            shared.write(parts)
+            del parts
+            told["data_bytes"] = ceiling.data_bytes()
+            _tell(link, told)
+        except wire.GoneError:
+            os._exit(0)
+
+
+def _answer(
+    processor: "Processor",
+    asked: Mapping[str, Any],
+    shared: Memory,
+    ceiling: Ceiling,
+    max_bytes: int,
+) -> tuple[dict[str, Any], Sequence[memoryview]]:
+    """What there is to say about one row, and its patches and ids as bytes."""
+    seen: list[tuple[VisualInput, Receipt]] = []
+    stage, at = "media", 0
+    try:
+        with ceiling.above(max_bytes):
+            for one in asked["media"]:
+                data: bytes | Path
+                if "path" in one:
+                    data = Path(one["path"])
+                else:
+                    data = shared.read(at, one["bytes"])
+                    at += one["bytes"]
+                wanted = one["kind"], one["start_s"], one["end_s"]
+                seen.append(processor.prepare_media(data, *wanted))
+                del data
+            stage = "prompt"
+            visuals = [visual for visual, _ in seen]
+            ids = _prompt(processor, asked["chat"], visuals)
+            parts = [memoryview(visual.patches.contiguous().numpy().data) for visual in visuals]
+            parts = [
+                *(part.cast("B") for part in parts),
+                memoryview(struct.pack(f"={len(ids)}i", *ids)),
+            ]
+            if sum(part.nbytes for part in parts) > max_bytes:
+                raise MemoryError
+    except Exception as error:  # noqa: BLE001 - whatever a decoder raises is this row's fault
+        receipts = [] if stage == "media" else [_receipt(receipt) for _, receipt in seen]
+        failure = _failure(error, stage, max_bytes)
+        return {"receipts": receipts, "visuals": [], "ids": 0, "failure": failure}, []
+    told = {
+        "receipts": [_receipt(receipt) for _, receipt in seen],
+        "visuals": [{"kind": one.kind, "grid_thw": one.grid_thw} for one in visuals],
+        "ids": len(ids),
+        "failure": None,
+    }
+    return told, parts
+
+
+def _prompt(
+    processor: "Processor", chat: Mapping[str, Any] | None, visuals: "Sequence[VisualInput]"
+) -> list[int]:
+    """The ids of a chat, or of a text and a system text; none where nothing is to be asked."""
+    if chat is None:
+        return []
+    messages = chat.get("messages")
+    if messages is None:
+        kinds = [visual.kind for visual in visuals]
+        messages = processor.user_message(chat["prompt"], kinds, chat["system"])
+    return processor.build_prompt(messages, visuals)
+
+
+def _receipt(receipt: "Receipt") -> dict[str, Any]:
+    return {field.name: getattr(receipt, field.name) for field in fields(receipt)}
+
+
+def _failure(error: Exception, stage: str, max_bytes: int) -> dict[str, str]:
+    """The code and the sentence of an error."""
+    if _is_no_memory(error):
+        code: str = ErrorCode.DECODE_TOO_LARGE
+        text = (
+            f"the row's media take more memory than the limit of {max_bytes} bytes: "
+            "raise limits.decode_bytes"
+        )
+    elif isinstance(error, MediaError | PromptError | RowError):
+        code, text = error.code, str(error)
+    else:
+        code = ErrorCode.DECODE_CORRUPT if stage == "media" else ErrorCode.PROMPT_INVALID
+        text = f"{type(error).__name__}: {error}"
+    # Texts of the row may hold what is no Unicode.
+    return {"code": str(code), "message": text[:_MESSAGE].encode(errors="replace").decode()}
+
+
+def _is_no_memory(error: BaseException | None) -> bool:
+    """Whether an error is, or comes of, memory that was not given."""
+    while error is not None:
+        text = str(error).lower()
+        if isinstance(error, MemoryError) or any(words in text for words in _NO_MEMORY):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _tell(link: socket.socket, header: Mapping[str, Any]) -> None:
+    wire.send(link, json.dumps(header).encode())

@@ -1,0 +1,28 @@
+"""Turns Ray Data's memory of every block into one of those that are under way.
+
+For its report on an execution Ray Data keeps statistics of each block that each operator made: at
+a hundred million rows that is gigabytes in the driver. Nobody here asks for that report. What the
+blocks hold is not known here.
+"""
+
+from typing import Any
+
+
+class Forget:
+    """Ray Data's execution callback: its scheduling loop calls it after each step."""
+
+    def before_execution_starts(self, executor: Any) -> None:
+        """Nothing yet."""
+
+    def on_execution_step(self, executor: Any) -> None:
+        """Empties the lists that grow. There is no public way to have none."""
+        for operator in getattr(executor, "_topology", None) or ():
+            kept = getattr(operator, "_output_blocks_stats", None)
+            if isinstance(kept, list):
+                kept.clear()
+
+    def after_execution_succeeds(self, executor: Any) -> None:
+        """Nothing more."""
+
+    def after_execution_fails(self, executor: Any, error: Exception) -> None:
+        """Nothing more."""

@@ -1,0 +1,175 @@
+"""A web server of a folder, whose answers go wrong as planned or drawn from a seed.
+
+    with faulty_http(folder, seed=1, rate=0.2) as site:
+        fetch(f"{site.url}/a.jpg")
+        assert site.seen["/a.jpg"] == 1
+
+More kinds than those of `faults.KINDS` can be planned or drawn, see `KINDS` here.
+"""
+
+import hashlib
+import time
+from base64 import b64encode
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from tests.servers.faults import STATUSES, Faults, Server, reset
+
+# understated: a shorter body than the file, and a length that agrees: only the digest tells.
+# short_range: fewer bytes than were asked for, told truly. no_range: the whole file instead.
+# redirect: to the same file. flip: a wrong byte. trickle: a byte at a time, for seconds.
+# changed: the file has another content and ETag from now on.
+KINDS = (
+    *("500", "503", "429", "reset", "cut", "slow"),
+    *("understated", "short_range", "no_range", "redirect", "flip"),
+)
+
+
+@dataclass
+class Site:
+    """url: of the folder. seen: requests by path; ranges: their Range headers, in order; headers:
+    all that came with the last one. answers: paths with an answer of their own: status, headers,
+    body. hold: is called with the path and the Range before an answer.
+    """
+
+    url: str
+    faults: Faults
+    folder: Path
+    seen: Counter[str] = field(default_factory=Counter)
+    ranges: list[tuple[str, str | None]] = field(default_factory=list)
+    headers: dict[str, dict[str, str]] = field(default_factory=dict)
+    answers: dict[str, tuple[int, dict[str, str | None], bytes]] = field(default_factory=dict)
+    hold: Callable[[str, str | None], object] | None = None
+
+    @property
+    def requests(self) -> int:
+        return self.seen.total()
+
+
+@contextmanager
+def faulty_http(
+    folder: Path,
+    seed: int = 0,
+    rate: float = 0.0,
+    kinds: Sequence[str] = KINDS,
+    longest: int | None = None,
+    retry_after: str | None = "0",
+    digests: bool = True,
+    context: Any = None,
+) -> Iterator[Site]:
+    """digests: whether answers state the file's checksum. context: an ssl.SSLContext, for https."""
+    faults = Faults(seed, rate, kinds, longest, retry_after)
+    site = Site("", faults, folder)
+    server = Server(_handler(site, digests), context)
+    site.url = server.endpoint
+    try:
+        yield site
+    finally:
+        server.stop()
+
+
+def _handler(site: Site, digests: bool) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
+
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            path = self.path.partition("?")[0]
+            site.seen[path] += 1
+            site.ranges.append((path, self.headers.get("Range")))
+            site.headers[path] = dict(self.headers.items())
+            if site.hold is not None:
+                site.hold(path, self.headers.get("Range"))
+            fault = site.faults.draw("GET", self.path)
+            if fault == "reset":
+                return self._reset()
+            if fault in STATUSES:
+                return self._refuse(int(fault))
+            if fault == "redirect":
+                return self._send(302, {"Location": path + "?again"}, b"")
+            if path in site.answers:
+                return self._send(*site.answers[path])
+            file = site.folder / unquote(path).lstrip("/")
+            if fault == "changed":
+                file.write_bytes(file.read_bytes()[::-1])
+            if not file.is_file():
+                return self._refuse(404)
+            return self._file(file.read_bytes(), fault)
+
+        def _file(self, data: bytes, fault: str | None) -> None:
+            tag = f'"{hashlib.sha256(data).hexdigest()[:16]}"'
+            headers = {"ETag": tag, "Accept-Ranges": "bytes"}
+            span = self._span(len(data), tag) if fault != "no_range" else None
+            if span is not None and span[0] >= len(data):
+                return self._send(416, {"Content-Range": f"bytes */{len(data)}"}, b"")
+            if digests:
+                digest = b64encode(hashlib.sha256(data).digest()).decode()
+                headers["Repr-Digest"] = f"sha-256=:{digest}:"
+            if span is None:
+                status, part = 200, data
+            else:
+                start, stop = span
+                if fault == "short_range":
+                    stop = max(start + 1, (start + stop) // 2)
+                status, part = 206, data[start:stop]
+                headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(data)}"
+            if fault == "understated":
+                part = part[: max(1, len(part) // 2)]
+            if fault == "flip" and part:
+                part = bytes([part[0] ^ 1]) + part[1:]
+            return self._send(status, headers, part, fault)
+
+        def _span(self, size: int, tag: str) -> tuple[int, int] | None:
+            asked, condition = self.headers.get("Range"), self.headers.get("If-Range")
+            if asked is None or (condition is not None and condition != tag):
+                return None
+            first, _, last = asked.removeprefix("bytes=").partition("-")
+            return int(first), min(size, int(last) + 1 if last else size)
+
+        def _send(
+            self, status: int, headers: dict[str, str | None], body: bytes, fault: str | None = None
+        ) -> None:
+            self.send_response_only(status)
+            all_headers: dict[str, str | None] = {"Content-Length": str(len(body)), **headers}
+            for name, value in all_headers.items():
+                if value is not None:
+                    self.send_header(name, value)
+            self.end_headers()
+            if fault == "cut":
+                self.wfile.write(body[: len(body) // 2])
+                self.wfile.flush()
+                return self._reset()
+            if fault == "slow":
+                self.wfile.write(body[:1])
+                self.wfile.flush()
+                time.sleep(site.faults.slow_s)
+                body = body[1:]
+            if fault == "trickle":
+                for byte in body[:600]:
+                    self.wfile.write(bytes([byte]))
+                    self.wfile.flush()
+                    time.sleep(0.05)
+            else:
+                self.wfile.write(body)
+            return None
+
+        def _refuse(self, status: int) -> None:
+            headers = {}
+            if status in (429, 503) and site.faults.retry_after is not None:
+                headers["Retry-After"] = site.faults.retry_after
+            self._send(status, headers, b"no")
+
+        def _reset(self) -> None:
+            self.close_connection = True
+            reset(self.connection)
+
+    return Handler

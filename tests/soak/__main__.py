@@ -1,0 +1,23 @@
+"""Runs the soak: `python -m tests.soak --rows 20000 --kills 100 --seed 1`, JSON at the end."""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict, fields
+
+from tests.soak.soak import Settings, soak
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    for one in fields(Settings):
+        name = f"--{one.name.replace('_', '-')}"
+        parser.add_argument(name, type=type(one.default), default=one.default)
+    settings = Settings(**vars(parser.parse_args()))
+    report = soak(settings, lambda line: print(line, file=sys.stderr, flush=True))
+    print(json.dumps(asdict(report), indent=1))
+    return 1 if report.wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,172 @@
+"""A Ray cluster of several nodes on this machine, in a process of its own.
+
+Each node is a raylet with its own object store and workers. The first one holds the cluster's
+control service, and is the one that drivers connect to; any other can be killed and replaced. As a
+program: says on stdout where the cluster is, does what lines on stdin say, and stops everything at
+the end of stdin.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.soak import processes
+
+ROOT = Path(__file__).parents[2]
+STARTS = 3  # a busy machine may need more than the half minute that Ray gives a node
+STORE_BYTES = 100 * 2**20  # of each node
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where everything of one cluster lies, so that what is left over can be seen."""
+
+    base: Path
+    memory: Path  # of the object stores
+
+    @property
+    def temporary(self) -> Path:
+        return self.base / "tmp"
+
+    def variables(self) -> dict[str, str]:
+        return {"RAY_TMPDIR": str(self.base), "TMPDIR": str(self.temporary)}
+
+
+class LocalCluster:
+    """A cluster of `nodes` nodes with `cpus` CPUs each, as declared to Ray, not as they are."""
+
+    def __init__(self, nodes: int, cpus: int, folders: Folders, environment: dict[str, str]):
+        self._settings = json.dumps([nodes, cpus, str(folders.memory)])
+        self._environment = environment
+        self._process: subprocess.Popen[str] | None = None
+        self.address = ""
+        self.raylets: list[int] = []
+
+    def __enter__(self) -> "LocalCluster":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        for attempt in range(1, STARTS + 1):
+            self._begin()
+            if self._hear():
+                return
+            self.kill()
+            assert attempt < STARTS, "no cluster could be started"
+
+    def _begin(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.soak.cluster", self._settings],
+            cwd=ROOT,
+            env=self._environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,  # the killer's signals and a Ctrl-C are not for the cluster
+        )
+
+    def stop(self) -> None:
+        """Ends it with all that it has started."""
+        if self._process is None:
+            return
+        family = self.family()
+        try:
+            self._process.communicate(timeout=30)  # the end of its stdin
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        processes.end_at_once(family)
+        self._process = None
+
+    def kill(self) -> int:
+        """Everything at once, as when the power fails; the number of processes that ended."""
+        assert self._process is not None
+        hit = processes.end_at_once([self._process.pid, *self.family()])
+        self._process.communicate()
+        self._process = None
+        return hit
+
+    def kill_node(self, index: int) -> int:
+        """SIGKILLs a raylet and all its workers; the number of processes that ended."""
+        raylet = self.raylets[index]
+        family = [raylet, *processes.descendants(raylet)]
+        return processes.end_at_once(family)
+
+    def replace_node(self, index: int) -> None:
+        """Starts a new node in the place of a killed one."""
+        assert self._process is not None
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{index}\n")
+        self._process.stdin.flush()
+        assert self._hear(), "the cluster has ended"
+
+    def family(self) -> set[int]:
+        return set() if self._process is None else processes.descendants(self._process.pid)
+
+    def workers(self) -> dict[int, str]:
+        """Processes that work for Ray, on any node, by the titles that Ray gives them."""
+        titles = {pid: processes.title(pid) for pid in self.family()}
+        return {pid: title for pid, title in titles.items() if title.startswith("ray::")}
+
+    def _hear(self) -> bool:
+        assert self._process is not None
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            return False
+        said = json.loads(line)
+        self.address, self.raylets = said["address"], said["raylets"]
+        return True
+
+
+def main(nodes: int, cpus: int, memory: str) -> None:
+    from ray.cluster_utils import Cluster
+
+    # Ray and what it starts write to stdout too: what is said there must be only ours.
+    voice = os.fdopen(os.dup(1), "w")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    options: dict[str, Any] = {
+        "num_cpus": cpus,
+        "object_store_memory": STORE_BYTES,
+        "plasma_directory": memory,
+        "include_log_monitor": False,
+    }
+    head = {**options, "include_dashboard": False, "no_monitor": True}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+
+    def add() -> Any:
+        for attempt in range(1, STARTS + 1):
+            try:
+                return cluster.add_node(**options, wait=False)
+            except Exception:
+                if attempt == STARTS:
+                    raise
+        return None
+
+    places = [cluster.head_node, *(add() for _ in range(nodes - 1))]
+    cluster.wait_for_nodes()
+
+    def say() -> None:
+        raylets = [place.all_processes["raylet"][0].process.pid for place in places]
+        voice.write(json.dumps({"address": cluster.address, "raylets": raylets}) + "\n")
+        voice.flush()
+
+    say()
+    for line in sys.stdin:
+        index = int(line)
+        cluster.remove_node(places[index], allow_graceful=False)
+        places[index] = add()
+        say()
+    cluster.shutdown()
+
+
+if __name__ == "__main__":
+    main(*json.loads(sys.argv[1]))
