@@ -32,7 +32,7 @@ types: $(READY) ## Check static types with mypy
 	$(BIN)/mypy
 
 pytest: $(READY) ## Run the tests (PYTEST="tests/model -k rope" for some of them)
-	$(BIN)/python -m pytest $(PYTEST)
+	$(BIN)/python -m pytest $(PYTEST) -n 2 --dist loadfile
 
 parity: $(READY) ## Compare with the reference on other cases (SEED=1 CASES=500)
 	$(BIN)/python -m pip download --quiet --no-deps --dest .cache qwen-agent==0.0.34

@@ -19,9 +19,11 @@ def caption(
     as_json: bool = False,
     stdout: TextIO | None = None,
     stderr: TextIO | None = None,
+    address: str | None = None,
 ) -> Summary:
     """Runs the job; progress on stderr, the summary on stdout as text or as one JSON object.
 
+    address: of a Ray cluster; None starts one here for the time of the job.
     Ctrl-C and SIGTERM end the run after what has begun, within resources.grace_s.
     Raises JobError before any actor starts when the job cannot work, Drained when it was told to
     stop, and whatever makes it fail later.
@@ -34,7 +36,7 @@ def caption(
     reporter = reporter_for(stderr or sys.stderr)
     try:
         with stop_on_signals(lambda: reporter.stopping(job.resources.grace_s)) as stop:
-            summary = run(job, plan, on_progress=reporter, stop=stop)
+            summary = run(job, plan, on_progress=reporter, address=address, stop=stop)
     finally:
         reporter.close()
     text = json.dumps(summary_dict(summary)) if as_json else summary_text(summary)

@@ -4,15 +4,19 @@ Exit codes: 0 all rows ok; 3 finished with error rows; 2 wrong usage or job; 1 t
 130 interrupted (Ctrl-C), 143 terminated (SIGTERM).
 """
 
+import argparse
+import os
 import signal
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from types import FrameType
 
 from jobs.commands import TOP_HELP, parse_caption, parse_demo, parse_run
+from jobs.remote_commands import parse_history, parse_look, parse_submit
 from pipeline.faults import Drained
 from schemas.errors import JobError
 from schemas.job import load_job
@@ -80,7 +84,7 @@ def _caption(argv: Sequence[str]) -> int:
     job = load_job(options.config, overrides, job="caption")
     from jobs.caption import caption
 
-    return caption(job, as_json=options.json).exit_code
+    return caption(job, as_json=options.json, address=_address(options)).exit_code
 
 
 def _run(argv: Sequence[str]) -> int:
@@ -88,7 +92,59 @@ def _run(argv: Sequence[str]) -> int:
     job = load_job(options.config, overrides)
     from jobs.caption import caption  # the only job there is yet: `job` can say nothing else
 
-    return caption(job, as_json=options.json).exit_code
+    return caption(job, as_json=options.json, address=_address(options)).exit_code
+
+
+def _address(options: argparse.Namespace) -> str | None:
+    return options.address or os.environ.get("RAY_ADDRESS") or None
+
+
+def _dashboard(options: argparse.Namespace) -> str:
+    address = options.address or os.environ.get("RAY_API_SERVER_ADDRESS")
+    if not address:
+        raise JobError("expected --address, the URL of the cluster's dashboard: http://HEAD:8265")
+    return str(address)
+
+
+def _submit(argv: Sequence[str]) -> int:
+    options, overrides = parse_submit(argv)
+    address = _dashboard(options)
+    job = load_job(options.config, overrides)
+    from jobs.remote import Cluster, Submission
+
+    cluster = Cluster(address)
+    name = cluster.submit(Submission(job, options.name, options.code))
+    print(f"submitted as {name}", file=sys.stderr)
+    if options.detach:
+        print(name)
+        return 0
+    try:
+        return cluster.follow(name, sys.stdout)
+    except KeyboardInterrupt:
+        print(f"no longer following; {name} goes on", file=sys.stderr)
+        return 130
+
+
+def _look(command: str, argv: Sequence[str]) -> int:
+    options = parse_look(command, argv)
+    from jobs.remote import Cluster, print_status
+
+    cluster = Cluster(_dashboard(options))
+    if command == "logs":
+        return cluster.follow(options.name, sys.stdout)
+    if command == "stop" and not cluster.stop(options.name):
+        print(f"{options.name} had ended already", file=sys.stderr)
+    if command == "stop" and options.wait:
+        cluster.wait(options.name)
+    print_status(cluster.status(options.name), options.json)
+    return 0
+
+
+def _history(argv: Sequence[str]) -> int:
+    options = parse_history(argv)
+    from jobs.history import history
+
+    return history(options.output, options.json)
 
 
 def _demo(argv: Sequence[str]) -> int:
@@ -102,6 +158,11 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "demo": _demo,
     "caption": _caption,
     "run": _run,
+    "submit": _submit,
+    "status": partial(_look, "status"),
+    "logs": partial(_look, "logs"),
+    "stop": partial(_look, "stop"),
+    "history": _history,
 }
 
 

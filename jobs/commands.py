@@ -33,6 +33,10 @@ commands:
   demo      draw pictures and clips, caption them with the built-in model, make a page to look at
   caption   caption the media of a manifest
   run       run a job file
+  submit    run a job file on a Ray cluster elsewhere, and follow it
+  status, logs, stop
+            look at a submitted job, follow it, or stop it
+  history   list the runs that an output has seen
   COMMAND --help says more
 
 examples:
@@ -91,7 +95,7 @@ def parse_caption(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, ob
     parser.add_argument("--prompt", metavar="TEXT", help="asked of rows that bring no prompt")
     parser.add_argument("--system", metavar="TEXT", help="system message")
     parser.add_argument("--config", metavar="JOB.yaml", help="job file; the command line beats it")
-    options = _parse(parser, argv)
+    options = parse(parser, argv)
     paths, pairs = _paths_and_pairs(parser, options.arguments)
     if len(paths) > 2 or len(paths) == 1 or (not paths and options.config is None):
         found = ", ".join(paths) or "neither"
@@ -109,12 +113,22 @@ def parse_run(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, object
     """The options of `mediamill run`, with the file as `config`; else as `parse_caption`."""
     parser = _parser("run", "JOB.yaml [key=value ...]", "Run a job file.", _RUN_HELP)
     parser.add_argument("arguments", nargs="*", metavar="JOB.yaml [key=value ...]")
-    options = _parse(parser, argv)
-    paths, pairs = _paths_and_pairs(parser, options.arguments)
+    options = parse(parser, argv)
+    options.config, overrides = job_arguments(parser, options.arguments)
+    return options, overrides
+
+
+def job_arguments(
+    parser: argparse.ArgumentParser, arguments: Sequence[str]
+) -> tuple[str, dict[str, object]]:
+    """One job file and `key=value` pairs: the file, and what the pairs say, by dotted key.
+
+    Raises JobError when a key is given twice, and SystemExit(2) after saying what is wrong.
+    """
+    paths, pairs = _paths_and_pairs(parser, arguments)
     if len(paths) != 1:
         parser.error(f"expected one job file, found {', '.join(paths) or 'none'}")
-    options.config = paths[0]
-    return options, _joined({}, pairs)
+    return paths[0], _joined({}, pairs)
 
 
 def parse_demo(argv: Sequence[str]) -> argparse.Namespace:
@@ -128,27 +142,43 @@ def parse_demo(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--dir", default="demo", metavar="DIR", help="where (default: demo)")
     parser.add_argument("--model", metavar="DIR", help="checkpoint (default: the built-in one)")
-    return _parse(parser, argv)
+    return parse(parser, argv)
+
+
+def new_parser(command: str, usage: str, description: str, epilog: str) -> argparse.ArgumentParser:
+    """A parser for one command; `epilog` stands below its options as it is."""
+    parser = _Parser(
+        prog=f"mediamill {command}",
+        usage=f"mediamill {command} {usage}",
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("-v", "--verbose", action="store_true", help="tracebacks of failures")
+    return parser
 
 
 def _parser(
     command: str, usage: str, description: str, epilog: str, keys: bool = True
 ) -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog=f"mediamill {command}",
-        usage=f"mediamill {command} {usage}",
-        description=description,
-        epilog=f"{epilog}\nkeys:\n{describe_keys()}" if keys else epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    """As `new_parser`; keys: for a command that runs a job here."""
+    if keys:
+        epilog = f"{epilog}\nkeys:\n{describe_keys()}"
+    parser = new_parser(command, usage, description, epilog)
     if keys:
         parser.add_argument("--json", action="store_true", help="print the summary as JSON")
-    parser.add_argument("-v", "--verbose", action="store_true", help="tracebacks of failures")
+        parser.add_argument(
+            "--address",
+            metavar="ADDRESS",
+            help="run on this Ray cluster (auto: the one of this machine); "
+            "default: $RAY_ADDRESS, or a cluster for the time of the job",
+        )
     return parser
 
 
-def _parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
+    """The options. Raises SystemExit(2) after saying which one is unknown or wrong."""
     options, unknown = parser.parse_known_intermixed_args(argv)
     if unknown:
         guess = nearest(unknown[0].partition("=")[0], _option_names(parser))

@@ -1,4 +1,4 @@
-"""Turns a job into one of a Ray cluster somewhere else, through Ray's Jobs API, and follows it there.
+"""Turns a job into one of a Ray cluster somewhere else, through Ray's Jobs API, and follows it.
 
 The driver runs on the cluster, so that the machine that has submitted it may go away. The driver's
 exit code is this command's. How a job runs is not known here.

@@ -67,10 +67,13 @@ def load_processor(
 ) -> "Processor":
     """The processor of a checkpoint folder, by the rules of a job. Raises ModelError."""
     import torch
+    from PIL import AvifImagePlugin
 
     from model.processor import MediaLimits, Processor, VideoRules
 
-    torch.set_num_threads(1)  # there is a process for each core
+    # There is a process for each core.
+    torch.set_num_threads(1)
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1
     return Processor.load(
         Path(checkpoint),
         image_min_pixels,

@@ -5,6 +5,7 @@ themselves, that some are not to be touched, or that nothing is to be begun any 
 does is not known here, only that rows whose status is set pass by.
 """
 
+import atexit
 import os
 import threading
 import time
@@ -54,6 +55,8 @@ class DeskCalls:
     def enter(self, who: Who) -> None:
         import ray
 
+        # Ray's own tidying at exit can wait for ever for a cluster that is gone.
+        atexit.register(os._exit, 0)
         ray.get(self.actor.enter.remote(who))
 
     def begin(self, who: Who, rows: Sequence[Ordinal]) -> Verdict:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from pipeline import ledger, staging, storage
+from pipeline import ledger, spool, staging, storage
 from pipeline.checkpoint import local_folder
 from pipeline.cluster import data_context, ray_cluster, size_pools
 from pipeline.desk import Counter, LedgerCalls, Reporter, start_desk
@@ -153,8 +153,9 @@ def run(
     """
     started = time.monotonic()
     plan = plan or check(job)
-    state = ledger.load(plan.output)
-    if state.sequence != plan.state.sequence:  # another run was here in between
+    state, seen = plan.state, plan.state.sequence
+    ledger.catch_up(plan.output, state)
+    if state.sequence != seen:  # another run was here in between
         plan = check(job)
         state = plan.state
     run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
@@ -172,13 +173,16 @@ def run(
     if outcome.before < plan.manifest.rows:
         if stop.asked:
             raise Drained("nothing had begun", stop.signal)
-        with ray_cluster(address):
-            going = _Run(job, outcome, on_progress, stages, stop)
-            stopped, engines = going.to_the_end(), going.engines
-            if stopped is not None:
-                # The machine may be about to go: files first, then Ray.
-                outcome.keep(stopped)
-                raise stopped
+        try:
+            with ray_cluster(address):
+                going = _Run(job, outcome, on_progress, stages, stop)
+                stopped, engines = going.to_the_end(), going.engines
+                if stopped is not None:
+                    # The machine may be about to go: files first, then Ray.
+                    outcome.keep(stopped)
+                    raise stopped
+        finally:
+            spool.sweep()  # Ray ends its actors without letting them tidy up
     return outcome.finish(engines)
 
 

@@ -210,12 +210,11 @@ class FetchConfig(_Strict):
     )
     hosts: _OptionalTexts = Field(
         default=None,
-        description="hosts that http(s) URLs may name, * for any part; null = every public one",
+        description="hosts that http(s) URLs may name, with *; null = every public one",
     )
     roots: _OptionalTexts = Field(
         default=None,
-        description="folders that files may lie in; null = the manifest's and the current one, "
-        "or none when the manifest is not on this machine",
+        description="folders of files; null = a local manifest's and the current one",
     )
     private_addresses: Annotated[bool, Expected("true or false")] = Field(
         default=False,

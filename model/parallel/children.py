@@ -45,6 +45,11 @@ class Children:
         if self._failure is not None:
             raise self._failure
 
+    @property
+    def processes(self) -> list[int]:
+        """Their ids."""
+        return [process.pid for process in self._processes]
+
     def tell(self, kind: bytes, body: bytes = b"") -> None:
         """One frame to each. Raises OSError when one is gone."""
         for number in range(len(self._processes)):

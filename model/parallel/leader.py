@@ -101,6 +101,11 @@ class LeadingEngine(Engine):
         children.watch()
         return engine
 
+    @property
+    def processes(self) -> list[int]:
+        """Ids of the other ranks' processes."""
+        return self._children.processes if self._children is not None else []
+
     def add(self, request: Request) -> None:
         """As of `Engine`."""
         if request.id in self._open:

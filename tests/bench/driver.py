@@ -33,8 +33,8 @@ PARTS = {
     "ray::Desk": "desk",
     "gcs_server": "gcs",
     "raylet/raylet": "raylet",
-    "Prepared": "prepare",
-    "Answered": "generate",
+    "_FetchAndPrepare": "prepare",
+    "_GenerateAndParse": "generate",
     "ray::Write": "write",
 }
 COLUMNS = ("rows", "seconds", "start", "planned", "driver", *PARTS.values(), "store")

@@ -34,7 +34,7 @@ for place in (manifest, model, media):
     except PermissionError:
         pass
 assert storage.put_new(output / "_ledger/1.json", b"{}")
-assert not storage.put_new(output / "_ledger/1.json", b"{}")
+assert not storage.put_new(output / "_ledger/1.json", b"other")
 storage.put(output / "_staging/part.parquet", b"x" * (60 << 20))  # in several parts
 storage.move(output / "_staging/part.parquet", output / "date=1/part.parquet")
 assert storage.exists(output / "date=1/part.parquet")

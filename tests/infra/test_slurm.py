@@ -25,8 +25,8 @@ from tests.pipeline.world import (
 INFRA = Path(__file__).parents[2] / "infra"
 SCRIPT = INFRA / "slurm" / "mediamill.sbatch"
 LACKS = slurm.missing()
-ROWS = 480
-WAIT_S = 300
+ROWS = 400
+WAIT_S = 400
 
 pytestmark = [
     pytest.mark.slow,
@@ -93,6 +93,11 @@ class Trial:
     def state(self, job: str) -> str:
         return self.cluster.shows(job)["JobState"]
 
+    def wait_for_restart(self, job: str) -> None:
+        """Slurm holds a requeued job back for two minutes."""
+        self.wait(job, lambda: self.state(job) == "PENDING", "the job to be pending")
+        self.cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now")
+
     def wait_for_end(self, job: str) -> None:
         ended = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"}
         self.wait(job, lambda: self.state(job) in ended, "the end")
@@ -116,6 +121,7 @@ def test_a_requeued_run_goes_on(cluster: slurm.Slurm, tmp_path: Path) -> None:
     job = trial.submit("--nodes=1")
     trial.wait(job, lambda: trial.done(job) > 0, "the first rows")
     cluster.run("scontrol", "requeue", job)
+    trial.wait_for_restart(job)
     trial.wait_for_end(job)
     shown = cluster.shows(job)
     assert (shown["JobState"], shown["ExitCode"], shown["Restarts"]) == ("COMPLETED", "0:0", "1")
@@ -129,12 +135,13 @@ def test_a_run_on_two_nodes_drains_when_its_time_is_up(
 ) -> None:
     """The signal that Slurm sends before the end of the time goes to the script alone."""
     trial = Trial(cluster, tmp_path, ROWS)
-    job = trial.submit("--nodes=2", "--cpus-per-task=1", "--mem=4000M")
+    job = trial.submit("--nodes=2", "--mem=4000M")
     trial.wait(job, lambda: trial.done(job) > 0, "the first rows")
     cluster.run("scancel", "--batch", "--signal=TERM", job)
     trial.wait(job, lambda: "mediamill ended with exit code 143" in trial.log(job), "the drain")
     assert '{"event": "stopping"' in trial.log(job)
     assert 0 < len(read_output(trial.output)) < ROWS
+    trial.wait_for_restart(job)
     trial.wait_for_end(job)
     shown = cluster.shows(job)
     assert (shown["JobState"], shown["ExitCode"], shown["Restarts"]) == ("COMPLETED", "0:0", "1")

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import signal
 import sys
 from dataclasses import asdict, fields
 
@@ -14,6 +15,7 @@ def main() -> int:
         name = f"--{one.name.replace('_', '-')}"
         parser.add_argument(name, type=type(one.default), default=one.default)
     settings = Settings(**vars(parser.parse_args()))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started is stopped
     report = soak(settings, lambda line: print(line, file=sys.stderr, flush=True))
     print(json.dumps(asdict(report), indent=1))
     return 1 if report.wrong else 0

@@ -17,7 +17,8 @@ from typing import Any
 from tests.soak import processes
 
 ROOT = Path(__file__).parents[2]
-STARTS = 3  # a busy machine may need more than the half minute that Ray gives a node
+STARTS = 3  # a busy machine may need more than the half minute that Ray gives a process
+WAIT_S = 120.0
 STORE_BYTES = 100 * 2**20  # of each node
 
 
@@ -139,7 +140,7 @@ def main(nodes: int, cpus: int, memory: str) -> None:
         "plasma_directory": memory,
         "include_log_monitor": False,
     }
-    head = {**options, "include_dashboard": False, "no_monitor": True}
+    head = {**options, "include_dashboard": False, "no_monitor": True, "wait": False}
     cluster = Cluster(initialize_head=True, head_node_args=head)
 
     def add() -> Any:
@@ -152,7 +153,7 @@ def main(nodes: int, cpus: int, memory: str) -> None:
         return None
 
     places = [cluster.head_node, *(add() for _ in range(nodes - 1))]
-    cluster.wait_for_nodes()
+    cluster.wait_for_nodes(WAIT_S)
 
     def say() -> None:
         raylets = [place.all_processes["raylet"][0].process.pid for place in places]

@@ -16,7 +16,7 @@ from tests.soak.driver import Driver
 DECK = {"driver": 4, "prepare": 4, "generate": 4, "worker": 4, "node": 3, "desk": 1}
 FIRST = ("driver", "prepare", "generate", "worker", "node")  # of a short run, in random order
 WORDS = {"prepare": "_FetchAndPrepare", "generate": "_GenerateAndParse", "desk": "Desk"}
-BY = 0.7  # share of the rows by which all kills are due: they are seen in jumps, the last ones too
+BY = 0.5  # share of the rows by which all kills are due: they are seen in jumps, the last ones too
 SOON = 0.25  # share of kills that come soon
 SOON_S = 4.0
 
@@ -60,13 +60,15 @@ class Killer:
         return self._wanted - self.kills.total
 
     def visit(self, driver: Driver, rows_seen: int) -> bool:
-        """Kills if it is time to, and if there is somebody of the kind whose turn it is."""
+        """Kills if it is time to: the kind whose turn it is, else the next that is there."""
         if not self.left or rows_seen < self._due_rows or time.monotonic() < self._due_s:
             return False
-        kind = self._deck[self.kills.total]
-        hit = self._kill(kind, driver)
-        if not hit:
-            return False  # the job is just starting, or between two such processes
+        for place, kind in enumerate(self._deck):
+            if hit := self._kill(kind, driver):
+                del self._deck[place]
+                break
+        else:
+            return False  # it has just ended, or is just starting
         self.kills.done[kind] = self.kills.done.get(kind, 0) + 1
         self.kills.processes += hit
         seconds = time.monotonic() - self._began

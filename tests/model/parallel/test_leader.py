@@ -96,16 +96,16 @@ def test_two_ranks_answer_as_one_engine_and_a_death_breaks_them(pair):
             with pytest.raises(ValueError, match="must differ"):
                 pair.add(requests()[0])
             pair.reset()
-    [other] = processes_below(os.getpid())
+    [other] = pair.processes
     os.kill(other, signal.SIGKILL)
     assert pair.died.wait(10)
     with pytest.raises(BrokenRanksError, match="signal 9"):
         list(pair.generate(requests()))
-    assert not processes_below(os.getpid())
+    assert not alive(other)
 
 
 def test_a_rank_that_hangs_is_noticed_and_ended(pair):
-    [other] = processes_below(os.getpid())
+    [other] = pair.processes
     os.kill(other, signal.SIGSTOP)
     assert pair.died.wait(15)
     assert not alive(other)
@@ -140,7 +140,6 @@ def test_what_cannot_start_says_why(tmp_path):
         LeadingEngine.start(CHECKPOINT, 64, "cuda")
     with pytest.raises(ModelError):
         LeadingEngine.start(tmp_path, 2, "cpu")
-    assert not processes_below(os.getpid())
 
 
 def test_a_request_comes_over_as_it_was():

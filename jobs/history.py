@@ -1,0 +1,36 @@
+"""Turns the log of an output into a list of its runs: what each did, and how it ended."""
+
+import json
+import sys
+from typing import TextIO
+
+_COLUMNS = ("started", "run", "rows", "ok", "errors", "seconds", "end")
+
+
+def history(output: str, as_json: bool = False, out: TextIO | None = None) -> int:
+    """Prints one line a run, oldest first, or one JSON object a line; the exit code.
+
+    Raises JobError when the output holds no log, or a damaged one.
+    """
+    from pipeline.runs import past_runs  # pyarrow takes a second; wrong usage does not wait
+
+    runs = past_runs(output)
+    stream = out or sys.stdout
+    if as_json:
+        for run in runs:
+            print(json.dumps(run), file=stream)
+        return 0
+    lines = [_COLUMNS, *(tuple(_shown(run.get(name)) for name in _COLUMNS) for run in runs)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(_COLUMNS))]
+    for line in lines:
+        text = "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        print(text.rstrip(), file=stream)
+    return 0
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, dict):
+        return ",".join(f"{key}={count}" for key, count in value.items()) or "0"
+    return f"{value:.0f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,45 @@
+"""Turns the log of an output, and the notes that runs have left beside it, into their history.
+
+A run that was killed has begun and left no note; what it finished is in the rows of later ones.
+"""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+from pipeline import ledger, storage
+from pipeline.ledger_log import log_of
+from schemas.errors import JobError
+
+_READERS = 16
+
+
+def past_runs(output: str) -> list[dict[str, object]]:
+    """The runs of an output, oldest first: what the summary of each says, and
+
+    run: its name. started: UTC, ISO 8601. end: "finished", "finished with errors", why it stopped,
+    or None for one that was killed or still goes on.
+    Raises JobError when there is no log, or a damaged one.
+    """
+    place = storage.resolve(output)
+    state = ledger.load(place)
+    if state.header is None:
+        raise JobError(f"{storage.shown(place.url)}: found no log of Mediamill, expected an output")
+    log, notes = log_of(place), place / ledger.HIDDEN / "runs"
+    kept = set(storage.files_below(notes))
+
+    def record(number: int) -> dict[str, object]:
+        found: dict[str, object] = json.loads(storage.read(log / f"{number:012}.json"))
+        return found
+
+    def told(begun: dict[str, object]) -> dict[str, object]:
+        run = {"run": begun["run"], "started": begun.get("at")}
+        name = f"{begun['run']}.json"
+        if name not in kept:
+            return {**run, "end": None}
+        note = json.loads(storage.read(notes / name))
+        errors = "finished with errors" if note.get("error_rows") else "finished"
+        return {**run, **note, "end": note.get("stopped", errors)}
+
+    with ThreadPoolExecutor(_READERS) as readers:
+        begun = [one for one in readers.map(record, state.fences) if one["kind"] == "start"]
+        return list(readers.map(told, begun))

@@ -1,0 +1,62 @@
+"""The list of runs that an output has seen."""
+
+import json
+
+import pytest
+
+from jobs.cli import main
+from pipeline import ledger, storage
+from pipeline.ledger_state import KnownFile
+
+HEADER = {"fingerprint": "f", "parts": {}, "layout": {}}
+
+
+def begin(output, run, rows=10):
+    state = ledger.load(output)
+    ledger.begin(output, state, run, HEADER, [KnownFile("m.parquet", rows, "d")], 100)
+    return state
+
+
+def test_runs_in_order_with_how_they_ended(tmp_path, capsys):
+    output = storage.resolve(str(tmp_path / "out"))
+    begin(output, "killed")
+    state = begin(output, "second")
+    note = {"rows": 10, "ok": 8, "errors": {"media_empty": 2}, "error_rows": 2, "seconds": 1.5}
+    storage.put(output / ledger.HIDDEN / "runs" / "second.json", json.dumps(note).encode())
+    ledger.end(output, state, {})
+    begin(output, "third")
+    stopped = {**note, "error_rows": 0, "errors": {}, "stopped": "terminated"}
+    storage.put(output / ledger.HIDDEN / "runs" / "third.json", json.dumps(stopped).encode())
+    assert main(["history", output.url, "--json"]) == 0
+    runs = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(run["run"], run["end"]) for run in runs] == [
+        ("killed", None),
+        ("second", "finished with errors"),
+        ("third", "terminated"),
+    ]
+    assert runs[1]["errors"] == {"media_empty": 2}
+    assert all(run["started"] for run in runs)
+    assert main(["history", output.url]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    assert "media_empty=2" in lines[2]
+    assert lines[1].rstrip().endswith("-")
+
+
+def test_an_output_without_a_log_is_said_to_be_none(tmp_path, capsys):
+    assert main(["history", str(tmp_path)]) == 2
+    assert "found no log of Mediamill" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["submit", "status", "logs", "stop"])
+def test_commands_for_a_cluster_want_its_address(command, capsys, monkeypatch):
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
+    assert main([command, "something"]) == 2
+    assert "--address" in capsys.readouterr().err
+
+
+def test_a_job_with_mistakes_is_not_submitted(tmp_path, capsys):
+    path = tmp_path / "job.yaml"
+    path.write_text("job: caption\nmanifesto: x\n")
+    assert main(["submit", str(path), "--address", "http://127.0.0.1:1"]) == 2
+    assert "manifesto" in capsys.readouterr().err
