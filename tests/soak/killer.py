@@ -16,7 +16,9 @@ from tests.soak.driver import Driver
 DECK = {"driver": 4, "prepare": 4, "generate": 4, "worker": 4, "node": 3, "desk": 1}
 FIRST = ("driver", "prepare", "generate", "worker", "node")  # of a short run, in random order
 WORDS = {"prepare": "_FetchAndPrepare", "generate": "_GenerateAndParse", "desk": "Desk"}
-BY = 0.5  # share of the rows by which all kills are due: they are seen in jumps, the last ones too
+# Share of the rows by which all kills are due, in a short run and in a long one: rows are seen in
+# jumps, the last ones too.
+BY_SHORT, BY_LONG = 0.5, 0.9
 SOON = 0.25  # share of kills that come soon
 SOON_S = 4.0
 
@@ -84,7 +86,8 @@ class Killer:
     def _next_rows(self, rows_seen: int) -> int:
         """Rows after which the next kill comes: what is left is shared among those to come."""
         left = self._wanted if rows_seen == 0 else self.left
-        share = max(0.0, BY * self._rows - rows_seen) / (left + 1)
+        by = BY_SHORT if self._wanted <= len(FIRST) else BY_LONG
+        share = max(0.0, by * self._rows - rows_seen) / (left + 1)
         return rows_seen + int(share * self._random.uniform(0.5, 1))
 
     def _kill(self, kind: str, driver: Driver) -> int:
