@@ -84,7 +84,7 @@ def _caption(argv: Sequence[str]) -> int:
     job = load_job(options.config, overrides, job="caption")
     from jobs.caption import caption
 
-    return caption(job, as_json=options.json, address=_address(options)).exit_code
+    return caption(job, as_json=options.json, address=options.address).exit_code
 
 
 def _run(argv: Sequence[str]) -> int:
@@ -92,11 +92,7 @@ def _run(argv: Sequence[str]) -> int:
     job = load_job(options.config, overrides)
     from jobs.caption import caption  # the only job there is yet: `job` can say nothing else
 
-    return caption(job, as_json=options.json, address=_address(options)).exit_code
-
-
-def _address(options: argparse.Namespace) -> str | None:
-    return options.address or os.environ.get("RAY_ADDRESS") or None
+    return caption(job, as_json=options.json, address=options.address).exit_code
 
 
 def _dashboard(options: argparse.Namespace) -> str:

@@ -94,9 +94,9 @@ class Trial:
         return self.cluster.shows(job)["JobState"]
 
     def wait_for_restart(self, job: str) -> None:
-        """Slurm holds a requeued job back for two minutes."""
+        """Slurm holds a requeued job back for two minutes, until its first start is forgotten."""
         self.wait(job, lambda: self.state(job) == "PENDING", "the job to be pending")
-        self.cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now")
+        self.cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now+15")
 
     def wait_for_end(self, job: str) -> None:
         ended = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"}
