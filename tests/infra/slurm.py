@@ -103,7 +103,7 @@ class Slurm:
     def __exit__(self, *_: object) -> None:
         if self._started:
             self.run("scancel", "--user", str(os.geteuid()), check=False)
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + 90  # a busy machine needs its time to end a job
             while self.run("squeue", "--noheader", check=False).strip():
                 if time.monotonic() > deadline:
                     break
@@ -147,7 +147,12 @@ class Slurm:
         with log:
             self._started.append(
                 subprocess.Popen(
-                    [path, *arguments], env=self.environment, stdout=log, stderr=log, cwd="/"
+                    [path, *arguments],
+                    env=self.environment,
+                    stdout=log,
+                    stderr=log,
+                    cwd="/",
+                    start_new_session=True,  # Ctrl-C is for the tests, which then end the jobs
                 )
             )
 

@@ -89,8 +89,10 @@ def test_drawing_twice_gives_the_same_files(tmp_path: Path) -> None:
     assert draw(tmp_path / "b", 4, 1)
     for path in sorted((tmp_path / "a" / "media").iterdir()):
         one, other = path.read_bytes(), (tmp_path / "b" / "media" / path.name).read_bytes()
-        if not path.name.endswith("clip.mp4"):
+        if path.suffix != ".mp4":
             assert one == other, path.name
+            continue
+        if not path.name.endswith("clip.mp4"):  # a broken one, made of a sound one's bytes
             continue
         for left, right in zip(all_frames(one), all_frames(other), strict=True):
             assert np.abs(left.astype(int) - right).mean() < 1
