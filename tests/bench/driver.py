@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from model.tiny import CAPTION_PROMPT, CHECKPOINT
 from schemas.job import load_job
-from tests.soak import processes
+from tests import processes
 
 ROOT = Path(__file__).parents[2]
 FILE_ROWS, GROUP_ROWS = 250_000, 16_384

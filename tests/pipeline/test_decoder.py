@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from model.media.limits import MediaLimits
 from model.processor import Processor
 from model.tiny import CAPTION_PROMPT, CHECKPOINT
 from pipeline.decoder import Decoder, DecodeRules, Medium, Question
+from tests import processes
 from tests.media import animation, audio_only, cut, draw, encode, jpeg, numbered_frames, video
 from tests.pipeline.traps import FACTORY, trap
 
@@ -59,16 +59,7 @@ def open_handles():
 
 def gone(process, seconds=20.0):
     """Whether a process ends in time; one that nobody has waited for has ended too."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        try:
-            state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
-        except OSError:
-            return True
-        if state == "Z":
-            return True
-        time.sleep(0.02)
-    return False
+    return not processes.wait_for_end([process], seconds)
 
 
 FILES = {

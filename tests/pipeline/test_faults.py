@@ -13,6 +13,7 @@ import pytest
 
 from pipeline import ledger, storage
 from pipeline.run import RunError, run
+from tests import processes
 from tests.pipeline.world import (
     assert_each_once,
     draw_media,
@@ -73,37 +74,9 @@ def kill(process):
     process.communicate()
 
 
-def parents():
-    found = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text().rpartition(")")[2].split()
-        except OSError:  # it has ended meanwhile
-            continue
-        if fields[0] != "Z":
-            found[int(path.parent.name)] = int(fields[1])
-    return found
-
-
-def descendants(root):
-    """Processes that `root` has started, and those that they have."""
-    family, by_child = {root}, parents()
-    while more := {pid for pid, parent in by_child.items() if parent in family} - family:
-        family |= more
-    return family - {root}
-
-
 def named(word, root):
     """Processes that descend from `root` and have the word in their title."""
-    found = []
-    for pid in descendants(root):
-        try:
-            title = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
-        except OSError:
-            continue
-        if word in title:
-            found.append(pid)
-    return found
+    return [pid for pid in processes.descendants(root) if word in processes.title(pid)]
 
 
 def assert_finished(world, job, summary):
@@ -132,7 +105,7 @@ def test_a_driver_is_killed_and_its_cluster_dies_with_it(world, ray_cluster):
     assert len(family) >= 4
     kill(driver)
     # Ray's own agents take up to a minute longer.
-    wait_until(lambda: not family & parents().keys(), "its workers to end", seconds=60)
+    wait_until(lambda: not family & processes.parents().keys(), "its workers to end", seconds=60)
     seen = read_output(job.output)
     assert_each_once(seen, [row["id"] for row in seen])
     between = done_rows(job)

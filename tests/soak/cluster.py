@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.soak import processes
+from tests import processes
 
 ROOT = Path(__file__).parents[2]
 STARTS = 3  # a busy machine may need more than the half minute that Ray gives a process

@@ -9,7 +9,7 @@ import random
 import time
 from dataclasses import dataclass, field
 
-from tests.soak import processes
+from tests import processes
 from tests.soak.cluster import LocalCluster
 from tests.soak.driver import Driver
 

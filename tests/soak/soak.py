@@ -12,8 +12,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests import processes
 from tests.servers.s3 import faulty_s3
-from tests.soak import processes, world
+from tests.soak import world
 from tests.soak.cluster import Folders, LocalCluster
 from tests.soak.driver import ROOT, Driver
 from tests.soak.killer import Killer, Kills

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from model.parallel.leader import BrokenRanksError, LeadingEngine
 from model.parallel.messages import request_bytes, request_of
 from model.sampling import Sampling
 from model.tiny import CHECKPOINT
+from tests import processes
 from tests.model.prompts import prompt
 
 ROOT = Path(__file__).parents[3]
@@ -36,34 +36,6 @@ def requests():
 
 def plain(completion):
     return (completion.output_ids, completion.finish_reason, completion.error)
-
-
-def processes_below(pid):
-    """Ids of living processes whose parent is `pid`."""
-    found = []
-    for path in Path("/proc").iterdir():
-        if path.name.isdigit():
-            try:
-                fields = (path / "stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            if int(fields[1]) == pid and fields[0] != "Z":
-                found.append(int(path.name))
-    return found
-
-
-def alive(pid):
-    try:
-        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def wait_for(condition, seconds):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.05)
 
 
 @pytest.fixture
@@ -101,14 +73,14 @@ def test_two_ranks_answer_as_one_engine_and_a_death_breaks_them(pair):
     assert pair.died.wait(10)
     with pytest.raises(BrokenRanksError, match="signal 9"):
         list(pair.generate(requests()))
-    assert not alive(other)
+    assert not processes.wait_for_end([other], 0)
 
 
 def test_a_rank_that_hangs_is_noticed_and_ended(pair):
     [other] = pair.processes
     os.kill(other, signal.SIGSTOP)
     assert pair.died.wait(15)
-    assert not alive(other)
+    assert not processes.wait_for_end([other], 0)
     with pytest.raises(BrokenRanksError, match="silent"):
         pair.add(requests()[0])
 
@@ -125,12 +97,12 @@ import time; time.sleep(600)
     ) as leader:
         try:
             assert leader.stdout.readline() == "ready\n"
-            others = processes_below(leader.pid)
+            others = processes.descendants(leader.pid)
             assert others
-            os.kill(others[0], signal.SIGSTOP)  # a stopped one cannot notice anything by itself
+            os.kill(min(others), signal.SIGSTOP)  # a stopped one cannot notice anything by itself
         finally:
             leader.kill()
-    wait_for(lambda: not any(alive(pid) for pid in others), 10)
+    assert not processes.wait_for_end(others, 10)
 
 
 def test_what_cannot_start_says_why(tmp_path):
