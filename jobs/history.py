@@ -12,7 +12,9 @@ def history(output: str, as_json: bool = False, out: TextIO | None = None) -> in
 
     Raises JobError when the output holds no log, or a damaged one.
     """
-    from pipeline.runs import past_runs  # pyarrow takes a second; wrong usage does not wait
+    from pipeline.running.history import (
+        past_runs,  # pyarrow takes a second; wrong usage does not wait
+    )
 
     runs = past_runs(output)
     stream = out or sys.stdout

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from pipeline.drain import Stop
+from pipeline.running.drain import Stop
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model.batching.default_rows import default_rows
-from pipeline.forget import Forget
+from pipeline.running.forget import Forget
 from schemas.errors import JobError
 from schemas.job import Resources
 

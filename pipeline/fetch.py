@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.budget import Room
-from pipeline.content import Medium
-from pipeline.fetcher import Fetcher, FetchRules, fetch
+from pipeline.fetching.budget import Room
+from pipeline.fetching.content import Medium
+from pipeline.fetching.fetcher import Fetcher, FetchRules, fetch
+from pipeline.fetching.spool import Spool
 from pipeline.records import (
     MEDIA_BYTES,
     MEDIA_PATHS,
@@ -26,7 +27,6 @@ from pipeline.records import (
     fetched_schema,
     replace_columns,
 )
-from pipeline.spool import Spool
 from schemas import columns as c
 from schemas.errors import RowError
 from schemas.manifest import ManifestSchema

@@ -9,9 +9,10 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from pipeline import ledger, staging, storage
+from pipeline import storage
+from pipeline.commit import ledger, staging
+from pipeline.commit.ledger_state import Counts, LedgerState
 from pipeline.faults import RunError
-from pipeline.ledger_state import Counts, LedgerState
 from pipeline.plan import Plan
 from schemas.result import Summary, summary_dict
 

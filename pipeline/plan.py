@@ -17,12 +17,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline import ids, ledger, partitions, storage
+from pipeline import storage
 from pipeline.canary import check_canary
 from pipeline.checkpoint import check_checkpoint, content_hash
-from pipeline.ids import NewIds
-from pipeline.ledger_state import KnownFile, LedgerState
-from pipeline.manifest import Manifest, ManifestFile, open_manifest
+from pipeline.commit import ledger, partitions
+from pipeline.commit.ledger_state import KnownFile, LedgerState
+from pipeline.inputs import ids
+from pipeline.inputs.ids import NewIds
+from pipeline.inputs.manifest import Manifest, ManifestFile, open_manifest
 from pipeline.records import MEDIA_BYTES, MEDIA_PATHS
 from pipeline.storage import Place
 from schemas.errors import JobError

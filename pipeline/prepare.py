@@ -13,7 +13,8 @@ from typing import Any
 import pyarrow as pa
 
 from model.media.limits import MediaLimits
-from pipeline.decoder import Answer, Decoder, DecodeRules, Medium, Question, Receipt
+from pipeline.decoding.decoder import Answer, Decoder, DecodeRules, Medium, Question, Receipt
+from pipeline.fetching.spool import Spool
 from pipeline.records import (
     MEDIA_BYTES,
     MEDIA_PATHS,
@@ -24,7 +25,6 @@ from pipeline.records import (
     replace_columns,
 )
 from pipeline.seal import seals
-from pipeline.spool import Spool
 from schemas import columns as c
 from schemas.errors import ErrorCode, RowError
 from schemas.job import JobConfig

@@ -21,9 +21,10 @@ import pyarrow.parquet as pq
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
-from pipeline import stamps, storage
-from pipeline.ledger_state import LedgerState
-from pipeline.manifest import Manifest, ManifestFile
+from pipeline import storage
+from pipeline.commit.ledger_state import LedgerState
+from pipeline.inputs import stamps
+from pipeline.inputs.manifest import Manifest, ManifestFile
 from pipeline.records import ROW_STRUCT, read_schema
 from schemas import columns as c
 from schemas.manifest import ManifestSchema

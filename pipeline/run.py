@@ -17,17 +17,19 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from pipeline import ledger, spool, staging, storage
+from pipeline import storage
 from pipeline.checkpoint import local_folder
 from pipeline.cluster import data_context, ray_cluster, size_pools
-from pipeline.desk import Counter, LedgerCalls, Reporter, start_desk
-from pipeline.drain import Ending, Stop, Valve, attend
+from pipeline.commit import ledger, staging
+from pipeline.commit.ledger_state import Counts
 from pipeline.faults import Drained, RunError
-from pipeline.guard import DeskCalls, Guard
-from pipeline.ledger_state import Counts
+from pipeline.fetching import spool
 from pipeline.outcome import Outcome, reason
 from pipeline.plan import Plan, check
-from pipeline.watch import GENERATE, PREPARE, StopRules
+from pipeline.running.desk import Counter, LedgerCalls, Reporter, start_desk
+from pipeline.running.drain import Ending, Stop, Valve, attend
+from pipeline.running.guard import DeskCalls, Guard
+from pipeline.running.watch import GENERATE, PREPARE, StopRules
 from schemas import columns as c
 from schemas.errors import JobError
 from schemas.job import JobConfig

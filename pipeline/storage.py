@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.retries import Backoff, told_apart, tried
+from pipeline.fetching.retries import Backoff, told_apart, tried
 from schemas.errors import JobError
 
 _BACKOFF = Backoff(tries=8)

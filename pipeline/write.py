@@ -17,10 +17,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from ray.data.datasource import Datasink
 
-from pipeline import partitions, publish, storage
-from pipeline.ledger import Answer, Commit
-from pipeline.ledger_state import Counts, Rows
-from pipeline.publish import ordinals
+from pipeline import storage
+from pipeline.commit import partitions, publish
+from pipeline.commit.ledger import Answer, Commit
+from pipeline.commit.ledger_state import Counts, Rows
+from pipeline.commit.publish import ordinals
 from pipeline.records import ROW_FILE, ROW_INDEX
 from pipeline.storage import Place
 from schemas import columns as c

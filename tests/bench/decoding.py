@@ -13,7 +13,7 @@ import torch
 
 from model.processor import Processor
 from model.tiny import CAPTION_PROMPT, CHECKPOINT
-from pipeline.decoder import Decoder, DecodeRules, Medium, Question
+from pipeline.decoding.decoder import Decoder, DecodeRules, Medium, Question
 from tests.media import jpeg, numbered_frames, video
 
 ROUNDS = 15

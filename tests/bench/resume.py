@@ -22,9 +22,10 @@ import numpy as np
 import pyarrow as pa
 from ray import cloudpickle
 
-from pipeline import ledger, ledger_snapshot, storage
-from pipeline.ledger_state import KnownFile, LedgerState, text_of
-from pipeline.manifest import Manifest, ManifestFile
+from pipeline import storage
+from pipeline.commit import ledger, ledger_snapshot
+from pipeline.commit.ledger_state import KnownFile, LedgerState, text_of
+from pipeline.inputs.manifest import Manifest, ManifestFile
 from pipeline.read import ManifestDatasource
 from schemas.manifest import check_manifest_schema
 

@@ -5,8 +5,9 @@ import json
 import pytest
 
 from jobs.cli import main
-from pipeline import ledger, storage
-from pipeline.ledger_state import KnownFile
+from pipeline import storage
+from pipeline.commit import ledger
+from pipeline.commit.ledger_state import KnownFile
 
 HEADER = {"fingerprint": "f", "parts": {}, "layout": {}}
 

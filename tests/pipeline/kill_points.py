@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pipeline import ledger, ledger_snapshot, publish, staging, storage
-from pipeline.ledger_state import KnownFile
+from pipeline import storage
+from pipeline.commit import ledger, ledger_snapshot, publish, staging
+from pipeline.commit.ledger_state import KnownFile
 from pipeline.records import ROW_STRUCT, parsed_schema
 from pipeline.write import OutputRules, write_rows
 from schemas import columns as c

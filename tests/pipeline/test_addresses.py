@@ -8,11 +8,18 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pipeline.addresses import AddressRules, addresses, check_host, follow, is_public, parse
-from pipeline.budget import Room
 from pipeline.fetch import FetchRules, fetch
-from pipeline.fetcher import Fetcher
-from pipeline.http_source import HttpClient
+from pipeline.fetching.addresses import (
+    AddressRules,
+    addresses,
+    check_host,
+    follow,
+    is_public,
+    parse,
+)
+from pipeline.fetching.budget import Room
+from pipeline.fetching.fetcher import Fetcher
+from pipeline.fetching.http_source import HttpClient
 from schemas.errors import RowError
 from tests.servers.faulty_http import faulty_http
 

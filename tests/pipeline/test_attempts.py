@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.attempts import Attempts, Suspicion, Verdict, Who
+from pipeline.running.attempts import Attempts, Suspicion, Verdict, Who
 
 POOL = "generate"
 

@@ -5,8 +5,9 @@ import os
 import pyarrow as pa
 import pytest
 
-from pipeline import ids, ledger
-from pipeline import manifest as manifests
+from pipeline.commit import ledger
+from pipeline.inputs import ids
+from pipeline.inputs import manifest as manifests
 from pipeline.plan import check
 from schemas.errors import JobError
 from tests.pipeline.world import make_job, write_manifest

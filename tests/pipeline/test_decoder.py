@@ -17,7 +17,7 @@ from model.errors import MediaError, PromptError
 from model.media.limits import MediaLimits
 from model.processor import Processor
 from model.tiny import CAPTION_PROMPT, CHECKPOINT
-from pipeline.decoder import Decoder, DecodeRules, Medium, Question
+from pipeline.decoding.decoder import Decoder, DecodeRules, Medium, Question
 from tests import processes
 from tests.media import animation, audio_only, cut, draw, encode, jpeg, numbered_frames, video
 from tests.pipeline.traps import FACTORY, trap
@@ -310,7 +310,7 @@ def test_bytes_that_are_no_message_are_a_crash(decoder, raw):
 def test_an_answer_that_stops_halfway_is_a_crash_and_costs_the_neighbours_nothing(
     decoder, monkeypatch
 ):
-    monkeypatch.setattr("pipeline.decoder._ANSWER_S", 1.0)
+    monkeypatch.setattr("pipeline.decoding.decoder._ANSWER_S", 1.0)
     answers = ask(decoder, trap("send", "00"), FILES["jpeg"], FILES["clip"])
     assert [code(one) for one in answers] == ["decode_crashed", None, None]
 
@@ -358,7 +358,7 @@ def test_a_nursery_that_dies_is_started_again_and_takes_its_workers_along(decode
 _OWNER = """
 import sys, threading, time
 from model.tiny import CHECKPOINT
-from pipeline.decoder import *
+from pipeline.decoding.decoder import *
 from tests.pipeline.traps import FACTORY, trap
 decoder = Decoder({"checkpoint": str(CHECKPOINT)}, DecodeRules(600), FACTORY)
 def row(data): return Question([Medium(memoryview(data))])

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import ledger, storage
+from pipeline import storage
+from pipeline.commit import ledger
 from pipeline.run import RunError, run
 from tests import processes
 from tests.pipeline.world import (

@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.budget import Budget, Room
 from pipeline.fetch import Fetch, FetchRules, fetch
-from pipeline.fetcher import Fetcher
+from pipeline.fetching.budget import Budget, Room
+from pipeline.fetching.fetcher import Fetcher
 from pipeline.records import MEDIA_BYTES, MEDIA_PATHS, fetched_schema, read_schema
 from schemas import columns as c
 from schemas.errors import RowError
@@ -347,7 +347,7 @@ def test_two_calls_share_a_budget_without_standing_still(tmp_path):
 
 
 def test_media_beyond_memory_go_to_files_and_these_go_away(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.content.MEMORY_BYTES", 1000)
+    monkeypatch.setattr("pipeline.fetching.content.MEMORY_BYTES", 1000)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
     (tmp_path / "tmp").mkdir()
     (tmp_path / "large").write_bytes(DATA)
@@ -378,7 +378,7 @@ def test_media_beyond_memory_go_to_files_and_these_go_away(tmp_path, monkeypatch
 
 
 def test_an_unfinished_call_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.content.MEMORY_BYTES", 1000)
+    monkeypatch.setattr("pipeline.fetching.content.MEMORY_BYTES", 1000)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
     (tmp_path / "tmp").mkdir()
     names = [f"large{number}" for number in range(40)]

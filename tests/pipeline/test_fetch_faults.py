@@ -10,12 +10,13 @@ import fsspec
 import numpy as np
 import pytest
 
-from pipeline import content, storage, transfer
-from pipeline.addresses import AddressRules
-from pipeline.budget import Room
+from pipeline import storage
 from pipeline.fetch import FetchRules, fetch
-from pipeline.fetcher import Fetcher
-from pipeline.http_source import HttpClient
+from pipeline.fetching import content, transfer
+from pipeline.fetching.addresses import AddressRules
+from pipeline.fetching.budget import Room
+from pipeline.fetching.fetcher import Fetcher
+from pipeline.fetching.http_source import HttpClient
 from schemas.errors import RowError
 from tests.servers.faulty_http import KINDS, faulty_http
 from tests.servers.s3 import faulty_s3

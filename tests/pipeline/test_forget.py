@@ -3,7 +3,7 @@
 import ray
 
 from pipeline.cluster import data_context
-from pipeline.forget import Forget
+from pipeline.running.forget import Forget
 
 BLOCKS = 24
 

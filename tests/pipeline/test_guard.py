@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pytest
 
-from pipeline.attempts import Verdict, Who
 from pipeline.faults import IdentityError
-from pipeline.guard import Guard
 from pipeline.records import ROW_STRUCT
-from pipeline.watch import GENERATE, StopRules, Watch
+from pipeline.running.attempts import Verdict, Who
+from pipeline.running.guard import Guard
+from pipeline.running.watch import GENERATE, StopRules, Watch
 from schemas import columns as c
 
 RULES = StopRules(8, None, 1000)

@@ -7,8 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import id_index, ids, storage
-from pipeline.manifest import open_manifest
+from pipeline import storage
+from pipeline.inputs import id_index, ids
+from pipeline.inputs.manifest import open_manifest
 from schemas.errors import JobError
 from tests.pipeline.world import write_manifest
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from pipeline import ledger, ledger_snapshot, storage
+from pipeline import storage
+from pipeline.commit import ledger, ledger_snapshot
 from tests.pipeline import kill_points
 
 ROOT = Path(__file__).parents[2]

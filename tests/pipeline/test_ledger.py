@@ -5,9 +5,10 @@ import asyncio
 import numpy as np
 import pytest
 
-from pipeline import ledger, storage
-from pipeline.ledger import Answer, Commit, Ledger, TakenOverError
-from pipeline.ledger_state import Counts, KnownFile, LedgerState, Part, rows_of, text_of
+from pipeline import storage
+from pipeline.commit import ledger
+from pipeline.commit.ledger import Answer, Commit, Ledger, TakenOverError
+from pipeline.commit.ledger_state import Counts, KnownFile, LedgerState, Part, rows_of, text_of
 from schemas.errors import JobError
 
 HEADER = {"fingerprint": "f", "parts": {}, "layout": {}}

@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from pipeline import ledger_snapshot as snapshots
-from pipeline.ledger_state import Counts, Group, KnownFile, LedgerState, Part
+from pipeline.commit import ledger_snapshot as snapshots
+from pipeline.commit.ledger_state import Counts, Group, KnownFile, LedgerState, Part
 
 
 def any_state(rng, files=12):

@@ -4,7 +4,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.manifest import open_manifest
+from pipeline.inputs.manifest import open_manifest
 from schemas.errors import JobError
 from tests.pipeline.world import write_manifest
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pipeline import ledger, storage
+from pipeline import storage
 from pipeline.cluster import size_pools
+from pipeline.commit import ledger
 from pipeline.plan import check
 from schemas.errors import JobError
 from schemas.job import Resources

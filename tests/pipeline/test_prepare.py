@@ -11,6 +11,7 @@ import pytest
 
 from model.processor import Processor
 from model.tiny import CAPTION_PROMPT, CHECKPOINT
+from pipeline.fetching.spool import Spool
 from pipeline.prepare import Prepare, PrepareRules
 from pipeline.records import (
     MEDIA_BYTES,
@@ -18,7 +19,6 @@ from pipeline.records import (
     fetched_schema,
     prepared_schema,
 )
-from pipeline.spool import Spool
 from schemas import columns as c
 from schemas.manifest import check_manifest_schema
 from tests.media import jpeg, numbered_frames, video

@@ -5,8 +5,8 @@ import pyarrow as pa
 import pytest
 
 from pipeline import read
-from pipeline.ledger_state import LedgerState, text_of
-from pipeline.manifest import Manifest, ManifestFile, open_manifest
+from pipeline.commit.ledger_state import LedgerState, text_of
+from pipeline.inputs.manifest import Manifest, ManifestFile, open_manifest
 from pipeline.read import ManifestChangedError, ManifestDatasource, pieces, read_piece
 from pipeline.records import read_schema
 from pipeline.storage import resolve

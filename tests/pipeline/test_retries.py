@@ -14,8 +14,8 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from s3fs.errors import translate_boto_error
 from yarl import URL
 
-from pipeline import retries
-from pipeline.retries import Backoff, Deadline, Failure, retry_after, told_apart, tried
+from pipeline.fetching import retries
+from pipeline.fetching.retries import Backoff, Deadline, Failure, retry_after, told_apart, tried
 from schemas.errors import RowError
 
 

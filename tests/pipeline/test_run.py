@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import ledger, storage
+from pipeline import storage
+from pipeline.commit import ledger
 from pipeline.plan import check
 from pipeline.run import run
 from schemas.errors import JobError

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import spool
-from pipeline.spool import Spool
+from pipeline.fetching import spool
+from pipeline.fetching.spool import Spool
 
 CHILD = """
 import sys, tempfile
-from pipeline.spool import Spool
+from pipeline.fetching.spool import Spool
 tempfile.tempdir = sys.argv[1]
 one = Spool()
 path = one.new()

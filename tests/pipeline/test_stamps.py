@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import pytest
 
 from pipeline import storage
-from pipeline.stamps import same_content, stamp_of
+from pipeline.inputs.stamps import same_content, stamp_of
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import ledger, storage
+from pipeline import storage
+from pipeline.commit import ledger
 from pipeline.run import Drained, RunError, Stages, Stop, run
 from tests.pipeline.faulty_stages import FaultyGenerate, FaultyPrepare
 from tests.pipeline.world import assert_each_once, make_job, read_output, write_manifest

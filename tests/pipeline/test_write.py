@@ -9,9 +9,10 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import ledger, partitions, staging, storage
-from pipeline.ledger import Commit, Ledger
-from pipeline.ledger_state import Counts, KnownFile
+from pipeline import storage
+from pipeline.commit import ledger, partitions, staging
+from pipeline.commit.ledger import Commit, Ledger
+from pipeline.commit.ledger_state import Counts, KnownFile
 from pipeline.records import ROW_STRUCT, parsed_schema
 from pipeline.write import OutputRules, write_rows
 from schemas import columns as c

@@ -13,8 +13,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import ledger, ledger_log, ledger_snapshot, staging, storage
-from pipeline.ledger import TakenOverError
+from pipeline import storage
+from pipeline.commit import ledger, ledger_log, ledger_snapshot, staging
+from pipeline.commit.ledger import TakenOverError
 from tests.pipeline import kill_points
 from tests.pipeline.schedules import Schedule, Serial
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline import decode_child, decode_wire
-from pipeline.decode_child import load_processor
+from pipeline.decoding import child, wire
+from pipeline.decoding.child import load_processor
 
 FACTORY = f"{__name__}:load"
 _LEAKS: list[np.ndarray] = []
@@ -108,12 +108,12 @@ class Trapped:
 
     def _say(self, header):
         """The answer will be these words."""
-        decode_child._tell = lambda link, told: decode_wire.send(link, header.encode())
+        child._tell = lambda link, told: wire.send(link, header.encode())
 
     def _send(self, number):
         """The answer will be these bytes, with a handle that nobody asked for."""
         raw = bytes.fromhex(number)
-        decode_child._tell = lambda link, told: link.sendmsg(
+        child._tell = lambda link, told: link.sendmsg(
             [raw], [(1, 1, np.array([0, 1], np.int32).tobytes())]
         )
 

@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline import ledger
-from pipeline.ledger_state import Counts, Rows
+from pipeline.commit import ledger
+from pipeline.commit.ledger_state import Counts, Rows
 from pipeline.metrics import Metrics, Rate, eta_s
-from pipeline.watch import StopRules, Watch, Word
+from pipeline.running.watch import StopRules, Watch, Word
 from schemas.result import Progress
 
 _POLL_S = 0.5

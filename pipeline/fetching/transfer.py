@@ -12,8 +12,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from pipeline.content import Content, Medium
-from pipeline.retries import (
+from pipeline.fetching.content import Content, Medium
+from pipeline.fetching.retries import (
     Backoff,
     ContentChangedError,
     Deadline,

@@ -18,10 +18,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import storage
-from pipeline.ledger_log import HIDDEN
-from pipeline.ledger_state import Group, Part
+from pipeline.commit.ledger_log import HIDDEN
+from pipeline.commit.ledger_state import Group, Part
+from pipeline.fetching.retries import IncompleteError
 from pipeline.records import ROW_FILE, ROW_INDEX, ROW_STRUCT
-from pipeline.retries import IncompleteError
 from pipeline.storage import Place
 from schemas import columns as c
 

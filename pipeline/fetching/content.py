@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.budget import Room
-from pipeline.retries import Deadline, IncompleteError
-from pipeline.spool import Spool
+from pipeline.fetching.budget import Room
+from pipeline.fetching.retries import Deadline, IncompleteError
+from pipeline.fetching.spool import Spool
 from schemas.errors import ErrorCode, RowError
 
 MEMORY_BYTES = 64 * 1024 * 1024

@@ -8,10 +8,11 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
-from pipeline import publish, storage
-from pipeline.ledger import record_of
-from pipeline.ledger_log import TakenOverError, Writer, catch_up, taken_over
-from pipeline.ledger_state import Group, LedgerState
+from pipeline import storage
+from pipeline.commit import publish
+from pipeline.commit.ledger import record_of
+from pipeline.commit.ledger_log import TakenOverError, Writer, catch_up, taken_over
+from pipeline.commit.ledger_state import Group, LedgerState
 from pipeline.storage import Place
 
 SUCCESS = "_SUCCESS"

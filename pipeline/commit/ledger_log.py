@@ -12,9 +12,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
-from pipeline import ledger_snapshot as snapshots
 from pipeline import storage
-from pipeline.ledger_state import LedgerState, Record
+from pipeline.commit import ledger_snapshot as snapshots
+from pipeline.commit.ledger_state import LedgerState, Record
 from pipeline.storage import Place
 from schemas.errors import JobError
 

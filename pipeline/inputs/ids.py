@@ -17,10 +17,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline import id_index, storage
-from pipeline.id_index import Entry, Hashes, Segment, Sorter
-from pipeline.ledger_state import KnownFile
-from pipeline.manifest import Manifest, ManifestFile
+from pipeline import storage
+from pipeline.commit.ledger_state import KnownFile
+from pipeline.inputs import id_index
+from pipeline.inputs.id_index import Entry, Hashes, Segment, Sorter
+from pipeline.inputs.manifest import Manifest, ManifestFile
 from pipeline.storage import Place
 from schemas import columns as c
 from schemas.errors import JobError

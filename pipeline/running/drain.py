@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from pipeline import desk
 from pipeline.faults import Drained, RunError
+from pipeline.running import desk
 
 _POLL_S = 0.2
 _ABORT_S = 30.0  # for Ray Data to end what was aborted; then it is left behind

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.ledger_state import LedgerState
+from pipeline.commit.ledger_state import LedgerState
 
 SUFFIX = ".snapshot"
 

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import decode_wire as wire
-from pipeline.decode_answer import Answer, Kind, Receipt, checked
-from pipeline.decode_nursery import Nursery, Settings, Worker
-from pipeline.decode_shares import Shares
+from pipeline.decoding import wire
+from pipeline.decoding.answer import Answer, Kind, Receipt, checked
+from pipeline.decoding.nursery import Nursery, Settings, Worker
+from pipeline.decoding.shares import Shares
 from pipeline.records import RowFailure
 from schemas.errors import ErrorCode
 
@@ -80,7 +80,7 @@ class Decoder:
         self,
         arguments: Mapping[str, Any],
         rules: DecodeRules,
-        factory: str = "pipeline.decode_child:load_processor",
+        factory: str = "pipeline.decoding.child:load_processor",
     ) -> None:
         """arguments: JSON, of `factory`. Raises as Nursery."""
         self._rules = rules

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from model.errors import MediaError, PromptError
-from pipeline import decode_wire as wire
-from pipeline.decode_confine import Ceiling, Prctl, confine, keep_memory, process_control
-from pipeline.decode_memory import Memory
+from pipeline.decoding import wire
+from pipeline.decoding.confine import Ceiling, Prctl, confine, keep_memory, process_control
+from pipeline.decoding.memory import Memory
 from schemas.errors import ErrorCode, RowError
 
 if TYPE_CHECKING:

@@ -19,9 +19,9 @@ from typing import Any, NoReturn
 import numpy as np
 import pyarrow as pa
 
-from pipeline.attempts import Ordinal, Verdict, Who
 from pipeline.faults import BrokenEngineError, FatalError
 from pipeline.records import ROW_FILE, ROW_INDEX
+from pipeline.running.attempts import Ordinal, Verdict, Who
 from schemas import columns as c
 from schemas.errors import ErrorCode
 

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from http.client import HTTPConnection, HTTPException, HTTPMessage, HTTPResponse
 
-from pipeline.addresses import (
+from pipeline.fetching.addresses import (
     AddressRules,
     Resolver,
     Target,
@@ -31,8 +31,8 @@ from pipeline.addresses import (
     parse,
     system_resolver,
 )
-from pipeline.retries import ContentChangedError, Deadline, IncompleteError
-from pipeline.transfer import Answer
+from pipeline.fetching.retries import ContentChangedError, Deadline, IncompleteError
+from pipeline.fetching.transfer import Answer
 from schemas.errors import ErrorCode, RowError
 
 # An address and port, and a timeout in seconds -> a connection. Raises OSError.

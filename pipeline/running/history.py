@@ -6,8 +6,9 @@ A run that was killed has begun and left no note; what it finished is in the row
 import json
 from concurrent.futures import ThreadPoolExecutor
 
-from pipeline import ledger, storage
-from pipeline.ledger_log import log_of
+from pipeline import storage
+from pipeline.commit import ledger
+from pipeline.commit.ledger_log import log_of
 from schemas.errors import JobError
 
 _READERS = 16

@@ -12,15 +12,15 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import storage
-from pipeline.addresses import AddressRules
-from pipeline.budget import Budget, Room
-from pipeline.content import Content, Medium
-from pipeline.file_source import opened
-from pipeline.http_source import HttpClient, HttpSource
-from pipeline.object_source import ObjectStores
-from pipeline.retries import Backoff, Deadline, Kind, told_apart, tried
-from pipeline.spool import Spool
-from pipeline.transfer import transfer
+from pipeline.fetching.addresses import AddressRules
+from pipeline.fetching.budget import Budget, Room
+from pipeline.fetching.content import Content, Medium
+from pipeline.fetching.file_source import opened
+from pipeline.fetching.http_source import HttpClient, HttpSource
+from pipeline.fetching.object_source import ObjectStores
+from pipeline.fetching.retries import Backoff, Deadline, Kind, told_apart, tried
+from pipeline.fetching.spool import Spool
+from pipeline.fetching.transfer import transfer
 from schemas.errors import ErrorCode, JobError, RowError
 from schemas.job import JobConfig
 

@@ -18,15 +18,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from model.errors import ModelError
-from pipeline import decode_wire as wire
-from pipeline.decode_answer import Shape
-from pipeline.decode_memory import Memory
+from pipeline.decoding import wire
+from pipeline.decoding.answer import Shape
+from pipeline.decoding.memory import Memory
 
 # The child finds its modules as this process does, and knows nothing else of it.
 _START = """\
 import json, sys
 sys.path[:] = json.loads(sys.argv[2])
-from pipeline.decode_child import main
+from pipeline.decoding.child import main
 main(int(sys.argv[1]))
 """
 _LOAD_S = 600.0  # libraries may come from a slow network disk

@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 from pipeline import storage
-from pipeline.ledger_log import HIDDEN, TakenOverError, Writer, append, catch_up, taken_over
-from pipeline.ledger_state import (
+from pipeline.commit.ledger_log import HIDDEN, TakenOverError, Writer, append, catch_up, taken_over
+from pipeline.commit.ledger_state import (
     VERSION,
     Counts,
     Group,

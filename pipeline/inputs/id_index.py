@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline import storage
-from pipeline.ledger_state import KnownFile
+from pipeline.commit.ledger_state import KnownFile
 from pipeline.storage import Place
 
 Hashes = npt.NDArray[np.uint64]

@@ -16,9 +16,9 @@ from typing import Any
 from fsspec.asyn import sync
 
 from pipeline import storage
-from pipeline.retries import ContentChangedError, Deadline, IncompleteError
+from pipeline.fetching.retries import ContentChangedError, Deadline, IncompleteError
+from pipeline.fetching.transfer import Answer, Source
 from pipeline.storage import Place
-from pipeline.transfer import Answer, Source
 
 _PIECE = 1024 * 1024
 _MD5 = re.compile(r"[0-9a-f]{32}", re.ASCII)

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.attempts import Attempts, Ordinal, Verdict, Who
+from pipeline.running.attempts import Attempts, Ordinal, Verdict, Who
 from schemas.job import JobConfig
 
 _LOADS = 2  # failures to load, one after the other, that end a run

@@ -14,8 +14,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import partitions, stamps, storage
-from pipeline.ledger_state import KnownFile
+from pipeline import storage
+from pipeline.commit import partitions
+from pipeline.commit.ledger_state import KnownFile
+from pipeline.inputs import stamps
 from pipeline.storage import Place
 from schemas.errors import JobError
 from schemas.manifest import ManifestSchema, check_manifest_schema
