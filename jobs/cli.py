@@ -14,16 +14,24 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from jobs.commands import TOP_HELP, parse_caption, parse_demo, parse_run
-from jobs.remote_commands import parse_history, parse_look, parse_submit
+from jobs.remote_commands import ClusterGoneError, parse_history, parse_look, parse_submit
 from pipeline.faults import Drained
 from schemas.errors import JobError
 from schemas.job import load_job
 from schemas.nearest import nearest
 
+if TYPE_CHECKING:
+    from jobs.remote import Cluster
+
 _RESUME = "to go on, run the same command again: rows that are finished are kept"
 _TERMINATED = 128 + signal.SIGTERM
+_SHORT_STOP = (
+    "was not submitted by mediamill: unless the head's RAY_JOB_STOP_WAIT_TIME_S is above the job's "
+    "resources.grace_s, it is killed after 3 s; rows that are committed are kept"
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,6 +70,9 @@ def exit_code(action: Callable[[], int], verbose: bool = False) -> int:
         word = "interrupted" if error.signal == signal.SIGINT else "terminated"
         print(f"{word}: {error}; {_RESUME}", file=sys.stderr)
         return 1 if error.signal is None else 128 + error.signal
+    except ClusterGoneError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(f"interrupted; {_RESUME}", file=sys.stderr)
         return 130
@@ -106,19 +117,19 @@ def _submit(argv: Sequence[str]) -> int:
     options, overrides = parse_submit(argv)
     address = _dashboard(options)
     job = load_job(options.config, overrides)
-    from jobs.remote import Cluster, Submission
+    from jobs.portable import Submission, portable, warnings_of
+    from jobs.remote import Cluster
 
+    job = portable(job)
+    for warning in warnings_of(job, address):
+        print(f"warning: {warning}", file=sys.stderr)
     cluster = Cluster(address)
     name = cluster.submit(Submission(job, options.name, options.code))
     print(f"submitted as {name}", file=sys.stderr)
     if options.detach:
         print(name)
         return 0
-    try:
-        return cluster.follow(name, sys.stdout)
-    except KeyboardInterrupt:
-        print(f"no longer following; {name} goes on", file=sys.stderr)
-        return 130
+    return _followed(cluster, name)
 
 
 def _look(command: str, argv: Sequence[str]) -> int:
@@ -127,13 +138,24 @@ def _look(command: str, argv: Sequence[str]) -> int:
 
     cluster = Cluster(_dashboard(options))
     if command == "logs":
-        return cluster.follow(options.name, sys.stdout)
-    if command == "stop" and not cluster.stop(options.name):
-        print(f"{options.name} had ended already", file=sys.stderr)
-    if command == "stop" and options.wait:
-        cluster.wait(options.name)
+        return _followed(cluster, options.name)
+    if command == "stop":
+        if not cluster.stop(options.name):
+            print(f"{options.name} had ended already", file=sys.stderr)
+        elif not cluster.has_time_to_stop(options.name):
+            print(f"warning: {options.name} {_SHORT_STOP}", file=sys.stderr)
+        if options.wait:
+            cluster.wait(options.name)
     print_status(cluster.status(options.name), options.json)
     return 0
+
+
+def _followed(cluster: "Cluster", name: str) -> int:
+    try:
+        return cluster.follow(name, sys.stdout)
+    except KeyboardInterrupt:
+        print(f"no longer following; {name} goes on", file=sys.stderr)
+        return 130
 
 
 def _history(argv: Sequence[str]) -> int:

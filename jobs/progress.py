@@ -141,6 +141,10 @@ def progress_line(progress: Progress, columns: int) -> str:
             parts.append(f"{progress.output_tokens / progress.seconds:.0f} tokens/s")
         if progress.eta_s is not None:
             parts.append(f"ETA {_clock_face(progress.eta_s)}")
+        if progress.binds:
+            parts.append(f"{progress.binds} binds")
+    elif progress.waits_for:
+        parts = [_clock_face(progress.seconds), f"waiting: {progress.waits_for}"]
     elif done < total:
         # Nothing is finished yet: the stages show that something moves.
         parts.append(f"{progress.prepared} prepared, {progress.generated} generated")

@@ -8,16 +8,22 @@ from collections.abc import Sequence
 
 from jobs.commands import job_arguments, new_parser, parse
 
+
+class ClusterGoneError(Exception):
+    """A cluster that has answered does so no longer; its job may go on, or not."""
+
+
 _SUBMIT_HELP = """\
 The driver runs on the cluster: this machine may go away. Ctrl-C stops following, not the job. Paths
-are those of the cluster's machines. The exit code is the job's own.
+are those of the cluster's machines, and have to be absolute; better are URLs that all of them can
+reach. The exit code is the job's own; 1 when the cluster no longer answers.
 
 examples:
   mediamill submit nightly.yaml --address http://head:8265
   mediamill submit nightly.yaml --address http://head:8265 --detach --code output=s3://bucket/new/
 """
 _LOOK_HELP = "The name is the one that `mediamill submit` has printed."
-_HISTORY_HELP = "Newest last. A run without an end was killed, or is still going on."
+_HISTORY_HELP = "Newest last. A run without an end was killed."
 
 
 def parse_submit(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, object]]:

@@ -6,16 +6,19 @@ enters as soon as there is room, and a call returns when its own are answered. W
 is, is not known.
 """
 
+import math
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import FIRST_COMPLETED, Future, InvalidStateError, wait
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from model.requests import Completion, Request
-from pipeline.faults import IdentityError
+from pipeline.faults import BrokenEngineError, IdentityError
 
 
 class RunningEngine(Protocol):
@@ -46,27 +49,61 @@ class Batcher:
     most: requests that the engine has at once, waiting ones included.
     refuse: called with each error of the engine; raises the one to stop with, if no further request
         can be answered. What it raises reaches every call that waits.
+    step_s: seconds after which an engine that has not finished a step counts as broken.
     """
 
     def __init__(
-        self, engine: RunningEngine, most: int, refuse: Callable[[Exception], None]
+        self,
+        engine: RunningEngine,
+        most: int,
+        refuse: Callable[[Exception], None],
+        step_s: float = math.inf,
     ) -> None:
         self._engine = engine
         self._most = most
         self._refuse = refuse
+        self._step_s = step_s
+        self._step_began: float | None = None
+        self._over: Future[None] = Future()
         self._line: queue.SimpleQueue[tuple[Request, Future[Answer]]] = queue.SimpleQueue()
         self._held: deque[tuple[Request, Future[Answer]]] = deque()
         self._flying: dict[str, tuple[Request, Future[Answer]]] = {}
-        self._broken: IdentityError | None = None
         threading.Thread(target=self._work, daemon=True, name="batcher").start()
+        if math.isfinite(step_s):
+            threading.Thread(target=self._time, daemon=True, name="batcher's clock").start()
 
     def __call__(self, requests: Sequence[Request]) -> list[Answer]:
-        """The answers, in order, once all are there."""
+        """The answers, in order, once all are there. Raises what `end` was given."""
         waiting: list[Future[Answer]] = []
         for request in requests:
             waiting.append(Future())
             self._line.put((request, waiting[-1]))
-        return [one.result() for one in waiting]
+        found = []
+        for one in waiting:
+            first: list[Future[Any]] = [one, self._over]
+            wait(first, return_when=FIRST_COMPLETED)
+            if not one.done():
+                self._over.result()
+            found.append(one.result())
+        return found
+
+    def end(self, error: Exception) -> None:
+        """Let every call raise this, from any thread, even while the engine is stuck in a step."""
+        with suppress(InvalidStateError):  # the first reason counts
+            self._over.set_exception(error)
+
+    def _time(self) -> None:
+        """A step that never returns holds the engine's thread: only another one can tell."""
+        while not self._over.done():
+            time.sleep(min(1.0, self._step_s / 4))
+            began = self._step_began
+            if began is not None and time.monotonic() - began > self._step_s:
+                self.end(
+                    BrokenEngineError(
+                        f"the engine has not finished a step for {self._step_s:g} s "
+                        "(limits.step_timeout_s)"
+                    )
+                )
 
     def _work(self) -> None:
         while True:
@@ -93,23 +130,39 @@ class Batcher:
                     return
 
     def _enter(self, request: Request, future: Future[Answer]) -> None:
-        if self._broken is not None:
-            future.set_exception(self._broken)
+        if self._over.done():
+            future.set_exception(self._over.exception())
         elif request.id in self._flying or len(self._flying) >= self._most:
             self._held.append((request, future))
         else:
             try:
                 self._engine.add(request)
-            except Exception as error:  # noqa: BLE001 - one request's own
-                future.set_result(Answer(None, 1, error))
+            except Exception as error:  # noqa: BLE001 - one request's own, or the engine is broken
+                self._turn_away(error, future)
                 return
             self._flying[request.id] = (request, future)
+
+    def _turn_away(self, error: Exception, future: Future[Answer]) -> None:
+        try:
+            self._refuse(error)
+        except Exception as fatal:  # noqa: BLE001 - every call that waits has to know
+            future.set_exception(fatal)
+            self._fail(fatal)
+        else:
+            future.set_result(Answer(None, 1, error))
+
+    def _timed_step(self) -> Sequence[Completion]:
+        self._step_began = time.monotonic()
+        try:
+            return self._engine.step()
+        finally:
+            self._step_began = None
 
     def _step(self) -> None:
         """One step of the engine. Its answers are told when all of them are in order."""
         if not self._flying:
             return
-        found = self._engine.step()
+        found = self._timed_step()
         names = [completion.id for completion in found]
         for number, name in enumerate(names):
             if name not in self._flying or name in names[:number]:
@@ -140,7 +193,7 @@ class Batcher:
         try:
             self._engine.add(request)
             while self._engine.unfinished:
-                found += self._engine.step()
+                found += self._timed_step()
         except Exception as error:  # noqa: BLE001 - now it is this request's fault
             self._refuse(error)
             self._engine.reset()
@@ -152,9 +205,8 @@ class Batcher:
 
     def _fail(self, error: BaseException) -> None:
         """Tell every call that waits for the engine."""
-        if isinstance(error, IdentityError):
-            # Nobody may trust its answers any more, nor those who ask later.
-            self._broken = error
+        if isinstance(error, IdentityError | BrokenEngineError):
+            self.end(error)  # nobody may trust it any more, nor those who ask later
         flying = list(self._flying.values())
         self._flying.clear()
         for _, future in flying:

@@ -1,22 +1,24 @@
-"""Turns the URL of a checkpoint into a hash of its content, and into a local folder.
+"""Turns the URL of a checkpoint into what says that it can be run, and that it is still the same.
 
-Looks at files and at the configuration, not at weights: those are model/weights.py's.
+Looks at files and at the configuration, not at weights: those are model/weights.py's. How it comes
+to the machines is local_copy.py's.
 """
 
-import fcntl
 import hashlib
 import json
-import shutil
-import uuid
-from pathlib import Path
+from dataclasses import dataclass
+
+from fsspec.implementations.local import LocalFileSystem
 
 from model.config import parse_config
 from model.errors import ModelError
+from model.tiny import CHECKPOINT
 from pipeline import storage
 from pipeline.storage import Place
 from schemas.errors import JobError
 
-_SUFFIXES = (".json", ".jinja", ".txt", ".safetensors")
+_TENSORS = ".safetensors"
+_SUFFIXES = (".json", ".jinja", ".txt", _TENSORS)
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _CONFIG = "config.json"
@@ -26,14 +28,24 @@ _SAMPLES, _SAMPLE_BYTES = 32, 64 * 1024  # of larger ones, besides their head
 _HEAD_BYTES = 1024 * 1024  # a safetensors header: names, types and shapes
 
 
-def check_checkpoint(url: str) -> Place:
+BUILT_IN = "built-in"  # names the model that ships with this program, wherever that is installed
+
+
+def place_of(model: str) -> Place:
+    """Where a job's model is on this machine."""
+    if model == BUILT_IN:
+        return Place(LocalFileSystem(), str(CHECKPOINT), BUILT_IN)
+    return storage.resolve(model)
+
+
+def check_checkpoint(model: str) -> Place:
     """The folder, if it holds a model that can be run. Raises JobError: what it lacks, or is."""
-    place = storage.resolve(url)
+    place = place_of(model)
     shown = storage.shown(place.url)
     try:
         if not place.fs.isdir(place.path):
             raise JobError(f"{shown}: found no such folder, expected a checkpoint in hub format")
-        names = _names(place)
+        names = names_of(place)
         weights = {_WEIGHTS} if _WEIGHTS in names else _shards(place, names)
     except OSError as error:
         raise JobError(f"{shown}: the checkpoint cannot be read: {error}") from error
@@ -51,15 +63,29 @@ def check_checkpoint(url: str) -> Place:
     return place
 
 
-def content_hash(checkpoint: Place) -> str:
-    """Of names and contents of all files that decide the text; 32 hex digits.
+@dataclass(frozen=True)
+class Content:
+    """What a checkpoint holds, as `content_hash` has it: the whole, and all but the weights."""
+
+    whole: str
+    settings: str
+
+    @classmethod
+    def of(cls, checkpoint: Place) -> "Content":
+        """What it holds now."""
+        return cls(content_hash(checkpoint), content_hash(checkpoint, weights=False))
+
+
+def content_hash(checkpoint: Place, weights: bool = True) -> str:
+    """Of names and contents of all files that decide the text, or of those that are no weights;
+    32 hex digits.
 
     Files up to 64 MiB count whole. Larger ones, which are weights, count with their size, their
     first MiB and 32 samples of 64 KiB at even distances: training or quantising changes every
     tensor, and the header names each.
     """
     whole = hashlib.blake2b(digest_size=16)
-    for name in _names(checkpoint):
+    for name in names_of(checkpoint, weights):
         place = checkpoint / name
         size = int(place.fs.info(place.path)["size"])
         whole.update(f"{name}\0{size}\0".encode())
@@ -75,36 +101,12 @@ def content_hash(checkpoint: Place) -> str:
     return whole.hexdigest()
 
 
-def local_folder(url: str, content: str, cache: Path) -> Path:
-    """The checkpoint as a folder of this machine: itself, or a copy below `cache`, made once.
-
-    content: its `content_hash`, which names the copy. Processes of one machine wait for each other.
-    """
-    place = storage.resolve(url)
-    if place.is_local:
-        return Path(place.path)
-    target = cache / content
-    cache.mkdir(parents=True, exist_ok=True)
-    with (cache / f"{content}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not target.exists():
-            partial = cache / f".{content}.{uuid.uuid4().hex}"
-            try:
-                partial.mkdir()
-                for name in _names(place):
-                    source = place / name
-                    source.fs.get_file(source.path, str(partial / name))
-                partial.rename(target)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
-    return target
-
-
-def _names(place: Place) -> list[str]:
-    """Files of the folder itself that decide the text, sorted."""
-    found = place.fs.ls(place.path, detail=True)
+def names_of(checkpoint: Place, weights: bool = True) -> list[str]:
+    """Files of the folder itself that decide the text, sorted; weights: those too."""
+    found = checkpoint.fs.ls(checkpoint.path, detail=True)
     names = [str(one["name"]).rpartition("/")[2] for one in found if one["type"] == "file"]
-    return sorted(name for name in names if name[0] != "." and name.endswith(_SUFFIXES))
+    wanted = [name for name in names if name[0] != "." and name.endswith(_SUFFIXES)]
+    return sorted(name for name in wanted if weights or not name.endswith(_TENSORS))
 
 
 def _shards(place: Place, names: list[str]) -> set[str]:

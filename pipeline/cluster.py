@@ -1,66 +1,44 @@
-"""Turns what a Ray cluster has into the sizes of the pools, and starts one where none runs.
+"""Turns an address into a connection to Ray, and what Ray says of its nodes into sizes of pools.
 
-Knows resources, not stages.
+Starts a cluster where none runs, and waits for the nodes of one that is still coming up. Knows
+resources, not stages.
 """
 
 import logging
+import math
 import os
 import secrets
 import signal
 import sys
 import threading
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from model.batching.default_rows import default_rows
+from pipeline.pools import Node, Pools, TooSmallError, size_pools
 from pipeline.running.forget import Forget
-from schemas.errors import JobError
 from schemas.job import Resources
+from schemas.job_resources import span
 
 if TYPE_CHECKING:
     from ray.data import DataContext
 
 _LEAST_CPUS = 2
 _STARTS = 3
-_ROOMY_CPUS = 8
-_TASK_CPUS = 1.5  # kept free of actors: Ray's own repartition tasks ask for a whole one each
-_PREPARE_BYTES = 2 * 1024**3
-_CALLS_TO_FILL = 4  # so many callers together bring as many rows as the engine works on
-_BLOCK_BYTES = 32 * 1024 * 1024
+_WAIT_POLL_S = 1.0
 _NO_PROGRESS_S = 2 * 3600  # loading a large model and one slow video must fit
 
 
-@dataclass(frozen=True)
-class Pools:
-    """Actors of each kind, and what each asks Ray for.
-
-    engine_threads: of an engine on CPUs. engine_rows: that one engine works on at once; call_rows:
-    that one of its callers brings. write_tasks: at once; None = as many as Ray finds right.
-    """
-
-    prepare_workers: int
-    prepare_cpus: float
-    prepare_bytes: int
-    replicas: int
-    replica_cpus: float
-    replica_gpus: int
-    engine_threads: int
-    engine_rows: int
-    call_rows: int
-    task_cpus: float
-    write_tasks: int | None
-
-
 @contextmanager
-def ray_cluster(address: str | None) -> Iterator[None]:
+def ray_cluster(address: str | None) -> Iterator[bool]:
     """A connection to Ray: the one that is there, the one at `address`, or a new local cluster.
 
-    Without `address`, RAY_ADDRESS names the cluster, as `ray job submit` sets it. What was started
-    here is stopped at the end.
+    Gives whether nodes may join: a cluster that is started here stays as it is. Without `address`,
+    RAY_ADDRESS names the cluster, as `ray job submit` sets it. What was started here is stopped at
+    the end.
     """
     address = address or os.environ.get("RAY_ADDRESS") or None
     if "ray" not in sys.modules:
@@ -69,7 +47,7 @@ def ray_cluster(address: str | None) -> Iterator[None]:
 
     if ray.is_initialized():
         with _quiet():
-            yield
+            yield True
         return
     with _own_sigterm():
         if address is not None:
@@ -78,9 +56,78 @@ def ray_cluster(address: str | None) -> Iterator[None]:
             _start_local()
     try:
         with _quiet():
-            yield
+            yield address is not None
     finally:
         ray.shutdown()
+
+
+def ray_nodes() -> list[Node]:
+    """The nodes that live now."""
+    import ray
+
+    found: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return [
+        Node(
+            cpus=one["Resources"].get("CPU", 0.0),
+            gpus=one["Resources"].get("GPU", 0.0),
+            memory=one["Resources"].get("memory", 0.0),
+            labels=one.get("Labels") or {},
+        )
+        for one in found
+        if one["Alive"]
+    ]
+
+
+def await_pools(
+    wanted: Resources,
+    prepare_bytes: int,
+    wait_s: float,
+    heed: Callable[[str], None],
+    nodes: Callable[[], list[Node]] = ray_nodes,
+) -> Pools:
+    """The pools, as soon as the cluster has room for them, after at most `wait_s` seconds.
+
+    heed: told about once a second what is missing; what it raises ends the wait. Raises JobError
+    when the cluster stays too small. A cluster that can start nodes is asked for what is missing.
+    """
+    until, asked = time.monotonic() + wait_s, False
+    try:
+        while True:
+            try:
+                return size_pools(wanted, nodes(), prepare_bytes)
+            except TooSmallError as error:
+                if time.monotonic() >= until:
+                    waited = f", after {wait_s:g} s (resources.wait_s)" if wait_s else ""
+                    raise TooSmallError(f"{error}{waited}") from None
+                missing = str(error)
+            if not asked:
+                _ask_autoscaler(wanted)
+                asked = True
+            heed(missing)
+            time.sleep(min(_WAIT_POLL_S, max(0.0, until - time.monotonic())))
+    except BaseException:
+        if asked:
+            _ask_autoscaler(None)  # or nodes would be held that nobody uses
+        raise
+
+
+def _ask_autoscaler(wanted: Resources | None) -> None:
+    """Asks for the least that the job can start on, or for nothing; Ray Data asks for the rest.
+
+    Where nothing starts nodes, nobody listens.
+    """
+    from ray.autoscaler import sdk
+
+    bundles: list[dict[str, float]] = []
+    labels: list[dict[str, str]] = []
+    if wanted is not None:
+        on_gpu = wanted.device == "cuda"
+        cpus = {"CPU": float(_LEAST_CPUS)}
+        replica = {"GPU": float(wanted.tensor_parallel)} if on_gpu else cpus
+        copies = span(wanted.replicas)[0] or 1
+        bundles = [cpus, *([replica] * copies)]
+        labels = [dict(wanted.labels.prepare), *([dict(wanted.labels.generate)] * copies)]
+    sdk.request_resources(bundles=bundles, bundle_label_selectors=labels)
 
 
 def _start_local() -> None:
@@ -160,66 +207,29 @@ def _settle(address: str | None) -> None:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
 
-def data_context(callback: Any) -> "DataContext":
+def data_context(block_bytes: int, *callbacks: Any) -> "DataContext":
     """Ray Data's settings for this job; the process's own stay as they are.
 
-    callback: called by its scheduling loop, see drain.py.
+    block_bytes: of one object between the stages. callbacks: called by its scheduling loop, see drain.py and growth.py.
     """
     from ray.data import DataContext
+    from ray.data.context import AutoscalingConfig
 
     with warnings.catch_warnings():
         # Copying touches Ray's own deprecated settings too.
         warnings.simplefilter("ignore", DeprecationWarning)
         context = DataContext.get_current().copy()
-    context.target_max_block_size = _BLOCK_BYTES
+    context.target_max_block_size = block_bytes
     context.execution_no_progress_timeout_s = _NO_PROGRESS_S
     context.max_errored_blocks = 0  # what is wrong with a row is in the row; all else is a fault
     context.max_consecutive_actor_init_deaths = 2
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    callbacks: list[Any] = [callback, Forget]  # it only calls them, whatever they are
-    context.custom_execution_callback_classes = callbacks
+    # How large a pool is, growth.py alone decides; Ray Data only brings it to its least size.
+    context.autoscaling_config = AutoscalingConfig(
+        actor_pool_util_upscaling_threshold=math.inf, actor_pool_util_downscaling_threshold=-1.0
+    )
+    called: list[Any] = [*callbacks, Forget]  # it only calls them, whatever they are
+    context.custom_execution_callback_classes = called
     context.enable_fallback_to_arrow_object_ext_type = False  # never a pickle in a column
     return context
-
-
-def size_pools(wanted: Resources, cpus: float, gpus: float, memory: float) -> Pools:
-    """The pools for a cluster with so many CPUs and GPUs and so many bytes of memory.
-
-    All actors together leave room for Ray's tasks, or the cluster would stand still; on a small
-    machine they ask for less than they use. Raises JobError when the cluster is too small.
-    """
-    if cpus < _LEAST_CPUS:
-        raise JobError(f"the Ray cluster has {cpus:g} CPUs, expected at least {_LEAST_CPUS}")
-    on_gpu = gpus >= 1
-    if wanted.replicas == "auto":
-        replicas = max(1, int(gpus // wanted.tensor_parallel))
-    else:
-        replicas = wanted.replicas
-    if on_gpu and replicas * wanted.tensor_parallel > gpus:
-        raise JobError(
-            f"resources.replicas: found {replicas}, and the Ray cluster has {gpus:g} GPUs, "
-            f"expected at most {int(gpus // wanted.tensor_parallel)}"
-        )
-    budget = cpus - _TASK_CPUS
-    if wanted.prepare_workers == "auto":
-        # With GPUs, decoding is what they wait for; without, it is a small part of the work.
-        workers = max(1, int(budget - replicas) if on_gpu else int(cpus // 4))
-    else:
-        workers = wanted.prepare_workers
-    rows = default_rows(on_gpu) if wanted.batch_rows == "auto" else wanted.batch_rows
-    share = min(1.0, int(100 * budget / (workers + replicas)) / 100)
-    return Pools(
-        prepare_workers=workers,
-        prepare_cpus=share,
-        prepare_bytes=int(min(_PREPARE_BYTES, memory / 2 / workers)),
-        replicas=replicas,
-        replica_cpus=share,
-        replica_gpus=wanted.tensor_parallel if on_gpu else 0,
-        engine_threads=max(1, int(cpus - workers) // replicas),
-        engine_rows=rows,
-        call_rows=-(-rows // _CALLS_TO_FILL),
-        task_cpus=0.5 if cpus >= _ROOMY_CPUS else 0.25,
-        # Each further one is a process that has to start; a small machine does without.
-        write_tasks=None if cpus >= _ROOMY_CPUS else 1,
-    )

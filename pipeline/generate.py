@@ -5,6 +5,7 @@ are compared with the row when the answer comes back. Texts are not known here.
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,9 +17,10 @@ import torch
 
 from model.batching.memory import out_of_memory
 from model.config import MRopeRule
-from model.engine import Completion, Engine, Request
+from model.engine import Completion, Request
 from model.inputs import VisualInput, VisualKind
 from model.media.image_rules import ImageRules
+from model.parallel.shards import VisionSplit
 from model.requests import failed
 from model.sampling import Sampling
 from pipeline.batcher import Answer, Batcher
@@ -30,6 +32,7 @@ from pipeline.records import (
     generated_schema,
     replace_columns,
 )
+from pipeline.replica import load_engine, refuse_broken
 from pipeline.seal import row_name, seal
 from schemas import columns as c
 from schemas.errors import ErrorCode
@@ -44,10 +47,11 @@ _AHEAD = 2
 
 @dataclass(frozen=True)
 class GenerateRules:
-    """How answers are made. threads: of the CPU, for an engine without a GPU.
+    """How answers are made. threads: of the CPU, of each rank of an engine without a GPU.
 
     sampling: of every row, except that each row has a seed of its own, made of this one and its id.
-    mrope: how the positions of videos are counted.
+    mrope: how the positions of videos are counted. ranks: processes that share the model; vision:
+    how they share its vision tower. step_s: as of `Batcher`.
     """
 
     sampling: Sampling
@@ -56,9 +60,14 @@ class GenerateRules:
     batch_rows: int
     threads: int
     mrope: MRopeRule = "original"
+    ranks: int = 1
+    vision: VisionSplit = "data"
+    step_s: float = math.inf
 
     @classmethod
-    def of(cls, job: JobConfig, rows: int, threads: int, on_gpu: bool) -> "GenerateRules":
+    def of(
+        cls, job: JobConfig, rows: int, threads: int, on_gpu: bool, ranks: int = 1
+    ) -> "GenerateRules":
         """What `job` says of generation, for an engine of so many rows on the replica's device."""
         sampling = Sampling(
             max_new_tokens=job.generation.max_new_tokens,
@@ -78,6 +87,9 @@ class GenerateRules:
             batch_rows=rows,
             threads=threads,
             mrope=job.video.mrope,
+            ranks=ranks,
+            vision=job.resources.vision_split,
+            step_s=job.limits.step_timeout_s,
         )
 
 
@@ -89,7 +101,11 @@ class _Answer:
 
 
 class Generate:
-    """The stage. May be called by several threads at once: their rows share the engine."""
+    """The stage. May be called by several threads at once: their rows share the engine.
+
+    on_end: called in another thread when the engine has lost a rank, whether or not a call waits;
+    None: the calls raise it.
+    """
 
     def __init__(
         self,
@@ -97,22 +113,41 @@ class Generate:
         rules: GenerateRules,
         checkpoint: Path,
         count: Callable[[int], None],
+        on_end: Callable[[BrokenEngineError], None] | None = None,
     ) -> None:
         torch.set_num_threads(rules.threads)
         self._manifest = manifest
         self._rules = rules
         self._count = count
-        self._engine = Engine.load(
-            checkpoint, rules.device, rules.dtype, rules.batch_rows, mrope=rules.mrope
+        self._engine = load_engine(
+            checkpoint,
+            rules.device,
+            rules.ranks,
+            rules.vision,
+            rules.threads,
+            on_end or self._end,
+            dtype=rules.dtype,
+            batch_rows=rules.batch_rows,
+            mrope=rules.mrope,
         )
         self._image_rules = self._engine.rules
-        self._batcher = Batcher(self._engine, _AHEAD * rules.batch_rows, _refuse_broken)
+        self._batcher = Batcher(
+            self._engine, _AHEAD * rules.batch_rows, refuse_broken, rules.step_s
+        )
+
+    def _end(self, error: BrokenEngineError) -> None:
+        self._batcher.end(error)
 
     @property
     def stop(self) -> tuple[str, ...]:
         """The strings that end answers: the job's, or else the checkpoint's."""
         wish = self._rules.sampling.stop
         return self._engine.defaults.stop if wish is None else wish
+
+    @property
+    def rows_now(self) -> int:
+        """How many rows the engine works on."""
+        return self._engine.stats().rows
 
     @property
     def sampling(self) -> Sampling:
@@ -188,17 +223,6 @@ def _check_identity(request: Request, completion: Completion, name: str) -> None
             f"an answer came back to the wrong row: found (id, prompt tokens, visual tokens) = "
             f"{found}, expected {expected}"
         )
-
-
-def _refuse_broken(error: Exception) -> None:
-    """After most CUDA errors every further call of the process fails too; running out of memory is
-    not one of them.
-    """
-    if isinstance(error, torch.OutOfMemoryError):
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-    elif "CUDA error" in str(error):
-        raise BrokenEngineError(f"the GPU cannot be used any more: {error}") from error
 
 
 def _request(

@@ -33,16 +33,18 @@ class Outcome:
     started: float
     run_id: str
 
-    def finish(self, engines: int) -> Summary:
+    def finish(self, engines: int, binds: str | None = None) -> Summary:
         """Makes all rows visible, and notes that they are there.
 
-        engines: that broke and were replaced. Raises RunError when a newer run owns the output.
+        engines: that broke and were replaced. binds: the stage that the others waited for. Raises
+        RunError when a newer run owns the output.
         """
         try:
             staging.flush(self.plan.output, self.state)
         except ledger.TakenOverError as error:
             raise RunError(str(error)) from error
-        summary = replace(self.summary(self.state.run_counts), engines_replaced=engines)
+        made = self.summary(self.state.run_counts)
+        summary = replace(made, engines_replaced=engines, binds=binds)
         note = self._note(summary_dict(summary))
         if ledger.end(self.plan.output, self.state, summary_dict(summary)):
             staging.mark_finished(self.plan.output, note)

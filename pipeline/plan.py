@@ -17,11 +17,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from model.config import parse_config
+from model.errors import ModelError
+from model.parallel.shards import Shard
 from pipeline import storage
 from pipeline.canary import check_canary
-from pipeline.checkpoint import check_checkpoint, content_hash
+from pipeline.checkpoint import Content, check_checkpoint
 from pipeline.commit import ledger, partitions
 from pipeline.commit.ledger_state import KnownFile, LedgerState
+from pipeline.fetching.check import check_fetching
+from pipeline.free_memory import give_back
 from pipeline.inputs import ids
 from pipeline.inputs.ids import NewIds
 from pipeline.inputs.manifest import Manifest, ManifestFile, open_manifest
@@ -43,7 +48,7 @@ _FOLDER_BYTES = 255  # the longest file name of common file systems
 class Plan:
     """All that is known of a job before it runs.
 
-    checkpoint: its content hash. bound: what the output is bound to from its first run on. files:
+    checkpoint: what it holds. bound: what the output is bound to from its first run on. files:
     of the manifest, as the ledger should know them. new_ids: to be kept before the ledger knows
     them. state: of the output's ledger, as found.
     """
@@ -51,7 +56,7 @@ class Plan:
     manifest: Manifest
     output: Place
     model: Place
-    checkpoint: str
+    checkpoint: Content
     fingerprint: str
     bound: Mapping[str, Any]
     schema: pa.Schema
@@ -71,6 +76,7 @@ class Plan:
 def check(job: JobConfig) -> Plan:
     """The job's plan. Raises JobError: what is wrong, what was found, what was expected."""
     _check_abilities(job)
+    check_fetching(job)
     _check_apart(job)
     output = storage.resolve(job.output)
     state = _open_output(output)
@@ -78,8 +84,9 @@ def check(job: JobConfig) -> Plan:
     _check_columns(job, manifest)
     check_canary(job)
     model = check_checkpoint(job.model)
-    content = content_hash(model)
-    parts = _parts(job, content)
+    _check_ranks(job, model)
+    content = Content.of(model)
+    parts = _parts(job, content.whole)
     fingerprint = _digest(parts)
     bound = {"fingerprint": fingerprint, "parts": parts, "layout": _layout(job, manifest)}
     if state.header is not None:
@@ -87,6 +94,7 @@ def check(job: JobConfig) -> Plan:
     files, new_ids = ids.check_ids(manifest, state.files, output / ledger.HIDDEN / "ids")
     _check_partition_values(manifest, job.partition_by)
     _check_writable(output)
+    give_back()
     return Plan(
         manifest,
         output,
@@ -103,11 +111,6 @@ def check(job: JobConfig) -> Plan:
 
 def _check_abilities(job: JobConfig) -> None:
     generation = job.generation
-    if job.resources.tensor_parallel > 1:
-        raise JobError(
-            f"resources.tensor_parallel: found {job.resources.tensor_parallel}, expected 1: "
-            "a copy of the model on several GPUs is not supported yet"
-        )
     if generation.temperature == 0:
         for name in ("top_k", "top_p", "min_p"):
             value = getattr(generation, name)
@@ -116,6 +119,16 @@ def _check_abilities(job: JobConfig) -> None:
                     f"generation.{name}: found {value} beside temperature 0, which takes the "
                     "likeliest token whatever it says: expected null, or another temperature"
                 )
+
+
+def _check_ranks(job: JobConfig, model: Place) -> None:
+    resources = job.resources
+    where = storage.shown((model / "config.json").url)
+    config = parse_config(storage.read(model / "config.json"), where)
+    try:
+        Shard(0, resources.tensor_parallel, resources.vision_split).check(config)
+    except ModelError as error:
+        raise JobError(f"resources.tensor_parallel: {error}") from error
 
 
 def _check_columns(job: JobConfig, manifest: Manifest) -> None:
@@ -221,8 +234,8 @@ def _check_bound(output: Place, header: Mapping[str, Any], bound: Mapping[str, A
             if was.get(key) != now.get(key):
                 raise JobError(
                     f"{shown}: the output was made with {key} = {_short(was.get(key))}, and the "
-                    f"job has {_short(now.get(key))}: write to a new output folder, or undo the "
-                    "change"
+                    f"job has {_short(now.get(key))}: write to a new output folder, such as "
+                    f"{shown}-{bound['fingerprint'][:8]}, or undo the change"
                 )
 
 

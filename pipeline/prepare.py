@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from model.media.limits import MediaLimits
+from pipeline.decoding.column import binary_column
 from pipeline.decoding.decoder import Answer, Decoder, DecodeRules, Medium, Question, Receipt
 from pipeline.fetching.spool import Spool
 from pipeline.records import (
@@ -126,7 +127,12 @@ class Prepare:
         columns = _columns(found, [row.uris for row in rows])
         columns |= failure_columns([answer.failure for answer in found])
         columns[c.TENSOR_SEAL] = seals(table, columns)
-        return replace_columns(table, columns, prepared_schema(self._manifest))
+        patches, columns[c.PATCHES] = columns[c.PATCHES], [None] * len(found)
+        schema = prepared_schema(self._manifest)
+        table = replace_columns(table, columns, schema)
+        place = schema.get_field_index(c.PATCHES)
+        column = binary_column(patches, self._decoder.warm)
+        return table.set_column(place, schema.field(c.PATCHES), column)
 
     def close(self) -> None:
         """Ends the processes that decode; else they end when nothing refers to this any more."""
@@ -223,7 +229,7 @@ def _answer(row: _Row, answer: Answer | None) -> Answer:
     return replace(answer, failure=failure)
 
 
-def _columns(rows: list[Answer], uris: list[Sequence[str]]) -> dict[str, list[Any]]:
+def _columns(rows: list[Answer], uris: list[Sequence[str]]) -> dict[str, Any]:
     def each(value: Callable[[Answer], Any]) -> list[Any]:
         return [None if row.failure else value(row) for row in rows]
 

@@ -9,29 +9,35 @@ stage does is in the file of its name.
 
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from pipeline import storage
-from pipeline.checkpoint import local_folder
-from pipeline.cluster import data_context, ray_cluster, size_pools
+from pipeline.checkpoint import Content
+from pipeline.cluster import data_context, ray_cluster
 from pipeline.commit import ledger, staging
 from pipeline.commit.ledger_state import Counts
-from pipeline.faults import Drained, RunError
+from pipeline.decoding.need import memory_bytes
+from pipeline.faults import BrokenEngineError, Drained, RunError
 from pipeline.fetching import spool
-from pipeline.outcome import Outcome, reason
+from pipeline.local_copy import local_folder
+from pipeline.metrics import export_engine_rows
+from pipeline.outcome import Outcome
 from pipeline.plan import Plan, check
-from pipeline.running.desk import Counter, LedgerCalls, Reporter, start_desk
-from pipeline.running.drain import Ending, Stop, Valve, attend
-from pipeline.running.guard import DeskCalls, Guard
-from pipeline.running.watch import GENERATE, PREPARE, StopRules
+from pipeline.pools import CALLS_TO_FILL, Pools
+from pipeline.running import lease
+from pipeline.running.desk import Counter, LedgerCalls
+from pipeline.running.drain import Stop
+from pipeline.running.execution import Execution
+from pipeline.running.guard import DeskCalls
+from pipeline.running.metered import Metered
+from pipeline.running.watch import GENERATE, PREPARE
 from schemas import columns as c
-from schemas.errors import JobError
 from schemas.job import JobConfig
 from schemas.manifest import ManifestSchema
 from schemas.result import Progress, Summary
@@ -41,8 +47,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Drained", "Plan", "RunError", "Stages", "Stop", "check", "run"]
 
-_CACHE = Path("~/.cache/mediamill/checkpoints")  # of checkpoints that are not on a local disk
-_PASSES = 3
 _PREPARE_CALLS = 2  # of one actor at once: one fetches while the other decodes
 _GENERATE_CALLS = 8  # half of them bring the rows that run, the others those that come next
 _LEAST_WRITES, _LEAST_ROWS_PER_WRITE = 16, 64  # a kill costs a small job no more than that
@@ -55,7 +59,7 @@ class PrepareStage:
         self,
         job: JobConfig,
         schema: ManifestSchema,
-        checkpoint: tuple[str, str],
+        checkpoint: tuple[str, Content],
         base: str,
         count: Callable[[int], None],
     ) -> None:
@@ -64,7 +68,8 @@ class PrepareStage:
         from pipeline.prepare import Prepare, PrepareRules
 
         self._fetch = Fetch(schema, FetchRules.of(job, base))
-        self._prepare = Prepare(schema, PrepareRules.of(job), _local(checkpoint), count)
+        folder = local_folder(*checkpoint, job.resources.cache, weights=False)
+        self._prepare = Prepare(schema, PrepareRules.of(job), folder, count)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         # Each part is let go of before the next is asked for: its bytes are counted until then.
@@ -78,12 +83,15 @@ class GenerateStage:
         self,
         job: JobConfig,
         schema: ManifestSchema,
-        checkpoint: tuple[str, str],
+        checkpoint: tuple[str, Content],
         base: str,
         count: Callable[[int], None],
         threads: int,
         rows: int,
         on_gpu: bool,
+        ranks: int = 1,
+        run: str = "",
+        on_end: Callable[[BrokenEngineError], None] | None = None,
     ) -> None:
         from model.generation.stopping import before_stop
         from model.text.tokenizer import Tokenizer
@@ -91,9 +99,11 @@ class GenerateStage:
         from pipeline.generate import Generate, GenerateRules
         from pipeline.parse import Parse
 
-        folder = _local(checkpoint)
-        rules = GenerateRules.of(job, rows, threads, on_gpu)
-        self._generate = generate = Generate(schema, rules, folder, count)
+        folder = local_folder(*checkpoint, job.resources.cache)
+        rules = GenerateRules.of(job, rows, threads, on_gpu, ranks)
+        self._generate = generate = Generate(schema, rules, folder, count, on_end)
+        if run:  # else these are not the actors of one
+            export_engine_rows(lambda: generate.rows_now, run)
         decode = Tokenizer.load(folder).decode
         self._parse = Parse(schema, decode, generate.stop)
         self._canary: Canary | None = None
@@ -128,12 +138,18 @@ class Stages:
     generate: type = GenerateStage
 
 
-class _FetchAndPrepare(Guard):
+class _FetchAndPrepare(Metered):
     """An actor of the CPU pool; Ray names its processes so."""
 
 
-class _GenerateAndParse(Guard):
+class _GenerateAndParse(Metered):
     """An actor that holds an engine; Ray names its processes so."""
+
+    def __init__(
+        self, stage: type, options: Mapping[str, Any], desk: DeskCalls, pool: str, calls: int
+    ) -> None:
+        # An engine may break while nobody waits for it.
+        super().__init__(stage, {**options, "on_end": self.leave}, desk, pool, calls)
 
 
 def run(
@@ -150,8 +166,8 @@ def run(
     default the one that this process is connected to, else a new local one for the time of the job.
     stages: what the actors hold. stop: asks the run to end early; it may then take up to
     resources.grace_s.
-    Raises JobError when the job cannot work, RunError when it stopped, and Drained, which
-    is one, when it was asked to.
+    Raises JobError when the job cannot work, RunError when it stopped or another run is at work on
+    the output, and Drained, which is one, when it was asked to.
     """
     started = time.monotonic()
     plan = plan or check(job)
@@ -164,99 +180,51 @@ def run(
     outcome = Outcome(plan, state, state.counts.rows, started, run_id)
     if outcome.before == plan.manifest.rows and staging.is_settled(plan.output, state):
         return outcome.summary(Counts())
-    plan.new_ids.keep()
-    try:
-        ledger.begin(plan.output, state, run_id, dict(plan.bound), plan.files, job.rows_per_file)
-        staging.mark_unfinished(plan.output)
-        staging.recover(plan.output, state)
-    except ledger.TakenOverError as error:
-        raise RunError(str(error)) from error
-    stop, engines = stop or Stop(), 0
-    if outcome.before < plan.manifest.rows:
-        if stop.asked:
-            raise Drained("nothing had begun", stop.signal)
+    with lease.held(plan.output, run_id):
+        plan.new_ids.keep()
         try:
-            with ray_cluster(address):
-                going = _Run(job, outcome, on_progress, stages, stop)
-                stopped, engines = going.to_the_end(), going.engines
-                if stopped is not None:
-                    # The machine may be about to go: files first, then Ray.
-                    outcome.keep(stopped)
-                    raise stopped
-        finally:
-            spool.sweep()  # Ray ends its actors without letting them tidy up
-    return outcome.finish(engines)
+            bound = dict(plan.bound)
+            ledger.begin(plan.output, state, run_id, bound, plan.files, job.rows_per_file)
+            staging.mark_unfinished(plan.output)
+            staging.recover(plan.output, state)
+        except ledger.TakenOverError as error:
+            raise RunError(str(error)) from error
+        stop, engines, binds = stop or Stop(), 0, None
+        if outcome.before < plan.manifest.rows:
+            if stop.asked:
+                raise Drained("nothing had begun", stop.signal)
+            try:
+                with ray_cluster(address) as can_grow:
+                    names = (_FetchAndPrepare.__name__, _GenerateAndParse.__name__)
+                    going = Execution(job, outcome, on_progress, stop, names, can_grow)
+                    one_pass = _Pass(job, outcome, stages, going.desk)
+                    need = memory_bytes(job.limits, _PREPARE_CALLS)
+                    stopped = going.to_the_end(one_pass, need)
+                    engines, binds = going.engines, going.binds
+                    if stopped is not None:
+                        # The machine may be about to go: files first, then Ray.
+                        outcome.keep(stopped)
+                        raise stopped
+            finally:
+                spool.sweep()  # Ray ends its actors without letting them tidy up
+        return outcome.finish(engines, binds)
 
 
-class _Run:
-    """One run on a cluster that is there."""
+class _Pass:
+    """One pass over the unfinished rows."""
 
-    def __init__(
-        self,
-        job: JobConfig,
-        outcome: Outcome,
-        on_progress: Callable[[Progress], None] | None,
-        stages: Stages,
-        stop: Stop,
-    ) -> None:
-        import ray  # here and below: wrong use should not wait for Ray to be imported
-
+    def __init__(self, job: JobConfig, outcome: Outcome, stages: Stages, desk: Any) -> None:
         self._job, self._plan, self._state = job, outcome.plan, outcome.state
-        self._run_id = outcome.run_id
-        self._on_progress, self._stages = on_progress, stages
-        has = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        self._pools = size_pools(
-            job.resources, has.get("CPU", 0), has.get("GPU", 0), has.get("memory", 0)
-        )
-        self._desk = start_desk(self._plan.output.url, self._run_id, StopRules.of(job))
-        self._reporter = Reporter(
-            self._desk, self._plan.manifest.rows, outcome.before, outcome.started
-        )
-        self._valve = Valve(_GenerateAndParse.__name__)
-        self._ending = Ending(self._desk, self._valve, stop, job.resources.grace_s)
+        self._run_id, self._stages, self._desk = outcome.run_id, stages, desk
 
-    @property
-    def engines(self) -> int:
-        """How many broke and were replaced."""
-        return self._ending.engines
-
-    def to_the_end(self) -> RunError | None:
-        """Executes the stages until every row is there, or returns why not."""
-        import ray
-
-        try:
-            with self._reporter.telling(self._on_progress):
-                attend(self._passes, self._ending.heed)
-        except JobError:
-            raise
-        except RunError as error:
-            return error
-        except Exception as error:  # noqa: BLE001 - Ray's, of any kind
-            return self._ending.why or RunError(reason(error))
-        finally:
-            self._valve.abort(RunError("interrupted"))
-            ray.kill(self._desk)
-        return None
-
-    def _passes(self) -> None:
-        for _ in range(_PASSES):
-            self._execute()
-            ledger.catch_up(self._plan.output, self._state)
-            left = self._plan.manifest.rows - self._state.counts.rows
-            if not left:
-                return
-            if self._ending.why is not None:
-                raise self._ending.why
-        raise RunError(f"{left} rows are still missing after {_PASSES} passes over the manifest")
-
-    def _execute(self) -> None:
-        """One pass over the unfinished rows."""
+    def __call__(self, pools: Pools, callbacks: Sequence[Any]) -> None:
+        """Executes the stages. callbacks: called by Ray Data's scheduling loop."""
         import ray
 
         from pipeline.read import ManifestDatasource
         from pipeline.write import ResultDatasink
 
-        job, plan, pools = self._job, self._plan, self._pools
+        job, plan = self._job, self._plan
         source = ManifestDatasource(plan.manifest, self._state)
         sink = ResultDatasink(self._output_rules(), LedgerCalls(self._desk), self._write_rows())
         shared = {
@@ -265,7 +233,7 @@ class _Run:
             "checkpoint": (plan.model.url, plan.checkpoint),
             "base": str(Path.cwd()),
         }
-        with ray.data.DataContext.current(data_context(self._valve)):
+        with ray.data.DataContext.current(data_context(pools.block_bytes, *callbacks)):
             dataset = ray.data.read_datasource(
                 source, num_cpus=pools.task_cpus, override_num_blocks=source.tasks
             )
@@ -282,14 +250,17 @@ class _Run:
                     },
                     "desk": DeskCalls(self._desk),
                     "pool": PREPARE,
+                    "calls": 1,
                 },
                 compute=ray.data.ActorPoolStrategy(
-                    size=pools.prepare_workers,
+                    min_size=pools.prepare_workers,
+                    max_size=pools.most_workers,
                     max_concurrent_calls_per_actor=_PREPARE_CALLS,
                     enable_true_multi_threading=True,
                 ),
                 num_cpus=pools.prepare_cpus,
                 memory=pools.prepare_bytes,
+                label_selector=dict(job.resources.labels.prepare) or None,
             )
             dataset = dataset.map_batches(
                 _GenerateAndParse,
@@ -302,18 +273,23 @@ class _Run:
                         "threads": pools.engine_threads,
                         "rows": pools.engine_rows,
                         "on_gpu": pools.replica_gpus > 0,
+                        "ranks": pools.ranks,
+                        "run": self._run_id,
                         "count": Counter(self._desk, "generated"),
                     },
                     "desk": DeskCalls(self._desk),
                     "pool": GENERATE,
+                    "calls": CALLS_TO_FILL,
                 },
                 compute=ray.data.ActorPoolStrategy(
-                    size=pools.replicas,
+                    min_size=pools.replicas,
+                    max_size=pools.most_replicas,
                     max_concurrent_calls_per_actor=_GENERATE_CALLS,
                     enable_true_multi_threading=True,
                 ),
                 num_cpus=pools.replica_cpus,
                 num_gpus=pools.replica_gpus,
+                label_selector=dict(job.resources.labels.generate) or None,
             )
             dataset.write_datasink(
                 sink, ray_remote_args={"num_cpus": pools.task_cpus}, concurrency=pools.write_tasks
@@ -338,8 +314,3 @@ class _Run:
             self._job.rows_per_file,
             constants,
         )
-
-
-def _local(checkpoint: tuple[str, str]) -> Path:
-    url, content = checkpoint
-    return local_folder(url, content, _CACHE.expanduser())

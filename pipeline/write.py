@@ -95,12 +95,18 @@ def _publish(output: Place, answer: Answer, ledger: LedgerCalls) -> None:
 
 
 def _parts(table: pa.Table, rules: OutputRules) -> Iterator[tuple[str, pa.Table]]:
-    """The rows of each folder, in the manifest's order, and no more at once than a file has."""
+    """The rows of each folder, in the manifest's order, and no more at once than a file has.
+
+    Folders come in their own order.
+    """
     result = _result(table, rules)
     inside = [name for name in rules.schema.names if name not in rules.partition_by]
     result = result.select(inside).append_column(c.ROW, table[c.ROW])
-    for values, indices in _groups(table, rules.partition_by):
-        folder = partitions.folder(rules.partition_by, values)
+    groups = [
+        (partitions.folder(rules.partition_by, values), indices)
+        for values, indices in _groups(table, rules.partition_by)
+    ]
+    for folder, indices in sorted(groups, key=lambda group: group[0]):
         for start in range(0, len(indices), rules.rows_per_file):
             yield folder, result.take(indices[start : start + rules.rows_per_file])
 

@@ -19,9 +19,9 @@ from schemas.job_models import (
     ImageConfig,
     JobConfig,
     Limits,
-    Resources,
     VideoConfig,
 )
+from schemas.job_resources import Resources
 from schemas.job_text import (
     COMMAND_LINE,
     Given,

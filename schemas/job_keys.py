@@ -1,11 +1,13 @@
 """Turns the job's models into the flat list of dotted keys, and says what each key takes."""
 
 import json
+import textwrap
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from schemas.job_models import Expected, JobConfig
+from schemas.job_models import JobConfig
+from schemas.job_types import Expected
 
 
 def _sections() -> dict[str, type[BaseModel]]:
@@ -24,6 +26,7 @@ def _keys(sections: dict[str, type[BaseModel]]) -> dict[str, FieldInfo]:
 
 
 SECTIONS = _sections()
+_WIDTH, _INDENT = 100, " " * 4  # of what is shown, in characters
 KEYS = _keys(SECTIONS)  # every dotted key of a job file, in the order of the models
 
 
@@ -40,14 +43,17 @@ def takes_text(key: str) -> bool:
 
 
 def describe_keys() -> str:
-    """Two lines for each key: its dotted name and default, then its meaning and what it takes."""
+    """Of each key a line with its dotted name and default, then its meaning and what it takes."""
     lines = []
     for key, field in KEYS.items():
         lines.append(key if field.is_required() else f"{key} = {shown(field.default)}")
-        lines.append(f"    {field.description}: {expected(key)}")
+        meaning = f"{field.description}: {expected(key)}"
+        lines += textwrap.wrap(meaning, _WIDTH, initial_indent=_INDENT, subsequent_indent=_INDENT)
     return "\n".join(lines)
 
 
 def shown(value: object) -> str:
     """A value as JSON text, which is also YAML."""
+    if isinstance(value, BaseModel):
+        value = value.model_dump()
     return json.dumps(list(value) if isinstance(value, tuple) else value, default=str)

@@ -72,6 +72,7 @@ class Summary:
     skipped: how many of the rows were finished in earlier runs.
     prompt_tokens, visual_tokens, output_tokens, seconds: this run's.
     engines_replaced: copies of the model that broke in this run, and were loaded again.
+    binds: the stage that the others waited for, prepare or generate; None if it was neither.
     """
 
     rows: int
@@ -86,6 +87,7 @@ class Summary:
     run_id: str
     fingerprint: str
     engines_replaced: int = 0
+    binds: str | None = None
 
     @property
     def error_rows(self) -> int:
@@ -119,6 +121,8 @@ def summary_text(summary: Summary) -> str:
     )
     if summary.engines_replaced:
         lines.append(f"engines that broke and were replaced: {summary.engines_replaced}")
+    if summary.binds:
+        lines.append(f"the rate was that of: {summary.binds}")
     lines.append(
         f"output: {summary.output} (run {summary.run_id}, fingerprint {summary.fingerprint})"
     )
@@ -134,6 +138,9 @@ class Progress:
     rate_rows_s: this run's, recent. eta_s: None while it cannot be told.
     prepared, generated, written: rows of this run that left each stage.
     engines_replaced: copies of the model that broke in this run, and were loaded again.
+    busy: by pool, prepare or generate, the part of its processes' time that they had work for;
+    binds: the one that the others wait for, None if neither. waits_for: what the cluster lacks
+    before the run can begin, a sentence.
     """
 
     rows_total: int
@@ -149,3 +156,6 @@ class Progress:
     generated: int = 0
     written: int = 0
     engines_replaced: int = 0
+    busy: Mapping[str, float] = field(default_factory=dict)
+    binds: str | None = None
+    waits_for: str | None = None

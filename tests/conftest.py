@@ -1,9 +1,11 @@
 """What tests share: a Ray cluster and an S3 server of this machine, started when first used."""
 
+import gc
 import os
 import secrets
 import signal
 import socket
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -104,5 +106,9 @@ def ray_cluster(s3_address: tuple[str, int]) -> Iterator[str]:
             ray.shutdown()
             if last:
                 raise
+            # Ray leaves the processes of a start that came to nothing to the garbage collector.
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ResourceWarning)
+                gc.collect()
     yield ray.get_runtime_context().gcs_address
     ray.shutdown()

@@ -7,7 +7,9 @@ network; the sums within the network keep them in step. Ranks start together and
 import json
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,26 @@ from model.requests import Completion, Request
 
 class BrokenRanksError(RuntimeError):
     """The ranks are out of step, or one is gone: this engine is of no use any more."""
+
+
+def _while_all_live(children: Children, work: Callable[[], "LeadingEngine"]) -> "LeadingEngine":
+    """What `work` returns. It may wait for another rank, and is left behind when one is gone.
+
+    Raises what it does, and RuntimeError when a rank is gone.
+    """
+    found: Future[LeadingEngine] = Future()
+
+    def run() -> None:
+        try:
+            found.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - for who waits
+            found.set_exception(error)
+
+    threading.Thread(target=run, daemon=True, name="loading").start()
+    while children.death is None:
+        if wait([found], 0.1).done:
+            return found.result()
+    raise RuntimeError(children.death)
 
 
 class LeadingEngine(Engine):
@@ -86,13 +108,18 @@ class LeadingEngine(Engine):
             for rank in range(1, size):
                 settings = {**common, "rank": rank, "device": places[rank]}
                 children.tell_one(rank - 1, SETTINGS, json.dumps(settings).encode())
-            ranks = join(meeting, 0, size, torch.device(places[0]), timeout_s)
-            engine = cls.load(folder, places[0], shard=shard, ranks=ranks, **options)
+
+            def load() -> "LeadingEngine":
+                ranks = join(meeting, 0, size, torch.device(places[0]), timeout_s)
+                return cls.load(folder, places[0], shard=shard, ranks=ranks, **options)
+
+            engine = _while_all_live(children, load)
             children.await_ready(timeout_s)
         except BaseException as error:
             children.end()
-            leave()
-            if children.death is not None:
+            if children.death is None:
+                leave()
+            else:
                 raise BrokenRanksError(children.death) from error
             raise
         finally:

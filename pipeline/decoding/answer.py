@@ -16,6 +16,7 @@ from pipeline.records import RowFailure
 from schemas.errors import ErrorCode
 
 _ID_BYTES = 4
+_NOTHING = memoryview(b"")
 _FAILURES = frozenset(
     (
         ErrorCode.DECODE_CORRUPT,
@@ -83,14 +84,14 @@ class _Told(_Strict):
 class Answer:
     """What is known of one row.
 
-    patches: bytes of uint8, those of all media one after the other. input_ids: int32 [length].
+    patches: uint8, those of all media one after the other. input_ids: int32 [length].
     failure: then there are no visuals, patches and ids; receipts, if the media could be decoded.
     data_bytes: of memory that the process holds.
     """
 
     receipts: Sequence[Receipt] = ()
     visuals: Sequence[Visual] = ()
-    patches: bytes = b""
+    patches: memoryview = _NOTHING
     input_ids: npt.NDArray[np.int32] | None = None
     failure: RowFailure | None = None
     data_bytes: int = 0
@@ -98,15 +99,17 @@ class Answer:
 
 def checked(
     header: bytes,
-    read: Callable[[int, int], bytes],
+    room: Callable[[int], npt.NDArray[np.uint8]],
+    read_into: Callable[[npt.NDArray[np.uint8]], None],
     most: int,
     wanted: Sequence[Kind | None],
     shapes: Mapping[str, Shape],
 ) -> Answer:
-    """The answer that a header makes, and the bytes that `read` gives: so many from a place on.
+    """The answer that a header makes, and the bytes that come with it.
 
-    most: bytes that there are. wanted: of each medium of the row, its kind, if that was asked for.
-    Raises ValueError for what no sound process says.
+    room: uint8 of a size, for patches. read_into: copies the next bytes to where who has sent them
+    cannot change them. most: bytes that there are. wanted: of each medium of the row, its kind, if
+    that was asked for. Raises ValueError for what no sound process says.
     """
     told = _Told.model_validate_json(header)
     receipts, visuals, failure = told.receipts, told.visuals, told.failure
@@ -124,10 +127,12 @@ def checked(
     )
     if size + told.ids * _ID_BYTES > most:
         raise ValueError(f"found {size} bytes of patches and {told.ids} ids, expected {most} bytes")
-    patches, ids = read(0, size), np.frombuffer(read(size, told.ids * _ID_BYTES), np.int32)
+    patches, ids = room(size), np.empty(told.ids, np.int32)
+    read_into(patches)
+    read_into(ids.view(np.uint8))
     if ids.size and ids.min() < 0:
         raise ValueError(f"found the token id {ids.min()}, expected none below 0")
-    return Answer(receipts, visuals, patches, ids, None, told.data_bytes)
+    return Answer(receipts, visuals, patches.data, ids, None, told.data_bytes)
 
 
 def _check_kinds(receipts: Sequence[Receipt], wanted: Sequence[Kind | None]) -> None:

@@ -11,10 +11,10 @@ import json
 import os
 import signal
 import socket
-import struct
+import time
+from array import array
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -22,6 +22,7 @@ from model.errors import MediaError, PromptError
 from pipeline.decoding import wire
 from pipeline.decoding.confine import Ceiling, Prctl, confine, keep_memory, process_control
 from pipeline.decoding.memory import Memory
+from pipeline.decoding.parcels import Sender
 from schemas.errors import ErrorCode, RowError
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def _serve(link: socket.socket, processor: "Processor") -> None:
     workers: set[int] = set()
     try:
         while True:
-            message = wire.receive(link, _MOST, handles=2)
+            message = wire.receive(link, _MOST, handles=4)
             asked = json.loads(message.header)
             if message.handles:
                 workers.add(_fork(link, message.handles, processor, asked["max_bytes"], prctl))
@@ -126,17 +127,22 @@ def _fork(
     max_bytes: int,
     prctl: Prctl | None,
 ) -> int:
-    """handles: of the worker's own link, and of the memory that it shares with who asks it."""
+    """handles: of the worker's own link, of its answers, of the bell that tells of them, and of the
+    memory that it shares with who asks it.
+    """
     parent = os.getpid()
     number = os.fork()
     if number == 0:
         try:
             link.close()
             confine(parent, prctl)
-            own, memory = handles
+            own, parcels, bell, memory = handles
             shared = Memory(memory, max_bytes)
             os.close(memory)
-            _work(socket.socket(fileno=own), shared, processor, max_bytes)
+            link, answers = socket.socket(fileno=own), Sender(parcels, bell)
+            with suppress(wire.GoneError):  # nobody asks any more
+                _work(link, answers, shared, processor, Ceiling(max_bytes))
+            os._exit(0)
         finally:
             os._exit(1)
     for handle in handles:
@@ -145,62 +151,77 @@ def _fork(
     return number
 
 
-def _work(link: socket.socket, shared: Memory, processor: "Processor", max_bytes: int) -> NoReturn:
-    """Answers one row after the other; ends its process when nobody asks any more."""
-    ceiling = Ceiling()
+def _work(
+    link: socket.socket, answers: Sender, shared: Memory, processor: "Processor", ceiling: Ceiling
+) -> NoReturn:
+    """Answers one message after the other. Raises GoneError."""
     while True:
-        try:
-            asked = json.loads(wire.receive(link, _MOST).header)
-            told, parts = _answer(processor, asked, shared, ceiling, max_bytes)
-            shared.write(parts)
-            del parts
+        asked = json.loads(wire.receive(link, _MOST).header)
+        end = time.monotonic() + asked["start_s"]
+        at = 0
+        for row in asked["rows"]:
+            told, parts = _answer(processor, row, at, shared, ceiling)
+            at += sum(one.get("bytes", 0) for one in row["media"])
+            # What is large comes last: the next row could change it before it is read.
+            large = sum(part.nbytes for part in parts) > answers.most
+            if large:
+                shared.write(parts)
+                parts = ()
             told["data_bytes"] = ceiling.data_bytes()
-            _tell(link, told)
-        except wire.GoneError:
-            os._exit(0)
+            last = large or time.monotonic() > end
+            answers.send(json.dumps(told).encode(), parts, shared=large, last=last)
+            if last:
+                break
+        answers.ring()
 
 
 def _answer(
     processor: "Processor",
     asked: Mapping[str, Any],
+    at: int,
     shared: Memory,
     ceiling: Ceiling,
-    max_bytes: int,
 ) -> tuple[dict[str, Any], Sequence[memoryview]]:
-    """What there is to say about one row, and its patches and ids as bytes."""
-    seen: list[tuple[VisualInput, Receipt]] = []
-    stage, at = "media", 0
+    """What there is to say about one row, and its patches and ids as bytes.
+
+    at: where the row's media begin in the memory.
+    """
+    receipts: list[Receipt] = []
+    visuals: list[VisualInput] = []
+    parts: list[memoryview] = []
+    ids: list[int] = []
+    failure, stage = None, "media"
+    ceiling.hold()
     try:
-        with ceiling.above(max_bytes):
-            for one in asked["media"]:
-                data: bytes | Path
-                if "path" in one:
-                    data = Path(one["path"])
-                else:
-                    data = shared.read(at, one["bytes"])
-                    at += one["bytes"]
-                wanted = one["kind"], one["start_s"], one["end_s"]
-                seen.append(processor.prepare_media(data, *wanted))
-                del data
-            stage = "prompt"
-            visuals = [visual for visual, _ in seen]
-            ids = _prompt(processor, asked["chat"], visuals)
-            parts = [memoryview(visual.patches.contiguous().numpy().data) for visual in visuals]
-            parts = [
-                *(part.cast("B") for part in parts),
-                memoryview(struct.pack(f"={len(ids)}i", *ids)),
-            ]
-            if sum(part.nbytes for part in parts) > max_bytes:
-                raise MemoryError
+        for one in asked["media"]:
+            data: bytes | Path
+            if "path" in one:
+                data = Path(one["path"])
+            else:
+                data = shared.read(at, one["bytes"])
+                at += one["bytes"]
+            wanted = one["kind"], one["start_s"], one["end_s"]
+            visual, receipt = processor.prepare_media(data, *wanted)
+            visuals.append(visual)
+            receipts.append(receipt)
+            del data
+        stage = "prompt"
+        ids = _prompt(processor, asked["chat"], visuals)
+        parts = [memoryview(one.patches.contiguous().numpy().data).cast("B") for one in visuals]
+        parts.append(memoryview(array("i", ids)).cast("B"))
+        if sum(part.nbytes for part in parts) > shared.size:
+            raise MemoryError
     except Exception as error:  # noqa: BLE001 - whatever a decoder raises is this row's fault
-        receipts = [] if stage == "media" else [_receipt(receipt) for _, receipt in seen]
-        failure = _failure(error, stage, max_bytes)
-        return {"receipts": receipts, "visuals": [], "ids": 0, "failure": failure}, []
+        ceiling.lift()
+        failure = _failure(error, stage, shared.size)
+        if stage == "media":
+            receipts = []
+        visuals, parts, ids = [], [], []
     told = {
-        "receipts": [_receipt(receipt) for _, receipt in seen],
+        "receipts": [_receipt(receipt) for receipt in receipts],
         "visuals": [{"kind": one.kind, "grid_thw": one.grid_thw} for one in visuals],
         "ids": len(ids),
-        "failure": None,
+        "failure": failure,
     }
     return told, parts
 
@@ -219,7 +240,7 @@ def _prompt(
 
 
 def _receipt(receipt: "Receipt") -> dict[str, Any]:
-    return {field.name: getattr(receipt, field.name) for field in fields(receipt)}
+    return vars(receipt)
 
 
 def _failure(error: Exception, stage: str, max_bytes: int) -> dict[str, str]:

@@ -12,8 +12,8 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from pipeline.decoding.filter import refuse_calls
@@ -23,6 +23,7 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # numbers of mallopt
 _FROM_HEAP, _KEPT = 32 * 1024**2, 128 * 1024**2  # bytes; the first is the most that glibc takes
 _FILES = 64
 _FIRST_TO_GO = "1000"  # for the system's choice of whom to end when memory runs out
+_SLACK = 32  # part of a row's memory by which the limit may be off
 _DATA_FIELD = 5  # of statm: pages of data and stack
 
 Prctl = Callable[[int, int, int, int, int], int]
@@ -73,32 +74,43 @@ def confine(parent: int, prctl: Prctl | None) -> None:
 
 
 class Ceiling:
-    """A limit on the memory of this process, for as long as one row is in work.
+    """A limit on the memory of this process, for one row after the other.
 
     Beyond it memory is refused: Python's MemoryError, and what each library makes of it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, size: int) -> None:
+        """size: bytes that a row may take beside those that are taken already."""
+        self._size = size
         self._facts = os.open("/proc/self/statm", os.O_RDONLY) if sys.platform == "linux" else -1
+        self._page = resource.getpagesize()
+        self._taken = 0
+        self.data_bytes()
+        self._base: int | None = None  # bytes above which the limit stands; None = there is none
+
+    def hold(self) -> None:
+        """Sets the limit for the next row."""
+        # To move it for each would cost more than small rows have to spare.
+        if self._base is None or abs(self._taken - self._base) > self._size // _SLACK:
+            self._base = self._taken
+            if self._facts >= 0:
+                _limit(resource.RLIMIT_DATA, self._base + self._size)
+
+    def lift(self) -> None:
+        """Ends the limit, as when there is an error to be told."""
+        self._base = None
+        if self._facts >= 0:
+            _limit(resource.RLIMIT_DATA, None)
 
     def data_bytes(self) -> int:
-        """Bytes that this process has of its own, used or not; 0 where that is not told."""
-        if self._facts < 0:
-            return 0
-        pages = int(os.pread(self._facts, 200, 0).split()[_DATA_FIELD])
-        return pages * resource.getpagesize()
+        """Bytes that this process has of its own, used or not; 0 where that is not told.
 
-    @contextmanager
-    def above(self, size: int) -> Iterator[None]:
-        """Within it, so many bytes may be taken beside those that are taken already."""
-        if self._facts < 0:
-            yield
-            return
-        _limit(resource.RLIMIT_DATA, self.data_bytes() + size)
-        try:
-            yield
-        finally:
-            _limit(resource.RLIMIT_DATA, None)
+        To be called after each row: the next one's limit stands above it.
+        """
+        if self._facts >= 0:
+            facts = os.pread(self._facts, 200, 0).split()
+            self._taken = int(facts[_DATA_FIELD]) * self._page
+        return self._taken
 
 
 def _limit(what: int, most: int | None) -> None:

@@ -11,7 +11,10 @@ import sys
 import tempfile
 from collections.abc import Sequence
 
-_KEPT = 64 * 1024**2  # bytes that stay taken between two uses
+import numpy as np
+import numpy.typing as npt
+
+KEPT_BYTES = 64 * 1024**2  # that stay taken between two uses
 
 
 class Memory:
@@ -48,16 +51,21 @@ class Memory:
         self._used = max(self._used, total)
 
     def read(self, at: int, count: int) -> bytes:
-        """A copy, which no other process can change."""
-        self._used = max(self._used, at + count)
+        """So many bytes from a place on."""
         return self._map[at : at + count]
+
+    def read_into(self, at: int, array: npt.NDArray[np.uint8]) -> None:
+        """Copies from a place on; what the array holds no other process can change."""
+        self._used = max(self._used, at + array.size)
+        with memoryview(self._map) as view:
+            array[:] = view[at : at + array.size]
 
     def trim(self) -> None:
         """Gives back what one large row has taken."""
-        if self._used > _KEPT:
+        if self._used > KEPT_BYTES:
             if sys.platform == "linux":
-                self._map.madvise(mmap.MADV_REMOVE, _KEPT, self.size - _KEPT)
-            self._used = _KEPT
+                self._map.madvise(mmap.MADV_REMOVE, KEPT_BYTES, self.size - KEPT_BYTES)
+            self._used = KEPT_BYTES
 
     def close(self) -> None:
         """Ends the use here."""

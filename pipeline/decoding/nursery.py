@@ -21,6 +21,7 @@ from model.errors import ModelError
 from pipeline.decoding import wire
 from pipeline.decoding.answer import Shape
 from pipeline.decoding.memory import Memory
+from pipeline.decoding.parcels import Receiver, pipes
 
 # The child finds its modules as this process does, and knows nothing else of it.
 _START = """\
@@ -33,6 +34,8 @@ _LOAD_S = 600.0  # libraries may come from a slow network disk
 _FORK_S = 60.0
 _STARTS = 3
 _HEADER = 64 * 1024  # bytes that the nursery's answers take at most
+_ANSWER = 16 * 1024**2  # bytes of a worker's answer beside its patches: of many frames, their times
+_ANSWER_S = 10.0  # for the rest of an answer that has begun: other rows wait
 
 
 @dataclass(frozen=True)
@@ -52,11 +55,12 @@ class Settings:
 class Worker:
     """A process that decodes. process: its number. link: the way to ask it. memory: shared with it.
 
-    nursery: which one has forked it, counted.
+    answers: of what comes over the link. nursery: which one has forked it, counted.
     """
 
     process: int
     link: socket.socket
+    answers: Receiver
     memory: Memory
     nursery: int
 
@@ -69,7 +73,7 @@ class Nursery:
         self._settings = settings
         self._mutex = threading.Lock()
         self._starts = 0
-        self._links: set[socket.socket] = set()
+        self._links: set[socket.socket | Receiver] = set()
         self.shapes: Mapping[str, Shape] = {}
         self._start()
 
@@ -84,20 +88,24 @@ class Nursery:
         with self._mutex:
             for _ in range(_STARTS):
                 ours, theirs = socket.socketpair()
+                listen, send = pipes()
                 memory, handle = Memory.new(most)
+                answers = Receiver(*listen, _ANSWER, _ANSWER_S)
+                handles = (theirs.fileno(), *send, handle)
                 try:
-                    answer = self._ask({"max_bytes": most}, (theirs.fileno(), handle))
-                    worker = Worker(int(answer["worker"]), ours, memory, self._starts)
-                    self._links.add(ours)
-                    return worker
+                    number = int(self._ask({"max_bytes": most}, handles)["worker"])
+                    self._links |= {ours, answers}
+                    return Worker(number, ours, answers, memory, self._starts)
                 except _LOST:
                     ours.close()
+                    answers.close()
                     memory.close()
                     self._end()
                     self._start()
                 finally:
-                    theirs.close()
-                    os.close(handle)
+                    theirs.detach()
+                    for one in handles:
+                        os.close(one)
         raise RuntimeError(f"the decoding process ended {_STARTS} times when it was to fork")
 
     def end(self, worker: Worker) -> int | None:
@@ -105,9 +113,10 @@ class Nursery:
         this call; None when its nursery has ended, and every worker with it.
         """
         worker.link.close()
+        worker.answers.close()
         worker.memory.close()
         with self._mutex:
-            self._links.discard(worker.link)
+            self._links -= {worker.link, worker.answers}
             if worker.nursery != self._starts:
                 return None
             try:
@@ -172,7 +181,7 @@ _LOST = (wire.GoneError, wire.GarbledError, OSError, ValueError, KeyError)
 
 
 def _end(
-    child: "subprocess.Popen[bytes]", link: socket.socket, links: Iterable[socket.socket]
+    child: "subprocess.Popen[bytes]", link: socket.socket, links: Iterable[socket.socket | Receiver]
 ) -> None:
     """The nursery ends when its link is closed, unless it hangs.
 

@@ -1,7 +1,7 @@
 """Turns headers and handles into messages between two processes of one machine, and back.
 
 What they mean is not known here, and nothing that arrives is trusted: every length is held against
-a ceiling before memory is taken.
+a ceiling before memory is taken. The answers to a message are parcels, see parcels.py.
 """
 
 import os
@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-_HANDLES = 4  # that may come with one piece; a message has two at most
+_HANDLES = 8  # that may come with one piece; a message has four at most
 _PREFIX = struct.Struct("!IB")  # bytes of the header, number of handles
 _NUMBER = struct.calcsize("i")
 
@@ -75,18 +75,6 @@ def receive(
             raise GoneError from error
         raise
     return Message(header, tuple(found))
-
-
-def is_idle(link: socket.socket) -> bool:
-    """Whether the other end is there and has nothing to say."""
-    link.setblocking(False)
-    try:
-        link.recv(1, socket.MSG_PEEK)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
 
 
 def _wait(link: socket.socket, deadline: float | None) -> None:

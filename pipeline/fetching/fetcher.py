@@ -74,7 +74,8 @@ class FetchRules:
 def _roots(job: JobConfig, base: str) -> tuple[str, ...]:
     """By default the folder in which the manifest lies, and the one where the job was started."""
     if job.fetch.roots is not None:
-        return tuple(os.path.join(base, storage.local_path(one)) for one in job.fetch.roots)  # noqa: PTH118
+        paths = (Path(storage.local_path(one)).expanduser() for one in job.fetch.roots)
+        return tuple(str(base / path) for path in paths)
     if storage.scheme(job.manifest) != "file":
         return ()
     path = Path(base) / Path(storage.local_path(job.manifest)).expanduser()

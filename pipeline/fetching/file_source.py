@@ -20,7 +20,7 @@ from schemas.errors import ErrorCode, RowError
 _URL = re.compile(r"file:", re.IGNORECASE)
 _HERE = ("", "localhost")
 # What lies there is no file, whatever it says: devices, and this process's own secrets.
-_NEVER = (Path("/proc"), Path("/sys"), Path("/dev"))
+NEVER = (Path("/proc"), Path("/sys"), Path("/dev"))
 _STEP = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _LAST = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
@@ -85,7 +85,7 @@ def _root(real: Path, roots: tuple[str, ...]) -> Path:
     """The allowed folder that the file lies in."""
     for root in roots:
         found = Path(os.path.realpath(root))
-        if real.is_relative_to(found) and not any(real.is_relative_to(one) for one in _NEVER):
+        if real.is_relative_to(found) and not any(real.is_relative_to(one) for one in NEVER):
             return found
     raise _denied(
         "found a file outside of the folders that rows may read, expected one below fetch.roots"

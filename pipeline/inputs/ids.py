@@ -26,7 +26,7 @@ from pipeline.storage import Place
 from schemas import columns as c
 from schemas.errors import JobError
 
-_BATCH_ROWS = 65_536
+_BATCH_ROWS = 8192  # of one file at once: each id is an object of its own, of a hundred bytes
 _READERS = 8  # files that are read at once
 _BUFFER_BYTES = 4 << 20  # of one file's column: a large row group is not held whole
 _SUSPECTS = 1000  # hashes that are looked at again

@@ -1,7 +1,8 @@
 """The run's desk: one actor that owns what is finished, counts, and knows what is in work.
 
-Holds how the driver starts it, and how the driver and write tasks call it. What the records mean is
-the ledger's; what a rate is, metrics.py's; what a death means, attempts.py's.
+Turns these numbers into Ray's metrics too. Holds how the driver starts it, and how the driver and
+write tasks call it. What the records mean is the ledger's; what a rate is, metrics.py's; what a
+death means, attempts.py's.
 """
 
 import threading
@@ -11,9 +12,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline import metrics
 from pipeline.commit import ledger
 from pipeline.commit.ledger_state import Counts, Rows
 from pipeline.metrics import Metrics, Rate, eta_s
+from pipeline.running import busy
 from pipeline.running.watch import StopRules, Watch, Word
 from schemas.result import Progress
 
@@ -31,6 +34,28 @@ class Desk(ledger.Ledger, Metrics, Watch):
         ledger.Ledger.__init__(self, output_url, run)
         Metrics.__init__(self)
         Watch.__init__(self, rules, _is_alive)
+        # What a desk before this one has committed, it has told as well.
+        self._exported = metrics.Exported(run, self._totals())
+
+    def word(self) -> Word:
+        """As the watch has it. The driver's asking is the beat of the metrics, too."""
+        word = Watch.word(self)
+        self._exported.update(self._totals())
+        return word
+
+    def _totals(self) -> metrics.Totals:
+        """What is finished is counted by the ledger, the rest as the stages tell it."""
+        done, told = self._state.run_counts, self.counted()
+        return {
+            (metrics.ROWS, "prepare"): told.get("prepared", 0),
+            (metrics.ROWS, "generate"): told.get("generated", 0),
+            (metrics.ROWS, "write"): done.rows,
+            **{(metrics.ERROR_ROWS, code): number for code, number in dict(done.errors).items()},
+            (metrics.TOKENS, "prompt"): done.prompt_tokens,
+            (metrics.TOKENS, "visual"): done.visual_tokens,
+            (metrics.TOKENS, "output"): done.output_tokens,
+            (metrics.ENGINES, ""): Watch.word(self).engines,
+        }
 
 
 @dataclass(frozen=True)
@@ -93,6 +118,25 @@ def ask(desk: Any) -> Word | None:
     except ray.exceptions.RayError:
         return None
     return word
+
+
+def what_binds(desk: Any) -> str | None:
+    """The stage that the others wait for; None if it is no pool, or while the desk is silent."""
+    import ray
+
+    try:
+        counted: dict[str, int] = ray.get(desk.counted.remote(), timeout=_PATIENCE_S)
+    except ray.exceptions.RayError:
+        return None
+    return busy.binds(busy.shares(counted))
+
+
+def end(desk: Any) -> None:
+    """Ends the desk, once its last numbers are told to Ray's metrics."""
+    import ray
+
+    ask(desk)
+    ray.kill(desk)
 
 
 def _is_alive(node: str) -> bool:
@@ -169,4 +213,6 @@ class Reporter:
             generated=generated,
             written=here.rows,
             engines_replaced=word.engines,
+            busy=busy.shares(counted),
+            binds=busy.binds(busy.shares(counted)),
         )

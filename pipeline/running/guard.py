@@ -87,6 +87,10 @@ class DeskCalls:
     def loaded(self, who: Who) -> None:
         self.actor.loaded.remote(who)
 
+    def count(self, numbers: Mapping[str, int]) -> None:
+        """Adds to its counters, and does not wait."""
+        self.actor.add_all.remote(numbers)
+
     def fatal(self, why: str) -> None:
         import ray
 
@@ -136,7 +140,7 @@ class Guard:
         try:
             found: pa.Table = self._stage(table)
         except BrokenEngineError as error:
-            self._leave(str(error))
+            self.leave(error)
         except FatalError as error:
             self._desk.fatal(str(error))
             raise
@@ -144,12 +148,12 @@ class Guard:
         self._desk.done(self._who, rows, dict(errors))
         return found
 
-    def _leave(self, why: str) -> NoReturn:
+    def leave(self, error: BrokenEngineError) -> NoReturn:
         """Ends the process: Ray starts another one in its place, and brings it the same rows."""
         # Calls of all threads fail together; one tells, and the others wait for the end.
         self._leaving.acquire()
         try:
-            self._desk.broken(self._who, why)
+            self._desk.broken(self._who, str(error))
         finally:
             os._exit(1)
 

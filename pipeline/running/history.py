@@ -1,6 +1,6 @@
 """Turns the log of an output, and the notes that runs have left beside it, into their history.
 
-A run that was killed has begun and left no note; what it finished is in the rows of later ones.
+A run that was killed has begun and left no note; what it finished counts in later ones.
 """
 
 import json
@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pipeline import storage
 from pipeline.commit import ledger
 from pipeline.commit.ledger_log import log_of
+from pipeline.running.lease import at_work
 from schemas.errors import JobError
 
 _READERS = 16
@@ -18,7 +19,7 @@ def past_runs(output: str) -> list[dict[str, object]]:
     """The runs of an output, oldest first: what the summary of each says, and
 
     run: its name. started: UTC, ISO 8601. end: "finished", "finished with errors", why it stopped,
-    or None for one that was killed or still goes on.
+    "at work", or None for one that was killed.
     Raises JobError when there is no log, or a damaged one.
     """
     place = storage.resolve(output)
@@ -26,7 +27,7 @@ def past_runs(output: str) -> list[dict[str, object]]:
     if state.header is None:
         raise JobError(f"{storage.shown(place.url)}: found no log of Mediamill, expected an output")
     log, notes = log_of(place), place / ledger.HIDDEN / "runs"
-    kept = set(storage.files_below(notes))
+    kept, working = set(storage.files_below(notes)), at_work(place)
 
     def record(number: int) -> dict[str, object]:
         found: dict[str, object] = json.loads(storage.read(log / f"{number:012}.json"))
@@ -36,7 +37,7 @@ def past_runs(output: str) -> list[dict[str, object]]:
         run = {"run": begun["run"], "started": begun.get("at")}
         name = f"{begun['run']}.json"
         if name not in kept:
-            return {**run, "end": None}
+            return {**run, "end": "at work" if begun["run"] == working else None}
         note = json.loads(storage.read(notes / name))
         errors = "finished with errors" if note.get("error_rows") else "finished"
         return {**run, **note, "end": note.get("stopped", errors)}

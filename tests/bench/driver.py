@@ -76,6 +76,8 @@ def measure(rows: int, batch_rows: int) -> dict[str, Any]:
             for part, size in _sizes(child.pid):
                 peaks[part] = max(peaks[part], size)
             time.sleep(SAMPLE_S)
+        if child.returncode:
+            raise SystemExit(f"the run of {rows} rows failed; what it said is above")
         assert child.stdout is not None
         told = json.loads(child.stdout.read().splitlines()[-1])
     assert told["done"] == rows, told

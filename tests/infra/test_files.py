@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from infra import render
+from pipeline.metrics import EXPORTED
 from tests.infra.files import INFRA
 
 ROOT = INFRA.parent
@@ -35,7 +36,7 @@ def test_the_files_are_what_the_figures_give() -> None:
 def test_every_figure_is_used_and_a_missing_one_is_an_error() -> None:
     texts = render.render(FIGURES)
     for name in FIGURES:
-        if name in {"kubernetes", "metrics"}:
+        if name == "kubernetes":
             continue  # the tests' own
         with pytest.raises(Exception, match=name):
             render.render({key: value for key, value in FIGURES.items() if key != name})
@@ -128,6 +129,8 @@ def test_the_launcher_takes_the_cluster_file() -> None:
     assert prepared["max_workers"] == len(FIGURES["vm"]["workers"])
     for commands in ("head_start_ray_commands", "worker_start_ray_commands"):
         assert "RAY_AUTH_MODE=token" in config[commands][-1]
+    [wait_s] = re.findall(r"RAY_JOB_STOP_WAIT_TIME_S=(\d+)", config["head_start_ray_commands"][-1])
+    assert int(wait_s) > FIGURES["job"]["resources"]["grace_s"]
 
 
 def dashboard() -> dict[str, Any]:
@@ -164,7 +167,7 @@ def test_the_dashboard_shows_every_figure_that_the_pipeline_exports() -> None:
         target["expr"] for panel in dashboard()["panels"] for target in panel["targets"]
     )
     ours = set(re.findall(r"ray_(mediamill_\w+)", queries))
-    assert ours == set(FIGURES["metrics"])
+    assert ours == set(EXPORTED)
     guide = (ROOT / "docs" / "cluster.md").read_text()
     assert all(f"`ray_{name}" in guide for name in ours)
 

@@ -187,6 +187,21 @@ def test_a_cluster_has_what_its_stages_ask_for(where: str) -> None:
     assert gpus == {"cpu-decode": None, "gpu-generate": "1"}
 
 
+@pytest.mark.parametrize("where", sorted(clusters()))
+def test_copies_of_models_lie_on_a_volume_and_not_on_the_containers_disk(where: str) -> None:
+    cache = job_file().resources.cache
+    for group in clusters()[where]["workerGroupSpecs"]:
+        pod = group["template"]["spec"]
+        [container] = pod["containers"]
+        [volume] = [
+            one["name"]
+            for one in container["volumeMounts"]
+            if cache.startswith(one["mountPath"] + "/")
+        ]
+        [found] = [one for one in pod["volumes"] if one["name"] == volume]
+        assert "medium" not in found["emptyDir"]
+
+
 def test_what_is_named_is_there() -> None:
     """Config maps and accounts by name; secrets are the user's own, and may be missing."""
     for where, pod in PODS:

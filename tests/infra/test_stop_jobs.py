@@ -1,8 +1,5 @@
 """The head's last deed: jobs that were submitted to a real Ray head are told to stop, and drain."""
 
-import os
-import secrets
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.infra.files import KUBERAY, clusters
+from tests.ray_head import Head, head_environment, ray_head
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -29,39 +27,16 @@ time.sleep(600)
 
 
 @pytest.fixture
-def head(tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    """The address of a dashboard, and the environment that the head's container would have."""
-    ports = []
-    for _ in range(3):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            ports.append(probe.getsockname()[1])
+def head(tmp_path: Path) -> Iterator[Head]:
+    """A head in the environment that its container would have."""
     [container] = clusters()["RayJob"]["headGroupSpec"]["template"]["spec"]["containers"]
-    environment = {
-        **os.environ,
-        **{one["name"]: one["value"] for one in container["env"]},
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),
-    }
-    folder = Path("/tmp") / f"mm{ports[0]}"  # Ray's sockets need a short path
-    command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block"]
-    command += [f"--port={ports[0]}", f"--dashboard-port={ports[1]}", "--num-cpus=1"]
-    command += [f"--dashboard-agent-listen-port={ports[2]}", f"--temp-dir={folder}"]
-    command += ["--include-dashboard=true", "--node-ip-address=127.0.0.1"]
-    with (tmp_path / "head.log").open("wb") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-    try:
-        yield f"http://127.0.0.1:{ports[1]}", environment
-    finally:
-        process.terminate()
-        process.wait(60)
-        subprocess.run(["rm", "-rf", str(folder)], check=True)
+    given = {one["name"]: one["value"] for one in container["env"]}
+    with ray_head(tmp_path / "head.log", head_environment(**given)) as found:
+        yield found
 
 
-def test_jobs_drain_before_their_head_goes(
-    head: tuple[str, dict[str, str]], tmp_path: Path
-) -> None:
-    address, environment = head
+def test_jobs_drain_before_their_head_goes(head: Head, tmp_path: Path) -> None:
+    address, environment = head.dashboard, head.environment
     submitted = tmp_path / "drains.py"
     submitted.write_text(DRAINS)
     mark = tmp_path / "mark"
@@ -69,6 +44,7 @@ def test_jobs_drain_before_their_head_goes(
     command = [str(Path(sys.executable).with_name("ray")), "job", "submit", "--no-wait"]
     command += ["--address", address, "--submission-id", "night", "--", *job.split()]
     deadline = time.monotonic() + 240
+    # The process that takes jobs is the last one of a head to come.
     while subprocess.run(command, env=environment, capture_output=True, check=False).returncode:
         assert time.monotonic() < deadline
         time.sleep(2)

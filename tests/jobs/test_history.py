@@ -8,6 +8,7 @@ from jobs.cli import main
 from pipeline import storage
 from pipeline.commit import ledger
 from pipeline.commit.ledger_state import KnownFile
+from pipeline.running.lease import held
 
 HEADER = {"fingerprint": "f", "parts": {}, "layout": {}}
 
@@ -42,6 +43,20 @@ def test_runs_in_order_with_how_they_ended(tmp_path, capsys):
     assert len(lines) == 4
     assert "media_empty=2" in lines[2]
     assert lines[1].rstrip().endswith("-")
+
+
+def test_a_run_that_is_at_work_is_not_one_that_was_killed(tmp_path, capsys):
+    output = storage.resolve(str(tmp_path / "out"))
+    begin(output, "killed")
+    begin(output, "now")
+
+    def ends():
+        assert main(["history", output.url, "--json"]) == 0
+        return [json.loads(line)["end"] for line in capsys.readouterr().out.splitlines()]
+
+    with held(output, "now"):
+        assert ends() == [None, "at work"]
+    assert ends() == [None, None]
 
 
 def test_an_output_without_a_log_is_said_to_be_none(tmp_path, capsys):

@@ -8,7 +8,9 @@ import pyarrow as pa
 import pytest
 
 from model.tiny import CAPTION_PROMPT, CHECKPOINT
+from pipeline import storage
 from pipeline.canary import Canary, check_canary
+from pipeline.checkpoint import Content
 from pipeline.faults import CanaryError
 from pipeline.plan import check
 from pipeline.records import read_schema
@@ -18,6 +20,7 @@ from schemas.errors import JobError
 from schemas.manifest import check_manifest_schema
 from tests.pipeline.world import draw_media, make_job, picture_rows, write_manifest
 
+CONTENT = Content.of(storage.resolve(str(CHECKPOINT)))
 MANIFEST = check_manifest_schema(pa.schema([("id", pa.string()), ("uri", pa.string())]), "m")
 
 
@@ -32,7 +35,7 @@ def home(tmp_path_factory):
 
 def make_stage(job, home, count=nothing):
     return GenerateStage(
-        job, MANIFEST, (str(CHECKPOINT), ""), str(home), count, threads=1, rows=4, on_gpu=False
+        job, MANIFEST, (str(CHECKPOINT), CONTENT), str(home), count, threads=1, rows=4, on_gpu=False
     )
 
 
@@ -50,7 +53,7 @@ def answered(home):
     given = pa.Table.from_pylist(rows)
     columns |= {name: given[name] for name in given.column_names}
     table = pa.table(columns).select(schema.names).cast(schema)
-    prepare = PrepareStage(job, MANIFEST, (str(CHECKPOINT), ""), str(home), nothing)
+    prepare = PrepareStage(job, MANIFEST, (str(CHECKPOINT), CONTENT), str(home), nothing)
     prepared = prepare(table)
     texts = make_stage(job, home)(prepared)[c.TEXT].to_pylist()
     return prepared, rows[0]["uri"], texts[0]
@@ -76,7 +79,7 @@ def test_a_table_without_rows_passes_as_one(answered, home):
     stage = make_stage(make_job("m", "o"), home)
     assert stage(prepared.slice(0, 0)).num_rows == 0
     job = make_job("m", "o", fetch__roots=[str(home)])
-    prepare = PrepareStage(job, MANIFEST, (str(CHECKPOINT), ""), str(home), nothing)
+    prepare = PrepareStage(job, MANIFEST, (str(CHECKPOINT), CONTENT), str(home), nothing)
     empty = prepare(prepared.select(read_schema(MANIFEST).names).slice(0, 0))
     assert (empty.num_rows, empty.schema) == (0, prepared.schema)
 

@@ -1,15 +1,13 @@
-"""What a checkpoint folder must have, what its hash depends on, and how it becomes local."""
+"""What a checkpoint folder must have, and what its hash depends on."""
 
 import json
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 
-import fsspec
 import pytest
 
 from model.tiny import CHECKPOINT
 from pipeline import checkpoint, storage
-from pipeline.checkpoint import check_checkpoint, content_hash, local_folder
+from pipeline.checkpoint import Content, check_checkpoint, content_hash
 from schemas.errors import JobError
 
 
@@ -51,6 +49,16 @@ def test_the_hash_follows_what_decides_the_text(folder):
     assert hash_of(folder) != before
 
 
+def test_what_is_no_weight_has_a_hash_of_its_own(folder):
+    before = Content.of(storage.resolve(str(folder)))
+    (folder / "model.safetensors").write_bytes(b"other weights")
+    weights = Content.of(storage.resolve(str(folder)))
+    assert weights.settings == before.settings
+    assert weights.whole != before.whole
+    (folder / "tokenizer.json").write_text("{}")
+    assert Content.of(storage.resolve(str(folder))).settings != before.settings
+
+
 @pytest.mark.parametrize("where", [0, 0.3, 0.7, 0.999])
 def test_large_files_are_sampled(folder, monkeypatch, where):
     monkeypatch.setattr(checkpoint, "_WHOLE_BYTES", 100_000)
@@ -64,24 +72,6 @@ def test_large_files_are_sampled(folder, monkeypatch, where):
         weights[index] ^= 1
     (folder / "model.safetensors").write_bytes(weights)
     assert hash_of(folder) != before
-
-
-def test_a_remote_checkpoint_is_copied_once(s3, tmp_path):
-    fs = fsspec.filesystem("s3", use_listings_cache=False)
-    for path in CHECKPOINT.iterdir():
-        fs.put_file(str(path), f"{s3}/checkpoints/tiny/{path.name}")
-    place = check_checkpoint(f"{s3}/checkpoints/tiny")
-    content = content_hash(place)
-    assert content == hash_of(CHECKPOINT)
-    with ThreadPoolExecutor(4) as actors:
-        found = list(actors.map(lambda _: local_folder(place.url, content, tmp_path), range(4)))
-    assert set(found) == {tmp_path / content}
-    assert hash_of(found[0]) == content
-    stamp = (found[0] / "model.safetensors").stat().st_mtime_ns
-    assert local_folder(place.url, content, tmp_path) == found[0]
-    assert (found[0] / "model.safetensors").stat().st_mtime_ns == stamp
-    assert sorted(path.name for path in tmp_path.iterdir()) == [content, f"{content}.lock"]
-    assert local_folder(str(CHECKPOINT), content, tmp_path) == CHECKPOINT
 
 
 def test_a_model_that_cannot_be_run_is_refused_before_anything_starts(folder):

@@ -12,6 +12,7 @@ class Watch(Forget):
     """Notes the most statistics that any operator had after a step."""
 
     def __init__(self, forgets):
+        super().__init__()
         self._forgets = forgets
         self.most = 0
 
@@ -32,7 +33,7 @@ class Watch(Forget):
 
 def most_kept(forgets):
     watch = Watch(forgets)
-    context = data_context(watch)
+    context = data_context(2**25, watch)
     context.custom_execution_callback_classes = [watch]
     with ray.data.DataContext.current(context):
         rows = ray.data.range(BLOCKS, override_num_blocks=BLOCKS).map_batches(lambda batch: batch)
@@ -43,5 +44,5 @@ def most_kept(forgets):
 def test_what_is_kept_of_blocks_does_not_grow_with_them(ray_cluster):
     assert most_kept(forgets=False) >= BLOCKS  # else there is nothing to forget any more
     assert most_kept(forgets=True) == 0
-    classes = data_context(Watch(True)).custom_execution_callback_classes
+    classes = data_context(2**25, Watch(True)).custom_execution_callback_classes
     assert Forget in classes

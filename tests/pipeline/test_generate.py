@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from model.engine import Engine, Request
+from model.parallel.leader import BrokenRanksError
 from model.processor import Processor
 from model.sampling import Sampling
 from model.tiny import CAPTION_PROMPT, CHECKPOINT
@@ -20,12 +21,12 @@ from pipeline.generate import (
     Generate,
     GenerateRules,
     IdentityError,
-    _refuse_broken,
     _request,
 )
 from pipeline.parse import Parse
 from pipeline.prepare import Prepare, PrepareRules
 from pipeline.records import generated_schema, parsed_schema, prepared_schema, read_schema
+from pipeline.replica import refuse_broken
 from schemas import columns as c
 from schemas.manifest import check_manifest_schema
 from tests.pipeline.world import draw_media, make_job, picture_rows
@@ -92,10 +93,10 @@ class Wrapped:
         return self.engine.unfinished
 
 
-def wrapped(generate, monkeypatch, change):
+def wrapped(generate, monkeypatch, change, **options):
     """The stage with a wrapped engine, which is returned."""
     engine = Wrapped(generate._engine, change)
-    batcher = Batcher(engine, 2 * RULES.batch_rows, _refuse_broken)
+    batcher = Batcher(engine, 2 * RULES.batch_rows, refuse_broken, **options)
     monkeypatch.setattr(generate, "_batcher", batcher)
     return engine
 
@@ -285,6 +286,55 @@ def test_a_broken_device_stops_the_job(prepared, generate, monkeypatch):
     wrapped(generate, monkeypatch, change)
     with pytest.raises(BrokenEngineError, match="GPU cannot be used"):
         generate(prepared[1])
+
+
+def test_an_engine_that_hangs_is_broken_for_all_calls(prepared, generate, monkeypatch):
+    free = threading.Event()
+
+    def change(engine, step):
+        free.wait(60)
+        return step()
+
+    wrapped(generate, monkeypatch, change, step_s=0.5)
+    raised = []
+
+    def call():
+        with pytest.raises(BrokenEngineError, match=r"not finished a step for 0\.5 s") as found:
+            generate(prepared[1])
+        raised.append(found.value)
+
+    calls = [threading.Thread(target=call) for _ in range(3)]
+    for one in calls:
+        one.start()
+    for one in calls:
+        one.join(20)
+    assert len(raised) == 3
+    with pytest.raises(BrokenEngineError):  # who comes later does not wait either
+        generate(prepared[1])
+    assert not free.is_set()
+    free.set()
+
+
+@pytest.mark.parametrize("where", ["add", "step"])
+def test_a_lost_rank_is_no_rows_fault(prepared, generate, monkeypatch, where):
+    def lost(*_):
+        raise BrokenRanksError("rank 1 (process 7) failed: was ended by signal 9")
+
+    engine = wrapped(generate, monkeypatch, lost)
+    if where == "add":
+        monkeypatch.setattr(engine, "add", lost)
+    for _ in range(2):
+        with pytest.raises(BrokenEngineError, match="lost one of its ranks: rank 1"):
+            generate(prepared[1])
+
+
+def test_an_idle_engine_that_has_ended_answers_nobody(prepared, generate, monkeypatch):
+    wrapped(generate, monkeypatch, lambda engine, step: step())
+    generate(prepared[1].slice(0, 1))
+    generate._batcher.end(BrokenEngineError("a rank is gone"))
+    generate._batcher.end(BrokenEngineError("another one"))
+    with pytest.raises(BrokenEngineError, match="a rank is gone"):
+        generate(prepared[1].slice(0, 1))
 
 
 def test_later_calls_hear_of_a_wrong_answer_too(prepared, generate, monkeypatch):

@@ -8,11 +8,9 @@ import pyarrow as pa
 import pytest
 
 from pipeline import storage
-from pipeline.cluster import size_pools
 from pipeline.commit import ledger
 from pipeline.plan import check
 from schemas.errors import JobError
-from schemas.job import Resources
 from tests.pipeline.world import make_job, write_manifest
 
 ROOT = Path(__file__).parents[2]
@@ -120,10 +118,14 @@ def wrong_uses(here):
         (make_job(right, here), "expected a folder apart from it"),
         (make_job(here / "**" / "*.parquet", out), "expected a folder apart from it"),
         (make_job(right, "nosuch://x/y"), "nosuch"),
+        (make_job(right, out, fetch__schemes=["s3n"]), "'s3n', did you mean 's3'?"),
         (make_job(right, out, generation__top_k=5), "generation.top_k: found 5 beside temp"),
         (make_job(right, out, generation__top_p=0.5), "generation.top_p: found 0.5 beside temp"),
         (make_job(right, out, generation__min_p=0.1), "generation.min_p: found 0.1 beside temp"),
-        (make_job(right, out, resources__tensor_parallel=2), "resources.tensor_parallel: found 2"),
+        (
+            make_job(right, out, resources__tensor_parallel=3),
+            "resources.tensor_parallel: the network does",
+        ),
     ]
 
 
@@ -150,30 +152,3 @@ def test_checking_needs_neither_ray_nor_torch(here):
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
-
-
-@pytest.mark.parametrize(
-    ("wanted", "cpus", "gpus", "expected"),
-    [
-        ({}, 2, 0, (1, 1)),
-        ({}, 8, 0, (2, 1)),
-        ({}, 16, 1, (13, 1)),
-        ({}, 128, 8, (118, 8)),
-        ({"replicas": 2}, 4, 0, (1, 2)),
-        ({"prepare_workers": 3}, 2, 0, (3, 1)),
-    ],
-)
-def test_pools_leave_room_for_tasks(wanted, cpus, gpus, expected):
-    pools = size_pools(Resources(**wanted), cpus, gpus, 64e9)
-    assert (pools.prepare_workers, pools.replicas) == expected
-    actors = pools.prepare_workers * pools.prepare_cpus + pools.replicas * pools.replica_cpus
-    assert actors + 1 + pools.task_cpus <= cpus
-    assert pools.prepare_workers * pools.prepare_bytes <= 32e9
-    assert pools.replica_gpus == (1 if gpus else 0)
-
-
-def test_clusters_that_are_too_small():
-    with pytest.raises(JobError, match="has 1 CPUs, expected at least 2"):
-        size_pools(Resources(), 1, 0, 1e9)
-    with pytest.raises(JobError, match=r"resources.replicas: found 3, .* has 2 GPUs"):
-        size_pools(Resources(replicas=3), 8, 2, 1e9)

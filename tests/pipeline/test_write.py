@@ -4,6 +4,7 @@ import asyncio
 import datetime
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
@@ -223,6 +224,25 @@ def test_every_partition_value_is_read_back(tmp_path):
     )
     assert all("kind" not in pq.read_schema(tmp_path / name).names for name in files(tmp_path))
     assert [partitions.values(partitions.folder(["kind"], [v]))["kind"] for v in VALUES] == VALUES
+
+
+@pytest.mark.parametrize("values", [["", "a", "b"], ["", "", ""], ["", None, "a"]])
+def test_an_empty_value_is_none_of_the_others(tmp_path, values):
+    """It is read back as it was by whoever reads nulls; pandas does when it is told the form."""
+    manifest, table = rows_of([0, 1, 2], kind=pa.array(values))
+    write(tmp_path, manifest, table, partition_by=("kind",))
+    hive = pads.partitioning(flavor="hive")
+    found = {
+        "pyarrow": pads.dataset(tmp_path, partitioning="hive").to_table().to_pandas(),
+        "schema": pq.read_table(tmp_path, partitioning=hive).to_pandas(),
+        "pandas": pd.read_parquet(tmp_path, partitioning=hive),
+        "pandas, by Arrow": pd.read_parquet(tmp_path, dtype_backend="pyarrow"),
+    }
+    if None not in values:
+        found["pandas as it is"] = pd.read_parquet(tmp_path)
+    for reader, frame in found.items():
+        kinds = [None if pd.isna(kind) else str(kind) for kind in frame.sort_values("id")["kind"]]
+        assert kinds == values, reader
 
 
 @pytest.mark.parametrize(

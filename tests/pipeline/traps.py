@@ -5,17 +5,20 @@ real signals, real memory, real bytes on the wire.
 """
 
 import ctypes
+import gc
 import os
 import signal
 import socket
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from pipeline.decoding import child, wire
 from pipeline.decoding.child import load_processor
+from pipeline.decoding.memory import Memory
+from pipeline.decoding.parcels import Sender
 
 FACTORY = f"{__name__}:load"
 _LEAKS: list[np.ndarray] = []
@@ -57,6 +60,9 @@ class Trapped:
     def _hang(self, _):
         while True:
             time.sleep(1)
+
+    def _late(self, seconds):
+        time.sleep(float(seconds))
 
     def _crash_once(self, marker):
         if not Path(marker).exists():
@@ -106,16 +112,54 @@ class Trapped:
     def _kill(self, process):
         os.kill(int(process), signal.SIGKILL)
 
-    def _say(self, header):
-        """The answer will be these words."""
-        child._tell = lambda link, told: wire.send(link, header.encode())
+    def _say(self, words):
+        """The answer will be the words after the first one, which tells whether its data, 4 KiB of
+        zeros, come with it or lie in the memory that is shared.
+        """
+        where, _, header = words.partition(" ")
+        data = [] if where == "shared" else [memoryview(bytes(4096))]
+        self._answer_once(header, data, shared=where == "shared")
 
     def _send(self, number):
-        """The answer will be these bytes, with a handle that nobody asked for."""
+        """The answer will be these bytes."""
         raw = bytes.fromhex(number)
-        child._tell = lambda link, told: link.sendmsg(
-            [raw], [(1, 1, np.array([0, 1], np.int32).tobytes())]
-        )
+        Sender.send = lambda sender, *_, **__: os.write(sender._parcels, raw)
+
+    def _flicker(self, header):
+        """The answer will be these words, and its data change for ever after."""
+        (memory,) = (one for one in gc.get_objects() if isinstance(one, Memory))
+
+        def flicker():
+            while True:
+                memory.write([memoryview(bytes(4096))])
+                memory.write([memoryview(b"\xff" * 4096)])
+
+        threading.Thread(target=flicker, daemon=True).start()
+        self._answer_once(header, [], shared=True)
+
+    def _scribble(self, _):
+        """Writes over all that is shared, and is ended by it."""
+        (memory,) = (one for one in gc.get_objects() if isinstance(one, Memory))
+        memory.write([memoryview(b"\xee" * 64 * 1024**2)])
+        self._read_nothing("")
+
+    def _ring(self, _):
+        """Rings for ever, and never answers."""
+        (sender,) = (one for one in gc.get_objects() if isinstance(one, Sender))
+        while True:
+            sender.ring()
+
+    def _answer_once(self, header, data, shared):
+        """Answers, and ends the process before it could answer for another row."""
+        honest = Sender.send
+
+        def send(sender, *_, **__):
+            honest(sender, header.encode(), data, shared=shared, last=shared)
+            sender.ring()
+            time.sleep(0.1)
+            os._exit(0)
+
+        Sender.send = send
 
 
 def load(**arguments):

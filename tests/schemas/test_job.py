@@ -23,6 +23,7 @@ from schemas.job import (
     load_job,
     render_job,
 )
+from schemas.job_resources import Labels
 
 PATHS = {"job": "caption", "manifest": "m", "output": "o", "model": "t"}
 PAIRS = [f"{key}={value}" for key, value in PATHS.items()]
@@ -215,7 +216,9 @@ jobs = st.builds(
     video=videos(),
     resources=st.builds(
         Resources,
-        replicas=st.just("auto") | counts,
+        replicas=st.sampled_from(["auto", "1..1", "2..800"]) | counts,
+        device=st.sampled_from(["auto", "cpu", "cuda"]),
+        labels=st.builds(Labels, generate=st.dictionaries(texts, texts, max_size=2)),
         tensor_parallel=counts,
         dtype=st.sampled_from(["auto", "bfloat16", "float16", "float32"]),
         prepare_workers=st.just("auto") | counts,

@@ -8,6 +8,7 @@ from schemas.job import load_job
 COMPLETE = "job: caption\nmanifest: m.parquet\noutput: out\nmodel: tiny\n"
 TEMPERATURE = "a number of at least 0, or null"
 WHOLE = "a whole number of at least 1"
+RANGE = "a range with the smaller first such as 2..8"
 POSITIVE = "a number greater than 0"
 KEYS_THERE = (
     "the keys there are: job, manifest, output, model, prompt, system, partition_by, "
@@ -129,11 +130,29 @@ WRONG_VALUES = [
     ),
     (
         "resources: {replicas: many}",
-        f'5: resources.replicas: found "many" (text), expected auto, or {WHOLE}',
+        f'5: resources.replicas: found "many" (text), expected auto, {WHOLE}, or {RANGE}',
     ),
     (
         "resources: {replicas: 0}",
-        f"5: resources.replicas: found 0 (a whole number), expected auto, or {WHOLE}",
+        f"5: resources.replicas: found 0 (a whole number), expected auto, {WHOLE}, or {RANGE}",
+    ),
+    (
+        "resources: {prepare_workers: 8..2}",
+        f'5: resources.prepare_workers: found "8..2" (text), expected auto, {WHOLE}, or {RANGE}',
+    ),
+    (
+        "resources: {device: gpu}",
+        '5: resources.device: found "gpu" (text), expected auto, cpu or cuda',
+    ),
+    (
+        "resources: {labels: {generate: {accelerator: 3}}}",
+        '5: resources.labels: found {"generate": {"accelerator": 3}} (a mapping), expected a '
+        "mapping from prepare or generate to labels, each with a text",
+    ),
+    (
+        "resources: {labels: {parse: {a: b}}}",
+        '5: resources.labels: found {"parse": {"a": "b"}} (a mapping), expected a '
+        "mapping from prepare or generate to labels, each with a text",
     ),
     (
         "resources: {dtype: fp16}",

@@ -8,8 +8,13 @@ the end of stdin.
 
 import json
 import os
+import secrets
+import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +22,7 @@ from typing import Any
 from tests import processes
 
 ROOT = Path(__file__).parents[2]
+MEMORY = Path("/dev/shm")
 STARTS = 3  # a busy machine may need more than the half minute that Ray gives a process
 WAIT_S = 120.0
 STORE_BYTES = 100 * 2**20  # of each node
@@ -37,12 +43,52 @@ class Folders:
         return {"RAY_TMPDIR": str(self.base), "TMPDIR": str(self.temporary)}
 
 
-class LocalCluster:
-    """A cluster of `nodes` nodes with `cpus` CPUs each, as declared to Ray, not as they are."""
+@contextmanager
+def folders() -> Iterator[Folders]:
+    """Short names: the paths of Ray's sockets may have 107 characters."""
+    with tempfile.TemporaryDirectory(prefix="sk-", ignore_cleanup_errors=True) as base:
+        memory = Path(tempfile.mkdtemp(prefix="sk-", dir=MEMORY if MEMORY.is_dir() else base))
+        places = Folders(Path(base), memory)
+        places.temporary.mkdir()
+        try:
+            yield places
+        finally:
+            shutil.rmtree(memory, ignore_errors=True)
 
-    def __init__(self, nodes: int, cpus: int, folders: Folders, environment: dict[str, str]):
-        self._settings = json.dumps([nodes, cpus, str(folders.memory)])
-        self._environment = environment
+
+def environment(places: Folders, storage: Mapping[str, str]) -> dict[str, str]:
+    """Of the cluster and of the drivers."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    return {
+        **kept,
+        **places.variables(),
+        "PYTHONPATH": str(ROOT),
+        "PYTHONWARNINGS": "ignore",
+        "OMP_NUM_THREADS": "1",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_BACKEND_LOG_LEVEL": "fatal",
+        **storage,
+    }
+
+
+class LocalCluster:
+    """A cluster of `nodes` nodes with `cpus` CPUs each, as declared to Ray, not as they are.
+
+    gpus: of every node but the first.
+    """
+
+    def __init__(
+        self,
+        nodes: int,
+        cpus: int,
+        places: Folders,
+        variables: dict[str, str],
+        gpus: int = 0,
+    ):
+        self._settings = json.dumps([nodes, cpus, str(places.memory), gpus])
+        self._environment = variables
         self._process: subprocess.Popen[str] | None = None
         self.address = ""
         self.raylets: list[int] = []
@@ -103,6 +149,13 @@ class LocalCluster:
 
     def replace_node(self, index: int) -> None:
         """Starts a new node in the place of a killed one."""
+        self._say(index)
+
+    def add_node(self) -> None:
+        """Starts one node more."""
+        self._say(len(self.raylets))
+
+    def _say(self, index: int) -> None:
         assert self._process is not None
         assert self._process.stdin is not None
         self._process.stdin.write(f"{index}\n")
@@ -128,7 +181,7 @@ class LocalCluster:
         return True
 
 
-def main(nodes: int, cpus: int, memory: str) -> None:
+def main(nodes: int, cpus: int, memory: str, gpus: int) -> None:
     from ray.cluster_utils import Cluster
 
     # Ray and what it starts write to stdout too: what is said there must be only ours.
@@ -146,7 +199,7 @@ def main(nodes: int, cpus: int, memory: str) -> None:
     def add() -> Any:
         for attempt in range(1, STARTS + 1):
             try:
-                return cluster.add_node(**options, wait=False)
+                return cluster.add_node(**options, num_gpus=gpus, wait=False)
             except Exception:
                 if attempt == STARTS:
                     raise
@@ -163,8 +216,11 @@ def main(nodes: int, cpus: int, memory: str) -> None:
     say()
     for line in sys.stdin:
         index = int(line)
-        cluster.remove_node(places[index], allow_graceful=False)
-        places[index] = add()
+        if index < len(places):
+            cluster.remove_node(places[index], allow_graceful=False)
+            places[index] = add()
+        else:
+            places.append(add())
         say()
     cluster.shutdown()
 

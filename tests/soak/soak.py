@@ -1,29 +1,22 @@
 """One job under fire: runs it, has its processes killed, resumes it, and looks at what came out."""
 
-import os
-import secrets
-import shutil
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from tests import processes
 from tests.servers.s3 import faulty_s3
 from tests.soak import world
-from tests.soak.cluster import Folders, LocalCluster
-from tests.soak.driver import ROOT, Driver
+from tests.soak.cluster import Folders, LocalCluster, environment, folders
+from tests.soak.driver import Driver
 from tests.soak.killer import Killer, Kills
 from tests.soak.reader import Seen, reading
 
 LONGEST = 4  # faults in a row: more would be a broken storage, and rightly an error
 STUCK_S = 240.0  # without a finished row, and without a kill
 FINISHED, FINISHED_WITH_ERRORS, STOPPED = 0, 3, 1
-MEMORY = Path("/dev/shm")
 KEPT = {"log", "runs", "ids"}  # hidden folders that stay
 
 
@@ -62,32 +55,32 @@ def soak(settings: Settings, tell: Any = None) -> Report:
     """
     report = Report(asdict(settings))
     with ExitStack() as stack:
-        folders = stack.enter_context(_folders())
+        places = stack.enter_context(folders())
         server = stack.enter_context(faulty_s3(settings.seed, rate=0.0, longest=LONGEST))
         resources = {
             "replicas": settings.replicas,
             "prepare_workers": settings.prepare_workers,
             "batch_rows": settings.batch_rows,
         }
-        place = world.make(folders.base, server.direct, settings.rows, resources)
-        environment = _environment(folders, server.environment)
-        cluster = LocalCluster(settings.nodes, settings.cpus, folders, environment)
+        place = world.make(places.base, server.direct, settings.rows, resources)
+        variables = environment(places, server.environment)
+        cluster = LocalCluster(settings.nodes, settings.cpus, places, variables)
         with cluster:
-            _run_twin(place, environment, cluster)
+            _run_twin(place, variables, cluster)
             server.faults.rate = settings.fault_rate
             began = time.monotonic()
             with reading(f"{world.BUCKET}/out", server.direct) as report.seen:
-                _run_under_fire(settings, place, environment, cluster, report, tell)
+                _run_under_fire(settings, place, variables, cluster, report, tell)
             report.seconds = time.monotonic() - began
         report.faults = dict(server.faults.counts)
         report.wrong += _differences(place)
-        report.wrong += _leftovers(place, folders)
+        report.wrong += _leftovers(place, places)
         report.wrong += report.seen.wrong
     return report
 
 
-def _run_twin(place: world.World, environment: dict[str, str], cluster: LocalCluster) -> None:
-    driver = Driver(place.twin, environment | {"RAY_ADDRESS": cluster.address})
+def _run_twin(place: world.World, variables: dict[str, str], cluster: LocalCluster) -> None:
+    driver = Driver(place.twin, variables | {"RAY_ADDRESS": cluster.address})
     _attend(driver, None, 0, None)
     code, _, told = driver.finish()
     assert code == FINISHED_WITH_ERRORS, told
@@ -96,7 +89,7 @@ def _run_twin(place: world.World, environment: dict[str, str], cluster: LocalClu
 def _run_under_fire(
     settings: Settings,
     place: world.World,
-    environment: dict[str, str],
+    variables: dict[str, str],
     cluster: LocalCluster,
     report: Report,
     tell: Any,
@@ -105,7 +98,7 @@ def _run_under_fire(
     report.kills = killer.kills
     rows_seen = 0
     while True:
-        driver = Driver(place.job, environment | {"RAY_ADDRESS": cluster.address})
+        driver = Driver(place.job, variables | {"RAY_ADDRESS": cluster.address})
         report.starts += 1
         rows_seen = _attend(driver, killer, rows_seen, tell)
         code, _, told = driver.finish()
@@ -163,49 +156,19 @@ def _differences(place: world.World) -> list[str]:
     return wrong
 
 
-def _leftovers(place: world.World, folders: Folders) -> list[str]:
+def _leftovers(place: world.World, places: Folders) -> list[str]:
     wrong = []
     hidden = place.names_below("out/_mediamill/")
     if staged := [name for name in hidden if name.split("/")[2] not in KEPT]:
         wrong.append(f"{len(staged)} hidden files are left: {staged[:3]}")
     if "out/_SUCCESS" not in place.names_below("out/_"):
         wrong.append("_SUCCESS is missing")
-    alive = processes.with_variable("TMPDIR", str(folders.temporary))
+    alive = processes.with_variable("TMPDIR", str(places.temporary))
     if alive := processes.wait_for_end(alive, 30):
         wrong.append(f"processes are left: {[processes.title(pid)[:80] for pid in alive]}")
-    for folder in (folders.temporary, folders.memory):
+    for folder in (places.temporary, places.memory):
         if files := sorted(
             str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()
         ):
             wrong.append(f"{len(files)} files are left in {folder.name}: {files[:5]}")
     return wrong
-
-
-@contextmanager
-def _folders() -> Iterator[Folders]:
-    """Short names: the paths of Ray's sockets may have 107 characters."""
-    with tempfile.TemporaryDirectory(prefix="sk-", ignore_cleanup_errors=True) as base:
-        memory = Path(tempfile.mkdtemp(prefix="sk-", dir=MEMORY if MEMORY.is_dir() else base))
-        folders = Folders(Path(base), memory)
-        folders.temporary.mkdir()
-        try:
-            yield folders
-        finally:
-            shutil.rmtree(memory, ignore_errors=True)
-
-
-def _environment(folders: Folders, storage: dict[str, str]) -> dict[str, str]:
-    """Of the cluster and of the drivers."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    return {
-        **kept,
-        **folders.variables(),
-        "PYTHONPATH": str(ROOT),
-        "PYTHONWARNINGS": "ignore",
-        "OMP_NUM_THREADS": "1",
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_BACKEND_LOG_LEVEL": "fatal",
-        **storage,
-    }

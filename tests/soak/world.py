@@ -138,7 +138,7 @@ def make(folder: Path, endpoint: str, count: int, resources: Mapping[str, Any]) 
             "partition_by": ["kind"],
             "rows_per_file": max(LEAST_FILE_ROWS, count // FILES),
             "generation": {"max_new_tokens": 8},
-            "resources": dict(resources),
+            "resources": {"wait_s": 60.0, **resources},
         }
         path.write_text(yaml.safe_dump(settings))
     return world

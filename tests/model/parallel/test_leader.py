@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,25 @@ def test_a_rank_that_hangs_is_noticed_and_ended(pair):
     assert not processes.wait_for_end([other], 0)
     with pytest.raises(BrokenRanksError, match="silent"):
         pair.add(requests()[0])
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_rank_that_is_lost_while_it_loads_is_noticed_in_seconds(how):
+    """The first rank waits for it at the meeting, which has a patience of minutes."""
+    mine = os.getpid()
+
+    def strike():
+        while not (others := processes.descendants(mine) - before):
+            time.sleep(0.01)
+        os.kill(min(others), how)
+
+    before = processes.descendants(mine)
+    threading.Thread(target=strike, daemon=True).start()
+    began = time.monotonic()
+    with pytest.raises(BrokenRanksError, match=r"signal 9|silent"):
+        LeadingEngine.start(CHECKPOINT, 2, "cpu", dtype="float32", timeout_s=300, silence_s=2.0)
+    assert time.monotonic() - began < 60  # a fifth of what it would wait by itself
+    assert not processes.descendants(mine) - before
 
 
 def test_no_rank_outlives_its_leader(tmp_path):

@@ -1,0 +1,83 @@
+"""The kinds of values that keys of a job file take, and how an error sentence names them."""
+
+import re
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+
+@dataclass(frozen=True)
+class Expected:
+    """How an error sentence names the values that a field takes."""
+
+    words: str
+
+
+def listed(value: object) -> object:
+    """A YAML list as the tuple that a frozen model holds; one bare name as a list of one."""
+    if isinstance(value, str):
+        return (value,)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _once(names: tuple[str, ...]) -> tuple[str, ...]:
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise ValueError(f"found '{twice[0]}' more than once, expected each name once")
+    return names
+
+
+Text = Annotated[str, Field(pattern=r"\S"), Expected("text that is not blank")]
+OptionalText = Annotated[Text | None, Expected("text that is not blank, or null")]
+Count = Annotated[int, Field(ge=1), Expected("a whole number of at least 1")]
+OptionalCount = Annotated[Count | None, Expected("a whole number of at least 1, or null")]
+OptionalWhole = Annotated[
+    Annotated[int, Field(ge=0)] | None, Expected("a whole number of at least 0, or null")
+]
+AutoOrCount = Annotated[Literal["auto"] | Count, Expected("auto, or a whole number of at least 1")]
+RANGE = re.compile(r"([1-9][0-9]{0,8})\.\.([1-9][0-9]{0,8})")
+
+
+def _ordered(value: str) -> str:
+    found = RANGE.fullmatch(value)
+    if found and int(found[1]) > int(found[2]):
+        raise ValueError(f"found {value}, expected the smaller number first")
+    return value
+
+
+AutoCountOrRange = Annotated[
+    Literal["auto"]
+    | Count
+    | Annotated[str, Field(pattern=f"^{RANGE.pattern}$"), AfterValidator(_ordered)],
+    Expected("auto, a whole number of at least 1, or a range with the smaller first such as 2..8"),
+]
+Positive = Annotated[float, Field(gt=0), Expected("a number greater than 0")]
+OptionalPositive = Annotated[Positive | None, Expected("a number greater than 0, or null")]
+Bytes = Annotated[int, Field(ge=1024**2), Expected("a whole number of bytes, at least 1 MiB")]
+Names = Annotated[
+    tuple[Text, ...],
+    BeforeValidator(listed),
+    AfterValidator(_once),
+    Expected("a list of column names"),
+]
+OptionalTexts = Annotated[
+    Annotated[tuple[Text, ...], AfterValidator(_once)] | None,
+    BeforeValidator(listed),
+    Expected("a list of texts that are not blank, or null"),
+]
+
+
+def at_most(config: BaseModel, low: str, high: str) -> None:
+    """Raises ValueError when the value of the key `low` is above that of `high`."""
+    smallest, largest = getattr(config, low), getattr(config, high)
+    if smallest is not None and largest is not None and smallest > largest:
+        raise ValueError(
+            f"found {low} {smallest} above {high} {largest}, expected {low} to be at most {high}"
+        )
+
+
+class Strict(BaseModel):
+    """A section: unknown keys, other types and changes are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)

@@ -1,0 +1,132 @@
+"""Replicas of several processes on a cluster of several nodes: whichever of their processes dies or
+hangs, each row comes out once and as one process makes it, and nothing stays behind.
+"""
+
+import json
+import os
+import signal
+import time
+
+import pytest
+
+from pipeline import storage
+from pipeline.commit import ledger
+from schemas.job import render_job
+from tests import processes
+from tests.pipeline.world import (
+    assert_each_once,
+    draw_media,
+    make_job,
+    picture_rows,
+    read_output,
+    write_manifest,
+)
+from tests.soak.cluster import LocalCluster, environment, folders
+from tests.soak.driver import Driver
+
+ROWS = 240
+RANK, LEADER = "model.parallel.rank", "_GenerateAndParse"
+SILENCE_S = 15.0  # as of model.parallel.leader
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Three nodes, on any of which a replica may run."""
+    with folders() as places:
+        variables = environment(places, {})
+        with LocalCluster(3, 2, places, variables) as found:
+            found.variables = variables | {"RAY_ADDRESS": found.address}
+            yield found
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    media = draw_media(folder / "media")
+    rows = picture_rows(media, ROWS)
+    for row in rows[5::24]:
+        row["uri"] = str(media["clip"])
+    return folder, write_manifest(folder / "m.parquet", rows), [row["id"] for row in rows]
+
+
+def start(world, cluster, name, **changes):
+    job = make_job(
+        world[1],
+        world[0] / name,
+        rows_per_file=16,
+        resources__batch_rows=4,
+        resources__prepare_workers=1,
+        resources__dtype="float32",
+        **changes,
+    )
+    path = world[0] / f"{name}.yaml"
+    path.write_text(render_job(job))
+    return job, Driver(path, cluster.variables)
+
+
+def finish(driver):
+    code, output, told = driver.finish()
+    assert code == 0, told
+    return json.loads(output.strip().rpartition("\n")[2])
+
+
+def texts(job, ids):
+    rows = read_output(job.output)
+    assert_each_once(rows, ids)
+    return {row["id"]: (row["text"], row["output_tokens"], row["sha256"]) for row in rows}
+
+
+def ranks(cluster):
+    """Processes of the other ranks, each with the process that has started it."""
+    parents = processes.parents()
+    family = cluster.family() & parents.keys()
+    return {pid: parents[pid] for pid in family if RANK in processes.title(pid)}
+
+
+def wait_for(condition, what, driver, seconds=120.0):
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert not driver.over, f"the job ended before {what}: {driver.finish()}"
+        assert time.monotonic() < end, f"waited in vain for {what}: {driver.told()}"
+        time.sleep(0.05)
+    return found
+
+
+def test_ranks_and_leaders_that_die_or_hang_are_replaced(world, cluster):
+    job, driver = start(world, cluster, "one")
+    finish(driver)
+    expected = texts(job, world[2])
+
+    job, driver = start(world, cluster, "many", resources__replicas=2, resources__tensor_parallel=2)
+
+    def done():
+        return ledger.load(storage.resolve(job.output)).counts.rows
+
+    def more_rows():
+        before = done()
+        wait_for(lambda: done() > before, "a further commit", driver)
+
+    wait_for(lambda: len(ranks(cluster)) == 2, "two replicas", driver)
+    assert len(set(ranks(cluster).values())) == 2
+    more_rows()
+    killed, leader = min(ranks(cluster).items())
+    os.kill(killed, signal.SIGKILL)
+    assert not processes.wait_for_end([leader], 20)
+    more_rows()
+
+    wait_for(lambda: len(ranks(cluster)) == 2, "another replica", driver)
+    hung, leader = max(ranks(cluster).items())
+    os.kill(hung, signal.SIGSTOP)
+    assert not processes.wait_for_end([hung, leader], SILENCE_S + 20)
+    more_rows()
+
+    wait_for(lambda: len(ranks(cluster)) == 2, "another replica", driver)
+    other, leader = min(ranks(cluster).items())
+    os.kill(leader, signal.SIGKILL)
+    assert not processes.wait_for_end([other], 10)
+
+    summary = finish(driver)
+    assert texts(job, world[2]) == expected
+    # A leader that is killed cannot tell, nor one that has not finished to load.
+    assert summary["engines_replaced"] in (1, 2)
+    assert not processes.wait_for_end(ranks(cluster), 20)
