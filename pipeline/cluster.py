@@ -210,7 +210,8 @@ def _settle(address: str | None) -> None:
 def data_context(block_bytes: int, *callbacks: Any) -> "DataContext":
     """Ray Data's settings for this job; the process's own stay as they are.
 
-    block_bytes: of one object between the stages. callbacks: called by its scheduling loop, see drain.py and growth.py.
+    block_bytes: of one object between the stages. callbacks: called by its scheduling loop, see
+    drain.py and growth.py.
     """
     from ray.data import DataContext
     from ray.data.context import AutoscalingConfig

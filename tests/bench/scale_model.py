@@ -85,8 +85,8 @@ class Costs:
     Of the desk. desk_begin, desk_done, desk_add: for a call; desk_row: for each row that it names;
     desk_commit: for a write task, beside its requests (here, scale_desk). desk_adds: for a block,
     two counts, and of how busy its actors were, which each tells every 16 s at most (source, for
-    calls of some seconds). snapshot: that commits wait for one, of a billion rows (0.3 here, and the
-    request: guess); snapshot_records: between two (source).
+    calls of some seconds). snapshot: that commits wait for one, of a billion rows (0.3 here, and
+    the request: guess); snapshot_records: between two (source).
 
     Of Ray's control service. gcs_block: for a block (here, scale_driver). register: for an actor
     (published; here less, scale_actors).
