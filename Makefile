@@ -14,7 +14,7 @@ SEED ?= 1
 CASES ?= 500
 PYTEST ?= tests -m "not slow and not gpu and not soak"
 
-.PHONY: help demo test lint types pytest parity soak bench bench-gpu train gate clean
+.PHONY: help demo test lint types pytest parity slow soak bench bench-gpu train gate clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,9 +39,13 @@ parity: $(READY) ## Compare with the reference on other cases (SEED=1 CASES=500)
 	$(BIN)/python -m pytest tests/parity -q --parity-seed $(SEED) --parity-cases $(CASES) \
 	  --qwen-wheel .cache/qwen_agent-0.0.34-py3-none-any.whl
 
-soak: $(READY) ## Twenty thousand rows under a hundred kills, and as many requests in the engine
+slow: $(READY) ## The tests that take minutes, or want Slurm, cron or a Ray head
+	$(BIN)/python -m pytest tests -m slow -q --timeout 1800
+
+soak: $(READY) ## Twenty thousand rows under a hundred kills, as many requests in the engine, and more
 	$(BIN)/python -m pytest tests/model/batching/test_engine_soak.py -m soak -q --timeout 1800
-	$(BIN)/python -m pytest tests/soak -m soak -q -s
+	$(BIN)/python -m pytest tests -m soak -q -s --timeout 1800 \
+	  --ignore tests/model/batching/test_engine_soak.py
 
 bench: $(READY) ## Measure each part's speed on this machine
 	$(BIN)/python -m tests.bench

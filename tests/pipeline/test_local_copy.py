@@ -35,9 +35,11 @@ def server():
     with faulty_s3(seed=5, rate=0.0) as found, pytest.MonkeyPatch.context() as patch:
         for name, value in found.environment.items():
             patch.setenv(name, value)
+        fsspec.filesystem("s3").clear_instance_cache()  # of those that know another server
         fs = fsspec.filesystem("s3", use_listings_cache=False, skip_instance_cache=True)
         fs.mkdir("copies")
         yield found
+    fsspec.filesystem("s3").clear_instance_cache()
 
 
 @pytest.fixture

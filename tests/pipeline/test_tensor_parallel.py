@@ -5,12 +5,14 @@ hangs, each row comes out once and as one process makes it, and nothing stays be
 import json
 import os
 import signal
+import threading
 import time
 
 import pytest
 
 from pipeline import storage
 from pipeline.commit import ledger
+from pipeline.run import run
 from schemas.job import render_job
 from tests import processes
 from tests.pipeline.world import (
@@ -92,6 +94,41 @@ def wait_for(condition, what, driver, seconds=120.0):
     return found
 
 
+def test_a_rank_is_killed_and_its_replica_is_replaced(tmp_path, ray_cluster):
+    media = draw_media(tmp_path / "media")
+    rows = picture_rows(media, 60)
+    rows[5]["uri"] = str(media["clip"])
+    settings = {"resources__batch_rows": 4, "resources__dtype": "float32", "rows_per_file": 8}
+    alone = make_job(write_manifest(tmp_path / "a.parquet", rows[:12]), tmp_path / "a", **settings)
+    run(alone)
+    expected = {row["uri"]: row["text"] for row in read_output(alone.output)}
+    job = make_job(
+        write_manifest(tmp_path / "m.parquet", rows),
+        tmp_path / "out",
+        resources__tensor_parallel=2,
+        **settings,
+    )
+    killed = []
+
+    def strike():
+        while not ledger.load(storage.resolve(job.output)).counts.rows:
+            time.sleep(0.05)
+        ours = processes.descendants(os.getpid())
+        killed.extend(pid for pid in ours if RANK in processes.title(pid))
+        processes.end_at_once(killed)
+
+    striking = threading.Thread(target=strike, daemon=True)
+    striking.start()
+    summary = run(job)
+    striking.join()
+    found = read_output(job.output)
+    assert_each_once(found, [row["id"] for row in rows])
+    assert len(killed) == summary.engines_replaced == 1
+    assert all(row["text"] == expected[row["uri"]] for row in found)
+    assert len(expected) == 7
+
+
+@pytest.mark.soak
 def test_ranks_and_leaders_that_die_or_hang_are_replaced(world, cluster):
     job, driver = start(world, cluster, "one")
     finish(driver)

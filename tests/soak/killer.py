@@ -18,7 +18,7 @@ FIRST = ("driver", "prepare", "generate", "worker", "node")  # of a short run, i
 WORDS = {"prepare": "_FetchAndPrepare", "generate": "_GenerateAndParse", "desk": "Desk"}
 # Share of the rows by which all kills are due, in a short run and in a long one: rows are seen in
 # jumps, the last ones too.
-BY_SHORT, BY_LONG = 0.5, 0.9
+BY_SHORT, BY_LONG = 0.4, 0.9
 SOON = 0.25  # share of kills that come soon
 SOON_S = 4.0
 
