@@ -29,7 +29,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where there is no GPU, tests that need one are skipped."""
+    """Where there is no GPU, tests that need one are skipped. The longest test comes first: at the
+    end one process would wait for it.
+    """
+    items.sort(key=lambda item: "soak" not in item.path.parts)
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):

@@ -107,7 +107,10 @@ class LeadingEngine(Engine):
         try:
             for rank in range(1, size):
                 settings = {**common, "rank": rank, "device": places[rank]}
-                children.tell_one(rank - 1, SETTINGS, json.dumps(settings).encode())
+                try:
+                    children.tell_one(rank - 1, SETTINGS, json.dumps(settings).encode())
+                except OSError as error:
+                    raise BrokenRanksError(f"rank {rank} is gone: {error}") from error
 
             def load() -> "LeadingEngine":
                 ranks = join(meeting, 0, size, torch.device(places[0]), timeout_s)

@@ -215,6 +215,16 @@ def test_what_is_wrong_is_one_sentence(head, job, capfd):
     assert "0" * 64 not in asked.stderr
 
 
+def test_a_cluster_that_has_the_program_needs_none(head, job, home, python, capfd):
+    [packages] = Path(python).parents[1].glob("lib/*/site-packages")
+    (packages / "ours.pth").write_text(f"{ROOT}\n")
+    output = home / "again"
+    there = ["--address", head.dashboard, f"output={output}"]
+    assert main(["submit", job, *there]) == 3
+    assert f"{ROWS} rows: {ROWS - 1} ok, 1 errors" in capfd.readouterr().out
+    assert len(read_output(output)) == ROWS
+
+
 def test_a_job_of_others_and_a_cluster_that_goes(head, job, capfd, monkeypatch):
     there = ["--address", head.dashboard]
     cluster = remote.Cluster(head.dashboard)

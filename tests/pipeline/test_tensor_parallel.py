@@ -26,7 +26,7 @@ from tests.pipeline.world import (
 from tests.soak.cluster import LocalCluster, environment, folders
 from tests.soak.driver import Driver
 
-ROWS = 300
+ROWS = 600
 RANK, LEADER = "model.parallel.rank", "_GenerateAndParse"
 SILENCE_S = 15.0  # as of model.parallel.leader
 
@@ -46,7 +46,7 @@ def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     media = draw_media(folder / "media")
     rows = picture_rows(media, ROWS)
-    for row in rows[5::30]:
+    for row in rows[5::60]:
         row["uri"] = str(media["clip"])
     return folder, write_manifest(folder / "m.parquet", rows), [row["id"] for row in rows]
 
@@ -156,6 +156,22 @@ def test_ranks_and_leaders_that_die_or_hang_are_replaced(world, cluster):
     other, leader = min(ranks(cluster).items())
     os.kill(leader, signal.SIGKILL)
     assert not processes.wait_for_end([other], 10)
+
+    def node_at_work():
+        homes = {
+            pid: index
+            for index, raylet in enumerate(cluster.raylets)
+            for pid in processes.descendants(raylet)
+        }
+        # Not the first one, which the driver lives on.
+        return next((homes[pid] for pid in ranks(cluster) if homes.get(pid)), None)
+
+    index = wait_for(node_at_work, "a replica on another node", driver)
+    more_rows()
+    gone = processes.descendants(cluster.raylets[index])
+    cluster.kill_node(index)
+    assert not processes.wait_for_end(gone, 10)
+    cluster.replace_node(index)
 
     summary = finish(driver)
     assert texts(job, world[2]) == expected
