@@ -117,9 +117,9 @@ def _make(source: Place, root: Path, wanted: str, weights: bool) -> None:
             )
     finally:
         pieces.close()
-    _sync(partial)
+    storage.sync_folder(partial)
     partial.rename(target)
-    _sync(root)
+    storage.sync_folder(root)
     (target / _PIECES).unlink()
 
 
@@ -278,11 +278,3 @@ def _sweep(root: Path) -> None:
                     shutil.rmtree(partial, ignore_errors=True)
             except OSError:  # somebody makes it, or it is gone
                 continue
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

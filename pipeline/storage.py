@@ -143,7 +143,7 @@ def put_new(place: Place, data: bytes) -> bool:
             return False
         finally:
             temporary.unlink()
-        _sync(target.parent)
+        sync_folder(target.parent)
         return True
 
     def create(fs: Any) -> bool:
@@ -166,7 +166,7 @@ def put(place: Place, data: bytes) -> None:
         return
     target = Path(place.path)
     _write_temporary(target, data).replace(target)
-    _sync(target.parent)
+    sync_folder(target.parent)
 
 
 def move(source: Place, target: Place) -> None:
@@ -179,7 +179,7 @@ def move(source: Place, target: Place) -> None:
         if source.is_local:
             Path(target.path).parent.mkdir(parents=True, exist_ok=True)
             Path(source.path).replace(target.path)
-            _sync(Path(target.path).parent)
+            sync_folder(Path(target.path).parent)
         else:
             steadily(source, lambda fs: fs.cp_file(source.path, target.path))
     except FileNotFoundError:
@@ -233,7 +233,8 @@ def _write_temporary(target: Path, data: bytes) -> Path:
     return temporary
 
 
-def _sync(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Makes the names in a local folder durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,7 +1,6 @@
 """A real Ray head with its dashboard, started as a program, for one test or several."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -10,6 +9,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.servers.ports import free_ports
 
 _START_S = 240
 
@@ -35,7 +36,7 @@ def ray_head(
     log: Path, environment: Mapping[str, str], python: str = sys.executable, cpus: int = 1
 ) -> Iterator[Head]:
     """A head that answers. python: of its own environment. Ended, and waited for, at the end."""
-    gcs, dashboard, agent, metrics = _free_ports(4)
+    gcs, dashboard, agent, metrics = free_ports(4)
     folder = Path("/tmp") / f"mm{gcs}"  # Ray's sockets need a short path
     command = [python, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
     command += [f"--port={gcs}", f"--dashboard-port={dashboard}", f"--num-cpus={cpus}"]
@@ -81,17 +82,6 @@ def _await(head: Head, log: Path) -> None:
         except OSError:
             assert time.monotonic() < deadline, log.read_text()[-2000:]
             time.sleep(0.5)
-
-
-def _free_ports(count: int) -> list[int]:
-    probes = [socket.socket() for _ in range(count)]
-    try:
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()
 
 
 def head_environment(**more: str) -> dict[str, str]:

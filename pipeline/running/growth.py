@@ -128,7 +128,6 @@ class Growth:
 class _Stage:
     """An operator of Ray Data with one pool of actors."""
 
-    operator: Any
     state: Any
     pool: Any
 
@@ -144,7 +143,7 @@ def _stages(executor: Any, *names: str) -> list[_Stage] | None:
     for name in names:
         for operator, state in topology.items():
             if name in operator.name:
-                found += [_Stage(operator, state, operator.get_autoscaling_actor_pools()[0])]
+                found += [_Stage(state, operator.get_autoscaling_actor_pools()[0])]
     return found if len(found) == len(names) else None
 
 

@@ -2,12 +2,12 @@
 
 import os
 import shutil
-import socket
 import subprocess
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
+
+from tests.servers.ports import free_ports
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue")
 _PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
@@ -68,7 +68,7 @@ class Slurm:
         key = folder / "munge.key"
         key.write_bytes(os.urandom(1024))
         key.chmod(0o600)
-        controller_port, *ports = _free_ports(1 + len(self._names))
+        controller_port, *ports = free_ports(1 + len(self._names))
         sizes = f"CPUs={self._cpus} RealMemory={self._memory_mib} State=UNKNOWN"
         nodes = [
             f"NodeName={name} NodeHostname=localhost NodeAddr=127.0.0.1 Port={port} {sizes}"
@@ -155,17 +155,6 @@ class Slurm:
                     start_new_session=True,  # Ctrl-C is for the tests, which then end the jobs
                 )
             )
-
-
-def _free_ports(count: int) -> Sequence[int]:
-    probes = [socket.socket() for _ in range(count)]
-    try:
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()
 
 
 def _wait(is_so: "object", what: str) -> None:

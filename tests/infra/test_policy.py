@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ import pytest
 
 from infra.render import figures
 from tests.infra.files import INFRA
+from tests.servers.ports import free_ports
 
 JOB = figures()["job"]
 POLICY = json.loads((INFRA / "iam" / "policy.json").read_text())
@@ -59,9 +59,7 @@ def without_conditions() -> str:
 
 @pytest.fixture
 def endpoint() -> Iterator[str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    [port] = free_ports(1)
     command = [sys.executable, "-m", "moto.server", "--port", str(port)]
     server = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     address = f"http://127.0.0.1:{port}"
