@@ -5,7 +5,7 @@ and no device; where the bytes come from and what becomes of the ids it does not
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,10 +17,12 @@ from model.errors import MediaError, ModelError, PromptError
 from model.generation.stopping import before_stop
 from model.inputs import VisualInput, VisualKind
 from model.media import option_values
+from model.media.budgets import Budget
 from model.media.containers import recognise
 from model.media.content import Content
-from model.media.frame_sampling import SAMPLING_KEYS, VideoRules, max_pixels_for
+from model.media.frame_sampling import SAMPLING_KEYS, VideoRules
 from model.media.image_rules import PIXEL_KEYS, ImageRules
+from model.media.known_files import KnownFiles
 from model.media.limits import MediaLimits
 from model.media.pixels import Frames, Picture
 from model.media.prepared import Receipt, prepare_frames, prepare_picture, prepare_video
@@ -51,7 +53,7 @@ class Processor:
 
     image_rules, frame_rules: for the pixels of pictures and of frames. video_rules: which frames.
     max_context: tokens that the model takes, prompt and answer together.
-    pad_id: pads the shorter prompts of a batch.
+    pad_id: pads the shorter prompts of a batch. known: the last files, from window to window.
     """
 
     tokenizer: Tokenizer
@@ -64,6 +66,7 @@ class Processor:
     image_pad_id: int
     video_pad_id: int
     pad_id: int
+    known: KnownFiles = field(default_factory=KnownFiles, compare=False, repr=False)
 
     @classmethod
     def load(
@@ -144,7 +147,8 @@ class Processor:
                     f"the file is a picture, but a window ({start_s} s to {end_s} s) is asked for",
                 )
             return prepare_picture(file, self.image_rules, self.limits)
-        return prepare_video(file, self.video_rules, self.frame_rules, self.limits, start_s, end_s)
+        rules = self.video_rules, self.frame_rules, self.limits
+        return prepare_video(file, *rules, start_s, end_s, self.known)
 
     def prepare_picture(self, picture: Picture) -> tuple[VisualInput, Receipt]:
         """The patches of a picture that is decoded already, and the receipt.
@@ -174,10 +178,9 @@ class Processor:
         return self.image_rules.tokens_of(self.image_rules.size_of(height, width))
 
     def video_tokens(self, frames: int, height: int, width: int) -> int:
-        """Visual tokens of so many frames looked at, of this size. ValueError as above."""
-        most = max_pixels_for(frames, self.frame_rules, self.video_rules)
-        size = self.frame_rules.size_of(height, width, most)
-        return self.frame_rules.tokens_of(size, frames)
+        """Visual tokens of so many frames looked at, of this size. Raises as `Budget.tokens_of`."""
+        budget = Budget(self.video_rules, self.frame_rules, self.limits)
+        return budget.tokens_of((height, width), frames)
 
     def collate(
         self, prompts: Sequence[PreparedPrompt], padding_side: Side = "left"
@@ -242,9 +245,7 @@ class Processor:
         return before_stop(self.tokenizer.decode(ids), stop).strip()
 
     def post_process(self, answers: Sequence[Sequence[int]]) -> list[str]:
-        """The texts of answers without control tokens, blanks kept: the reference's
-        post_process_image_text_to_text.
-        """
+        """Texts of answers without control tokens, blanks kept: post_process_image_text_to_text."""
         return [self.tokenizer.decode(ids) for ids in answers]
 
     def _refuse_control_strings(

@@ -7,6 +7,7 @@ here, so that nothing behind it learns its name, or could ask for another one.
 import hashlib
 import io
 import stat
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, TypeAlias
@@ -14,15 +15,25 @@ from typing import BinaryIO, TypeAlias
 from model.errors import MediaError
 
 _HEAD = 4096  # bytes that tell what a file is
+# Files that were changed less than this before they are looked at may be changed again without
+# another time of change: systems count it in steps of up to 10 ms.
+_STEP_NS = 20_000_000
+
+Identity: TypeAlias = tuple[int, ...]
 
 
 class Content:
-    """The bytes of one medium. size: how many there are."""
+    """The bytes of one medium. size: how many there are.
 
-    def __init__(self, data: bytes | Path, size: int) -> None:
+    identity: of a file, equal only to that of the same file with the same bytes; None where that
+    cannot be told.
+    """
+
+    def __init__(self, data: bytes | Path, size: int, identity: Identity | None = None) -> None:
         """Use `of`."""
         self._data = data
         self.size = size
+        self.identity = identity
 
     @classmethod
     def of(cls, source: "Source") -> "Content":
@@ -38,7 +49,11 @@ class Content:
             # A pipe or a device could be read for ever.
             if not stat.S_ISREG(facts.st_mode):
                 raise MediaError("decode_unsupported", "found a folder or device, expected a file")
-            return cls(source, facts.st_size)
+            changed = facts.st_mtime_ns, facts.st_ctime_ns
+            identity: Identity | None = None
+            if time.time_ns() - max(changed) > _STEP_NS:
+                identity = (facts.st_dev, facts.st_ino, facts.st_size, *changed)
+            return cls(source, facts.st_size, identity)
         data = source if isinstance(source, bytes) else bytes(source)
         return cls(data, len(data))
 

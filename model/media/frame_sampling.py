@@ -16,6 +16,7 @@ import torch
 from model.checkpoint.folder import Folder
 from model.errors import ModelError
 from model.media import option_values as values
+from model.media.bounds import Bound
 from model.media.image_rules import ImageRules, preprocessor_options
 
 DEFAULT_FPS = 2.0
@@ -23,6 +24,7 @@ DEFAULT_MIN_FRAMES = 4
 DEFAULT_MAX_FRAMES = 768
 DEFAULT_VIDEO_TOKENS = 128_000
 _COUNTS = ("num_frames", "min_frames", "max_frames", "max_video_tokens")
+_BUDGETS = ("total_pixels", "max_tokens")
 _SWITCHES = ("do_sample_frames", "cap_pixels_per_frame")
 SAMPLING_KEYS = frozenset(("fps", *_COUNTS, *_SWITCHES))
 
@@ -38,6 +40,9 @@ class VideoRules:
     do_sample_frames: False looks at all frames. Not said: True.
     cap_pixels_per_frame: limits a video's frames together to nine tenths of max_video_tokens
         (128000) visual tokens, by lowering max_pixels, at least to 1.05 min_pixels. Not said: no.
+    total_pixels: of all frames looked at together, after the resize. max_tokens: visual tokens of
+        the video. With either of them the video is made to fit the model as well: first the frames
+        get smaller, down to min_pixels, then fewer, down to min_frames. Not said: no such limit.
     Raises ValueError for values without sense, and for fps and num_frames together.
     """
 
@@ -50,13 +55,15 @@ class VideoRules:
     do_sample_frames: bool | None = None
     cap_pixels_per_frame: bool | None = None
     max_video_tokens: int | None = None
+    total_pixels: int | None = None
+    max_tokens: int | None = None
 
     def __post_init__(self) -> None:
         if self.num_frames is not None and self.fps is not None:
             raise ValueError(
                 f"found both fps ({self.fps}) and num_frames ({self.num_frames}), expected one"
             )
-        for key in ("fps", *_COUNTS):
+        for key in ("fps", *_COUNTS, *_BUDGETS):
             value = getattr(self, key)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{key} is {value}, expected a number above 0")
@@ -110,47 +117,63 @@ def max_pixels_for(frames: int, pixels: ImageRules, rules: VideoRules) -> int:
     return max(min(pixels.max_pixels, share), int(pixels.min_pixels * 1.05))
 
 
-def sample_indices(total_frames: int, fps: float, rules: VideoRules, group: int = 2) -> list[int]:
+def fewest_frames(total_frames: int, count: int, rules: VideoRules, group: int = 2) -> int:
+    """The least number of frames that a limit on all of them may leave of `count`."""
+    if rules.do_sample_frames is False or total_frames < group:
+        return count
+    low = min(_frame_limits(rules)[0], count)
+    return max(group, _whole(low, group))
+
+
+def sample_indices(
+    total_frames: int, fps: float, rules: VideoRules, group: int = 2, most: int | None = None
+) -> list[int]:
     """Indices, ascending, of the frames to look at.
 
     total_frames, fps: of the video, in frames and frames per second. group: frames of one temporal
     patch. Gives a multiple of `group`, spread evenly from the first frame; all frames if there are
     less than `group`, or if do_sample_frames is False. Where the reference's sampling works, the
-    result is the same. Raises ValueError for no frames.
+    result is the same. most: at most so many, a multiple of `group`.
+    Raises ValueError for no frames.
     """
     if total_frames < 1:
         raise ValueError(f"total_frames is {total_frames}, expected at least 1")
     if total_frames < group or rules.do_sample_frames is False:
         return list(range(total_frames))
     count = _count(total_frames, fps, rules, group)
+    count = count if most is None else min(count, most)
     # float32 as in the reference: beyond some hundred frames its rounding decides single indices.
     steps = torch.arange(0, total_frames, total_frames / count).int()[:count]
     return [min(int(index), total_frames - 1) for index in steps]
 
 
-def sampling_note(total_frames: int, fps: float, rules: VideoRules, group: int = 2) -> str | None:
-    """What clamped the number of frames, in words; None if nothing did."""
+def sampling_clamp(
+    total_frames: int, fps: float, rules: VideoRules, group: int = 2
+) -> tuple[Bound, str] | None:
+    """What clamped the number of frames, and in words; None if nothing did."""
     if rules.do_sample_frames is False:
         return None
     if total_frames < group:
-        return "one frame only" if total_frames == 1 else f"{total_frames} frames only"
+        only = "one frame only" if total_frames == 1 else f"{total_frames} frames only"
+        return "frames", only
     count = _count(total_frames, fps, rules, group)
     if rules.num_frames is not None:
         if count == rules.num_frames:
             return None
         multiple = "in pairs" if group == 2 else f"in groups of {group}"
         return (
+            "num_frames" if rules.num_frames <= total_frames else "frames",
             f"{count} frames instead of num_frames {rules.num_frames} (of {total_frames}, "
-            f"{multiple})"
+            f"{multiple})",
         )
     wanted = total_frames / fps * (rules.fps or DEFAULT_FPS)
     low, high = _frame_limits(rules)
     if wanted > high and count < total_frames - 1:
-        return f"{count} frames instead of {wanted:.1f}: max_frames {high}"
+        return "max_frames", f"{count} frames instead of {wanted:.1f}: max_frames {high}"
     if wanted > total_frames:
-        return f"{count} frames instead of {wanted:.1f}: there are {total_frames}"
+        return "frames", f"{count} frames instead of {wanted:.1f}: there are {total_frames}"
     if wanted < low:
-        return f"{count} frames instead of {wanted:.1f}: min_frames {low}"
+        return "min_frames", f"{count} frames instead of {wanted:.1f}: min_frames {low}"
     return None
 
 

@@ -9,7 +9,7 @@ video are looked at is model/media/frame_sampling.py's.
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -136,11 +136,21 @@ class ImageRules:
     ) -> str | None:
         """Which limit decided the resize from source to size (height, width); None if none did."""
         high = self.max_pixels if max_pixels is None else max_pixels
+        bound = self.bound_of(source, max_pixels)
+        if bound is None:
+            return None
+        limit = f"{bound} {high if bound == 'max_pixels' else self.min_pixels}"
+        return f"resized from {source[0]} x {source[1]} to {size[0]} x {size[1]} by {limit}"
+
+    def bound_of(
+        self, source: tuple[int, int], max_pixels: int | None = None
+    ) -> Literal["min_pixels", "max_pixels"] | None:
+        """The limit that decides the size of a picture or frame of this size; None if none does."""
+        high = self.max_pixels if max_pixels is None else max_pixels
         area = round(source[0] / self.factor) * round(source[1] / self.factor) * self.factor**2
         if not self.do_resize or self.min_pixels <= area <= high:
             return None
-        limit = f"max_pixels {high}" if area > high else f"min_pixels {self.min_pixels}"
-        return f"resized from {source[0]} x {source[1]} to {size[0]} x {size[1]} by {limit}"
+        return "max_pixels" if area > high else "min_pixels"
 
     def with_limits(self, min_pixels: int | None, max_pixels: int | None) -> "ImageRules":
         """The same rules with other limits; None keeps one. ModelError if they cross."""

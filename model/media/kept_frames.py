@@ -9,11 +9,10 @@ import numpy as np
 import torch
 from av.video.frame import VideoFrame
 
-from model.errors import MediaError, PromptError
+from model.errors import MediaError
+from model.media.bounds import Bound, in_order
+from model.media.budgets import Budget, Size
 from model.media.containers import Format
-from model.media.frame_sampling import VideoRules, max_pixels_for
-from model.media.image_rules import ImageRules
-from model.media.limits import MediaLimits
 from model.media.patches import resize
 from model.media.timeline import Choice, Timeline
 from model.media.video_file import check_frame
@@ -27,7 +26,7 @@ class Video:
     times_s, indices: of each frame: seconds from the video's first frame, and its ordinal in the
         whole video. fps, total_frames: of the window that was asked for, or of the whole video.
     source_height, source_width: pixels of the upright frames before the resize.
-    notes: what was clamped or changed, in words.
+    notes: what was clamped or changed, in words. bound_by: which limits decided.
     """
 
     frames: torch.Tensor
@@ -38,6 +37,15 @@ class Video:
     source_height: int
     source_width: int
     notes: tuple[str, ...]
+    bound_by: tuple[Bound, ...] = ()
+
+
+class OtherSizeError(Exception):
+    """The frames have another size than their number was chosen for. size: (height, width)."""
+
+    def __init__(self, size: Size) -> None:
+        super().__init__(f"found frames of {size[1]} x {size[0]} pixels")
+        self.size = size
 
 
 class KeptFrames:
@@ -47,16 +55,21 @@ class KeptFrames:
         self,
         found: Format,
         choice: Choice,
-        rules: VideoRules,
-        pixels: ImageRules,
-        limits: MediaLimits,
+        budget: Budget,
+        planned: Size,
     ) -> None:
-        self.found, self.choice = found, choice
-        self.rules, self.pixels, self.limits = rules, pixels, limits
+        """planned: size of the frames (height, width), turned or not, that `choice` is for."""
+        self.found, self.choice, self.budget, self.planned = found, choice, budget, planned
+        self.forget()
+
+    def forget(self) -> None:
+        """Begins anew."""
         self.frames: torch.Tensor | None = None
         self.count = 0
         self.source = (0, 0)
         self.notes: list[str] = []
+        self.bound_by: tuple[Bound, ...] = ()
+        self.resized: str | None = None
 
     @property
     def complete(self) -> bool:
@@ -78,10 +91,8 @@ class KeptFrames:
         assert self.frames is not None
         choice = self.choice
         notes = list(choice.notes) + self.notes
-        count, _, height, width = self.frames.shape
-        most = max_pixels_for(count, self.pixels, self.rules)
-        if note := self.pixels.resize_note(self.source, (height, width), most):
-            notes.append(note)
+        if self.resized:
+            notes.append(self.resized)
         if damaged:
             notes.append(f"{damaged} packets before the first whole frame left out")
         return Video(
@@ -93,6 +104,7 @@ class KeptFrames:
             source_height=self.source[0],
             source_width=self.source[1],
             notes=tuple(notes),
+            bound_by=in_order(*choice.bound_by, *self.bound_by),
         )
 
     def _keep(self, index: int, frame: VideoFrame) -> None:
@@ -100,16 +112,20 @@ class KeptFrames:
             raise MediaError(
                 "decode_corrupt", f"frame {index} of the {self.found.label} is damaged"
             )
-        check_frame(self.found, frame.width, frame.height, self.limits)
+        check_frame(self.found, frame.width, frame.height, self.budget.limits)
         # By itself the library starts a thread for each core, for every frame anew.
         rgb = frame.to_ndarray(format="rgb24", threads=1)
         turns = frame.rotation // 90 % 4
         upright = torch.from_numpy(np.ascontiguousarray(np.rot90(rgb, turns))).permute(2, 0, 1)
         if self.frames is None:
             self.source = (upright.shape[1], upright.shape[2])
+            if self.budget.lowers and sorted(self.source) != sorted(self.planned):
+                raise OtherSizeError(self.source)
             count = len(self.choice.indices)
-            size = frame_size(self.source, count, self.rules, self.pixels, self.limits)
-            self.frames = torch.empty((count, *size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+            sized = self.budget.sized(self.source, count)
+            self.bound_by, self.resized = sized.bound_by, sized.note
+            self.frames = torch.empty((count, *sized.size, 3), dtype=torch.uint8)
+            self.frames = self.frames.permute(0, 3, 1, 2)
             if turns:
                 self.notes.append(f"rotated by {90 * turns} degrees (file metadata)")
         elif self.source != upright.shape[1:] and len(self.notes) < 2:
@@ -117,31 +133,5 @@ class KeptFrames:
                 f"frame size changes at frame {index}; all resized to the first one's"
             )
         height, width = self.frames.shape[2:]
-        self.frames[self.count] = resize(upright, height, width, self.pixels.resample)
+        self.frames[self.count] = resize(upright, height, width, self.budget.pixels.resample)
         self.count += 1
-
-
-def frame_size(
-    source: tuple[int, int],
-    count: int,
-    rules: VideoRules,
-    pixels: ImageRules,
-    limits: MediaLimits,
-) -> tuple[int, int]:
-    """(height, width) after the resize of each of `count` frames of the size `source`.
-
-    Raises MediaError decode_unsupported for sizes that cannot be used, and PromptError
-    context_too_long if the frames are more visual tokens than limits.max_visual_tokens.
-    """
-    try:
-        height, width = pixels.size_of(*source, max_pixels_for(count, pixels, rules))
-    except ValueError as error:
-        raise MediaError("decode_unsupported", str(error)) from error
-    tokens = pixels.tokens_of((height, width), count)
-    if limits.max_visual_tokens is not None and tokens > limits.max_visual_tokens:
-        raise PromptError(
-            "context_too_long",
-            f"{count} frames of {width} x {height} pixels are {tokens} visual tokens; the model "
-            f"takes {limits.max_visual_tokens}: lower the video's max_pixels, max_frames or fps",
-        )
-    return height, width

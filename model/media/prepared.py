@@ -8,20 +8,25 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from model.errors import MediaError, PromptError
 from model.inputs import VisualInput, VisualKind
+from model.media.bounds import Bound, in_order
+from model.media.budgets import Budget, Size
 from model.media.content import Content, Source
-from model.media.frame_sampling import VideoRules, max_pixels_for, sample_indices, sampling_note
+from model.media.frame_sampling import VideoRules
 from model.media.image_rules import ImageRules
 from model.media.images import DecodedImage, read_image
+from model.media.known_files import KnownFiles
 from model.media.limits import MediaLimits
 from model.media.patches import patchify_image, patchify_video, resize
 from model.media.pixels import Frames, Picture, frame_count, picture_pixels
-from model.media.video import Video, decode_video, frame_size
+from model.media.timeline import sampled
+from model.media.video import Video, decode_video
 
 _TORCH_HAS_NO_MEMORY = "DefaultCPUAllocator"  # in its sentence: torch has no error for it
 
@@ -36,6 +41,7 @@ class Receipt:
     if their rate is not known) and counted over all its frames; empty for a picture.
     visual_tokens: in the prompt. source_height, source_width: upright pixels before the resize.
     notes: what was clamped or changed and why, in words.
+    bound_by: the limits that decided the frames and the size, as in `bounds.Bound`.
     """
 
     kind: VisualKind
@@ -48,6 +54,7 @@ class Receipt:
     source_height: int
     source_width: int
     notes: tuple[str, ...]
+    bound_by: tuple[Bound, ...] = ()
 
 
 def prepare_picture(
@@ -96,7 +103,7 @@ def _picture(
     pixels = resize(image.pixels, *size, rules.resample)
     patches = patchify_image(pixels, rules.patch_size, rules.merge_size)
     visual = VisualInput("image", patches, rules.grid_of(size), rules.merge_size)
-    note = rules.resize_note(source, size)
+    note, bound = rules.resize_note(source, size), rules.bound_of(source)
     receipt = Receipt(
         kind="image",
         sha256=sha256,
@@ -108,6 +115,7 @@ def _picture(
         source_height=source[0],
         source_width=source[1],
         notes=image.notes + ((note,) if note else ()),
+        bound_by=(bound,) if bound else (),
     )
     return visual, receipt
 
@@ -119,12 +127,16 @@ def prepare_video(
     limits: MediaLimits,
     start_s: float | None = None,
     end_s: float | None = None,
+    known: KnownFiles | None = None,
 ) -> tuple[VisualInput, Receipt]:
-    """The patches of one video file, or of a window of it. Raises as `decode_video`."""
-    content = Content.of(source)
+    """The patches of one video file, or of a window of it. known: of files, from window to window.
+
+    Raises as `decode_video`.
+    """
+    content, known = Content.of(source), known or KnownFiles()
     with _memory_may_end("video"):
-        video = decode_video(content, rules, pixels, limits, start_s, end_s)
-        return _video(video, content.sha256(), pixels)
+        video = decode_video(content, rules, pixels, limits, start_s, end_s, known)
+        return _video(video, known.sha256(content), pixels)
 
 
 def prepare_frames(
@@ -148,16 +160,16 @@ def prepare_frames(
     pixels = pixels.with_limits(rules.min_pixels, rules.max_pixels)
     if fps is None and rules.num_frames is None:
         rules = VideoRules(do_sample_frames=False).over(rules)
-    indices = tuple(sample_indices(total, fps or 1.0, rules, group))
+    budget = Budget(rules, pixels, limits)
+    fit = partial(budget.frames, _size_of_first(frames, pixels, limits)) if budget.lowers else None
+    indices, bounds, notes = sampled(total, fps or 1.0, rules, group, fit)
     taken: list[torch.Tensor] = []
-    notes = [note for note in (sampling_note(total, fps or 1.0, rules, group),) if note]
-    digest, size, source = hashlib.sha256(), (0, 0), (0, 0)
+    digest, source, sized = hashlib.sha256(), (0, 0), None
     for index in indices:
         frame = picture_pixels(frames[index], limits.max_video_pixels, pixels.do_convert_rgb)
         found = (frame.pixels.shape[1], frame.pixels.shape[2])
-        if not taken:
-            source = found
-            size = frame_size(source, len(indices), rules, pixels, limits)
+        if sized is None:
+            source, sized = found, budget.sized(found, len(indices))
             notes.extend(frame.notes)
         elif found != source:
             raise MediaError(
@@ -166,21 +178,27 @@ def prepare_frames(
                 f"{source[0]} as the first one",
             )
         digest.update(frame.pixels.contiguous().numpy().data)
-        taken.append(resize(frame.pixels, *size, pixels.resample))
-    most = max_pixels_for(len(indices), pixels, rules)
-    if note := pixels.resize_note(source, size, most):
-        notes.append(note)
+        taken.append(resize(frame.pixels, *sized.size, pixels.resample))
+    assert sized is not None
+    if sized.note:
+        notes.append(sized.note)
     video = Video(
         frames=torch.stack(taken),
         times_s=() if fps is None else tuple(index / fps for index in indices),
-        indices=indices,
+        indices=tuple(indices),
         fps=fps or 0.0,
         total_frames=total,
         source_height=source[0],
         source_width=source[1],
         notes=tuple(notes),
+        bound_by=in_order(*bounds, *sized.bound_by),
     )
     return _video(video, digest.hexdigest(), pixels)
+
+
+def _size_of_first(frames: Frames, pixels: ImageRules, limits: MediaLimits) -> Size:
+    first = picture_pixels(frames[0], limits.max_video_pixels, pixels.do_convert_rgb)
+    return first.pixels.shape[1], first.pixels.shape[2]
 
 
 def _video(video: Video, sha256: str, pixels: ImageRules) -> tuple[VisualInput, Receipt]:
@@ -202,5 +220,6 @@ def _video(video: Video, sha256: str, pixels: ImageRules) -> tuple[VisualInput, 
         source_height=video.source_height,
         source_width=video.source_width,
         notes=video.notes + repeated,
+        bound_by=video.bound_by,
     )
     return visual, receipt

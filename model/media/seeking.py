@@ -4,9 +4,10 @@ Knows the bytes of packets only: it neither opens files nor decodes. A place cou
 is shown from it on can be decoded from it on, bit for bit as after everything before it.
 """
 
+from array import array
 from bisect import bisect_right
-from collections.abc import Set
-from dataclasses import dataclass
+from collections.abc import Sequence, Set
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 # One packet of these is one frame that is shown, and what follows a key frame, in the order of
@@ -15,28 +16,51 @@ from typing import NamedTuple
 _CODECS = {"h264", "hevc", "vp9", "av1"}
 # Whose packets tell the times of display. AVI, for one, tells the order of decoding only.
 _CONTAINERS = {"mov", "matroska", "mpegts", "flv"}
+# Whose demuxers go to a key frame by an index of the file; how they find others they guess.
+_INDEXED = {"mov", "matroska"}
 _START = b"\0\0\1"
+_NUMBERS = 3  # of a place
 
 
 class Restart(NamedTuple):
-    """packet: ordinal in the file, counted over all packets of the stream. stamp: of its frame."""
+    """packet: ordinal in the file, counted over all packets of the stream. stamp: of its frame.
+    size: bytes of the packet.
+    """
 
     packet: int
     stamp: int
+    size: int = 0
 
 
 @dataclass(frozen=True)
 class Restarts:
-    """Where decoding may begin anew: ascending by packet and by stamp."""
+    """Where decoding may begin anew: ascending by packet and by stamp.
 
-    places: tuple[Restart, ...] = ()
+    numbers: int64, those of one place after the other: a long video has very many.
+    by_index: whether the container's index leads to them.
+    """
+
+    numbers: "array[int]" = field(default_factory=lambda: array("q"))
+    by_index: bool = False
+
+    @classmethod
+    def of(cls, places: Sequence[Restart], by_index: bool = False) -> "Restarts":
+        """Of a few places."""
+        return cls(array("q", [number for place in places for number in place]), by_index)
+
+    def __len__(self) -> int:
+        return len(self.numbers) // _NUMBERS
+
+    def place(self, at: int) -> Restart:
+        """One of them, by its ordinal."""
+        return Restart(*self.numbers[at * _NUMBERS : (at + 1) * _NUMBERS])
 
     def before(self, stamp: int) -> Restart | None:
         """The last place from which the frame of this time stamp can be decoded; None: there is
         none, begin at the beginning.
         """
-        at = bisect_right(self.places, stamp, key=lambda place: place.stamp)
-        return self.places[at - 1] if at else None
+        at = bisect_right(range(len(self)), stamp, key=lambda one: self.place(one).stamp)
+        return self.place(at - 1) if at else None
 
 
 class RestartFinder:
@@ -46,7 +70,8 @@ class RestartFinder:
         """container, codec: the library's names. extradata: the stream's headers, may be empty."""
         self.codec, self.length_size = codec, _length_size(codec, extradata)
         self.possible = container in _CONTAINERS and codec in _CODECS
-        self.places: list[Restart] = []
+        self.numbers = array("q")
+        self.by_index = container in _INDEXED
         self.latest: int | None = None
         self.with_headers: set[bool] = set()
 
@@ -62,7 +87,8 @@ class RestartFinder:
         begins = key_frame is not None and self._restarts(key_frame)
         # Of earlier packets, no frame may be shown later.
         if begins and shown and (self.latest is None or stamp > self.latest):
-            self.places.append(Restart(number, stamp))
+            assert key_frame is not None
+            self.numbers.extend(Restart(number, stamp, len(key_frame)))
         self.latest = stamp if self.latest is None else max(self.latest, stamp)
 
     def give_up(self) -> None:
@@ -75,7 +101,7 @@ class RestartFinder:
         """
         if not self.possible or len(self.with_headers) > 1:
             return Restarts()
-        return Restarts(tuple(self.places))
+        return Restarts(self.numbers, self.by_index)
 
     def _restarts(self, packet: bytes) -> bool:
         if self.codec == "h264":

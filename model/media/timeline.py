@@ -4,23 +4,26 @@ Knows numbers only: neither files nor pixels. Times are seconds from the first f
 """
 
 import math
-from collections.abc import Sequence
+from array import array
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property
 
 from model.errors import MediaError
-from model.media.frame_sampling import VideoRules, sample_indices, sampling_note
+from model.media.bounds import Bound, in_order
+from model.media.frame_sampling import VideoRules, sample_indices, sampling_clamp
 
 
 @dataclass(frozen=True)
 class Timeline:
     """When each frame of a video is shown.
 
-    stamps: of the frames, in the order of display. end: of the last frame. Both in `unit` seconds.
+    stamps: int64, of the frames, in the order of display, never descending. end: of the last frame.
+    Both in `unit` seconds.
     """
 
-    stamps: tuple[int, ...]
+    stamps: "array[int]"
     end: int
     unit: Fraction
 
@@ -28,25 +31,26 @@ class Timeline:
     def build(
         cls, stamps: Sequence[int], end: int | None, unit: Fraction, rate: float
     ) -> "Timeline":
-        """end: end of the last frame if the file tells it, else it lasts as long as the mean frame.
+        """stamps: sorted. end: of the last frame if the file tells it, else it lasts as long as the
+        mean frame.
 
         rate: frames a second by the header, for a video of one frame without a duration.
         """
-        last = max(stamps, default=0)
+        last = stamps[-1] if stamps else 0
         if end is None or end <= last:
             spans = len(stamps) - 1
-            step = (last - min(stamps)) / spans if spans > 0 else 0.0
+            step = (last - stamps[0]) / spans if spans > 0 else 0.0
             end = last + max(1, round(step or 1 / (rate * float(unit))))
-        return cls(tuple(stamps), end, unit)
+        return cls(array("q", stamps), end, unit)
 
     def seconds(self, stamp: int) -> float:
         """Seconds from the first frame to a time stamp."""
         return (stamp - self.origin) * self.unit.numerator / self.unit.denominator
 
-    @cached_property
+    @property
     def origin(self) -> int:
         """Stamp of the first frame."""
-        return min(self.stamps)
+        return self.stamps[0]
 
     @property
     def duration_s(self) -> float:
@@ -63,7 +67,7 @@ class Choice:
     stop: number of frames that have to be decoded to be sure of this choice.
     until_s: end of what has to be decoded, in seconds.
     fps: frames per second of the window, or of the whole video.
-    notes: what was clamped and why.
+    notes: what was clamped and why. bound_by: which limits did that.
     """
 
     indices: tuple[int, ...]
@@ -72,6 +76,12 @@ class Choice:
     until_s: float
     fps: float
     notes: tuple[str, ...]
+    bound_by: tuple[Bound, ...] = ()
+
+
+# From the frames that there are and those that are wanted to those that fit, which limits lowered
+# them, and in words.
+Fit = Callable[[int, int], tuple[int, tuple[Bound, ...], str]]
 
 
 def choose(
@@ -80,11 +90,12 @@ def choose(
     start_s: float | None,
     end_s: float | None,
     group: int = 2,
+    fit: Fit | None = None,
 ) -> Choice:
     """Samples frames from the window [start_s, end_s); None = from the start, to the end.
 
     A window is sampled as if it were a video of its own. One that lies within a single frame gives
-    that frame. group: frames of one temporal patch.
+    that frame. group: frames of one temporal patch. fit: for limits on all frames together.
     Raises MediaError media_empty if the window holds nothing of the video.
     """
     first, stop, notes = _window(timeline, start_s, end_s)
@@ -94,18 +105,34 @@ def choose(
     span = max(float((end - stamps[first]) * timeline.unit), 1e-6)
     count = stop - first
     fps = count / span
-    indices = tuple(first + index for index in sample_indices(count, fps, rules, group))
-    if note := sampling_note(count, fps, rules, group):
-        notes.append(note)
+    bounds: tuple[Bound, ...] = ("window",) if notes else ()
+    indices, clamps, words = sampled(count, fps, rules, group, fit)
+    notes.extend(words)
     return Choice(
-        indices=indices,
-        times_s=tuple(timeline.seconds(stamps[index]) for index in indices),
+        indices=tuple(first + index for index in indices),
+        times_s=tuple(timeline.seconds(stamps[first + index]) for index in indices),
         # One frame beyond the window proves that no frame of the window is missing.
         stop=len(stamps) if whole else stop + 1,
         until_s=timeline.seconds(end),
         fps=fps,
         notes=tuple(notes),
+        bound_by=in_order(*bounds, *clamps),
     )
+
+
+def sampled(
+    total: int, fps: float, rules: VideoRules, group: int, fit: Fit | None = None
+) -> tuple[list[int], tuple[Bound, ...], list[str]]:
+    """The indices to look at of `total` frames, which limits decided how many, and in words."""
+    indices = sample_indices(total, fps, rules, group)
+    clamp = sampling_clamp(total, fps, rules, group)
+    bounds, notes = ((clamp[0],), [clamp[1]]) if clamp else ((), [])
+    if fit is None:
+        return indices, bounds, notes
+    count, lowered, words = fit(total, len(indices))
+    if not lowered:
+        return indices, bounds, notes
+    return sample_indices(total, fps, rules, group, count), lowered, [words]
 
 
 def _window(
@@ -132,10 +159,11 @@ def _window(
         notes.append(f"window begins at 0 s instead of {start:g} s")
     if end_s is not None and end > duration:
         notes.append(f"window ends with the video at {duration:.3f} s instead of {end:g} s")
-    times = [timeline.seconds(stamp) for stamp in timeline.stamps]
-    inside = [index for index, time in enumerate(times) if start <= time < end]
-    if not inside:
-        shown = max(index for index, time in enumerate(times) if time <= max(start, 0.0))
-        notes.append(f"window lies within the frame at {times[shown]:.3f} s")
+    stamps = timeline.stamps
+    first = bisect_left(stamps, start, key=timeline.seconds)
+    stop = bisect_left(stamps, end, key=timeline.seconds)
+    if first == stop:
+        shown = bisect_right(stamps, max(start, 0.0), key=timeline.seconds) - 1
+        notes.append(f"window lies within the frame at {timeline.seconds(stamps[shown]):.3f} s")
         return shown, shown + 1, notes
-    return inside[0], inside[-1] + 1, notes
+    return first, stop, notes

@@ -6,9 +6,11 @@ The only file that knows how the video library is opened. It never opens anythin
 from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from fractions import Fraction
 
 import av
+import numpy as np
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
@@ -33,14 +35,30 @@ _CAUTION = {
 _STREAMS_COME_LATER = ("mpeg", "mpegts", "flv")
 
 
-def packet_times(source: Source, found: Format, limits: MediaLimits) -> tuple[Timeline, Restarts]:
-    """The frames' times as the packets tell them (no stamps if they do not), and where decoding may
-    begin anew.
+@dataclass(frozen=True)
+class Survey:
+    """What the packets of a stream tell.
+
+    timeline: the frames' times; no stamps if they are not told. restarts: where decoding may begin
+    anew. size: (height, width) of the frames in pixels, by the header, not turned.
+    """
+
+    timeline: Timeline
+    restarts: Restarts
+    size: tuple[int, int]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes, about."""
+        return 8 * (len(self.timeline.stamps) + len(self.restarts.numbers))
+
+
+def survey(source: Source, found: Format, limits: MediaLimits) -> Survey:
+    """Reads all packets; decodes none.
 
     Raises MediaError as `opened`, and media_empty for a stream without packets.
     """
-    if found.name == "mov" and (told := told_samples(Content.of(source))) > limits.max_packets:
-        raise _too_many(found, told, limits)
+    check_samples(source, found, limits)
     stamps = array("q")
     last_end: int | None = None
     timed = True
@@ -48,6 +66,7 @@ def packet_times(source: Source, found: Format, limits: MediaLimits) -> tuple[Ti
         unit = stream.time_base or Fraction(1, 1000)
         rate = float(stream.average_rate or stream.base_rate or 25)
         context = stream.codec_context
+        size = context.height, context.width
         finder = RestartFinder(found.name, context.name, context.extradata or b"")
         for number, packet in enumerate(container.demux(stream)):
             if packet.pts is None and packet.dts is None and not packet.size:
@@ -70,9 +89,18 @@ def packet_times(source: Source, found: Format, limits: MediaLimits) -> tuple[Ti
     if timed and not stamps:
         raise MediaError("media_empty", f"the {found.label} holds no frames")
     if not timed:
-        return Timeline((), last_end or 0, unit), Restarts()
-    timeline = Timeline.build(sorted(stamps), last_end, unit, rate)
-    return timeline, finder.found()
+        return Survey(Timeline(array("q"), last_end or 0, unit), Restarts(), size)
+    timeline = Timeline.build(_sorted(stamps), last_end, unit, rate)
+    return Survey(timeline, finder.found(), size)
+
+
+def check_samples(source: Source, found: Format, limits: MediaLimits) -> None:
+    """Before a file is opened for which the library would take memory for each sample.
+
+    Raises MediaError decode_too_large.
+    """
+    if found.name == "mov" and (told := told_samples(Content.of(source))) > limits.max_packets:
+        raise _too_many(found, told, limits)
 
 
 @contextmanager
@@ -145,6 +173,13 @@ def check_frame(found: Format, width: int, height: int, limits: MediaLimits) -> 
             f"a frame of the {found.label} is {width} x {height} pixels; "
             f"the limit of one side is {limits.max_side}",
         )
+
+
+def _sorted(stamps: "array[int]") -> "array[int]":
+    """Without an object for each: a day's video has millions."""
+    found = array("q")
+    found.frombytes(np.sort(np.frombuffer(stamps, np.int64), kind="stable").tobytes())
+    return found
 
 
 def _too_many(found: Format, count: int, limits: MediaLimits) -> MediaError:

@@ -11,7 +11,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from model.errors import MediaError, PromptError
-from model.media.frame_sampling import VideoRules, sample_indices, sampling_note
+from model.media.frame_sampling import VideoRules, sample_indices, sampling_clamp
 from model.media.image_rules import ImageRules
 from model.media.images import normalize, patchify_video, resize, smart_resize
 from model.media.limits import MediaLimits
@@ -215,8 +215,8 @@ def test_one_index_too_many_is_dropped():
     ],
 )
 def test_notes_tell_what_clamped_the_frames(total, rate, rules, word):
-    note = sampling_note(total, rate, rules)
-    assert note is None if word is None else word in (note or "")
+    clamp = sampling_clamp(total, rate, rules)
+    assert clamp is None if word is None else clamp is not None and word in clamp[1]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,69 @@
+"""Draws long videos whose every moment is known: clips of the embedded world in a row."""
+
+import io
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import numpy as np
+
+from model.tiny.encode import CLIP_RATE, SUPERSAMPLE
+from model.tiny.scenes import draw_clip
+
+
+@dataclass(frozen=True)
+class Event:
+    """What is seen from start_s up to end_s. caption: the embedded world's."""
+
+    start_s: float
+    end_s: float
+    caption: str
+
+
+def film(
+    seed: int, seconds: Sequence[int], side: int = 288, form: str = "mp4", **options: str
+) -> tuple[bytes, list[Event]]:
+    """A video of square clips of so many seconds each, and what is seen when.
+
+    options: of the container.
+    """
+    rng = np.random.default_rng(seed)
+    events: list[Event] = []
+    # The library reads a file again to put its index first: it has to be on disk.
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "film"
+        with av.open(path, "w", format=form, options=options) as container:
+            stream = container.add_stream("libx264", rate=CLIP_RATE)
+            stream.width, stream.height, stream.pix_fmt = side, side, "yuv420p"
+            stream.options = {"crf": "18", "preset": "veryfast", "threads": "1", "g": "24"}
+            for length in seconds:
+                scene = draw_clip(rng, side, side, length * CLIP_RATE, SUPERSAMPLE)
+                for pixels in scene.frames:
+                    frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+                    container.mux(stream.encode(frame))
+                at = events[-1].end_s if events else 0.0
+                events.append(Event(at, at + length, scene.caption))
+            container.mux(stream.encode())
+        return path.read_bytes(), events
+
+
+def repeated(data: bytes, times: int, path: Path) -> None:
+    """Writes an MP4 file that shows a video so many times in a row, without encoding it again."""
+    with av.open(str(path), "w", format="mp4") as container:
+        stream, at = None, 0
+        for _ in range(times):
+            with av.open(io.BytesIO(data)) as source:
+                template = source.streams.video[0]
+                if stream is None:
+                    stream = container.add_stream_from_template(template)
+                end = at
+                for packet in source.demux(template):
+                    if packet.dts is None:
+                        continue
+                    packet.pts, packet.dts = packet.pts + at, packet.dts + at
+                    end = max(end, packet.pts + packet.duration)
+                    packet.stream = stream
+                    container.mux(packet)
+                at = end
