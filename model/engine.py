@@ -23,10 +23,10 @@ from model.batching.rows import Row
 from model.batching.scheduler import Limits
 from model.batching.shelves import ShelfCache
 from model.batching.steps import Cache, Steps
+from model.batching.wording import Wording
 from model.checkpoint.folder import Folder
 from model.checkpoint.generation_defaults import GenerationDefaults
 from model.config import MRopeRule, load_config
-from model.errors import ModelError
 from model.inputs import VisualKind
 from model.media.image_rules import ImageRules
 from model.network.attention import AttentionName, check_attention
@@ -35,14 +35,13 @@ from model.network.inference import fastest_attention, prepare
 from model.parallel.ranks import ALONE, Ranks
 from model.parallel.shards import WHOLE, Shard
 from model.qwen2_vl import Qwen2VL
-from model.requests import Completion, Embedding, FinishReason, Request, Score, failed
+from model.requests import Completion, FinishReason, Request, Score, failed
 from model.sampling import GenerationRule
 from model.text.tokenizer import Tokenizer
 from model.weights import load_model
 
 __all__ = [
     "Completion",
-    "Embedding",
     "Engine",
     "EngineStats",
     "FinishReason",
@@ -61,7 +60,8 @@ class Engine:
     """A loaded model that answers requests. Not thread-safe: one caller at a time.
 
     batch_rows: rows that run at once, at most.
-    load_tokenizer: called once, by the first request that has stop strings; None refuses those.
+    load_tokenizer: called once, by the first request with stop strings or a JSON schema; None
+        refuses those.
     page_size: tokens of a page of the cache; None: 16 on a GPU, and on a CPU no pages but rows in
         one piece, which reads faster there.
     cache_tokens: room of the cache; None measures the memory that is free at the first request.
@@ -102,8 +102,7 @@ class Engine:
         self.defaults = defaults
         self.batch_rows = batch_rows
         self.attention: AttentionName = attention
-        self._load_tokenizer = load_tokenizer
-        self._tokenizer: Tokenizer | None = None
+        self._wording = Wording(load_tokenizer, model.config.text.vocab_size)
         on_cpu = model.device.type == "cpu"
         self._page_size = PAGE_SIZE if page_size is None and not on_cpu else page_size
         self._cache_tokens = cache_tokens
@@ -291,7 +290,9 @@ class Engine:
         except ValueError as error:
             return str(error)
         context = config.text.context_length
-        row = Row(request, rule, context, self._tokenizer, positions, following)
+        words = self._wording
+        matcher = words.matcher(rule) if request.mode == "generate" else None
+        row = Row(request, rule, context, words.tokenizer, positions, following, matcher)
         cache = self._core.open_cache()
         if row.needed > cache.capacity:
             return (
@@ -337,13 +338,4 @@ class Engine:
                 f"allows {self.defaults.max_length} together with the answer; expected fewer, or "
                 "max_new_tokens"
             )
-        if rule.stop and self._tokenizer is None:
-            if self._load_tokenizer is None:
-                return "the request has stop strings, and the engine has no tokenizer"
-            try:
-                tokenizer = self._load_tokenizer()
-                tokenizer.token_bytes(0)
-            except ModelError as error:
-                return f"the request has stop strings, and {error}"
-            self._tokenizer = tokenizer
-        return None
+        return self._wording.problem(rule)

@@ -12,6 +12,7 @@ from model.sampling import Sampling
 
 FinishReason = Literal["stop", "length", "done", "cancelled", "error"]
 Mode = Literal["generate", "score", "embed"]
+Pool = Literal["last", "mean", "visual_tokens", "vision_tower"]
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,12 @@ class Request:
     order.
 
     mode: "generate" an answer; "score": the log-probabilities of given `continuations`; "embed":
-        the prompt's pooled hidden states. `sampling` counts for "generate" alone.
+        one vector of the prompt or of its media. `sampling` counts for "generate" alone.
     continuations: lists of token ids, each of which is taken to follow the prompt.
+    pool: what an embedding is made of. Of the final hidden states, after the last norm: "last": the
+        last token's; "mean": the mean over all tokens; "visual_tokens": over the visual tokens
+        alone. "vision_tower": the mean over the visual tokens as the vision tower gives them; the
+        language model is not run then, and the prompt may be longer than its context.
     normalize: embeddings are scaled to length 1.
     media_names: what each medium is called, for sharing the work on a common beginning among
         requests: equal names promise equal patches and grids. None: media are alike when their
@@ -34,12 +39,18 @@ class Request:
     sampling: Sampling = field(default_factory=Sampling)
     mode: Mode = "generate"
     continuations: Sequence[Sequence[int]] = ()
+    pool: Pool = "last"
     normalize: bool = False
     media_names: tuple[str, ...] | None = None
 
     @property
     def visual_tokens(self) -> int:
         return sum(visual.tokens for visual in self.visuals)
+
+    @property
+    def skips_language(self) -> bool:
+        """Whether the vision tower alone can answer."""
+        return self.mode == "embed" and self.pool == "vision_tower"
 
 
 @dataclass(frozen=True)
@@ -50,20 +61,6 @@ class Score:
 
     total: float
     logprobs: list[float]
-
-
-@dataclass(frozen=True)
-class Embedding:
-    """Final hidden states of a prompt, after the last norm, pooled in float32: lists of
-    `hidden_size` numbers.
-
-    last: of the last token. text: mean over the tokens that are no visual tokens. visual: mean over
-    the visual tokens, None without media.
-    """
-
-    last: list[float]
-    text: list[float] | None
-    visual: list[float] | None
 
 
 @dataclass(frozen=True)
@@ -82,7 +79,8 @@ class Completion:
         (float32), before repetition penalty, temperature and filters.
     top_logprobs: with `Sampling.logprobs` n above 0, for each generated token the n likeliest
         tokens and their log-probabilities by the same measure, the likeliest first.
-    scores: of the continuations, in order, of a request to score. embedding: of one to embed.
+    scores: of the continuations, in order, of a request to score; of a cancelled one, the first of
+        them. embedding: `hidden_size` numbers, pooled in float32, of a request to embed.
     """
 
     id: str
@@ -96,7 +94,7 @@ class Completion:
     logprobs: list[float] = field(default_factory=list)
     top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
     scores: list[Score] = field(default_factory=list)
-    embedding: Embedding | None = None
+    embedding: list[float] | None = None
     out_of_memory: bool = False
 
 

@@ -36,6 +36,9 @@ class Sampling:
     stop: the answer ends when its text holds one of these; () = none.
     seed: the same seed gives the same answer, in any batch. 0 to 2^63 - 1.
     logprobs: report so many of the likeliest tokens for each token of the answer.
+    json_schema: the text of a JSON schema; only tokens are chosen that lead to JSON that it allows,
+        laid out as by json.dumps. The answer ends where nothing may follow, or by an end token
+        where the JSON is whole; cut off by max_new_tokens or a stop string it is not. None = free.
 
     The published Instruct files say top_k 1 and top_p 0.001, and a file that says nothing means
     top_k 50 in the reference: a temperature alone changes little until top_k=0 and top_p=1.0 switch
@@ -53,6 +56,7 @@ class Sampling:
     stop: tuple[str, ...] | None = None
     seed: int = 0
     logprobs: int = 0
+    json_schema: str | None = None
 
     def __post_init__(self) -> None:
         _whole("max_new_tokens", self.max_new_tokens, 1)
@@ -73,6 +77,8 @@ class Sampling:
         for string in self.stop or ():
             if not isinstance(string, str) or not string:
                 raise ValueError(f"stop holds {string!r}, expected strings that are not empty")
+        if self.json_schema is not None and not isinstance(self.json_schema, str):
+            raise ValueError(f"json_schema is {self.json_schema!r}, expected a text")
         low, high = self.min_new_tokens, self.max_new_tokens
         if low is not None and high is not None and low > high:
             raise ValueError(
@@ -106,6 +112,7 @@ class Sampling:
             stop=_or(self.stop, defaults.stop),
             seed=self.seed,
             logprobs=self.logprobs,
+            json_schema=self.json_schema,
         )
 
 
@@ -126,6 +133,7 @@ class GenerationRule:
     stop: tuple[str, ...]
     seed: int
     logprobs: int
+    json_schema: str | None = None
 
     @property
     def draws(self) -> bool:

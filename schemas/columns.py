@@ -17,6 +17,7 @@ MEDIA_END_S = "end_s"
 # In flight: between stages only, never in the result.
 ROW = "row"
 INPUT_IDS = "input_ids"
+CONTINUATIONS = "continuations"
 PATCHES = "patches"
 GRID_THW = "grid_thw"
 MEDIA_KINDS = "media_kinds"
@@ -43,11 +44,26 @@ MODEL = "model"
 FINGERPRINT = "fingerprint"
 RUN_ID = "run_id"
 
+# Result of some tasks only, see task.py.
+DUPLICATE_OF = "duplicate_of"
+EMBEDDING = "embedding"
+SCORES = "scores"
+PROBABILITY = "probability"
+
 STATUS_OK = "ok"
 STATUS_ERROR = "error"
 
 MANIFEST_COLUMNS = (ID, URI, MEDIA, PROMPT, SYSTEM, MESSAGES)
-IN_FLIGHT_COLUMNS = (ROW, INPUT_IDS, PATCHES, GRID_THW, MEDIA_KINDS, TENSOR_SEAL, OUTPUT_IDS)
+IN_FLIGHT_COLUMNS = (
+    ROW,
+    INPUT_IDS,
+    CONTINUATIONS,
+    PATCHES,
+    GRID_THW,
+    MEDIA_KINDS,
+    TENSOR_SEAL,
+    OUTPUT_IDS,
+)
 RESULT_COLUMNS = (
     TEXT,
     STATUS,

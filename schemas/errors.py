@@ -26,6 +26,7 @@ class ErrorCode(StrEnum):
     ENGINE_OOM = "engine_oom"
     ENGINE_FAILED = "engine_failed"
     PARSE_INVALID = "parse_invalid"
+    JSON_INVALID = "json_invalid"  # an answer that is not as json_schema says
     POISON = "poison"  # ended the processes that worked on it, also when it was alone
 
 

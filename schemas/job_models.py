@@ -8,6 +8,14 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from schemas.job_resources import Resources
+from schemas.job_tasks import (
+    AnnotateConfig,
+    EmbedConfig,
+    JsonConfig,
+    JsonSchema,
+    Prompts,
+    ScoreConfig,
+)
 from schemas.job_types import (
     Bytes,
     Count,
@@ -109,6 +117,12 @@ class VideoConfig(Strict):
     max_pixels: OptionalCount = Field(
         default=None, description="as image.max_pixels, for each frame"
     )
+    total_pixels: OptionalCount = Field(
+        default=None, description="height x width of all frames that are looked at, together"
+    )
+    max_tokens: OptionalCount = Field(
+        default=None, description="visual tokens of a video; frames shrink, then become fewer"
+    )
     mrope: Annotated[Literal["original", "hf5"], Expected("original or hf5")] = Field(
         default="original",
         description="how the model counts a video's positions: as it was trained, or as "
@@ -154,6 +168,12 @@ class FetchConfig(Strict):
     at_once: Count = Field(default=16, description="media that one process fetches at once")
     ahead_bytes: Bytes = Field(
         default=512 * 1024**2, description="media that one process holds before they are decoded"
+    )
+    cache_bytes: Annotated[int, Field(ge=0), Expected("a whole number of bytes, 0 for none")] = (
+        Field(
+            default=8 * 1024**3,
+            description="large media that a machine keeps on disk for further rows of a job",
+        )
     )
 
 
@@ -211,7 +231,10 @@ class Limits(Strict):
 class JobConfig(Strict):
     """One job, complete: what to read, what to ask, where to write."""
 
-    job: Annotated[Literal["caption"], Expected("caption")] = Field(description="the kind of job")
+    job: Annotated[
+        Literal["caption", "annotate", "score", "embed"],
+        Expected("caption, annotate, score or embed"),
+    ] = Field(description="the kind of job")
     manifest: Text = Field(description="a Parquet file, folder or glob with a row for each answer")
     output: Text = Field(description="a folder for the result")
     model: Text = Field(
@@ -219,6 +242,15 @@ class JobConfig(Strict):
     )
     prompt: OptionalText = Field(
         default=None, description="what to ask of rows that bring no prompt"
+    )
+    prompts: Prompts = Field(
+        default=None,
+        description="instead of prompt: several questions to every row, by name; each has columns "
+        "of its own",
+    )
+    json_schema: JsonSchema = Field(
+        default=None,
+        description="of the answers to prompt: their properties become typed columns",
     )
     system: OptionalText = Field(
         default=None, description="system message; null = the chat template's own"
@@ -232,7 +264,15 @@ class JobConfig(Strict):
     seed: Annotated[int, Field(ge=0, lt=2**63), Expected("a whole number from 0 to 2^63 - 1")] = (
         Field(default=0, description="of sampling, together with the row's id")
     )
+    dedupe: Annotated[bool, Expected("true or false")] = Field(
+        default=False,
+        description="rows whose media and prompts are exactly those of another are answered once",
+    )
     generation: GenerationConfig = GenerationConfig()
+    json_answers: JsonConfig = JsonConfig()
+    score: ScoreConfig = ScoreConfig()
+    embed: EmbedConfig = EmbedConfig()
+    annotate: AnnotateConfig = AnnotateConfig()
     image: ImageConfig = ImageConfig()
     video: VideoConfig = VideoConfig()
     fetch: FetchConfig = FetchConfig()

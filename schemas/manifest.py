@@ -13,6 +13,7 @@ from schemas import columns as c
 from schemas.arrow_types import can_be_a_path, fits_int64, is_list, is_seconds, is_text, plain_type
 from schemas.errors import JobError
 from schemas.nearest import nearest
+from schemas.task import Task
 
 # One row's media, after `ManifestSchema.normalise`. Null seconds: from the start, to the end.
 MEDIA_STRUCT = pa.struct(
@@ -128,6 +129,22 @@ def check_partition_by(manifest: ManifestSchema, partition_by: Sequence[str], wh
             )
     if mistakes:
         raise JobError("\n".join(mistakes))
+
+
+def check_candidates(task: Task, manifest: ManifestSchema, where: str) -> None:
+    """Whether the manifest `where` has the texts that the task scores. Raises JobError."""
+    name = task.score.column
+    if task.kind != "score" or name is None:
+        return
+    user = {field.name: field.type for field in manifest.user}
+    if name not in user:
+        raise JobError(f"{where}: score.column names column '{name}', {_there_is(user, name)}")
+    found = user[name]
+    if not is_text(found.value_type if is_list(found) else found):
+        raise JobError(
+            f"{where}: score.column names column '{name}' of type {found}, expected string or "
+            "list<string>"
+        )
 
 
 def _duplicates(schema: pa.Schema, where: str) -> list[str]:

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from schemas import columns as c
 from schemas.manifest import ManifestSchema
+from schemas.task import CAPTION, Task
 
 # What the model saw of one medium: enough to decode, sample and resize the same bytes again.
 RECEIPT_STRUCT = pa.struct(
@@ -26,6 +27,7 @@ RECEIPT_STRUCT = pa.struct(
         pa.field("frame_times_s", pa.list_(pa.float64())),  # seconds from the start; same length
         pa.field("visual_tokens", pa.int32()),
         pa.field("notes", pa.list_(pa.string())),  # what was clamped, and why
+        pa.field("bound_by", pa.list_(pa.string())),  # which limits decided, by their names
     ]
 )
 
@@ -52,16 +54,24 @@ ANSWER_FIELDS: tuple[pa.Field, ...] = (
     pa.field(c.RUN_ID, pa.string()),
 )
 
+_OF_ONE_TEXT = {c.TEXT, c.FINISH_REASON, c.MEAN_LOGPROB}
 
-def result_schema(manifest: ManifestSchema) -> pa.Schema:
+
+def result_schema(manifest: ManifestSchema, task: Task = CAPTION) -> pa.Schema:
     """The exact schema of the result, partition columns included (on disk they are in the path).
 
     Order: id, user columns, the manifest's uri | media and prompt, system, messages as far as it
-    has them (so that a row can be rendered again), then ANSWER_FIELDS.
+    has them (so that a row can be rendered again), then what this task makes besides captions,
+    then ANSWER_FIELDS without those that it does not make, then `duplicate_of`.
     """
     by_name = {one.name: one for one in manifest.fields}
     own = [one for name, one in by_name.items() if name in c.MANIFEST_COLUMNS and name != c.ID]
-    return pa.schema([by_name[c.ID], *manifest.user, *own, *ANSWER_FIELDS])
+    plain = {one.name for one in ANSWER_FIELDS}
+    further = [one for one in task.answer_fields if one.name not in plain]
+    left_out = _OF_ONE_TEXT - {one.name for one in task.answer_fields}
+    answer = [one for one in ANSWER_FIELDS if one.name not in left_out]
+    copies = [pa.field(c.DUPLICATE_OF, manifest.id_type)] if task.dedupe else []
+    return pa.schema([by_name[c.ID], *manifest.user, *own, *further, *answer, *copies])
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from model.batching.memory import out_of_memory, release_unused
 from model.batching.rows import Row
 from model.batching.running import Running, chooser_for
 from model.batching.scheduler import Limits, Relief, Scheduler
-from model.batching.scoring import embedding, token_logprobs
-from model.batching.steps import Cache, Prefilled, Steps
+from model.batching.scoring import measure
+from model.batching.steps import Cache, Steps
 from model.generation.chooser import Choice
-from model.requests import Completion, Score, failed
+from model.requests import Completion, failed
 
 # Times that memory may run out with one row alone in hand; what else holds memory may change.
 _TRIES = 2
@@ -114,9 +114,11 @@ class Core:
             if starting:
                 last = [prefilled.places[i, None][-1] for i in starting]
                 logits = self.steps.model.logits(prefilled.hidden[last])
-                chooser = chooser_for([rows[i] for i in starting], self.steps)
-                said = _read(self.steps.agreed(chooser.choose(logits)))
-            answers = self._answers(rows, prefilled)
+                new = [rows[i] for i in starting]
+                chooser = chooser_for(new, self.steps)
+                choice = chooser.choose(logits, self.steps.allowed.of(new))
+                said = _read(self.steps.agreed(choice))
+            measured = measure(rows, prefilled, self.steps.model)
             for row in rows:
                 if row.room is not None and row.room.tokens:
                     cache.publish(row.room, row.names)
@@ -135,54 +137,19 @@ class Core:
         tally.prompt_tokens += prefilled.prompt_tokens
         tally.rows_peak = max(tally.rows_peak, len(running.rows) + len(rows))
         tally.pages_peak = max(tally.pages_peak, cache.pages_in_use)
+        self._close([row for row in rows if not row.generates])
+        for row, scores, vector in measured:
+            row.scores += scores
+            row.embedding = vector
+        # Of those that go on, the prompt is known now.
+        self.scheduler.put_back([row for row, *_ in measured if not row.measured], cache)
+        answers = [row.completion() for row, *_ in measured if row.measured]
         self.done += answers
         tally.finished += len(answers)
-        self._close([row for row in rows if not row.generates])
         if starting:
-            new = [rows[i] for i in starting]
             self._guarded(lambda: running.join(new, chooser))
             self._take(new, said)
         tally.prefill_seconds += time.perf_counter() - began
-
-    def _answers(self, rows: Sequence[Row], prefilled: Prefilled) -> list[Completion]:
-        """Completions of the rows that are scored or embedded."""
-        found = []
-        model, hidden = self.steps.model, prefilled.hidden
-        pads = (model.config.image_token_id, model.config.video_token_id)
-        for number, row in enumerate(rows):
-            request = row.request
-            if row.generates:
-                continue
-            own = prefilled.places[number, None]
-            scores, vectors = [], None
-            if request.mode == "embed":
-                visual = [token in pads for token in row.prompt]
-                vectors = embedding(hidden[own.start : own.stop], visual, request.normalize)
-            else:
-                # The first token of each follows from the prompt's last, the others from before.
-                places = [
-                    place
-                    for k, tokens in enumerate(request.continuations)
-                    for place in [*own, *prefilled.places.get((number, k), ())][: len(tokens)]
-                ]
-                targets = [token for tokens in request.continuations for token in tokens]
-                logprobs = iter(token_logprobs(hidden[places], targets, model.logits))
-                for tokens in request.continuations:
-                    each = [next(logprobs) for _ in tokens]
-                    scores.append(Score(sum(each), each))
-            found.append(
-                Completion(
-                    request.id,
-                    [],
-                    "done",
-                    len(row.prompt),
-                    request.visual_tokens,
-                    0.0,
-                    scores=scores,
-                    embedding=vectors,
-                )
-            )
-        return found
 
     def _decode(self) -> None:
         running, cache = self.running, self.cache

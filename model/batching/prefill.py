@@ -1,8 +1,8 @@
 """Attention of a prefill: packed pieces of prompts, some of which go on after known tokens.
 
 Turns a list of pieces into what a decoder layer calls. Pieces that stand alone go through packed
-attention together; each of the others sees its own context and nothing else. It does not know what
-the pieces are for.
+attention together; each of the others sees its own context and nothing else, and those with the
+same context go through attention together. It does not know what the pieces are for.
 """
 
 from collections.abc import Sequence
@@ -64,13 +64,15 @@ class Prefill:
         self.lengths = [piece.tokens for piece in pieces]
         self._pieces, self._store, self._writer, self._name = pieces, store, writer, name
         self._starts = [0, *accumulate(self.lengths)]
+        self._page_size = store.keys[0].shape[1]
         self._count = sum(piece.alone for piece in pieces)
         assert all(piece.alone for piece in pieces[: self._count]), "pieces alone come first"
         self._packed = self._starts[self._count]
         self._pages = {
             piece.pages: torch.tensor(piece.pages, device=device) for piece in pieces if piece.pages
         }
-        self._masks: dict[tuple[int, int, int | None], torch.Tensor] = {}
+        self._groups = self._grouped()
+        self._masks: dict[tuple[tuple[int, ...], int, int | None], torch.Tensor] = {}
         self._boundaries: Boundaries | None = None
         if name == "flash" and self._count:
             self._boundaries = Boundaries(self.lengths[: self._count], device)
@@ -99,35 +101,67 @@ class Prefill:
                     boundaries=self._boundaries,
                 )
             )
-        for number in range(self._count, len(self._pieces)):
-            rows = slice(self._starts[number], self._starts[number + 1])
-            keys = torch.cat(self._context(number, self._store.keys[layer], k))
-            values = torch.cat(self._context(number, self._store.values[layer], v))
+        for group in self._groups:
+            rows = slice(self._starts[group.start], self._starts[group.stop])
+            keys = torch.cat([*self._before(group.start, self._store.keys[layer], k), k[rows]])
+            values = torch.cat([*self._before(group.start, self._store.values[layer], v), v[rows]])
+            lengths = tuple(self.lengths[group.start : group.stop])
             found = attention(
                 q[rows].transpose(0, 1)[None],
                 keys.transpose(0, 1)[None],
                 values.transpose(0, 1)[None],
                 causal=False,
-                mask=self._mask(rows.stop - rows.start, len(keys), window, q.device),
+                mask=self._mask(lengths, len(keys), window, q.device),
                 name=self._name,
             )
             out.append(found[0].transpose(0, 1))
         return out[0] if len(out) == 1 else torch.cat(out)
 
-    def _context(self, number: int, pages: torch.Tensor, new: torch.Tensor) -> list[torch.Tensor]:
-        """Keys or values of all that a piece sees, its own included: [tokens, Hkv, d] each."""
+    def _grouped(self) -> list[range]:
+        """Pieces that do not stand alone, in runs that follow the same one.
+
+        A run has no more tokens than come before it: so many products are hidden again at most.
+        """
+        groups: list[range] = []
+        for number in range(self._count, len(self._pieces)):
+            after = self._pieces[number].after
+            last = groups[-1] if groups else None
+            if last and after is not None and after == self._pieces[last.start].after:
+                tokens = self._starts[number + 1] - self._starts[last.start]
+                if tokens <= self._tokens_before(number):
+                    groups[-1] = range(last.start, number + 1)
+                    continue
+            groups.append(range(number, number + 1))
+        return groups
+
+    def _tokens_before(self, number: int) -> int:
         piece = self._pieces[number]
-        own = new[self._starts[number] : self._starts[number + 1]]
+        if piece.after is None:
+            return len(piece.pages) * self._page_size
+        return self._tokens_before(piece.after) + self.lengths[piece.after]
+
+    def _before(self, number: int, pages: torch.Tensor, new: torch.Tensor) -> list[torch.Tensor]:
+        """Keys or values of all that a piece sees before its own: [tokens, Hkv, d] each."""
+        piece = self._pieces[number]
         if piece.after is not None:
-            return [*self._context(piece.after, pages, new), own]
-        if piece.pages:
-            return [pages[self._pages[piece.pages]].flatten(0, 1), own]
-        return [own]
+            own = new[self._starts[piece.after] : self._starts[piece.after + 1]]
+            return [*self._before(piece.after, pages, new), own]
+        return [pages[self._pages[piece.pages]].flatten(0, 1)] if piece.pages else []
 
     def _mask(
-        self, queries: int, keys: int, window: int | None, device: torch.device
+        self, lengths: tuple[int, ...], keys: int, window: int | None, device: torch.device
     ) -> torch.Tensor:
-        key = (queries, keys, window)
+        """What pieces of `lengths` see: the context that they have in common, and themselves."""
+        key = (lengths, keys, window)
         if key not in self._masks:
-            self._masks[key] = window_mask(queries, keys, window, device)[None, None]
+            before = keys - sum(lengths)
+            mask = torch.zeros(keys - before, keys, dtype=torch.bool, device=device)
+            start = 0
+            for length in lengths:
+                own = window_mask(length, before + length, window, device)
+                rows = mask[start : start + length]
+                rows[:, :before] = own[:, :before]
+                rows[:, before + start : before + start + length] = own[:, before:]
+                start += length
+            self._masks[key] = mask[None, None]
         return self._masks[key]

@@ -4,6 +4,7 @@ It does not know what else is running.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import get_args
 
 import torch
 
@@ -11,7 +12,7 @@ from model.config import Qwen2VLConfig
 from model.inputs import VisualInput, VisualKind
 from model.media.image_rules import ImageRules
 from model.network.rope import mrope_positions
-from model.requests import Request
+from model.requests import Pool, Request
 
 
 def request_problem(
@@ -20,8 +21,10 @@ def request_problem(
     """Why the request can never be answered, as far as its own content tells, or None."""
     if not request.input_ids:
         return "the prompt is empty"
-    problem = _length_problem(request, config.text.context_length)
-    if problem:
+    # The vision tower knows no context.
+    if not request.skips_language and (
+        problem := _length_problem(request, config.text.context_length)
+    ):
         return problem
     top = config.text.vocab_size
     if min(request.input_ids) < 0 or max(request.input_ids) >= top:
@@ -37,7 +40,8 @@ def _length_problem(request: Request, limit: int) -> str | None:
     if tokens > limit or (tokens == limit and request.mode == "generate"):
         return f"the prompt has {tokens} tokens, and the model's context is {limit}"
     longest = max((len(one) for one in request.continuations), default=0)
-    if tokens + longest > limit:
+    # The last token of a continuation is only looked for, never looked at.
+    if tokens + longest - 1 > limit:
         return (
             f"the prompt has {tokens} tokens and a continuation {longest}, and the model's context "
             f"is {limit}"
@@ -52,6 +56,11 @@ def _mode_problem(request: Request) -> str | None:
         return "mode is score, and there are no continuations"
     if request.mode != "score" and request.continuations:
         return f"mode is {request.mode}, and there are continuations"
+    if request.pool not in get_args(Pool):
+        return f"pool is {request.pool!r}, expected last, mean, visual_tokens or vision_tower"
+    visual = request.pool in ("visual_tokens", "vision_tower")
+    if request.mode == "embed" and visual and not request.visuals:
+        return f"pool is {request.pool}, and there are no media"
     return None
 
 

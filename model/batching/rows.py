@@ -3,13 +3,14 @@
 Turns tokens, one after the other, into a completion. It does not know other rows or the network.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import torch
 
 from model.batching.room import Room
+from model.generation.grammar import Matcher
 from model.generation.stopping import StopFinder
-from model.requests import Completion, Request
+from model.requests import Completion, Request, Score
 from model.sampling import GenerationRule
 from model.text.tokenizer import Tokenizer
 
@@ -18,11 +19,13 @@ class Row:
     """One request.
 
     context: tokens that the model takes, prompt and answer together: the positions beyond were not
-        trained. tokenizer: needed only when the rule has stop strings.
+        trained. tokenizer: needed only when the rule has stop strings. matcher: only
+        when it has a JSON schema; it follows the output.
     positions: int64 [3, prompt tokens] on the host. following: of the first token after the prompt.
     pads: for each medium the index of its first pad token. names: of the full pages of the prompt.
     room: what it holds of the cache while it runs. tries: times that memory ran out with this
         request alone in hand.
+    scores: of its first continuations. part: those that its next prefill takes.
     """
 
     def __init__(
@@ -33,6 +36,7 @@ class Row:
         tokenizer: Tokenizer | None,
         positions: torch.Tensor,
         following: int,
+        matcher: Matcher | None = None,
     ) -> None:
         self.request = request
         self.rule = rule
@@ -44,10 +48,14 @@ class Row:
         self.names: list[bytes] = []
         self.room: Room | None = None
         self.tries = 0
+        self.scores: list[Score] = []
+        self.part: Sequence[Sequence[int]] = ()
+        self.embedding: list[float] | None = None
         self.output: list[int] = []
         self.stop: str | None = None
         self._finder = StopFinder(rule.stop) if rule.stop else None
         self._tokenizer = tokenizer
+        self.matcher = matcher
         self._logprobs: list[float] = []
         self._top: list[list[tuple[int, float]]] = []
 
@@ -66,8 +74,50 @@ class Row:
 
     @property
     def work(self) -> int:
-        """Tokens that a prefill computes, of all that nothing is known of."""
-        return len(self.prompt) + sum(len(one) for one in self.request.continuations)
+        """Tokens that its next prefill computes, of all that nothing is known of."""
+        if self.request.skips_language:
+            return 0
+        return len(self.prompt) + sum(len(one) for one in self.part)
+
+    def take_part(self, tokens: int) -> None:
+        """Choose the continuations of its next prefill: as many as have so few tokens in sum, at
+        least one; just one where memory ran out.
+        """
+        left = self.request.continuations[len(self.scores) :]
+        count = total = 0
+        for one in left:
+            total += len(one)
+            if count and (total > tokens or self.tries):
+                break
+            count += 1
+        self.part = left[:count]
+
+    @property
+    def measured(self) -> bool:
+        """Whether all its continuations are scored."""
+        return len(self.scores) == len(self.request.continuations)
+
+    @property
+    def pooled(self) -> Sequence[int] | None:
+        """Indices of the prompt's tokens whose hidden states the row's embedding is made of; None
+        for a row that has none.
+        """
+        if self.request.mode != "embed":
+            return None
+        if self.request.pool == "visual_tokens":
+            media = zip(self.pads, self.request.visuals, strict=True)
+            return [i for pad, visual in media for i in range(pad, pad + visual.tokens)]
+        return range(0 if self.request.pool == "mean" else len(self.prompt) - 1, len(self.prompt))
+
+    @property
+    def media_keys(self) -> list[Hashable]:
+        """For each medium what it shares with those that have equal visual tokens."""
+        names, visuals = self.request.media_names, self.request.visuals
+        given = names or [id(visual.patches) for visual in visuals]
+        return [
+            (name, visual.kind, visual.grid_thw)
+            for name, visual in zip(given, visuals, strict=True)
+        ]
 
     @property
     def patches(self) -> int:
@@ -86,6 +136,8 @@ class Row:
             self._top.append(list(top[: self.rule.logprobs]))
         if self._finder is not None and self._tokenizer is not None:
             self.stop = self._finder.add(self._tokenizer.token_bytes(token))
+        if self.matcher is not None and token not in self.rule.eos_token_ids:
+            self.matcher.advance(token)
         if self.room is not None:
             self.room.used = self.filled
 
@@ -95,12 +147,19 @@ class Row:
 
     @property
     def _stopped(self) -> bool:
+        if self.matcher is not None and (self.matcher.complete or self.matcher.problem):
+            return True
         return self.stop is not None or self.output[-1] in self.rule.eos_token_ids
 
     def completion(self, cancelled: bool = False) -> Completion:
         """The answer, once the row has finished or been cancelled."""
         said = self._logprobs
-        reason = "cancelled" if cancelled else "stop" if self._stopped else "length"
+        problem = self.matcher.problem if self.matcher is not None else None
+        reason = "cancelled"
+        if not cancelled:
+            reason = "length" if self.generates else "done"
+            reason = "stop" if self.generates and self._stopped else reason
+            reason = "error" if problem else reason
         return Completion(
             self.request.id,
             self.output,
@@ -108,7 +167,10 @@ class Row:
             len(self.prompt),
             self.request.visual_tokens,
             sum(said) / len(said) if said else 0.0,
+            f"json_schema: the answer cannot be held to it: {problem}" if problem else None,
             stop=self.stop,
             logprobs=said,
             top_logprobs=self._top,
+            scores=self.scores,
+            embedding=self.embedding,
         )

@@ -63,7 +63,7 @@ class Running:
             self._batch.advance()
             self._positions = self._positions + 1
         logits = steps.decode(self._tokens, self._positions, self._batch)
-        choice = steps.agreed(self._chooser.choose(logits))
+        choice = steps.agreed(self._chooser.choose(logits, steps.allowed.of(self.rows)))
         self._tokens = choice.tokens
         return choice
 
@@ -72,7 +72,8 @@ class Running:
         self.forget()
         tokens, positions, batch = self._built(rows, cache)
         logits = self._steps.decode(tokens, positions, batch)
-        return self._steps.agreed(chooser_for(rows, self._steps).choose(logits))
+        chooser = chooser_for(rows, self._steps)
+        return self._steps.agreed(chooser.choose(logits, self._steps.allowed.of(rows)))
 
     def _built(self, rows: Sequence[Row], cache: Cache) -> tuple[torch.Tensor, torch.Tensor, Batch]:
         device = self._steps.model.device

@@ -76,7 +76,9 @@ class Scheduler:
         while self.waiting and len(rows) < self.relief.bound(free_rows):
             row = self.waiting[0]
             known = self._known(row, cache)
-            work = row.work - known * cache.page_size
+            reused = known * cache.page_size
+            row.take_part(self.limits.prefill_tokens - (len(row.prompt) - reused))
+            work = row.work - reused
             if rows and (
                 tokens + work > self.limits.prefill_tokens
                 or patches + row.patches > self.limits.vision_patches

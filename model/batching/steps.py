@@ -5,12 +5,13 @@ rows run, and what becomes of their tokens, is not known here.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress
 
 import torch
 
+from model.batching.allowed import Allowed
 from model.batching.decode_graph import DecodeGraphs, DecodeStep
 from model.batching.paged_cache import PagedBatch, PagedCache, PagedDecode
 from model.batching.prefill import Piece, Prefill
@@ -49,14 +50,16 @@ class Span:
 class Prefilled:
     """The hidden states of a prefill that are wanted, [n, hidden].
 
-    places: of each row and continuation (None: the prompt itself), its part of them. Of a prompt it
-        is the last token, or all of them where the row is embedded; of a continuation all it was
-        fed.
+    places: of each row and continuation of its part (None: the prompt itself), its part of them. Of
+        a prompt it is the last token, or those that an embedding is made of; of a continuation all
+        it was fed.
+    visual: of each row that the vision tower alone answers, its visual tokens [tokens, hidden].
     prompt_tokens: of the rows' prompts that were computed.
     """
 
     hidden: torch.Tensor
     places: dict[tuple[int, int | None], range]
+    visual: dict[int, torch.Tensor]
     prompt_tokens: int
 
 
@@ -65,6 +68,7 @@ class Steps:
 
     decode_step: what runs a decode step over pages; a wrapper may take its place, for instance one
         that replays a captured graph.
+    allowed: the tokens that the grammars of rows let through.
     vision_seconds: spent so far in the vision tower, as the host sees it. visual_tokens: made.
     """
 
@@ -80,6 +84,7 @@ class Steps:
         self.attention: AttentionName = attention
         self.vision_patches = vision_patches
         self.cache: Cache | None = None
+        self.allowed = Allowed(model.config.text.vocab_size, model.device)
         self.decode_step: DecodeStep = self.plain_decode_step
         self._sender = Sender(model.device)
         self.vision_seconds = 0.0
@@ -88,7 +93,11 @@ class Steps:
     def prefill(self, rows: Sequence[Row], cache: Cache) -> Prefilled:
         """Encode the media and prompts of rows, and store their keys and values in their room."""
         model = self.model
+        visual = self._visual(rows)
         spans = self._spans(rows)
+        if not spans:
+            nothing = torch.zeros(0, model.config.text.hidden_size, device=model.device)
+            return Prefilled(nothing, {}, visual, 0)
         starts = [0]
         for span in spans:
             starts.append(starts[-1] + len(span.ids))
@@ -111,19 +120,35 @@ class Steps:
         places: dict[tuple[int, int | None], range] = {}
         for span, start in zip(spans, starts, strict=False):
             end, before, first = start + len(span.ids), len(wanted), start + span.prompt
-            if span.continuation is None:
-                first = start if rows[span.row].request.mode == "embed" else end - 1
-            wanted += range(first, end)
+            pooled = rows[span.row].pooled if span.continuation is None else None
+            if pooled is None:
+                first = end - 1 if span.continuation is None else first
+                wanted += range(first, end)
+            else:
+                wanted += [start + i for i in pooled]
             places[span.row, span.continuation] = range(before, len(wanted))
         index = torch.tensor(wanted).to(model.device)
         hidden = model.hidden_states(embeddings, positions, attend, index)
         computed = sum(span.prompt for span in spans if span.continuation is None)
-        return Prefilled(hidden, places, computed)
+        return Prefilled(hidden, places, visual, computed)
+
+    def _visual(self, rows: Sequence[Row]) -> dict[int, torch.Tensor]:
+        """Visual tokens of the rows that need nothing else; equal media are encoded once."""
+        found = {i: row for i, row in enumerate(rows) if row.request.skips_language}
+        media: dict[Hashable, VisualInput] = {}
+        for row in found.values():
+            media.update(zip(row.media_keys, row.request.visuals, strict=True))
+        if not media:
+            return {}
+        encoded = dict(zip(media, self._encode(list(media.values())), strict=True))
+        return {i: torch.cat([encoded[k] for k in row.media_keys]) for i, row in found.items()}
 
     def _spans(self, rows: Sequence[Row]) -> list[Span]:
         """Prompts that stand alone, then those that go on from pages, then continuations."""
         prompts = []
         for number, row in enumerate(rows):
+            if row.request.skips_language:
+                continue
             reused = 0 if row.room is None else row.room.reused
             ids = row.prompt[reused:]
             prompts.append(Span(number, ids, row.positions[:, reused:], len(ids)))
@@ -131,7 +156,7 @@ class Steps:
         apart = self.model.config.text.rope.follows_length
         continued = []
         for number, row in enumerate(rows):
-            for k, tokens in enumerate(row.request.continuations):
+            for k, tokens in enumerate(row.part):
                 # The last token is only looked for, never looked at.
                 fed = list(tokens[:-1])
                 places = torch.arange(row.following, row.following + len(fed)).expand(3, -1)
@@ -154,20 +179,18 @@ class Steps:
         starts: Sequence[int],
     ) -> None:
         """Write visual tokens over the embeddings [T, hidden] of pad tokens."""
-        wanted: list[tuple[object, int, int, int]] = []
-        media: dict[object, VisualInput] = {}
+        wanted: list[tuple[Hashable, int, int, int]] = []
+        media: dict[Hashable, VisualInput] = {}
         for span, start in zip(spans, starts, strict=False):
             row = rows[span.row]
             begin = len(row.prompt) - span.prompt
-            for medium, (visual, pad) in enumerate(zip(row.request.visuals, row.pads, strict=True)):
+            for key, visual, pad in zip(row.media_keys, row.request.visuals, row.pads, strict=True):
                 skipped = max(0, begin - pad)
                 if not span.prompt or skipped >= visual.tokens:
                     continue
-                names = row.request.media_names
-                name: object = id(visual.patches) if names is None else names[medium]
-                media.setdefault((name, visual.kind, visual.grid_thw), visual)
+                media.setdefault(key, visual)
                 at = start + max(0, pad - begin)
-                wanted.append(((name, visual.kind, visual.grid_thw), at, skipped, visual.tokens))
+                wanted.append((key, at, skipped, visual.tokens))
         if not media:
             return
         encoded = dict(zip(media, self._encode(list(media.values())), strict=True))

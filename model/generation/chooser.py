@@ -13,6 +13,7 @@ from model.generation.filters import (
     LIST,
     drop_below_min_p,
     forbid,
+    keep_allowed,
     keep_top,
     keep_top_k,
     penalise_repetition,
@@ -39,8 +40,9 @@ class Choice:
 class Chooser:
     """The rules of a batch of rows, and what they have seen.
 
-    The order is the reference's: repetition penalty, min_new_tokens; then for rows that draw
-    temperature, top_k, top_p, min_p, softmax, and one draw by the row's seed and step.
+    The order is the reference's: repetition penalty, min_new_tokens, what a grammar allows; then
+    for rows that draw temperature, top_k, top_p, min_p, softmax, and one draw by the row's seed and
+    step.
     """
 
     def __init__(
@@ -90,11 +92,16 @@ class Chooser:
             for rows in groups.values()
         ]
 
-    def choose(self, logits: torch.Tensor) -> Choice:
-        """The next token of each row from logits [B, V] of any float dtype."""
+    def choose(self, logits: torch.Tensor, allowed: torch.Tensor | None = None) -> Choice:
+        """The next token of each row from logits [B, V] of any float dtype.
+
+        allowed: which tokens may be chosen, int32 [B, words] as of `keep_allowed`; None: all.
+        """
         logits = logits.float()
         raw = logits.log_softmax(dim=-1)
         logits = self._processed(logits)
+        if allowed is not None:
+            logits = keep_allowed(logits, allowed)
         if len(self._groups) == 1 and self._groups[0].whole:
             tokens = self._groups[0].draw(logits, self.steps)
         else:

@@ -31,6 +31,16 @@ def forbid(logits: torch.Tensor, tokens: torch.Tensor, forbidden: torch.Tensor) 
     return logits.scatter(1, tokens, values)
 
 
+def keep_allowed(logits: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
+    """Logits [B, V] with minus infinity at the tokens whose bit is 0.
+
+    allowed: int32 [B, words] on the same device; bit t % 32 of word t // 32 is of token t.
+    """
+    places = torch.arange(8, dtype=torch.uint8, device=logits.device)
+    bits = (allowed.view(torch.uint8)[:, :, None] >> places) & 1
+    return logits.masked_fill(bits.flatten(1)[:, : logits.shape[1]] == 0, float("-inf"))
+
+
 def keep_top(
     logits: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, longest: int
 ) -> torch.Tensor:

@@ -26,6 +26,7 @@ def request_bytes(request: Request) -> bytes:
         "sampling": asdict(request.sampling),
         "mode": request.mode,
         "continuations": [[int(token) for token in each] for each in request.continuations],
+        "pool": request.pool,
         "normalize": request.normalize,
         "media_names": request.media_names,
     }
@@ -53,6 +54,7 @@ def request_of(data: bytes) -> Request:
         Sampling(**sampling),
         facts["mode"],
         facts["continuations"],
+        facts["pool"],
         facts["normalize"],
         None if names is None else tuple(names),
     )

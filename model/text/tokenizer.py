@@ -54,6 +54,18 @@ class Tokenizer:
         ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
         return ids
 
+    def encode_exactly(self, text: str) -> list[int]:
+        """As `encode_plain`, but without normalisation: the tokens' bytes are the text's."""
+        ids: list[int] = self._exact.encode(text, add_special_tokens=False).ids
+        return ids
+
+    @functools.cached_property
+    def _exact(self) -> tokenizers.Tokenizer:
+        exact = tokenizers.Tokenizer.from_str(self._inner.to_str())
+        exact.encode_special_tokens = True
+        exact.normalizer = None
+        return exact
+
     @functools.cached_property
     def _plain(self) -> tokenizers.Tokenizer:
         plain = tokenizers.Tokenizer.from_str(self._inner.to_str())

@@ -11,8 +11,9 @@ WHOLE = "a whole number of at least 1"
 RANGE = "a range with the smaller first such as 2..8"
 POSITIVE = "a number greater than 0"
 KEYS_THERE = (
-    "the keys there are: job, manifest, output, model, prompt, system, partition_by, "
-    "rows_per_file, seed, generation, image, video, fetch, resources, limits, canary"
+    "the keys there are: job, manifest, output, model, prompt, prompts, json_schema, system, "
+    "partition_by, rows_per_file, seed, dedupe, generation, json_answers, score, embed, annotate, "
+    "image, video, fetch, resources, limits, canary"
 )
 
 # Text of the job file after its four complete lines, and the sentence after "job.yaml:".
@@ -280,9 +281,9 @@ def test_missing_key_is_named(job_file, key):
 
 
 def test_every_mistake_is_told_in_the_order_of_the_file(job_file):
-    path = job_file("job: score\nmax_pixel: 1\noutput: out\nvideo: {fps: fast}\nmodel: 7\n")
+    path = job_file("job: scores\nmax_pixel: 1\noutput: out\nvideo: {fps: fast}\nmodel: 7\n")
     assert message(path, "seed=x").split("\n") == [
-        f'{path}:1: job: found "score" (text), expected caption',
+        f'{path}:1: job: found "scores" (text), expected caption, annotate, score or embed',
         f"{path}:2: unknown key 'max_pixel', did you mean 'image.max_pixels'?",
         f'{path}:4: video.fps: found "fast" (text), expected {POSITIVE}, or null',
         f"{path}:5: model: found 7 (a whole number), expected text that is not blank",

@@ -84,7 +84,8 @@ def test_an_error_row_and_a_video_row_survive_parquet(tmp_path):
         "frame_indices": [0, 12],
         "frame_times_s": [0.0, 0.5],
         "visual_tokens": 24,
-        "notes": ["min_frames"],
+        "notes": ["4 frames instead of 2.4: min_frames 4"],
+        "bound_by": ["min_frames"],
     }
     ok = {
         "id": "a",
@@ -122,6 +123,7 @@ def test_error_codes_are_the_closed_list_of_the_design():
         "engine_oom",
         "engine_failed",
         "parse_invalid",
+        "json_invalid",
         "poison",
     }
 

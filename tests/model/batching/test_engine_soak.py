@@ -9,10 +9,12 @@ import pytest
 from model.engine import Engine, Request
 from model.sampling import Sampling
 from model.tiny import CHECKPOINT
+from tests.model.json_schemas import SCHEMAS, text
 from tests.model.prompts import MEDIA, prompt
 
 # Requests after which memory must have settled, and how many bytes it may grow from there.
 _SETTLED, _SLACK = 10_000, 64 * 2**20
+_SCHEMAS = [text(SCHEMAS[name]) for name in ("nested", "text")]
 
 
 def resident() -> int:
@@ -35,6 +37,7 @@ def one(rng: random.Random, number: int, cases: list) -> Request:
         logprobs=rng.choice([0, 0, 2]),
         top_k=0,
         seed=number,
+        json_schema=_SCHEMAS[number % 2] if number % 9 < 2 else None,
     )
     mode = rng.choice(["generate"] * 6 + ["score", "embed"])
     more = [[rng.randrange(500) for _ in range(rng.randrange(5))]] * 2 if mode == "score" else ()

@@ -1,9 +1,12 @@
 """Scores and embeddings equal those of the reference's forward pass."""
 
+import random
+
 import pytest
 import torch
 
 from model.engine import Engine, Request
+from model.media.patches import normalize
 from model.sampling import Sampling
 from tests import oracle
 from tests.checkpoints import SHAPES, write_checkpoint
@@ -93,34 +96,182 @@ def test_scores_where_frequencies_follow_the_length(tmp_path):
         assert score.logprobs == pytest.approx([first, *want[1:]], abs=1e-4)
 
 
-@pytest.mark.parametrize("normalize", [False, True])
-def test_embeddings_equal_the_references(both, normalize):
+def relative(found, want):
+    """The distance of two vectors, as a part of the second's length."""
+    want = want.double()
+    return ((torch.tensor(found, dtype=torch.float64) - want).norm() / want.norm()).item()
+
+
+@torch.inference_mode()
+def tower(reference, case):
+    """Visual tokens of all media in order, by the reference's vision tower alone."""
+    found = []
+    for visual in case.visuals:
+        grid = torch.tensor([visual.grid_thw])
+        found.append(reference.model.visual(normalize(visual.patches), grid_thw=grid).pooler_output)
+    return torch.cat(found).float()
+
+
+def wanted_pools(reference, case):
+    _, hidden = reference_pass(reference, case)
+    visual = torch.tensor([token in (IMAGE, VIDEO) for token in case.ids])
+    pools = {"last": hidden[-1], "mean": hidden.mean(0)}
+    if case.visuals:
+        pools["visual_tokens"] = hidden[visual].mean(0)
+        pools["vision_tower"] = tower(reference, case).mean(0)
+    return pools
+
+
+@pytest.mark.parametrize("scale", [False, True])
+def test_embeddings_equal_the_references(both, scale):
+    """All pools at once, between rows that generate, and alone."""
     engine, reference = both
+    want = {
+        f"{number} {pool}": (vector, pool, case)
+        for number, case in enumerate(CASES)
+        for pool, vector in wanted_pools(reference, case).items()
+    }
     requests = [
-        Request(str(i), case.ids, case.visuals, mode="embed", normalize=normalize)
-        for i, case in enumerate(CASES)
+        Request(name, case.ids, case.visuals, mode="embed", pool=pool, normalize=scale)
+        for name, (_, pool, case) in want.items()
     ]
     answers = [Request(f"g{i}", c.ids, c.visuals) for i, c in enumerate(CASES)]
-    found = {c.id: c for c in engine.generate([*answers, *requests])}
-    for number, case in enumerate(CASES):
-        _, hidden = reference_pass(reference, case)
-        visual = torch.tensor([token in (IMAGE, VIDEO) for token in case.ids])
-        got = found[str(number)].embedding
-        for name, rows in (
-            ("last", hidden[-1:]),
-            ("text", hidden[~visual]),
-            ("visual", hidden[visual]),
-        ):
-            vector = getattr(got, name)
-            if not len(rows):
-                assert vector is None
-                continue
-            want = rows.mean(0)
-            if normalize:
-                want = want / want.norm()
-                assert torch.tensor(vector).norm().item() == pytest.approx(1, abs=1e-5)
-            assert vector == pytest.approx(want.tolist(), abs=2e-4)
-        assert found[str(number)].output_ids == []
+    together = {c.id: c for c in engine.generate([*answers, *requests])}
+    alone = {r.id: next(iter(engine.generate([r]))) for r in requests[::3]}
+    for name, (vector, _, case) in want.items():
+        vector = vector / vector.norm() if scale else vector
+        for done in (together[name], alone.get(name, together[name])):
+            assert relative(done.embedding, vector) < 1e-5
+            assert (done.finish_reason, done.output_ids) == ("done", [])
+            assert done.prompt_tokens == len(case.ids)
+        if scale:
+            norm = torch.tensor(together[name].embedding).norm().item()
+            assert norm == pytest.approx(1, abs=1e-6)
+
+
+def test_what_an_embedding_does_not_need_is_not_computed(both, monkeypatch):
+    engine = another(both[0])
+    seen = []
+    real = engine.model.hidden_states
+
+    def hidden_states(embeddings, positions, attend, rows=None):
+        seen.append(len(rows))
+        return real(embeddings, positions, attend, rows)
+
+    monkeypatch.setattr(engine.model, "hidden_states", hidden_states)
+    case = CASES[3]
+    limit = engine.model.config.text.context_length
+    # The same medium again and again: more than a context holds, and one pass of the tower.
+    ids = [*case.ids[:6], *([IMAGE] * case.visuals[0].tokens) * (limit + 1)]
+    long = (case.visuals[0],) * (limit + 1)
+    assert case.visuals[0].tokens == 1
+    tower, whole = (
+        next(iter(engine.generate([Request("t", *what, mode="embed", pool="vision_tower")])))
+        for what in ((ids, long), (case.ids, case.visuals))
+    )
+    assert tower.error is whole.error is None
+    assert tower.prompt_tokens > limit
+    assert seen == []
+    stats = engine.stats()
+    assert stats.visual_tokens == 1 + sum(visual.tokens for visual in case.visuals)
+    assert (stats.prompt_tokens, stats.pages_peak) == (0, 0)
+    for pool in ("last", "visual_tokens"):
+        request = Request(pool, case.ids, case.visuals, mode="embed", pool=pool)
+        next(iter(engine.generate([request])))
+    assert seen == [1, sum(visual.tokens for visual in case.visuals)]
+
+
+@pytest.mark.parametrize("options", SHARE)
+def test_many_continuations_go_through_bounded_prefills(both, options, monkeypatch):
+    """The prompt's beginning is computed once, and no pass holds more tokens than it may."""
+    case = prompt(5, MEDIA[2], words=40)
+    candidates = [[(7 * i + j) % 400 for j in range(3 + i % 9)] for i in range(60)]
+    bound = len(case.ids) + 50
+    request = Request("s", case.ids, case.visuals, mode="score", continuations=candidates)
+    (want,) = both[0].generate([request])
+    engine = another(both[0], prefill_tokens=bound, **options)
+    sizes = []
+    real = engine.model.hidden_states
+
+    def hidden_states(embeddings, *rest):
+        sizes.append(len(embeddings))
+        return real(embeddings, *rest)
+
+    monkeypatch.setattr(engine.model, "hidden_states", hidden_states)
+    others = [Request(f"g{i}", c.ids, c.visuals) for i, c in enumerate(CASES)]
+    found = {c.id: c for c in engine.generate([others[0], request, *others[1:]])}
+    assert len(sizes) > 3
+    assert max(sizes) <= max(bound, *(len(one.ids) for one in CASES))
+    for score, expected in zip(found["s"].scores, want.scores, strict=True):
+        assert score.logprobs == pytest.approx(expected.logprobs, abs=1e-4)
+    stats = engine.stats()
+    assert stats.finished == 1 + len(others)
+    assert (stats.rows, stats.pages_in_use) == (0, 0)
+    if "share_prefixes" not in options:
+        assert stats.reused_tokens >= len(case.ids) - 16
+        assert stats.visual_tokens == sum(v.tokens for c in (case, *CASES) for v in c.visuals)
+
+
+def test_a_score_request_that_is_cancelled_between_its_prefills(both):
+    case = CASES[1]
+    engine = another(both[0], prefill_tokens=len(case.ids) + 4)
+    asked = [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
+    engine.add(Request("s", case.ids, case.visuals, mode="score", continuations=asked))
+    assert engine.step() == []
+    assert engine.cancel("s")
+    (done,) = engine.step()
+    assert (done.finish_reason, len(done.scores)) == ("cancelled", 1)
+    assert engine.stats().pages_in_use == 0
+
+
+@pytest.mark.parametrize("options", [{}, {"page_size": 4, "cache_tokens": 2000}])
+def test_memory_that_runs_out_changes_no_score_and_no_embedding(both, options, monkeypatch):
+    requests = [
+        Request(f"s{i}", c.ids, c.visuals, mode="score", continuations=CONTINUATIONS)
+        for i, c in enumerate(CASES)
+    ] + [
+        Request(f"e{i}{pool}", c.ids, c.visuals, mode="embed", pool=pool)
+        for i, c in enumerate(CASES)
+        for pool in ("last", "mean", *(("visual_tokens", "vision_tower") if c.visuals else ()))
+    ]
+    want = {r.id: next(iter(both[0].generate([r]))) for r in requests}
+    engine = another(both[0], batch_rows=4, prefill_tokens=90, **options)
+    cache, struck = engine._core.open_cache(), []
+    draw = random.Random(3)
+
+    def faulty(owner, name):
+        real = getattr(owner, name)
+
+        def call(*args, **kwargs):
+            # So far apart that no request meets two of them alone.
+            now = engine.stats().steps
+            if now - (struck[-1][0] if struck else -9) < 6 or draw.random() > 0.2:
+                return real(*args, **kwargs)
+            struck.append((now, name))
+            if draw.random() < 0.5:
+                raise MemoryError
+            real(*args, **kwargs)
+            raise MemoryError
+
+        monkeypatch.setattr(owner, name, call)
+
+    faulty(engine.steps, "prefill")
+    faulty(engine.steps, "_encode")
+    faulty(engine.model, "logits")
+    faulty(cache, "publish")
+    for _ in range(3):
+        draw.shuffle(requests)
+        found = {c.id: c for c in engine.generate(requests)}
+        assert found.keys() == want.keys()
+        for name, done in found.items():
+            assert done.error is None
+            if done.embedding is not None:
+                assert relative(done.embedding, torch.tensor(want[name].embedding)) < 1e-5
+            for score, expected in zip(done.scores, want[name].scores, strict=True):
+                assert score.logprobs == pytest.approx(expected.logprobs, abs=1e-4)
+    assert len(struck) > 8
+    assert len({name for _, name in struck}) >= 3
+    assert engine.stats().pages_in_use == engine.stats().failed == 0
 
 
 def test_requests_that_contradict_themselves(both):
@@ -134,6 +285,9 @@ def test_requests_that_contradict_themselves(both):
         "id": Request("id", [1, 2], mode="score", continuations=[[3], [top]]),
         "long": Request("long", [1, 2], mode="score", continuations=[[3] * limit]),
         "names": Request("names", [1, 2], media_names=("x",)),
+        "pool": Request("pool", [1, 2], mode="embed", pool="all"),  # type: ignore[arg-type]
+        "blind": Request("blind", [1, 2], mode="embed", pool="visual_tokens"),
+        "tower": Request("tower", [1, 2], mode="embed", pool="vision_tower"),
     }
     found = {c.id: c.error for c in engine.generate(bad.values())}
     assert found == {
@@ -144,6 +298,9 @@ def test_requests_that_contradict_themselves(both):
         "long": f"the prompt has 2 tokens and a continuation {limit}, and the model's context is "
         f"{limit}",
         "names": "there are 1 media names, and 0 media",
+        "pool": "pool is 'all', expected last, mean, visual_tokens or vision_tower",
+        "blind": "pool is visual_tokens, and there are no media",
+        "tower": "pool is vision_tower, and there are no media",
     }
     assert engine.unfinished == 0
     whole = Request("whole", [1] * limit, mode="embed")

@@ -27,16 +27,25 @@ def requests():
     made = [prompt(seed, kinds) for seed, kinds in enumerate(media)]
     sampling = Sampling(max_new_tokens=12, eos_token_ids=())
     drawn = Sampling(max_new_tokens=12, eos_token_ids=(), temperature=1.0, top_k=0, seed=5)
+    texts = [[5, 6, 7], [9], [*range(30)]]
     return [Request(f"{i}", p.ids, p.visuals, sampling) for i, p in enumerate(made)] + [
-        Request("drawn", made[0].ids, made[0].visuals, drawn)
+        Request("drawn", made[0].ids, made[0].visuals, drawn),
+        Request("score", made[1].ids, made[1].visuals, mode="score", continuations=texts),
+        *(
+            Request(pool, made[0].ids, made[0].visuals, mode="embed", pool=pool, normalize=True)
+            for pool in ("last", "mean", "visual_tokens", "vision_tower")
+        ),
     ]
 
 
 def answers(folder, shard=None, ranks=ALONE):
-    """Ids of each request, by its name."""
+    """Ids of each request, by its name; of one to score or embed, the numbers."""
     parts = {} if shard is None else {"shard": shard, "ranks": ranks}
     engine = Engine.load(folder, "cpu", "float32", cache_tokens=2000, **parts)
-    return {one.id: one.output_ids for one in engine.generate(requests())}
+    return {
+        one.id: one.embedding or [n for s in one.scores for n in s.logprobs] or one.output_ids
+        for one in engine.generate(requests())
+    }
 
 
 def main(rank, meeting, folders):

@@ -6,6 +6,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from tests.checkpoints import Shape, write_checkpoint
 from tests.model.parallel.program import SIZE, answers
 
@@ -62,7 +64,14 @@ def test_every_arrangement_of_heads_gives_the_tokens_of_the_whole_network(tmp_pa
     found = json.loads(printed[0].splitlines()[-1])
     whole = {folder.name: answers(folder) for folder in folders}
     assert len(found) == len(folders) * 3
-    for key, tokens in found.items():
-        assert tokens == whole[key.partition(" ")[0]], key
+    for key, each in found.items():
+        want = whole[key.partition(" ")[0]]
+        assert each.keys() == want.keys()
+        for name, numbers in each.items():
+            if isinstance(numbers[0], int):
+                assert numbers == want[name], key
+            else:
+                assert numbers == pytest.approx(want[name], abs=1e-4), (key, name)
     said = {token for each in whole.values() for ids in each.values() for token in ids}
+    said = {token for token in said if isinstance(token, int)}
     assert len(said) > 20, "networks that all say the same prove little"

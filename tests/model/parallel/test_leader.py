@@ -18,9 +18,11 @@ from model.parallel.messages import request_bytes, request_of
 from model.sampling import Sampling
 from model.tiny import CHECKPOINT
 from tests import processes
+from tests.model.json_schemas import SCHEMAS, text
 from tests.model.prompts import prompt
 
 ROOT = Path(__file__).parents[3]
+SCHEMA = text(SCHEMAS["nested"])
 
 
 def requests():
@@ -28,8 +30,10 @@ def requests():
     sampling = Sampling(max_new_tokens=10, eos_token_ids=(), logprobs=2)
     return [
         *(Request(f"g{i}", p.ids, p.visuals, sampling) for i, p in enumerate(made)),
+        Request("j", made[4].ids, made[4].visuals, Sampling(temperature=1.5, json_schema=SCHEMA)),
         Request("s", made[1].ids, made[1].visuals, mode="score", continuations=[[5, 6], [7]]),
         Request("e", made[2].ids, made[2].visuals, mode="embed", normalize=True),
+        Request("t", made[2].ids, made[2].visuals, mode="embed", pool="vision_tower"),
         Request("wrong", [1, 518, 2], (), sampling),
         Request("long", [1] * 5000, (), sampling),
     ]
@@ -58,7 +62,8 @@ def test_two_ranks_answer_as_one_engine_and_a_death_breaks_them(pair):
         assert {k: plain(v) for k, v in got.items()} == {k: plain(v) for k, v in want.items()}
         for mine, theirs in zip(got["s"].scores, want["s"].scores, strict=True):
             assert mine.logprobs == pytest.approx(theirs.logprobs, abs=1e-4)
-        assert got["e"].embedding.last == pytest.approx(want["e"].embedding.last, abs=1e-4)
+        for name in "et":
+            assert got[name].embedding == pytest.approx(want[name].embedding, abs=1e-4)
         # And again, after some were cancelled and the rest forgotten.
         if not round_:
             for request in requests()[:4]:
