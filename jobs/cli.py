@@ -16,11 +16,11 @@ from importlib.metadata import PackageNotFoundError, version
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from jobs.commands import TOP_HELP, parse_caption, parse_demo, parse_run
+from jobs.commands import JOB_HELP, TOP_HELP, parse_demo, parse_job, parse_run
 from jobs.remote_commands import ClusterGoneError, parse_history, parse_look, parse_submit
 from pipeline.faults import Drained
 from schemas.errors import JobError
-from schemas.job import load_job
+from schemas.job import JobConfig, load_job
 from schemas.nearest import nearest
 
 if TYPE_CHECKING:
@@ -90,20 +90,24 @@ def exit_code(action: Callable[[], int], verbose: bool = False) -> int:
         return 1
 
 
-def _caption(argv: Sequence[str]) -> int:
-    options, overrides = parse_caption(argv)
-    job = load_job(options.config, overrides, job="caption")
-    from jobs.caption import caption
-
-    return caption(job, as_json=options.json, address=options.address).exit_code
+def _job(kind: str, argv: Sequence[str]) -> int:
+    options, overrides = parse_job(kind, argv)
+    return _make(load_job(options.config, overrides, job=kind), options)
 
 
 def _run(argv: Sequence[str]) -> int:
     options, overrides = parse_run(argv)
-    job = load_job(options.config, overrides)
-    from jobs.caption import caption  # the only job there is yet: `job` can say nothing else
+    return _make(load_job(options.config, overrides), options)
 
-    return caption(job, as_json=options.json, address=options.address).exit_code
+
+def _make(job: JobConfig, options: argparse.Namespace) -> int:
+    if job.job == "annotate":
+        from jobs.annotate import annotate
+
+        return annotate(job, as_json=options.json, address=options.address).exit_code
+    from jobs.per_row import run_per_row
+
+    return run_per_row(job, as_json=options.json, address=options.address).exit_code
 
 
 def _dashboard(options: argparse.Namespace) -> str:
@@ -174,7 +178,7 @@ def _demo(argv: Sequence[str]) -> int:
 
 _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "demo": _demo,
-    "caption": _caption,
+    **{kind: partial(_job, kind) for kind in JOB_HELP},
     "run": _run,
     "submit": _submit,
     "status": partial(_look, "status"),

@@ -27,11 +27,15 @@ _EXIT_CODES = (
 TOP_HELP = f"""\
 usage: mediamill COMMAND ...
 
-Turns a Parquet manifest of pictures and videos into a Parquet dataset of text, with Qwen2-VL.
+Turns a Parquet manifest of pictures and videos into a Parquet dataset of text, timelines, scores or
+vectors, with Qwen2-VL.
 
 commands:
   demo      draw pictures and clips, caption them with the built-in model, make a page to look at
-  caption   caption the media of a manifest
+  caption   caption the media of a manifest, or ask several questions about them
+  annotate  cut videos into windows, and caption each
+  score     tell how likely given texts are as answers, and rank them
+  embed     turn media into vectors
   run       run a job file
   submit    run a job file on a Ray cluster elsewhere, and follow it
   status, logs, stop
@@ -48,16 +52,41 @@ examples:
 options: --help, --version
 """
 
-_CAPTION_HELP = f"""\
-{_OVERRIDES}
-
-examples:
+# Of each kind of job: what it does, and examples.
+JOB_HELP = {
+    "caption": (
+        "Caption the pictures and videos of a Parquet manifest.",
+        """\
   mediamill caption photos.parquet captions/ --model Qwen2-VL-2B/ --prompt "Describe this image."
   mediamill caption s3://bucket/manifest/ s3://bucket/captions/ --config job.yaml \\
       partition_by=[date] generation.max_new_tokens=64
-
-{_EXIT_CODES}
-"""
+  mediamill caption photos.parquet answers/ --model Qwen2-VL-2B/ \\
+      'prompts={caption: Describe this image., indoors: "Indoors, yes or no?"}'""",
+    ),
+    "annotate": (
+        "Cut the videos of a Parquet manifest into windows, and caption each.",
+        """\
+  mediamill annotate videos.parquet timelines/ --model Qwen2-VL-7B/ --prompt "What happens?" \\
+      annotate.window_s=10 annotate.videos=true
+  mediamill annotate videos.parquet scenes/ --model Qwen2-VL-7B/ --prompt "What happens?" \\
+      annotate.windows=scenes""",
+    ),
+    "score": (
+        "Tell how likely given texts are as answers about each row's media, and rank them.",
+        """\
+  mediamill score photos.parquet scores/ --model Qwen2-VL-2B/ --prompt "Describe this image." \\
+      score.column=caption
+  mediamill score photos.parquet indoors/ --model Qwen2-VL-2B/ --prompt "Indoors?" \\
+      score.texts=[yes,no]""",
+    ),
+    "embed": (
+        "Turn each row's media into a vector.",
+        """\
+  mediamill embed photos.parquet vectors/ --model Qwen2-VL-2B/
+  mediamill embed photos.parquet vectors/ --model Qwen2-VL-2B/ embed.pool=last \\
+      --prompt "Describe this image." """.rstrip(),
+    ),
+}
 
 _RUN_HELP = f"""\
 {_OVERRIDES}
@@ -79,16 +108,17 @@ class _Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
-def parse_caption(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, object]]:
-    """The options of `mediamill caption` and what they say of the job, by dotted key.
+def parse_job(kind: str, argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, object]]:
+    """The options of a kind of job in JOB_HELP and what they say of the job, by dotted key.
 
     Raises JobError when a key is given twice, and SystemExit(2) after saying what is wrong.
     """
+    description, examples = JOB_HELP[kind]
     parser = _parser(
-        "caption",
+        kind,
         "MANIFEST OUTPUT --model DIR --prompt TEXT [--config JOB.yaml] [key=value ...]",
-        "Caption the pictures and videos of a Parquet manifest.",
-        _CAPTION_HELP,
+        description,
+        f"{_OVERRIDES}\n\nexamples:\n{examples}\n\n{_EXIT_CODES}\n",
     )
     parser.add_argument("arguments", nargs="*", metavar="MANIFEST OUTPUT [key=value ...]")
     parser.add_argument("--model", metavar="DIR", help="folder of a checkpoint in hub format")

@@ -7,8 +7,8 @@ writes the page. Does again only what is not there yet.
 from pathlib import Path
 
 from jobs import tally
-from jobs.caption import caption
 from jobs.drawn_media import BROKEN, BROKEN_FILES, CLIPS, PICTURES, draw
+from jobs.per_row import run_per_row
 from jobs.report import write_report
 from jobs.tally import Tally
 from model.tiny import CAPTION_PROMPT, CHECKPOINT
@@ -32,7 +32,7 @@ def main(
     if not draw(folder, pictures, clips):
         print("They are there already")
     captions, page = folder / "captions", folder / "report.html"
-    caption(_job(folder, captions, model or _built_in()))
+    run_per_row(_job(folder, captions, model or _built_in()))
     if _is_current(page, captions):
         print("Nothing was left to do: media, captions and page are there already")
         counted = tally.count(tally.open_result(str(captions)))

@@ -1,45 +1,42 @@
-"""Turns prepared rows into the token ids of their answers, with one engine that all calls share.
+"""Turns prepared rows into their answers, with one engine that all calls share.
 
 Error rows pass by. A row's id and the hash of its media go through the engine with its tensors, and
-are compared with the row when the answer comes back. Texts are not known here.
+are compared with the row when the answer comes back. What is asked, and what an answer makes of its
+row, is in asking/.
 """
 
-import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import torch
 
-from model.batching.memory import out_of_memory
 from model.config import MRopeRule
 from model.engine import Completion, Request
-from model.inputs import VisualInput, VisualKind
-from model.media.image_rules import ImageRules
 from model.parallel.shards import VisionSplit
-from model.requests import failed
 from model.sampling import Sampling
-from pipeline.batcher import Answer, Batcher
+from model.text.tokenizer import Tokenizer
+from pipeline.asking.copies import Copies, Registry, Told
+from pipeline.asking.kinds import asking
+from pipeline.asking.prepared_row import PreparedRow, prepared_row
+from pipeline.asking.said import Said, judged
+from pipeline.batcher import Batcher
 from pipeline.faults import BrokenEngineError, IdentityError
-from pipeline.records import (
-    RowFailure,
-    failure_columns,
-    failures,
-    generated_schema,
-    replace_columns,
-)
+from pipeline.records import failure_columns, failures, parsed_schema, replace_columns
 from pipeline.replica import load_engine, refuse_broken
-from pipeline.seal import row_name, seal
 from schemas import columns as c
-from schemas.errors import ErrorCode
 from schemas.job import JobConfig
 from schemas.manifest import ManifestSchema
+from schemas.task import CAPTION, Task
 
-__all__ = ["BrokenEngineError", "Generate", "GenerateRules", "IdentityError", "row_seed"]
+__all__ = ["BrokenEngineError", "Generate", "GenerateRules", "IdentityError"]
+
+_TOTALS = (c.ATTEMPT, c.PROMPT_TOKENS, c.OUTPUT_TOKENS)
+_NONE = Told({c.ATTEMPT: 1, c.FINISH_REASON: "error"})  # rows that were errors already
+_END_OF_TURN = "<|im_end|>"
 
 # Requests that the engine has at once, per row that runs: the others wait for a row to be free.
 _AHEAD = 2
@@ -93,18 +90,11 @@ class GenerateRules:
         )
 
 
-@dataclass(frozen=True)
-class _Answer:
-    completion: Completion
-    attempt: int
-    failure: RowFailure | None = None
-
-
 class Generate:
     """The stage. May be called by several threads at once: their rows share the engine.
 
     on_end: called in another thread when the engine has lost a rank, whether or not a call waits;
-    None: the calls raise it.
+    None: the calls raise it. registry: of what other such actors answer, for tasks that dedupe.
     """
 
     def __init__(
@@ -114,9 +104,11 @@ class Generate:
         checkpoint: Path,
         count: Callable[[int], None],
         on_end: Callable[[BrokenEngineError], None] | None = None,
+        task: Task = CAPTION,
+        registry: Registry | None = None,
     ) -> None:
         torch.set_num_threads(rules.threads)
-        self._manifest = manifest
+        self._manifest, self._task = manifest, task
         self._rules = rules
         self._count = count
         self._engine = load_engine(
@@ -134,6 +126,11 @@ class Generate:
         self._batcher = Batcher(
             self._engine, _AHEAD * rules.batch_rows, refuse_broken, rules.step_s
         )
+        tokenizer = Tokenizer.load(checkpoint)
+        self.decode = tokenizer.decode
+        end = tokenizer.special.get(_END_OF_TURN)
+        self._copies = Copies(registry) if registry is not None and task.dedupe else None
+        self._asking = asking(task, rules.sampling, self.decode, self.stop, end)
 
     def _end(self, error: BrokenEngineError) -> None:
         self._batcher.end(error)
@@ -166,114 +163,65 @@ class Generate:
         return answer.completion
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """A table of `prepared_schema` -> one of `generated_schema`.
+        """A table of `prepared_schema` -> one of `parsed_schema`.
 
         Raises IdentityError and BrokenEngineError, which are no row's fault.
         """
         found = failures(table)
-        healthy = [number for number, failure in enumerate(found) if failure is None]
-        requests = [
-            _request(table, number, self._rules.sampling, self._image_rules) for number in healthy
-        ]
-        answers: list[_Answer | None] = [None] * table.num_rows
-        outcomes = self._batcher(requests)
-        for number, request, outcome in zip(healthy, requests, outcomes, strict=True):
-            answer = _judged(request, outcome)
-            _check_identity(request, answer.completion, _name(table, number))
-            answers[number] = answer
-            found[number] = answer.failure
+        rows = {
+            number: prepared_row(table, number, self._image_rules, self._task.own_columns)
+            for number, failure in enumerate(found)
+            if failure is None
+        }
+        told = self._told(rows) if self._copies is None else self._copies.told(rows, self._told)
+        for number, one in told.items():
+            found[number] = one.failure
         self._count(table.num_rows)
-        columns = {**_columns(answers), **failure_columns(found)}
-        return replace_columns(table, columns, generated_schema(self._manifest))
+        answers = [told.get(number, _NONE) for number in range(table.num_rows)]
+        columns = {
+            name: [one.values.get(name) for one in answers]
+            for name in (*_TOTALS, *(one.name for one in self._task.answer_fields))
+        }
+        if self._task.dedupe:
+            columns[c.DUPLICATE_OF] = [one.duplicate_of for one in answers]
+        schema = parsed_schema(self._manifest, self._task)
+        return replace_columns(table, {**columns, **failure_columns(found)}, schema)
+
+    def _told(self, rows: Mapping[int, PreparedRow]) -> dict[int, Told]:
+        """What each row is told, copies or not."""
+        said = self._said(rows)
+        told = {}
+        for number, row in rows.items():
+            values, failure = self._asking.answer(row, said[number])
+            told[number] = Told(_totals(said[number]) | values, failure)
+        return told
+
+    def _said(self, rows: Mapping[int, PreparedRow]) -> dict[int, list[Said]]:
+        """What becomes of the requests of each row, also of those that are made anew."""
+        said: dict[int, list[Said]] = {number: [] for number in rows}
+        asked = [
+            (number, place, request)
+            for number, row in rows.items()
+            for place, request in enumerate(self._asking.requests(row))
+        ]
+        attempt = 1
+        while asked:
+            outcomes = self._batcher([request for _, _, request in asked])
+            further = []
+            for (number, place, request), outcome in zip(asked, outcomes, strict=True):
+                one = judged(request, outcome, attempt)
+                said[number][place : place + 1] = [one]
+                another = self._asking.again(rows[number], place, one)
+                if another is not None:
+                    further.append((number, place, another))
+            asked, attempt = further, attempt + 1
+        return said
 
 
-def _judged(request: Request, answer: Answer) -> _Answer:
-    """The answer with the row's failure, if it is one."""
-    done, error = answer.completion, answer.error
-    if done is None:
-        code = ErrorCode.ENGINE_OOM if error and out_of_memory(error) else ErrorCode.ENGINE_FAILED
-        failure = RowFailure(code.value, f"{type(error).__name__}: {error}")
-        return _Answer(failed(request, failure.message), answer.attempt, failure)
-    if done.finish_reason != "error":
-        return _Answer(done, answer.attempt)
-    message = done.error or "the engine gave no answer and no reason"
-    if done.out_of_memory:
-        # The engine has tried it alone by itself.
-        return _Answer(done, 2, RowFailure(ErrorCode.ENGINE_OOM.value, message))
-    return _Answer(done, answer.attempt, RowFailure(ErrorCode.ENGINE_FAILED.value, message))
-
-
-def _name(table: pa.Table, number: int) -> str:
-    columns = (c.ROW, c.SHA256, c.ID)
-    return row_name(*(table[name][number].as_py() for name in columns))
-
-
-def row_seed(seed: int, row_id: object) -> int:
-    """The seed of one row, 0 to 2^63 - 1: the same in every run, and another for every id."""
-    digest = hashlib.blake2b(f"{seed}/{row_id}".encode(errors="surrogatepass"), digest_size=8)
-    return int.from_bytes(digest.digest(), "little") >> 1
-
-
-def _check_identity(request: Request, completion: Completion, name: str) -> None:
-    tokens = sum(visual.tokens for visual in request.visuals)
-    expected = (name, len(request.input_ids), tokens)
-    found = (completion.id, completion.prompt_tokens, completion.visual_tokens)
-    if found != expected:
-        raise IdentityError(
-            f"an answer came back to the wrong row: found (id, prompt tokens, visual tokens) = "
-            f"{found}, expected {expected}"
-        )
-
-
-def _request(
-    table: pa.Table, number: int, sampling: Sampling, rules: Mapping[VisualKind, ImageRules]
-) -> Request:
-    name = _name(table, number)
-    patches = np.frombuffer(table[c.PATCHES][number].as_buffer(), np.uint8)
-    grid = table[c.GRID_THW][number].as_py()
-    ids = table[c.INPUT_IDS][number].as_py()
-    found, expected = seal(name, ids, grid, patches), table[c.TENSOR_SEAL][number].as_py()
-    if found != expected:
-        raise IdentityError(
-            f"{name}: the tensors are not those that were prepared for this row: found the seal "
-            f"{found}, expected {expected}"
-        )
-    kinds: list[VisualKind] = table[c.MEDIA_KINDS][number].as_py()
-    visuals = []
-    start = 0
-    for medium, kind in enumerate(kinds):
-        t, h, w = grid[3 * medium : 3 * medium + 3]
-        width = rules[kind].patch_values(kind)
-        stop = start + t * h * w * width
-        # A copy: the object store's memory is read-only, which torch has no notion of.
-        part = torch.from_numpy(patches[start:stop].copy())
-        cut = part.reshape(t * h * w, width)
-        visuals.append(VisualInput(kind, cut, (t, h, w), rules[kind].merge_size))
-        start = stop
-    if start != patches.size:
-        raise IdentityError(f"{name}: {patches.size} bytes for a grid of {grid}")
-    seed = row_seed(sampling.seed, table[c.ID][number].as_py())
-    sampling = replace(sampling, seed=seed)
-    # The hash of a video's file says nothing of which seconds the row shows.
-    sha256 = table[c.SHA256][number].as_py()
-    known = sha256 is not None and kinds == ["image"]
-    names = (f"{sha256} {visuals[0].grid_thw}",) if known else None
-    return Request(name, ids, tuple(visuals), sampling, media_names=names)
-
-
-def _columns(answers: Sequence[_Answer | None]) -> dict[str, list[Any]]:
-    def each(value: Callable[[_Answer], Any]) -> list[Any]:
-        return [None if answer is None else value(answer) for answer in answers]
-
+def _totals(said: list[Said]) -> dict[str, Any]:
+    """Of a whole row, whatever is asked."""
     return {
-        c.ATTEMPT: [1 if answer is None else answer.attempt for answer in answers],
-        c.FINISH_REASON: [
-            "error" if answer is None else answer.completion.finish_reason for answer in answers
-        ],
-        c.PROMPT_TOKENS: each(lambda answer: answer.completion.prompt_tokens),
-        c.OUTPUT_TOKENS: each(lambda answer: len(answer.completion.output_ids)),
-        c.MEAN_LOGPROB: each(
-            lambda answer: None if answer.failure else answer.completion.mean_logprob
-        ),
-        c.OUTPUT_IDS: each(lambda answer: None if answer.failure else answer.completion.output_ids),
+        c.ATTEMPT: max(one.attempt for one in said),
+        c.PROMPT_TOKENS: sum(one.completion.prompt_tokens for one in said),
+        c.OUTPUT_TOKENS: sum(len(one.completion.output_ids) for one in said),
     }

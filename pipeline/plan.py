@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -17,10 +17,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from model.config import parse_config
+from model.config import Qwen2VLConfig, parse_config
 from model.errors import ModelError
 from model.parallel.shards import Shard
-from pipeline import storage
+from pipeline import embedding, storage
+from pipeline.asking.json_answers import check_schemas, schema_parts
 from pipeline.canary import check_canary
 from pipeline.checkpoint import Content, check_checkpoint
 from pipeline.commit import ledger, partitions
@@ -32,21 +33,34 @@ from pipeline.inputs.ids import NewIds
 from pipeline.inputs.manifest import Manifest, ManifestFile, open_manifest
 from pipeline.records import MEDIA_BYTES, MEDIA_PATHS
 from pipeline.storage import Place
+from schemas import columns as c
 from schemas.errors import JobError
 from schemas.job import JobConfig
-from schemas.manifest import check_partition_by
+from schemas.manifest import ManifestSchema, check_candidates, check_partition_by
 from schemas.result import result_schema
+from schemas.task import Task
 
 # To be raised when the same inputs would give another text, so that old results are not continued.
 ENGINE_VERSION = 1
 _READERS = 8  # manifest files that are read at once
 _BUFFER_BYTES = 4 << 20  # of one column: a large row group is not held whole
+_ANSWERS = (c.TEXT, c.FINISH_REASON, c.MEAN_LOGPROB)  # that only some tasks make
 _FOLDER_BYTES = 255  # the longest file name of common file systems
 
 
 @dataclass(frozen=True)
+class Step:
+    """A run that is one of several of a job. schema: of its result, made of the usual one. parts:
+    all that decides its rows, made of what decides a job's texts.
+    """
+
+    schema: Callable[[ManifestSchema, pa.Schema], pa.Schema]
+    parts: Callable[[dict[str, Any]], dict[str, Any]] = dict
+
+
+@dataclass(frozen=True)
 class Plan:
-    """All that is known of a job before it runs.
+    """All that is known of a job before it runs. step: None = the job is this one run.
 
     checkpoint: what it holds. bound: what the output is bound to from its first run on. files:
     of the manifest, as the ledger should know them. new_ids: to be kept before the ledger knows
@@ -59,10 +73,12 @@ class Plan:
     checkpoint: Content
     fingerprint: str
     bound: Mapping[str, Any]
+    task: Task
     schema: pa.Schema
     files: tuple[KnownFile, ...]
     new_ids: NewIds
     state: LedgerState
+    step: Step | None = None
 
     @property
     def rows_done(self) -> int:
@@ -73,7 +89,7 @@ class Plan:
         return self.manifest.rows - self.rows_done
 
 
-def check(job: JobConfig) -> Plan:
+def check(job: JobConfig, step: Step | None = None) -> Plan:
     """The job's plan. Raises JobError: what is wrong, what was found, what was expected."""
     _check_abilities(job)
     check_fetching(job)
@@ -81,14 +97,20 @@ def check(job: JobConfig) -> Plan:
     output = storage.resolve(job.output)
     state = _open_output(output)
     manifest = open_manifest(job.manifest, state.files)
-    _check_columns(job, manifest)
-    check_canary(job)
     model = check_checkpoint(job.model)
-    _check_ranks(job, model)
+    config = _check_ranks(job, model)
+    task = embedding.resolved(Task.of(job, config.text.hidden_size), model)
+    check_schemas(task)
+    _check_columns(job, manifest, task)
+    check_canary(job)
     content = Content.of(model)
-    parts = _parts(job, content.whole)
+    parts = _parts(job, content.whole) | embedding.parts(task) | schema_parts(task)
+    schema = result_schema(manifest.schema, task)
+    if step is not None:
+        parts = step.parts(parts)
+        schema = step.schema(manifest.schema, schema)
     fingerprint = _digest(parts)
-    bound = {"fingerprint": fingerprint, "parts": parts, "layout": _layout(job, manifest)}
+    bound = {"fingerprint": fingerprint, "parts": parts, "layout": _layout(job, schema)}
     if state.header is not None:
         _check_bound(output, state.header, bound)
     files, new_ids = ids.check_ids(manifest, state.files, output / ledger.HIDDEN / "ids")
@@ -102,10 +124,12 @@ def check(job: JobConfig) -> Plan:
         content,
         fingerprint,
         bound,
-        result_schema(manifest.schema),
+        task,
+        schema,
         files,
         new_ids,
         state,
+        step,
     )
 
 
@@ -121,7 +145,7 @@ def _check_abilities(job: JobConfig) -> None:
                 )
 
 
-def _check_ranks(job: JobConfig, model: Place) -> None:
+def _check_ranks(job: JobConfig, model: Place) -> Qwen2VLConfig:
     resources = job.resources
     where = storage.shown((model / "config.json").url)
     config = parse_config(storage.read(model / "config.json"), where)
@@ -129,9 +153,10 @@ def _check_ranks(job: JobConfig, model: Place) -> None:
         Shard(0, resources.tensor_parallel, resources.vision_split).check(config)
     except ModelError as error:
         raise JobError(f"resources.tensor_parallel: {error}") from error
+    return config
 
 
-def _check_columns(job: JobConfig, manifest: Manifest) -> None:
+def _check_columns(job: JobConfig, manifest: Manifest, task: Task) -> None:
     where = storage.shown(manifest.url)
     check_partition_by(manifest.schema, job.partition_by, where)
     for name in job.partition_by:
@@ -145,7 +170,22 @@ def _check_columns(job: JobConfig, manifest: Manifest) -> None:
             f"{where}: column '{name}' is also a column that the job uses between its stages: "
             f"rename it in the manifest, for example to 'source_{name}'"
         )
-    if job.prompt is None and not manifest.schema.has_prompts:
+    taken = [one.name for one in result_schema(manifest.schema) if one.name not in _ANSWERS]
+    task.check_columns([*taken, *c.IN_FLIGHT_COLUMNS, MEDIA_BYTES, MEDIA_PATHS], where)
+    check_candidates(task, manifest.schema, where)
+    _check_prompts(job, manifest, task, where)
+
+
+def _check_prompts(job: JobConfig, manifest: Manifest, task: Task, where: str) -> None:
+    if task.is_named:
+        own = [name for name in (c.PROMPT, c.MESSAGES) if name in manifest.schema.optional]
+        if own:
+            raise JobError(
+                f"prompts: found them beside the column '{own[0]}' of {where}, which would not be "
+                "asked: expected one of them"
+            )
+        return
+    if job.prompt is None and not manifest.schema.has_prompts and task.kind != "embed":
         raise JobError(
             f"prompt: found none in the job, and no column 'prompt' or 'messages' in {where}, "
             "expected one of them"
@@ -196,6 +236,8 @@ def _parts(job: JobConfig, checkpoint: str) -> dict[str, Any]:
         (generation, "min_new_tokens", None),
         (generation, "min_p", None),
         (generation, "stop", None),
+        (video, "total_pixels", None),
+        (video, "max_tokens", None),
         (video, "mrope", "original"),
     ):
         if section[name] == default:
@@ -212,7 +254,17 @@ def _parts(job: JobConfig, checkpoint: str) -> dict[str, Any]:
         "video": video,
         "resources.dtype": job.resources.dtype,
         **seed,
+        **_asked(job),
     }
+
+
+def _asked(job: JobConfig) -> dict[str, Any]:
+    """What is asked besides one prompt."""
+    keys = ["prompts", "json_schema", "dedupe"]
+    keys += ["json_answers"] if job.json_schema or job.prompts else []
+    keys += [job.job] if job.job in ("score", "embed") else []
+    told = job.model_dump(mode="json", include=set(keys))
+    return {key: value for key, value in told.items() if value not in (None, False)}
 
 
 def _digest(parts: Mapping[str, Any]) -> str:
@@ -220,8 +272,8 @@ def _digest(parts: Mapping[str, Any]) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def _layout(job: JobConfig, manifest: Manifest) -> dict[str, Any]:
-    columns = {field.name: str(field.type) for field in result_schema(manifest.schema)}
+def _layout(job: JobConfig, schema: pa.Schema) -> dict[str, Any]:
+    columns = {field.name: str(field.type) for field in schema}
     return {"partition_by": list(job.partition_by), "columns": columns}
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from model.media.limits import MediaLimits
+from pipeline.asking.candidates import texts_to_score
 from pipeline.decoding.column import binary_column
 from pipeline.decoding.decoder import Answer, Decoder, DecodeRules, Medium, Question, Receipt
 from pipeline.fetching.spool import Spool
@@ -30,6 +31,7 @@ from schemas import columns as c
 from schemas.errors import ErrorCode, RowError
 from schemas.job import JobConfig
 from schemas.manifest import ManifestSchema
+from schemas.task import CAPTION, Task
 
 __all__ = ["MediaLimits", "Prepare", "PrepareRules"]
 
@@ -50,9 +52,10 @@ class PrepareRules:
     video: Mapping[str, Any] = field(default_factory=dict)
     limits: MediaLimits = field(default_factory=MediaLimits)
     decoding: DecodeRules = field(default_factory=DecodeRules)
+    task: Task = CAPTION
 
     @classmethod
-    def of(cls, job: JobConfig) -> "PrepareRules":
+    def of(cls, job: JobConfig, task: Task = CAPTION) -> "PrepareRules":
         """What `job` says of inputs."""
         limits = MediaLimits(
             max_image_pixels=job.limits.max_image_pixels,
@@ -68,6 +71,7 @@ class PrepareRules:
             video=job.video.model_dump(exclude={"mrope"}),
             limits=limits,
             decoding=DecodeRules(job.limits.decode_timeout_s, job.limits.decode_bytes),
+            task=task,
         )
 
 
@@ -115,16 +119,14 @@ class Prepare:
         """
         try:
             rows = self._rows(table)
-            questions = [row.question for row in rows if row.question is not None]
-            answers = iter(self._decoder.prepare(questions))
-            found = [
-                _answer(row, next(answers) if row.question is not None else None) for row in rows
-            ]
+            answers = self._answers([row.question for row in rows])
+            found = [_answer(row, answer) for row, answer in zip(rows, answers, strict=True)]
         finally:
             for paths in table[MEDIA_PATHS].to_pylist():
                 Spool.release(paths or ())
         self._count(len(found))
-        columns = _columns(found, [row.uris for row in rows])
+        prompts = len(self._rules.task.questions)
+        columns = _columns(found, [row.uris for row in rows], prompts)
         columns |= failure_columns([answer.failure for answer in found])
         columns[c.TENSOR_SEAL] = seals(table, columns)
         patches, columns[c.PATCHES] = columns[c.PATCHES], [None] * len(found)
@@ -133,6 +135,18 @@ class Prepare:
         place = schema.get_field_index(c.PATCHES)
         column = binary_column(patches, self._decoder.warm)
         return table.set_column(place, schema.field(c.PATCHES), column)
+
+    def _answers(self, questions: Sequence[Question | None]) -> list[Answer | None]:
+        """Of each question; of those that are alike, where copies matter, one alone is asked."""
+        asked: dict[object, Question] = {}
+        keys: list[object] = []
+        for number, question in enumerate(questions):
+            copies = self._rules.task.dedupe and question is not None
+            keys.append(question.content() if copies and question else number)
+            if question is not None:
+                asked.setdefault(keys[-1], question)
+        found = dict(zip(asked, self._decoder.prepare(list(asked.values())), strict=True))
+        return [found.get(key) for key in keys]
 
     def close(self) -> None:
         """Ends the processes that decode; else they end when nothing refers to this any more."""
@@ -152,11 +166,12 @@ class Prepare:
     def _row(self, row: dict[str, Any], contents: Sequence[memoryview | Path]) -> _Row:
         try:
             media = self._media(row, contents)
+            _check_alike(self._rules.task, media)
         except RowError as error:
             return _Row(failure=RowFailure(error.code.value, str(error)))
         uris = _uris(row, self._manifest)
         try:
-            return _Row(uris, Question(media, self._chat(row)))
+            return _Row(uris, Question(media, self._chats(row), self._texts(row)))
         except RowError as error:
             failure = RowFailure(error.code.value, str(error))
             return _Row(uris, Question(media), chat_failure=failure)
@@ -176,19 +191,39 @@ class Prepare:
             media.append(Medium(content, kind, one[c.MEDIA_START_S], one[c.MEDIA_END_S]))
         return media
 
-    def _chat(self, row: dict[str, Any]) -> Mapping[str, Any]:
-        """The row's own chat, else its prompt, else the job's."""
+    def _chats(self, row: dict[str, Any]) -> list[Mapping[str, Any]]:
+        """Of each question; of a single one the row's own chat, else its prompt, else the job's."""
+        system = row.get(c.SYSTEM)
+        system = self._rules.system if system is None else system
+        task = self._rules.task
+        if task.is_named:
+            return [{"prompt": one.prompt, "system": system} for one in task.questions]
         if row.get(c.MESSAGES) is not None:
-            return {"messages": _messages(row[c.MESSAGES])}
+            return [{"messages": _messages(row[c.MESSAGES])}]
         prompt = row.get(c.PROMPT)
         prompt = self._rules.prompt if prompt is None else prompt
+        if prompt is None and task.kind == "embed":
+            prompt = task.questions[0].prompt or ""
         if prompt is None:
             raise RowError(
                 ErrorCode.PROMPT_INVALID,
                 "found no prompt in the row and none in the job, expected one",
             )
-        system = row.get(c.SYSTEM)
-        return {"prompt": prompt, "system": self._rules.system if system is None else system}
+        return [{"prompt": prompt, "system": system}]
+
+    def _texts(self, row: dict[str, Any]) -> Sequence[str]:
+        """Those to score."""
+        task = self._rules.task
+        return texts_to_score(row, task.score) if task.kind == "score" else ()
+
+
+def _check_alike(task: Task, media: Sequence[Medium]) -> None:
+    if task.kind == "embed" and not media and not task.texts_alike:
+        raise RowError(
+            ErrorCode.MEDIA_EMPTY,
+            "found a row without media, expected some: the checkpoint does not say that vectors of "
+            f"texts, pooled as '{task.embed.pool}' (embed.pool), lie in the same space",
+        )
 
 
 def _contents(data: pa.ListScalar, paths: pa.ListScalar) -> list[memoryview | Path]:
@@ -229,7 +264,7 @@ def _answer(row: _Row, answer: Answer | None) -> Answer:
     return replace(answer, failure=failure)
 
 
-def _columns(rows: list[Answer], uris: list[Sequence[str]]) -> dict[str, Any]:
+def _columns(rows: list[Answer], uris: list[Sequence[str]], prompts: int) -> dict[str, Any]:
     def each(value: Callable[[Answer], Any]) -> list[Any]:
         return [None if row.failure else value(row) for row in rows]
 
@@ -246,7 +281,8 @@ def _columns(rows: list[Answer], uris: list[Sequence[str]]) -> dict[str, Any]:
         for row, named in zip(rows, uris, strict=True)
     ]
     return {
-        c.INPUT_IDS: each(lambda row: row.input_ids),
+        c.INPUT_IDS: each(lambda row: row.ids[:prompts]),
+        c.CONTINUATIONS: each(lambda row: row.ids[prompts:]),
         c.PATCHES: each(lambda row: row.patches),
         c.GRID_THW: each(lambda row: [n for visual in row.visuals for n in visual.grid_thw]),
         c.MEDIA_KINDS: each(lambda row: [visual.kind for visual in row.visuals]),

@@ -12,6 +12,7 @@ import pyarrow as pa
 from schemas import columns as c
 from schemas.manifest import ManifestSchema
 from schemas.result import RECEIPT_STRUCT
+from schemas.task import CAPTION, Task
 
 # A row's ordinal: the number of its manifest file in the ledger, and its index in that file.
 ROW_FILE, ROW_INDEX = "file", "index"
@@ -37,19 +38,18 @@ _RECEIPT_FIELDS = (
     pa.field(c.RECEIPT, pa.list_(RECEIPT_STRUCT)),
 )
 _TENSOR_FIELDS = (
-    pa.field(c.INPUT_IDS, pa.list_(pa.int32())),
+    pa.field(c.INPUT_IDS, pa.list_(pa.list_(pa.int32()))),  # of each question
+    pa.field(c.CONTINUATIONS, pa.list_(pa.list_(pa.int32()))),  # of each text to score
     # uint8 patches of all media of the row, one after the other; large: 32-bit offsets end at 2 GB.
     pa.field(c.PATCHES, pa.large_binary()),
     pa.field(c.GRID_THW, pa.list_(pa.int32())),  # three numbers for each medium
     pa.field(c.MEDIA_KINDS, pa.list_(pa.string())),
     pa.field(c.TENSOR_SEAL, pa.int64()),  # of the tensors and the row, see seal.py
 )
-_ANSWER_FIELDS = (
+_TOTAL_FIELDS = (
     pa.field(c.ATTEMPT, pa.int32()),
-    pa.field(c.FINISH_REASON, pa.string()),
     pa.field(c.PROMPT_TOKENS, pa.int32()),
     pa.field(c.OUTPUT_TOKENS, pa.int32()),
-    pa.field(c.MEAN_LOGPROB, pa.float64()),
 )
 
 
@@ -74,22 +74,17 @@ def prepared_schema(manifest: ManifestSchema) -> pa.Schema:
     return pa.schema([*read_schema(manifest), *_RECEIPT_FIELDS, *_TENSOR_FIELDS])
 
 
-def generated_schema(manifest: ManifestSchema) -> pa.Schema:
-    """And the answer's token ids, without the tensors."""
+def parsed_schema(manifest: ManifestSchema, task: Task = CAPTION) -> pa.Schema:
+    """And the answers, without the tensors."""
+    copies = [pa.field(c.DUPLICATE_OF, manifest.id_type)] if task.dedupe else []
     return pa.schema(
         [
             *read_schema(manifest),
             *_RECEIPT_FIELDS,
-            *_ANSWER_FIELDS,
-            pa.field(c.OUTPUT_IDS, pa.list_(pa.int32())),
+            *_TOTAL_FIELDS,
+            *task.answer_fields,
+            *copies,
         ]
-    )
-
-
-def parsed_schema(manifest: ManifestSchema) -> pa.Schema:
-    """And the text, without the token ids."""
-    return pa.schema(
-        [*read_schema(manifest), *_RECEIPT_FIELDS, *_ANSWER_FIELDS, pa.field(c.TEXT, pa.string())]
     )
 
 

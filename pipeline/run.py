@@ -1,9 +1,9 @@
 """Runs a job: the one place that knows the order of the stages.
 
-    manifest -> read -> fetch -> prepare -> generate -> parse -> write -> result
+    manifest -> read -> fetch -> prepare -> generate -> write -> result
 
 Ray Data carries the rows: read and write are tasks, fetch and prepare share CPU actors (media
-bytes never cross a process), generate and parse share the actors that hold an engine. What each
+bytes never cross a process), generate has actors that hold an engine. What each
 stage does is in the file of its name.
 """
 
@@ -31,6 +31,7 @@ from pipeline.outcome import Outcome
 from pipeline.plan import Plan, check
 from pipeline.pools import CALLS_TO_FILL, Pools
 from pipeline.running import lease
+from pipeline.running.answers import AnswerCalls
 from pipeline.running.desk import Counter, LedgerCalls
 from pipeline.running.drain import Stop
 from pipeline.running.execution import Execution
@@ -41,6 +42,7 @@ from schemas import columns as c
 from schemas.job import JobConfig
 from schemas.manifest import ManifestSchema
 from schemas.result import Progress, Summary
+from schemas.task import CAPTION, Task
 
 if TYPE_CHECKING:
     from pipeline.write import OutputRules
@@ -62,6 +64,7 @@ class PrepareStage:
         checkpoint: tuple[str, Content],
         base: str,
         count: Callable[[int], None],
+        task: Task = CAPTION,
     ) -> None:
         # Stages are imported where they run: torch takes seconds, and the driver does not need it.
         from pipeline.fetch import Fetch, FetchRules
@@ -69,7 +72,7 @@ class PrepareStage:
 
         self._fetch = Fetch(schema, FetchRules.of(job, base))
         folder = local_folder(*checkpoint, job.resources.cache, weights=False)
-        self._prepare = Prepare(schema, PrepareRules.of(job), folder, count)
+        self._prepare = Prepare(schema, PrepareRules.of(job, task), folder, count)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         # Each part is let go of before the next is asked for: its bytes are counted until then.
@@ -92,20 +95,18 @@ class GenerateStage:
         ranks: int = 1,
         run: str = "",
         on_end: Callable[[BrokenEngineError], None] | None = None,
+        task: Task = CAPTION,
+        registry: AnswerCalls | None = None,
     ) -> None:
         from model.generation.stopping import before_stop
-        from model.text.tokenizer import Tokenizer
         from pipeline.canary import Canary
         from pipeline.generate import Generate, GenerateRules
-        from pipeline.parse import Parse
 
         folder = local_folder(*checkpoint, job.resources.cache)
         rules = GenerateRules.of(job, rows, threads, on_gpu, ranks)
-        self._generate = generate = Generate(schema, rules, folder, count, on_end)
+        self._generate = generate = Generate(schema, rules, folder, count, on_end, task, registry)
         if run:  # else these are not the actors of one
             export_engine_rows(lambda: generate.rows_now, run)
-        decode = Tokenizer.load(folder).decode
-        self._parse = Parse(schema, decode, generate.stop)
         self._canary: Canary | None = None
         if job.canary.uri is not None:
             self._canary = Canary(
@@ -114,7 +115,7 @@ class GenerateStage:
                 Path(base),
                 generate.sampling,
                 lambda request: before_stop(
-                    decode(generate.ask(request).output_ids), generate.stop
+                    generate.decode(generate.ask(request).output_ids), generate.stop
                 ),
             )
             self._canary.check()
@@ -122,7 +123,7 @@ class GenerateStage:
     def __call__(self, table: pa.Table) -> pa.Table:
         if self._canary is not None:
             self._canary.pass_by(table.num_rows)
-        return self._parse(self._generate(table))
+        return self._generate(table)
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,7 @@ def run(
     state, seen = plan.state, plan.state.sequence
     ledger.catch_up(plan.output, state)
     if state.sequence != seen:  # another run was here in between
-        plan = check(job)
+        plan = check(job, plan.step)
         state = plan.state
     run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
     outcome = Outcome(plan, state, state.counts.rows, started, run_id)
@@ -232,6 +233,7 @@ class _Pass:
             "schema": plan.manifest.schema,
             "checkpoint": (plan.model.url, plan.checkpoint),
             "base": str(Path.cwd()),
+            "task": plan.task,
         }
         with ray.data.DataContext.current(data_context(pools.block_bytes, *callbacks)):
             dataset = ray.data.read_datasource(
@@ -276,6 +278,7 @@ class _Pass:
                         "ranks": pools.ranks,
                         "run": self._run_id,
                         "count": Counter(self._desk, "generated"),
+                        "registry": AnswerCalls(self._desk),
                     },
                     "desk": DeskCalls(self._desk),
                     "pool": GENERATE,

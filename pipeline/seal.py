@@ -21,11 +21,19 @@ def row_name(row: Mapping[str, int], sha256: str | None, row_id: object) -> str:
     return f"{row[ROW_FILE]}/{row[ROW_INDEX]}/{sha256}/{row_id}"
 
 
-def seal(name: str, input_ids: Sequence[int], grid_thw: Sequence[int], patches: Any) -> int:
-    """Of one row, 0 to 2^32 - 1. patches: any buffer."""
+def seal(
+    name: str,
+    prompts: Sequence[Sequence[int]],
+    texts: Sequence[Sequence[int]],
+    grid_thw: Sequence[int],
+    patches: Any,
+) -> int:
+    """Of one row, 0 to 2^32 - 1. prompts, texts: token ids. patches: any buffer."""
     found = zlib.crc32(name.encode(errors="surrogatepass"))
-    found = zlib.crc32(np.asarray(input_ids, np.int32).tobytes(), found)
-    found = zlib.crc32(np.asarray(grid_thw, np.int32).tobytes(), found)
+    # Lengths too, or ids could move from one list to the next.
+    sizes = [len(prompts), *map(len, prompts), *map(len, texts)]
+    for numbers in (sizes, *prompts, *texts, grid_thw):
+        found = zlib.crc32(np.asarray(numbers, np.int32).tobytes(), found)
     return zlib.crc32(patches, found)
 
 
@@ -35,9 +43,10 @@ def seals(table: pa.Table, columns: Mapping[str, Sequence[Any]]) -> list[int | N
     table: with their ordinals and ids. columns: the tensors and hashes, by name.
     """
     rows, ids = table[c.ROW].to_pylist(), table[c.ID].to_pylist()
-    tensors = zip(columns[c.INPUT_IDS], columns[c.GRID_THW], columns[c.PATCHES], strict=True)
+    kinds = (c.INPUT_IDS, c.CONTINUATIONS, c.GRID_THW, c.PATCHES)
+    tensors = zip(*(columns[kind] for kind in kinds), strict=True)
     names = map(row_name, rows, columns[c.SHA256], ids)
     return [
-        None if patches is None else seal(name, input_ids, grid, patches)
-        for name, (input_ids, grid, patches) in zip(names, tensors, strict=True)
+        None if patches is None else seal(name, prompts, texts, grid, patches)
+        for name, (prompts, texts, grid, patches) in zip(names, tensors, strict=True)
     ]

@@ -158,12 +158,15 @@ def _without(table: pa.Table, taken: Rows) -> pa.Table:
 
 def _counts(table: pa.Table) -> Counts:
     errors = Counter(code for code in table[c.ERROR_CODE].to_pylist() if code is not None)
+    asked = table
+    if c.DUPLICATE_OF in table.column_names:  # what a copy says, the engine has said once
+        asked = table.filter(pc.is_null(table[c.DUPLICATE_OF]))
     return Counts(
         ok=table.num_rows - errors.total(),
         errors=dict(errors),
-        prompt_tokens=_total(table, c.PROMPT_TOKENS),
-        visual_tokens=_total(table, c.VISUAL_TOKENS),
-        output_tokens=_total(table, c.OUTPUT_TOKENS),
+        prompt_tokens=_total(asked, c.PROMPT_TOKENS),
+        visual_tokens=_total(asked, c.VISUAL_TOKENS),
+        output_tokens=_total(asked, c.OUTPUT_TOKENS),
     )
 
 

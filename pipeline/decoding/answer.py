@@ -12,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
+from model.media.bounds import Bound
+from pipeline.decoding.measure import Measured
 from pipeline.records import RowFailure
 from schemas.errors import ErrorCode
 
@@ -58,6 +60,7 @@ class Receipt(_Strict):
     source_height: _Size
     source_width: _Size
     notes: list[str]
+    bound_by: list[Bound]
 
 
 class Visual(_Strict):
@@ -75,7 +78,7 @@ class _Failure(_Strict):
 class _Told(_Strict):
     receipts: list[Receipt]
     visuals: list[Visual]
-    ids: _Tokens
+    ids: list[_Tokens]
     failure: _Failure | None
     data_bytes: Annotated[int, Field(ge=0, lt=2**63)]
 
@@ -84,17 +87,19 @@ class _Told(_Strict):
 class Answer:
     """What is known of one row.
 
-    patches: uint8, those of all media one after the other. input_ids: int32 [length].
+    patches: uint8, those of all media one after the other. ids: int32 [length], of each chat, then
+    of each text.
     failure: then there are no visuals, patches and ids; receipts, if the media could be decoded.
-    data_bytes: of memory that the process holds.
+    data_bytes: of memory that the process holds. measured: where that was asked instead.
     """
 
     receipts: Sequence[Receipt] = ()
     visuals: Sequence[Visual] = ()
     patches: memoryview = _NOTHING
-    input_ids: npt.NDArray[np.int32] | None = None
+    ids: Sequence[npt.NDArray[np.int32]] = ()
     failure: RowFailure | None = None
     data_bytes: int = 0
+    measured: Measured | None = None
 
 
 def checked(
@@ -103,13 +108,15 @@ def checked(
     read_into: Callable[[npt.NDArray[np.uint8]], None],
     most: int,
     wanted: Sequence[Kind | None],
+    prompts: int,
     shapes: Mapping[str, Shape],
 ) -> Answer:
     """The answer that a header makes, and the bytes that come with it.
 
     room: uint8 of a size, for patches. read_into: copies the next bytes to where who has sent them
     cannot change them. most: bytes that there are. wanted: of each medium of the row, its kind, if
-    that was asked for. Raises ValueError for what no sound process says.
+    that was asked for. prompts: chats and texts, of which there are to be ids.
+    Raises ValueError for what no sound process says.
     """
     told = _Told.model_validate_json(header)
     receipts, visuals, failure = told.receipts, told.visuals, told.failure
@@ -125,13 +132,17 @@ def checked(
         _patch_bytes(visual, receipt, shapes[visual.kind])
         for visual, receipt in zip(visuals, receipts, strict=True)
     )
-    if size + told.ids * _ID_BYTES > most:
-        raise ValueError(f"found {size} bytes of patches and {told.ids} ids, expected {most} bytes")
-    patches, ids = room(size), np.empty(told.ids, np.int32)
+    if len(told.ids) != prompts:
+        raise ValueError(f"found the ids of {len(told.ids)} texts, expected {prompts}")
+    count = sum(told.ids)
+    if size + count * _ID_BYTES > most:
+        raise ValueError(f"found {size} bytes of patches and {count} ids, expected {most} bytes")
+    patches, flat = room(size), np.empty(count, np.int32)
     read_into(patches)
-    read_into(ids.view(np.uint8))
-    if ids.size and ids.min() < 0:
-        raise ValueError(f"found the token id {ids.min()}, expected none below 0")
+    read_into(flat.view(np.uint8))
+    if flat.size and flat.min() < 0:
+        raise ValueError(f"found the token id {flat.min()}, expected none below 0")
+    ids = np.split(flat, np.cumsum(told.ids)[:-1]) if told.ids else []
     return Answer(receipts, visuals, patches.data, ids, None, told.data_bytes)
 
 

@@ -16,7 +16,7 @@ from array import array
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from model.errors import MediaError, PromptError
 from pipeline.decoding import wire
@@ -28,6 +28,7 @@ from schemas.errors import ErrorCode, RowError
 if TYPE_CHECKING:
     from model.inputs import VisualInput
     from model.processor import Processor, Receipt
+    from pipeline.decoding.measure import Measurer
 
 _MOST = 2**32  # bytes of a request: who sends it is trusted
 _MESSAGE = 2000  # characters of an error
@@ -189,7 +190,8 @@ def _answer(
     receipts: list[Receipt] = []
     visuals: list[VisualInput] = []
     parts: list[memoryview] = []
-    ids: list[int] = []
+    ids: list[list[int]] = []
+    measured = None
     failure, stage = None, "media"
     ceiling.hold()
     try:
@@ -200,15 +202,19 @@ def _answer(
             else:
                 data = shared.read(at, one["bytes"])
                 at += one["bytes"]
+            if asked["measure"] is not None:
+                measured = cast("Measurer", processor).measure(data, asked["measure"])
+                continue
             wanted = one["kind"], one["start_s"], one["end_s"]
             visual, receipt = processor.prepare_media(data, *wanted)
             visuals.append(visual)
             receipts.append(receipt)
             del data
         stage = "prompt"
-        ids = _prompt(processor, asked["chat"], visuals)
+        ids = [_prompt(processor, chat, visuals) for chat in asked["chats"]]
+        ids += _continuations(processor, asked["texts"], max(map(len, ids), default=0))
         parts = [memoryview(one.patches.contiguous().numpy().data).cast("B") for one in visuals]
-        parts.append(memoryview(array("i", ids)).cast("B"))
+        parts += [memoryview(array("i", one)).cast("B") for one in ids]
         if sum(part.nbytes for part in parts) > shared.size:
             raise MemoryError
     except Exception as error:  # noqa: BLE001 - whatever a decoder raises is this row's fault
@@ -217,26 +223,49 @@ def _answer(
         if stage == "media":
             receipts = []
         visuals, parts, ids = [], [], []
+    if asked["measure"] is not None:
+        return {"measured": measured, "failure": failure}, ()
     told = {
         "receipts": [_receipt(receipt) for receipt in receipts],
         "visuals": [{"kind": one.kind, "grid_thw": one.grid_thw} for one in visuals],
-        "ids": len(ids),
+        "ids": [len(one) for one in ids],
         "failure": failure,
     }
     return told, parts
 
 
 def _prompt(
-    processor: "Processor", chat: Mapping[str, Any] | None, visuals: "Sequence[VisualInput]"
+    processor: "Processor", chat: Mapping[str, Any], visuals: "Sequence[VisualInput]"
 ) -> list[int]:
-    """The ids of a chat, or of a text and a system text; none where nothing is to be asked."""
-    if chat is None:
-        return []
+    """The ids of a chat, or of a text and a system text."""
     messages = chat.get("messages")
     if messages is None:
         kinds = [visual.kind for visual in visuals]
         messages = processor.user_message(chat["prompt"], kinds, chat["system"])
     return processor.build_prompt(messages, visuals)
+
+
+def _continuations(
+    processor: "Processor", texts: Sequence[str], prompt_tokens: int
+) -> list[list[int]]:
+    """The ids of each text that may follow a prompt."""
+    found = []
+    for number, text in enumerate(texts, start=1):
+        if control := processor.tokenizer.control_tokens_in(text):
+            raise RowError(
+                ErrorCode.PROMPT_INVALID,
+                f"text {number} of those to score holds the control string {control[0]}, which "
+                "only the chat template may write",
+            )
+        found.append(processor.tokenizer.encode(text))
+        most = processor.max_context - prompt_tokens
+        if len(found[-1]) > most:
+            raise RowError(
+                ErrorCode.CONTEXT_TOO_LONG,
+                f"text {number} of those to score has {len(found[-1])} tokens, and the model's "
+                f"context of {processor.max_context} has room for {most} after the prompt",
+            )
+    return found
 
 
 def _receipt(receipt: "Receipt") -> dict[str, Any]:

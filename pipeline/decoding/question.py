@@ -3,13 +3,15 @@
 How it answers is not known here.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.decoding.answer import Kind
+from pipeline.decoding.measure import Measure
 
 
 @dataclass(frozen=True)
@@ -24,20 +26,43 @@ class Medium:
     start_s: float | None = None
     end_s: float | None = None
 
+    @property
+    def size(self) -> int:
+        """Bytes that are in memory."""
+        return 0 if isinstance(self.content, Path) else self.content.nbytes
+
 
 @dataclass(frozen=True)
 class Question:
-    """The media of one row and what is asked about them, as JSON: {"messages": a chat}, or
-    {"prompt": text, "system": text or null}; None = nothing, and there will be no ids.
+    """The media of one row and what is asked about them.
+
+    chats: as JSON: {"messages": a chat}, or {"prompt": text, "system": text or null}; of each there
+    will be ids. texts: that may follow the prompt; of each there will be ids, too. measure: asks
+    for the medium's length and scenes instead of all that.
     """
 
     media: Sequence[Medium]
-    chat: Mapping[str, Any] | None = None
+    chats: Sequence[Mapping[str, Any]] = ()
+    texts: Sequence[str] = ()
+    measure: Measure | None = None
+
+    def content(self) -> bytes:
+        """A hash of all that decides the answer, 16 bytes. A file is told by its identity."""
+        media = [(one.kind, one.start_s, one.end_s, one.size) for one in self.media]
+        found = hashlib.blake2b(digest_size=16)
+        found.update(json.dumps([list(self.chats), list(self.texts), media]).encode())
+        for one in self.media:
+            if isinstance(one.content, Path):
+                facts = one.content.stat()
+                found.update(f"{facts.st_dev}/{facts.st_ino}".encode())
+            else:
+                found.update(one.content)
+        return found.digest()
 
     @property
     def size(self) -> int:
         """Bytes of the media that are in memory."""
-        return sum(one.content.nbytes for one in self.media if not isinstance(one.content, Path))
+        return sum(one.size for one in self.media)
 
 
 def message(questions: Sequence[Question], start_s: float) -> tuple[bytes, list[memoryview]]:
@@ -47,7 +72,12 @@ def message(questions: Sequence[Question], start_s: float) -> tuple[bytes, list[
     """
     parts: list[memoryview] = []
     rows = [
-        {"media": [_medium(one, parts) for one in question.media], "chat": question.chat}
+        {
+            "media": [_medium(one, parts) for one in question.media],
+            "chats": list(question.chats),
+            "texts": list(question.texts),
+            "measure": None if question.measure is None else asdict(question.measure),
+        }
         for question in questions
     ]
     return json.dumps({"rows": rows, "start_s": start_s}).encode(), parts

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from pipeline.decoding import wire
 from pipeline.decoding.answer import Answer, checked
+from pipeline.decoding.measure import told
 from pipeline.decoding.need import GROWTH_BYTES
 from pipeline.decoding.nursery import Nursery, Worker
 from pipeline.decoding.parcels import Parcel
@@ -178,6 +179,9 @@ class Slot:
         return answer, parcel.last
 
     def _answer(self, worker: Worker, question: Question, parcel: Parcel, shelf: Shelf) -> Answer:
+        if question.measure is not None:
+            measured, failure, data_bytes = told(parcel.header)
+            return Answer(failure=failure, data_bytes=data_bytes, measured=measured)
         at = 0
 
         def from_memory(array: "npt.NDArray[np.uint8]") -> None:
@@ -187,9 +191,10 @@ class Slot:
 
         read_into = from_memory if parcel.shared else worker.answers.read_into
         wanted = [medium.kind for medium in question.media]
+        prompts = len(question.chats) + len(question.texts)
         most = worker.memory.size if parcel.shared else parcel.size
         shapes = self._nursery.shapes
-        answer = checked(parcel.header, shelf.room, read_into, most, wanted, shapes)
+        answer = checked(parcel.header, shelf.room, read_into, most, wanted, prompts, shapes)
         worker.memory.trim()
         return answer
 

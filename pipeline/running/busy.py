@@ -14,6 +14,8 @@ from pipeline.running.watch import GENERATE, PREPARE
 _TELL_S, _LONGEST_S = 2.0, 16.0  # first, and later: the desk hears of thousands of processes
 _BINDS = 0.5  # a stage that is busy for less holds nobody up
 BUSY, UP = "_busy_ms", "_up_ms"  # after the name of the pool: counters of the desk
+# Until a row was prepared last, and from then until one was generated last: of the desk as well.
+ACTIVE, SILENT = "preparing_ms", "prepared_all_ms"
 
 
 class Meter:
@@ -60,11 +62,15 @@ class Meter:
 
 def shares(counted: Mapping[str, int]) -> dict[str, float]:
     """By pool: the part of its processes' time that they had work for; from the desk's counters."""
-    return {
+    found = {
         pool: min(1.0, counted.get(pool + BUSY, 0) / counted[pool + UP])
         for pool in (PREPARE, GENERATE)
         if counted.get(pool + UP)
     }
+    if PREPARE in found and (active := counted.get(ACTIVE, 0)):
+        # Whoever has prepared all that there is tells nothing any more, and holds nobody up.
+        found[PREPARE] *= active / (active + counted.get(SILENT, 0))
+    return found
 
 
 def binds(busy: Mapping[str, float]) -> str | None:

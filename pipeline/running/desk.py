@@ -17,6 +17,7 @@ from pipeline.commit import ledger
 from pipeline.commit.ledger_state import Counts, Rows
 from pipeline.metrics import Metrics, Rate, eta_s
 from pipeline.running import busy
+from pipeline.running.answers import Answers
 from pipeline.running.watch import StopRules, Watch, Word
 from schemas.result import Progress
 
@@ -24,7 +25,7 @@ _POLL_S = 0.5
 _PATIENCE_S = 5.0  # for an answer of the desk; it may be starting again
 
 
-class Desk(ledger.Ledger, Metrics, Watch):
+class Desk(ledger.Ledger, Metrics, Watch, Answers):
     """The one owner of a run's numbers: of the true ones, and of those for the eye.
 
     One actor and not three, since on a laptop each process costs a second of the start.
@@ -34,6 +35,9 @@ class Desk(ledger.Ledger, Metrics, Watch):
         ledger.Ledger.__init__(self, output_url, run)
         Metrics.__init__(self)
         Watch.__init__(self, rules, _is_alive)
+        Answers.__init__(self)
+        self._began = time.monotonic()
+        self._last: dict[str, float] = {}  # when something was added to a counter
         # What a desk before this one has committed, it has told as well.
         self._exported = metrics.Exported(run, self._totals())
 
@@ -42,6 +46,22 @@ class Desk(ledger.Ledger, Metrics, Watch):
         word = Watch.word(self)
         self._exported.update(self._totals())
         return word
+
+    def add(self, name: str, number: int) -> None:
+        """As Metrics."""
+        Metrics.add(self, name, number)
+        self._last[name] = time.monotonic()
+
+    def counted(self) -> dict[str, int]:
+        """As Metrics, and for how long rows were prepared, and not any more while others were
+        still generated: milliseconds, see busy.py.
+        """
+        found = Metrics.counted(self)
+        if prepared := self._last.get("prepared"):
+            generated = self._last.get("generated", prepared)
+            found[busy.ACTIVE] = round(1000 * (prepared - self._began))
+            found[busy.SILENT] = max(0, round(1000 * (generated - prepared)))
+        return found
 
     def _totals(self) -> metrics.Totals:
         """What is finished is counted by the ledger, the rest as the stages tell it."""

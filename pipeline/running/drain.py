@@ -113,21 +113,26 @@ class Ending:
     """Sees to it that a run ends in time, once the desk or the user says that it has to.
 
     actor: the desk. grace_s: for what has begun. why: the run ends early, None while it does not.
-    engines: that broke so far and were replaced.
     """
 
     def __init__(self, actor: Any, valve: Valve, stop: Stop, grace_s: float) -> None:
         self._desk, self._valve, self._stop, self._grace_s = actor, valve, stop, grace_s
         self._until = 0.0
         self.why: RunError | None = None
-        self.engines = 0
+        self._lost = self._told = 0
+
+    @property
+    def engines(self) -> int:
+        """How many broke so far and were replaced. A desk that starts again counts anew."""
+        return self._lost + self._told
 
     def heed(self) -> None:
         """To be called all the time. Raises RunError when even the abort does not end the run."""
         word = desk.ask(self._desk)
         now = time.monotonic()
         if word is not None:
-            self.engines = word.engines
+            self._lost += self._told if word.engines < self._told else 0
+            self._told = word.engines
         if self.why is None:
             if word is not None and word.why is not None:
                 self.why = RunError(word.why)

@@ -61,7 +61,7 @@ def main() -> None:
     def apart(data: bytes, count: int) -> tuple[float, float] | None:
         """Of this process and of the other; None when that was replaced in between."""
         there, start = workers_cpu_s(decoder.nursery), time.process_time()
-        questions = [Question([Medium(memoryview(data))], CHAT)] * count
+        questions = [Question([Medium(memoryview(data))], [CHAT])] * count
         binary_column([answer.patches for answer in decoder.prepare(questions)], warm)
         here, after = time.process_time() - start, workers_cpu_s(decoder.nursery)
         if there.keys() != after.keys():

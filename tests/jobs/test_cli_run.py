@@ -112,7 +112,10 @@ def test_what_is_wrong_with_the_job_is_said_at_once(tmp_path):
     assert cpu_seconds() - before < 10
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
+)
 def test_a_stopped_job_says_how_to_go_on_and_leaves_nothing_running(tmp_path, number, code):
     manifest = write_manifest(tmp_path, 2000)
     arguments = ["caption", manifest, "out", "--model", str(CHECKPOINT), "--prompt", "What is it?"]

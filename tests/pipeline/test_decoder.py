@@ -36,7 +36,7 @@ def decoder():
 def ask(decoder, *contents, chat=CHAT):
     """One row for each content."""
     questions = [
-        Question([Medium(one if isinstance(one, Path) else memoryview(one))], chat)
+        Question([Medium(one if isinstance(one, Path) else memoryview(one))], [chat])
         for one in contents
     ]
     return decoder.prepare(questions)
@@ -92,7 +92,7 @@ def test_the_answer_is_what_this_process_would_have_found(decoder, processor, tm
         if spooled:
             content = tmp_path / name
             content.write_bytes(FILES[name])
-        questions.append(Question([Medium(content, *window)], CHAT))
+        questions.append(Question([Medium(content, *window)], [CHAT]))
     for (name, window), answer in zip(cases, decoder.prepare(questions), strict=True):
         try:
             visual, receipt = processor.prepare_media(FILES[name], *window)
@@ -110,12 +110,13 @@ def test_the_answer_is_what_this_process_would_have_found(decoder, processor, tm
         assert [(one.kind, one.grid_thw) for one in answer.visuals] == [
             (visual.kind, visual.grid_thw)
         ]
-        assert answer.input_ids.tolist() == ids
+        assert [one.tolist() for one in answer.ids] == [ids]
         (found,) = answer.receipts
         assert {**found.model_dump(), "frame_times_s": tuple(found.frame_times_s)} == {
             **vars(receipt),
             "frame_indices": list(receipt.frame_indices),
             "notes": list(receipt.notes),
+            "bound_by": list(receipt.bound_by),
         }
 
 
@@ -124,12 +125,17 @@ def test_several_media_of_a_row_lie_one_after_the_other(decoder, processor):
     media = [Medium(memoryview(FILES[name])) for name in names]
     seen = [processor.prepare_media(FILES[name]) for name in names]
     chat = {"messages": processor.user_message("Compare.", [visual.kind for visual, _ in seen])}
-    (answer,) = decoder.prepare([Question(media, chat)])
+    (answer,) = decoder.prepare([Question(media, [chat, CHAT], ["a dog", ""])])
     assert answer.patches == b"".join(visual.patches.numpy().tobytes() for visual, _ in seen)
     assert [one.sha256 for one in answer.receipts] == [one.sha256 for _, one in seen]
-    assert answer.input_ids.tolist() == processor.build_prompt(
-        chat["messages"], [visual for visual, _ in seen]
-    )
+    visuals = [visual for visual, _ in seen]
+    told = processor.user_message(CHAT["prompt"], [one.kind for one in visuals], CHAT["system"])
+    assert [one.tolist() for one in answer.ids] == [
+        processor.build_prompt(chat["messages"], visuals),
+        processor.build_prompt(told, visuals),
+        processor.tokenizer.encode("a dog"),
+        [],
+    ]
 
 
 def test_a_prompt_that_cannot_be_built_leaves_the_receipts(decoder):

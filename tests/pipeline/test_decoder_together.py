@@ -33,10 +33,11 @@ GOOD = {
             "source_height": 1,
             "source_width": 1,
             "notes": [],
+            "bound_by": [],
         }
     ],
     "visuals": [{"kind": "image", "grid_thw": [1, 2, 2]}],
-    "ids": 0,
+    "ids": [0],
     "failure": None,
     "data_bytes": 1,
 }
@@ -50,7 +51,7 @@ GOOD = {
         "[]",
         "[" * 100_000,
         json.dumps({**GOOD, "visuals": [{"kind": "image", "grid_thw": [1, 4, 4]}]}),
-        json.dumps({**GOOD, "ids": 2**30}),
+        json.dumps({**GOOD, "ids": [2**30]}),
     ],
 )
 def test_words_that_cannot_be_true_are_a_crash(narrow, words, where):
@@ -61,7 +62,7 @@ def test_words_that_cannot_be_true_are_a_crash(narrow, words, where):
 
 def test_more_data_than_were_sent_are_a_crash(narrow):
     """Of a sound answer, where there would be enough in the memory that is shared."""
-    words = json.dumps({**GOOD, "ids": 1000})
+    words = json.dumps({**GOOD, "ids": [1000]})
     assert code(ask(narrow, trap("say", f"shared {words}"))[0]) is None
     assert code(ask(narrow, trap("say", f"sent {words}"))[0]) == "decode_crashed"
 
@@ -83,10 +84,10 @@ def test_bytes_that_are_no_parcel_are_a_crash(narrow, raw):
 
 
 def test_what_changes_after_it_was_checked_was_never_looked_at(narrow):
-    header = json.dumps({**GOOD, "ids": 256})
+    header = json.dumps({**GOOD, "ids": [256]})
     for answer in ask(narrow, *[trap("flicker", header)] * 6):
         if code(answer) is None:
-            assert answer.input_ids.min() >= 0
+            assert answer.ids[0].min() >= 0
         else:
             assert code(answer) == "decode_crashed"
 

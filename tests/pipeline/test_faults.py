@@ -116,6 +116,7 @@ def test_a_driver_is_killed_and_its_cluster_dies_with_it(world, ray_cluster):
     assert_finished(world, job, summary)
 
 
+@pytest.mark.slow
 def test_a_driver_is_killed_at_its_start_and_the_next_one_is_overtaken(world, ray_cluster):
     job = job_for(world, "driver")
     first = start_driver(job, ray_cluster)

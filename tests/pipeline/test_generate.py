@@ -14,6 +14,8 @@ from model.parallel.leader import BrokenRanksError
 from model.processor import Processor
 from model.sampling import Sampling
 from model.tiny import CAPTION_PROMPT, CHECKPOINT
+from pipeline.asking.prepared_row import prepared_row
+from pipeline.asking.texts import Texts
 from pipeline.batcher import Batcher
 from pipeline.fetch import Fetch, FetchRules
 from pipeline.generate import (
@@ -21,14 +23,13 @@ from pipeline.generate import (
     Generate,
     GenerateRules,
     IdentityError,
-    _request,
 )
-from pipeline.parse import Parse
 from pipeline.prepare import Prepare, PrepareRules
-from pipeline.records import generated_schema, parsed_schema, prepared_schema, read_schema
+from pipeline.records import parsed_schema, prepared_schema, read_schema
 from pipeline.replica import refuse_broken
 from schemas import columns as c
 from schemas.manifest import check_manifest_schema
+from schemas.task import CAPTION
 from tests.pipeline.world import draw_media, make_job, picture_rows
 
 RULES = GenerateRules(Sampling(max_new_tokens=6), "float32", "cpu", batch_rows=4, threads=1)
@@ -101,6 +102,13 @@ def wrapped(generate, monkeypatch, change, **options):
     return engine
 
 
+def requests_of(generate, rows, sampling):
+    """What the stage would ask of each of these rows."""
+    texts = Texts(CAPTION, sampling, generate.decode)
+    prepared = [prepared_row(rows, n, generate._image_rules) for n in range(rows.num_rows)]
+    return [request for row in prepared for request in texts.requests(row)]
+
+
 def test_prepared_rows(prepared):
     manifest, table = prepared
     assert table.schema.equals(prepared_schema(manifest))
@@ -119,12 +127,10 @@ def test_prepared_rows(prepared):
 def test_answers_are_the_engines_and_texts_the_processors(prepared, generate):
     manifest, table = prepared
     found = generate(table)
-    assert found.schema.equals(generated_schema(manifest))
+    assert found.schema.equals(parsed_schema(manifest))
     processor = Processor.load(CHECKPOINT)
-    texts = Parse(manifest, processor.decode)(found)
-    assert texts.schema.equals(parsed_schema(manifest))
     engine = Engine.load(CHECKPOINT, "cpu", "float32")
-    for number, row in enumerate(texts.to_pylist()):
+    for row in found.to_pylist():
         if row["id"] == "bad":
             assert (row[c.TEXT], row[c.ERROR_CODE]) == (None, "decode_corrupt")
             assert (row[c.FINISH_REASON], row[c.ATTEMPT]) == ("error", 1)
@@ -135,8 +141,9 @@ def test_answers_are_the_engines_and_texts_the_processors(prepared, generate):
             "x", processor.build_prompt(messages, [visual]), (visual,), RULES.sampling
         )
         alone = next(iter(engine.generate([request])))
-        assert found[c.OUTPUT_IDS][number].as_py() == alone.output_ids
         assert row[c.TEXT] == processor.decode(alone.output_ids)
+        assert row[c.OUTPUT_TOKENS] == len(alone.output_ids)
+        assert row[c.MEAN_LOGPROB] == pytest.approx(alone.mean_logprob, abs=1e-6)
         assert row[c.PROMPT_TOKENS] == len(request.input_ids)
 
 
@@ -147,18 +154,18 @@ def test_drawn_answers_follow_the_seed_and_not_the_batch(prepared):
     def answers(rows, seed=1, batch_rows=4):
         rules = replace(RULES, sampling=replace(sampling, seed=seed), batch_rows=batch_rows)
         found = Generate(manifest, rules, CHECKPOINT, nothing)(rows)
-        return dict(zip(found["id"].to_pylist(), found[c.OUTPUT_IDS].to_pylist(), strict=True))
+        return dict(zip(found["id"].to_pylist(), found[c.TEXT].to_pylist(), strict=True))
 
     first = answers(table)
     order = list(reversed(range(table.num_rows)))
     assert answers(table.take(order), batch_rows=3) == first
     other = answers(table, seed=2)
-    assert sum(other[name] != ids for name, ids in first.items()) > len(first) // 2
+    assert sum(other[name] != text for name, text in first.items()) > len(first) // 2
 
 
 def test_threads_share_full_batches_and_get_their_own_rows(prepared, generate, monkeypatch):
     _, table = prepared
-    expected = generate(table)[c.OUTPUT_IDS].to_pylist()
+    expected = generate(table)[c.TEXT].to_pylist()
 
     def slowly(engine, step):
         time.sleep(0.05)
@@ -168,7 +175,7 @@ def test_threads_share_full_batches_and_get_their_own_rows(prepared, generate, m
     found = {}
 
     def work(number):
-        found[number] = generate(table.slice(number, 1))[c.OUTPUT_IDS].to_pylist()[0]
+        found[number] = generate(table.slice(number, 1))[c.TEXT].to_pylist()[0]
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
     for thread in threads:
@@ -196,9 +203,7 @@ def test_a_call_that_comes_later_does_not_wait_for_the_first(prepared, generate,
         # Requests are made from the rules before the engine is asked.
         with lock:
             generate._rules = rules
-            requests = [
-                _request(rows, n, rules.sampling, generate._image_rules) for n in range(len(rows))
-            ]
+            requests = requests_of(generate, rows, rules.sampling)
         generate._batcher(requests)
         order.append(rules.sampling.max_new_tokens)
 
@@ -259,7 +264,7 @@ def test_a_row_that_breaks_a_batch_is_found_and_its_neighbours_go_on(
     prepared, generate, monkeypatch, error, code
 ):
     _, table = prepared
-    expected = generate(table)[c.OUTPUT_IDS].to_pylist()
+    expected = generate(table)[c.TEXT].to_pylist()
 
     def change(engine, step):
         found = step()
@@ -272,9 +277,9 @@ def test_a_row_that_breaks_a_batch_is_found_and_its_neighbours_go_on(
     bad = found["id"].to_pylist().index("row-00002")
     assert found[c.ERROR_CODE].to_pylist()[bad] == code
     assert found[c.ATTEMPT].to_pylist()[bad] == 2
-    ids = found[c.OUTPUT_IDS].to_pylist()
-    assert ids[bad] is None
-    assert [one for n, one in enumerate(ids) if n != bad] == [
+    texts = found[c.TEXT].to_pylist()
+    assert texts[bad] is None
+    assert [one for n, one in enumerate(texts) if n != bad] == [
         one for n, one in enumerate(expected) if n != bad
     ]
 
@@ -350,7 +355,7 @@ def test_missing_memory_is_told_apart(prepared, monkeypatch):
     """Here it is the network that runs out, for one picture, and the engine that finds it out."""
     manifest, table = prepared
     stage = Generate(manifest, RULES, CHECKPOINT, nothing)
-    expected = stage(table)[c.OUTPUT_IDS].to_pylist()
+    expected = stage(table)[c.TEXT].to_pylist()
     bad = table["id"].to_pylist().index("row-00002")
     patches = len(table[c.PATCHES][bad].as_py())
     encode = stage._engine.model.visual.encode
@@ -370,13 +375,13 @@ def test_missing_memory_is_told_apart(prepared, monkeypatch):
             assert (codes[number], attempts[number]) == ("engine_oom", 2)
             assert "not enough memory" in found[c.ERROR_MESSAGE][number].as_py()
         else:
-            assert found[c.OUTPUT_IDS][number].as_py() == expected[number]
+            assert found[c.TEXT][number].as_py() == expected[number]
 
 
 def test_rows_of_one_name_in_two_calls_wait_for_each_other(prepared, generate):
     _, table = prepared
     rows = table.slice(0, 1)
-    request = _request(rows, 0, RULES.sampling, generate._image_rules)
+    (request,) = requests_of(generate, rows, RULES.sampling)
     answers = generate._batcher([request] * 5)
     assert len({tuple(one.completion.output_ids) for one in answers}) == 1
     assert generate._batcher([]) == []
@@ -388,7 +393,7 @@ def test_tensors_of_another_row_are_fatal(prepared, generate, column):
     table = prepared[1].slice(0, 2)
     values = table[column]
     if column == c.INPUT_IDS:  # the prompts of the two are the same
-        values = pa.chunked_array([pa.array([[7, *one][:-1] for one in values.to_pylist()])])
+        values = pa.chunked_array([pa.array([[[7, *one][:-1]] for (one,) in values.to_pylist()])])
         values = values.cast(table[column].type)
     else:
         values = values.take(pa.array([1, 0]))

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +12,7 @@ import pytest
 
 from model.processor import Processor
 from model.tiny import CAPTION_PROMPT, CHECKPOINT
+from pipeline.decoding.decoder import Decoder, Medium, Question
 from pipeline.fetching.spool import Spool
 from pipeline.prepare import Prepare, PrepareRules
 from pipeline.records import (
@@ -21,6 +23,7 @@ from pipeline.records import (
 )
 from schemas import columns as c
 from schemas.manifest import check_manifest_schema
+from schemas.task import Task
 from tests.media import jpeg, numbered_frames, video
 from tests.pipeline.world import make_job
 
@@ -136,9 +139,9 @@ def test_a_table_of_all_kinds_of_rows(prepare, processor, counts):
     assert table[c.GRID_THW][1].as_py() == [*picture.grid_thw, *clip.grid_thw]
     assert table[c.MEDIA_KINDS].to_pylist()[:3] == [["image"], ["image", "video"], ["video"]]
     messages = processor.user_message("Both?", ["image", "video"], "Be brief.")
-    assert table[c.INPUT_IDS][1].as_py() == processor.build_prompt(messages, [picture, clip])
+    assert table[c.INPUT_IDS][1].as_py() == [processor.build_prompt(messages, [picture, clip])]
     whole, _ = processor.prepare_media(CLIP)
-    assert table[c.INPUT_IDS][2].as_py() == processor.build_prompt(chat, [whole])
+    assert table[c.INPUT_IDS][2].as_py() == [processor.build_prompt(chat, [whole])]
     receipts = table[c.RECEIPT].to_pylist()
     assert [one["uri"] for one in receipts[1]] == ["file://0", "file://1"]
     assert receipts[1][1]["frame_times_s"] == list(clip_receipt.frame_times_s)
@@ -201,6 +204,39 @@ def test_patches_are_those_of_their_own_row_in_a_long_table(prepare, processor):
         assert sha256.as_py() == receipt.sha256
 
 
-def test_the_actors_own_process_needs_no_torch():
-    code = "import sys, pipeline.prepare; assert 'torch' not in sys.modules"
+@pytest.mark.parametrize("module", ["prepare", "run", "windows.run", "running.desk"])
+def test_driver_desk_and_the_actors_that_prepare_need_no_torch(module):
+    code = f"import sys, pipeline.{module}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_rows_that_are_alike_are_decoded_once_where_copies_matter(tmp_path, monkeypatch):
+    """Alike in media, windows and prompts; what comes out is the same as without that."""
+    (tmp_path / "clip").write_bytes(CLIP)
+    (tmp_path / "same").hardlink_to(tmp_path / "clip")
+    (tmp_path / "other").write_bytes(CLIP)
+    rows = [
+        row((PICTURE,), id="a"),
+        row((PICTURE,), id="b"),
+        row((PICTURE,), id="c", prompt="Another?"),
+        row((jpeg(56, 84, seed=1),), id="d"),
+        row((CLIP, "video", 0.0, 0.5), id="e"),
+        row((CLIP, "video", 0.2, 0.7), id="f"),
+        row((PICTURE[:300],), id="g"),
+        row((PICTURE[:300],), id="h"),
+        row((PICTURE,), messages="no JSON", id="i"),
+    ]
+    asked = []
+    decode = Decoder.prepare
+    monkeypatch.setattr(
+        Decoder, "prepare", lambda self, them: asked.append(len(them)) or decode(self, them)
+    )
+    found = []
+    for task in (Task(), Task(dedupe=True)):
+        stage = Prepare(MANIFEST, replace(RULES, task=task), CHECKPOINT, lambda rows: None)
+        found.append(stage(fetched(*rows)))
+        stage.close()
+    assert asked == [9, 7]
+    assert found[0].equals(found[1])
+    contents = [Question([Medium(tmp_path / name)]).content() for name in ("clip", "same", "other")]
+    assert contents[0] == contents[1] != contents[2]

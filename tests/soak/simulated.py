@@ -29,11 +29,12 @@ class Prepared:
     def __call__(self, table: pa.Table) -> pa.Table:
         rows = table.num_rows
         ids = np.tile(np.arange(TOKENS, dtype=np.int32), rows)
-        offsets = np.arange(rows + 1, dtype=np.int32) * TOKENS
+        offsets = np.arange(rows + 1, dtype=np.int32)
+        prompts = pa.ListArray.from_arrays(pa.array(offsets * TOKENS), pa.array(ids))
         made = {
             c.VISUAL_TOKENS: _same(8, rows, pa.int32()),
             c.SHA256: _same("0" * 64, rows, pa.string()),
-            c.INPUT_IDS: pa.ListArray.from_arrays(pa.array(offsets), pa.array(ids)),
+            c.INPUT_IDS: pa.ListArray.from_arrays(pa.array(offsets), prompts),
             c.PATCHES: _same(bytes(PATCH_BYTES), rows, pa.large_binary()),
         }
         self._count(rows)

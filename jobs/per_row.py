@@ -1,7 +1,6 @@
-"""The caption job: turns each manifest row's media and prompt into one text.
+"""The jobs caption, score and embed: turn each manifest row into one result row.
 
-The prompt is the row's own `messages` or `prompt`, else the job's; the text is stored as the model
-wrote it, without special tokens. How that is done is the pipeline's affair, not known here.
+What they ask of a row is the task's affair (schemas/task.py), how they ask it the pipeline's.
 """
 
 import json
@@ -14,7 +13,7 @@ from schemas.job import JobConfig
 from schemas.result import Summary, summary_dict, summary_text
 
 
-def caption(
+def run_per_row(
     job: JobConfig,
     as_json: bool = False,
     stdout: TextIO | None = None,

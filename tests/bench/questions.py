@@ -1,0 +1,149 @@
+"""What a second question and a copy cost: `python -m tests.bench.questions [--model DIR]`.
+
+CPU seconds of the stages and of the processes that decode for them, for the same pictures: one
+question, another one, both in one job; and with every picture there twice, copies answered once.
+They take turns, and the medians are shown. Ray and the files of the output are left out.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from os import getpid
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from model.tiny import CAPTION_PROMPT, CHECKPOINT
+from model.tiny.encode import picture_file
+from pipeline.fetch import Fetch, FetchRules
+from pipeline.generate import Generate, GenerateRules
+from pipeline.prepare import Prepare, PrepareRules
+from pipeline.records import read_schema
+from pipeline.running.answers import Answers
+from schemas import columns as c
+from schemas.job import JobConfig, load_job
+from schemas.manifest import ManifestSchema, check_manifest_schema
+from schemas.task import Task
+from tests.processes import descendants
+
+SECOND = "How many shapes are there?"
+ROUNDS = 5
+
+
+def rows_of(folder: Path, pictures: int) -> list[dict[str, str]]:
+    """Drawn pictures, and a manifest's rows for them."""
+    rng = np.random.default_rng(7)
+    rows = []
+    for number in range(pictures):
+        path = folder / f"{number}.jpg"
+        path.write_bytes(picture_file(rng, "two", "jpg")[1])
+        rows.append({"id": f"{number}", "uri": str(path)})
+    return rows
+
+
+class Way:
+    """The stages of one job, ready to be called again and again."""
+
+    def __init__(self, rows: list[dict[str, str]], folder: Path, model: str, **keys: Any) -> None:
+        source = pa.Table.from_pylist(rows)
+        self.manifest = check_manifest_schema(source.schema, "manifest")
+        self.table = read_table(self.manifest, source)
+        self.job = job = job_of(folder, model, keys)
+        self.task = task = Task.of(job)
+        self.fetch = Fetch(self.manifest, FetchRules.of(job, "/"))
+        rules = PrepareRules.of(job, task)
+        self.prepare = Prepare(self.manifest, rules, Path(model), lambda _: None)
+        self.answers = Answers()
+        self.generate = Generate(
+            self.manifest,
+            GenerateRules.of(job, 32, 1, on_gpu=False),
+            Path(model),
+            lambda _: None,
+            task=task,
+            registry=self.answers,
+        )
+
+    def once(self) -> float:
+        """CPU seconds, this process's and its children's."""
+        self.answers._entries.clear()
+        before = cpu_s()
+        self.generate(self.prepare(self.fetch(self.table)))
+        return cpu_s() - before
+
+
+def job_of(folder: Path, model: str, keys: dict[str, Any]) -> JobConfig:
+    values = {
+        "job": "caption",
+        "manifest": "m",
+        "output": "o",
+        "model": model,
+        "fetch.roots": [str(folder)],
+        "generation.max_new_tokens": 32,
+    }
+    return load_job(None, values | keys)
+
+
+def read_table(manifest: ManifestSchema, source: pa.Table) -> pa.Table:
+    schema = read_schema(manifest)
+    columns = {field.name: pa.nulls(source.num_rows, field.type) for field in schema}
+    columns |= {name: source[name] for name in source.column_names}
+    ordinals = [{"file": 0, "index": index} for index in range(source.num_rows)]
+    return pa.table(columns | {c.ROW: pa.array(ordinals)}).cast(schema)
+
+
+def cpu_s() -> float:
+    """Of this process, and of those below it that still run."""
+    total = time.process_time()
+    for number in descendants(getpid()):
+        try:
+            total += int(Path(f"/proc/{number}/schedstat").read_text().split()[0]) / 1e9
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return total
+
+
+@contextmanager
+def ways(model: str, pictures: int) -> Iterator[dict[str, Way]]:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        rows = rows_of(folder, pictures)
+        twice = rows + [{**row, "id": f"{row['id']}-again"} for row in rows]
+        both = {"caption": CAPTION_PROMPT, "count": SECOND}
+        yield {
+            "one question": Way(rows, folder, model, prompt=CAPTION_PROMPT),
+            "the other": Way(rows, folder, model, prompt=SECOND),
+            "both": Way(rows, folder, model, prompts=both),
+            "every row twice": Way(twice, folder, model, prompt=CAPTION_PROMPT, dedupe=True),
+        }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default=str(CHECKPOINT))
+    parser.add_argument("--pictures", type=int, default=64)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    with ways(options.model, options.pictures) as found:
+        taken: dict[str, list[float]] = {name: [] for name in found}
+        for turn in range(ROUNDS + 1):
+            for name, way in found.items():
+                seconds = way.once()
+                if turn:  # the first one warms up
+                    taken[name].append(seconds)
+    medians = {name: statistics.median(times) for name, times in taken.items()}
+    for name, seconds in medians.items():
+        print(f"{name:<16} {seconds:8.3f} CPU-s for {options.pictures} pictures")
+    one = medians["one question"]
+    second = (medians["both"] - one) / medians["the other"]
+    print(f"a second question costs {second:.0%} of a job of its own")
+    print(f"a copy costs {(medians['every row twice'] - one) / one:.0%} of a row")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""Named prompts and copies through the whole pipeline."""
+
+import pytest
+
+from model.tiny import CAPTION_PROMPT
+from pipeline.plan import check
+from pipeline.run import run
+from schemas.errors import JobError
+from tests.pipeline.world import (
+    assert_each_once,
+    draw_media,
+    make_job,
+    picture_rows,
+    read_output,
+    write_manifest,
+)
+
+QUESTION = "which colour is the circle?"
+PROMPTS = {"caption": CAPTION_PROMPT, "colour": {"prompt": QUESTION}}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("prompts")
+
+
+@pytest.fixture(scope="module")
+def media(home):
+    return draw_media(home / "media")
+
+
+@pytest.fixture(scope="module")
+def manifest(home, media):
+    rows = picture_rows(media, 20)  # of six pictures
+    rows.append({"id": "bad", "uri": str(media["truncated"]), "kind": None})
+    rows.append({"id": "clip", "uri": str(media["clip"]), "kind": "v"})
+    return write_manifest(home / "m.parquet", rows, row_group_size=5)
+
+
+def by_id(job):
+    rows = read_output(job.output)
+    assert_each_once(rows, [f"row-{number:05}" for number in range(20)] + ["bad", "clip"])
+    return {row["id"]: row for row in rows}
+
+
+@pytest.fixture(scope="module")
+def plain(home, manifest, ray_cluster):
+    """What each question gives in a job of its own."""
+    found = {}
+    for name, prompt in (("caption", CAPTION_PROMPT), ("colour", QUESTION)):
+        job = make_job(manifest, home / name, prompt=prompt)
+        run(job)
+        found[name] = by_id(job)
+    return found
+
+
+def test_several_questions_are_as_good_as_several_jobs(home, manifest, plain):
+    job = make_job(manifest, home / "both", prompt=None, prompts=PROMPTS)
+    summary = run(job)
+    assert (summary.ok, dict(summary.errors)) == (21, {"decode_corrupt": 1})
+    for name, row in by_id(job).items():
+        for question, alone in plain.items():
+            assert row[question] == alone[name]["text"]
+            if name == "bad":
+                continue
+            for column in ("finish_reason", "prompt_tokens", "output_tokens"):
+                assert row[f"{question}_{column}"] == alone[name][column]
+            assert row[f"{question}_mean_logprob"] == pytest.approx(
+                alone[name]["mean_logprob"], abs=1e-4
+            )
+        both = [alone[name]["output_tokens"] for alone in plain.values()]
+        assert row["output_tokens"] == (None if name == "bad" else sum(both))
+        assert row["sha256"] == plain["caption"][name]["sha256"]
+        assert "text" not in row
+
+
+def test_copies_are_answered_once_and_marked(home, manifest, plain):
+    job = make_job(manifest, home / "once", dedupe=True)
+    summary = run(job)
+    rows = by_id(job)
+    originals = {name: row for name, row in rows.items() if row["duplicate_of"] is None}
+    assert len(originals) == 6 + 2
+    for name, row in rows.items():
+        alone = plain["caption"][name]
+        for column in ("text", "finish_reason", "output_tokens", "error_code", "sha256", "uri"):
+            assert row[column] == alone[column]
+        if row["duplicate_of"] is not None:
+            assert originals[row["duplicate_of"]]["sha256"] == row["sha256"]
+    assert summary.output_tokens == sum(row["output_tokens"] or 0 for row in originals.values())
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"prompts": {"a": "x"}}, "prompts: found it beside prompt"),
+        ({"prompt": None, "prompts": {"uri": "x"}}, "column 'uri' is also a column"),
+        ({"prompt": None, "prompts": {"row": "x"}}, "column 'row' is also a column"),
+        ({"prompt": None, "prompts": {"kind": "x"}}, "column 'kind' is also a column"),
+        ({"score__texts": ["a"]}, "score: found values in a job of the kind caption"),
+        ({"job": "score"}, "score: found neither of texts and column"),
+        ({"job": "score", "score__column": "kin"}, "score.column names column 'kin'"),
+        ({"job": "embed", "prompt": None, "prompts": {"a": "x"}}, "found it in a job of the kind"),
+    ],
+)
+def test_contradictions_are_told_before_anything_runs(home, manifest, changes, words):
+    with pytest.raises(JobError, match=words):
+        check(make_job(manifest, home / "never", **changes))
+
+
+@pytest.mark.parametrize(
+    ("prompts", "words"),
+    [
+        ({}, "found no prompt"),
+        ({"a b": "x"}, "found the name 'a b'"),
+        ({"a": " "}, "expected"),
+        ({"a": {"promt": "x"}}, "expected"),
+        ("x", "expected a mapping"),
+    ],
+)
+def test_prompts_that_are_none_are_told(home, manifest, prompts, words):
+    with pytest.raises(JobError, match=words):
+        make_job(manifest, home / "never", prompt=None, prompts=prompts)
+
+
+def test_rows_prompts_beside_named_ones_are_refused(home, media):
+    rows = [{"id": "a", "uri": str(media["clip"]), "prompt": "own"}]
+    manifest = write_manifest(home / "own.parquet", rows)
+    with pytest.raises(JobError, match="found them beside the column 'prompt'"):
+        check(make_job(manifest, home / "never", prompt=None, prompts=PROMPTS))
