@@ -25,12 +25,15 @@ _CHATTY = {
 class Reporter(Protocol):
     """Called with each Progress; `close` shows the last one, if it was held back.
 
-    stopping: the run has been told to end, and may take so many seconds.
+    stopping: the run has been told to end, and may take so many seconds. phase: what comes now is
+    of another step of the job.
     """
 
     def __call__(self, progress: Progress) -> None: ...
 
     def stopping(self, grace_s: float) -> None: ...
+
+    def phase(self, name: str) -> None: ...
 
     def close(self) -> None: ...
 
@@ -53,6 +56,7 @@ class TerminalReporter:
         self._stream = stream
         self._columns = columns
         self._pace = _Pace(every_s, clock)
+        self._phase = ""
 
     def __call__(self, progress: Progress) -> None:
         if self._pace.is_due(progress):
@@ -65,6 +69,11 @@ class TerminalReporter:
         )
         self._stream.flush()
 
+    def phase(self, name: str) -> None:
+        self.close()
+        self._pace.begin()
+        self._phase = f"{name}: "
+
     def close(self) -> None:
         if self._pace.held is not None:
             self._show(self._pace.held)
@@ -75,7 +84,8 @@ class TerminalReporter:
     def _show(self, progress: Progress) -> None:
         columns = self._columns or shutil.get_terminal_size().columns
         # Back to the start, text, erase the rest: in one write, so that nothing flickers.
-        self._stream.write(f"\r{progress_line(progress, columns - 1)}\x1b[K")
+        line = progress_line(progress, columns - 1 - len(self._phase))
+        self._stream.write(f"\r{self._phase}{line}\x1b[K")
         self._stream.flush()
 
 
@@ -90,6 +100,7 @@ class JsonReporter:
     ) -> None:
         self._stream = stream
         self._pace = _Pace(every_s, clock)
+        self._phase: dict[str, str] = {}
 
     def __call__(self, progress: Progress) -> None:
         if self._pace.is_due(progress):
@@ -99,12 +110,18 @@ class JsonReporter:
         self._stream.write(json.dumps({"event": "stopping", "grace_s": grace_s}) + "\n")
         self._stream.flush()
 
+    def phase(self, name: str) -> None:
+        self.close()
+        self._pace.begin()
+        self._phase = {"phase": name}
+
     def close(self) -> None:
         if self._pace.held is not None:
             self._show(self._pace.held)
 
     def _show(self, progress: Progress) -> None:
-        self._stream.write(json.dumps({"event": "progress", **asdict(progress)}) + "\n")
+        said = {"event": "progress", **self._phase, **asdict(progress)}
+        self._stream.write(json.dumps(said) + "\n")
         self._stream.flush()
 
 
@@ -116,6 +133,12 @@ class _Pace:
         self._clock = clock
         self._next = float("-inf")
         self.held: Progress | None = None
+        self.has_shown = False
+
+    def begin(self) -> None:
+        """Another row of numbers begins."""
+        self._next = float("-inf")
+        self.held = None
         self.has_shown = False
 
     def is_due(self, progress: Progress) -> bool:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ray.data import DataContext
 
 _LEAST_CPUS = 2
+_STARTED_HERE = {"mediamill-cluster": "local"}  # a label: several runs may share such a cluster
 _STARTS = 3
 _WAIT_POLL_S = 1.0
 _NO_PROGRESS_S = 2 * 3600  # loading a large model and one slow video must fit
@@ -47,7 +48,7 @@ def ray_cluster(address: str | None) -> Iterator[bool]:
 
     if ray.is_initialized():
         with _quiet():
-            yield True
+            yield not any(_STARTED_HERE.items() <= node.labels.items() for node in ray_nodes())
         return
     with _own_sigterm():
         if address is not None:
@@ -143,6 +144,7 @@ def _start_local() -> None:
                     include_dashboard=False,
                     log_to_driver=False,
                     logging_level=logging.ERROR,
+                    labels=_STARTED_HERE,
                 )
         except Exception:
             ray.shutdown()

@@ -19,6 +19,7 @@ from model.engine import Completion, Request
 from model.parallel.shards import VisionSplit
 from model.sampling import Sampling
 from model.text.tokenizer import Tokenizer
+from pipeline.asking.candidates import END_OF_TURN
 from pipeline.asking.copies import Copies, Registry, Told
 from pipeline.asking.kinds import asking
 from pipeline.asking.prepared_row import PreparedRow, prepared_row
@@ -36,7 +37,6 @@ __all__ = ["BrokenEngineError", "Generate", "GenerateRules", "IdentityError"]
 
 _TOTALS = (c.ATTEMPT, c.PROMPT_TOKENS, c.OUTPUT_TOKENS)
 _NONE = Told({c.ATTEMPT: 1, c.FINISH_REASON: "error"})  # rows that were errors already
-_END_OF_TURN = "<|im_end|>"
 
 # Requests that the engine has at once, per row that runs: the others wait for a row to be free.
 _AHEAD = 2
@@ -128,7 +128,7 @@ class Generate:
         )
         tokenizer = Tokenizer.load(checkpoint)
         self.decode = tokenizer.decode
-        end = tokenizer.special.get(_END_OF_TURN)
+        end = tokenizer.special.get(END_OF_TURN)
         self._copies = Copies(registry) if registry is not None and task.dedupe else None
         self._asking = asking(task, rules.sampling, self.decode, self.stop, end)
 

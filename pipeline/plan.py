@@ -21,6 +21,7 @@ from model.config import Qwen2VLConfig, parse_config
 from model.errors import ModelError
 from model.parallel.shards import Shard
 from pipeline import embedding, storage
+from pipeline.asking.candidates import check_texts
 from pipeline.asking.json_answers import check_schemas, schema_parts
 from pipeline.canary import check_canary
 from pipeline.checkpoint import Content, check_checkpoint
@@ -101,6 +102,7 @@ def check(job: JobConfig, step: Step | None = None) -> Plan:
     config = _check_ranks(job, model)
     task = embedding.resolved(Task.of(job, config.text.hidden_size), model)
     check_schemas(task)
+    check_texts(task, model)
     _check_columns(job, manifest, task)
     check_canary(job)
     content = Content.of(model)

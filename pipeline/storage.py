@@ -10,6 +10,7 @@ answer is tried again, beyond the retries of each library.
 import os
 import posixpath
 import re
+import shutil
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -166,6 +167,24 @@ def put(place: Place, data: bytes) -> None:
         return
     target = Path(place.path)
     _write_temporary(target, data).replace(target)
+    sync_folder(target.parent)
+
+
+def put_file(place: Place, source: Path) -> None:
+    """Writes `place` whole and durable, over what was there, from a local file of any size."""
+    if not place.is_local:
+        steadily(place, lambda fs: fs.put_file(str(source), place.path))
+        return
+    target = Path(place.path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.parent / f".{uuid.uuid4().hex}.tmp"
+    shutil.copyfile(source, temporary)
+    descriptor = os.open(temporary, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    temporary.replace(target)
     sync_folder(target.parent)
 
 

@@ -4,10 +4,38 @@ Tokens are not known here.
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from schemas.errors import ErrorCode, RowError
+from model.errors import ModelError
+from model.text.tokenizer import Tokenizer
+from pipeline.storage import Place
+from schemas.errors import ErrorCode, JobError, RowError
 from schemas.job_tasks import ScoreConfig
+from schemas.task import Task
+
+END_OF_TURN = "<|im_end|>"
+
+
+def check_texts(task: Task, checkpoint: Place) -> None:
+    """Whether the checkpoint's tokenizer can take what the job says of scores. Raises JobError."""
+    if task.kind != "score":
+        return
+    try:
+        tokenizer = Tokenizer.load(Path(checkpoint.path) if checkpoint.is_local else checkpoint.url)
+    except ModelError as error:
+        raise JobError(str(error)) from error
+    if task.score.end_token and END_OF_TURN not in tokenizer.special:
+        raise JobError(
+            f"score.end_token: found true, and the checkpoint has no token {END_OF_TURN}, which "
+            "would end an answer: expected false"
+        )
+    for number, text in enumerate(task.score.texts or (), start=1):
+        if found := tokenizer.control_tokens_in(text):
+            raise JobError(
+                f"score.texts: found the control string {found[0]} in text {number}, which only "
+                "the chat template may write"
+            )
 
 
 def texts_to_score(row: Mapping[str, Any], config: ScoreConfig) -> Sequence[str]:

@@ -1,6 +1,6 @@
 """Turns pieces of one medium, as they arrive, into its whole content: in memory, or in a file.
 
-Media beyond MEMORY_BYTES go to a temporary file, so that a process can hold several of any size.
+Media beyond a size go to a temporary file, so that a process can hold several of any size.
 Where the pieces come from is not known.
 """
 
@@ -41,8 +41,16 @@ class Medium:
 class Content:
     """A medium that is being fetched. Several threads may write, each to its own place."""
 
-    def __init__(self, room: Room, spool: Spool, max_bytes: int, deadline: Deadline) -> None:
+    def __init__(
+        self,
+        room: Room,
+        spool: Spool,
+        max_bytes: int,
+        deadline: Deadline,
+        memory_bytes: int | None = None,
+    ) -> None:
         self._room, self._spool, self._max = room, spool, max_bytes
+        self._memory_bytes = MEMORY_BYTES if memory_bytes is None else memory_bytes
         self._deadline = deadline
         self._memory: npt.NDArray[np.uint8] = _empty(0)
         self._file: int | None = None
@@ -60,7 +68,7 @@ class Content:
         with self._deadline.paused():
             self._room.resize(total)
         self.total = total
-        if total > MEMORY_BYTES:
+        if total > self._memory_bytes:
             self._to_file()
         else:
             self._memory = _empty(total)
@@ -125,7 +133,7 @@ class Content:
         self._reserved = min(max(end, 2 * self._reserved, _LEAST), end + _STEP)
         with self._deadline.paused():
             self._room.resize(self._reserved)
-        if self._reserved > MEMORY_BYTES:
+        if self._reserved > self._memory_bytes:
             self._to_file()
         else:
             grown = _empty(self._reserved)

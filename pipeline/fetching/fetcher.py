@@ -5,8 +5,12 @@ sources' files, and rows are not known.
 """
 
 import os
+import sys
+import weakref
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,18 +18,21 @@ import numpy as np
 from pipeline import storage
 from pipeline.fetching.addresses import AddressRules
 from pipeline.fetching.budget import Budget, Room
-from pipeline.fetching.content import Content, Medium
+from pipeline.fetching.content import MEMORY_BYTES, Content, Medium
 from pipeline.fetching.file_source import opened
+from pipeline.fetching.heads import HEAD_BYTES, Facts, fill, look
 from pipeline.fetching.http_source import HttpClient, HttpSource
+from pipeline.fetching.kept import Kept
 from pipeline.fetching.object_source import ObjectStores
 from pipeline.fetching.retries import Backoff, Deadline, Kind, told_apart, tried
 from pipeline.fetching.spool import Spool
-from pipeline.fetching.transfer import transfer
+from pipeline.fetching.transfer import Source, transfer
 from schemas.errors import ErrorCode, JobError, RowError
 from schemas.job import JobConfig
 
 SCHEMES = ("file", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf", "http", "https")
 _PIECE = 1024 * 1024
+_SMALL_BYTES = 256 * 1024  # of a video that is rather in memory, although many rows name it
 _CODES: dict[Kind, ErrorCode] = {
     "missing": ErrorCode.FETCH_NOT_FOUND,
     "denied": ErrorCode.FETCH_DENIED,
@@ -39,7 +46,10 @@ class FetchRules:
     """max_bytes: of one medium. timeout_s: for one medium, all tries together, without the time
     that it waits for room. base: the folder that relative paths are relative to. roots: folders
     that files may lie in; None for the base alone. schemes, hosts: None for all that are known.
-    pause_s: ceiling of the pause before the second try. The others: the job's keys of that name.
+    pause_s: ceiling of the pause before the second try. memory_bytes: larger media are
+    files; None = as content.py has it. in_place: a local one is not copied then, but read where it
+    lies. cache_bytes: of such remote ones that this machine's processes keep for each other. The
+    others: the job's keys of that name.
     """
 
     max_bytes: int
@@ -53,10 +63,14 @@ class FetchRules:
     at_once: int = 16
     ahead_bytes: int = 512 * 1024**2
     pause_s: float = 0.5
+    memory_bytes: int | None = None
+    in_place: bool = False
+    cache_bytes: int = 0
 
     @classmethod
     def of(cls, job: JobConfig, base: str) -> "FetchRules":
         """What `job` says of fetching; base: the folder that it was started in."""
+        windows = job.job == "annotate"  # many rows name one video
         return cls(
             max_bytes=job.limits.max_bytes,
             timeout_s=job.limits.fetch_timeout_s,
@@ -68,6 +82,9 @@ class FetchRules:
             tries=job.fetch.tries,
             at_once=job.fetch.at_once,
             ahead_bytes=job.fetch.ahead_bytes,
+            memory_bytes=_SMALL_BYTES if windows else None,
+            in_place=windows and sys.platform == "linux",
+            cache_bytes=job.fetch.cache_bytes if windows else 0,
         )
 
 
@@ -98,18 +115,39 @@ class Fetcher:
         self._rules = rules
         self._backoff = Backoff(rules.tries, rules.pause_s)
         self._spool = Spool()
+        self._kept = Kept(self._spool, rules.cache_bytes) if rules.cache_bytes else None
         self._http = http or HttpClient(AddressRules(rules.hosts, rules.private_addresses))
         self._stores = ObjectStores()
         self._ranges = ThreadPoolExecutor(rules.at_once, thread_name_prefix="range")
 
     def fetch(self, uri: str | None, room: Room) -> Medium:
         """The whole content of a URI. Raises RowError: a `fetch_` code, or media_empty."""
+        return self._guarded(uri, room, self._fetch)
+
+    def fetch_head(self, uri: str | None, room: Room) -> tuple[Medium, bool]:
+        """A content of which only header and index need be there, and whether it is whole: a file
+        of its size with holes, if it is large and remote. Raises as `fetch`.
+        """
+        whole = True
+
+        def head(uri: str, content: Content, deadline: Deadline) -> Medium:
+            nonlocal whole
+            medium = self._head(uri, deadline)
+            whole = medium is None
+            return medium or self._fetch(uri, content, deadline)
+
+        return self._guarded(uri, room, head), whole
+
+    def _guarded(
+        self, uri: str | None, room: Room, fetch: Callable[[str, Content, Deadline], Medium]
+    ) -> Medium:
+        rules = self._rules
         if not uri:
             raise RowError(ErrorCode.FETCH_NOT_FOUND, "the row names no file: its uri is empty")
-        deadline = Deadline(self._rules.timeout_s)
-        content = Content(room, self._spool, self._rules.max_bytes, deadline)
+        deadline = Deadline(rules.timeout_s)
+        content = Content(room, self._spool, rules.max_bytes, deadline, rules.memory_bytes)
         try:
-            medium = self._fetch(uri, content, deadline)
+            medium = fetch(uri, content, deadline)
         except RowError as error:
             content.abandon()
             raise RowError(error.code, f"{storage.shown(uri)}: {error.message}") from None
@@ -126,6 +164,67 @@ class Fetcher:
         return medium
 
     def _fetch(self, uri: str, content: Content, deadline: Deadline) -> Medium:
+        source = self._source(uri)
+        if source is None:
+            return tried(lambda: self._read_file(uri, content), self._backoff, deadline=deadline)
+        if self._kept is None:
+            return transfer(source, content, deadline, self._backoff, self._ranges)
+        return self._fetch_once(uri, self._kept, source, content, deadline)
+
+    def _fetch_once(
+        self, uri: str, kept: Kept, source: Source, content: Content, deadline: Deadline
+    ) -> Medium:
+        """From what this machine keeps, or into it."""
+
+        def whole() -> Medium:
+            return transfer(source, content, deadline, self._backoff, self._ranges)
+
+        facts = self._facts(source, deadline)
+        if facts is None or facts.version is None or not self._is_kept(facts.size):
+            return whole()
+        with ExitStack() as stack:
+            with deadline.paused():  # another process may be fetching it
+                entry = stack.enter_context(kept.entry(uri, facts.version, facts.size))
+            if path := entry.find():
+                return Medium(facts.size, None, path)
+            medium = whole()
+            if medium.path is not None and medium.size == facts.size:
+                entry.keep(medium.path)
+            return medium
+
+    def _is_kept(self, size: int) -> bool:
+        rules = self._rules
+        in_memory = MEMORY_BYTES if rules.memory_bytes is None else rules.memory_bytes
+        return in_memory < size <= min(rules.max_bytes, rules.cache_bytes)
+
+    def _facts(self, source: Source, deadline: Deadline) -> Facts | None:
+        """None where they are not told, or not at once: a whole transfer says what is wrong."""
+        try:
+            found = look(source, 1, deadline, replace(self._backoff, tries=1))
+        except Exception:  # noqa: BLE001 - each library has its own
+            return None
+        return None if found is None else found[0]
+
+    def _head(self, uri: str, deadline: Deadline) -> Medium | None:
+        """Header and index, in a file with holes; None for a content that should come whole."""
+        source = self._source(uri)
+        found = None if source is None else look(source, HEAD_BYTES, deadline, self._backoff)
+        if source is None or found is None or found[0].size <= 2 * HEAD_BYTES:
+            return None
+        facts, head = found
+        if facts.size > self._rules.max_bytes:
+            return None  # which then says so
+        path = self._spool.new()
+        try:
+            with path.open("xb", buffering=0) as file:
+                fill(file.fileno(), head, facts, source, deadline, self._backoff)
+        except BaseException:
+            Spool.release([path])
+            raise
+        return Medium(facts.size, None, path)
+
+    def _source(self, uri: str) -> Source | None:
+        """Where the content comes from; None for a file of this machine. Raises RowError."""
         scheme = storage.scheme(uri)
         allowed = SCHEMES if self._rules.schemes is None else self._rules.schemes
         if scheme not in allowed or scheme not in SCHEMES:
@@ -134,15 +233,16 @@ class Fetcher:
                 f"found the scheme '{scheme}', expected one of {', '.join(allowed)}",
             )
         if scheme == "file":
-            return tried(lambda: self._read_file(uri, content), self._backoff, deadline=deadline)
+            return None
         http = scheme in ("http", "https")
-        source = HttpSource(uri, self._http) if http else self._stores.source(uri)
-        return transfer(source, content, deadline, self._backoff, self._ranges)
+        return HttpSource(uri, self._http) if http else self._stores.source(uri)
 
     def _read_file(self, uri: str, content: Content) -> Medium:
         rules = self._rules
         roots = (rules.base,) if rules.roots is None else rules.roots
         with opened(uri, rules.base, roots) as (descriptor, size):
+            if rules.in_place and (rules.memory_bytes or 0) < size <= rules.max_bytes:
+                return _in_place(descriptor, size)
             content.expect(size)
             place = 0
             # As much as was there at first: a file that grows is read to where it was.
@@ -153,6 +253,20 @@ class Fetcher:
                 content.write(place, piece)
                 place += len(piece)
         return content.finish(place)
+
+
+class _Hold:
+    """Keeps a file open."""
+
+
+def _in_place(descriptor: int, size: int) -> Medium:
+    """The file that is open here, by a name that leads to it and to no other.
+
+    A way through folders could lead elsewhere by the time that another process follows it.
+    """
+    kept, hold = os.dup(descriptor), _Hold()
+    weakref.finalize(hold, os.close, kept)
+    return Medium(size, None, Path(f"/proc/{os.getpid()}/fd/{kept}"), hold)
 
 
 def fetch(uri: str | None, rules: FetchRules, http: HttpClient | None = None) -> bytes:

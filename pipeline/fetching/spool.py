@@ -14,12 +14,14 @@ import tempfile
 import threading
 import uuid
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 _FOLDER = "spool"
 _LOCK = "lock"
+_KEPT = "kept"  # the one place that processes share
 
 
 def home() -> Path:
@@ -45,7 +47,11 @@ class Spool:
 
     @staticmethod
     def share(path: Path) -> Path:
-        """Another name for a file, which is there until all its names are released."""
+        """Another name for a file, which is there until all its names are released; the same name
+        for what is not spooled.
+        """
+        if not _is_spooled(path):
+            return path
         other = path.with_name(uuid.uuid4().hex)
         other.hardlink_to(path)
         return other
@@ -74,12 +80,54 @@ def sweep() -> None:
                 _remove(place, lock)
 
 
-def _claim(root: Path) -> tuple[Path, BinaryIO]:
-    """A folder of this process, and the file whose lock says so."""
+def join(owner: object) -> Path:
+    """The folder of files that all processes of this user share, as long as `owner` is there; it
+    goes with the first sweep after its last user. Raises OSError.
+    """
+    root = _own(home())
+    place = root / _KEPT
+    while True:
+        with contextlib.suppress(FileNotFoundError):  # a sweep has just removed it
+            place.mkdir(mode=0o700, exist_ok=True)
+            lock = (place / _LOCK).open("ab")
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            if _is_at(lock, place / _LOCK):
+                (place / _FOLDER).mkdir(mode=0o700, exist_ok=True)
+                weakref.finalize(owner, lock.close)
+                return place / _FOLDER
+            lock.close()
+
+
+@contextmanager
+def kept() -> Iterator[None]:
+    """While it lasts, what processes of this machine keep for each other stays, also when the last
+    of them ends.
+    """
+    user = _User()
+    with contextlib.suppress(OSError):  # then nothing is kept
+        join(user)
+    try:
+        yield
+    finally:
+        del user
+        sweep()
+
+
+class _User:
+    """Somebody who uses the shared files."""
+
+
+def _own(root: Path) -> Path:
     with contextlib.suppress(FileExistsError):  # also where something else has the name
         root.mkdir(mode=0o700)
     if not _is_ours(root):
         raise PermissionError(f"{root}: belongs to another user, expected a folder of this one")
+    return root
+
+
+def _claim(root: Path) -> tuple[Path, BinaryIO]:
+    """A folder of this process, and the file whose lock says so."""
+    _own(root)
     while True:
         place = root / uuid.uuid4().hex
         place.mkdir(mode=0o700)
@@ -96,14 +144,18 @@ def _lock(path: Path, create: bool = False) -> BinaryIO | None:
     file = path.open("xb" if create else "r+b")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # A sweep may have removed the file between our opening and locking it.
-        if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+        if _is_at(file, path):
             return file
     except OSError:
         file.close()
         return None
     file.close()
     return None
+
+
+def _is_at(file: BinaryIO, path: Path) -> bool:
+    """A sweep may have removed the file between our opening and locking it."""
+    return os.path.samestat(os.fstat(file.fileno()), path.stat())
 
 
 def _end(place: Path, lock: BinaryIO, process: int) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.commands import parse_caption, parse_run
+from jobs.commands import parse_job, parse_run
 from schemas.errors import JobError
 from schemas.job import KEYS
 
@@ -158,7 +158,7 @@ def test_usage_needs_neither_ray_nor_torch():
     ],
 )
 def test_paths_pairs_and_options_in_any_order(arguments):
-    _, overrides = parse_caption(arguments)
+    _, overrides = parse_job("caption", arguments)
     assert overrides == {
         "manifest": "m",
         "output": "o",
@@ -173,7 +173,7 @@ def test_paths_pairs_and_options_in_any_order(arguments):
     "path", ["s3://b/date=1/", "/data/kind=a/", "./kind=a/x", "a-b=c.parquet", "*.parquet"]
 )
 def test_paths_with_an_equals_sign_are_paths(path):
-    _, overrides = parse_caption([path, "o", "--prompt", "Describe: it", "prompt.x=1"])
+    _, overrides = parse_job("caption", [path, "o", "--prompt", "Describe: it", "prompt.x=1"])
     assert overrides["manifest"] == path
     assert overrides["prompt"] == "Describe: it"
     options, _ = parse_run([path])
@@ -182,4 +182,4 @@ def test_paths_with_an_equals_sign_are_paths(path):
 
 def test_a_key_given_twice_is_not_guessed_at():
     with pytest.raises(JobError, match="seed: given a second time"):
-        parse_caption(["m", "o", "seed=1", "seed=1"])
+        parse_job("caption", ["m", "o", "seed=1", "seed=1"])

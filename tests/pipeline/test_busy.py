@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from pipeline.running.busy import BUSY, UP, Meter, binds, shares
+from pipeline.running.busy import ACTIVE, BUSY, SILENT, UP, Meter, binds, shares
 
 
 class Clock:
@@ -78,6 +78,16 @@ def test_the_busiest_stage_binds(prepare, generate, expected):
     }
     assert shares(counted) == pytest.approx({"prepare": prepare, "generate": generate})
     assert binds(shares(counted)) == expected
+
+
+def test_who_has_prepared_all_long_ago_holds_nobody_up():
+    counted = {"prepare" + BUSY: 990, "prepare" + UP: 1000}
+    counted |= {"generate" + BUSY: 7000, "generate" + UP: 10_000}
+    assert binds(shares(counted)) == "prepare"
+    assert binds(shares({**counted, ACTIVE: 3000, SILENT: 0})) == "prepare"
+    done = {**counted, ACTIVE: 3000, SILENT: 17_000}
+    assert binds(shares(done)) == "generate"
+    assert shares(done)["prepare"] == pytest.approx(0.99 * 3 / 20)
 
 
 def test_nothing_binds_before_anything_is_told():

@@ -1,6 +1,7 @@
 """A job that draws its answers: the same again with the same seed, and cut at its stop strings."""
 
-from pipeline.generate import GenerateRules, row_seed
+from pipeline.asking.seeds import row_seed
+from pipeline.generate import GenerateRules
 from pipeline.run import run
 from tests.pipeline.world import (
     assert_each_once,

@@ -98,6 +98,10 @@ def test_copies_are_answered_once_and_marked(home, manifest, plain):
         ({"prompt": None, "prompts": {"kind": "x"}}, "column 'kind' is also a column"),
         ({"score__texts": ["a"]}, "score: found values in a job of the kind caption"),
         ({"job": "score"}, "score: found neither of texts and column"),
+        (
+            {"job": "score", "score__texts": ["a", "b<|im_end|>"]},
+            "control string <.im_end.> in text 2",
+        ),
         ({"job": "score", "score__column": "kin"}, "score.column names column 'kin'"),
         ({"job": "embed", "prompt": None, "prompts": {"a": "x"}}, "found it in a job of the kind"),
     ],

@@ -134,6 +134,7 @@ def test_a_stream_of_a_longer_file_is_not_believed():
         (media.cut(drawn("mp4")), "decode_corrupt"),
         (media.cut(drawn("mkv")), "decode_corrupt"),
     ],
+    ids=range(6),
 )
 def test_what_is_no_video(data, code):
     with pytest.raises(MediaError) as caught:
@@ -141,7 +142,9 @@ def test_what_is_no_video(data, code):
     assert caught.value.code == code
 
 
-@pytest.mark.parametrize("data", [media.cut(drawn("mp4")), media.audio_only(), drawn("mp4")[:100]])
+@pytest.mark.parametrize(
+    "data", [media.cut(drawn("mp4")), media.audio_only(), drawn("mp4")[:100]], ids=range(3)
+)
 def test_what_may_be_a_hole_asks_for_the_whole_file(data):
     with pytest.raises(WholeFileNeededError):
         duration_s(data, whole=False)
