@@ -15,15 +15,17 @@ def history(output: str, as_json: bool = False, out: TextIO | None = None) -> in
     from pipeline.running.history import (
         past_runs,  # pyarrow takes a second; wrong usage does not wait
     )
+    from pipeline.windows.columns import STEPS
 
-    runs = past_runs(output)
+    runs = past_runs(output, STEPS)
     stream = out or sys.stdout
     if as_json:
         for run in runs:
             print(json.dumps(run), file=stream)
         return 0
-    lines = [_COLUMNS, *(tuple(_shown(run.get(name)) for name in _COLUMNS) for run in runs)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(_COLUMNS))]
+    columns = ("step", *_COLUMNS) if runs and "step" in runs[0] else _COLUMNS
+    lines = [columns, *(tuple(_shown(run.get(name)) for name in columns) for run in runs)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
     for line in lines:
         text = "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
         print(text.rstrip(), file=stream)

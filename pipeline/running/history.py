@@ -4,28 +4,46 @@ A run that was killed has begun and left no note; what it finished counts in lat
 """
 
 import json
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from pipeline import storage
 from pipeline.commit import ledger
 from pipeline.commit.ledger_log import log_of
+from pipeline.commit.ledger_state import LedgerState
 from pipeline.running.lease import at_work
+from pipeline.storage import Place
 from schemas.errors import JobError
 
 _READERS = 16
 
 
-def past_runs(output: str) -> list[dict[str, object]]:
+def past_runs(output: str, steps: Sequence[str] = ()) -> list[dict[str, object]]:
     """The runs of an output, oldest first: what the summary of each says, and
 
     run: its name. started: UTC, ISO 8601. end: "finished", "finished with errors", why it stopped,
     "at work", or None for one that was killed.
+    steps: folders in an output that may have logs of their own, where it has none; a run has its
+    folder as `step` then.
     Raises JobError when there is no log, or a damaged one.
     """
     place = storage.resolve(output)
     state = ledger.load(place)
-    if state.header is None:
+    if state.header is not None:
+        return _runs(place, state)
+    found = [(step, place / step, ledger.load(place / step)) for step in steps]
+    runs = [
+        {**run, "step": step}
+        for step, where, state in found
+        if state.header is not None
+        for run in _runs(where, state)
+    ]
+    if not runs:
         raise JobError(f"{storage.shown(place.url)}: found no log of Mediamill, expected an output")
+    return sorted(runs, key=lambda run: str(run["started"]))
+
+
+def _runs(place: Place, state: LedgerState) -> list[dict[str, object]]:
     log, notes = log_of(place), place / ledger.HIDDEN / "runs"
     kept, working = set(storage.files_below(notes)), at_work(place)
 

@@ -1,4 +1,4 @@
-"""The columns of what is between a manifest of videos and a timeline, once."""
+"""The columns of what is between a manifest of videos and a timeline, and the folders, once."""
 
 from collections.abc import Sequence
 
@@ -9,6 +9,9 @@ from schemas import columns as c
 from schemas.arrow_types import is_list, is_seconds
 from schemas.errors import JobError
 from schemas.manifest import MEDIA_TYPE, ManifestSchema
+
+# Folders of an output that are outputs of runs themselves.
+SPLIT_FOLDER, WINDOWS_FOLDER, VIDEOS_FOLDER = STEPS = ("_split", "windows", "videos")
 
 # Of a window's row.
 VIDEO_ID = "video_id"

@@ -35,7 +35,11 @@ from pipeline.running.drain import Stop
 from pipeline.storage import Place
 from pipeline.windows.columns import (
     SPLIT_CODE,
+    SPLIT_FOLDER,
     SPLIT_MESSAGE,
+    STEPS,
+    VIDEOS_FOLDER,
+    WINDOWS_FOLDER,
     check_columns,
     split_schema,
     without_hidden,
@@ -50,8 +54,7 @@ from schemas.job import JobConfig
 from schemas.manifest import ManifestSchema, check_partition_by
 from schemas.result import Progress, Summary
 
-_SPLIT, _MANIFEST, _WINDOWS = "_split", "_manifest", "windows"
-_TO_ASK, _VIDEOS = "_videos", "videos"
+_MANIFEST, _TO_ASK = "_manifest", "_videos"
 _PLAIN_NOTES = "_merged"  # in a folder of videos without summaries
 _SPLIT_ROWS = 1024  # of one file of the split, at most
 _HEADS_AT_ONCE, _SCENES_AT_ONCE = 64, 8  # rows of the split that four callers bring together
@@ -173,7 +176,7 @@ def annotate(
         if annotation.split.rows_left:  # then all steps have work: they share what is started now
             stack.enter_context(ray_cluster(address))
         split = run(_split_job(job), annotation.split, on_progress, address, SPLIT_STAGES, stop)
-        make_windows(output / _SPLIT, output / _MANIFEST, manifest)
+        make_windows(output / SPLIT_FOLDER, output / _MANIFEST, manifest)
         on_phase("windows")
         mine = _windows_job(job)
         plan = check(mine, _windows_step())
@@ -181,9 +184,9 @@ def annotate(
         if not job.annotate.videos:
             return Annotated(split, windows)
         on_phase("videos")
-        folders = output / _SPLIT, output / _WINDOWS
+        folders = output / SPLIT_FOLDER, output / WINDOWS_FOLDER
         if job.annotate.summary_prompt is None:
-            merged = merge(*folders, output / _VIDEOS, plain_videos(manifest, plan.task))
+            merged = merge(*folders, output / VIDEOS_FOLDER, plain_videos(manifest, plan.task))
             return Annotated(split, windows, merged)
         rules = videos_to_ask(manifest, plan.task, _summary_rules(job, plan))
         merged = merge(*folders, output / _TO_ASK, rules)
@@ -208,7 +211,7 @@ def _split_job(job: JobConfig) -> JobConfig:
     )
     return job.model_copy(
         update={
-            "output": f"{job.output.rstrip('/')}/{_SPLIT}",
+            "output": f"{job.output.rstrip('/')}/{SPLIT_FOLDER}",
             "partition_by": (),
             "rows_per_file": _SPLIT_ROWS,
             "resources": resources,
@@ -235,7 +238,7 @@ def _windows_job(job: JobConfig) -> JobConfig:
     return job.model_copy(
         update={
             "manifest": f"{output}/{_MANIFEST}",
-            "output": f"{output}/{_WINDOWS}",
+            "output": f"{output}/{WINDOWS_FOLDER}",
             "fetch": job.fetch.model_copy(update={"roots": roots}),
         }
     )
@@ -250,7 +253,7 @@ def _summary_job(job: JobConfig) -> JobConfig:
     return job.model_copy(
         update={
             "manifest": f"{output}/{_TO_ASK}",
-            "output": f"{output}/{_VIDEOS}",
+            "output": f"{output}/{VIDEOS_FOLDER}",
             "partition_by": (),
             # The canary is asked what it is asked among the windows.
             "canary": job.canary.model_copy(update={"prompt": job.canary.prompt or job.prompt}),
@@ -291,14 +294,14 @@ def _check_output(job: JobConfig, output: Place) -> None:
             listed = output.fs.ls(output.path, False)
             names = [str(one).rstrip("/").rpartition("/")[2] for one in listed]
         foreign = [name for name in names if name and name[0] not in "._"]
-        foreign = sorted({*foreign} - {_WINDOWS, _VIDEOS})
+        foreign = sorted({*foreign} - {WINDOWS_FOLDER, VIDEOS_FOLDER})
         if foreign or ledger.HIDDEN in names:
             what = foreign[0] if foreign else "the result of a job of another kind"
             raise JobError(
                 f"{shown}: the output holds '{what}', expected an empty folder, nothing yet, or "
                 "what a job annotate has written there"
             )
-        plain = storage.exists(output / _VIDEOS / _PLAIN_NOTES)
+        plain = storage.exists(output / VIDEOS_FOLDER / _PLAIN_NOTES)
     except OSError as error:
         raise JobError(f"{shown}: the output cannot be read: {error}") from error
     if job.annotate.videos and _TO_ASK in names and job.annotate.summary_prompt is None:
@@ -320,7 +323,7 @@ def _named(output: Place) -> Iterator[None]:
         yield
     except JobError as error:
         shown, text = storage.shown(output.url), str(error)
-        for name in (_SPLIT, _WINDOWS, _VIDEOS):
+        for name in STEPS:
             text = text.replace(f"{shown}/{name}: the output was", f"{shown}: the output was")
             text = text.replace(f"such as {shown}/{name}-", f"such as {shown}-")
         raise JobError(text) from error

@@ -30,7 +30,7 @@ def mediamill(*arguments, cwd=None):
 
 WRONG_USE = [
     (["captoin"], "unknown command 'captoin', did you mean 'caption'?"),
-    (["zzz"], "unknown command 'zzz', expected one of demo, caption, run"),
+    (["zzz"], "unknown command 'zzz', expected one of demo, caption, annotate, score, "),
     (["caption"], "mediamill caption: expected two paths, MANIFEST and OUTPUT, found neither"),
     (["caption", "m"], "mediamill caption: expected two paths, MANIFEST and OUTPUT, found m"),
     (

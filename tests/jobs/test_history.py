@@ -76,3 +76,14 @@ def test_a_job_with_mistakes_is_not_submitted(tmp_path, capsys):
     path.write_text("job: caption\nmanifesto: x\n")
     assert main(["submit", str(path), "--address", "http://127.0.0.1:1"]) == 2
     assert "manifesto" in capsys.readouterr().err
+
+
+def test_an_output_of_several_steps_lists_them_in_order(tmp_path, capsys):
+    for step in ("_split", "windows"):
+        begin(storage.resolve(str(tmp_path / step)), f"run of {step}")
+    assert main(["history", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["step", "_split", "windows"]
+    assert main(["history", str(tmp_path / "windows")]) == 0
+    assert "step" not in capsys.readouterr().out
+    assert main(["history", str(tmp_path / "nothing")]) == 2

@@ -28,7 +28,7 @@ from tests.pipeline.world import assert_each_once, make_job, read_output, write_
 
 # The reference counts the positions of videos so.
 EXACT = {"video__mrope": "hf5", "resources__dtype": "float32", "prompt": None}
-PICTURES, CLIPS = 60, 12
+PICTURES, CLIPS = 40, 8
 MEDIA = pa.list_(pa.struct([("type", pa.string()), ("uri", pa.string())]))
 
 

@@ -86,6 +86,7 @@ def test_the_folder_is_small():
     assert sum(path.stat().st_size for path in CHECKPOINT.iterdir()) <= 8 * 2**20
 
 
+@pytest.mark.slow
 def test_training_learns_and_repeats(tmp_path, capsys):
     losses = []
     for name in ("one", "same"):
