@@ -28,6 +28,7 @@ RECEIPT_STRUCT = pa.struct(
         pa.field("visual_tokens", pa.int32()),
         pa.field("notes", pa.list_(pa.string())),  # what was clamped, and why
         pa.field("bound_by", pa.list_(pa.string())),  # which limits decided, by their names
+        pa.field("seen_sha256", pa.string()),  # of a video's frames as the model got them
     ]
 )
 

@@ -42,6 +42,8 @@ class Receipt:
     visual_tokens: in the prompt. source_height, source_width: upright pixels before the resize.
     notes: what was clamped or changed and why, in words.
     bound_by: the limits that decided the frames and the size, as in `bounds.Bound`.
+    seen_sha256: in hex, of a video's patches as the model gets them, which tells the windows of one
+    file apart; None for a picture, whose file says as much.
     """
 
     kind: VisualKind
@@ -55,6 +57,7 @@ class Receipt:
     source_width: int
     notes: tuple[str, ...]
     bound_by: tuple[Bound, ...] = ()
+    seen_sha256: str | None = None
 
 
 def prepare_picture(
@@ -221,5 +224,6 @@ def _video(video: Video, sha256: str, pixels: ImageRules) -> tuple[VisualInput, 
         source_width=video.source_width,
         notes=video.notes + repeated,
         bound_by=video.bound_by,
+        seen_sha256=hashlib.sha256(patches.contiguous().numpy().data).hexdigest(),
     )
     return visual, receipt

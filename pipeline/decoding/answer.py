@@ -32,6 +32,7 @@ _FAILURES = frozenset(
 
 Kind = Literal["image", "video"]
 _Size = Annotated[int, Field(ge=1, lt=2**31)]
+_Sha256 = Annotated[str, Field(pattern=r"\A[0-9a-f]{64}\z")]
 _Tokens = Annotated[int, Field(ge=0, lt=2**31)]
 
 
@@ -51,7 +52,7 @@ class Receipt(_Strict):
     """As model.processor.Receipt."""
 
     kind: Kind
-    sha256: Annotated[str, Field(pattern=r"\A[0-9a-f]{64}\z")]
+    sha256: _Sha256
     height: _Size
     width: _Size
     frame_times_s: list[float]
@@ -61,6 +62,7 @@ class Receipt(_Strict):
     source_width: _Size
     notes: list[str]
     bound_by: list[Bound]
+    seen_sha256: _Sha256 | None
 
 
 class Visual(_Strict):

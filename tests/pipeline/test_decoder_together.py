@@ -34,6 +34,7 @@ GOOD = {
             "source_width": 1,
             "notes": [],
             "bound_by": [],
+            "seen_sha256": None,
         }
     ],
     "visuals": [{"kind": "image", "grid_thw": [1, 2, 2]}],

@@ -96,7 +96,7 @@ def wait_for(condition, what, driver, seconds=120.0):
 
 def test_a_rank_is_killed_and_its_replica_is_replaced(tmp_path, ray_cluster):
     media = draw_media(tmp_path / "media")
-    rows = picture_rows(media, 60)
+    rows = picture_rows(media, 180)  # the first commit has 64 of them
     rows[5]["uri"] = str(media["clip"])
     settings = {"resources__batch_rows": 4, "resources__dtype": "float32", "rows_per_file": 8}
     alone = make_job(write_manifest(tmp_path / "a.parquet", rows[:12]), tmp_path / "a", **settings)

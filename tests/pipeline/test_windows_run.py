@@ -1,5 +1,6 @@
 """Timelines on a real Ray cluster: every event is found in its window, nothing is done twice."""
 
+import hashlib
 import json
 import shutil
 
@@ -139,6 +140,7 @@ def test_windows_of_one_file_are_what_each_is_alone(home, films, job, monkeypatc
     job = annotation(home / "manifest", home / "elsewhere").job
     from pipeline.checkpoint import Content, place_of
 
+    by_id = {row["id"]: row for row in read(home / "out" / "windows") if row["status"] == "ok"}
     content = Content.of(place_of(str(CHECKPOINT)))
     stage = WindowStage(job, schemas, (str(CHECKPOINT), content), str(home), lambda _: None)
     found = stage(_with_ordinals(table))
@@ -153,6 +155,10 @@ def test_windows_of_one_file_are_what_each_is_alone(home, films, job, monkeypatc
         assert ids == rows[at]["id"]
         assert patches == visual.patches.contiguous().numpy().tobytes()
         assert receipt.frame_times_s[0] == rows[at]["start_s"]
+        written = by_id[rows[at]["id"]]["receipt"][0]
+        assert written["seen_sha256"] == receipt.seen_sha256
+        assert written["seen_sha256"] == hashlib.sha256(patches).hexdigest()
+    assert len({one["receipt"][0]["seen_sha256"] for one in by_id.values()}) == len(rows)
 
 
 def _with_ordinals(table):

@@ -86,6 +86,7 @@ def test_an_error_row_and_a_video_row_survive_parquet(tmp_path):
         "visual_tokens": 24,
         "notes": ["4 frames instead of 2.4: min_frames 4"],
         "bound_by": ["min_frames"],
+        "seen_sha256": "1" * 64,
     }
     ok = {
         "id": "a",
