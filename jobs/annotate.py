@@ -8,8 +8,8 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
 
-from jobs.progress import quiet_logs, reporter_for
-from jobs.stopping import stop_on_signals
+from jobs.attended import attended
+from jobs.progress import quiet_logs
 from schemas.job import JobConfig
 from schemas.result import Summary, summary_dict, summary_text
 
@@ -48,12 +48,8 @@ def annotate(
 
     quiet_logs()
     annotation = run.check_annotation(job)
-    reporter = reporter_for(stderr or sys.stderr)
-    try:
-        with stop_on_signals(lambda: reporter.stopping(job.resources.grace_s)) as stop:
-            made = run.annotate(annotation, reporter.phase, reporter, address, stop)
-    finally:
-        reporter.close()
+    with attended(job.resources.grace_s, stderr or sys.stderr) as (reporter, stop):
+        made = run.annotate(annotation, reporter.phase, reporter, address, stop)
     finished = Finished(made)
     text = json.dumps(finished_dict(finished)) if as_json else finished_text(finished)
     print(text, file=stdout or sys.stdout, flush=True)

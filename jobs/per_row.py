@@ -7,8 +7,8 @@ import json
 import sys
 from typing import TextIO
 
-from jobs.progress import quiet_logs, reporter_for
-from jobs.stopping import stop_on_signals
+from jobs.attended import attended
+from jobs.progress import quiet_logs
 from schemas.job import JobConfig
 from schemas.result import Summary, summary_dict, summary_text
 
@@ -32,12 +32,8 @@ def run_per_row(
 
     quiet_logs()
     plan = check(job)
-    reporter = reporter_for(stderr or sys.stderr)
-    try:
-        with stop_on_signals(lambda: reporter.stopping(job.resources.grace_s)) as stop:
-            summary = run(job, plan, on_progress=reporter, address=address, stop=stop)
-    finally:
-        reporter.close()
+    with attended(job.resources.grace_s, stderr or sys.stderr) as (reporter, stop):
+        summary = run(job, plan, on_progress=reporter, address=address, stop=stop)
     text = json.dumps(summary_dict(summary)) if as_json else summary_text(summary)
     print(text, file=stdout or sys.stdout, flush=True)
     return summary

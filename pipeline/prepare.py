@@ -16,6 +16,7 @@ from model.media.limits import MediaLimits
 from pipeline.asking.candidates import texts_to_score
 from pipeline.decoding.column import binary_column
 from pipeline.decoding.decoder import Answer, Decoder, DecodeRules, Medium, Question, Receipt
+from pipeline.decoding.limits import media_limits
 from pipeline.fetching.spool import Spool
 from pipeline.records import (
     MEDIA_BYTES,
@@ -57,19 +58,13 @@ class PrepareRules:
     @classmethod
     def of(cls, job: JobConfig, task: Task = CAPTION) -> "PrepareRules":
         """What `job` says of inputs."""
-        limits = MediaLimits(
-            max_image_pixels=job.limits.max_image_pixels,
-            max_video_pixels=job.limits.max_video_pixels,
-            max_frames_decoded=job.limits.max_frames_decoded,
-            max_duration_s=job.limits.max_duration_s,
-        )
         return cls(
             prompt=job.prompt,
             system=job.system,
             image_min_pixels=job.image.min_pixels,
             image_max_pixels=job.image.max_pixels,
             video=job.video.model_dump(exclude={"mrope"}),
-            limits=limits,
+            limits=media_limits(job.limits),
             decoding=DecodeRules(job.limits.decode_timeout_s, job.limits.decode_bytes),
             task=task,
         )

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from model.media.limits import MediaLimits
 from pipeline.decoding.decoder import Answer, Decoder, DecodeRules, Medium, Question
+from pipeline.decoding.limits import media_limits
 from pipeline.decoding.measure import Measure, Measured
 from pipeline.fetching.budget import Room
 from pipeline.fetching.content import Medium as Fetched
@@ -62,12 +63,7 @@ class SplitRules:
         return cls(
             WindowRules.of(job),
             FetchRules.of(job, base),
-            MediaLimits(
-                max_image_pixels=limits.max_image_pixels,
-                max_video_pixels=limits.max_video_pixels,
-                max_frames_decoded=limits.max_frames_decoded,
-                max_duration_s=limits.max_duration_s,
-            ),
+            media_limits(limits),
             DecodeRules(limits.decode_timeout_s, limits.decode_bytes),
         )
 
