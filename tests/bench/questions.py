@@ -69,6 +69,11 @@ class Way:
             registry=self.answers,
         )
 
+    def answers_of(self) -> list[dict[str, Any]]:
+        """The rows as they would be written."""
+        rows: list[dict[str, Any]] = self.generate(self.prepare(self.fetch(self.table))).to_pylist()
+        return rows
+
     def once(self) -> float:
         """CPU seconds, this process's and its children's."""
         self.answers._entries.clear()

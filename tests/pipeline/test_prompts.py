@@ -1,11 +1,13 @@
 """Named prompts and copies through the whole pipeline."""
 
+import pyarrow.parquet as pq
 import pytest
 
-from model.tiny import CAPTION_PROMPT
+from model.tiny import CAPTION_PROMPT, CHECKPOINT
 from pipeline.plan import check
 from pipeline.run import run
 from schemas.errors import JobError
+from tests.bench.questions import Way
 from tests.pipeline.world import (
     assert_each_once,
     draw_media,
@@ -15,6 +17,7 @@ from tests.pipeline.world import (
     write_manifest,
 )
 
+SHORT = {"generation.max_new_tokens": 6}  # as make_job
 QUESTION = "which colour is the circle?"
 PROMPTS = {"caption": CAPTION_PROMPT, "colour": {"prompt": QUESTION}}
 
@@ -44,21 +47,29 @@ def by_id(job):
 
 
 @pytest.fixture(scope="module")
-def plain(home, manifest, ray_cluster):
-    """What each question gives in a job of its own."""
+def plain(manifest):
+    """What each question gives in a job of its own, whose stages run here."""
     found = {}
     for name, prompt in (("caption", CAPTION_PROMPT), ("colour", QUESTION)):
-        job = make_job(manifest, home / name, prompt=prompt)
-        run(job)
-        found[name] = by_id(job)
+        rows = pq.read_table(manifest).to_pylist()
+        made = Way(rows, manifest.parent, str(CHECKPOINT), prompt=prompt, **SHORT).answers_of()
+        found[name] = {row["id"]: row for row in made}
     return found
 
 
-def test_several_questions_are_as_good_as_several_jobs(home, manifest, plain):
-    job = make_job(manifest, home / "both", prompt=None, prompts=PROMPTS)
+def test_several_questions_are_as_good_as_several_jobs_and_copies_are_marked(
+    home, manifest, plain, ray_cluster
+):
+    job = make_job(manifest, home / "both", prompt=None, prompts=PROMPTS, dedupe=True)
     summary = run(job)
     assert (summary.ok, dict(summary.errors)) == (21, {"decode_corrupt": 1})
-    for name, row in by_id(job).items():
+    rows = by_id(job)
+    originals = {name: row for name, row in rows.items() if row["duplicate_of"] is None}
+    assert len(originals) == 6 + 2
+    assert summary.output_tokens == sum(row["output_tokens"] or 0 for row in originals.values())
+    for name, row in rows.items():
+        if row["duplicate_of"] is not None:
+            assert originals[row["duplicate_of"]]["sha256"] == row["sha256"]
         for question, alone in plain.items():
             assert row[question] == alone[name]["text"]
             if name == "bad":
@@ -72,21 +83,6 @@ def test_several_questions_are_as_good_as_several_jobs(home, manifest, plain):
         assert row["output_tokens"] == (None if name == "bad" else sum(both))
         assert row["sha256"] == plain["caption"][name]["sha256"]
         assert "text" not in row
-
-
-def test_copies_are_answered_once_and_marked(home, manifest, plain):
-    job = make_job(manifest, home / "once", dedupe=True)
-    summary = run(job)
-    rows = by_id(job)
-    originals = {name: row for name, row in rows.items() if row["duplicate_of"] is None}
-    assert len(originals) == 6 + 2
-    for name, row in rows.items():
-        alone = plain["caption"][name]
-        for column in ("text", "finish_reason", "output_tokens", "error_code", "sha256", "uri"):
-            assert row[column] == alone[column]
-        if row["duplicate_of"] is not None:
-            assert originals[row["duplicate_of"]]["sha256"] == row["sha256"]
-    assert summary.output_tokens == sum(row["output_tokens"] or 0 for row in originals.values())
 
 
 @pytest.mark.parametrize(

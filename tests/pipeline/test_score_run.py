@@ -69,9 +69,10 @@ def run_with_a_stop(job, rows):
     return summary
 
 
-def test_the_true_text_is_found_and_scores_are_the_references(world, reference, ray_cluster):
+@pytest.fixture(scope="module")
+def to_score(world):
+    """A job, its rows with their true texts, and its rows that are errors."""
     rows = drawn_rows(world / "scenes", PICTURES, CLIPS)
-    truths = {row["id"]: row["truth"] for row in rows}
     first, missing = rows[0], str(world / "missing.png")
     bad = {
         "null": ({"texts": None}, "prompt_invalid", "found null"),
@@ -85,7 +86,29 @@ def test_the_true_text_is_found_and_scores_are_the_references(world, reference, 
     manifest = write_manifest(world / "score.parquet", [*rows, *further], row_group_size=20)
     kept = {"fetch__roots": [str(world)], "resources__batch_rows": 4, **EXACT}
     job = make_job(manifest, world / "scores", job="score", score__column="texts", **kept)
-    run_with_a_stop(job, len(rows) + len(further))
+    return job, rows, bad
+
+
+@pytest.fixture(scope="module")
+def scored(to_score, ray_cluster):
+    run(to_score[0])
+
+
+@pytest.mark.slow
+def test_scores_after_a_stop_are_those_of_one_run(world, to_score, scored):
+    job, rows, bad = to_score
+    again = job.model_copy(update={"output": str(world / "stopped")})
+    run_with_a_stop(again, len(rows) + len(bad))
+    found, expected = read_output(again.output), read_output(job.output)
+    names = [
+        [(one["id"], one["text"], one["error_code"]) for one in some] for some in (found, expected)
+    ]
+    assert names[0] == names[1]
+
+
+def test_the_true_text_is_found_and_scores_are_the_references(world, reference, to_score, scored):
+    _, rows, bad = to_score
+    truths = {row["id"]: row["truth"] for row in rows}
     written = read_output(world / "scores")
     assert_each_once(written, [*truths, *bad])
     found = {row["id"]: row for row in written}
