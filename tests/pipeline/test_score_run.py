@@ -97,7 +97,8 @@ def scored(to_score, ray_cluster):
 @pytest.mark.slow
 def test_scores_after_a_stop_are_those_of_one_run(world, to_score, scored):
     job, rows, bad = to_score
-    again = job.model_copy(update={"output": str(world / "stopped")})
+    # Small files, so that some rows are finished long before the last.
+    again = job.model_copy(update={"output": str(world / "stopped"), "rows_per_file": 8})
     run_with_a_stop(again, len(rows) + len(bad))
     found, expected = read_output(again.output), read_output(job.output)
     names = [
