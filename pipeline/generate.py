@@ -168,8 +168,9 @@ class Generate:
         Raises IdentityError and BrokenEngineError, which are no row's fault.
         """
         found = failures(table)
+        task, rules = self._task, self._image_rules
         rows = {
-            number: prepared_row(table, number, self._image_rules, self._task.own_columns)
+            number: prepared_row(table, number, rules, task.own_columns, task.dedupe)
             for number, failure in enumerate(found)
             if failure is None
         }

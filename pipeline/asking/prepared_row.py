@@ -27,7 +27,8 @@ _SEEN = ("type", "sha256", "height", "width", "frame_indices")
 class PreparedRow:
     """name: what travels with the row's tensors. prompts: token ids of each question, texts: of
     each text to score. media_names: as of `model.requests.Request`. content: a hash of all that
-    decides the answers, 16 bytes. values: of the columns of its own that were asked for.
+    decides the answers, 16 bytes, where that is wanted. values: of the columns of its own that were
+    asked for.
     """
 
     name: str
@@ -49,8 +50,10 @@ def prepared_row(
     number: int,
     rules: Mapping[VisualKind, ImageRules],
     own: Sequence[str] = (),
+    hashed: bool = False,
 ) -> PreparedRow:
-    """rules: that the patches were made by. own: columns whose values are wanted.
+    """rules: that the patches were made by. own: columns whose values are wanted. hashed: whether
+    `content` is.
 
     Raises IdentityError for the tensors of another row.
     """
@@ -84,7 +87,7 @@ def prepared_row(
     known = sha256 is not None and kinds == ["image"]
     names = (f"{sha256} {visuals[0].grid_thw}",) if known else None
     values = {column: table[column][number].as_py() for column in own}
-    content = _content(prompts, texts, table[c.RECEIPT][number].as_py())
+    content = _content(prompts, texts, table[c.RECEIPT][number].as_py()) if hashed else b""
     return PreparedRow(name, row_id, prompts, texts, tuple(visuals), names, content, values)
 
 

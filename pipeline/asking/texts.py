@@ -51,7 +51,7 @@ class Texts:
 
     def again(self, row: PreparedRow, number: int, said: Said) -> Request | None:
         question = self._task.questions[number]
-        if said.asked > self._task.json_answers.retries:
+        if question.schema is None or said.asked > self._task.json_answers.retries:
             return None
         _, failure = self._plain(question, said)
         if failure is None or failure.code != ErrorCode.JSON_INVALID.value:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
 from model.media.bounds import Bound
-from pipeline.decoding.measure import Measured
+from pipeline.decoding.measure import Failure, Measured
 from pipeline.records import RowFailure
 from schemas.errors import ErrorCode
 
@@ -72,16 +72,11 @@ class Visual(_Strict):
     grid_thw: tuple[_Size, _Size, _Size]
 
 
-class _Failure(_Strict):
-    code: ErrorCode = Field(strict=False)
-    message: str
-
-
 class _Told(_Strict):
     receipts: list[Receipt]
     visuals: list[Visual]
     ids: list[_Tokens]
-    failure: _Failure | None
+    failure: Failure | None
     data_bytes: Annotated[int, Field(ge=0, lt=2**63)]
 
 

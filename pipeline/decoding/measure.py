@@ -55,7 +55,9 @@ class Measured(BaseModel):
     whole_needed: bool = False
 
 
-class _Failure(BaseModel):
+class Failure(BaseModel):
+    """What a process says is wrong with a medium or its prompt."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     code: ErrorCode = Field(strict=False)
@@ -66,7 +68,7 @@ class _Told(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     measured: Measured | None
-    failure: _Failure | None
+    failure: Failure | None
     data_bytes: Annotated[int, Field(ge=0, lt=2**63)]
 
 

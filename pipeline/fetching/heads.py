@@ -47,7 +47,7 @@ def look(
             data = _taken(answer.pieces, min(count, answer.total), deadline)
             return Facts(answer.total, answer.version), data
 
-    return tried(first, backoff, lambda: _renew(source), deadline)
+    return tried(first, backoff, source.renew, deadline)
 
 
 def fill(
@@ -117,11 +117,7 @@ def _part(
                 raise ContentChangedError("the file changed while it was read")
             return _taken(answer.pieces, stop - start, deadline)
 
-    return tried(once, backoff, lambda: _renew(source), deadline)
-
-
-def _renew(source: Source) -> None:
-    source.renew()
+    return tried(once, backoff, source.renew, deadline)
 
 
 def _taken(pieces: Iterator[bytes], count: int, deadline: Deadline) -> bytes:

@@ -31,10 +31,6 @@ class Kept:
         self._spool, self._max = spool, max_bytes
         self._folder = join(self)
 
-    def takes(self, size: int) -> bool:
-        """Whether a file of so many bytes may be kept."""
-        return size <= self._max
-
     @contextmanager
     def entry(self, url: str, version: str, size: int) -> Iterator["Entry"]:
         """The place of one content, which nobody else fills meanwhile. Raises OSError."""

@@ -135,7 +135,7 @@ class Deadline:
 def tried(
     action: Callable[[], _ANSWER],
     backoff: Backoff,
-    renew: Callable[[], None] | None = None,
+    renew: Callable[[], object] | None = None,
     deadline: Deadline | None = None,
 ) -> _ANSWER:
     """What `action` returns, tried again while its failures may pass.
