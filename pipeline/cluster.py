@@ -59,7 +59,7 @@ def ray_cluster(address: str | None) -> Iterator[bool]:
         with _quiet():
             yield address is not None
     finally:
-        ray.shutdown()
+        ray.shutdown(wait_for_processes=True)  # of those that were started here
 
 
 def ray_nodes() -> list[Node]:
@@ -147,7 +147,7 @@ def _start_local() -> None:
                     labels=_STARTED_HERE,
                 )
         except Exception:
-            ray.shutdown()
+            ray.shutdown(wait_for_processes=True)
             if attempt == _STARTS:
                 raise
         else:

@@ -106,7 +106,7 @@ def ray_cluster(s3_address: tuple[str, int]) -> Iterator[str]:
             )
             break
         except Exception:  # a busy machine may need more than the 30 s that Ray gives it
-            ray.shutdown()
+            ray.shutdown(wait_for_processes=True)
             if last:
                 raise
             # Ray leaves the processes of a start that came to nothing to the garbage collector.
@@ -114,4 +114,5 @@ def ray_cluster(s3_address: tuple[str, int]) -> Iterator[str]:
                 warnings.simplefilter("ignore", ResourceWarning)
                 gc.collect()
     yield ray.get_runtime_context().gcs_address
-    ray.shutdown()
+    # Else it leaves processes that are still ending to the garbage collector, which warns.
+    ray.shutdown(wait_for_processes=True)

@@ -69,9 +69,10 @@ class Way:
             registry=self.answers,
         )
 
-    def answers_of(self) -> list[dict[str, Any]]:
-        """The rows as they would be written."""
-        rows: list[dict[str, Any]] = self.generate(self.prepare(self.fetch(self.table))).to_pylist()
+    def answers_of(self, table: pa.Table | None = None) -> list[dict[str, Any]]:
+        """The rows, or those of a part of the manifest, as they would be written."""
+        read = self.table if table is None else table
+        rows: list[dict[str, Any]] = self.generate(self.prepare(self.fetch(read))).to_pylist()
         return rows
 
     def once(self) -> float:

@@ -143,6 +143,7 @@ def test_the_demo_captions_everything_once(
     assert {name: after[name] for name in results} == {name: before[name] for name in results}
 
 
+@pytest.mark.slow
 def test_a_failure_beyond_the_broken_files_is_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,7 +3,8 @@ actors: the death of a process is a real death.
 
 The prompts: "die in prepare" and "die in generate" end the process; "break" is what a device says
 that cannot go on, "break once" the same in the first process only; "swap" is a wrong answer;
-"raise" is an error that nobody expects; "fail" makes an error row; "slow" takes a second.
+"raise" is an error that nobody expects; "fail" makes an error row; "slow" takes a second, until
+there is a trace of the name "hurry".
 """
 
 import os
@@ -102,7 +103,7 @@ class FaultyGenerate(_Stage):
             raise IdentityError("an answer came back to the wrong row: injected")
         if "raise" in wishes:
             raise ValueError("unexpected: injected")
-        if "slow" in wishes:
+        if "slow" in wishes and not (self._traces / "hurry").exists():
             time.sleep(1)
         found = failures(table)
         for number, wish in enumerate(wishes):

@@ -1,35 +1,32 @@
 """A job that draws its answers: the same again with the same seed, and cut at its stop strings."""
 
+from model.tiny import CAPTION_PROMPT, CHECKPOINT
 from pipeline.asking.seeds import row_seed
 from pipeline.generate import GenerateRules
-from pipeline.run import run
-from tests.pipeline.world import (
-    assert_each_once,
-    draw_media,
-    make_job,
-    picture_rows,
-    read_output,
-    write_manifest,
-)
+from tests.bench.questions import Way
+from tests.pipeline.world import assert_each_once, draw_media, make_job, picture_rows
+
+DRAWN = {"generation.max_new_tokens": 6, "generation.temperature": 3.0, "generation.top_k": 0}
 
 
-def test_a_seed_decides_the_answers_and_a_stop_string_ends_them(tmp_path, ray_cluster):
-    """A second run, in other batches, gives the same answers, each cut before the stop string."""
+def test_a_seed_decides_the_answers_and_a_stop_string_ends_them(tmp_path):
+    """Once more, in other batches: the same answers, each cut before the stop string."""
     rows = picture_rows(draw_media(tmp_path / "media"), 12)
-    write_manifest(tmp_path / "m.parquet", rows)
 
-    def texts(name, **changes):
-        wish = {"generation__temperature": 3.0, "generation__top_k": 0, "seed": 1}
-        run(make_job(tmp_path / "m.parquet", tmp_path / name, **wish, **changes))
-        found = read_output(tmp_path / name)
+    def texts(batch_rows, **changes):
+        keys = {**DRAWN, "seed": 1, "prompt": CAPTION_PROMPT, **changes}
+        stages = Way(rows, tmp_path, str(CHECKPOINT), **keys)
+        found = []
+        for first in range(0, len(rows), batch_rows):
+            found += stages.answers_of(stages.table.slice(first, batch_rows))
         assert_each_once(found, [row["id"] for row in rows])
         assert not [row["error_message"] for row in found if row["error_message"]]
         return {row["id"]: row["text"] for row in found}
 
-    whole = texts("whole")
+    whole = texts(12)
     assert len(set(whole.values())) > 6
     stop = next(text for text in whole.values() if len(text) > 8)[4:7]
-    cut = texts("cut", generation__stop=[stop], resources__batch_rows=3)
+    cut = texts(3, **{"generation.stop": [stop]})
     assert cut == {name: text.partition(stop)[0] for name, text in whole.items()}
     assert cut != whole
 

@@ -67,7 +67,7 @@ def wait_until(condition, what, process=None, seconds=200.0):
     while not condition():
         assert process is None or process.poll() is None, process.communicate()[1][-3000:]
         assert time.monotonic() < end, f"waited in vain for {what}"
-        time.sleep(0.05)
+        time.sleep(0.1)
 
 
 def kill(process):
@@ -98,6 +98,7 @@ def assert_finished(world, job, summary):
     )
 
 
+@pytest.mark.slow
 def test_a_driver_is_killed_and_its_cluster_dies_with_it(world, ray_cluster):
     job = job_for(world, "own")
     driver = start_driver(job)

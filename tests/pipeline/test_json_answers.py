@@ -7,6 +7,7 @@ import jsonschema
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as pads
+import pyarrow.parquet as pq
 import pytest
 
 from model.requests import Completion
@@ -23,6 +24,7 @@ from pipeline.run import run
 from schemas.errors import JobError
 from schemas.job_tasks import JsonConfig
 from schemas.task import Task
+from tests.bench.questions import Way
 from tests.pipeline.world import assert_each_once, make_job, read_output, write_manifest
 
 CAPTION = "^a (small|large) (" + "|".join(COLOURS) + ") (" + "|".join(SHAPES) + ")$"
@@ -222,16 +224,18 @@ def test_a_job_gives_typed_columns_and_right_answers(tmp_path, ray_cluster, pict
     assert right == len(truths)
 
 
-def test_free_answers_are_asked_again_and_become_errors(tmp_path, ray_cluster, pictures):
+def test_free_answers_are_asked_again_and_become_errors(tmp_path, pictures):
     """The tiny network does not speak JSON; named prompts fail apart."""
     manifest, truths = pictures
     prompts = {
         "what": CAPTION_PROMPT,
         "colour": {"prompt": CAPTION_PROMPT, "json_schema": WORD},
     }
-    wish = {"prompt": None, "prompts": prompts, "json_answers__constrained": False}
-    run(make_job(manifest, tmp_path / "o", generation__max_new_tokens=16, **wish))
-    rows = read_output(tmp_path / "o")
+    wish = {"prompts": prompts, "json_answers.constrained": False}
+    read = pq.read_table(manifest).to_pylist()
+    wish["generation.max_new_tokens"] = 16
+    stages = Way(read, manifest.parent, str(CHECKPOINT), **wish)
+    rows = stages.answers_of()
     assert_each_once(rows, [*truths, "bad"])
     texts = set()
     for row in rows:

@@ -21,9 +21,8 @@ def test_two_kills_among_two_hundred_rows():
     settings = Settings(rows=200, kills=2, nodes=2, seed=1, batch_rows=16)
     report = soak(settings)
     assert_sound(report, settings)
-    # All of different kinds; those that were not met are killed in tests/pipeline/test_faults.py.
-    assert len(report.kills.done) == settings.kills
-    assert set(report.kills.done) <= {"driver", "prepare", "generate", "worker", "node"}
+    # Single actors and tasks are killed in tests/pipeline/test_faults.py.
+    assert report.kills.done == {"driver": 1, "node": 1}
 
 
 @pytest.mark.soak

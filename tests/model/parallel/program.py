@@ -1,10 +1,11 @@
-"""What each of four ranks runs: every arrangement of heads, over two ranks and over four.
+"""Runs every arrangement of heads over two ranks and over four, which are forked from it.
 
-`python -m tests.model.parallel.program RANK MEETING FOLDER...`: the first rank prints, as JSON, the
-token ids that the engine gives for each folder, split and number of ranks.
+`python -m tests.model.parallel.program MEETING FOLDER...` prints, as JSON, the token ids that the
+engine gives for each folder, split and number of ranks; 1 is its status if a rank fails.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def answers(folder, shard=None, ranks=ALONE):
     }
 
 
-def main(rank, meeting, folders):
+def run_rank(rank, meeting, folders):
     torch.set_num_threads(1)
     world = join(Path(meeting), rank, SIZE, torch.device("cpu"), 240)
     pair = dist.new_group([0, 1])
@@ -62,9 +63,21 @@ def main(rank, meeting, folders):
                     found[key] = answers(folder, Shard(rank, size, vision), ranks)
     dist.barrier()
     if rank == 0:
-        print(json.dumps(found))
+        print(json.dumps(found), flush=True)
     leave()
 
 
+def main(meeting, folders):
+    """Forks once torch is imported, whose threads start in the ranks."""
+    ranks = []
+    for rank in range(SIZE):
+        ranks.append(os.fork())
+        if not ranks[-1]:
+            run_rank(rank, meeting, folders)
+            os._exit(0)
+    failed = [pid for pid in ranks if os.waitpid(pid, 0)[1]]
+    sys.exit(bool(failed))
+
+
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2], sys.argv[3:])
+    main(sys.argv[1], sys.argv[2:])

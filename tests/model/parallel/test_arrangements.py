@@ -1,6 +1,8 @@
 """A network over two and over four ranks answers as one that is whole, whatever its heads."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.checkpoints import Shape, write_checkpoint
-from tests.model.parallel.program import SIZE, answers
+from tests.model.parallel.program import answers
 
 ROOT = Path(__file__).parents[3]
 
@@ -45,23 +47,22 @@ def test_every_arrangement_of_heads_gives_the_tokens_of_the_whole_network(tmp_pa
     folders = [write_checkpoint(tmp_path / name, shape) for name, shape in ARRANGEMENTS.items()]
     meeting = tmp_path / "meeting"
     meeting.mkdir()
-    command = [sys.executable, "-m", "tests.model.parallel.program"]
-    ranks = [
-        subprocess.Popen(
-            [*command, str(rank), str(meeting), *map(str, folders)],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(SIZE)
-    ]
+    command = [sys.executable, "-m", "tests.model.parallel.program", str(meeting)]
+    ranks = subprocess.Popen(
+        [*command, *map(str, folders)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     try:
-        printed = [rank.communicate(timeout=280)[0] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    assert [rank.returncode for rank in ranks] == [0] * SIZE
-    found = json.loads(printed[0].splitlines()[-1])
+        printed, _ = ranks.communicate(timeout=280)
+    except BaseException:
+        os.killpg(ranks.pid, signal.SIGKILL)
+        ranks.communicate()
+        raise
+    assert ranks.returncode == 0
+    found = json.loads(printed.splitlines()[-1])
     whole = {folder.name: answers(folder) for folder in folders}
     assert len(found) == len(folders) * 3
     for key, each in found.items():
