@@ -26,7 +26,13 @@ from pipeline.asking.prepared_row import PreparedRow, prepared_row
 from pipeline.asking.said import Said, judged
 from pipeline.batcher import Batcher
 from pipeline.faults import BrokenEngineError, IdentityError
-from pipeline.records import failure_columns, failures, parsed_schema, replace_columns
+from pipeline.records import (
+    failure_columns,
+    failures,
+    parsed_schema,
+    replace_columns,
+    told_columns,
+)
 from pipeline.replica import load_engine, refuse_broken
 from schemas import columns as c
 from schemas.job import JobConfig
@@ -35,7 +41,6 @@ from schemas.task import CAPTION, Task
 
 __all__ = ["BrokenEngineError", "Generate", "GenerateRules", "IdentityError"]
 
-_TOTALS = (c.ATTEMPT, c.PROMPT_TOKENS, c.OUTPUT_TOKENS)
 _NONE = Told({c.ATTEMPT: 1, c.FINISH_REASON: "error"})  # rows that were errors already
 
 # Requests that the engine has at once, per row that runs: the others wait for a row to be free.
@@ -180,11 +185,14 @@ class Generate:
         self._count(table.num_rows)
         answers = [told.get(number, _NONE) for number in range(table.num_rows)]
         columns = {
-            name: [one.values.get(name) for one in answers]
-            for name in (*_TOTALS, *(one.name for one in self._task.answer_fields))
+            name: [one.values.get(name) for one in answers] for name in told_columns(self._task)
         }
         if self._task.dedupe:
             columns[c.DUPLICATE_OF] = [one.duplicate_of for one in answers]
+            columns[c.CONTENT_HASH] = [
+                rows[number].content.hex() if number in rows else None
+                for number in range(table.num_rows)
+            ]
         schema = parsed_schema(self._manifest, self._task)
         return replace_columns(table, {**columns, **failure_columns(found)}, schema)
 

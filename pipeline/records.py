@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from schemas import columns as c
 from schemas.manifest import ManifestSchema
-from schemas.result import RECEIPT_STRUCT
+from schemas.result import RECEIPT_STRUCT, copy_fields
 from schemas.task import CAPTION, Task
 
 # A row's ordinal: the number of its manifest file in the ledger, and its index in that file.
@@ -76,7 +76,7 @@ def prepared_schema(manifest: ManifestSchema) -> pa.Schema:
 
 def parsed_schema(manifest: ManifestSchema, task: Task = CAPTION) -> pa.Schema:
     """And the answers, without the tensors."""
-    copies = [pa.field(c.DUPLICATE_OF, manifest.id_type)] if task.dedupe else []
+    copies = copy_fields(manifest) if task.dedupe else ()
     return pa.schema(
         [
             *read_schema(manifest),
@@ -86,6 +86,11 @@ def parsed_schema(manifest: ManifestSchema, task: Task = CAPTION) -> pa.Schema:
             *copies,
         ]
     )
+
+
+def told_columns(task: Task) -> list[str]:
+    """Those that a row's answer fills, and a copy's too."""
+    return [one.name for one in (*_TOTAL_FIELDS, *task.answer_fields)]
 
 
 @dataclass(frozen=True)

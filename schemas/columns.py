@@ -46,6 +46,7 @@ RUN_ID = "run_id"
 
 # Result of some tasks only, see task.py.
 DUPLICATE_OF = "duplicate_of"
+CONTENT_HASH = "content_hash"
 EMBEDDING = "embedding"
 SCORES = "scores"
 PROBABILITY = "probability"

@@ -63,7 +63,7 @@ def result_schema(manifest: ManifestSchema, task: Task = CAPTION) -> pa.Schema:
 
     Order: id, user columns, the manifest's uri | media and prompt, system, messages as far as it
     has them (so that a row can be rendered again), then what this task makes besides captions,
-    then ANSWER_FIELDS without those that it does not make, then `duplicate_of`.
+    then ANSWER_FIELDS without those that it does not make, then those of copies.
     """
     by_name = {one.name: one for one in manifest.fields}
     own = [one for name, one in by_name.items() if name in c.MANIFEST_COLUMNS and name != c.ID]
@@ -71,8 +71,17 @@ def result_schema(manifest: ManifestSchema, task: Task = CAPTION) -> pa.Schema:
     further = [one for one in task.answer_fields if one.name not in plain]
     left_out = _OF_ONE_TEXT - {one.name for one in task.answer_fields}
     answer = [one for one in ANSWER_FIELDS if one.name not in left_out]
-    copies = [pa.field(c.DUPLICATE_OF, manifest.id_type)] if task.dedupe else []
+    copies = copy_fields(manifest) if task.dedupe else ()
     return pa.schema([by_name[c.ID], *manifest.user, *own, *further, *answer, *copies])
+
+
+def copy_fields(manifest: ManifestSchema) -> tuple[pa.Field, ...]:
+    """What rows have besides, in jobs that answer copies once."""
+    return (
+        # Hex digits: rows with the same are copies; null where nothing could be asked.
+        pa.field(c.CONTENT_HASH, pa.string()),
+        pa.field(c.DUPLICATE_OF, manifest.id_type),  # the id of the row that was asked instead
+    )
 
 
 @dataclass(frozen=True)

@@ -147,7 +147,7 @@ class Task:
         that an answer would have as well. where: names the manifest.
         """
         mine = [one.name for one in self.answer_fields]
-        mine += [c.DUPLICATE_OF] if self.dedupe else []
+        mine += [c.CONTENT_HASH, c.DUPLICATE_OF] if self.dedupe else []
         twice = [name for name in mine if name in taken or mine.count(name) > 1]
         if twice:
             raise JobError(

@@ -49,6 +49,12 @@ def staged(output: Place) -> Place:
     return output / HIDDEN / "staged"
 
 
+def visible_files(output: Place) -> list[str]:
+    """The names of the files that readers see, sorted."""
+    names = storage.files_below(output)
+    return [name for name in names if not name.startswith(HIDDEN) and name.endswith(".parquet")]
+
+
 def stage(
     output: Place, token: str, tables: Iterable[tuple[str, pa.Table]]
 ) -> tuple[tuple[str, Part], ...]:

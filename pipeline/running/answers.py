@@ -1,38 +1,54 @@
-"""Remembers what was answered in a run, as far as memory goes, so that copies need not be asked.
+"""Remembers what was answered for an output, so that copies need not be asked.
 
-Turns claims on contents into who answers them. What an answer is, is not known here.
+Turns claims on contents into who answers them. Answers are kept in a temporary file, since there
+may be one for each row of a job. What an answer is, is not known here.
 """
 
 import json
-from collections import OrderedDict
+import logging
+import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.asking.copies import Claim, Told
+from pipeline.records import RowFailure
 
-_MOST_BYTES = 256 * 1024**2
-_BYTES_A_CHARACTER = 4  # of an answer as JSON: Python's own objects are larger
-_ENTRY_BYTES = 400  # of an entry besides its answer: key, name, id
+_MOST_BYTES = 4 * 1024**3
+_PAGE_BYTES = 4096
+_CACHE_KB = 64 * 1024  # of the file, in memory
+_logger = logging.getLogger(__name__)
 
 
-@dataclass
-class _Entry:
-    """name: of the row that answers. size: bytes of what was told, about."""
+@dataclass(frozen=True)
+class Answered:
+    """What was told, and the row that was asked: its name and its id."""
 
     name: str
     row_id: object
-    told: Told | None = None
-    size: int = _ENTRY_BYTES
+    told: Told
 
 
 class Answers:
-    """The contents seen last. most_bytes: that they may take, about."""
+    """Every content that was claimed and answered. most_bytes: of the file; what comes when it is
+    full is not remembered, and asked again.
+    """
 
     def __init__(self, most_bytes: int = _MOST_BYTES) -> None:
-        self._most_bytes = most_bytes
-        self._bytes = 0
-        self._entries: OrderedDict[bytes, _Entry] = OrderedDict()
+        self._claimed: dict[bytes, tuple[str, object]] = {}  # being answered: name and id of a row
+        # Without a name, it is a file of SQLite's own, of which nothing stays behind a process that
+        # is killed. One thread at a time uses it.
+        self._file = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+        for setting in (
+            f"page_size = {_PAGE_BYTES}",
+            f"max_page_count = {most_bytes // _PAGE_BYTES}",
+            f"cache_size = -{_CACHE_KB}",
+            "journal_mode = MEMORY",
+            "synchronous = OFF",
+        ):
+            self._file.execute(f"PRAGMA {setting}")
+        self._file.execute("CREATE TABLE answers (content BLOB PRIMARY KEY, answer TEXT)")
+        self._full = False
 
     def claim(self, asked: Sequence[tuple[bytes, str, object]]) -> list[Claim]:
         """Of each content (key, name and id of a row), who answers it.
@@ -42,25 +58,47 @@ class Answers:
         return [self._claim(*one) for one in asked]
 
     def tell(self, told: Mapping[bytes, Told]) -> None:
-        """Keeps answers. Those of contents that are forgotten already are let go of."""
-        for key, one in told.items():
-            entry = self._entries.get(key)
-            if entry is not None and entry.told is None:
-                size = _BYTES_A_CHARACTER * len(json.dumps(one.values, default=str))
-                entry.told, entry.size = one, entry.size + size
-                self._bytes += size
-        while self._bytes > self._most_bytes and self._entries:
-            _, gone = self._entries.popitem(last=False)
-            self._bytes -= gone.size
+        """Keeps answers of claimed contents; the first of each, if there are several."""
+        claimed = {key: self._claimed.pop(key) for key in told if key in self._claimed}
+        self.remember({key: Answered(*one, told[key]) for key, one in claimed.items()})
+
+    def remember(self, answered: Mapping[bytes, Answered]) -> None:
+        """Keeps answers of contents that nobody has claimed here."""
+        if self._full or not answered:
+            return
+        rows = [(key, _packed(one)) for key, one in answered.items()]
+        try:
+            self._file.execute("BEGIN")
+            self._file.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?)", rows)
+            self._file.execute("COMMIT")
+        except sqlite3.OperationalError as error:  # the file may grow no more, or the disk is full
+            if self._file.in_transaction:
+                self._file.execute("ROLLBACK")
+            self._full = True
+            _logger.warning("dedupe: no further answers are remembered: %s", error)
+
+    def forget(self) -> None:
+        """Knows nothing any more."""
+        self._claimed.clear()
+        self._file.execute("DELETE FROM answers")
 
     def _claim(self, key: bytes, name: str, row_id: object) -> Claim:
-        entry = self._entries.get(key)
-        if entry is None:
-            self._entries[key] = _Entry(name, row_id)
-            self._bytes += _ENTRY_BYTES
-            return Claim(row_id, mine=True)
-        self._entries.move_to_end(key)
-        return Claim(entry.row_id, entry.name == name, entry.told)
+        found = self._file.execute("SELECT answer FROM answers WHERE content = ?", [key]).fetchone()
+        if found is not None:
+            one = _unpacked(found[0])
+            return Claim(one.row_id, one.name == name, one.told)
+        mine, first = self._claimed.setdefault(key, (name, row_id))
+        return Claim(first, mine == name)
+
+
+def _packed(one: Answered) -> str:
+    failure = one.told.failure and [one.told.failure.code, one.told.failure.message]
+    return json.dumps([one.name, one.row_id, dict(one.told.values), failure])
+
+
+def _unpacked(text: str) -> Answered:
+    name, row_id, values, failure = json.loads(text)
+    return Answered(name, row_id, Told(values, failure and RowFailure(*failure)))
 
 
 @dataclass(frozen=True)

@@ -5,18 +5,20 @@ write tasks call it. What the records mean is the ledger's; what a rate is, metr
 death means, attempts.py's.
 """
 
+import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline import metrics
+from pipeline.asking.copies import Claim, Told
 from pipeline.commit import ledger
 from pipeline.commit.ledger_state import Counts, Rows
 from pipeline.metrics import Metrics, Rate, eta_s
-from pipeline.running import busy
+from pipeline.running import busy, earlier
 from pipeline.running.answers import Answers
 from pipeline.running.watch import StopRules, Watch, Word
 from schemas.result import Progress
@@ -25,17 +27,21 @@ _POLL_S = 0.5
 _PATIENCE_S = 5.0  # for an answer of the desk; it may be starting again
 
 
-class Desk(ledger.Ledger, Metrics, Watch, Answers):
+class Desk(ledger.Ledger, Metrics, Watch):
     """The one owner of a run's numbers: of the true ones, and of those for the eye.
 
     One actor and not three, since on a laptop each process costs a second of the start.
+    answers: the columns of an answer, where copies are answered once; else there are none.
     """
 
-    def __init__(self, output_url: str, run: str, rules: StopRules) -> None:
+    def __init__(
+        self, output_url: str, run: str, rules: StopRules, answers: Sequence[str] = ()
+    ) -> None:
         ledger.Ledger.__init__(self, output_url, run)
         Metrics.__init__(self)
         Watch.__init__(self, rules, _is_alive)
-        Answers.__init__(self)
+        self._answers, self._columns = Answers(), answers
+        self._recalling: asyncio.Task[None] | None = None
         self._began = time.monotonic()
         self._last: dict[str, float] = {}  # when something was added to a counter
         # What a desk before this one has committed, it has told as well.
@@ -62,6 +68,27 @@ class Desk(ledger.Ledger, Metrics, Watch, Answers):
             found[busy.ACTIVE] = round(1000 * (prepared - self._began))
             found[busy.SILENT] = max(0, round(1000 * (generated - prepared)))
         return found
+
+    async def claim(self, asked: Sequence[tuple[bytes, str, object]]) -> list[Claim]:
+        """As Answers, once what was answered before is known."""
+        await self._recalled()
+        return self._answers.claim(asked)
+
+    async def tell(self, told: Mapping[bytes, Told]) -> None:
+        """As Answers."""
+        await self._recalled()
+        self._answers.tell(told)
+
+    async def _recalled(self) -> None:
+        """Meanwhile the ledger goes on: large outputs take minutes."""
+        if self._recalling is None:
+            self._recalling = asyncio.create_task(asyncio.to_thread(self._recall))
+        await asyncio.shield(self._recalling)
+
+    def _recall(self) -> None:
+        if self._state.counts.rows:
+            for some in earlier.answered(self._output, self._columns):
+                self._answers.remember(some)
 
     def _totals(self) -> metrics.Totals:
         """What is finished is counted by the ledger, the rest as the stages tell it."""
@@ -114,7 +141,7 @@ class Counter:
         self.actor.add.remote(self.name, number)
 
 
-def start_desk(output_url: str, run: str, rules: StopRules) -> Any:
+def start_desk(output_url: str, run: str, rules: StopRules, answers: Sequence[str] = ()) -> Any:
     """A handle of a new desk on this node. It is restarted, and reads the log, if it dies."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -126,7 +153,7 @@ def start_desk(output_url: str, run: str, rules: StopRules) -> Any:
         "max_task_retries": -1,
         "scheduling_strategy": here,
     }
-    return ray.remote(Desk).options(**options).remote(output_url, run, rules)
+    return ray.remote(Desk).options(**options).remote(output_url, run, rules, answers)
 
 
 def ask(desk: Any) -> Word | None:

@@ -12,6 +12,7 @@ from pipeline.commit import ledger
 from pipeline.faults import Drained, RunError
 from pipeline.outcome import Outcome, reason
 from pipeline.pools import Pools, TooSmallError, room
+from pipeline.records import told_columns
 from pipeline.running import desk
 from pipeline.running.desk import Reporter, start_desk
 from pipeline.running.drain import Ending, Stop, Valve, attend
@@ -46,7 +47,13 @@ class Execution:
         self._plan, self._state = outcome.plan, outcome.state
         self._names, self._stop, self._can_grow = names, stop, can_grow
         self._on_progress = on_progress
-        self.desk = start_desk(self._plan.output.url, outcome.run_id, StopRules.of(job))
+        task = self._plan.task
+        self.desk = start_desk(
+            self._plan.output.url,
+            outcome.run_id,
+            StopRules.of(job),
+            told_columns(task) if task.dedupe else (),
+        )
         self._reporter = Reporter(
             self.desk, self._plan.manifest.rows, outcome.before, outcome.started
         )

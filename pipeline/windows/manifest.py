@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import storage
-from pipeline.commit.ledger_log import HIDDEN
+from pipeline.commit.publish import visible_files
 from pipeline.storage import Place
 from pipeline.windows.columns import (
     DURATION_S,
@@ -41,12 +41,6 @@ _DIGITS = 5  # of a window's number in its id, at least
 _VIDEO = "video"
 
 
-def split_files(split: Place) -> list[str]:
-    """The names of a split's visible files, sorted."""
-    names = storage.files_below(split)
-    return [name for name in names if not name.startswith(HIDDEN) and name.endswith(".parquet")]
-
-
 def make_windows(split: Place, windows: Place, manifest: ManifestSchema) -> int:
     """Makes what is missing of the manifest of windows; how many files that were.
 
@@ -54,7 +48,7 @@ def make_windows(split: Place, windows: Place, manifest: ManifestSchema) -> int:
     """
     there = set(storage.files_below(windows))
     made = 0
-    for name in split_files(split):
+    for name in visible_files(split):
         if name not in there:
             _make(split / name, windows / name, manifest)
             made += 1

@@ -25,6 +25,7 @@ from pipeline import storage
 from pipeline.checkpoint import Content
 from pipeline.cluster import ray_cluster
 from pipeline.commit import ledger
+from pipeline.commit.publish import visible_files
 from pipeline.fetching import spool
 from pipeline.fetching.fetcher import FetchRules
 from pipeline.local_copy import local_folder
@@ -44,7 +45,7 @@ from pipeline.windows.columns import (
     split_schema,
     without_hidden,
 )
-from pipeline.windows.manifest import make_windows, split_files
+from pipeline.windows.manifest import make_windows
 from pipeline.windows.rules import WindowRules
 from pipeline.windows.split import Split, SplitRules
 from pipeline.windows.summaries import SummaryRules, prompt_room, videos_to_ask
@@ -150,7 +151,7 @@ def check_annotation(job: JobConfig) -> Annotation:
         given = not rules.needs_media
         check_columns(plan.manifest.schema, given, plan.manifest.url)
         check_partition_by(plan.manifest.schema, job.partition_by, storage.shown(job.manifest))
-        if split_files(output / _MANIFEST):  # before new videos are split for nothing
+        if visible_files(output / _MANIFEST):  # before new videos are split for nothing
             check(_windows_job(job), _windows_step())
     return Annotation(job, output, plan)
 

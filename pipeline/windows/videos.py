@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import storage
+from pipeline.commit.publish import visible_files
 from pipeline.faults import RunError
 from pipeline.storage import Place
 from pipeline.windows.columns import (
@@ -34,7 +35,6 @@ from pipeline.windows.columns import (
     WINDOWS,
     user_fields,
 )
-from pipeline.windows.manifest import split_files
 from schemas import columns as c
 from schemas.manifest import ManifestSchema
 from schemas.task import Task
@@ -140,8 +140,8 @@ def merge(split: Place, windows: Place, target: Place, rules: VideoRules) -> int
     a video are missing.
     """
     known = _notes(target)
-    new_videos = [name for name in split_files(split) if name not in known]
-    new_windows = [name for name in split_files(windows) if f"{WINDOWS}/{name}" not in known]
+    new_videos = [name for name in visible_files(split) if name not in known]
+    new_windows = [name for name in visible_files(windows) if f"{WINDOWS}/{name}" not in known]
     _discard_unfinished(target, known)
     if not new_videos:
         return 0

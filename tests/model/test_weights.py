@@ -286,7 +286,12 @@ def large(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("which", "dtype", "place"),
-    [(0, None, "disk"), (0, "bfloat16", "disk"), (1, "float32", "disk"), (1, "float32", "s3")],
+    [
+        (0, None, "disk"),
+        pytest.param(0, "bfloat16", "disk", marks=pytest.mark.slow),
+        pytest.param(1, "float32", "disk", marks=pytest.mark.slow),
+        (1, "float32", "s3"),
+    ],
 )
 def test_the_peak_of_a_load_is_little_more_than_the_weights(large, s3, which, dtype, place):
     folder = str(large[which])

@@ -3,6 +3,7 @@
 import random
 import threading
 
+import numpy as np
 import pytest
 
 from model.requests import Completion
@@ -157,12 +158,35 @@ def test_a_failure_is_the_copies_failure_too():
     assert found[1] == Told({}, RowFailure("engine_oom", "no room"), "a")
 
 
-def test_what_is_remembered_is_bounded():
-    answers, engine = Answers(most_bytes=20_000), Engine()
+def test_what_is_remembered_is_bounded_and_what_is_not_is_asked_again(caplog):
+    answers, engine = Answers(most_bytes=100_000), Engine()
     copies = Copies(answers)
-    for number in range(500):
+    for number in range(5000):
         copies.told({0: row(f"n{number}", number.to_bytes(4))}, engine)
-    assert len(engine.asked) == 500
-    assert len(answers._entries) < 60
-    assert copies.told({0: row("x", (499).to_bytes(4))}, engine)[0].duplicate_of == "n499"
-    assert copies.told({0: row("y", (0).to_bytes(4))}, engine)[0].duplicate_of is None
+    assert len(engine.asked) == 5000
+    assert "database or disk is full" in caplog.text
+    assert copies.told({0: row("x", (0).to_bytes(4))}, engine)[0].duplicate_of == "n0"
+    for name in ("y", "z"):
+        found = copies.told({0: row(name, (4999).to_bytes(4))}, engine)
+        assert found[0].duplicate_of is None
+    assert engine.asked[5000:] == [(4999).to_bytes(4)] * 2
+
+
+def test_what_is_remembered_comes_back_as_it_was():
+    answers = Answers()
+    values = {
+        "text": "a \0 \U0001f600 é", "empty": "", "none": None, "yes": True, "large": 2**53 + 1,
+        "vector": [0.1, float(np.float32(0.1)), 5e-324, 1.7976931348623157e308],
+        "scores": [{"text": "x", "rank": 1, "token_logprobs": [-0.0, -1e-9]}],
+    }  # fmt: skip
+    told = {b"a": Told(values), b"b": Told({}, RowFailure("engine_oom", "no room"))}
+    for number, key in enumerate(told):
+        answers.claim([(key, "r", number)])
+    answers.tell(told)
+    answers.tell({b"a": Told({}), b"c": Told({})})  # a second answer, and one that nobody claimed
+    claims = answers.claim([(key, "s", "t") for key in (*told, b"c")])
+    assert claims == [
+        Claim(0, False, told[b"a"]),
+        Claim(1, False, told[b"b"]),
+        Claim("t", mine=True),
+    ]

@@ -61,8 +61,9 @@ def prepared(tmp_path_factory):
     return manifest, found
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def generate(prepared):
+    """Of each test its own: a batcher whose calls have failed may still be at work on the engine."""
     return Generate(prepared[0], RULES, CHECKPOINT, nothing)
 
 

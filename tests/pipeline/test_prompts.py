@@ -1,12 +1,19 @@
 """Named prompts and copies through the whole pipeline."""
 
+import asyncio
+
 import pyarrow.parquet as pq
 import pytest
 
 from model.tiny import CAPTION_PROMPT, CHECKPOINT
+from pipeline.asking.copies import Claim
 from pipeline.plan import check
+from pipeline.records import told_columns
 from pipeline.run import run
+from pipeline.running.desk import Desk
+from pipeline.running.watch import StopRules
 from schemas.errors import JobError
+from schemas.task import Task
 from tests.bench.questions import Way
 from tests.pipeline.world import (
     assert_each_once,
@@ -57,19 +64,26 @@ def plain(manifest):
     return found
 
 
-def test_several_questions_are_as_good_as_several_jobs_and_copies_are_marked(
-    home, manifest, plain, ray_cluster
-):
+@pytest.fixture(scope="module")
+def both(home, manifest, ray_cluster):
     job = make_job(manifest, home / "both", prompt=None, prompts=PROMPTS, dedupe=True)
-    summary = run(job)
+    return job, run(job)
+
+
+def test_several_questions_are_as_good_as_several_jobs_and_copies_are_marked(both, plain):
+    job, summary = both
     assert (summary.ok, dict(summary.errors)) == (21, {"decode_corrupt": 1})
     rows = by_id(job)
     originals = {name: row for name, row in rows.items() if row["duplicate_of"] is None}
     assert len(originals) == 6 + 2
+    assert len({row["content_hash"] for row in originals.values()}) == 6 + 2
+    assert rows["bad"]["content_hash"] is None
     assert summary.output_tokens == sum(row["output_tokens"] or 0 for row in originals.values())
     for name, row in rows.items():
         if row["duplicate_of"] is not None:
-            assert originals[row["duplicate_of"]]["sha256"] == row["sha256"]
+            original = originals[row["duplicate_of"]]
+            for column in ("sha256", "content_hash"):
+                assert original[column] == row[column]
         for question, alone in plain.items():
             assert row[question] == alone[name]["text"]
             if name == "bad":
@@ -83,6 +97,46 @@ def test_several_questions_are_as_good_as_several_jobs_and_copies_are_marked(
         assert row["output_tokens"] == (None if name == "bad" else sum(both))
         assert row["sha256"] == plain["caption"][name]["sha256"]
         assert "text" not in row
+
+
+def test_a_later_run_knows_what_was_answered(both):
+    """The desk of a run that goes on, before it has answered anything itself."""
+    job, _ = both
+    task = Task.of(job)
+    desk = Desk(job.output, "a-later-run", StopRules.of(job), told_columns(task))
+    rows = list(by_id(job).values())
+    asked = [(bytes.fromhex(row["content_hash"] or "00"), "new", "a copy") for row in rows]
+    claims = asyncio.run(desk.claim(asked))
+    for row, claim in zip(rows, claims, strict=True):
+        if row["status"] == "error":
+            assert claim == Claim("a copy", mine=True)
+            continue
+        assert claim.row_id == (row["duplicate_of"] or row["id"])
+        assert not claim.mine
+        assert claim.told.values == {name: row[name] for name in told_columns(task)}
+        assert claim.told.values["caption"] == row["caption"]
+
+
+@pytest.mark.slow
+def test_copies_that_a_manifest_has_grown_by_are_not_asked(home, media, manifest, both):
+    job, _ = both
+    folder, more = home / "grown", picture_rows(media, 12, first=100)
+    write_manifest(folder / "a.parquet", pq.read_table(manifest), row_group_size=5)
+    job = job.model_copy(update={"manifest": str(folder), "output": str(home / "grown-out")})
+    run(job)
+    before = {row["id"]: row for row in read_output(job.output)}
+    write_manifest(folder / "b.parquet", more)
+    summary = run(job)
+    assert (summary.rows, summary.skipped) == (34, 22)
+    assert summary.output_tokens == summary.prompt_tokens == 0
+    for row in read_output(job.output):
+        if row["id"] in before:
+            assert row == before[row["id"]]
+            continue
+        original = before[row["duplicate_of"]]
+        assert original["duplicate_of"] is None
+        for column in ("content_hash", "caption", "colour", "colour_mean_logprob", "sha256"):
+            assert row[column] == original[column]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,60 @@
+"""Turns the finished rows of an output back into what was answered.
+
+So copies of them that come later need not be asked: in a run that goes on where another stopped,
+and of rows by which a manifest has grown.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline import storage
+from pipeline.asking.copies import Told
+from pipeline.commit.publish import visible_files
+from pipeline.running.answers import Answered
+from pipeline.storage import Place
+from schemas import columns as c
+
+_ROWS = 1024  # that are Python objects at once: vectors are large
+_NOBODY = ""  # no row's name: one that is finished is never asked again
+
+
+def answered(output: Place, values: Sequence[str]) -> Iterator[dict[bytes, Answered]]:
+    """By content, what the visible rows that are ok were told, of some rows at a time.
+
+    values: the columns that an answer has. Rows that are copies tell nothing new; those that failed
+    may do better when they are asked again. Raises what the file system does.
+    """
+    columns = [c.ID, c.CONTENT_HASH, *values, c.STATUS, c.DUPLICATE_OF]
+    for name in visible_files(output):
+        for group in range(_row_groups(output / name)):
+            table = _read(output / name, group, columns)
+            is_ok = pc.equal(table[c.STATUS], c.STATUS_OK)
+            table = table.filter(pc.and_(is_ok, pc.is_null(table[c.DUPLICATE_OF])))
+            table = table.drop_columns([c.STATUS, c.DUPLICATE_OF])
+            for first in range(0, table.num_rows, _ROWS):
+                yield dict(map(_answered, table.slice(first, _ROWS).to_pylist()))
+
+
+def _answered(row: dict[str, Any]) -> tuple[bytes, Answered]:
+    content, row_id = bytes.fromhex(row.pop(c.CONTENT_HASH)), row.pop(c.ID)
+    return content, Answered(_NOBODY, row_id, Told(row))
+
+
+def _row_groups(file: Place) -> int:
+    def count(fs: Any) -> int:
+        with fs.open(file.path, "rb") as opened, pq.ParquetFile(opened) as parquet:
+            return int(parquet.num_row_groups)
+
+    return storage.steadily(file, count)
+
+
+def _read(file: Place, group: int, columns: Sequence[str]) -> pa.Table:
+    def read(fs: Any) -> pa.Table:
+        with fs.open(file.path, "rb") as opened, pq.ParquetFile(opened) as parquet:
+            return parquet.read_row_group(group, columns=columns)
+
+    return storage.steadily(file, read)
