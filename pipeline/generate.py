@@ -116,6 +116,11 @@ class Generate:
         self._manifest, self._task = manifest, task
         self._rules = rules
         self._count = count
+        rows = rules.batch_rows
+        if rules.device == "cpu":
+            # Questions about one medium are encoded and computed together, and the larger the lots
+            # that enter, the less each costs. A GPU has enough to do with half of the pictures.
+            rows *= len(task.questions)
         self._engine = load_engine(
             checkpoint,
             rules.device,
@@ -124,13 +129,11 @@ class Generate:
             rules.threads,
             on_end or self._end,
             dtype=rules.dtype,
-            batch_rows=rules.batch_rows,
+            batch_rows=rows,
             mrope=rules.mrope,
         )
         self._image_rules = self._engine.rules
-        self._batcher = Batcher(
-            self._engine, _AHEAD * rules.batch_rows, refuse_broken, rules.step_s
-        )
+        self._batcher = Batcher(self._engine, _AHEAD * rows, refuse_broken, rules.step_s)
         tokenizer = Tokenizer.load(checkpoint)
         self.decode = tokenizer.decode
         end = tokenizer.special.get(END_OF_TURN)

@@ -70,6 +70,7 @@ class Core:
         self.running.forget()
         self.running.rows = []
         self.scheduler.waiting.clear()
+        self.steps.forget()
         self.done = []
 
     def refuse(self, completion: Completion) -> None:
@@ -124,6 +125,7 @@ class Core:
                     cache.publish(row.room, row.names)
         except Exception as error:
             self.scheduler.put_back(rows, cache)
+            self.steps.forget()
             if not out_of_memory(error):
                 raise
             self._short_of_memory(self.scheduler.relief, len(rows), error)
@@ -133,7 +135,9 @@ class Core:
         self.scheduler.relief.succeed(len(rows))
         tally = self._tally
         tally.admitted += len(rows)
-        tally.reused_tokens += sum(row.room.reused for row in rows if row.room)
+        tally.reused_tokens += sum(row.spared for row in rows)
+        for row in rows:
+            row.leader, row.head = None, 0
         tally.prompt_tokens += prefilled.prompt_tokens
         tally.rows_peak = max(tally.rows_peak, len(running.rows) + len(rows))
         tally.pages_peak = max(tally.pages_peak, cache.pages_in_use)

@@ -74,9 +74,9 @@ class PagedCache:
         for page, name in zip(room.pages, names, strict=False):
             self.pool.name(page, name)
 
-    def writer(self, rooms: Sequence[tuple[Room, int, int]]) -> "PageWriter":
-        """What a prefill stores with. rooms: each room, and which of the call's packed tokens are
-        its new ones: start, end.
+    def writer(self, rooms: Sequence[tuple[Room, int, int, int]]) -> "PageWriter":
+        """What a prefill stores with. rooms: each room, the place in it of the first new token, and
+        which of the call's packed tokens are the new ones: start, end.
         """
         return PageWriter(self, rooms)
 
@@ -88,10 +88,10 @@ class PagedCache:
 class PageWriter:
     """Stores the new keys and values of a prefill's rows, layer by layer."""
 
-    def __init__(self, cache: PagedCache, rooms: Sequence[tuple[Room, int, int]]) -> None:
+    def __init__(self, cache: PagedCache, rooms: Sequence[tuple[Room, int, int, int]]) -> None:
         size, places, sources = cache.page_size, [], []
-        for room, start, end in rooms:
-            at = torch.arange(room.reused, room.reused + end - start)
+        for room, place, start, end in rooms:
+            at = torch.arange(place, place + end - start)
             places.append(torch.tensor(room.pages)[at // size] * size + at % size)
             sources.append(torch.arange(start, end))
         nothing = torch.zeros(0, dtype=torch.long)

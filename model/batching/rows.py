@@ -25,6 +25,8 @@ class Row:
     pads: for each medium the index of its first pad token. names: of the full pages of the prompt.
     room: what it holds of the cache while it runs. tries: times that memory ran out with this
         request alone in hand.
+    leader: a row of the same prefill whose prompt begins with the same `leader.head` tokens, which
+        are computed there. head: 0 when nobody follows.
     scores: of its first continuations. part: those that its next prefill takes.
     """
 
@@ -47,6 +49,8 @@ class Row:
         self.pads: list[int] = []
         self.names: list[bytes] = []
         self.room: Room | None = None
+        self.leader: Row | None = None
+        self.head = 0
         self.tries = 0
         self.scores: list[Score] = []
         self.part: Sequence[Sequence[int]] = ()
@@ -78,6 +82,25 @@ class Row:
         if self.request.skips_language:
             return 0
         return len(self.prompt) + sum(len(one) for one in self.part)
+
+    @property
+    def spared(self) -> int:
+        """Tokens of its prompt that its prefill need not compute, since others have."""
+        if self.leader is not None:
+            return self.leader.head
+        return 0 if self.room is None else self.room.reused
+
+    def common(self, other: "Row") -> int:
+        """Tokens that both prompts begin with, at most all but the last of each: what follows from
+        that one's hidden state is each row's own.
+        """
+        most = min(len(self.prompt), len(other.prompt)) - 1
+        pairs = zip(self.prompt[:most], other.prompt, strict=False)
+        same = next((i for i, (a, b) in enumerate(pairs) if a != b), most)
+        for pad, mine, its in zip(self.pads, self.media_keys, other.media_keys, strict=False):
+            if pad < same and mine != its:
+                return pad
+        return same
 
     def take_part(self, tokens: int) -> None:
         """Choose the continuations of its next prefill: as many as have so few tokens in sum, at
@@ -122,6 +145,11 @@ class Row:
     @property
     def patches(self) -> int:
         return sum(len(visual.patches) for visual in self.request.visuals)
+
+    def patches_from(self, token: int) -> int:
+        """Patches of the media that begin at this token of the prompt or after it."""
+        media = zip(self.pads, self.request.visuals, strict=True)
+        return sum(len(visual.patches) for pad, visual in media if pad >= token)
 
     @property
     def filled(self) -> int:

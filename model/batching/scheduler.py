@@ -75,14 +75,21 @@ class Scheduler:
         tokens = patches = 0
         while self.waiting and len(rows) < self.relief.bound(free_rows):
             row = self.waiting[0]
+            row.leader, row.head = None, 0
             known = self._known(row, cache)
             reused = known * cache.page_size
+            leader = (rows[-1].leader or rows[-1]) if rows else None
+            head = 0 if leader is None else self._head(leader, row, reused)
+            if leader is not None and leader.room is not None and head:
+                # Pages would spare less, and both have to go on from the same ones.
+                known = leader.room.reused // cache.page_size
+                reused = head
             row.take_part(self.limits.prefill_tokens - (len(row.prompt) - reused))
             work = row.work - reused
             if rows and (
                 tokens + work > self.limits.prefill_tokens
-                or patches + row.patches > self.limits.vision_patches
-                or self._gains_by_waiting(row, known, coming, cache.page_size)
+                or patches + row.patches_from(head) > self.limits.vision_patches
+                or (not head and self._gains_by_waiting(row, known, coming, cache.page_size))
             ):
                 break
             try:
@@ -95,10 +102,12 @@ class Scheduler:
                 break
             room.used = len(row.prompt)
             row.room = room
+            if leader is not None and head:
+                row.leader, leader.head = leader, head
             rows.append(self.waiting.popleft())
             coming.update(row.names if row.needed else ())
             tokens += work
-            patches += row.patches
+            patches += row.patches_from(head)
         return rows
 
     def put_back(self, rows: Sequence[Row], cache: Cache) -> None:
@@ -126,6 +135,17 @@ class Scheduler:
         if cache.device.type != "cpu" and known * cache.page_size * _WORTH < len(row.prompt):
             return 0
         return known
+
+    def _head(self, leader: Row, row: Row, reused: int) -> int:
+        """Tokens at the beginning of both that are worth computing once; 0 if there are too few.
+
+        They come after those that the leader has of pages. reused: what the row would have of them.
+        """
+        if not (self._shares and row.generates and leader.generates and leader.room):
+            return 0
+        head = min(leader.common(row), leader.head or len(leader.prompt))
+        worth = head * 2 >= len(row.prompt) and head > reused
+        return head if worth and head > leader.room.reused else 0
 
     def _gains_by_waiting(
         self, row: Row, known: int, coming: Iterable[bytes], page_size: int

@@ -165,9 +165,9 @@ class ShelfCache:
             self.pool.name(number, name)
         self.pool.release(pages)
 
-    def writer(self, rooms: Sequence[tuple[Room, int, int]]) -> "ShelfWriter":
-        """What a prefill stores with. rooms: each room, and which of the call's packed tokens are
-        its new ones: start, end.
+    def writer(self, rooms: Sequence[tuple[Room, int, int, int]]) -> "ShelfWriter":
+        """What a prefill stores with. rooms: each room, the place in it of the first new token, and
+        which of the call's packed tokens are the new ones: start, end.
         """
         return ShelfWriter(self, rooms)
 
@@ -194,22 +194,22 @@ class ShelfCache:
 class ShelfWriter:
     """Stores keys and values of a prefill's rows, the shared beginnings included."""
 
-    def __init__(self, cache: ShelfCache, rooms: Sequence[tuple[Room, int, int]]) -> None:
+    def __init__(self, cache: ShelfCache, rooms: Sequence[tuple[Room, int, int, int]]) -> None:
         self._cache = cache
         self._rooms = [(*one, torch.tensor(one[0].pages, dtype=torch.long)) for one in rooms]
 
     def write(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
         """k, v: [T, Hkv, d] of the call's packed tokens."""
         cache = self._cache
-        for room, start, end, pages in self._rooms:
+        for room, place, start, end, pages in self._rooms:
             shelf = cache.shelves[room.shelf]
             for stored, kept, new in (
                 (shelf.keys, cache.keys, k),
                 (shelf.values, cache.values, v),
             ):
                 row = stored[layer][room.slot]
-                row[:, room.reused : room.reused + end - start] = new[start:end].transpose(0, 1)
-                if room.reused:
+                row[:, place : place + end - start] = new[start:end].transpose(0, 1)
+                if place == room.reused > 0:
                     row[:, : room.reused] = kept[layer][pages].flatten(0, 1).transpose(0, 1)
 
 

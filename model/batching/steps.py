@@ -17,6 +17,7 @@ from model.batching.paged_cache import PagedBatch, PagedCache, PagedDecode
 from model.batching.prefill import Piece, Prefill
 from model.batching.rows import Row
 from model.batching.shelves import ShelfBatch, ShelfCache
+from model.batching.spans import Span, spans_of
 from model.batching.transfer import Sender, send_visuals
 from model.generation.chooser import Choice
 from model.inputs import VisualInput, VisualKind
@@ -27,23 +28,6 @@ from model.qwen2_vl import Qwen2VL
 
 Cache = PagedCache | ShelfCache
 Batch = PagedBatch | ShelfBatch
-
-
-@dataclass(frozen=True)
-class Span:
-    """The new tokens of one sequence in a prefill.
-
-    row: number of the row. prompt: how many of them are of its prompt, from `reused` on; the others
-    are of a continuation. continuation: its number, or None when the span is the prompt's own.
-    after: number of the span that it goes on from.
-    """
-
-    row: int
-    ids: list[int]
-    positions: torch.Tensor
-    prompt: int
-    continuation: int | None = None
-    after: int | None = None
 
 
 @dataclass(frozen=True)
@@ -89,12 +73,29 @@ class Steps:
         self._sender = Sender(model.device)
         self.vision_seconds = 0.0
         self.visual_tokens = 0
+        # Visual tokens of the last row's media, which the next row may have as well. With the media
+        # themselves: a key may be an identity, which holds as long as they live.
+        self._kept: dict[Hashable, tuple[VisualInput, torch.Tensor]] = {}
+        self._seen: dict[Hashable, torch.Tensor] = {}
 
     def prefill(self, rows: Sequence[Row], cache: Cache) -> Prefilled:
         """Encode the media and prompts of rows, and store their keys and values in their room."""
+        found = self._prefill(rows, cache)
+        last = zip(rows[-1].media_keys, rows[-1].request.visuals, strict=True)
+        # A copy: what was encoded together with it need not stay.
+        self._kept = {k: (one, self._seen[k].clone()) for k, one in last if k in self._seen}
+        self._seen = {}
+        return found
+
+    def forget(self) -> None:
+        """Keep no visual tokens."""
+        self._kept, self._seen = {}, {}
+
+    def _prefill(self, rows: Sequence[Row], cache: Cache) -> Prefilled:
         model = self.model
         visual = self._visual(rows)
-        spans = self._spans(rows)
+        # Where the frequencies follow the length, no two sequences have the same keys.
+        spans = spans_of(rows, apart=model.config.text.rope.follows_length)
         if not spans:
             nothing = torch.zeros(0, model.config.text.hidden_size, device=model.device)
             return Prefilled(nothing, {}, visual, 0)
@@ -111,14 +112,17 @@ class Steps:
             if room is not None and room.reused and span.after is None:
                 pages = tuple(room.pages[: room.reused // cache.page_size])
             pieces.append(Piece(len(span.ids), pages, span.after))
-            if room is not None and room.tokens and span.continuation is None:
-                rooms.append((room, start, start + len(span.ids)))
+            if span.continuation is None:
+                own = [room for n in span.rows if (room := rows[n].room) and room.tokens]
+                rooms += [(room, span.begin, start, start + len(span.ids)) for room in own]
         positions = torch.cat([span.positions for span in spans], dim=1).to(model.device)
         attend = Prefill(pieces, cache, cache.writer(rooms), self.attention, model.device)
         # The last layer spares itself the tokens that nobody looks at.
         wanted: list[int] = []
         places: dict[tuple[int, int | None], range] = {}
         for span, start in zip(spans, starts, strict=False):
+            if span.is_head:
+                continue
             end, before, first = start + len(span.ids), len(wanted), start + span.prompt
             pooled = rows[span.row].pooled if span.continuation is None else None
             if pooled is None:
@@ -140,36 +144,8 @@ class Steps:
             media.update(zip(row.media_keys, row.request.visuals, strict=True))
         if not media:
             return {}
-        encoded = dict(zip(media, self._encode(list(media.values())), strict=True))
+        encoded = self._encoded(media)
         return {i: torch.cat([encoded[k] for k in row.media_keys]) for i, row in found.items()}
-
-    def _spans(self, rows: Sequence[Row]) -> list[Span]:
-        """Prompts that stand alone, then those that go on from pages, then continuations."""
-        prompts = []
-        for number, row in enumerate(rows):
-            if row.request.skips_language:
-                continue
-            reused = 0 if row.room is None else row.room.reused
-            ids = row.prompt[reused:]
-            prompts.append(Span(number, ids, row.positions[:, reused:], len(ids)))
-        # Where the frequencies follow the length, no two sequences have the same keys.
-        apart = self.model.config.text.rope.follows_length
-        continued = []
-        for number, row in enumerate(rows):
-            for k, tokens in enumerate(row.part):
-                # The last token is only looked for, never looked at.
-                fed = list(tokens[:-1])
-                places = torch.arange(row.following, row.following + len(fed)).expand(3, -1)
-                if apart and fed:
-                    whole = torch.cat((row.positions, places), dim=1)
-                    prompts.append(Span(number, row.prompt + fed, whole, len(row.prompt), k))
-                elif fed:
-                    continued.append((number, fed, places, k))
-        prompts.sort(key=lambda span: bool((room := rows[span.row].room) and room.reused))
-        own = {span.row: i for i, span in enumerate(prompts) if span.continuation is None}
-        return prompts + [
-            Span(number, fed, places, 0, k, own[number]) for number, fed, places, k in continued
-        ]
 
     def _place_media(
         self,
@@ -182,20 +158,24 @@ class Steps:
         wanted: list[tuple[Hashable, int, int, int]] = []
         media: dict[Hashable, VisualInput] = {}
         for span, start in zip(spans, starts, strict=False):
-            row = rows[span.row]
-            begin = len(row.prompt) - span.prompt
+            row, end = rows[span.row], span.begin + span.prompt
             for key, visual, pad in zip(row.media_keys, row.request.visuals, row.pads, strict=True):
-                skipped = max(0, begin - pad)
-                if not span.prompt or skipped >= visual.tokens:
-                    continue
-                media.setdefault(key, visual)
-                at = start + max(0, pad - begin)
-                wanted.append((key, at, skipped, visual.tokens))
-        if not media:
-            return
-        encoded = dict(zip(media, self._encode(list(media.values())), strict=True))
-        for key, at, skipped, tokens in wanted:
-            embeddings[at : at + tokens - skipped] = encoded[key][skipped:]
+                first, last = max(span.begin, pad), min(end, pad + visual.tokens)
+                if first < last:
+                    media.setdefault(key, visual)
+                    wanted.append((key, start + first - span.begin, first - pad, last - pad))
+        encoded = self._encoded(media)
+        for key, at, first, last in wanted:
+            embeddings[at : at + last - first] = encoded[key][first:last]
+
+    def _encoded(self, media: Mapping[Hashable, VisualInput]) -> dict[Hashable, torch.Tensor]:
+        """Visual tokens of each medium: those that were kept, and new ones of the others."""
+        found = {key: self._kept[key][1] for key in media if key in self._kept}
+        missing = {key: visual for key, visual in media.items() if key not in found}
+        if missing:
+            found |= zip(missing, self._encode(list(missing.values())), strict=True)
+        self._seen |= found
+        return found
 
     def _encode(self, media: Sequence[VisualInput]) -> list[torch.Tensor]:
         """Visual tokens of each medium, in calls of the vision tower that hold what it may."""

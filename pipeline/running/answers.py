@@ -77,11 +77,6 @@ class Answers:
             self._full = True
             _logger.warning("dedupe: no further answers are remembered: %s", error)
 
-    def forget(self) -> None:
-        """Knows nothing any more."""
-        self._claimed.clear()
-        self._file.execute("DELETE FROM answers")
-
     def _claim(self, key: bytes, name: str, row_id: object) -> Claim:
         found = self._file.execute("SELECT answer FROM answers WHERE content = ?", [key]).fetchone()
         if found is not None:

@@ -63,6 +63,19 @@ def test_greedy_answers_in_float32_are_those_of_the_cpu(folder, graphs):
     assert bool(getattr(step, "captured", ())) == graphs
 
 
+def test_questions_about_one_medium_are_answered_as_on_the_cpu(folder):
+    """Their prompts part in the middle of a prefill."""
+    asked = [
+        replace(one, id=f"{one.id}-{n}", input_ids=[*one.input_ids, n, 40 + n])
+        for one in requests(4, 20)
+        for n in range(3)
+    ]
+    engine = load(folder, cache_tokens=20000)
+    found, expected = answers(engine, asked), answers(load(folder, "cpu"), asked)
+    assert [one.output_ids for one in found] == [one.output_ids for one in expected]
+    assert engine.stats().reused_tokens > 40 * 4
+
+
 @pytest.mark.parametrize("graphs", [True, False])
 def test_answers_in_json_are_those_of_the_cpu(graphs):
     """Likeliest tokens and drawn ones, beside rows that are free."""

@@ -63,7 +63,7 @@ def prepared(tmp_path_factory):
 
 @pytest.fixture
 def generate(prepared):
-    """Of each test its own: a batcher whose calls have failed may still be at work on the engine."""
+    """Each test has its own: a batcher whose calls have failed may be at work on it still."""
     return Generate(prepared[0], RULES, CHECKPOINT, nothing)
 
 

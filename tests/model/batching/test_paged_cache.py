@@ -109,7 +109,7 @@ def test_random_rows_read_what_they_wrote(kind):
             if room.reused:
                 for new, old in zip((k, v), beginnings[names[known - 1]], strict=True):
                     new[:, : room.reused] = old
-            writer = cache.writer([(room, 0, length - room.reused)])
+            writer = cache.writer([(room, room.reused, 0, length - room.reused)])
             for layer in range(layers):
                 writer.write(layer, k[layer, room.reused :], v[layer, room.reused :])
             cache.publish(room, names)
@@ -166,7 +166,7 @@ def test_a_nan_that_a_row_leaves_behind_harms_no_other():
         room.used = length
         k = torch.full((length, HEADS, DIM), value)
         for layer in range(TEXT.num_hidden_layers):
-            cache.writer([(room, 0, length)]).write(layer, k, k)
+            cache.writer([(room, 0, 0, length)]).write(layer, k, k)
         q = torch.ones(1, TEXT.num_attention_heads, DIM)
         other = cache.open(60)
         other.used = 40

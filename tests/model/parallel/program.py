@@ -23,13 +23,17 @@ SIZE = 4
 
 
 def requests():
-    """Two pictures, a clip and plain text, of different lengths."""
+    """Two pictures (twice), a clip and plain text, of different lengths."""
     media = [[("image", (1, 4, 6)), ("image", (1, 8, 4))], [("video", (2, 4, 4))], []]
     made = [prompt(seed, kinds) for seed, kinds in enumerate(media)]
     sampling = Sampling(max_new_tokens=12, eos_token_ids=())
     drawn = Sampling(max_new_tokens=12, eos_token_ids=(), temperature=1.0, top_k=0, seed=5)
     texts = [[5, 6, 7], [9], [*range(30)]]
-    return [Request(f"{i}", p.ids, p.visuals, sampling) for i, p in enumerate(made)] + [
+    asked = [Request(f"{i}", p.ids, p.visuals, sampling) for i, p in enumerate(made)]
+    # About the same pictures: the ranks have to agree on what is computed once.
+    asked.insert(1, Request("further", [*made[0].ids, 7, 8], made[0].visuals, sampling))
+    return [
+        *asked,
         Request("drawn", made[0].ids, made[0].visuals, drawn),
         Request("score", made[1].ids, made[1].visuals, mode="score", continuations=texts),
         *(
