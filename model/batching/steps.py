@@ -76,20 +76,18 @@ class Steps:
         # Visual tokens of the last row's media, which the next row may have as well. With the media
         # themselves: a key may be an identity, which holds as long as they live.
         self._kept: dict[Hashable, tuple[VisualInput, torch.Tensor]] = {}
-        self._seen: dict[Hashable, torch.Tensor] = {}
+        self._keeping: dict[Hashable, tuple[VisualInput, torch.Tensor]] = {}
 
     def prefill(self, rows: Sequence[Row], cache: Cache) -> Prefilled:
         """Encode the media and prompts of rows, and store their keys and values in their room."""
+        self._keeping = {}
         found = self._prefill(rows, cache)
-        last = zip(rows[-1].media_keys, rows[-1].request.visuals, strict=True)
-        # A copy: what was encoded together with it need not stay.
-        self._kept = {k: (one, self._seen[k].clone()) for k, one in last if k in self._seen}
-        self._seen = {}
+        self._kept = self._keeping
         return found
 
     def forget(self) -> None:
         """Keep no visual tokens."""
-        self._kept, self._seen = {}, {}
+        self._kept, self._keeping = {}, {}
 
     def _prefill(self, rows: Sequence[Row], cache: Cache) -> Prefilled:
         model = self.model
@@ -144,7 +142,7 @@ class Steps:
             media.update(zip(row.media_keys, row.request.visuals, strict=True))
         if not media:
             return {}
-        encoded = self._encoded(media)
+        encoded = self._encoded(media, rows[-1])
         return {i: torch.cat([encoded[k] for k in row.media_keys]) for i, row in found.items()}
 
     def _place_media(
@@ -164,17 +162,23 @@ class Steps:
                 if first < last:
                     media.setdefault(key, visual)
                     wanted.append((key, start + first - span.begin, first - pad, last - pad))
-        encoded = self._encoded(media)
+        encoded = self._encoded(media, rows[-1])
         for key, at, first, last in wanted:
             embeddings[at : at + last - first] = encoded[key][first:last]
 
-    def _encoded(self, media: Mapping[Hashable, VisualInput]) -> dict[Hashable, torch.Tensor]:
-        """Visual tokens of each medium: those that were kept, and new ones of the others."""
+    def _encoded(
+        self, media: Mapping[Hashable, VisualInput], last: Row
+    ) -> dict[Hashable, torch.Tensor]:
+        """Visual tokens of each medium: those that were kept, and new ones of the others. Those of
+        the last row's media are kept for the next call.
+        """
         found = {key: self._kept[key][1] for key in media if key in self._kept}
         missing = {key: visual for key, visual in media.items() if key not in found}
         if missing:
             found |= zip(missing, self._encode(list(missing.values())), strict=True)
-        self._seen |= found
+        for key in found.keys() & set(last.media_keys):
+            # A copy: what was encoded together with it need not stay.
+            self._keeping[key] = media[key], found[key].clone()
         return found
 
     def _encode(self, media: Sequence[VisualInput]) -> list[torch.Tensor]:

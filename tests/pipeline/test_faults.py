@@ -67,7 +67,7 @@ def wait_until(condition, what, process=None, seconds=200.0):
     while not condition():
         assert process is None or process.poll() is None, process.communicate()[1][-3000:]
         assert time.monotonic() < end, f"waited in vain for {what}"
-        time.sleep(0.1)
+        time.sleep(0.05)
 
 
 def kill(process):
@@ -161,10 +161,12 @@ def test_actors_and_tasks_are_killed_in_the_middle(world, ray_cluster):
 
     # The words are of processes at work, by Ray's titles for them.
     wait_until(lambda: kill_first("_FetchAndPrepare)).submit"), "media to be prepared")
-    for word in ("_GenerateAndParse)).submit", "ray::Desk", "ray::Write"):
-        before = done_rows(job)
-        wait_until(lambda: done_rows(job) > before or ended, "a commit")  # noqa: B023
-        wait_until(lambda: kill_first(word), f"{word} to be at work")  # noqa: B023
+    wait_until(lambda: kill_first("_GenerateAndParse)).submit"), "rows to be generated")
+    wait_until(lambda: named("ray::Write", os.getpid()) or ended, "rows to be written")
+    kill_first("ray::Desk")  # for which who writes has to wait
+    wait_until(lambda: kill_first("ray::Write"), "rows to be written")
+    wait_until(lambda: done_rows(job) or ended, "a commit")
+    processes.end_at_once(named("ray::Desk", os.getpid())[:1])  # unless that was the last commit
     driver.join(250)
     assert ended, "the run did not end"
     assert len(killed) == 4, killed

@@ -211,33 +211,47 @@ def _files(folder):
 
 
 @pytest.mark.slow
-def test_given_windows_several_questions_and_a_summary(home, films, ray_cluster):
+def test_given_windows_several_questions_copies_and_a_summary(home, films, ray_cluster):
     row, events = films[2]
     starts = pa.list_(pa.float64())
     chosen = [4, 0, 5, 2]
     table = pa.table(
         {
-            "id": ["a", "gone"],
-            "uri": [row["uri"], str(home / "nowhere.mp4")],
-            "start_s": pa.array([[events[n].start_s for n in chosen], [0.0]], starts),
-            "end_s": pa.array([[events[n].end_s for n in chosen], [1.0]], starts),
+            "id": ["a", "gone", "copy"],
+            "uri": [row["uri"], str(home / "nowhere.mp4"), str(home / "copy.mp4")],
+            "start_s": pa.array([(at := [events[n].start_s for n in chosen]), [0.0], at], starts),
+            "end_s": pa.array([(to := [events[n].end_s for n in chosen]), [1.0], to], starts),
         }
     )
     write_manifest(home / "given.parquet", table)
+    shutil.copy(row["uri"], home / "copy.mp4")
     made = annotate(
         annotation(
             home / "given.parquet",
             home / "given",
             prompt=None,
             prompts={"what": CAPTION_PROMPT, "colour": "what color is it?"},
+            dedupe=True,
             annotate__windows="given",
             annotate__videos=True,
             annotate__summary_prompt="What happens?",
         )
     )
-    assert (made.windows.rows, made.windows.errors) == (5, {"fetch_not_found": 1})
+    assert (made.windows.rows, made.windows.errors) == (9, {"fetch_not_found": 1})
+    windows = read(home / "given" / "windows")
+    names = {one["id"]: one["video_id"] for one in windows}
+    asked = [one for one in windows if one["content_hash"] and one["duplicate_of"] is None]
+    copies = [one for one in windows if one["duplicate_of"] is not None]
+    assert len(asked) == len(copies) == len({one["content_hash"] for one in asked}) == 4
+    for one in copies:
+        original = next(row for row in asked if row["id"] == one["duplicate_of"])
+        assert names[original["id"]] != one["video_id"]
+        for column in ("content_hash", "window", "start_s", "what", "colour"):
+            assert original[column] == one[column]
     rows = {row["id"]: row for row in read(home / "given" / "videos")}
     found = rows["a"]
+    assert rows["copy"]["segments"] == found["segments"]
+    assert rows["copy"]["text"] == found["text"]
     # In the order of time, with the numbers that they have in the row.
     assert [one["window"] for one in found["segments"]] == [1, 3, 0, 2]
     texts = [events[n].caption for n in sorted(chosen)]
