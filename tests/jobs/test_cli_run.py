@@ -33,11 +33,12 @@ def environment():
     return {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
-def mediamill(*arguments, cwd):
+def mediamill(*arguments, cwd, address=None):
+    """address: of a cluster; None = the command starts one where it needs one."""
     return subprocess.run(
         command(*arguments),
         cwd=cwd,
-        env=environment(),
+        env=environment() | ({"RAY_ADDRESS": address} if address else {}),
         capture_output=True,
         text=True,
         timeout=240,
@@ -81,10 +82,10 @@ def session_of(number):
     return found
 
 
-def test_a_job_with_an_error_row_and_its_second_run(tmp_path):
+def test_a_job_with_an_error_row_and_its_second_run(tmp_path, ray_cluster):
     manifest = write_manifest(tmp_path, 5, missing=1)
     arguments = ["caption", manifest, "out", "--model", str(CHECKPOINT), "--prompt", "What is it?"]
-    first = mediamill(*arguments, *SMALL, "--json", cwd=tmp_path)
+    first = mediamill(*arguments, *SMALL, "--json", cwd=tmp_path, address=ray_cluster)
     assert first.returncode == 3, first.stderr
     summary = json.loads(first.stdout)
     assert (summary["rows"], summary["ok"], summary["skipped"]) == (5, 4, 0)

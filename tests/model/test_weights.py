@@ -287,7 +287,7 @@ def large(tmp_path_factory):
 @pytest.mark.parametrize(
     ("which", "dtype", "place"),
     [
-        (0, None, "disk"),
+        pytest.param(0, None, "disk", marks=pytest.mark.slow),
         pytest.param(0, "bfloat16", "disk", marks=pytest.mark.slow),
         pytest.param(1, "float32", "disk", marks=pytest.mark.slow),
         (1, "float32", "s3"),

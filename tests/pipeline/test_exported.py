@@ -59,6 +59,7 @@ def test_a_runs_counts(ray_cluster, tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_only_growth_is_told(ray_cluster):
     """A desk that is started again knows what the one before it has told."""
     told = metrics.Exported("grown", {(metrics.TOKENS, "output"): 100})

@@ -194,6 +194,7 @@ def test_a_grown_manifest_is_continued_and_a_changed_one_is_not(first, manifest,
     kept.rename(grown)
 
 
+@pytest.mark.slow  # the short soak reads from S3 and writes to it
 def test_the_same_rows_on_s3(first, s3, manifest, media):
     job, summary, _ = first
     local = {row["id"]: row for row in read_output(job.output)}

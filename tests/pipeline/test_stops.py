@@ -89,7 +89,7 @@ def test_rows_that_kill_are_found_and_their_neighbours_go_on(make, ray_cluster):
             r"expected at most 20 %.*limits.max_error_rate",
         ),
         ({5: "swap"}, {}, "an answer came back to the wrong row: injected"),
-        ({5: "raise"}, {}, "ValueError: unexpected: injected"),
+        pytest.param({5: "raise"}, {}, "ValueError: unexpected: injected", marks=pytest.mark.slow),
     ],
     ids=["engines", "error rate", "identity", "mistake"],
 )

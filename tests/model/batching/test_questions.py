@@ -13,7 +13,7 @@ from tests.model.prompts import IMAGE, MEDIA, prompt
 CACHES = [{}, {"page_size": 4}, {"page_size": 16}]
 
 
-@pytest.fixture(scope="module", params=["untied", "sliding window", "yarn"])
+@pytest.fixture(scope="module", params=["untied", "sliding window"])
 def plain(request, tmp_path_factory):
     """An engine that shares nothing."""
     shape = next(shape for name, shape in SHAPES.items() if name.startswith(request.param))
@@ -77,7 +77,7 @@ def test_each_question_is_answered_as_it_is_alone(plain, options):
 
 
 @pytest.mark.parametrize("options", CACHES)
-@pytest.mark.parametrize("rows", [1, 2, 3, 5, 16])
+@pytest.mark.parametrize("rows", [1, 2, 5, 16])
 def test_a_picture_is_encoded_once_however_its_questions_fall_into_steps(plain, options, rows):
     cases = [prompt(70 + i, [("image", (1, 6, 8)), ("video", (2, 4, 4))]) for i in range(5)]
     requests = [
