@@ -78,18 +78,16 @@ class Scheduler:
             row.leader, row.head = None, 0
             known = self._known(row, cache)
             reused = known * cache.page_size
-            leader = (rows[-1].leader or rows[-1]) if rows else None
-            head = 0 if leader is None else self._head(leader, row, reused)
-            if leader is not None and leader.room is not None and head:
+            leader, head = self._leader(rows, row, reused)
+            if leader is not None:
                 # Pages would spare less, and both have to go on from the same ones.
-                known = leader.room.reused // cache.page_size
-                reused = head
+                known, reused = leader.spared // cache.page_size, head
             row.take_part(self.limits.prefill_tokens - (len(row.prompt) - reused))
             work = row.work - reused
             if rows and (
                 tokens + work > self.limits.prefill_tokens
                 or patches + row.patches_from(head) > self.limits.vision_patches
-                or (not head and self._gains_by_waiting(row, known, coming, cache.page_size))
+                or (leader is None and self._gains_by_waiting(row, known, coming, cache.page_size))
             ):
                 break
             try:
@@ -102,7 +100,7 @@ class Scheduler:
                 break
             room.used = len(row.prompt)
             row.room = room
-            if leader is not None and head:
+            if leader is not None:
                 row.leader, leader.head = leader, head
             rows.append(self.waiting.popleft())
             coming.update(row.names if row.needed else ())
@@ -136,16 +134,20 @@ class Scheduler:
             return 0
         return known
 
-    def _head(self, leader: Row, row: Row, reused: int) -> int:
-        """Tokens at the beginning of both that are worth computing once; 0 if there are too few.
+    def _leader(self, rows: Sequence[Row], row: Row, reused: int) -> tuple[Row | None, int]:
+        """The row that this one follows, and the tokens at the beginning of both that are worth
+        computing once: more than each has of pages. None and 0 if there are too few.
 
-        They come after those that the leader has of pages. reused: what the row would have of them.
+        rows: those admitted so far. reused: what the row would have of pages.
         """
-        if not (self._shares and row.generates and leader.generates and leader.room):
-            return 0
+        if not (rows and self._shares and row.generates):
+            return None, 0
+        leader = rows[-1].leader or rows[-1]
+        if not leader.generates:
+            return None, 0
         head = min(leader.common(row), leader.head or len(leader.prompt))
-        worth = head * 2 >= len(row.prompt) and head > reused
-        return head if worth and head > leader.room.reused else 0
+        worth = head * 2 >= len(row.prompt) and head > max(reused, leader.spared)
+        return (leader, head) if worth else (None, 0)
 
     def _gains_by_waiting(
         self, row: Row, known: int, coming: Iterable[bytes], page_size: int

@@ -5,6 +5,7 @@ and of rows by which a manifest has grown.
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -30,8 +31,7 @@ def answered(output: Place, values: Sequence[str]) -> Iterator[dict[bytes, Answe
     """
     columns = [c.ID, c.CONTENT_HASH, *values, c.STATUS, c.DUPLICATE_OF]
     for name in visible_files(output):
-        for group in range(_row_groups(output / name)):
-            table = _read(output / name, group, columns)
+        for table in _row_groups(output / name, columns):
             is_ok = pc.equal(table[c.STATUS], c.STATUS_OK)
             table = table.filter(pc.and_(is_ok, pc.is_null(table[c.DUPLICATE_OF])))
             table = table.drop_columns([c.STATUS, c.DUPLICATE_OF])
@@ -44,17 +44,17 @@ def _answered(row: dict[str, Any]) -> tuple[bytes, Answered]:
     return content, Answered(_NOBODY, row_id, Told(row))
 
 
-def _row_groups(file: Place) -> int:
-    def count(fs: Any) -> int:
-        with fs.open(file.path, "rb") as opened, pq.ParquetFile(opened) as parquet:
-            return int(parquet.num_row_groups)
+def _row_groups(file: Place, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """One after the other: a file may be larger than memory. Most have one, and are opened once."""
+    done, count = 0, 1
+    while done < count:
+        table, count = storage.steadily(file, partial(_read, file.path, done, columns))
+        yield table
+        done += 1
 
-    return storage.steadily(file, count)
 
-
-def _read(file: Place, group: int, columns: Sequence[str]) -> pa.Table:
-    def read(fs: Any) -> pa.Table:
-        with fs.open(file.path, "rb") as opened, pq.ParquetFile(opened) as parquet:
-            return parquet.read_row_group(group, columns=columns)
-
-    return storage.steadily(file, read)
+def _read(path: str, group: int, columns: Sequence[str], fs: Any) -> tuple[pa.Table, int]:
+    """A row group, and how many there are."""
+    with fs.open(path, "rb") as opened, pq.ParquetFile(opened) as parquet:
+        groups = range(parquet.num_row_groups)
+        return parquet.read_row_groups(groups[group : group + 1], columns=columns), len(groups)

@@ -47,10 +47,12 @@ def rows_of(folder: Path, pictures: int, side: int = 0) -> list[dict[str, str]]:
     rows = []
     for number in range(pictures):
         path = folder / f"{number}.jpg"
-        path.write_bytes(picture_file(rng, "two", "jpg")[1])
+        data = picture_file(rng, "two", "jpg")[1]
         if side:
-            with Image.open(io.BytesIO(path.read_bytes())) as drawn:
+            with Image.open(io.BytesIO(data)) as drawn:
                 drawn.resize((side, side)).save(path, quality=90)
+        else:
+            path.write_bytes(data)
         rows.append({"id": f"{number}", "uri": str(path)})
     return rows
 

@@ -224,17 +224,16 @@ def test_a_job_gives_typed_columns_and_right_answers(tmp_path, ray_cluster, pict
     assert right == len(truths)
 
 
-def test_free_answers_are_asked_again_and_become_errors(tmp_path, pictures):
+def test_free_answers_are_asked_again_and_become_errors(pictures):
     """The tiny network does not speak JSON; named prompts fail apart."""
     manifest, truths = pictures
     prompts = {
         "what": CAPTION_PROMPT,
         "colour": {"prompt": CAPTION_PROMPT, "json_schema": WORD},
     }
-    wish = {"prompts": prompts, "json_answers.constrained": False}
+    wish = {"json_answers.constrained": False, "generation.max_new_tokens": 16}
     read = pq.read_table(manifest).to_pylist()
-    wish["generation.max_new_tokens"] = 16
-    stages = Way(read, manifest.parent, str(CHECKPOINT), **wish)
+    stages = Way(read, manifest.parent, str(CHECKPOINT), prompts=prompts, **wish)
     rows = stages.answers_of()
     assert_each_once(rows, [*truths, "bad"])
     texts = set()

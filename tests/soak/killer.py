@@ -1,8 +1,8 @@
 """Chooses whom to kill and when, from a seed, and does so by SIGKILL.
 
-Kinds come from a shuffled deck, so that a few kills meet every kind and many meet each in its
-share. Most kills come when some more rows are answered, so that the job can end; one in four comes
-soon after the one before, in the middle of what that one has set off.
+A few kills are of the first kinds of a list; the kinds of many come from a shuffled deck, so that
+each is met in its share. Most kills come when some more rows are answered, so that the job can end;
+one in four comes soon after the one before, in the middle of what that one has set off.
 """
 
 import random
@@ -42,13 +42,13 @@ class Killer:
     def __init__(self, seed: int, wanted: int, rows: int, cluster: LocalCluster) -> None:
         self._random = random.Random(seed)
         self._cluster = cluster
-        self._deck = self._shuffled(wanted)
+        self._deck = self._kinds(wanted)
         self._wanted, self._rows = wanted, rows
         self._due_rows, self._due_s = self._next_rows(0), 0.0
         self._began = time.monotonic()
         self.kills = Kills()
 
-    def _shuffled(self, wanted: int) -> list[str]:
+    def _kinds(self, wanted: int) -> list[str]:
         if wanted <= len(FIRST):
             return list(FIRST[:wanted])
         deck: list[str] = []
