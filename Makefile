@@ -43,27 +43,27 @@ slow: $(READY) ## The tests that take minutes, or want Slurm, cron or a Ray head
 	$(BIN)/python -m pytest tests -m slow -q --timeout 1800
 
 soak: $(READY) ## Twenty thousand rows under a hundred kills, as many requests in the engine, and more
-	$(BIN)/python -m pytest tests/model/batching/test_engine_soak.py -m soak -q --timeout 1800
+	$(BIN)/python -m pytest tests/model/engine_core/test_engine_soak.py -m soak -q --timeout 1800
 	$(BIN)/python -m pytest tests -m soak -q -s --timeout 1800 \
-	  --ignore tests/model/batching/test_engine_soak.py
+	  --ignore tests/model/engine_core/test_engine_soak.py
 
 bench: $(READY) ## Measure each part's speed on this machine
-	$(BIN)/python -m tests.bench
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.engine
+	$(BIN)/python -m benchmarks
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.engine
 
 bench-gpu: $(READY) ## Measure the engine on this machine's GPU, in ten minutes
-	$(BIN)/python -m tests.bench.gpu --json runs/gpu.json
+	$(BIN)/python -m benchmarks.gpu --json runs/gpu.json
 
 train: $(READY) ## Train the tiny model from scratch into runs/tiny, and print its gate
-	$(BIN)/python -m model.tiny.train --out runs/tiny
-	$(BIN)/python -m model.tiny.gate --model runs/tiny
+	$(BIN)/python -m mediamill.model.tiny.train --out runs/tiny
+	$(BIN)/python -m mediamill.model.tiny.gate --model runs/tiny
 
 gate: $(READY) ## Measure the shipped checkpoint on 500 fresh scenes of each kind
-	$(BIN)/python -m model.tiny.gate
+	$(BIN)/python -m mediamill.model.tiny.gate
 
 clean: ## Remove the environment, caches and what the demo wrote
 	rm -rf $(VENV) $(DEMO) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	find schemas model pipeline jobs tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find schemas model pipeline jobs tests benchmarks src -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch first and with pip, by its exact version: pip's own settings may name a CPU-only build, and
 # uv reads none of them. The rest goes through uv, which takes seconds, or through pip if uv cannot.

@@ -1,6 +1,6 @@
 """The job annotate: turns each manifest row's video into a timeline, one row for each window.
 
-What the steps are and what they leave in the output is said in pipeline/windows/run.py.
+What the steps are and what they leave in the output is said in pipeline/annotate/annotate.py.
 """
 
 import json
@@ -8,13 +8,13 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
 
-from jobs.attended import attended
-from jobs.progress import quiet_logs
-from schemas.job import JobConfig
-from schemas.result import Summary, summary_dict, summary_text
+from mediamill.jobs.interactive import attended
+from mediamill.jobs.progress import quiet_logs
+from mediamill.schemas.job import JobConfig
+from mediamill.schemas.result import Summary, summary_dict, summary_text
 
 if TYPE_CHECKING:
-    from pipeline.windows.run import Annotated
+    from mediamill.pipeline.annotate.annotate import Annotated
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,12 @@ def annotate(
     stop, and whatever makes it fail later.
     """
     # Ray and torch take seconds to import; wrong use of the command line should not wait for them.
-    from pipeline.windows import run
+    from mediamill.pipeline.annotate import annotate
 
     quiet_logs()
-    annotation = run.check_annotation(job)
+    annotation = annotate.check_annotation(job)
     with attended(job.resources.grace_s, stderr or sys.stderr) as (reporter, stop):
-        made = run.annotate(annotation, reporter.phase, reporter, address, stop)
+        made = annotate.annotate(annotation, reporter.phase, reporter, address, stop)
     finished = Finished(made)
     text = json.dumps(finished_dict(finished)) if as_json else finished_text(finished)
     print(text, file=stdout or sys.stdout, flush=True)

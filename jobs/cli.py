@@ -16,15 +16,20 @@ from importlib.metadata import PackageNotFoundError, version
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from jobs.commands import JOB_HELP, TOP_HELP, parse_demo, parse_job, parse_run
-from jobs.remote_commands import ClusterGoneError, parse_history, parse_look, parse_submit
-from pipeline.faults import Drained
-from schemas.errors import JobError
-from schemas.job import JobConfig, load_job
-from schemas.nearest import nearest
+from mediamill.jobs.cluster.cluster_commands import (
+    ClusterGoneError,
+    parse_history,
+    parse_look,
+    parse_submit,
+)
+from mediamill.jobs.commands import JOB_HELP, TOP_HELP, parse_demo, parse_job, parse_run
+from mediamill.pipeline.faults import Drained
+from mediamill.schemas.errors import JobError
+from mediamill.schemas.job import JobConfig, load_job
+from mediamill.schemas.nearest import nearest
 
 if TYPE_CHECKING:
-    from jobs.remote import Cluster
+    from mediamill.jobs.cluster.jobs_api import Cluster
 
 _RESUME = "to go on, run the same command again: rows that are finished are kept"
 _TERMINATED = 128 + signal.SIGTERM
@@ -102,10 +107,10 @@ def _run(argv: Sequence[str]) -> int:
 
 def _make(job: JobConfig, options: argparse.Namespace) -> int:
     if job.job == "annotate":
-        from jobs.annotate import annotate
+        from mediamill.jobs.annotate import annotate
 
         return annotate(job, as_json=options.json, address=options.address).exit_code
-    from jobs.per_row import run_per_row
+    from mediamill.jobs.per_row import run_per_row
 
     return run_per_row(job, as_json=options.json, address=options.address).exit_code
 
@@ -121,8 +126,8 @@ def _submit(argv: Sequence[str]) -> int:
     options, overrides = parse_submit(argv)
     address = _dashboard(options)
     job = load_job(options.config, overrides)
-    from jobs.portable import Submission, portable, warnings_of
-    from jobs.remote import Cluster
+    from mediamill.jobs.cluster.jobs_api import Cluster
+    from mediamill.jobs.cluster.submission import Submission, portable, warnings_of
 
     job = portable(job)
     for warning in warnings_of(job, address):
@@ -138,7 +143,7 @@ def _submit(argv: Sequence[str]) -> int:
 
 def _look(command: str, argv: Sequence[str]) -> int:
     options = parse_look(command, argv)
-    from jobs.remote import Cluster, print_status
+    from mediamill.jobs.cluster.jobs_api import Cluster, print_status
 
     cluster = Cluster(_dashboard(options))
     if command == "logs":
@@ -164,14 +169,14 @@ def _followed(cluster: "Cluster", name: str) -> int:
 
 def _history(argv: Sequence[str]) -> int:
     options = parse_history(argv)
-    from jobs.history import history
+    from mediamill.jobs.history import history
 
     return history(options.output, options.json)
 
 
 def _demo(argv: Sequence[str]) -> int:
     options = parse_demo(argv)
-    from jobs.demo import main as run_demo
+    from mediamill.jobs.demo.demo import main as run_demo
 
     return run_demo(options.dir, model=options.model)
 
@@ -200,7 +205,7 @@ def _reason(error: Exception) -> str:
     lines = [line.strip() for line in str(error).split("\n") if line.strip()]
     if any("Traceback" in line for line in lines):
         return lines[-1]
-    if lines and type(error).__module__.partition(".")[0] in ("pipeline", "model"):
+    if lines and type(error).__module__.partition(".")[0] == "mediamill":
         return lines[0]  # our own errors are sentences already
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
@@ -210,7 +215,3 @@ def _version() -> str:
         return version("mediamill")
     except PackageNotFoundError:
         return "(not installed)"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -9,9 +9,9 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from schemas.errors import JobError
-from schemas.job import KEYS, describe_keys, parse_overrides
-from schemas.nearest import nearest
+from mediamill.schemas.errors import JobError
+from mediamill.schemas.job import KEYS, describe_keys, parse_overrides
+from mediamill.schemas.nearest import nearest
 
 _PAIR = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*=")
 

@@ -12,10 +12,8 @@ def history(output: str, as_json: bool = False, out: TextIO | None = None) -> in
 
     Raises JobError when the output holds no log, or a damaged one.
     """
-    from pipeline.running.history import (
-        past_runs,  # pyarrow takes a second; wrong usage does not wait
-    )
-    from pipeline.windows.columns import STEPS
+    from mediamill.pipeline.annotate.window_columns import STEPS
+    from mediamill.pipeline.coordinator.run_history import past_runs
 
     runs = past_runs(output, STEPS)
     stream = out or sys.stdout

@@ -7,10 +7,10 @@ import json
 import sys
 from typing import TextIO
 
-from jobs.attended import attended
-from jobs.progress import quiet_logs
-from schemas.job import JobConfig
-from schemas.result import Summary, summary_dict, summary_text
+from mediamill.jobs.interactive import attended
+from mediamill.jobs.progress import quiet_logs
+from mediamill.schemas.job import JobConfig
+from mediamill.schemas.result import Summary, summary_dict, summary_text
 
 
 def run_per_row(
@@ -28,7 +28,7 @@ def run_per_row(
     stop, and whatever makes it fail later.
     """
     # Ray and torch take seconds to import; wrong use of the command line should not wait for them.
-    from pipeline.run import check, run
+    from mediamill.pipeline.run import check, run
 
     quiet_logs()
     plan = check(job)

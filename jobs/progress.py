@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Protocol, TextIO
 
-from schemas.result import Progress
+from mediamill.schemas.result import Progress
 
 _BAR_LONGEST = 24
 _BAR_SHORTEST = 6

@@ -12,8 +12,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
-    from model.chat import Answer
-    from model.sampling import Sampling
+    from mediamill.model.chat import Answer
+    from mediamill.model.sampling import Sampling
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     if options.describe:
-        from model.describe import describe
+        from mediamill.model.describe import describe
 
         print(describe(options.folder, options.mrope))
         return 0
@@ -40,8 +40,8 @@ def _run(options: argparse.Namespace) -> int:
     prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
     _check_device(options.device)
     # torch takes seconds to import: wrong usage is said before.
-    from model.chat import Chat
-    from model.media.frame_sampling import VideoRules
+    from mediamill.model.chat import Chat
+    from mediamill.model.media.frame_sampling import VideoRules
 
     video = VideoRules(options.fps, options.num_frames, None, options.max_frames)
     chat = Chat.load(
@@ -92,7 +92,7 @@ def _show(answer: "Answer", options: argparse.Namespace) -> None:
 
 
 def _sampling(options: argparse.Namespace) -> "Sampling":
-    from model.sampling import Sampling
+    from mediamill.model.sampling import Sampling
 
     return Sampling(
         max_new_tokens=options.max_new_tokens,
@@ -132,7 +132,7 @@ def _medium(kind: str, source: str) -> tuple[str, str]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
-        prog="python -m model",
+        prog="python -m mediamill.model",
         description="Ask a Qwen2-VL checkpoint about pictures and videos.",
         allow_abbrev=False,
     )

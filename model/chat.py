@@ -13,17 +13,17 @@ import numpy as np
 import torch
 from PIL import Image
 
-from model.checkpoint.folder import Folder
-from model.config import MRopeRule
-from model.engine import Completion, Engine, Request
-from model.errors import MediaError, PromptError
-from model.inputs import VisualInput, VisualKind
-from model.media.frame_sampling import VideoRules
-from model.media.images import read_image
-from model.media.media_source import SourceRules, data_bytes, read_source
-from model.processor import ControlStrings, Processor, Receipt
-from model.sampling import Sampling
-from model.text.prompt import Message, check_messages, part_kind
+from mediamill.model.checkpoint.folder import Folder
+from mediamill.model.engine import Completion, Engine, Request
+from mediamill.model.errors import MediaError, PromptError
+from mediamill.model.families.qwen2_vl.config import MRopeRule
+from mediamill.model.inputs import VisualInput, VisualKind
+from mediamill.model.media.frame_sampling import VideoRules
+from mediamill.model.media.images import read_image
+from mediamill.model.media.media_source import SourceRules, data_bytes, read_source
+from mediamill.model.processor import ControlStrings, Processor, Receipt
+from mediamill.model.sampling import Sampling
+from mediamill.model.text.prompt import Message, check_messages, part_kind
 
 # Where a part has its medium, and what else it may say of it.
 _PLACES: dict[VisualKind, tuple[str, ...]] = {

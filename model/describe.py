@@ -5,12 +5,12 @@ from pathlib import Path
 
 import torch
 
-from model.checkpoint.folder import Folder
-from model.checkpoint.generation_defaults import GenerationDefaults
-from model.config import MRopeRule, load_config
-from model.media.frame_sampling import DEFAULT_FPS, DEFAULT_MAX_FRAMES, DEFAULT_MIN_FRAMES
-from model.processor import Processor
-from model.qwen2_vl import Qwen2VL
+from mediamill.model.checkpoint.folder import Folder
+from mediamill.model.checkpoint.generation_defaults import GenerationDefaults
+from mediamill.model.families.qwen2_vl.config import MRopeRule, load_config
+from mediamill.model.families.qwen2_vl.model import Qwen2VL
+from mediamill.model.media.frame_sampling import DEFAULT_FPS, DEFAULT_MAX_FRAMES, DEFAULT_MIN_FRAMES
+from mediamill.model.processor import Processor
 
 
 def describe(folder: str | Path | Folder, mrope: MRopeRule = "original") -> str:

@@ -12,33 +12,33 @@ from typing import Self
 
 import torch
 
-from model.batching.core import Core
-from model.batching.default_rows import default_rows
-from model.batching.engine_stats import EngineStats
-from model.batching.memory import cache_tokens as measured_cache_tokens
-from model.batching.paged_cache import PagedCache
-from model.batching.prefix import MediaNames, content_name, page_names
-from model.batching.request_checks import placed_media, request_problem
-from model.batching.rows import Row
-from model.batching.scheduler import Limits
-from model.batching.shelves import ShelfCache
-from model.batching.steps import Cache, Steps
-from model.batching.wording import Wording
-from model.checkpoint.folder import Folder
-from model.checkpoint.generation_defaults import GenerationDefaults
-from model.config import MRopeRule, load_config
-from model.inputs import VisualKind
-from model.media.image_rules import ImageRules
-from model.network.attention import AttentionName, check_attention
-from model.network.dtypes import wanted_dtype
-from model.network.inference import fastest_attention, prepare
-from model.parallel.ranks import ALONE, Ranks
-from model.parallel.shards import WHOLE, Shard
-from model.qwen2_vl import Qwen2VL
-from model.requests import Completion, FinishReason, Request, Score, failed
-from model.sampling import GenerationRule
-from model.text.tokenizer import Tokenizer
-from model.weights import load_model
+from mediamill.model.checkpoint.folder import Folder
+from mediamill.model.checkpoint.generation_defaults import GenerationDefaults
+from mediamill.model.engine_core.block_hash import MediaNames, content_name, page_names
+from mediamill.model.engine_core.contiguous_cache import ShelfCache
+from mediamill.model.engine_core.default_batch import default_rows
+from mediamill.model.engine_core.engine_core import Core
+from mediamill.model.engine_core.kv_budget import cache_tokens as measured_cache_tokens
+from mediamill.model.engine_core.model_runner import Cache, Steps
+from mediamill.model.engine_core.output_constraints import Wording
+from mediamill.model.engine_core.paged_cache import PagedCache
+from mediamill.model.engine_core.request_checks import placed_media, request_problem
+from mediamill.model.engine_core.scheduler import Limits
+from mediamill.model.engine_core.sequence import Row
+from mediamill.model.engine_core.stats import EngineStats
+from mediamill.model.families.inference import fastest_attention, prepare
+from mediamill.model.families.qwen2_vl.config import MRopeRule, load_config
+from mediamill.model.families.qwen2_vl.model import Qwen2VL
+from mediamill.model.inputs import VisualKind
+from mediamill.model.layers.attention import AttentionName, check_attention
+from mediamill.model.layers.collectives import ALONE, Ranks
+from mediamill.model.layers.dtypes import wanted_dtype
+from mediamill.model.layers.shards import WHOLE, Shard
+from mediamill.model.media.image_rules import ImageRules
+from mediamill.model.requests import Completion, FinishReason, Request, Score, failed
+from mediamill.model.sampling import GenerationRule
+from mediamill.model.text.tokenizer import Tokenizer
+from mediamill.model.weights import load_model
 
 __all__ = [
     "Completion",
@@ -142,7 +142,8 @@ class Engine:
             None = 64 on a CPU, 256 on a GPU. attention: "auto" (the fastest that can run here),
             "sdpa", "eager", "flash" or "products". mrope: how videos are positioned; "original" as
             the model was trained, "hf5" as transformers 5 does. fp8: linear layers in float8, which
-            changes answers a little; see `model.network.fp8`. shard, ranks: see `model.parallel`.
+            changes answers a little; see model/layers/fp8.py. shard, ranks: see
+            model/tensor_parallel/.
         Raises ModelError when the folder cannot be used, ValueError for the other arguments.
         """
         folder = Folder.of(folder)

@@ -11,23 +11,23 @@ from typing import Any, Literal
 
 import torch
 
-from model.checkpoint.folder import Folder
-from model.config import Qwen2VLConfig, load_config
-from model.errors import MediaError, ModelError, PromptError
-from model.generation.stopping import before_stop
-from model.inputs import VisualInput, VisualKind
-from model.media import option_values
-from model.media.budgets import Budget
-from model.media.containers import recognise
-from model.media.content import Content
-from model.media.frame_sampling import SAMPLING_KEYS, VideoRules
-from model.media.image_rules import PIXEL_KEYS, ImageRules
-from model.media.known_files import KnownFiles
-from model.media.limits import MediaLimits
-from model.media.pixels import Frames, Picture
-from model.media.prepared import Receipt, prepare_frames, prepare_picture, prepare_video
-from model.network.batch import PreparedPrompt, Side, collate
-from model.text.prompt import (
+from mediamill.model.checkpoint.folder import Folder
+from mediamill.model.errors import MediaError, ModelError, PromptError
+from mediamill.model.families.qwen2_vl.config import Qwen2VLConfig, load_config
+from mediamill.model.generation.stopping import before_stop
+from mediamill.model.inputs import VisualInput, VisualKind
+from mediamill.model.layers.batch import PreparedPrompt, Side, collate
+from mediamill.model.media import option_values
+from mediamill.model.media.budgets import Budget
+from mediamill.model.media.containers import recognise
+from mediamill.model.media.content import Content
+from mediamill.model.media.frame_sampling import SAMPLING_KEYS, VideoRules
+from mediamill.model.media.image_rules import PIXEL_KEYS, ImageRules
+from mediamill.model.media.limits import MediaLimits
+from mediamill.model.media.pixels import Frames, Picture
+from mediamill.model.media.prepared import Receipt, prepare_frames, prepare_picture, prepare_video
+from mediamill.model.media.probe_cache import KnownFiles
+from mediamill.model.text.prompt import (
     IMAGE_PAD,
     VIDEO_PAD,
     ChatTemplate,
@@ -38,8 +38,8 @@ from model.text.prompt import (
     user_message,
     without_texts,
 )
-from model.text.tokenizer import Tokenizer
-from model.text.user_text import encode_texts_plainly
+from mediamill.model.text.tokenizer import Tokenizer
+from mediamill.model.text.user_text import encode_texts_plainly
 
 __all__ = ["MediaLimits", "Processor", "Receipt", "VideoRules"]
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from model.inputs import VisualInput
-from model.sampling import Sampling
+from mediamill.model.inputs import VisualInput
+from mediamill.model.sampling import Sampling
 
 FinishReason = Literal["stop", "length", "done", "cancelled", "error"]
 Mode = Literal["generate", "score", "embed"]

@@ -8,8 +8,8 @@ import math
 from dataclasses import dataclass
 from typing import TypeVar
 
-from model.checkpoint.generation_defaults import GenerationDefaults
-from model.checkpoint.settings import is_number
+from mediamill.model.checkpoint.generation_defaults import GenerationDefaults
+from mediamill.model.checkpoint.json_reader import is_number
 
 __all__ = ["GenerationDefaults", "GenerationRule", "Sampling"]
 

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import torch
 
-from model.checkpoint.folder import Folder
-from model.checkpoint.safetensors_file import StoredTensor, named, read_header
-from model.checkpoint.stored_values import FLOATS, read_into, read_values
-from model.config import Qwen2VLConfig, load_config
-from model.errors import ModelError
-from model.parallel.ranks import ALONE, Ranks
-from model.parallel.shards import WHOLE, Shard
-from model.parallel.stored_parts import read_columns, row_parts
-from model.qwen2_vl import Qwen2VL
+from mediamill.model.checkpoint.folder import Folder
+from mediamill.model.checkpoint.safetensors_file import StoredTensor, named, read_header
+from mediamill.model.checkpoint.shard_reader import read_columns, row_parts
+from mediamill.model.checkpoint.stored_values import FLOATS, read_into, read_values
+from mediamill.model.errors import ModelError
+from mediamill.model.families.qwen2_vl.config import Qwen2VLConfig, load_config
+from mediamill.model.families.qwen2_vl.model import Qwen2VL
+from mediamill.model.layers.collectives import ALONE, Ranks
+from mediamill.model.layers.shards import WHOLE, Shard
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"

@@ -9,12 +9,12 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from pipeline import storage
-from pipeline.commit import ledger, staging
-from pipeline.commit.ledger_state import Counts, LedgerState
-from pipeline.faults import RunError
-from pipeline.plan import Plan
-from schemas.result import Summary, summary_dict
+from mediamill.pipeline.faults import RunError
+from mediamill.pipeline.ledger import ledger, staging
+from mediamill.pipeline.ledger.state import Counts, LedgerState
+from mediamill.pipeline.plan import Plan
+from mediamill.pipeline.storage import storage
+from mediamill.schemas.result import Summary, summary_dict
 
 _LOG = logging.getLogger(__name__)
 _CHAINED = "The above exception was the direct cause of the following exception"

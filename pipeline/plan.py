@@ -17,29 +17,30 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from model.config import Qwen2VLConfig, parse_config
-from model.errors import ModelError
-from model.parallel.shards import Shard
-from pipeline import embedding, storage
-from pipeline.asking.candidates import check_texts
-from pipeline.asking.json_answers import check_schemas, schema_parts
-from pipeline.canary import check_canary
-from pipeline.checkpoint import Content, check_checkpoint
-from pipeline.commit import ledger, partitions
-from pipeline.commit.ledger_state import KnownFile, LedgerState
-from pipeline.fetching.check import check_fetching
-from pipeline.free_memory import give_back
-from pipeline.inputs import ids
-from pipeline.inputs.ids import NewIds
-from pipeline.inputs.manifest import Manifest, ManifestFile, open_manifest
-from pipeline.records import MEDIA_BYTES, MEDIA_PATHS
-from pipeline.storage import Place
-from schemas import columns as c
-from schemas.errors import JobError
-from schemas.job import JobConfig
-from schemas.manifest import ManifestSchema, check_candidates, check_partition_by
-from schemas.result import result_schema
-from schemas.task import Task
+from mediamill.model.errors import ModelError
+from mediamill.model.families.qwen2_vl.config import Qwen2VLConfig, parse_config
+from mediamill.model.layers.shards import Shard
+from mediamill.pipeline.checkpoint.content_hash import Content, check_checkpoint
+from mediamill.pipeline.fetching.check_job import check_fetching
+from mediamill.pipeline.ledger import hive_paths, ledger
+from mediamill.pipeline.ledger.state import KnownFile, LedgerState
+from mediamill.pipeline.manifest import unique_ids
+from mediamill.pipeline.manifest.manifest import Manifest, ManifestFile, open_manifest
+from mediamill.pipeline.manifest.unique_ids import NewIds
+from mediamill.pipeline.ray_cluster.trim_memory import give_back
+from mediamill.pipeline.records import MEDIA_BYTES, MEDIA_PATHS
+from mediamill.pipeline.replica.canary import check_canary
+from mediamill.pipeline.storage import storage
+from mediamill.pipeline.storage.storage import Place
+from mediamill.pipeline.tasks import embed_checkpoint
+from mediamill.pipeline.tasks.json_answers import check_schemas, schema_parts
+from mediamill.pipeline.tasks.score_texts import check_texts
+from mediamill.schemas import columns as c
+from mediamill.schemas.errors import JobError
+from mediamill.schemas.job import JobConfig
+from mediamill.schemas.manifest import ManifestSchema, check_candidates, check_partition_by
+from mediamill.schemas.result import result_schema
+from mediamill.schemas.task import Task
 
 # To be raised when the same inputs would give another text, so that old results are not continued.
 ENGINE_VERSION = 1
@@ -100,13 +101,13 @@ def check(job: JobConfig, step: Step | None = None) -> Plan:
     manifest = open_manifest(job.manifest, state.files)
     model = check_checkpoint(job.model)
     config = _check_ranks(job, model)
-    task = embedding.resolved(Task.of(job, config.text.hidden_size), model)
+    task = embed_checkpoint.resolved(Task.of(job, config.text.hidden_size), model)
     check_schemas(task)
     check_texts(task, model)
     _check_columns(job, manifest, task)
     check_canary(job)
     content = Content.of(model)
-    parts = _parts(job, content.whole) | embedding.parts(task) | schema_parts(task)
+    parts = _parts(job, content.whole) | embed_checkpoint.parts(task) | schema_parts(task)
     schema = result_schema(manifest.schema, task)
     if step is not None:
         parts = step.parts(parts)
@@ -115,7 +116,7 @@ def check(job: JobConfig, step: Step | None = None) -> Plan:
     bound = {"fingerprint": fingerprint, "parts": parts, "layout": _layout(job, schema)}
     if state.header is not None:
         _check_bound(output, state.header, bound)
-    files, new_ids = ids.check_ids(manifest, state.files, output / ledger.HIDDEN / "ids")
+    files, new_ids = unique_ids.check_ids(manifest, state.files, output / ledger.HIDDEN / "ids")
     _check_partition_values(manifest, job.partition_by)
     _check_writable(output)
     give_back()
@@ -319,7 +320,7 @@ def _check_values(file: ManifestFile, partition_by: tuple[str, ...]) -> None:
         for batch in parquet.iter_batches(columns=inside):
             for name in inside:
                 for value in pc.unique(batch[name]).to_pylist():
-                    folder = partitions.folder([name], [value])
+                    folder = hive_paths.folder([name], [value])
                     if len(folder.encode()) > _FOLDER_BYTES:
                         raise JobError(
                             f"{storage.shown(file.place.url)}: partition_by names column "

@@ -9,10 +9,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from schemas import columns as c
-from schemas.manifest import ManifestSchema
-from schemas.result import RECEIPT_STRUCT, copy_fields
-from schemas.task import CAPTION, Task
+from mediamill.schemas import columns as c
+from mediamill.schemas.manifest import ManifestSchema
+from mediamill.schemas.result import RECEIPT_STRUCT, copy_fields
+from mediamill.schemas.task import CAPTION, Task
 
 # A row's ordinal: the number of its manifest file in the ledger, and its index in that file.
 ROW_FILE, ROW_INDEX = "file", "index"

@@ -17,35 +17,35 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from pipeline import storage
-from pipeline.checkpoint import Content
-from pipeline.cluster import data_context, ray_cluster
-from pipeline.commit import ledger, staging
-from pipeline.commit.ledger_state import Counts
-from pipeline.decoding.need import memory_bytes
-from pipeline.faults import BrokenEngineError, Drained, RunError
-from pipeline.fetching import spool
-from pipeline.local_copy import local_folder
-from pipeline.metrics import export_engine_rows
-from pipeline.outcome import Outcome
-from pipeline.plan import Plan, check
-from pipeline.pools import CALLS_TO_FILL, Pools
-from pipeline.running import lease
-from pipeline.running.answers import AnswerCalls
-from pipeline.running.desk import Counter, LedgerCalls
-from pipeline.running.drain import Stop
-from pipeline.running.execution import Execution
-from pipeline.running.guard import DeskCalls
-from pipeline.running.metered import Metered
-from pipeline.running.watch import GENERATE, PREPARE
-from schemas import columns as c
-from schemas.job import JobConfig
-from schemas.manifest import ManifestSchema
-from schemas.result import Progress, Summary
-from schemas.task import CAPTION, Task
+from mediamill.pipeline.checkpoint.content_hash import Content
+from mediamill.pipeline.checkpoint.local_copy import local_folder
+from mediamill.pipeline.coordinator import lease
+from mediamill.pipeline.coordinator.coordinator import Counter, LedgerCalls
+from mediamill.pipeline.coordinator.drain import Stop
+from mediamill.pipeline.coordinator.execution import Execution
+from mediamill.pipeline.coordinator.failure_policy import GENERATE, PREPARE
+from mediamill.pipeline.coordinator.guarded_stage import DeskCalls
+from mediamill.pipeline.coordinator.metered import Metered
+from mediamill.pipeline.decoding.memory_estimate import memory_bytes
+from mediamill.pipeline.faults import BrokenEngineError, Drained, RunError
+from mediamill.pipeline.fetching import spool
+from mediamill.pipeline.ledger import ledger, staging
+from mediamill.pipeline.ledger.state import Counts
+from mediamill.pipeline.outcome import Outcome
+from mediamill.pipeline.plan import Plan, check
+from mediamill.pipeline.ray_cluster.cluster import data_context, ray_cluster
+from mediamill.pipeline.ray_cluster.metrics import export_engine_rows
+from mediamill.pipeline.ray_cluster.pool_sizes import CALLS_TO_FILL, Pools
+from mediamill.pipeline.storage import storage
+from mediamill.pipeline.tasks.answer_cache import AnswerCalls
+from mediamill.schemas import columns as c
+from mediamill.schemas.job import JobConfig
+from mediamill.schemas.manifest import ManifestSchema
+from mediamill.schemas.result import Progress, Summary
+from mediamill.schemas.task import CAPTION, Task
 
 if TYPE_CHECKING:
-    from pipeline.write import OutputRules
+    from mediamill.pipeline.stages.write import OutputRules
 
 __all__ = ["Drained", "Plan", "RunError", "Stages", "Stop", "check", "run"]
 
@@ -67,8 +67,8 @@ class PrepareStage:
         task: Task = CAPTION,
     ) -> None:
         # Stages are imported where they run: torch takes seconds, and the driver does not need it.
-        from pipeline.fetch import Fetch, FetchRules
-        from pipeline.prepare import Prepare, PrepareRules
+        from mediamill.pipeline.stages.fetch import Fetch, FetchRules
+        from mediamill.pipeline.stages.prepare import Prepare, PrepareRules
 
         self._fetch = Fetch(schema, FetchRules.of(job, base))
         folder = local_folder(*checkpoint, job.resources.cache, weights=False)
@@ -98,9 +98,9 @@ class GenerateStage:
         task: Task = CAPTION,
         registry: AnswerCalls | None = None,
     ) -> None:
-        from model.generation.stopping import before_stop
-        from pipeline.canary import Canary
-        from pipeline.generate import Generate, GenerateRules
+        from mediamill.model.generation.stopping import before_stop
+        from mediamill.pipeline.replica.canary import Canary
+        from mediamill.pipeline.stages.generate import Generate, GenerateRules
 
         folder = local_folder(*checkpoint, job.resources.cache)
         rules = GenerateRules.of(job, rows, threads, on_gpu, ranks)
@@ -222,8 +222,8 @@ class _Pass:
         """Executes the stages. callbacks: called by Ray Data's scheduling loop."""
         import ray
 
-        from pipeline.read import ManifestDatasource
-        from pipeline.write import ResultDatasink
+        from mediamill.pipeline.stages.read import ManifestDatasource
+        from mediamill.pipeline.stages.write import ResultDatasink
 
         job, plan = self._job, self._plan
         source = ManifestDatasource(plan.manifest, self._state)
@@ -303,7 +303,7 @@ class _Pass:
         return min(self._job.rows_per_file, max(_LEAST_ROWS_PER_WRITE, left // _LEAST_WRITES))
 
     def _output_rules(self) -> "OutputRules":
-        from pipeline.write import OutputRules
+        from mediamill.pipeline.stages.write import OutputRules
 
         constants = {
             c.MODEL: storage.shown(self._job.model),

@@ -9,10 +9,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from schemas.errors import JobError
-from schemas.job_keys import KEYS, SECTIONS, describe_keys, shown, takes_text
-from schemas.job_mistakes import unknown_keys, wrong_values
-from schemas.job_models import (
+from mediamill.schemas.errors import JobError
+from mediamill.schemas.job_errors import unknown_keys, wrong_values
+from mediamill.schemas.job_keys import KEYS, SECTIONS, describe_keys, shown, takes_text
+from mediamill.schemas.job_models import (
     CanaryConfig,
     FetchConfig,
     GenerationConfig,
@@ -21,8 +21,8 @@ from schemas.job_models import (
     Limits,
     VideoConfig,
 )
-from schemas.job_resources import Resources
-from schemas.job_text import (
+from mediamill.schemas.job_resources import Resources
+from mediamill.schemas.job_text import (
     COMMAND_LINE,
     Given,
     dump_yaml,

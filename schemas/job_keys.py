@@ -6,8 +6,8 @@ import textwrap
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from schemas.job_models import JobConfig
-from schemas.job_types import Expected
+from mediamill.schemas.job_models import JobConfig
+from mediamill.schemas.job_types import Expected
 
 
 def _sections() -> dict[str, type[BaseModel]]:

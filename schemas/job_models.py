@@ -7,8 +7,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from schemas.job_resources import Resources
-from schemas.job_tasks import (
+from mediamill.schemas.job_resources import Resources
+from mediamill.schemas.job_tasks import (
     AnnotateConfig,
     EmbedConfig,
     JsonConfig,
@@ -16,7 +16,7 @@ from schemas.job_tasks import (
     Prompts,
     ScoreConfig,
 )
-from schemas.job_types import (
+from mediamill.schemas.job_types import (
     Bytes,
     Count,
     Expected,

@@ -5,7 +5,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from schemas.job_types import RANGE, AutoCountOrRange, AutoOrCount, Count, Expected, Strict, Text
+from mediamill.schemas.job_types import (
+    RANGE,
+    AutoCountOrRange,
+    AutoOrCount,
+    Count,
+    Expected,
+    Strict,
+    Text,
+)
 
 
 def span(value: str | int) -> tuple[int | None, int | None]:

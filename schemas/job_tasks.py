@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from schemas.job_types import (
+from mediamill.schemas.job_types import (
     Count,
     Expected,
     OptionalPositive,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from schemas.errors import JobError
+from mediamill.schemas.errors import JobError
 
 COMMAND_LINE = "command line"
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from schemas.json_normal import referred
+from mediamill.schemas.json_normalize import referred
 
 _PLAIN: dict[str, pa.DataType] = {
     "string": pa.string(),

@@ -15,9 +15,9 @@ import jsonschema
 import pyarrow as pa
 from referencing import Registry
 
-from schemas.errors import JobError
-from schemas.json_columns import Column, columns
-from schemas.json_normal import SchemaTypeError, normal
+from mediamill.schemas.errors import JobError
+from mediamill.schemas.json_columns import Column, columns
+from mediamill.schemas.json_normalize import SchemaTypeError, normal
 
 # Characters of a schema, and of an answer that is looked at.
 _MOST_SCHEMA, _MOST_ANSWER = 100_000, 1_000_000
@@ -31,7 +31,7 @@ Values = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class AnswerSchema:
-    """A JSON schema of an object. text: the schema, as `schemas.json_normal` leaves it.
+    """A JSON schema of an object. text: the schema, as json_normalize.py leaves it.
 
     fields: a column for each property of the object, in the schema's order: string, int64, double
         and boolean, lists and structs of them; what may be of several types is a string that holds

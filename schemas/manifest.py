@@ -9,11 +9,18 @@ from typing import Literal
 
 import pyarrow as pa
 
-from schemas import columns as c
-from schemas.arrow_types import can_be_a_path, fits_int64, is_list, is_seconds, is_text, plain_type
-from schemas.errors import JobError
-from schemas.nearest import nearest
-from schemas.task import Task
+from mediamill.schemas import columns as c
+from mediamill.schemas.arrow_types import (
+    can_be_a_path,
+    fits_int64,
+    is_list,
+    is_seconds,
+    is_text,
+    plain_type,
+)
+from mediamill.schemas.errors import JobError
+from mediamill.schemas.nearest import nearest
+from mediamill.schemas.task import Task
 
 # One row's media, after `ManifestSchema.normalise`. Null seconds: from the start, to the end.
 MEDIA_STRUCT = pa.struct(

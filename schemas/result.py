@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, field
 
 import pyarrow as pa
 
-from schemas import columns as c
-from schemas.manifest import ManifestSchema
-from schemas.task import CAPTION, Task
+from mediamill.schemas import columns as c
+from mediamill.schemas.manifest import ManifestSchema
+from mediamill.schemas.task import CAPTION, Task
 
 # What the model saw of one medium: enough to decode, sample and resize the same bytes again.
 RECEIPT_STRUCT = pa.struct(
@@ -36,7 +36,7 @@ RECEIPT_STRUCT = pa.struct(
 ANSWER_FIELDS: tuple[pa.Field, ...] = (
     pa.field(c.TEXT, pa.string()),  # null in an error row
     pa.field(c.STATUS, pa.string()),  # ok | error
-    pa.field(c.ERROR_CODE, pa.string()),  # one of schemas.errors.ErrorCode; null in an ok row
+    pa.field(c.ERROR_CODE, pa.string()),  # one of ErrorCode; null in an ok row
     pa.field(c.ERROR_MESSAGE, pa.string()),
     pa.field(c.ATTEMPT, pa.int32()),  # 1 for the first try
     pa.field(c.FINISH_REASON, pa.string()),  # stop | length | error

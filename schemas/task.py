@@ -10,11 +10,11 @@ from typing import Any, Literal, Self
 
 import pyarrow as pa
 
-from schemas import columns as c
-from schemas.errors import JobError
-from schemas.job_models import JobConfig
-from schemas.job_tasks import EmbedConfig, JsonConfig, ScoreConfig
-from schemas.json_schema import AnswerSchema
+from mediamill.schemas import columns as c
+from mediamill.schemas.errors import JobError
+from mediamill.schemas.job_models import JobConfig
+from mediamill.schemas.job_tasks import EmbedConfig, JsonConfig, ScoreConfig
+from mediamill.schemas.json_schema import AnswerSchema
 
 TaskKind = Literal["text", "score", "embed"]
 

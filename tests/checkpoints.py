@@ -9,10 +9,10 @@ from typing import Any, Literal
 import torch
 from safetensors.torch import save_file
 
-from model.config import config_from_dict
-from model.qwen2_vl import Qwen2VL
-from model.tiny import CHECKPOINT
-from model.tiny.folder import config_dict
+from mediamill.model.families.qwen2_vl.config import config_from_dict
+from mediamill.model.families.qwen2_vl.model import Qwen2VL
+from mediamill.model.tiny import CHECKPOINT
+from mediamill.model.tiny.folder import config_dict
 
 OTHER_FILES = (
     "generation_config.json",

@@ -9,8 +9,8 @@ from pathlib import Path
 import av
 import numpy as np
 
-from model.tiny.encode import CLIP_RATE, SUPERSAMPLE
-from model.tiny.scenes import draw_clip
+from mediamill.model.tiny.encode import CLIP_RATE, SUPERSAMPLE
+from mediamill.model.tiny.scenes import draw_clip
 
 
 @dataclass(frozen=True)

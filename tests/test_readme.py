@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from model.tiny.encode import picture_bytes
-from model.tiny.scenes import draw_picture
+from mediamill.model.tiny.encode import picture_bytes
+from mediamill.model.tiny.scenes import draw_picture
 
 README = Path(__file__).parent.parent / "README.md"
 

@@ -14,7 +14,7 @@ import fsspec
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from model.errors import ModelError
+from mediamill.model.errors import ModelError
 
 _LARGEST_TEXT = 256 * 1024 * 1024  # bytes of a file that is read whole; tokenizers have some 10 MB
 _SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*(?:://|::)")

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from model.checkpoint.folder import Folder
-from model.checkpoint.settings import is_number
-from model.errors import ModelError
+from mediamill.model.checkpoint.folder import Folder
+from mediamill.model.checkpoint.json_reader import is_number
+from mediamill.model.errors import ModelError
 
 _FILE = "generation_config.json"
 

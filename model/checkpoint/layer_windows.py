@@ -3,8 +3,8 @@
 It does not know how attention applies them.
 """
 
-from model.checkpoint.settings import Settings
-from model.errors import ModelError
+from mediamill.model.checkpoint.json_reader import Settings
+from mediamill.model.errors import ModelError
 
 # The defaults of the reference's configuration class.
 DEFAULT_WINDOW = 4096

@@ -1,6 +1,6 @@
 """What a checkpoint says of the scaling of rotary positions, as plain values.
 
-Apart from the frequencies made of it (model/network/rope_types.py), so that a configuration can be
+Apart from the frequencies made of it (model/layers/rope_types.py), so that a configuration can be
 read without torch.
 """
 

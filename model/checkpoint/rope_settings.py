@@ -6,9 +6,9 @@ It refuses what the network does not compute: unknown types, unknown keys, parti
 from collections.abc import Mapping
 from typing import Any, get_args
 
-from model.checkpoint.rope_scaling import RopeScaling, RopeType
-from model.checkpoint.settings import Settings
-from model.errors import ModelError
+from mediamill.model.checkpoint.json_reader import Settings
+from mediamill.model.checkpoint.rope_scaling import RopeScaling, RopeType
+from mediamill.model.errors import ModelError
 
 _COMMON = {"type", "rope_type", "rope_theta", "mrope_section", "partial_rotary_factor"}
 _STRETCHED = {"factor", "original_max_position_embeddings", "attention_factor"}

@@ -11,8 +11,8 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from model.checkpoint.folder import Folder
-from model.errors import ModelError
+from mediamill.model.checkpoint.folder import Folder
+from mediamill.model.errors import ModelError
 
 SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8}
 SIZES |= {"U32": 4, "U16": 2, "U8": 1, "BOOL": 1, "C64": 8}

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import torch
 
-from model.checkpoint.folder import Folder
-from model.checkpoint.safetensors_file import SIZES, StoredTensor
-from model.errors import ModelError
+from mediamill.model.checkpoint.folder import Folder
+from mediamill.model.checkpoint.safetensors_file import SIZES, StoredTensor
+from mediamill.model.errors import ModelError
 
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _CHUNK = 32 * 1024 * 1024  # bytes of a local file that are read at once

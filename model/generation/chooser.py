@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from model.generation.filters import (
+from mediamill.model.generation.filters import (
     LIST,
     drop_below_min_p,
     forbid,
@@ -18,8 +18,8 @@ from model.generation.filters import (
     keep_top_k,
     penalise_repetition,
 )
-from model.generation.seeds import uniform
-from model.sampling import GenerationRule
+from mediamill.model.generation.seeds import uniform
+from mediamill.model.sampling import GenerationRule
 
 
 @dataclass(frozen=True)

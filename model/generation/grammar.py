@@ -15,7 +15,7 @@ import llguidance
 import numpy as np
 import numpy.typing as npt
 
-from model.text.tokenizer import Tokenizer
+from mediamill.model.text.tokenizer import Tokenizer
 
 # The layout of json.dumps, which is how published texts write short JSON. Fixed, because a network
 # that may write blanks between the parts may write them for ever.

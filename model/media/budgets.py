@@ -8,11 +8,11 @@ lowered, and a video beyond the model's context is that error at once.
 import math
 from dataclasses import dataclass
 
-from model.errors import MediaError, PromptError
-from model.media.bounds import Bound, in_order
-from model.media.frame_sampling import VideoRules, fewest_frames, max_pixels_for
-from model.media.image_rules import ImageRules
-from model.media.limits import MediaLimits
+from mediamill.model.errors import MediaError, PromptError
+from mediamill.model.media.frame_sampling import VideoRules, fewest_frames, max_pixels_for
+from mediamill.model.media.image_rules import ImageRules
+from mediamill.model.media.limit_names import Bound, in_order
+from mediamill.model.media.limits import MediaLimits
 
 Size = tuple[int, int]
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image
 
-from model.errors import MediaError
+from mediamill.model.errors import MediaError
 
 _BAND = 1024**2  # pixels that are converted at once
 

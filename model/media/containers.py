@@ -7,9 +7,9 @@ cannot be reached.
 
 from dataclasses import dataclass
 
-from model.errors import MediaError
-from model.inputs import VisualKind
-from model.media.content import Content, Handle, Source
+from mediamill.model.errors import MediaError
+from mediamill.model.inputs import VisualKind
+from mediamill.model.media.content import Content, Handle, Source
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, TypeAlias
 
-from model.errors import MediaError
+from mediamill.model.errors import MediaError
 
 _HEAD = 4096  # bytes that tell what a file is
 # Files that were changed less than this before they are looked at may be changed again without

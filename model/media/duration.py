@@ -10,13 +10,13 @@ from fractions import Fraction
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
-from model.errors import MediaError
-from model.media.containers import Format
-from model.media.content import Content, Source
-from model.media.known_files import KnownFiles
-from model.media.limits import MediaLimits
-from model.media.video import as_video, frame_times
-from model.media.video_file import check_samples, opened
+from mediamill.model.errors import MediaError
+from mediamill.model.media.containers import Format
+from mediamill.model.media.content import Content, Source
+from mediamill.model.media.limits import MediaLimits
+from mediamill.model.media.probe_cache import KnownFiles
+from mediamill.model.media.video import as_video, frame_times
+from mediamill.model.media.video_file import check_samples, opened
 
 _CLOCK = re.compile(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)")
 _MICROSECONDS = 1_000_000  # in which the library tells a container's duration

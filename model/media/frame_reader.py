@@ -11,11 +11,11 @@ from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from model.errors import MediaError
-from model.media.containers import Format
-from model.media.content import Content
-from model.media.limits import MediaLimits
-from model.media.video_file import opened
+from mediamill.model.errors import MediaError
+from mediamill.model.media.containers import Format
+from mediamill.model.media.content import Content
+from mediamill.model.media.limits import MediaLimits
+from mediamill.model.media.video_file import opened
 
 # What smooths the edges of blocks costs a third of a decoding, and nothing of what a picture shows.
 _ROUGH = {"skip_loop_filter": "all"}

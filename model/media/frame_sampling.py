@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
-from model.checkpoint.folder import Folder
-from model.errors import ModelError
-from model.media import option_values as values
-from model.media.bounds import Bound
-from model.media.image_rules import ImageRules, preprocessor_options
+from mediamill.model.checkpoint.folder import Folder
+from mediamill.model.errors import ModelError
+from mediamill.model.media import option_values as values
+from mediamill.model.media.image_rules import ImageRules, preprocessor_options
+from mediamill.model.media.limit_names import Bound
 
 DEFAULT_FPS = 2.0
 DEFAULT_MIN_FRAMES = 4

@@ -13,11 +13,18 @@ from typing import Any, Literal
 
 import torch
 
-from model.checkpoint.folder import Folder
-from model.errors import ModelError
-from model.inputs import VisualKind
-from model.media import option_values as values
-from model.media.patches import CLIP_MEAN, CLIP_STD, Resample, Triple, normalize, smart_resize
+from mediamill.model.checkpoint.folder import Folder
+from mediamill.model.errors import ModelError
+from mediamill.model.inputs import VisualKind
+from mediamill.model.media import option_values as values
+from mediamill.model.media.patches import (
+    CLIP_MEAN,
+    CLIP_STD,
+    Resample,
+    Triple,
+    normalize,
+    smart_resize,
+)
 
 # What the reference takes for a limit that the file does not name (areas in pixels).
 _CLASS_LIMITS: dict[VisualKind, tuple[int, int]] = {

@@ -24,14 +24,20 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from model.errors import MediaError
-from model.media.colour import upright_rgb
-from model.media.containers import recognise
-from model.media.content import Content, Source
-from model.media.image_rules import ImageRules
-from model.media.jpeg import decode_jpeg, scan_count
-from model.media.limits import MediaLimits
-from model.media.patches import normalize, patchify_image, patchify_video, resize, smart_resize
+from mediamill.model.errors import MediaError
+from mediamill.model.media.colour import upright_rgb
+from mediamill.model.media.containers import recognise
+from mediamill.model.media.content import Content, Source
+from mediamill.model.media.image_rules import ImageRules
+from mediamill.model.media.jpeg import decode_jpeg, scan_count
+from mediamill.model.media.limits import MediaLimits
+from mediamill.model.media.patches import (
+    normalize,
+    patchify_image,
+    patchify_video,
+    resize,
+    smart_resize,
+)
 
 __all__ = [
     "DecodedImage",

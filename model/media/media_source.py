@@ -14,7 +14,7 @@ from urllib.parse import unquote, unquote_to_bytes
 
 import fsspec
 
-from model.checkpoint.folder import local_path, plain, shown
+from mediamill.model.checkpoint.folder import local_path, plain, shown
 
 SCHEMES = ("file", "http", "https", "s3", "gs", "hf", "data")
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)(?=://|::)|data(?=:)", re.IGNORECASE)

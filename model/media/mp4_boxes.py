@@ -6,7 +6,7 @@ it opens the file. What a sample is, and whether it is there, is not known here.
 
 from collections.abc import Iterator
 
-from model.media.content import Content, Handle
+from mediamill.model.media.content import Content, Handle
 
 _HOLD_OTHERS = {b"moov", b"trak", b"mdia", b"minf", b"stbl", b"moof", b"traf"}
 _MAX_BOXES = 10_000_000  # a box is at least 8 bytes, a sample of a day's video has none of its own

@@ -5,8 +5,8 @@ is wrong with one. Which options there are is not known here, except for steps t
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from model.checkpoint.settings import is_number
-from model.errors import ModelError
+from mediamill.model.checkpoint.json_reader import is_number
+from mediamill.model.errors import ModelError
 
 # Switches of the reference that are rules of their own elsewhere, or change no pixel.
 _KNOWN_SWITCHES = {

@@ -12,8 +12,8 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from model.errors import MediaError
-from model.media.images import DecodedImage, take_picture
+from mediamill.model.errors import MediaError
+from mediamill.model.media.images import DecodedImage, take_picture
 
 Picture: TypeAlias = Image.Image | npt.NDArray[np.uint8] | torch.Tensor
 Frames: TypeAlias = Sequence[Picture] | npt.NDArray[np.uint8] | torch.Tensor

@@ -13,20 +13,20 @@ from pathlib import Path
 
 import torch
 
-from model.errors import MediaError, PromptError
-from model.inputs import VisualInput, VisualKind
-from model.media.bounds import Bound, in_order
-from model.media.budgets import Budget, Size
-from model.media.content import Content, Source
-from model.media.frame_sampling import VideoRules
-from model.media.image_rules import ImageRules
-from model.media.images import DecodedImage, read_image
-from model.media.known_files import KnownFiles
-from model.media.limits import MediaLimits
-from model.media.patches import patchify_image, patchify_video, resize
-from model.media.pixels import Frames, Picture, frame_count, picture_pixels
-from model.media.timeline import sampled
-from model.media.video import Video, decode_video
+from mediamill.model.errors import MediaError, PromptError
+from mediamill.model.inputs import VisualInput, VisualKind
+from mediamill.model.media.budgets import Budget, Size
+from mediamill.model.media.content import Content, Source
+from mediamill.model.media.frame_sampling import VideoRules
+from mediamill.model.media.image_rules import ImageRules
+from mediamill.model.media.images import DecodedImage, read_image
+from mediamill.model.media.limit_names import Bound, in_order
+from mediamill.model.media.limits import MediaLimits
+from mediamill.model.media.patches import patchify_image, patchify_video, resize
+from mediamill.model.media.pixels import Frames, Picture, frame_count, picture_pixels
+from mediamill.model.media.probe_cache import KnownFiles
+from mediamill.model.media.timeline import sampled
+from mediamill.model.media.video import Video, decode_video
 
 _TORCH_HAS_NO_MEMORY = "DefaultCPUAllocator"  # in its sentence: torch has no error for it
 

@@ -22,12 +22,12 @@ import numpy.typing as npt
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
-from model.errors import MediaError
-from model.media.content import Content, Source
-from model.media.frame_reader import FrameReader
-from model.media.limits import MediaLimits
-from model.media.video import as_video
-from model.media.video_file import check_samples
+from mediamill.model.errors import MediaError
+from mediamill.model.media.content import Content, Source
+from mediamill.model.media.frame_reader import FrameReader
+from mediamill.model.media.limits import MediaLimits
+from mediamill.model.media.video import as_video
+from mediamill.model.media.video_file import check_samples
 
 _SIDE, _BLOCKS = 32, 8  # pixels of a side of the small picture; blocks of a side
 _STANDS_OUT = 3.0  # times the changes around

@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from model.errors import MediaError
-from model.media.bounds import Bound, in_order
-from model.media.frame_sampling import VideoRules, sample_indices, sampling_clamp
+from mediamill.model.errors import MediaError
+from mediamill.model.media.frame_sampling import VideoRules, sample_indices, sampling_clamp
+from mediamill.model.media.limit_names import Bound, in_order
 
 
 @dataclass(frozen=True)

@@ -13,20 +13,20 @@ from functools import partial
 
 from av.video.frame import VideoFrame
 
-from model.errors import MediaError
-from model.media.budgets import Budget, Size
-from model.media.containers import Format, missing_end, recognise
-from model.media.content import Content, Source
-from model.media.frame_reader import FrameReader, too_many_frames
-from model.media.frame_sampling import VideoRules
-from model.media.image_rules import ImageRules
-from model.media.kept_frames import KeptFrames, OtherSizeError, Video
-from model.media.known_files import KnownFiles
-from model.media.leaping import leap
-from model.media.limits import MediaLimits
-from model.media.seeking import Restarts
-from model.media.timeline import Choice, Timeline, choose
-from model.media.video_file import Survey
+from mediamill.model.errors import MediaError
+from mediamill.model.media.budgets import Budget, Size
+from mediamill.model.media.containers import Format, missing_end, recognise
+from mediamill.model.media.content import Content, Source
+from mediamill.model.media.frame_collector import KeptFrames, OtherSizeError, Video
+from mediamill.model.media.frame_reader import FrameReader, too_many_frames
+from mediamill.model.media.frame_sampling import VideoRules
+from mediamill.model.media.image_rules import ImageRules
+from mediamill.model.media.keyframe_decode import leap
+from mediamill.model.media.keyframes import Restarts
+from mediamill.model.media.limits import MediaLimits
+from mediamill.model.media.probe_cache import KnownFiles
+from mediamill.model.media.timeline import Choice, Timeline, choose
+from mediamill.model.media.video_file import Survey
 
 __all__ = ["Video", "decode_video"]
 

@@ -14,13 +14,13 @@ import numpy as np
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
-from model.errors import MediaError
-from model.media.containers import Format
-from model.media.content import Content, Source
-from model.media.limits import MediaLimits
-from model.media.mp4_boxes import told_samples
-from model.media.seeking import RestartFinder, Restarts
-from model.media.timeline import Timeline
+from mediamill.model.errors import MediaError
+from mediamill.model.media.containers import Format
+from mediamill.model.media.content import Content, Source
+from mediamill.model.media.keyframes import RestartFinder, Restarts
+from mediamill.model.media.limits import MediaLimits
+from mediamill.model.media.mp4_boxes import told_samples
+from mediamill.model.media.timeline import Timeline
 
 # A demuxer cannot follow references to other files if no protocol is allowed. The others name what
 # is the library's default: it must not depend on a version. No demuxer minds what it does not know.

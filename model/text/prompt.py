@@ -15,9 +15,9 @@ import jinja2
 import jinja2.ext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from model.checkpoint.folder import Folder
-from model.errors import ModelError, PromptError
-from model.inputs import VisualKind
+from mediamill.model.checkpoint.folder import Folder
+from mediamill.model.errors import ModelError, PromptError
+from mediamill.model.inputs import VisualKind
 
 Message = Mapping[str, Any]
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import tokenizers
 
-from model.checkpoint.folder import Folder
-from model.errors import ModelError
+from mediamill.model.checkpoint.folder import Folder
+from mediamill.model.errors import ModelError
 
 
 class Tokenizer:

@@ -7,9 +7,9 @@ its control tokens with those of the same chat without texts. Knows strings and 
 import re
 from collections.abc import Callable, Sequence
 
-from model.errors import PromptError
-from model.text.prompt import ChatTemplate, Message, media_kinds, texts, without_texts
-from model.text.tokenizer import Tokenizer
+from mediamill.model.errors import PromptError
+from mediamill.model.text.prompt import ChatTemplate, Message, media_kinds, texts, without_texts
+from mediamill.model.text.tokenizer import Tokenizer
 
 _PRIVATE = range(0xF0000, 0xFFFFE)  # code points that Unicode never assigns
 

@@ -7,7 +7,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from model.tiny.scenes import Kind, Scene, draw_clip, draw_picture
+from mediamill.model.tiny.scenes import Kind, Scene, draw_clip, draw_picture
 
 Extension = Literal["jpg", "png", "webp"]
 EXTENSIONS: tuple[Extension, ...] = ("jpg", "png", "webp")

@@ -8,9 +8,9 @@ import json
 import shutil
 from pathlib import Path
 
-from model.config import Qwen2VLConfig, config_from_dict
-from model.tiny import CHECKPOINT
-from model.tiny.vocabulary import SPECIALS, VOCABULARY
+from mediamill.model.families.qwen2_vl.config import Qwen2VLConfig, config_from_dict
+from mediamill.model.tiny import CHECKPOINT
+from mediamill.model.tiny.vocabulary import SPECIALS, VOCABULARY
 
 # Areas in pixels. The upper limits lie just above 3 x 3, 3 x 4 and 2 x 3 cells of 28 pixels, so
 # that square and 4:3 media land on those grids whatever their resolution.

@@ -1,4 +1,4 @@
-"""Measures the embedded checkpoint on fresh scenes: `python -m model.tiny.gate`.
+"""Measures the embedded checkpoint on fresh scenes: `python -m mediamill.model.tiny.gate`.
 
 Each scene becomes a real file, goes through the processor and the engine like a user's, and its
 text must equal the truth to the letter. Exits with 1 when a kind is below its bar.
@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from model.engine import Engine, Request
-from model.processor import Processor
-from model.sampling import Sampling
-from model.tiny import CAPTION_PROMPT, CHECKPOINT
-from model.tiny.encode import EXTENSIONS, clip_file, picture_file
-from model.tiny.questions import ask
-from model.tiny.scenes import KINDS
+from mediamill.model.engine import Engine, Request
+from mediamill.model.processor import Processor
+from mediamill.model.sampling import Sampling
+from mediamill.model.tiny import CAPTION_PROMPT, CHECKPOINT
+from mediamill.model.tiny.encode import EXTENSIONS, clip_file, picture_file
+from mediamill.model.tiny.questions import ask
+from mediamill.model.tiny.scenes import KINDS
 
 # The share of exact answers that each kind must reach.
 BARS = {"one": 0.99, "two": 0.98, "three": 0.95, "word": 0.95, "clip": 0.99, "question": 0.97}

@@ -7,7 +7,7 @@ from collections import Counter
 
 import numpy as np
 
-from model.tiny.scenes import Scene, Thing
+from mediamill.model.tiny.scenes import Scene, Thing
 
 CAPTION_PROMPTS = (
     "Describe the picture.",

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from model.media.patches import normalize, patchify_image, patchify_video, resize
-from model.network.rope import Grid
-from model.tiny import questions, scenes
-from model.tiny.drawing import COLOURS, SHAPES
-from model.tiny.scenes import Kind, Scene
+from mediamill.model.layers.rope import Grid
+from mediamill.model.media.patches import normalize, patchify_image, patchify_video, resize
+from mediamill.model.tiny import questions, scenes
+from mediamill.model.tiny.drawing import COLOURS, SHAPES
+from mediamill.model.tiny.scenes import Kind, Scene
 
 TAGS = (*COLOURS, *SHAPES, *scenes.SIZES, *scenes.MOTIONS, *scenes.WORDS)
 Triple = tuple[float, float, float]

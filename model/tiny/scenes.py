@@ -12,7 +12,14 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from model.tiny.drawing import COLOURS, SHAPES, paint_ground, paint_shape, paint_word, shrink
+from mediamill.model.tiny.drawing import (
+    COLOURS,
+    SHAPES,
+    paint_ground,
+    paint_shape,
+    paint_word,
+    shrink,
+)
 
 Kind = Literal["one", "two", "three", "word", "clip"]
 KINDS: tuple[Kind, ...] = ("one", "two", "three", "word", "clip")

@@ -1,4 +1,4 @@
-"""Trains the embedded checkpoint: `python -m model.tiny.train --out FOLDER`.
+"""Trains the embedded checkpoint: `python -m mediamill.model.tiny.train --out FOLDER`.
 
 Turns the drawn world into weights. Recipe: Muon for matrices (Keller Jordan 2024), AdamW for the
 rest, one cosine over the whole run, and an auxiliary loss that asks each visual token for the
@@ -20,12 +20,12 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import nn
 
-from model.media.image_rules import ImageRules
-from model.network.attention import PackedCausal
-from model.qwen2_vl import Qwen2VL
-from model.tiny import CHECKPOINT
-from model.tiny.folder import tiny_config, write_folder
-from model.tiny.samples import TAGS, Batch, SampleMaker, batches
+from mediamill.model.families.qwen2_vl.model import Qwen2VL
+from mediamill.model.layers.attention import PackedCausal
+from mediamill.model.media.image_rules import ImageRules
+from mediamill.model.tiny import CHECKPOINT
+from mediamill.model.tiny.folder import tiny_config, write_folder
+from mediamill.model.tiny.samples import TAGS, Batch, SampleMaker, batches
 
 AUXILIARY_WEIGHT = 2.0
 POSITIVE_WEIGHT = 3.0

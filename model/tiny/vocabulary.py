@@ -2,15 +2,15 @@
 
 The weights are bound to the numbering of the shipped tokenizer.json, which stays as it is: it was
 made when clips had one colour more, and made anew it would number its tokens otherwise. Run
-`python -m model.tiny.vocabulary` only to change the words of the world, and train the model after
-it.
+`python -m mediamill.model.tiny.vocabulary` only to change the words of the world, and train the
+model after it.
 """
 
 import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from model.tiny import CHECKPOINT, questions, scenes
-from model.tiny.drawing import COLOURS, SHAPES
+from mediamill.model.tiny import CHECKPOINT, questions, scenes
+from mediamill.model.tiny.drawing import COLOURS, SHAPES
 
 SPECIALS = (
     "<|endoftext|>",

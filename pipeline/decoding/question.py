@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.decoding.answer import Kind
-from pipeline.decoding.measure import Measure
+from mediamill.pipeline.decoding.probe import Measure
+from mediamill.pipeline.decoding.reply import Kind
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from urllib.parse import unquote, urljoin, urlsplit
 
-from schemas.errors import ErrorCode, RowError
+from mediamill.schemas.errors import ErrorCode, RowError
 
 # A name and a port -> its addresses. Raises OSError.
 Resolver = Callable[[str, int], Sequence[str]]

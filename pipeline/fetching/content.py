@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.fetching.budget import Room
-from pipeline.fetching.retries import Deadline, IncompleteError
-from pipeline.fetching.spool import Spool
-from schemas.errors import ErrorCode, RowError
+from mediamill.pipeline.fetching.budget import Room
+from mediamill.pipeline.fetching.spool import Spool
+from mediamill.pipeline.storage.retries import Deadline, IncompleteError
+from mediamill.schemas.errors import ErrorCode, RowError
 
 MEMORY_BYTES = 64 * 1024 * 1024
 _LEAST, _STEP = 256 * 1024, 8 * 1024 * 1024  # room that a content of unknown size takes at once

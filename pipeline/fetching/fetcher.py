@@ -15,20 +15,20 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import storage
-from pipeline.fetching.addresses import AddressRules
-from pipeline.fetching.budget import Budget, Room
-from pipeline.fetching.content import MEMORY_BYTES, Content, Medium
-from pipeline.fetching.file_source import opened
-from pipeline.fetching.heads import HEAD_BYTES, Facts, fill, look
-from pipeline.fetching.http_source import HttpClient, HttpSource
-from pipeline.fetching.kept import Kept
-from pipeline.fetching.object_source import ObjectStores
-from pipeline.fetching.retries import Backoff, Deadline, Kind, told_apart, tried
-from pipeline.fetching.spool import Spool
-from pipeline.fetching.transfer import Source, transfer
-from schemas.errors import ErrorCode, JobError, RowError
-from schemas.job import JobConfig
+from mediamill.pipeline.fetching.addresses import AddressRules
+from mediamill.pipeline.fetching.budget import Budget, Room
+from mediamill.pipeline.fetching.content import MEMORY_BYTES, Content, Medium
+from mediamill.pipeline.fetching.disk_cache import Kept
+from mediamill.pipeline.fetching.file_source import opened
+from mediamill.pipeline.fetching.http_source import HttpClient, HttpSource
+from mediamill.pipeline.fetching.object_source import ObjectStores
+from mediamill.pipeline.fetching.partial_fetch import HEAD_BYTES, Facts, fill, look
+from mediamill.pipeline.fetching.spool import Spool
+from mediamill.pipeline.fetching.transfer import Source, transfer
+from mediamill.pipeline.storage import storage
+from mediamill.pipeline.storage.retries import Backoff, Deadline, Kind, told_apart, tried
+from mediamill.schemas.errors import ErrorCode, JobError, RowError
+from mediamill.schemas.job import JobConfig
 
 SCHEMES = ("file", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf", "http", "https")
 _PIECE = 1024 * 1024

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote
 
-from schemas.errors import ErrorCode, RowError
+from mediamill.schemas.errors import ErrorCode, RowError
 
 _URL = re.compile(r"file:", re.IGNORECASE)
 _HERE = ("", "localhost")

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from http.client import HTTPConnection, HTTPException, HTTPMessage, HTTPResponse
 
-from pipeline.fetching.addresses import (
+from mediamill.pipeline.fetching.addresses import (
     AddressRules,
     Resolver,
     Target,
@@ -31,9 +31,9 @@ from pipeline.fetching.addresses import (
     parse,
     system_resolver,
 )
-from pipeline.fetching.retries import ContentChangedError, Deadline, IncompleteError
-from pipeline.fetching.transfer import Answer
-from schemas.errors import ErrorCode, RowError
+from mediamill.pipeline.fetching.transfer import Answer
+from mediamill.pipeline.storage.retries import ContentChangedError, Deadline, IncompleteError
+from mediamill.schemas.errors import ErrorCode, RowError
 
 # An address and port, and a timeout in seconds -> a connection. Raises OSError.
 Connect = Callable[[tuple[str, int], float], socket.socket]

@@ -15,10 +15,10 @@ from typing import Any
 
 from fsspec.asyn import sync
 
-from pipeline import storage
-from pipeline.fetching.retries import ContentChangedError, Deadline, IncompleteError
-from pipeline.fetching.transfer import Answer, Source
-from pipeline.storage import Place
+from mediamill.pipeline.fetching.transfer import Answer, Source
+from mediamill.pipeline.storage import storage
+from mediamill.pipeline.storage.retries import ContentChangedError, Deadline, IncompleteError
+from mediamill.pipeline.storage.storage import Place
 
 _PIECE = 1024 * 1024
 _MD5 = re.compile(r"[0-9a-f]{32}", re.ASCII)

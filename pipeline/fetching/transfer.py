@@ -12,8 +12,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from pipeline.fetching.content import Content, Medium
-from pipeline.fetching.retries import (
+from mediamill.pipeline.fetching.content import Content, Medium
+from mediamill.pipeline.storage.retries import (
     Backoff,
     ContentChangedError,
     Deadline,
@@ -21,7 +21,7 @@ from pipeline.fetching.retries import (
     IncompleteError,
     told_apart,
 )
-from schemas.errors import RowError
+from mediamill.schemas.errors import RowError
 
 RANGE_BYTES = 8 * 1024 * 1024
 _PARALLEL = 4  # ranges of one content at once

@@ -115,8 +115,8 @@ def _serve(connection: Connection, folder: Path, memory: int, limits: dict[str, 
     os.environ["TMPDIR"] = str(folder)
     import torch
 
-    from model.media.limits import MediaLimits
-    from model.processor import Processor
+    from mediamill.model.media.limits import MediaLimits
+    from mediamill.model.processor import Processor
     from tests import media
     from tests.hostile.samples import PICTURES
 
@@ -171,7 +171,7 @@ def _judged(
 
 
 def _decoded(processor: Any, request: Request) -> tuple[str, str]:
-    from model.errors import MediaError, PromptError
+    from mediamill.model.errors import MediaError, PromptError
 
     with warnings.catch_warnings(action="error" if request.strict else "ignore"):
         try:

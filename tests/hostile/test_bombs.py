@@ -9,7 +9,7 @@ from pathlib import Path
 import av
 import pytest
 
-from model.media.limits import MediaLimits
+from mediamill.model.media.limits import MediaLimits
 from tests.hostile.bomb import Bomb
 from tests.hostile.decoding import MIB, Decoding, Request
 from tests.hostile.disguises import disguises, playlist, with_reference

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from model.tiny import CAPTION_PROMPT, CHECKPOINT
+from mediamill.model.tiny import CAPTION_PROMPT, CHECKPOINT
 from tests.infra.files import INFRA
 from tests.pipeline.world import (
     assert_each_once,

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from infra import render
-from pipeline.metrics import EXPORTED
+from mediamill.pipeline.ray_cluster.metrics import EXPORTED
 from tests.infra.files import INFRA
 
 ROOT = INFRA.parent

@@ -8,7 +8,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from schemas.job import load_job
+from mediamill.schemas.job import load_job
 from tests.infra import crd
 from tests.infra.files import (
     INFRA,

@@ -23,7 +23,7 @@ POLICY = json.loads((INFRA / "iam" / "policy.json").read_text())
 # Everything that a run does to its storage, with the functions that it does it with.
 WORK = """
 import sys
-from pipeline import storage
+from mediamill.pipeline.storage import storage
 manifest, model, media, output = map(storage.resolve, sys.argv[1:])
 for place in (manifest, model, media):
     assert storage.read(place / "file") == b"data"

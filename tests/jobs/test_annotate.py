@@ -14,10 +14,10 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.cli import main
-from jobs.progress import JsonReporter, TerminalReporter
-from model.tiny import CAPTION_PROMPT
-from schemas.result import Progress
+from mediamill.jobs.cli import main
+from mediamill.jobs.progress import JsonReporter, TerminalReporter
+from mediamill.model.tiny import CAPTION_PROMPT
+from mediamill.schemas.result import Progress
 from tests import processes
 from tests.films import film
 
@@ -26,7 +26,7 @@ MARK = "ANNOTATE_TEST"  # of the environment of a run and of all that it starts
 
 
 def command(*arguments):
-    return [sys.executable, "-m", "jobs.cli", "annotate", *map(str, arguments)]
+    return [sys.executable, "-m", "mediamill", "annotate", *map(str, arguments)]
 
 
 def manifest_of(folder, lengths):

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs.commands import parse_job, parse_run
-from schemas.errors import JobError
-from schemas.job import KEYS
+from mediamill.jobs.commands import parse_job, parse_run
+from mediamill.schemas.errors import JobError
+from mediamill.schemas.job import KEYS
 
 ROOT = Path(__file__).parents[2]
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 def mediamill(*arguments, cwd=None):
     """Runs the command as a user would; returns the finished process."""
     return subprocess.run(
-        [sys.executable, "-m", "jobs.cli", *arguments],
+        [sys.executable, "-m", "mediamill", *arguments],
         cwd=cwd,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -126,7 +126,8 @@ def test_version():
 
 def test_usage_needs_neither_ray_nor_torch():
     code = (
-        "import sys; from jobs.cli import main; main(['caption', '--help']); main(['caption']);"
+        "import sys; from mediamill.jobs.cli import main\n"
+        "main(['caption', '--help']); main(['caption']);"
         "sys.exit(bool({'ray', 'torch', 'pyarrow'} & set(sys.modules)))"
     )
     done = subprocess.run(

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from jobs.cli import exit_code
-from schemas.errors import JobError
+from mediamill.jobs.cli import exit_code
+from mediamill.schemas.errors import JobError
 
 RESUME = "to go on, run the same command again: rows that are finished are kept"
 

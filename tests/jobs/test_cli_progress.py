@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from jobs.progress import JsonReporter, TerminalReporter, progress_line, reporter_for
-from schemas.result import Progress
+from mediamill.jobs.progress import JsonReporter, TerminalReporter, progress_line, reporter_for
+from mediamill.schemas.result import Progress
 
 HALF = Progress(
     rows_total=240,

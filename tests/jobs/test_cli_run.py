@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from model.tiny import CHECKPOINT
+from mediamill.model.tiny import CHECKPOINT
 
 pytestmark = pytest.mark.timeout(600)  # Ray takes its time to start on a busy machine
 
@@ -26,7 +26,7 @@ SMALL = ("generation.max_new_tokens=4", "resources.replicas=1", "resources.prepa
 
 
 def command(*arguments):
-    return [sys.executable, "-m", "jobs.cli", *arguments]
+    return [sys.executable, "-m", "mediamill", *arguments]
 
 
 def environment():

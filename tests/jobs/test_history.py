@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from jobs.cli import main
-from pipeline import storage
-from pipeline.commit import ledger
-from pipeline.commit.ledger_state import KnownFile
-from pipeline.running.lease import held
+from mediamill.jobs.cli import main
+from mediamill.pipeline.coordinator.lease import held
+from mediamill.pipeline.ledger import ledger
+from mediamill.pipeline.ledger.state import KnownFile
+from mediamill.pipeline.storage import storage
 
 HEADER = {"fingerprint": "f", "parts": {}, "layout": {}}
 

@@ -2,8 +2,8 @@
 
 import torch
 
-from model.config import load_config
-from model.weights import load_model
+from mediamill.model.families.qwen2_vl.config import load_config
+from mediamill.model.weights import load_model
 from tests.model.prompts import IMAGE, VIDEO, pixels, token_types
 
 

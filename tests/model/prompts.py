@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
-from model.inputs import VisualInput, VisualKind
-from model.media.patches import normalize
+from mediamill.model.inputs import VisualInput, VisualKind
+from mediamill.model.media.patches import normalize
 
 IMAGE, VIDEO, START, END = 518, 519, 515, 516
 

@@ -9,14 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
-from model.chat import Chat, ChatError
-from model.errors import ModelError
-from model.media.frame_sampling import VideoRules
-from model.media.media_source import SourceRules
-from model.sampling import Sampling
-from model.tiny import CAPTION_PROMPT, CHECKPOINT
-from model.tiny.encode import clip_bytes, picture_bytes
-from model.tiny.scenes import draw_clip, draw_picture
+from mediamill.model.chat import Chat, ChatError
+from mediamill.model.errors import ModelError
+from mediamill.model.media.frame_sampling import VideoRules
+from mediamill.model.media.media_source import SourceRules
+from mediamill.model.sampling import Sampling
+from mediamill.model.tiny import CAPTION_PROMPT, CHECKPOINT
+from mediamill.model.tiny.encode import clip_bytes, picture_bytes
+from mediamill.model.tiny.scenes import draw_clip, draw_picture
 from tests import oracle
 
 SHORT = Sampling(max_new_tokens=4)

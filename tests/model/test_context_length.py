@@ -5,11 +5,11 @@ import copy
 import pytest
 import torch
 
-from model.config import config_from_dict
-from model.engine import Engine, Request
-from model.errors import ModelError
-from model.sampling import Sampling
-from model.tiny.folder import config_dict
+from mediamill.model.engine import Engine, Request
+from mediamill.model.errors import ModelError
+from mediamill.model.families.qwen2_vl.config import config_from_dict
+from mediamill.model.sampling import Sampling
+from mediamill.model.tiny.folder import config_dict
 from tests import oracle
 from tests.checkpoints import Shape, write_checkpoint
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from model.engine import Engine, Request
-from model.sampling import Sampling
+from mediamill.model.engine import Engine, Request
+from mediamill.model.sampling import Sampling
 from tests import oracle
 from tests.checkpoints import SHAPES, write_checkpoint
 from tests.model.prompts import IMAGE, MEDIA, VIDEO, pixels, prompt, token_types

@@ -8,14 +8,14 @@ import jsonschema
 import pytest
 import torch
 
-from model.engine import Engine, Request
-from model.inputs import VisualInput
-from model.media.image_rules import ImageRules
-from model.network.flash import missing
-from model.sampling import Sampling
-from model.text.tokenizer import Tokenizer
-from model.tiny import CHECKPOINT
-from model.weights import load_model
+from mediamill.model.engine import Engine, Request
+from mediamill.model.inputs import VisualInput
+from mediamill.model.layers.flash import missing
+from mediamill.model.media.image_rules import ImageRules
+from mediamill.model.sampling import Sampling
+from mediamill.model.text.tokenizer import Tokenizer
+from mediamill.model.tiny import CHECKPOINT
+from mediamill.model.weights import load_model
 from tests.checkpoints import SHAPES, write_checkpoint
 from tests.model.json_schemas import SCHEMAS, text
 from tests.model.prompts import MEDIA, prompt

@@ -8,12 +8,12 @@ import jsonschema
 import pytest
 import torch
 
-from model.batching import core
-from model.engine import Engine, Request
-from model.generation import chooser
-from model.sampling import Sampling
-from model.text.tokenizer import Tokenizer
-from model.tiny import CHECKPOINT
+from mediamill.model.engine import Engine, Request
+from mediamill.model.engine_core import engine_core
+from mediamill.model.generation import chooser
+from mediamill.model.sampling import Sampling
+from mediamill.model.text.tokenizer import Tokenizer
+from mediamill.model.tiny import CHECKPOINT
 from tests.checkpoints import SHAPES, write_checkpoint
 from tests.model.json_schemas import SCHEMAS, closed, text
 from tests.model.prompts import MEDIA, prompt
@@ -150,7 +150,7 @@ def test_memory_that_runs_out_changes_no_answer(base, monkeypatch):
     faulty(engine.steps, "decode")
     faulty(engine.steps.allowed, "of")
     faulty(chooser.Chooser, "choose")
-    faulty(core, "_read")
+    faulty(engine_core, "_read")
     for _ in range(2):
         rng.shuffle(requests)
         for found in engine.generate(requests):

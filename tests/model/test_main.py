@@ -1,4 +1,4 @@
-"""`python -m model`: answers of a real child process, descriptions, and a sentence for mistakes."""
+"""`python -m mediamill.model`: answers of a real child process, descriptions, and mistakes."""
 
 import array
 import fcntl
@@ -13,14 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model import __main__ as program
-from model.tiny import CAPTION_PROMPT, CHECKPOINT
-from model.tiny.encode import clip_bytes, picture_bytes
-from model.tiny.scenes import draw_clip, draw_picture
+from mediamill.model import __main__ as program
+from mediamill.model.tiny import CAPTION_PROMPT, CHECKPOINT
+from mediamill.model.tiny.encode import clip_bytes, picture_bytes
+from mediamill.model.tiny.scenes import draw_clip, draw_picture
 from tests.checkpoints import Shape, write_checkpoint
 
 ROOT = Path(__file__).parent.parent.parent
-COMMAND = [sys.executable, "-m", "model"]
+COMMAND = [sys.executable, "-m", "mediamill.model"]
 
 
 def run(*arguments, stdin=""):

@@ -13,11 +13,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from model.errors import MediaError, ModelError, PromptError
-from model.inputs import VisualInput
-from model.media.images import normalize
-from model.processor import MediaLimits, Processor, Receipt, VideoRules
-from model.tiny import CHECKPOINT
+from mediamill.model.errors import MediaError, ModelError, PromptError
+from mediamill.model.inputs import VisualInput
+from mediamill.model.media.images import normalize
+from mediamill.model.processor import MediaLimits, Processor, Receipt, VideoRules
+from mediamill.model.tiny import CHECKPOINT
 from tests import media, oracle
 
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from model.errors import ModelError
-from model.weights import load_model
-from tests.bench.load import write_random
+from benchmarks.load import write_random
+from mediamill.model.errors import ModelError
+from mediamill.model.weights import load_model
 from tests.checkpoints import SHAPES, Shape, write_checkpoint
 
 
@@ -297,7 +297,7 @@ def test_the_peak_of_a_load_is_little_more_than_the_weights(large, s3, which, dt
     folder = str(large[which])
     if place == "s3":
         folder = upload(folder, f"{s3}/large")
-    command = [sys.executable, "-m", "tests.bench.load", folder]
+    command = [sys.executable, "-m", "benchmarks.load", folder]
     command += ["--dtype", dtype] if dtype else []
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr

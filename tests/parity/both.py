@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 
-from model.config import load_config
-from model.engine import Engine, Request
-from model.inputs import VisualInput
-from model.media.frame_sampling import VideoRules
-from model.processor import Processor
-from model.qwen2_vl import Qwen2VL
-from model.sampling import Sampling
-from model.weights import load_model
+from mediamill.model.engine import Engine, Request
+from mediamill.model.families.qwen2_vl.config import load_config
+from mediamill.model.families.qwen2_vl.model import Qwen2VL
+from mediamill.model.inputs import VisualInput
+from mediamill.model.media.frame_sampling import VideoRules
+from mediamill.model.processor import Processor
+from mediamill.model.sampling import Sampling
+from mediamill.model.weights import load_model
 from tests import oracle
 from tests.parity.cases import Case
 from tests.parity.drawn import ReferenceVideo, reference_picture, reference_video

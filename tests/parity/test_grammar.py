@@ -7,8 +7,8 @@ import jsonschema
 import numpy as np
 import pytest
 
-from model.generation.grammar import Grammars, Masks
-from model.text.tokenizer import Tokenizer
+from mediamill.model.generation.grammar import Grammars, Masks
+from mediamill.model.text.tokenizer import Tokenizer
 from tests.model.json_schemas import SCHEMAS, closed, text
 from tests.parity.vocabulary import write_tokenizer
 

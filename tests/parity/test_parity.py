@@ -8,8 +8,8 @@ import functools
 import pytest
 import torch
 
-from model.inputs import VisualInput
-from model.weights import hub_name
+from mediamill.model.inputs import VisualInput
+from mediamill.model.weights import hub_name
 from tests.checkpoints import SHAPES, write_checkpoint
 from tests.parity.both import Inputs, Mine, Theirs
 from tests.parity.cases import Case, case

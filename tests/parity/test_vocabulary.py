@@ -9,8 +9,8 @@ import random
 import numpy as np
 import pytest
 
-from model.processor import Processor
-from model.text.tokenizer import Tokenizer
+from mediamill.model.processor import Processor
+from mediamill.model.text.tokenizer import Tokenizer
 from tests import oracle
 from tests.checkpoints import Shape, write_checkpoint
 from tests.parity.both import Mine, Theirs

@@ -7,10 +7,10 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pipeline import storage
-from pipeline.commit import ledger
-from pipeline.plan import check
-from schemas.errors import JobError
+from mediamill.pipeline.ledger import ledger
+from mediamill.pipeline.plan import check
+from mediamill.pipeline.storage import storage
+from mediamill.schemas.errors import JobError
 from tests.pipeline.world import make_job, write_manifest
 
 ROOT = Path(__file__).parents[2]
@@ -141,8 +141,8 @@ def test_wrong_use_is_said_in_one_sentence(here):
 def test_checking_needs_neither_ray_nor_torch(here):
     code = (
         "import sys\n"
-        "from pipeline.run import check, run\n"
-        "from schemas.job import load_job\n"
+        "from mediamill.pipeline.run import check, run\n"
+        "from mediamill.schemas.job import load_job\n"
         f"job = load_job(None, {{'job': 'caption', 'manifest': {str(here / 'm.parquet')!r},"
         f" 'output': {str(here / 'out')!r}, 'model': 'model/tiny/checkpoint', 'prompt': 'x'}})\n"
         "check(job)\n"

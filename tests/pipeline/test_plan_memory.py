@@ -13,7 +13,7 @@ FILES, ROWS = 8, 65_536
 MOST_MB = 40  # with 65,536 ids at once, and all kept that was freed, it was 60 to 90
 CHILD = """
 import os, sys
-from pipeline.plan import check
+from mediamill.pipeline.plan import check
 from tests.pipeline.world import make_job
 from tests.processes import memory
 

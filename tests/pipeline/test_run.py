@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import storage
-from pipeline.commit import ledger
-from pipeline.plan import check
-from pipeline.run import run
-from schemas.errors import JobError
-from schemas.result import result_schema
+from mediamill.pipeline.ledger import ledger
+from mediamill.pipeline.plan import check
+from mediamill.pipeline.run import run
+from mediamill.pipeline.storage import storage
+from mediamill.schemas.errors import JobError
+from mediamill.schemas.result import result_schema
 from tests.pipeline.world import (
     assert_each_once,
     draw_media,

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
-from model.tiny import CAPTION_PROMPT, CHECKPOINT
-from schemas.job import JobConfig, load_job
+from mediamill.model.tiny import CAPTION_PROMPT, CHECKPOINT
+from mediamill.schemas.job import JobConfig, load_job
 from tests.media import jpeg, numbered_frames, video
 
 PICTURES = 6  # different ones; many rows share one

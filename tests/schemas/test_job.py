@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from schemas.errors import JobError
-from schemas.job import (
+from mediamill.schemas.errors import JobError
+from mediamill.schemas.job import (
     KEYS,
     CanaryConfig,
     FetchConfig,
@@ -23,7 +23,7 @@ from schemas.job import (
     load_job,
     render_job,
 )
-from schemas.job_resources import Labels
+from mediamill.schemas.job_resources import Labels
 
 PATHS = {"job": "caption", "manifest": "m", "output": "o", "model": "t"}
 PAIRS = [f"{key}={value}" for key, value in PATHS.items()]

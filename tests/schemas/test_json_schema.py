@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schemas.errors import JobError
-from schemas.json_schema import AnswerSchema
+from mediamill.schemas.errors import JobError
+from mediamill.schemas.json_schema import AnswerSchema
 
 
 def whole(**properties):

@@ -5,9 +5,9 @@ import datetime
 import pyarrow as pa
 import pytest
 
-from schemas import columns as c
-from schemas.errors import JobError
-from schemas.manifest import MEDIA_TYPE, check_manifest_schema, check_partition_by
+from mediamill.schemas import columns as c
+from mediamill.schemas.errors import JobError
+from mediamill.schemas.manifest import MEDIA_TYPE, check_manifest_schema, check_partition_by
 
 WHERE = "m.parquet"
 MEDIA = "list<struct<type: string, uri: string, start_s: double?, end_s: double?>>"

@@ -7,10 +7,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from schemas import columns as c
-from schemas.errors import ErrorCode, JobError, RowError
-from schemas.manifest import check_manifest_schema
-from schemas.result import (
+from mediamill.schemas import columns as c
+from mediamill.schemas.errors import ErrorCode, JobError, RowError
+from mediamill.schemas.manifest import check_manifest_schema
+from mediamill.schemas.result import (
     ANSWER_FIELDS,
     Progress,
     Summary,

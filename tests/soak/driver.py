@@ -21,7 +21,7 @@ class Driver:
     def __init__(self, job: Path, environment: dict[str, str]) -> None:
         ours, its = pty.openpty()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "jobs.cli", "run", str(job), "--json"],
+            [sys.executable, "-m", "mediamill", "run", str(job), "--json"],
             cwd=ROOT,
             env=environment,
             stdin=subprocess.DEVNULL,

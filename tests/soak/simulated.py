@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.records import parsed_schema, prepared_schema
-from pipeline.run import Stages
-from schemas import columns as c
-from schemas.manifest import ManifestSchema
+from mediamill.pipeline.records import parsed_schema, prepared_schema
+from mediamill.pipeline.run import Stages
+from mediamill.schemas import columns as c
+from mediamill.schemas.manifest import ManifestSchema
 
 PATCH_BYTES = 6 * 1024  # of a row, about as many as a small picture has
 TOKENS = 24

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.bench import driver
+from benchmarks import driver
 from tests.soak.soak import Report, Settings, soak
 
 FLAT_MB = 100
@@ -21,7 +21,7 @@ def test_two_kills_among_two_hundred_rows():
     settings = Settings(rows=200, kills=2, nodes=2, seed=1, batch_rows=16)
     report = soak(settings)
     assert_sound(report, settings)
-    # Single actors and tasks are killed in tests/pipeline/test_faults.py.
+    # Single actors and tasks are killed in tests/pipeline/coordinator/test_kills.py.
     assert report.kills.done == {"driver": 1, "node": 1}
 
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from model.tiny import CAPTION_PROMPT, CHECKPOINT
+from mediamill.model.tiny import CAPTION_PROMPT, CHECKPOINT
 from tests.media import jpeg, numbered_frames, video
 
 BUCKET = "soak"

@@ -6,8 +6,8 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from model.checkpoint.folder import Folder, parse_json
-from model.errors import ModelError
+from mediamill.model.checkpoint.folder import Folder, parse_json
+from mediamill.model.errors import ModelError
 
 
 @pytest.fixture

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from model.checkpoint.generation_defaults import GenerationDefaults
-from model.errors import ModelError
-from model.tiny import CHECKPOINT
+from mediamill.model.checkpoint.generation_defaults import GenerationDefaults
+from mediamill.model.errors import ModelError
+from mediamill.model.tiny import CHECKPOINT
 from tests import oracle
 
 # As the published Instruct checkpoints have it.

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save
 
-from model.checkpoint.folder import Folder
-from model.checkpoint.safetensors_file import read_header
-from model.checkpoint.stored_values import read_into, read_values
-from model.errors import ModelError
+from mediamill.model.checkpoint.folder import Folder
+from mediamill.model.checkpoint.safetensors_file import read_header
+from mediamill.model.checkpoint.stored_values import read_into, read_values
+from mediamill.model.errors import ModelError
 
 FILE = "model.safetensors"
 TENSORS = {

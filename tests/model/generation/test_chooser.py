@@ -7,10 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.generation.chooser import Chooser
-from model.generation.filters import LIST, penalise_repetition
-from model.sampling import GenerationRule
-from model.tiny import CHECKPOINT
+from mediamill.model.generation.chooser import Chooser
+from mediamill.model.generation.filters import LIST, penalise_repetition
+from mediamill.model.sampling import GenerationRule
+from mediamill.model.tiny import CHECKPOINT
 from tests import oracle
 
 CPU = torch.device("cpu")

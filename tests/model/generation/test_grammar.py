@@ -8,10 +8,10 @@ import jsonschema
 import numpy as np
 import pytest
 
-from model.generation import grammar
-from model.generation.grammar import Grammars, Masks, schema_problem
-from model.text.tokenizer import Tokenizer
-from model.tiny import CHECKPOINT
+from mediamill.model.generation import grammar
+from mediamill.model.generation.grammar import Grammars, Masks, schema_problem
+from mediamill.model.text.tokenizer import Tokenizer
+from mediamill.model.tiny import CHECKPOINT
 from tests.model.json_schemas import SCHEMAS, closed, text
 
 VOCABULARY = 523  # more logits than the tokenizer has tokens

@@ -2,8 +2,8 @@
 
 import pytest
 
-from model.checkpoint.generation_defaults import GenerationDefaults
-from model.sampling import GenerationRule, Sampling
+from mediamill.model.checkpoint.generation_defaults import GenerationDefaults
+from mediamill.model.sampling import GenerationRule, Sampling
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import torch
 
-from model.generation.seeds import splitmix64, uniform
+from mediamill.model.generation.seeds import splitmix64, uniform
 
 # The first outputs for the seed 1234567, as the generator's authors' C code prints them.
 PUBLISHED = [

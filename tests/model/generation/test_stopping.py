@@ -5,9 +5,9 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from model.generation.stopping import StopFinder, before_stop
-from model.text.tokenizer import Tokenizer
-from model.tiny import CHECKPOINT
+from mediamill.model.generation.stopping import StopFinder, before_stop
+from mediamill.model.text.tokenizer import Tokenizer
+from mediamill.model.tiny import CHECKPOINT
 from tests import oracle
 
 TOKENIZER = Tokenizer.load(CHECKPOINT)

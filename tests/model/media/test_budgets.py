@@ -9,18 +9,18 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from model.errors import PromptError
-from model.media.bounds import BOUNDS
-from model.media.budgets import Budget, Size
-from model.media.frame_sampling import VideoRules, sample_indices
-from model.media.image_rules import ImageRules
-from model.media.known_files import KnownFiles
-from model.media.limits import MediaLimits
-from model.media.prepared import prepare_frames, prepare_picture, prepare_video
-from model.media.timeline import sampled
-from model.media.video import decode_video
-from model.processor import Processor
-from model.tiny import CHECKPOINT
+from mediamill.model.errors import PromptError
+from mediamill.model.media.budgets import Budget, Size
+from mediamill.model.media.frame_sampling import VideoRules, sample_indices
+from mediamill.model.media.image_rules import ImageRules
+from mediamill.model.media.limit_names import BOUNDS
+from mediamill.model.media.limits import MediaLimits
+from mediamill.model.media.prepared import prepare_frames, prepare_picture, prepare_video
+from mediamill.model.media.probe_cache import KnownFiles
+from mediamill.model.media.timeline import sampled
+from mediamill.model.media.video import decode_video
+from mediamill.model.processor import Processor
+from mediamill.model.tiny import CHECKPOINT
 from tests import media
 
 PIXELS = ImageRules(min_pixels=3136, max_pixels=200_704)

@@ -11,16 +11,16 @@ import pytest
 import torch
 from PIL import Image
 
-from model.errors import MediaError
-from model.media.content import Content
-from model.media.frame_sampling import VideoRules
-from model.media.image_rules import ImageRules
-from model.media.images import decode_image, read_image
-from model.media.jpeg import scan_count
-from model.media.limits import MediaLimits
-from model.media.mp4_boxes import told_samples
-from model.media.video import decode_video
-from model.processor import Processor
+from mediamill.model.errors import MediaError
+from mediamill.model.media.content import Content
+from mediamill.model.media.frame_sampling import VideoRules
+from mediamill.model.media.image_rules import ImageRules
+from mediamill.model.media.images import decode_image, read_image
+from mediamill.model.media.jpeg import scan_count
+from mediamill.model.media.limits import MediaLimits
+from mediamill.model.media.mp4_boxes import told_samples
+from mediamill.model.media.video import decode_video
+from mediamill.model.processor import Processor
 from tests import media
 from tests.hostile.decoding import MIB, Decoding, Request
 from tests.hostile.samples import samples

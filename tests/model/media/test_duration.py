@@ -9,17 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.errors import MediaError
-from model.media.containers import recognise
-from model.media.content import Content
-from model.media.duration import WholeFileNeededError, duration_s
-from model.media.frame_sampling import VideoRules
-from model.media.limits import MediaLimits
-from model.media.video import as_video, decode_video
-from model.media.video_file import survey
+from mediamill.model.errors import MediaError
+from mediamill.model.media.containers import recognise
+from mediamill.model.media.content import Content
+from mediamill.model.media.duration import WholeFileNeededError, duration_s
+from mediamill.model.media.frame_sampling import VideoRules
+from mediamill.model.media.limits import MediaLimits
+from mediamill.model.media.video import as_video, decode_video
+from mediamill.model.media.video_file import survey
 from tests import media
 from tests.hostile.samples import samples
-from tests.model.media.test_seeking import drawn, remuxed
+from tests.model.media.test_keyframes import drawn, remuxed
 from tests.model.media.test_video import SMALL
 from tests.model.media.test_windows import EVERY, file_of
 
@@ -67,7 +67,7 @@ def test_no_packet_is_read_where_the_header_tells(name, monkeypatch):
     def read(*_):
         raise AssertionError("the packets were read")
 
-    monkeypatch.setattr("model.media.known_files.survey", read)
+    monkeypatch.setattr("mediamill.model.media.probe_cache.survey", read)
     assert duration_s(file_of(name)) > 1
 
 

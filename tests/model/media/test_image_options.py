@@ -8,13 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
-from model.errors import MediaError, ModelError
-from model.media.image_rules import ImageRules
-from model.media.limits import MediaLimits
-from model.media.pixels import Picture
-from model.media.prepared import prepare_picture
-from model.processor import Processor
-from model.tiny import CHECKPOINT
+from mediamill.model.errors import MediaError, ModelError
+from mediamill.model.media.image_rules import ImageRules
+from mediamill.model.media.limits import MediaLimits
+from mediamill.model.media.pixels import Picture
+from mediamill.model.media.prepared import prepare_picture
+from mediamill.model.processor import Processor
+from mediamill.model.tiny import CHECKPOINT
 from tests import media, oracle
 
 LIMITS = {"size": {"shortest_edge": 3136, "longest_edge": 40_000}}

@@ -13,10 +13,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile, ImageOps
 
-from model.errors import MediaError, ModelError
-from model.media.containers import recognise
-from model.media.image_rules import ImageRules
-from model.media.images import (
+from mediamill.model.errors import MediaError, ModelError
+from mediamill.model.media.containers import recognise
+from mediamill.model.media.image_rules import ImageRules
+from mediamill.model.media.images import (
     decode_image,
     normalize,
     patchify_image,

@@ -9,11 +9,11 @@ import simplejpeg
 import torch
 from PIL import Image, JpegImagePlugin
 
-from model.errors import MediaError
-from model.media import images
-from model.media.images import decode_image, read_image
-from model.media.jpeg import decode_jpeg
-from model.media.limits import MediaLimits
+from mediamill.model.errors import MediaError
+from mediamill.model.media import images
+from mediamill.model.media.images import decode_image, read_image
+from mediamill.model.media.jpeg import decode_jpeg
+from mediamill.model.media.limits import MediaLimits
 from tests import media
 
 SIZES = [(1, 1), (7, 5), (16, 16), (17, 33), (90, 121), (255, 8), (8, 255)]

@@ -9,7 +9,7 @@ from urllib.parse import quote
 import fsspec
 import pytest
 
-from model.media.media_source import SourceRules, read_source
+from mediamill.model.media.media_source import SourceRules, read_source
 
 ALL = SourceRules()
 DATA = bytes(range(256)) * 10

@@ -6,16 +6,16 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from model.errors import MediaError
-from model.media.frame_sampling import VideoRules
-from model.media.limits import MediaLimits
-from model.media.scene_cuts import SceneRules, scene_cuts
-from model.media.video import decode_video
-from model.tiny.encode import clip_bytes
-from model.tiny.scenes import draw_clip
+from benchmarks.scene_cuts import Film, embedded_world, films, score
+from mediamill.model.errors import MediaError
+from mediamill.model.media.frame_sampling import VideoRules
+from mediamill.model.media.limits import MediaLimits
+from mediamill.model.media.scene_cuts import SceneRules, scene_cuts
+from mediamill.model.media.video import decode_video
+from mediamill.model.tiny.encode import clip_bytes
+from mediamill.model.tiny.scenes import draw_clip
 from tests import media
-from tests.bench.scene_cuts import Film, embedded_world, films, score
-from tests.model.media.test_seeking import _joined
+from tests.model.media.test_keyframes import _joined
 from tests.model.media.test_video import KINDS, SMALL, drawn
 
 

@@ -10,12 +10,12 @@ import torch
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from model.errors import MediaError, PromptError
-from model.media.frame_sampling import VideoRules, sample_indices, sampling_clamp
-from model.media.image_rules import ImageRules
-from model.media.images import normalize, patchify_video, resize, smart_resize
-from model.media.limits import MediaLimits
-from model.media.video import Video, decode_video
+from mediamill.model.errors import MediaError, PromptError
+from mediamill.model.media.frame_sampling import VideoRules, sample_indices, sampling_clamp
+from mediamill.model.media.image_rules import ImageRules
+from mediamill.model.media.images import normalize, patchify_video, resize, smart_resize
+from mediamill.model.media.limits import MediaLimits
+from mediamill.model.media.video import Video, decode_video
 from tests import media, oracle
 
 SMALL = ImageRules(min_pixels=3136, max_pixels=10_000)

@@ -8,14 +8,14 @@ import pytest
 import torch
 from PIL import Image
 
-from model.errors import MediaError, ModelError, PromptError
-from model.media.frame_sampling import VideoRules
-from model.media.image_rules import ImageRules
-from model.media.limits import MediaLimits
-from model.media.pixels import Frames
-from model.media.prepared import prepare_frames, prepare_video
-from model.processor import Processor
-from model.tiny import CHECKPOINT
+from mediamill.model.errors import MediaError, ModelError, PromptError
+from mediamill.model.media.frame_sampling import VideoRules
+from mediamill.model.media.image_rules import ImageRules
+from mediamill.model.media.limits import MediaLimits
+from mediamill.model.media.pixels import Frames
+from mediamill.model.media.prepared import prepare_frames, prepare_video
+from mediamill.model.processor import Processor
+from mediamill.model.tiny import CHECKPOINT
 from tests import media, oracle
 
 LIMITS = {"size": {"shortest_edge": 3136, "longest_edge": 12_000}}

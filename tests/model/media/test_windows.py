@@ -12,17 +12,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.errors import MediaError
-from model.media import known_files, leaping
-from model.media.content import Content
-from model.media.frame_sampling import VideoRules
-from model.media.known_files import KnownFiles
-from model.media.limits import MediaLimits
-from model.media.video import decode_video
-from model.processor import Processor
-from model.tiny import CHECKPOINT
+from mediamill.model.errors import MediaError
+from mediamill.model.media import keyframe_decode, probe_cache
+from mediamill.model.media.content import Content
+from mediamill.model.media.frame_sampling import VideoRules
+from mediamill.model.media.limits import MediaLimits
+from mediamill.model.media.probe_cache import KnownFiles
+from mediamill.model.media.video import decode_video
+from mediamill.model.processor import Processor
+from mediamill.model.tiny import CHECKPOINT
 from tests import media
-from tests.model.media.test_seeking import (
+from tests.model.media.test_keyframes import (
     FILES,
     X264,
     assert_same,
@@ -121,7 +121,7 @@ def test_sought_frames_are_those_of_decoding_everything(name, start, length, cou
             return error.code
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(leaping, "_FAR", 1)  # short files have no far places
+        patch.setattr(keyframe_decode, "_FAR", 1)  # short files have no far places
         found = decoded()
     with decoding_everything():
         expected = decoded()
@@ -134,13 +134,13 @@ def test_sought_frames_are_those_of_decoding_everything(name, start, length, cou
 @contextlib.contextmanager
 def lost(found: list[bool]) -> Iterator[None]:
     """Whether each search by an index led to the place."""
-    search = leaping._found_by_index
+    search = keyframe_decode._found_by_index
 
     def watched(*arguments):
         try:
             packets = search(*arguments)
             first = next(packets)
-        except leaping._LostError:
+        except keyframe_decode._LostError:
             found.append(False)
             raise
         found.append(True)
@@ -148,7 +148,7 @@ def lost(found: list[bool]) -> Iterator[None]:
         yield from packets
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(leaping, "_found_by_index", watched)
+        patch.setattr(keyframe_decode, "_found_by_index", watched)
         yield
 
 
@@ -171,13 +171,13 @@ def test_an_index_that_lies_is_not_followed(shift):
     found: list[bool] = []
     rules = VideoRules(num_frames=4)
     expected = decode_video(ODD["long mp4"], rules, SMALL, None, 31.0, 32.0)
-    search = leaping._found_by_index
+    search = keyframe_decode._found_by_index
 
     def elsewhere(container, stream, place):
         return search(container, stream, place._replace(size=place.size + shift))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(leaping, "_found_by_index", elsewhere)
+        patch.setattr(keyframe_decode, "_found_by_index", elsewhere)
         with lost(found):
             video = decode_video(ODD["long mp4"], rules, SMALL, None, 31.0, 32.0)
     assert found == [False]
@@ -191,7 +191,7 @@ def test_an_index_that_lies_is_not_followed(shift):
 def passes() -> Iterator[list[str]]:
     """What is done with whole files."""
     done: list[str] = []
-    survey, sha256 = known_files.survey, Content.sha256
+    survey, sha256 = probe_cache.survey, Content.sha256
 
     def surveyed(*arguments):
         done.append("survey")
@@ -202,7 +202,7 @@ def passes() -> Iterator[list[str]]:
         return sha256(content)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(known_files, "survey", surveyed)
+        patch.setattr(probe_cache, "survey", surveyed)
         patch.setattr(Content, "sha256", hashed)
         yield done
 
@@ -274,7 +274,7 @@ def test_bytes_are_looked_at_each_time(processor):
 
 
 def test_what_is_kept_is_bounded(tmp_path, monkeypatch):
-    monkeypatch.setattr(known_files, "_MOST_BYTES", 8 * 72 * 5)  # one file takes four
+    monkeypatch.setattr(probe_cache, "_MOST_BYTES", 8 * 72 * 5)  # one file takes four
     known, limits = KnownFiles(), MediaLimits()
     paths = [
         aged(tmp_path / name, drawn("mp4 intra only") + bytes(n)) for n, name in enumerate("ab")
@@ -286,7 +286,7 @@ def test_what_is_kept_is_bounded(tmp_path, monkeypatch):
         assert done == []
         decode_video(paths[0], ALL, SMALL, limits, known=known)
         assert done == ["survey"]
-        monkeypatch.setattr(known_files, "_MOST_BYTES", 8 * 72)
+        monkeypatch.setattr(probe_cache, "_MOST_BYTES", 8 * 72)
         for _ in range(2):
             decode_video(paths[1], ALL, SMALL, limits, known=known)
         assert done == ["survey"] * 3

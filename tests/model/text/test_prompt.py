@@ -7,8 +7,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from model.errors import ModelError, PromptError
-from model.text.prompt import (
+from mediamill.model.errors import ModelError, PromptError
+from mediamill.model.text.prompt import (
     ChatTemplate,
     check_messages,
     media_kinds,
@@ -16,7 +16,7 @@ from model.text.prompt import (
     user_message,
     without_texts,
 )
-from model.tiny import CHECKPOINT
+from mediamill.model.tiny import CHECKPOINT
 from tests import oracle
 
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from model.errors import ModelError
-from model.text.tokenizer import Tokenizer
-from model.tiny import CHECKPOINT
+from mediamill.model.errors import ModelError
+from mediamill.model.text.tokenizer import Tokenizer
+from mediamill.model.tiny import CHECKPOINT
 from tests import oracle
 
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
-from model.processor import Processor
-from model.tiny import CAPTION_PROMPT, CHECKPOINT
-from model.tiny.encode import EXTENSIONS, clip_file, picture_file
-from model.tiny.folder import write_folder
-from model.tiny.gate import BARS, measure
-from model.tiny.train import Plan, train
+from mediamill.model.processor import Processor
+from mediamill.model.tiny import CAPTION_PROMPT, CHECKPOINT
+from mediamill.model.tiny.encode import EXTENSIONS, clip_file, picture_file
+from mediamill.model.tiny.folder import write_folder
+from mediamill.model.tiny.gate import BARS, measure
+from mediamill.model.tiny.train import Plan, train
 from tests import media, oracle
 
 # Another seed than the gate's, and fewer scenes: a checkpoint at its bar passes with room to spare.
@@ -42,7 +42,7 @@ def reference_text(reference, part, prompt=CAPTION_PROMPT, **inputs):
 
 
 def our_text(data):
-    from model.engine import Engine, Request
+    from mediamill.model.engine import Engine, Request
 
     processor, engine = Processor.load(CHECKPOINT), Engine.load(CHECKPOINT, device="cpu")
     visual, receipt = processor.prepare_media(data)

@@ -3,9 +3,9 @@
 import pytest
 from tokenizers import Tokenizer
 
-from model.tiny import CHECKPOINT, scenes
-from model.tiny.drawing import COLOURS, SHAPES
-from model.tiny.vocabulary import SPECIALS, VOCABULARY, train_tokenizer
+from mediamill.model.tiny import CHECKPOINT, scenes
+from mediamill.model.tiny.drawing import COLOURS, SHAPES
+from mediamill.model.tiny.vocabulary import SPECIALS, VOCABULARY, train_tokenizer
 
 
 @pytest.fixture(params=["shipped", "trained anew"])

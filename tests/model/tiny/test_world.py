@@ -5,14 +5,14 @@ import itertools
 import numpy as np
 import pytest
 
-from model.media.patches import smart_resize
-from model.tiny import questions, scenes
-from model.tiny.drawing import COLOURS
-from model.tiny.encode import CLIP_SIZES as CLIP_FILES
-from model.tiny.encode import PICTURE_SIZES as PICTURE_FILES
-from model.tiny.folder import IMAGE_PIXELS, VIDEO_PIXELS
-from model.tiny.samples import CLIP_SIZES, PICTURE_SIZES, TAGS
-from model.tiny.scenes import KINDS, RADII, draw_clip, draw_picture
+from mediamill.model.media.patches import smart_resize
+from mediamill.model.tiny import questions, scenes
+from mediamill.model.tiny.drawing import COLOURS
+from mediamill.model.tiny.encode import CLIP_SIZES as CLIP_FILES
+from mediamill.model.tiny.encode import PICTURE_SIZES as PICTURE_FILES
+from mediamill.model.tiny.folder import IMAGE_PIXELS, VIDEO_PIXELS
+from mediamill.model.tiny.samples import CLIP_SIZES, PICTURE_SIZES, TAGS
+from mediamill.model.tiny.scenes import KINDS, RADII, draw_clip, draw_picture
 
 SIZE = (280, 210)
 

@@ -1,0 +1,310 @@
+"""The parts of the engine on one device, each held against what the device can do.
+
+Turns a network into rows of measurements. It does not know how they are shown.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from benchmarks import roofline
+from benchmarks.gpu_setup import Clock
+from mediamill.model.engine_core.cuda_graphs import DecodeGraphs
+from mediamill.model.engine_core.paged_attention import PagedKernel, choose_kernel, paged_decode
+from mediamill.model.engine_core.paged_cache import PagedCache, PagedDecode
+from mediamill.model.families.qwen2_vl.model import Qwen2VL
+from mediamill.model.inputs import VisualInput, VisualKind
+from mediamill.model.layers import flash
+from mediamill.model.layers.attention import AttentionName, PackedCausal, check_attention
+from mediamill.model.media.image_rules import ImageRules
+
+Row = dict[str, Any]
+RULES: dict[VisualKind, ImageRules] = {"image": ImageRules(), "video": ImageRules()}
+PAGE = 16
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What is measured. pictures: visual tokens and the grid of each; batches: rows of decode
+    steps; context: tokens of each row; prefill: prompts at once.
+    """
+
+    pictures: tuple[tuple[int, tuple[int, int, int]], ...] = (
+        (256, (1, 32, 32)),
+        (999, (1, 54, 74)),
+        (1280, (1, 64, 80)),
+        (2691, (1, 78, 138)),
+    )
+    packed_patches: int = 16384
+    batches: tuple[int, ...] = (64, 128, 256, 512)
+    context: int = 1077
+    prefill: int = 8
+    matrix: int = 8192
+    copy_bytes: int = 1 << 30
+
+
+MINIATURE = Sizes(
+    pictures=((4, (1, 4, 4)), (12, (1, 6, 8))),
+    packed_patches=128,
+    batches=(2, 5),
+    context=40,
+    prefill=2,
+    matrix=128,
+    copy_bytes=1 << 20,
+)
+
+
+def ceilings(clock: Clock, dtype: torch.dtype, sizes: Sizes) -> tuple[list[Row], roofline.Ceilings]:
+    """Products of large matrices, and copies within the device and to it."""
+    device, side = clock.device, sizes.matrix
+    rows: list[Row] = []
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    seconds = clock.seconds(lambda: a @ b)
+    flops = 2 * side**3 / seconds
+    rows.append({"what": f"product {side}^3", "ms": seconds * 1e3, "TFLOP/s": flops / 1e12})
+    source = torch.empty(sizes.copy_bytes, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    seconds = clock.seconds(lambda: target.copy_(source))
+    # A copy reads and writes.
+    moved = 2 * sizes.copy_bytes / seconds
+    rows.append({"what": "copy on the device", "ms": seconds * 1e3, "GB/s": moved / 1e9})
+    host = torch.empty(sizes.copy_bytes // 4, dtype=torch.uint8, pin_memory=device.type == "cuda")
+    there = source[: len(host)]
+    seconds = clock.seconds(lambda: there.copy_(host, non_blocking=True))
+    rows.append(
+        {"what": "copy to the device", "ms": seconds * 1e3, "GB/s": len(host) / seconds / 1e9}
+    )
+    return rows, roofline.Ceilings(flops, moved)
+
+
+def products(model: Qwen2VL, clock: Clock, top: roofline.Ceilings, sizes: Sizes) -> list[Row]:
+    """Products at the network's own shapes."""
+    text, vision = model.config.text, model.config.vision
+    inner = int(vision.embed_dim * vision.mlp_ratio)
+    rows: list[Row] = []
+    for name, m, k, n in (
+        ("vision qkv", sizes.packed_patches, vision.embed_dim, 3 * vision.embed_dim),
+        ("vision fc1", sizes.packed_patches, vision.embed_dim, inner),
+        ("prefill gate and up", 8 * sizes.context, text.hidden_size, 2 * text.intermediate_size),
+        ("prefill down", 8 * sizes.context, text.intermediate_size, text.hidden_size),
+        ("decode head", sizes.batches[-1], text.hidden_size, text.vocab_size),
+    ):
+        a = torch.randn(m, k, device=model.device, dtype=model.dtype)
+        b = torch.randn(n, k, device=model.device, dtype=model.dtype)
+        seconds = clock.seconds(lambda a=a, b=b: a @ b.t())  # type: ignore[misc]
+        flops = 2 * m * k * n / seconds
+        rows.append(
+            {
+                "what": f"{name} {m}x{k}x{n}",
+                "ms": seconds * 1e3,
+                "TFLOP/s": flops / 1e12,
+                "of the ceiling": flops / top.flops,
+            }
+        )
+    return rows
+
+
+def attentions(model: Qwen2VL) -> list[AttentionName]:
+    found: list[AttentionName] = ["sdpa"]
+    if flash.missing(model.device, model.dtype) is None:
+        found.insert(0, check_attention("flash", model.device, model.dtype))
+    return found
+
+
+@torch.inference_mode()
+def vision(model: Qwen2VL, clock: Clock, top: roofline.Ceilings, sizes: Sizes) -> list[Row]:
+    """The vision tower over as many equal pictures as go into one call."""
+    rows: list[Row] = []
+    for tokens, grid in sizes.pictures:
+        patches = grid[1] * grid[2]
+        count = max(1, sizes.packed_patches // patches)
+        values = RULES["image"].patch_values("image")
+        media = [
+            VisualInput(
+                "image",
+                torch.randint(0, 256, (patches, values), dtype=torch.uint8, device=model.device),
+                grid,
+            )
+            for _ in range(count)
+        ]
+        flops = roofline.vision_flops(model.config, [grid] * count)
+        for name in attentions(model):
+            seconds = clock.seconds(
+                lambda name=name, media=media: model.visual.encode(media, RULES, name)  # type: ignore[misc]
+            )
+            rows.append(
+                {
+                    "what": f"vision {tokens} tokens x {count} ({name})",
+                    "ms": seconds * 1e3,
+                    "ms per picture": seconds * 1e3 / count,
+                    "TFLOP/s": flops / seconds / 1e12,
+                    "of the ceiling": flops / seconds / top.flops,
+                }
+            )
+    return rows
+
+
+@torch.inference_mode()
+def prefill(model: Qwen2VL, clock: Clock, top: roofline.Ceilings, sizes: Sizes) -> list[Row]:
+    """The decoder over packed prompts, the head for their last tokens."""
+    rows: list[Row] = []
+    device, text = model.device, model.config.text
+    for tokens, _ in sizes.pictures:
+        lengths = [tokens + 30] * sizes.prefill
+        embeddings = torch.randn(sum(lengths), text.hidden_size, device=device, dtype=model.dtype)
+        positions = torch.cat([torch.arange(n, device=device) for n in lengths]).expand(3, -1)
+        last = torch.tensor(lengths, device=device).cumsum(0) - 1
+        flops = roofline.prefill_flops(text, lengths)
+        for name in attentions(model):
+
+            def work(
+                name: AttentionName = name,
+                lengths: list[int] = lengths,
+                positions: torch.Tensor = positions,
+                embeddings: torch.Tensor = embeddings,
+                last: torch.Tensor = last,
+            ) -> torch.Tensor:
+                hidden = model.hidden_states(embeddings, positions, PackedCausal(lengths, name))
+                return model.logits(hidden[last])
+
+            seconds = clock.seconds(work)
+            rows.append(
+                {
+                    "what": f"prefill {lengths[0]} tokens x {len(lengths)} ({name})",
+                    "ms": seconds * 1e3,
+                    "ms per picture": seconds * 1e3 / len(lengths),
+                    "TFLOP/s": flops / seconds / 1e12,
+                    "of the ceiling": flops / seconds / top.flops,
+                }
+            )
+    return rows
+
+
+def kernels(model: Qwen2VL, page: int) -> list[PagedKernel]:
+    """All that can run, the one that the engine takes first."""
+    best = choose_kernel(model.device, model.dtype, model.config.text.head_dim, page)
+    found: list[PagedKernel] = [best]
+    if best == "varlen":
+        found.append("triton")
+    return [*found, "gather"] if best != "gather" else found
+
+
+class Batch:
+    """A full batch of rows in a paged cache, all of `context` tokens, and its decode step."""
+
+    def __init__(
+        self, model: Qwen2VL, rows: int, context: int, kernel: PagedKernel, page: int = PAGE
+    ) -> None:
+        device, pages = model.device, -(-context // page)
+        text = model.config.text
+        self.cache = PagedCache(text, rows * pages * page, page, model.dtype, device, kernel)
+        self.table = torch.randperm(rows * pages, device=device).to(torch.int32).view(rows, pages)
+        self.filled = torch.full((rows,), context, dtype=torch.int32, device=device)
+        last = self.table[:, (context - 1) // page].long()
+        self.slots = last * page + (context - 1) % page
+        self.tokens = torch.zeros(rows, dtype=torch.int64, device=device)
+        self.positions = torch.full((rows,), context - 1, device=device)
+        self.model = model
+
+    @property
+    def inputs(self) -> tuple[torch.Tensor, ...]:
+        return self.tokens, self.positions, self.table, self.filled, self.slots
+
+    def step(
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        block_table: torch.Tensor,
+        filled: torch.Tensor,
+        slots: torch.Tensor,
+    ) -> torch.Tensor:
+        model, attend = self.model, PagedDecode(self.cache, block_table, filled, slots)
+        hidden = model.hidden_states(
+            model.model.embed_tokens(tokens), positions.expand(3, -1), attend
+        )
+        return model.logits(hidden)
+
+    def graphs(self) -> DecodeGraphs | None:
+        """The step as a graph; None where there are none."""
+        if self.model.device.type != "cuda":
+            return None
+        return DecodeGraphs(
+            self.step,
+            self.model.device,
+            max_rows=len(self.tokens),
+            max_pages=self.table.shape[1],
+            scratch_page=self.cache.scratch_page,
+            page_size=self.cache.page_size,
+        )
+
+
+@torch.inference_mode()
+def decode(model: Qwen2VL, clock: Clock, top: roofline.Ceilings, sizes: Sizes) -> list[Row]:
+    """Decode steps, step by step and as graphs, against the time that reading takes."""
+    rows: list[Row] = []
+    for count in sizes.batches:
+        best = 1e3 * roofline.decode_seconds(model.config.text, count, sizes.context, top)
+        for kernel in kernels(model, PAGE):
+            batch = Batch(model, count, sizes.context, kernel)
+            ways: list[tuple[str, Callable[..., object] | None]] = [
+                ("eager", batch.step),
+                ("graph", batch.graphs()),
+            ]
+            for way, step in ways:
+                if step is None:
+                    continue
+                ms = 1e3 * clock.seconds(lambda step=step, batch=batch: step(*batch.inputs))  # type: ignore[misc]
+                row = {
+                    "what": f"decode {count} rows x {sizes.context} ({kernel}, {way})",
+                    "ms": ms,
+                    "least ms": best,
+                    "of the ceiling": best / ms,
+                    "tokens/s": count / ms * 1e3,
+                }
+                if isinstance(step, DecodeGraphs) and step.failure is not None:
+                    row["failure"] = step.failure
+                rows.append(row)
+            del batch, ways, step
+    return rows
+
+
+@torch.inference_mode()
+def paged_kernels(model: Qwen2VL, clock: Clock, top: roofline.Ceilings, sizes: Sizes) -> list[Row]:
+    """Attention of one layer alone, for two sizes of pages."""
+    rows: list[Row] = []
+    text = model.config.text
+    for page in (PAGE, 256):
+        for count in sizes.batches:
+            batch = Batch(model, count, sizes.context, "gather", page)
+            q = torch.randn(
+                count,
+                text.num_attention_heads,
+                text.head_dim,
+                device=model.device,
+                dtype=model.dtype,
+            )
+            keys, values = batch.cache.keys[0], batch.cache.values[0]
+            read = (
+                count
+                * sizes.context
+                * roofline.cache_bytes(text, keys.element_size())
+                / text.num_hidden_layers
+            )
+            for kernel in kernels(model, page):
+                seconds = clock.seconds(
+                    lambda q=q, keys=keys, values=values, batch=batch, kernel=kernel: paged_decode(  # type: ignore[misc]
+                        q, keys, values, batch.table, batch.filled, None, kernel, sizes.context
+                    )
+                )
+                rows.append(
+                    {
+                        "what": f"attention {count} rows, pages of {page} ({kernel})",
+                        "ms": seconds * 1e3,
+                        "GB/s": read / seconds / 1e9,
+                        "of the ceiling": read / seconds / top.bytes,
+                    }
+                )
+            del batch, keys, values
+    return rows

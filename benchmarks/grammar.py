@@ -1,0 +1,107 @@
+"""What it costs to hold answers to a JSON schema: `python -m benchmarks.grammar`.
+
+The vocabulary is as large as the published one: 151,936 tokens, made up of the bytes, of letters
+put together at random as words are, and of runs of digits and blanks. Times are per token of the
+answer, for 64 rows at different places of it, beside the same engine step's budget on a GPU.
+"""
+
+import json
+import random
+import statistics
+import time
+
+import numpy as np
+import tokenizers
+import torch
+
+from mediamill.model.generation.filters import keep_allowed
+from mediamill.model.generation.grammar import Grammars, Masks
+from mediamill.model.text.tokenizer import Tokenizer
+from tests.model.json_schemas import closed, text
+
+VOCABULARY, ROWS, THREADS = 151_936, 64, (1, 4)
+SCHEMA = closed(
+    caption={"type": "string", "maxLength": 200},
+    colour={"enum": ["red", "green", "blue", "grey"]},
+    tags={"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": 8},
+    people={
+        "type": "array",
+        "maxItems": 4,
+        "items": closed(name={"type": "string"}, age={"type": "integer", "minimum": 0}),
+    },
+    share={"type": "number"},
+)
+ANSWER = {
+    "caption": "A large red circle stands to the left of a small blue square on grey ground.",
+    "colour": "red",
+    "tags": ["circle", "square", "shapes on grey"],
+    "people": [{"name": "Anna Müller", "age": 31}],
+    "share": 0.93,
+}
+
+
+def vocabulary() -> Tokenizer:
+    """A byte-level vocabulary of the published size, with words of one to four syllables."""
+    rng = random.Random(0)
+    letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    syllables = [a + b + c for a in "bcdfgklmnprst" for b in "aeiou" for c in ("", "n", "r", "s")]
+    found = dict.fromkeys(letters)
+    found |= dict.fromkeys(['{"', '":', 'Ġ"', '",', '"]', "},", "Ġ{", "Ġ[", '["', '"}'])
+    while len(found) < VOCABULARY - 300:
+        word = "".join(rng.choice(syllables) for _ in range(rng.randint(1, 4)))
+        found[rng.choice(("", "Ġ", "Ġ")) + (word.title() if rng.random() < 0.2 else word)] = None
+    model = tokenizers.models.BPE({one: i for i, one in enumerate(found)}, [])
+    inner = tokenizers.Tokenizer(model)
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(
+        add_prefix_space=False, use_regex=False
+    )
+    inner.decoder = tokenizers.decoders.ByteLevel()
+    return Tokenizer(inner)
+
+
+def main() -> None:
+    tokenizer = vocabulary()
+    start = time.perf_counter()
+    grammars = Grammars(tokenizer, VOCABULARY)
+    print(f"vocabulary of {VOCABULARY:,} tokens: {time.perf_counter() - start:.2f} s, once")
+    start = time.perf_counter()
+    grammars.matcher(text(SCHEMA))
+    took = 1e3 * (time.perf_counter() - start)
+    print(f"a schema of {len(text(SCHEMA))} characters: {took:.1f} ms")
+    said = tokenizer.encode_exactly(json.dumps(ANSWER, ensure_ascii=False))
+    for threads in THREADS:
+        masks = Masks(VOCABULARY, threads)
+        for name in ("first", "later"):
+            times = steps(grammars, masks, said)
+            print(
+                f"{ROWS} rows, {threads} threads, {name} answers: masks "
+                f"{statistics.median(times):.2f} ms a step in the middle, {max(times):.1f} at most"
+            )
+    logits = torch.randn(ROWS, VOCABULARY)
+    bits = torch.full((ROWS, masks.words), -1, dtype=torch.int32)
+    times = []
+    for _ in range(10):
+        start = time.perf_counter()
+        keep_allowed(logits, bits)
+        times.append(1e3 * (time.perf_counter() - start))
+    print(f"to apply them on this CPU: {statistics.median(times):.1f} ms a step")
+
+
+def steps(grammars: Grammars, masks: Masks, said: list[int]) -> list[float]:
+    """Milliseconds of each step, rows one token apart."""
+    matchers = [grammars.matcher(text(SCHEMA)) for _ in range(ROWS)]
+    bits = np.zeros((ROWS, masks.words), np.int32)
+    times = []
+    for step in range(len(said) + ROWS):
+        now = [(m, step - row) for row, m in enumerate(matchers) if 0 <= step - row < len(said)]
+        start = time.perf_counter()
+        masks.fill(bits[: len(now)], [one for one, _ in now], [()] * len(now))
+        for matcher, at in now:
+            matcher.advance(said[at])
+            assert matcher.problem is None, matcher.problem
+        times.append(1e3 * (time.perf_counter() - start))
+    return times[ROWS : len(said)]
+
+
+if __name__ == "__main__":
+    main()

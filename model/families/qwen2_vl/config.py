@@ -1,0 +1,339 @@
+"""Turns a checkpoint's config.json into the numbers that shape the network.
+
+Reads the flat layout of the 2024 hub files, the nested `text_config` of transformers 4.5x, and
+`rope_parameters` of 5.x. What it cannot honour it refuses with a sentence, before any weight is
+read. It does not know how pictures are resized or how a prompt is written.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from mediamill.model.checkpoint.folder import Folder, parse_json
+from mediamill.model.checkpoint.ignored_keys import NEUTRAL
+from mediamill.model.checkpoint.json_reader import Settings
+from mediamill.model.checkpoint.layer_windows import layer_windows
+from mediamill.model.checkpoint.rope_scaling import RopeScaling
+from mediamill.model.checkpoint.rope_settings import rope_scaling
+from mediamill.model.errors import ModelError
+
+MRopeRule = Literal["original", "hf5"]
+ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "quick_gelu", "relu")
+DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """The vision tower. `hidden_size` is the width of the decoder that it feeds."""
+
+    depth: int = 32
+    embed_dim: int = 1280
+    num_heads: int = 16
+    mlp_ratio: float = 4.0
+    in_channels: int = 3
+    hidden_size: int = 3584
+    patch_size: int = 14
+    temporal_patch_size: int = 2
+    spatial_merge_size: int = 2
+    hidden_act: str = "quick_gelu"
+    rope_theta: float = 10000.0
+    initializer_range: float = 0.02
+
+    @property
+    def head_dim(self) -> int:
+        return self.embed_dim // self.num_heads
+
+    @property
+    def patch_dim(self) -> int:
+        """Values in one patch with all its temporal slices: C * T * ph * pw."""
+        return self.in_channels * self.temporal_patch_size * self.patch_size**2
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """The decoder.
+
+    windows: the sliding window of each layer in tokens, None where it sees everything; empty: no
+        layer has one.
+    head_size: of a part of a network, which has fewer heads; None = hidden_size / heads.
+    """
+
+    vocab_size: int = 152064
+    hidden_size: int = 8192
+    intermediate_size: int = 29568
+    num_hidden_layers: int = 80
+    num_attention_heads: int = 64
+    num_key_value_heads: int = 8
+    max_position_embeddings: int = 32768
+    # The class default of the reference; every published checkpoint says 1e-6.
+    rms_norm_eps: float = 1e-5
+    rope_theta: float = 1e6
+    mrope_section: tuple[int, int, int] = (16, 24, 24)
+    tie_word_embeddings: bool = False
+    rope: RopeScaling = field(default_factory=RopeScaling)
+    windows: tuple[int | None, ...] = ()
+    hidden_act: str = "silu"
+    attention_dropout: float = 0.0
+    initializer_range: float = 0.02
+    pad_token_id: int | None = None
+    head_size: int | None = None
+
+    @property
+    def head_dim(self) -> int:
+        return self.head_size or self.hidden_size // self.num_attention_heads
+
+    @property
+    def context_length(self) -> int:
+        """Tokens that the model takes. Files with rope type linear, dynamic or yarn give the length
+        before the stretch, and often repeat it as max_position_embeddings.
+        """
+        rope, trained = self.rope, self.max_position_embeddings
+        if rope.kind not in ("linear", "dynamic", "yarn") or rope.factor is None:
+            return trained
+        return max(trained, int((rope.original or trained) * rope.factor))
+
+    def window(self, layer: int) -> int | None:
+        """The sliding window of a layer: key k is visible to query q iff q - window < k <= q."""
+        return self.windows[layer] if self.windows else None
+
+
+@dataclass(frozen=True)
+class Qwen2VLConfig:
+    """A whole model: decoder, vision tower, and the token ids that join them.
+
+    unknown_keys: keys of config.json (`text_config.x`, `vision_config.x` below the top) that are
+        neither read nor known to change nothing.
+    """
+
+    text: TextConfig
+    vision: VisionConfig
+    image_token_id: int = 151655
+    video_token_id: int = 151656
+    vision_start_token_id: int = 151652
+    vision_end_token_id: int = 151653
+    dtype: str | None = None
+    mrope: MRopeRule = "original"
+    unknown_keys: tuple[str, ...] = ()
+
+
+def load_config(folder: str | Path | Folder, mrope: MRopeRule = "original") -> Qwen2VLConfig:
+    """Read config.json of `folder`.
+
+    Raises ModelError, naming the file and key, for a missing or malformed file and for settings
+    that this network does not implement.
+    """
+    folder = Folder.of(folder)
+    content = folder.read("config.json")
+    if content is None:
+        raise ModelError(f"{folder} is not a model folder: it has no config.json")
+    return parse_config(content, folder.path("config.json"), mrope)
+
+
+def parse_config(content: bytes, where: str, mrope: MRopeRule = "original") -> Qwen2VLConfig:
+    """Build a config from the `content` of a config.json; `where` names it in errors."""
+    return config_from_dict(parse_json(content, where), where, mrope)
+
+
+def config_from_dict(
+    raw: Mapping[str, Any], where: str, mrope: MRopeRule = "original"
+) -> Qwen2VLConfig:
+    """Build a config from the parsed JSON `raw`; `where` names its source in errors."""
+    if mrope not in ("original", "hf5"):
+        raise ValueError(f"mrope is {mrope!r}, expected 'original' or 'hf5'")
+    top = Settings(raw, where)
+    if top.get("model_type") != "qwen2_vl":
+        top.refuse("model_type", "'qwen2_vl'")
+    nested = Settings(top.part("text_config"), where, "text_config.")
+    tower = Settings(top.part("vision_config"), where, "vision_config.")
+    for part in (top, nested):
+        _refuse_quantised(part)
+    # Nested wins over flat: files of 4.5x hold both, and the flat copy may be stale.
+    text = Settings({**raw, **nested.raw}, where)
+    config = Qwen2VLConfig(
+        text=_text(text, nested, tied=_tied(top, nested)),
+        vision=_vision(tower, text),
+        image_token_id=top.whole("image_token_id", 151655, 0),
+        video_token_id=top.whole("video_token_id", 151656, 0),
+        vision_start_token_id=text.whole("vision_start_token_id", 151652, 0),
+        vision_end_token_id=text.whole("vision_end_token_id", 151653, 0),
+        dtype=_dtype(top) or _dtype(nested),
+        mrope=mrope,
+        unknown_keys=(
+            *_unknown(top, text.read),
+            *_unknown(nested, text.read),
+            *_unknown(tower, set()),
+        ),
+    )
+    _check(config, where)
+    return config
+
+
+def _refuse_quantised(part: Settings) -> None:
+    found = part.get("quantization_config")
+    if found:
+        method = found.get("quant_method", "unknown") if isinstance(found, dict) else found
+        raise ModelError(
+            f"{part.where}: the weights are quantised ({method}), which is not supported: use the "
+            "unquantised checkpoint"
+        )
+
+
+def _unknown(part: Settings, also_read: set[str]) -> list[str]:
+    known = part.read | also_read | NEUTRAL
+    return [part.prefix + key for key in part.raw if key not in known]
+
+
+def _dtype(part: Settings) -> str | None:
+    for key in ("dtype", "torch_dtype"):
+        if part.get(key) is not None:
+            return part.name(key, "", DTYPES)
+    return None
+
+
+def _tied(top: Settings, nested: Settings) -> bool:
+    # Writers before 5.x put it into text_config; the reference takes it from either.
+    flags = [part.flag("tie_word_embeddings", False) for part in (top, nested)]
+    return any(flags)
+
+
+def _text(raw: Settings, nested: Settings, tied: bool) -> TextConfig:
+    default = TextConfig()
+    hidden, heads = raw.whole("hidden_size", None), raw.whole("num_attention_heads", None)
+    layers = raw.whole("num_hidden_layers", None)
+    context = raw.whole("max_position_embeddings", default.max_position_embeddings)
+    if hidden % heads:
+        raise ModelError(
+            f"{raw.where}: hidden_size {hidden} is not divisible by num_attention_heads {heads}"
+        )
+    if raw.number("partial_rotary_factor", 1.0) != 1.0:
+        raw.refuse("partial_rotary_factor", "1: the whole head is rotated")
+    if raw.whole("head_dim", hidden // heads) != hidden // heads:
+        raw.refuse("head_dim", f"hidden_size / num_attention_heads, {hidden // heads}")
+    # A stale flat rope object must not stand beside a nested one. Of two in one object the
+    # reference reads rope_scaling.
+    has_own = nested.raw.get("rope_scaling") or nested.raw.get("rope_parameters")
+    holder = nested if has_own else raw
+    for key in ("rope_scaling", "rope_parameters"):
+        raw.read.add(key)
+    rope_raw = holder.part("rope_scaling") or holder.part("rope_parameters")
+    scaling, rope = rope_scaling(
+        rope_raw,
+        raw.where,
+        context,
+        hidden // heads,
+        nested.whole_or_none("original_max_position_embeddings", 1),
+    )
+    flat = raw.whole_or_none("original_max_position_embeddings", 1)
+    if scaling.original is not None and flat not in (None, scaling.original):
+        # The reference would leave it unread here, and read it in a text_config.
+        raw.refuse("original_max_position_embeddings", f"{scaling.original}, as in the rope object")
+    return TextConfig(
+        vocab_size=raw.whole("vocab_size", None),
+        hidden_size=hidden,
+        intermediate_size=raw.whole("intermediate_size", None),
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=_key_value_heads(raw, heads),
+        max_position_embeddings=context,
+        rms_norm_eps=raw.number("rms_norm_eps", default.rms_norm_eps),
+        rope_theta=rope.number("rope_theta", raw.number("rope_theta", default.rope_theta)),
+        mrope_section=_section(rope),
+        tie_word_embeddings=tied,
+        rope=scaling,
+        windows=layer_windows(raw, layers),
+        hidden_act=raw.name("hidden_act", "silu", ACTIVATIONS),
+        attention_dropout=raw.share("attention_dropout"),
+        initializer_range=raw.number("initializer_range", default.initializer_range),
+        pad_token_id=raw.whole_or_none("pad_token_id"),
+    )
+
+
+def _key_value_heads(raw: Settings, heads: int) -> int:
+    # As in the reference, null means as many as query heads, and only an absent key its default.
+    if raw.get("num_key_value_heads") is None and "num_key_value_heads" in raw.raw:
+        return heads
+    return raw.whole("num_key_value_heads", TextConfig().num_key_value_heads)
+
+
+def _section(rope: Settings) -> tuple[int, int, int]:
+    value = rope.get("mrope_section")
+    if value is None:
+        return TextConfig().mrope_section
+    sizes = value if isinstance(value, list) else []
+    whole = all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in sizes)
+    if len(sizes) != 3 or not whole:
+        rope.refuse("mrope_section", "three sizes")
+    return (sizes[0], sizes[1], sizes[2])
+
+
+def _vision(raw: Settings, text: Settings) -> VisionConfig:
+    default = VisionConfig()
+    rope = Settings(raw.part("rope_parameters"), raw.where, "vision_config.rope_parameters.")
+    rope.name("rope_type", "axial", ("axial", "default"))
+    rope.name("type", "axial", ("axial", "default"))
+    for key, value in rope.raw.items():
+        if key not in ("rope_type", "type", "rope_theta") and value is not None:
+            rope.refuse(key, "no such key")
+    theta = raw.number("rope_theta", default.rope_theta)
+    # Hub files say in_chans, the 5.x writer in_channels.
+    channels = raw.whole("in_channels", raw.whole("in_chans", default.in_channels))
+    if channels != 3:
+        raise ModelError(
+            f"{raw.where}: vision_config.in_channels is {channels}, expected 3: pictures are RGB"
+        )
+    return VisionConfig(
+        depth=raw.whole("depth", default.depth),
+        embed_dim=raw.whole("embed_dim", default.embed_dim),
+        num_heads=raw.whole("num_heads", default.num_heads),
+        mlp_ratio=raw.number("mlp_ratio", default.mlp_ratio),
+        in_channels=channels,
+        hidden_size=raw.whole("hidden_size", text.whole("hidden_size", None)),
+        patch_size=_size(raw, "patch_size", default.patch_size),
+        temporal_patch_size=_size(raw, "temporal_patch_size", default.temporal_patch_size),
+        spatial_merge_size=raw.whole("spatial_merge_size", default.spatial_merge_size),
+        hidden_act=raw.name("hidden_act", default.hidden_act, ACTIVATIONS),
+        rope_theta=rope.number("rope_theta", theta),
+        initializer_range=raw.number("initializer_range", default.initializer_range),
+    )
+
+
+def _size(raw: Settings, key: str, default: int) -> int:
+    """An integer, or a list of two equal ones."""
+    value = raw.get(key)
+    if isinstance(value, list):
+        if len(value) != 2 or value[0] != value[1]:
+            raw.refuse(key, "a positive integer or two equal ones")
+        return Settings({key: value[0]}, raw.where, raw.prefix).whole(key, None)
+    return raw.whole(key, default)
+
+
+def _check(config: Qwen2VLConfig, where: str) -> None:
+    text, vision = config.text, config.vision
+    if text.num_attention_heads % text.num_key_value_heads:
+        raise ModelError(
+            f"{where}: num_attention_heads {text.num_attention_heads} is not divisible by "
+            f"num_key_value_heads {text.num_key_value_heads}"
+        )
+    if sum(text.mrope_section) != text.head_dim // 2 or text.head_dim % 2:
+        raise ModelError(
+            f"{where}: mrope_section {list(text.mrope_section)} sums to "
+            f"{sum(text.mrope_section)}, expected half the head size, {text.head_dim / 2:g}"
+        )
+    if text.rope.kind == "yarn" and text.rope_theta <= 1:
+        raise ModelError(f"{where}: rope_theta is {text.rope_theta}, expected more than 1")
+    if text.pad_token_id is not None and text.pad_token_id >= text.vocab_size:
+        raise ModelError(
+            f"{where}: pad_token_id is {text.pad_token_id}, expected less than vocab_size, "
+            f"{text.vocab_size}"
+        )
+    if vision.embed_dim % vision.num_heads or vision.head_dim % 4:
+        raise ModelError(
+            f"{where}: vision embed_dim {vision.embed_dim} and num_heads {vision.num_heads} "
+            "do not give a head size divisible by 4"
+        )
+    if vision.hidden_size != text.hidden_size:
+        raise ModelError(
+            f"{where}: vision_config.hidden_size {vision.hidden_size} differs from the "
+            f"decoder's hidden_size {text.hidden_size}"
+        )

@@ -1,0 +1,318 @@
+"""Qwen2-VL: the vision tower and the decoder joined, and the forward passes over padded batches.
+
+Turns token ids and normalised patches into hidden states, logits and a loss. It does not know
+pictures, strings or sampling.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from mediamill.model.families.qwen2_vl.config import Qwen2VLConfig
+from mediamill.model.families.qwen2_vl.vision import VisionTower
+from mediamill.model.layers.attention import Attend, KeyValueCache, check_attention
+from mediamill.model.layers.collectives import ALONE, Ranks
+from mediamill.model.layers.decoder import Decoder
+from mediamill.model.layers.outputs import Output, TextOutput
+from mediamill.model.layers.padded import causal_loss, run_decoder
+from mediamill.model.layers.padding import kept, packing_for
+from mediamill.model.layers.positions import (
+    counted_positions,
+    given_positions,
+    past_starts,
+    prompt_positions,
+    rope_deltas,
+)
+from mediamill.model.layers.rope import Grid, grid_list
+from mediamill.model.layers.shards import WHOLE, Shard
+from mediamill.model.layers.visual_tokens import pads_among, placed
+
+__all__ = ["Output", "Qwen2VL", "TextOutput"]
+
+Grids = torch.Tensor | Sequence[Grid]
+
+
+class Qwen2VL(nn.Module):
+    """The network. Parameter names are those of the hub checkpoints."""
+
+    def __init__(self, config: Qwen2VLConfig, shard: Shard = WHOLE, ranks: Ranks = ALONE) -> None:
+        """config: of the whole network. shard: which part of it this is; ranks have the others.
+
+        `config` of a part has that part's heads and inner width. Raises ModelError when the network
+        does not fall into so many parts.
+        """
+        super().__init__()
+        shard.check(config)
+        config = replace(config, text=shard.text(config.text))
+        self.config = config
+        self.ranks = ranks
+        self.visual = VisionTower(config.vision, shard.vision_parts(), ranks)
+        self.model = Decoder(config.text, shard, ranks)
+        rows = self.model.embed_tokens.num_embeddings
+        self.lm_head = nn.Linear(config.text.hidden_size, rows, bias=False)
+        self.tie()
+
+    def tie(self) -> None:
+        """Share the head with the embedding where the config says so; anew after a move."""
+        if self.config.text.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.embed_tokens.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.embed_tokens.weight.device
+
+    def new_cache(self, batch: int) -> KeyValueCache:
+        """An empty cache for `batch` sequences, which grows as `text` and `forward` fill it."""
+        text = self.config.text
+        return KeyValueCache(
+            text.num_hidden_layers,
+            batch,
+            text.num_key_value_heads,
+            0,
+            text.head_dim,
+            self.dtype,
+            self.device,
+        )
+
+    def embed(
+        self,
+        input_ids: torch.Tensor,
+        image_tokens: torch.Tensor | None = None,
+        video_tokens: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Token embeddings [T, hidden] of packed ids [T], pad tokens replaced by visual tokens in
+        order.
+
+        image_tokens, video_tokens: outputs of the vision tower. Raises ValueError when their number
+            differs from that of the pad tokens, so that no picture is ever dropped unseen.
+        """
+        x = self.model.embed_tokens(input_ids)
+        for token_id, tokens in (
+            (self.config.image_token_id, image_tokens),
+            (self.config.video_token_id, video_tokens),
+        ):
+            x = placed(x, input_ids == token_id, tokens, token_id)
+        return x  # type: ignore[no-any-return]
+
+    def hidden_states(
+        self,
+        embeddings: torch.Tensor,
+        positions: torch.Tensor,
+        attend: Attend,
+        rows: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Packed embeddings [T, hidden] and positions [3, T] -> final hidden states [T, hidden].
+
+        rows: int64 [n], the tokens whose states are wanted: [n, hidden], with less work.
+        """
+        return self.model(embeddings, positions, attend, rows=rows)  # type: ignore[no-any-return]
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Hidden states [..., hidden] -> logits [..., vocabulary] in the model's dtype."""
+        return self.ranks.joined(self.lm_head(hidden))[..., : self.config.text.vocab_size]
+
+    def text(
+        self,
+        input_ids: torch.Tensor | None = None,
+        *,
+        inputs_embeds: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        cache: KeyValueCache | None = None,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+        attention: str = "sdpa",
+    ) -> TextOutput:
+        """The decoder alone over a padded batch, as text; pad tokens are tokens like others.
+
+        input_ids: int64 [B, S], or inputs_embeds: [B, S, hidden]; exactly one of them.
+        attention_mask: [B, S], with a cache [B, columns so far + S]; 0 for padding, which may stand
+            anywhere. Positions, sliding windows and the cache count real tokens only.
+        position_ids: int64 [B, S], [3, B, S], or [4, B, S] whose first row counts tokens: without
+            mask and cache, a new sequence begins where that count breaks off. None: every row's
+            tokens are counted on, from the cache's next position.
+        cache: from `new_cache`; it is read, filled and returned.
+        output_attentions: needs attention="eager".
+        attention: see `check_attention`.
+        Raises ValueError for arguments that contradict each other.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("text() takes exactly one of input_ids and inputs_embeds")
+        packing = packing_for(
+            input_ids, inputs_embeds, attention_mask, cache, self.config.text.hidden_size
+        )
+        if inputs_embeds is None:
+            assert input_ids is not None
+            inputs_embeds = self.model.embed_tokens(input_ids)
+        embeddings = packing.pack(inputs_embeds)
+        past, starts = past_starts(cache, packing.shape[0])
+        if position_ids is None:
+            positions = counted_positions(packing, starts)
+        else:
+            packs = cache is None and attention_mask is None
+            positions = given_positions(position_ids, packing, packs)
+        positions = positions.to(embeddings.device)
+        if cache is not None:
+            cache.rope_deltas = rope_deltas(positions, packing, past, starts)
+        return run_decoder(
+            self.model,
+            embeddings,
+            packing,
+            positions,
+            cache,
+            past,
+            check_attention(attention, self.device, self.dtype),
+            (output_hidden_states, output_attentions),
+        )
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        *,
+        inputs_embeds: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        image_grid_thw: Grids | None = None,
+        pixel_values_videos: torch.Tensor | None = None,
+        video_grid_thw: Grids | None = None,
+        labels: torch.Tensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        cache: KeyValueCache | None = None,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+        attention: str = "sdpa",
+    ) -> Output:
+        """One pass over a padded batch of prompts with their pictures and videos.
+
+        Arguments that `text` has too mean the same. Right padding needs no mask: no real token can
+        see it.
+
+        inputs_embeds: instead of or beside input_ids. Visual tokens replace those at pad ids, or
+            without ids those that equal the embedding of a pad token. Beside ids, media may be
+            left out whose tokens the embeddings hold already: their grids give the positions.
+        position_ids: None: the M-RoPE positions of ids and grids; without ids, or with a cache that
+            has seen tokens, counted on.
+        pixel_values, pixel_values_videos: normalised patches [N, C*T*ph*pw], media in the order of
+            the prompts.
+        image_grid_thw, video_grid_thw: their grids, int64 [n, 3] or tuples.
+        labels: int64 [B, S], -100 where no loss is wanted; the token at i is predicted from those
+            before i. A label whose token follows padding, or is padding, does not count.
+        logits_to_keep: see model/layers/padding.py; the loss is always that of all labels.
+        Raises ValueError where ids, patches, grids, mask and cache do not fit one another.
+        """
+        packing = packing_for(
+            input_ids, inputs_embeds, attention_mask, cache, self.config.text.hidden_size
+        )
+        merge = self.config.vision.spatial_merge_size
+        images = grid_list(() if image_grid_thw is None else image_grid_thw, merge)
+        videos = grid_list(() if video_grid_thw is None else video_grid_thw, merge)
+        visual = [
+            None if pixels is None else self.visual(pixels, grids, attention)
+            for pixels, grids in ((pixel_values, images), (pixel_values_videos, videos))
+        ]
+        if inputs_embeds is None:
+            for name, grids, tokens in (("image", images, visual[0]), ("video", videos, visual[1])):
+                if grids and tokens is None:
+                    raise ValueError(f"there are {len(grids)} {name} grids without their patches")
+            assert input_ids is not None
+            packed = packing.pack(input_ids)
+            # A pad token that was generated is a token like others.
+            goes_on = cache is not None and cache.seen.shape[1] > 0 and not (images or videos)
+            embeddings = self.model.embed_tokens(packed) if goes_on else self.embed(packed, *visual)
+        else:
+            ids = None if input_ids is None else packing.pack(input_ids)
+            embeddings = self._filled(packing.pack(inputs_embeds), ids, *visual)
+        past, starts = past_starts(cache, packing.shape[0])
+        if position_ids is not None:
+            packs = cache is None and attention_mask is None
+            positions = given_positions(position_ids, packing, packs)
+        elif input_ids is not None and (images or videos):
+            rows = [row.tolist() for row in torch.split(packing.pack(input_ids), packing.rows)]
+            positions = prompt_positions(self.config, rows, images, videos, starts)
+        else:
+            positions = counted_positions(packing, starts)
+        positions = positions.to(embeddings.device)
+        deltas = rope_deltas(positions, packing, past, starts)
+        if cache is not None:
+            cache.rope_deltas = deltas
+        text = run_decoder(
+            self.model,
+            embeddings,
+            packing,
+            positions,
+            cache,
+            past,
+            check_attention(attention, self.device, self.dtype),
+            (output_hidden_states, output_attentions),
+        )
+        hidden, loss = text.last_hidden_state, None
+        logits = None
+        if labels is not None:
+            logits = self.logits(hidden)
+            loss = causal_loss(logits, labels, packing.real)
+        if logits is None or not isinstance(logits_to_keep, int) or logits_to_keep != 0:
+            logits = self.logits(kept(hidden, logits_to_keep))
+        return Output(
+            last_hidden_state=hidden,
+            hidden_states=text.hidden_states,
+            attentions=text.attentions,
+            cache=cache,
+            logits=logits,
+            loss=loss,
+            rope_deltas=deltas[:, None],
+        )
+
+    def _filled(
+        self,
+        x: torch.Tensor,
+        input_ids: torch.Tensor | None,
+        image_tokens: torch.Tensor | None,
+        video_tokens: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Packed embeddings [T, hidden] with the visual tokens that are given in their places."""
+        for token_id, tokens in (
+            (self.config.image_token_id, image_tokens),
+            (self.config.video_token_id, video_tokens),
+        ):
+            if tokens is not None:
+                pad = self.model.embed_tokens.weight[token_id]
+                mask = pads_among(x, pad) if input_ids is None else input_ids == token_id
+                x = placed(x, mask, tokens, token_id)
+        return x
+
+    def rope_index(
+        self,
+        input_ids: torch.Tensor,
+        image_grid_thw: Grids = (),
+        video_grid_thw: Grids = (),
+        attention_mask: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """M-RoPE positions int64 [3, B, S] of prompts [B, S], 0 at padding, and their rope_deltas
+        [B, 1].
+        """
+        merge = self.config.vision.spatial_merge_size
+        packing = packing_for(input_ids, None, attention_mask, None, self.config.text.hidden_size)
+        rows = [row.tolist() for row in torch.split(packing.pack(input_ids), packing.rows)]
+        past, starts = past_starts(None, len(rows))
+        positions = prompt_positions(
+            self.config,
+            rows,
+            grid_list(image_grid_thw, merge),
+            grid_list(video_grid_thw, merge),
+            starts,
+        ).to(input_ids.device)
+        cells = packing.unpack(positions.T).permute(2, 0, 1)
+        return cells, rope_deltas(positions, packing, past, starts)[:, None]
+
+    def positions(
+        self, input_ids: torch.Tensor, image_grids: Sequence[Grid], video_grids: Sequence[Grid]
+    ) -> torch.Tensor:
+        """M-RoPE positions of a batch of prompts [B, S] without padding, packed: int64 [3, B*S]."""
+        return self.rope_index(input_ids, image_grids, video_grids)[0].flatten(1)

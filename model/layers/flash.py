@@ -1,0 +1,204 @@
+"""Packed attention by torch's own flash kernels: one call for sequences of any lengths.
+
+Turns q, k, v of packed sequences into their attention on an NVIDIA GPU in half precision. It adapts
+to what the installed torch offers (grouped heads, windows and cached keys came one after the
+other) and does not know caches or layers.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from typing import Any
+
+import torch
+
+HALF = (torch.float16, torch.bfloat16)
+
+# What the function must take to read pages.
+PAGED = frozenset({"block_table", "seqused_k", "window_size", "enable_gqa"})
+
+
+@functools.cache
+def _kernel() -> tuple[Callable[..., Any] | None, frozenset[str]]:
+    """The function of torch, and the names of its arguments."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None, frozenset()
+    return varlen_attn, frozenset(inspect.signature(varlen_attn).parameters)
+
+
+def missing(device: torch.device, dtype: torch.dtype) -> str | None:
+    """What flash attention lacks here, as the end of a sentence; None if it can run."""
+    if device.type != "cuda":
+        return f"it needs an NVIDIA GPU, and the device is {device.type}"
+    if dtype not in HALF:
+        return f"it needs float16 or bfloat16, and the dtype is {str(dtype).removeprefix('torch.')}"
+    if torch.cuda.is_available() and torch.cuda.get_device_capability(device) < (8, 0):
+        found = ".".join(map(str, torch.cuda.get_device_capability(device)))
+        return f"it needs a GPU of compute capability 8.0 or later, and this one has {found}"
+    if _kernel()[0] is None:
+        return f"it needs a torch with torch.nn.attention.varlen, and torch is {torch.__version__}"
+    return None
+
+
+def does_windows() -> bool:
+    """Whether the kernel of this torch takes a sliding window."""
+    return "window_size" in _kernel()[1]
+
+
+def does_cached_keys() -> bool:
+    """Whether the kernel of this torch reads only the filled part of each row of a cache, without
+    a copy of it for grouped heads.
+    """
+    return {"seqused_k", "window_size", "enable_gqa"} <= _kernel()[1]
+
+
+@functools.cache
+def does_pages(device: torch.device, dtype: torch.dtype, head_dim: int, page_size: int) -> bool:
+    """Whether the kernel of this torch reads keys and values from pages of that size, rightly.
+
+    Tried on a few numbers, once: its signature has the arguments in some builds whose kernel
+    refuses them, and which page sizes it takes depends on the flash kernel that is active.
+    """
+    if missing(device, dtype) is not None or PAGED - _kernel()[1]:
+        return False
+    draw = torch.Generator().manual_seed(0)
+    q, keys, values = (
+        torch.randn(shape, generator=draw).to(device, dtype)
+        for shape in (
+            (2, 4, head_dim),
+            (4, page_size, 2, head_dim),
+            (4, page_size, 2, head_dim),
+        )
+    )
+    table = torch.tensor([[2, 1], [3, 0]], dtype=torch.int32, device=device)
+    lengths = (page_size + 3, 2)
+    filled = torch.tensor(lengths, dtype=torch.int32, device=device)
+    try:
+        for window in (None, 2):
+            found = flash_paged(q, keys, values, table, filled, window, lengths[0])
+            for row, length in enumerate(lengths):
+                seen = slice(0 if window is None else max(0, length - window), length)
+                k, v = (
+                    pages[table[row].long()].flatten(0, 1)[seen].float().repeat_interleave(2, 1)
+                    for pages in (keys, values)
+                )
+                scores = torch.einsum("hd,khd->hk", q[row].float(), k) * head_dim**-0.5
+                expected = torch.einsum("hk,khd->hd", scores.softmax(-1), v)
+                if not torch.allclose(found[row].float(), expected, atol=0.03, rtol=0.03):
+                    return False
+    except (RuntimeError, TypeError, ValueError):
+        return False
+    return True
+
+
+class Boundaries:
+    """Where packed sequences begin: int32 [n + 1] on the device, and the longest of them."""
+
+    def __init__(self, lengths: Sequence[int], device: torch.device) -> None:
+        starts = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+        self.starts = starts.to(device, non_blocking=True)
+        self.longest = max(lengths)
+
+
+def flash_packed(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    boundaries: Boundaries,
+    *,
+    causal: bool,
+    window: int | None = None,
+) -> torch.Tensor:
+    """Attention of each sequence over itself: q [T, H, d], k and v [T, Hkv, d] -> [T, H, d].
+
+    window: with `causal`, how many keys back a query sees, itself included.
+    """
+    starts, longest = boundaries.starts, boundaries.longest
+    return _call(q, k, v, (starts, starts, longest, longest), causal, window, {})
+
+
+def flash_cached(
+    q: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    filled: torch.Tensor,
+    window: int | None = None,
+) -> torch.Tensor:
+    """Attention of one new token per row over its row of a cache: q [B, H, d], keys and values
+    [B, capacity, Hkv, d] contiguous, filled int32 [B] keys per row, the new one included ->
+    [B, H, d].
+    """
+    batch, capacity = keys.shape[:2]
+    rows = torch.arange(batch + 1, dtype=torch.int32, device=q.device)
+    places = (rows, rows * capacity, 1, capacity)
+    # The only query stands at the end of its keys, so "causal" hides nothing.
+    return _call(
+        q,
+        keys.flatten(0, 1),
+        values.flatten(0, 1),
+        places,
+        window is not None,
+        window,
+        {"seqused_k": filled},
+    )
+
+
+def flash_paged(
+    q: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    block_table: torch.Tensor,
+    filled: torch.Tensor,
+    window: int | None,
+    longest: int,
+) -> torch.Tensor:
+    """Attention of one new token per row over pages; the arguments of
+    `mediamill.model.engine_core.paged_attention.paged_decode`.
+    """
+    kernel, _ = _kernel()
+    assert kernel is not None, "checked by choose_kernel"
+    rows = torch.arange(len(q) + 1, dtype=torch.int32, device=q.device)
+    out: torch.Tensor = kernel(
+        q.contiguous(),
+        keys,
+        values,
+        rows,
+        None,
+        1,
+        longest,
+        # The only query stands at the end of its keys, so nothing is to be hidden after it.
+        window_size=(-1, -1) if window is None else (window - 1, 0),
+        enable_gqa=q.shape[1] != keys.shape[2],
+        seqused_k=filled,
+        block_table=block_table,
+    )
+    return out
+
+
+def _call(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    places: tuple[torch.Tensor, torch.Tensor, int, int],
+    causal: bool,
+    window: int | None,
+    options: dict[str, object],
+) -> torch.Tensor:
+    kernel, names = _kernel()
+    assert kernel is not None, "checked by check_attention"
+    groups = q.shape[1] // k.shape[1]
+    if groups > 1:
+        if "enable_gqa" in names:
+            options = options | {"enable_gqa": True}
+        else:
+            k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    if "window_size" in names:
+        before = -1 if window is None else window - 1
+        options = options | {"window_size": (before, 0 if causal else -1)}
+    else:
+        options = options | {"is_causal": causal}
+    out: torch.Tensor = kernel(q.contiguous(), k.contiguous(), v.contiguous(), *places, **options)
+    return out

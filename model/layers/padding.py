@@ -1,0 +1,140 @@
+"""Turns padded batches [B, S] into packed tokens [T] and back.
+
+Only real tokens are computed. It does not know layers or positions.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from mediamill.model.layers.cache import KeyValueCache
+
+
+class Packing:
+    """Which cells of a padded batch are real tokens, and how they fall into sequences.
+
+    shape: (B, S). real: bool [B, S], or None where every cell is. rows: real tokens of each row.
+    lengths: of the sequences, in order; a row may hold several.
+    """
+
+    def __init__(self, shape: tuple[int, int], real: torch.Tensor | None) -> None:
+        self.shape = shape
+        self.real = real
+        self.rows: list[int] = [shape[1]] * shape[0] if real is None else real.sum(1).tolist()
+        self.lengths = self.rows
+
+    def split(self, starts: torch.Tensor) -> None:
+        """Cut rows into sequences: bool [B, S], true where one begins besides the row's first."""
+        starts = starts.clone()
+        starts[:, 0] = True
+        at = self.pack(starts).nonzero()[:, 0].tolist()
+        ends = [*at[1:], sum(self.rows)]
+        self.lengths = [end - start for start, end in zip(at, ends, strict=True)]
+
+    def pack(self, cells: torch.Tensor) -> torch.Tensor:
+        """[B, S, ...] -> [T, ...], row after row."""
+        return cells.flatten(0, 1) if self.real is None else cells[self.real]
+
+    def unpack(self, tokens: torch.Tensor) -> torch.Tensor:
+        """[T, ...] -> [B, S, ...], zeros at padding."""
+        if self.real is None:
+            return tokens.view(*self.shape, *tokens.shape[1:])
+        cells = tokens.new_zeros(*self.shape, *tokens.shape[1:])
+        return cells.masked_scatter(self.real.view(*self.shape, *[1] * (tokens.ndim - 1)), tokens)
+
+    def unpack_attention(self, pages: Sequence[torch.Tensor], seen: torch.Tensor) -> torch.Tensor:
+        """The weights of one layer, [n, H, new, all] per call over n sequences -> [B, H, S, K].
+
+        seen: bool [B, K], which columns are real tokens; the last S are those of this call.
+        """
+        batch, width = self.shape
+        columns = seen.shape[1]
+        whole = pages[0].new_zeros(batch, pages[0].shape[1], width, columns)
+        sequences = [weights for page in pages for weights in page]
+        where = [row.nonzero()[:, 0] for row in seen]
+        past = [len(at) - new for at, new in zip(where, self.rows, strict=True)]
+        row, used = 0, 0
+        for weights in sequences:
+            new = weights.shape[1]
+            while used + new > self.rows[row] or self.rows[row] == 0:
+                row, used = row + 1, 0
+            first = past[row] + used
+            queries = where[row][first : first + new] - (columns - width)
+            # A sequence that starts within its row sees nothing before it.
+            keys = where[row][first + new - weights.shape[2] : first + new]
+            whole[row, :, queries[:, None], keys] = weights
+            used += new
+        return whole
+
+
+def packing_for(
+    input_ids: torch.Tensor | None,
+    inputs_embeds: torch.Tensor | None,
+    mask: torch.Tensor | None,
+    cache: KeyValueCache | None,
+    hidden: int,
+) -> Packing:
+    """Check the shapes of a batch, and find its real tokens.
+
+    input_ids: int64 [B, S]; inputs_embeds: [B, S, hidden]; at least one of them. mask: [B, S], or
+        [B, columns + S] with a cache that has seen `columns`; 1 or true for real tokens. Padding
+        may stand anywhere.
+    Raises ValueError for other shapes, for a mask that says otherwise than the cache what came
+    before, for a row without any token, and for a cache of another batch size.
+    """
+    if input_ids is not None and (input_ids.ndim != 2 or input_ids.dtype != torch.long):
+        raise ValueError(
+            f"input_ids is {input_ids.dtype} {list(input_ids.shape)}, expected int64 [B, S]"
+        )
+    if inputs_embeds is not None and (inputs_embeds.ndim != 3 or inputs_embeds.shape[2] != hidden):
+        raise ValueError(f"inputs_embeds is {list(inputs_embeds.shape)}, expected [B, S, {hidden}]")
+    batches = [x.shape[:2] for x in (input_ids, inputs_embeds) if x is not None]
+    if not batches:
+        raise ValueError("neither input_ids nor inputs_embeds is given")
+    if batches[0] != batches[-1]:
+        raise ValueError(
+            f"input_ids is {list(batches[0])}, and inputs_embeds is {[*batches[1], hidden]}"
+        )
+    batch, width = batches[0]
+    columns = 0 if cache is None else cache.seen.shape[1]
+    if cache is not None and cache.batch != batch:
+        raise ValueError(f"the batch has {batch} rows, and the cache {cache.batch}")
+    if batch == 0 or width == 0:
+        raise ValueError(f"the batch is [{batch}, {width}], expected at least one cell")
+    if mask is None:
+        return Packing((batch, width), None)
+    if tuple(mask.shape) != (batch, columns + width):
+        raise ValueError(
+            f"attention_mask is {list(mask.shape)}, expected {[batch, columns + width]}"
+        )
+    real = mask.bool()
+    if cache is not None and not torch.equal(real[:, :columns], cache.seen.to(real.device)):
+        raise ValueError("attention_mask contradicts the cache about the tokens before these")
+    if not bool(real.any(1).all()):
+        raise ValueError("attention_mask has a row of zeros: a row without tokens has no answer")
+    new = real[:, columns:]
+    if not bool(new.any()):
+        raise ValueError("attention_mask has no new token in any row")
+    return Packing((batch, width), None if bool(new.all()) else new)
+
+
+def kept(hidden: torch.Tensor, keep: int | torch.Tensor) -> torch.Tensor:
+    """The part of hidden states [B, S, hidden] whose logits are wanted.
+
+    keep: 0 for all, n > 0 for the last n columns, int64 [K] columns, int64 [B, K] columns of each
+        row, or bool [B, S] cells (gives [cells, hidden]). Raises ValueError for anything else.
+    """
+    if isinstance(keep, int):
+        if keep < 0:
+            raise ValueError(f"logits_to_keep is {keep}, expected 0 or more")
+        return hidden[:, -keep:] if keep else hidden
+    if keep.dtype == torch.bool and keep.shape == hidden.shape[:2]:
+        return hidden[keep]
+    if keep.dtype == torch.long and keep.ndim == 1:
+        return hidden[:, keep]
+    if keep.dtype == torch.long and keep.ndim == 2 and len(keep) == len(hidden):
+        return torch.take_along_dim(hidden, keep[..., None], dim=1)
+    raise ValueError(
+        f"logits_to_keep is {keep.dtype} {list(keep.shape)}, expected a number, int64 [K] or "
+        f"[{len(hidden)}, K], or bool {list(hidden.shape[:2])}"
+    )

@@ -1,0 +1,105 @@
+"""The columns of what is between a manifest of videos and a timeline, and the folders, once."""
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from mediamill.pipeline.storage.storage import shown
+from mediamill.schemas import columns as c
+from mediamill.schemas.arrow_types import is_list, is_seconds
+from mediamill.schemas.errors import JobError
+from mediamill.schemas.manifest import MEDIA_TYPE, ManifestSchema
+
+# Folders of an output that are outputs of runs themselves.
+SPLIT_FOLDER, WINDOWS_FOLDER, VIDEOS_FOLDER = STEPS = ("_split", "windows", "videos")
+
+# Of a window's row.
+VIDEO_ID = "video_id"
+WINDOW = "window"
+START_S = "start_s"
+END_S = "end_s"
+# Of a window's row in the manifest, and nowhere else: what is wrong with its video.
+SPLIT_CODE = "split_error_code"
+SPLIT_MESSAGE = "split_error_message"
+# Of a video's row.
+DURATION_S = "duration_s"
+WINDOWS = "windows"
+SEGMENTS = "segments"
+FAILED_WINDOWS = "failed_windows"
+SUMMARY_NOTE = "summary_note"
+
+WINDOWS_TYPE = pa.list_(pa.struct([pa.field(START_S, pa.float64()), pa.field(END_S, pa.float64())]))
+OF_SPLIT = (pa.field(DURATION_S, pa.float64()), pa.field(WINDOWS, WINDOWS_TYPE))
+_HIDDEN = (pa.field(SPLIT_CODE, pa.string()), pa.field(SPLIT_MESSAGE, pa.string()))
+_TAKEN = (
+    *(VIDEO_ID, WINDOW, SPLIT_CODE, SPLIT_MESSAGE),
+    *(DURATION_S, WINDOWS, SEGMENTS, FAILED_WINDOWS, SUMMARY_NOTE),
+)
+
+
+def check_columns(manifest: ManifestSchema, given: bool, url: str) -> None:
+    """Whether the manifest's columns leave room for those of windows and timelines.
+
+    given: whether its columns start_s and end_s say what the windows are. Raises JobError.
+    """
+    user = {field.name: field.type for field in manifest.user}
+    for name in (*_TAKEN, *(() if given else (START_S, END_S))):
+        if name in user:
+            raise JobError(
+                f"{shown(url)}: column '{name}' is also a column of the windows or videos that the "
+                f"job makes: rename it in the manifest, for example to 'source_{name}'"
+            )
+    for name in (START_S, END_S) if given else ():
+        if name not in user:
+            raise JobError(
+                f"{shown(url)}: found no column '{name}', expected start_s and end_s (double, or "
+                "list<double>) with annotate.windows=given"
+            )
+        found = user[name]
+        if not is_seconds(found.value_type if is_list(found) else found):
+            raise JobError(
+                f"{shown(url)}: column '{name}' has type {found}, expected double or list<double>"
+            )
+
+
+def user_fields(manifest: ManifestSchema) -> Sequence[pa.Field]:
+    """The user's columns that windows and videos have too."""
+    return [field for field in manifest.user if field.name not in (START_S, END_S)]
+
+
+def window_schema(manifest: ManifestSchema) -> pa.Schema:
+    """Of the manifest of windows."""
+    return pa.schema(
+        [
+            pa.field(c.ID, pa.string()),
+            pa.field(c.MEDIA, MEDIA_TYPE),
+            *(pa.field(name, pa.string()) for name in manifest.optional),
+            *user_fields(manifest),
+            pa.field(VIDEO_ID, manifest.id_type),
+            pa.field(WINDOW, pa.int32()),
+            pa.field(START_S, pa.float64()),
+            pa.field(END_S, pa.float64()),
+            *_HIDDEN,
+        ]
+    )
+
+
+def without_hidden(schema: pa.Schema) -> pa.Schema:
+    """Of the result: readers find what is wrong with a row where all rows have it."""
+    return pa.schema([field for field in schema if field not in _HIDDEN])
+
+
+def split_schema(manifest: ManifestSchema) -> pa.Schema:
+    """Of the result of a split: one row for each video."""
+    texts = [field for field in manifest.fields if field.name in c.MANIFEST_COLUMNS]
+    return pa.schema(
+        [
+            *texts,
+            *manifest.user,
+            *OF_SPLIT,
+            pa.field(c.STATUS, pa.string()),
+            pa.field(c.ERROR_CODE, pa.string()),
+            pa.field(c.ERROR_MESSAGE, pa.string()),
+            pa.field(c.RUN_ID, pa.string()),
+        ]
+    )

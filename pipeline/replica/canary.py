@@ -1,0 +1,108 @@
+"""Turns the job's canary, a medium whose answer is known, into a check of a whole replica.
+
+The medium goes the way of all media, and the request the way of all requests, at the start and then
+once in a while among the rows. It never becomes a row. What answers is handed in.
+"""
+
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mediamill.pipeline.faults import CanaryError
+from mediamill.pipeline.storage import storage
+from mediamill.schemas.errors import JobError
+from mediamill.schemas.job import JobConfig
+
+if TYPE_CHECKING:
+    from mediamill.model.requests import Request
+    from mediamill.model.sampling import Sampling
+
+_EVERY_ROWS = 1000
+
+
+def check_canary(job: JobConfig) -> None:
+    """Before anything runs. Raises JobError when the job has a canary that cannot be asked."""
+    canary = job.canary
+    if canary.uri is None:
+        return
+    if canary.prompt is None and job.prompt is None:
+        raise JobError(
+            "canary.prompt: found no prompt there and none in the job, expected one of them"
+        )
+    _content(canary.uri, Path.cwd())
+
+
+class Canary:
+    """The known request. Raises JobError or a MediaError when it cannot be made.
+
+    base: the folder that a relative path is relative to. sampling: the job's. answer: text to a
+    request. every_rows: that pass between two checks.
+    """
+
+    def __init__(
+        self,
+        job: JobConfig,
+        checkpoint: Path,
+        base: Path,
+        sampling: "Sampling",
+        answer: "Callable[[Request], str]",
+        every_rows: int = _EVERY_ROWS,
+    ) -> None:
+        from mediamill.model.processor import Processor, VideoRules
+        from mediamill.model.requests import Request
+
+        canary = job.canary
+        if canary.uri is None or canary.text is None:
+            raise JobError("canary: found no uri or no text, expected both")
+        self._shown, self._expected = storage.shown(canary.uri), canary.text
+        processor = Processor.load(
+            checkpoint,
+            job.image.min_pixels,
+            job.image.max_pixels,
+            VideoRules(**job.video.model_dump(exclude={"mrope"})),
+        )
+        visual, _ = processor.prepare_media(_content(canary.uri, base))
+        prompt = canary.prompt or job.prompt or ""
+        messages = processor.user_message(prompt, [visual.kind], job.system)
+        ids = processor.build_prompt(messages, [visual])
+        self._answer = answer
+        self._request = Request("canary", ids, (visual,), sampling)
+        self._every_rows, self._passed, self._asked = every_rows, 0, 0
+        self._lock = threading.Lock()
+
+    def check(self) -> None:
+        """Asks now. Raises CanaryError when the answer is not the known one."""
+        with self._lock:
+            self._asked += 1
+            request = replace(self._request, id=f"canary/{self._asked}")
+        found = self._answer(request)
+        if found != self._expected:
+            raise CanaryError(
+                f"canary {self._shown}: found the answer {found!r}, expected "
+                f"{self._expected!r} (canary.text): no answer of this model and machine can be "
+                "trusted; compare checkpoint, prompt and versions with those that made the text"
+            )
+
+    def pass_by(self, rows: int) -> None:
+        """Asks again when so many rows more make it due. Raises CanaryError."""
+        with self._lock:
+            self._passed += rows
+            due = self._passed >= self._every_rows
+            if due:
+                self._passed = 0
+        if due:
+            self.check()
+
+
+def _content(uri: str, base: Path) -> bytes:
+    try:
+        if storage.scheme(uri) == "file":
+            return (base / storage.local_path(uri)).read_bytes()
+        return storage.read(storage.resolve(uri))
+    except Exception as error:
+        raise JobError(
+            f"canary.uri: {storage.shown(uri)} cannot be read "
+            f"({storage.without_secrets(str(error))}): expected a picture or a video"
+        ) from error

@@ -1,0 +1,63 @@
+"""Loads the engine of a replica, in this process or over several, and tells when it is broken.
+
+What it is asked is not known here.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mediamill.model.engine import Engine
+from mediamill.model.layers.shards import VisionSplit
+from mediamill.model.tensor_parallel.leader_engine import BrokenRanksError, LeadingEngine
+from mediamill.pipeline.faults import BrokenEngineError
+
+
+def load_engine(
+    checkpoint: Path,
+    device: str,
+    ranks: int,
+    vision: VisionSplit,
+    threads: int,
+    on_end: Callable[[BrokenEngineError], None],
+    **options: Any,
+) -> Engine:
+    """An engine over `ranks` processes, of which this one is the first; the GPUs are those that
+    this process sees.
+
+    vision: how the ranks share the vision tower. threads: of each rank on a CPU. on_end: called in
+    another thread when one of the other ranks has ended or hangs, since this one may then wait for
+    it for ever. options: of `Engine.load`. Raises what that does.
+    """
+    if ranks == 1:
+        return Engine.load(checkpoint, device, **options)
+    return LeadingEngine.start(
+        checkpoint,
+        ranks,
+        device,
+        vision,
+        threads,
+        on_death=lambda reason: on_end(_broken(reason)),
+        **options,
+    )
+
+
+def refuse_broken(error: Exception) -> None:
+    """Raises BrokenEngineError where no further request can be answered by this process.
+
+    After most CUDA errors every further call of the process fails too; running out of memory is
+    not one of them.
+    """
+    if isinstance(error, BrokenRanksError):
+        raise _broken(str(error)) from error
+    if isinstance(error, torch.OutOfMemoryError):
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    elif "CUDA error" in str(error):
+        raise BrokenEngineError(f"the GPU cannot be used any more: {error}") from error
+
+
+def _broken(reason: str) -> BrokenEngineError:
+    return BrokenEngineError(f"the engine has lost one of its ranks: {reason}")

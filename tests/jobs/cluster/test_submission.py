@@ -1,0 +1,51 @@
+"""What a job's paths mean where it is submitted to."""
+
+import os
+
+import pytest
+
+from mediamill.jobs.cluster.submission import portable, warnings_of
+from mediamill.model.tiny import CHECKPOINT
+from mediamill.pipeline.checkpoint.content_hash import BUILT_IN, check_checkpoint
+from mediamill.schemas.errors import JobError
+from tests.pipeline.world import make_job
+
+FAR = "http://head.example.com:8265"
+
+
+def test_the_model_that_ships_is_named_and_found_again():
+    job = portable(make_job("/m.parquet", "/out"))
+    assert job.model == BUILT_IN
+    place = check_checkpoint(job.model)
+    assert (place.path, place.url) == (str(CHECKPOINT), BUILT_IN)
+    assert portable(job) == job
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"manifest": "m.parquet"}, "manifest: found the relative path m.parquet"),
+        ({"output": "file://out"}, "output: found the relative path out"),
+        ({"model": "models/7b"}, "model: found the relative path models/7b"),
+        ({"fetch__roots": ["/a", "b"]}, "fetch.roots: found the relative path b"),
+        (
+            {"canary__uri": "known.jpg", "canary__text": "Cat"},
+            "canary.uri: found the relative path known.jpg",
+        ),
+    ],
+)
+def test_paths_that_mean_nothing_there_are_refused(changes, sentence):
+    named = {"manifest": "/m.parquet", "output": "/out", **changes}
+    with pytest.raises(JobError, match="a submitted job runs in a folder of its own") as error:
+        portable(make_job(**named))
+    assert str(error.value).startswith(sentence)
+
+
+def test_paths_of_another_machine_are_warned_of(tmp_path):
+    job = portable(make_job(tmp_path, "s3://bucket/out"))
+    [warning] = warnings_of(job, FAR)
+    assert warning.startswith(f"manifest: {tmp_path} is a path of the cluster's machines")
+    assert "it is there on this machine, which says nothing of that" in warning
+    for near in ("http://127.0.0.1:8265", "localhost:8265", f"http://{os.uname().nodename}:8265"):
+        assert not list(warnings_of(job, near))
+    assert not list(warnings_of(make_job("s3://a/m", "s3://a/o", model=BUILT_IN), FAR))

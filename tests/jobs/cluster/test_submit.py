@@ -1,0 +1,257 @@
+"""A job goes through the Jobs API of a real Ray head, whose environment knows nothing of ours."""
+
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from mediamill.jobs.cli import main
+from mediamill.jobs.cluster import jobs_api
+from mediamill.model.tiny import CAPTION_PROMPT, CHECKPOINT
+from mediamill.pipeline.ray_cluster import metrics
+from tests.pipeline.world import (
+    assert_each_once,
+    draw_media,
+    picture_rows,
+    read_output,
+    write_manifest,
+)
+from tests.ray_head import head_environment, ray_head
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.filterwarnings("ignore:ssl=None is deprecated:DeprecationWarning"),  # Ray's own
+]
+
+ROOT = Path(__file__).parents[3]
+ROWS = 240
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("submit")
+
+
+@pytest.fixture(scope="module")
+def python(home):
+    """Of an environment with every package but ours."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", home / "venv"], check=True)
+    [packages] = (home / "venv").glob("lib/*/site-packages")
+    (packages / "others.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
+    found = str(home / "venv" / "bin" / "python")
+    command = [found, "-c", "import ray, torch, jobs"]
+    asked = subprocess.run(command, cwd=home, capture_output=True, text=True, check=False)
+    assert "No module named 'jobs'" in asked.stderr
+    return found
+
+
+@pytest.fixture(scope="module")
+def head(home, python):
+    path = f"{Path(python).parent}:/usr/bin:/bin"
+    environment = head_environment(PATH=path)
+    environment.pop("PYTHONPATH", None)
+    with ray_head(home / "head.log", environment, python, cpus=2) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def job(home):
+    rows = picture_rows(draw_media(home / "media"), ROWS - 1)
+    rows.append({**rows[0], "id": "gone", "uri": str(home / "media" / "gone.png")})
+    write_manifest(home / "manifest.parquet", rows)
+    keys = {
+        "job": "caption",
+        "manifest": str(home / "manifest.parquet"),
+        "output": str(home / "captions"),
+        "model": str(CHECKPOINT),
+        "prompt": CAPTION_PROMPT,
+        "rows_per_file": 16,
+        "generation": {"max_new_tokens": 6},
+        "resources": {"replicas": 1, "prepare_workers": 1, "batch_rows": 4},
+        "fetch": {"roots": [str(home)]},
+    }
+    (home / "job.yaml").write_text(yaml.safe_dump(keys))
+    return str(home / "job.yaml")
+
+
+@pytest.fixture(scope="module")
+def ids(job, home):
+    return pq.read_table(home / "manifest.parquet")["id"].to_pylist()
+
+
+def values(text):
+    """Of each of our metrics and its tags but Ray's own."""
+    found = {}
+    for name, tags, value in re.findall(r"^ray_(mediamill_\w+){(.*)} (\S+)$", text, re.M):
+        own = dict(re.findall(r'\b(run|stage|code|kind)="([^"]*)"', tags))
+        key = (name, own.pop("run", None), *own.values())
+        found[key] = found.get(key, 0) + float(value)
+    return found
+
+
+@contextmanager
+def scraping(head):
+    """The keys of `values` that are there at any time meanwhile, as Prometheus would see them."""
+    seen, over = set(), threading.Event()
+
+    def look():
+        while not over.wait(2):
+            seen.update(values(head.scrape()))
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        yield seen
+    finally:
+        over.set()
+        looking.join()
+
+
+def test_stopped_and_submitted_again(head, job, home, ids, capfd):
+    there = ["--address", head.dashboard]
+    assert main(["submit", job, *there, "--code", "--detach", "--name", "first"]) == 0
+    out, err = capfd.readouterr()
+    assert (out.split(), err.splitlines()[-1]) == (["first"], "submitted as first")
+    deadline = time.monotonic() + 300
+    while not list((home / "captions").rglob("*.parquet")):
+        assert time.monotonic() < deadline
+        assert main(["status", "first", *there, "--json"]) == 0
+        assert '"FAILED"' not in capfd.readouterr().out
+        time.sleep(0.5)
+    assert main(["stop", "first", *there, "--wait"]) == 0
+    out, err = capfd.readouterr()
+    assert re.search(r"^status +STOPPED$", out, re.M)
+    assert "warning" not in err
+    assert main(["logs", "first", *there]) == 143
+    out = capfd.readouterr().out
+    assert "terminated: what had begun is finished; to go on, run the same command again" in out
+    before = read_output(home / "captions")
+    assert 0 < len(before) < ROWS
+
+    with scraping(head) as seen:
+        assert main(["submit", job, *there, "--code"]) == 3
+    out = capfd.readouterr().out
+    rows = read_output(home / "captions")
+    assert_each_once(rows, ids)
+    assert {row["model"] for row in rows} == {"built-in"}
+    assert f"({len(before)} of them from earlier runs)" in out
+
+    # What Prometheus reads is what the summary says.
+    [run] = re.findall(r"\(run (\S+), fingerprint", out)
+    counts = [
+        int(one) for one in re.findall(r"(\d+) prompt tokens \((\d+) visual\), (\d+) ", out)[0]
+    ]
+    deadline = time.monotonic() + 60
+    while (metrics.ROWS, run, "write") not in (found := values(head.scrape())):
+        assert time.monotonic() < deadline
+        time.sleep(1)
+    new = ROWS - len(before)
+    assert found[metrics.ROWS, run, "write"] == new
+    # A process that died, or a drain, would make these more.
+    assert found[metrics.ROWS, run, "prepare"] == found[metrics.ROWS, run, "generate"] == new
+    kinds = [found[metrics.TOKENS, run, kind] for kind in ("prompt", "visual", "output")]
+    assert kinds == counts
+    errors = {key[2]: value for key, value in found.items() if key[:2] == (metrics.ERROR_ROWS, run)}
+    assert sum(errors.values()) <= 1
+    assert (metrics.ENGINE_ROWS, run) in seen
+
+
+def test_every_metric_reaches_the_node(head, python):
+    """Those that a sound run has no reason to make, too."""
+    totals = {(metrics.ROWS, "write"): 5, (metrics.ERROR_ROWS, "poison"): 2}
+    totals |= {(metrics.TOKENS, "output"): 7, (metrics.ENGINES, ""): 3}
+    code = (
+        f"import ray, time; ray.init(address={head.gcs!r}, log_to_driver=False)\n"
+        "from mediamill.pipeline.ray_cluster import metrics\n"
+        f"told = metrics.Exported('r', {{}}); told.update({totals!r}); told.update({totals!r})\n"
+        "metrics.export_engine_rows(lambda: 4, 'r')\n"
+        "time.sleep(1); ray.shutdown()"
+    )
+    environment = {**head.environment, "PYTHONPATH": str(ROOT)}
+    subprocess.run([python, "-c", code], env=environment, check=True, timeout=240)
+    deadline = time.monotonic() + 60
+    expected = {(name, "r", value): total for (name, value), total in totals.items() if value}
+    expected |= {(metrics.ENGINES, "r"): 3, (metrics.ENGINE_ROWS, "r"): 4}
+    while (found := {key: one for key, one in values(head.scrape()).items() if key[1] == "r"}) != (
+        expected
+    ):
+        assert time.monotonic() < deadline, found
+        time.sleep(1)
+    assert {name for name, *_ in found} == set(metrics.EXPORTED)
+
+
+def test_what_is_wrong_is_one_sentence(head, job, capfd):
+    there = ["--address", head.dashboard]
+    for command in ("status", "logs", "stop"):
+        assert main([command, "nobody", *there]) == 2
+        err = capfd.readouterr().err
+        assert re.fullmatch(r"error: nobody: .*(does not exist|not found).*\n", err), err
+    assert main(["submit", job, "--address", "http://127.0.0.1:1"]) == 2
+    err = capfd.readouterr().err
+    assert err == (
+        "error: --address http://127.0.0.1:1: nothing answers at http://127.0.0.1:1, expected the "
+        "URL of a Ray dashboard\n"
+    )
+    assert main(["submit", job, *there, "output=captions/"]) == 2
+    assert "output: found the relative path captions/" in capfd.readouterr().err
+    token = {**os.environ, "RAY_AUTH_TOKEN": "0" * 64}
+    command = [sys.executable, "-m", "mediamill", "status", "first", *there]
+    asked = subprocess.run(
+        command, env=token, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert asked.returncode == 2
+    assert asked.stderr.count("\n") == 1
+    assert "RAY_AUTH_TOKEN" in asked.stderr
+    assert "0" * 64 not in asked.stderr
+
+
+def test_a_cluster_that_has_the_program_needs_none(head, job, home, python, capfd):
+    [packages] = Path(python).parents[1].glob("lib/*/site-packages")
+    (packages / "ours.pth").write_text(f"{ROOT}\n")
+    output = home / "again"
+    there = ["--address", head.dashboard, f"output={output}"]
+    assert main(["submit", job, *there]) == 3
+    assert f"{ROWS} rows: {ROWS - 1} ok, 1 errors" in capfd.readouterr().out
+    assert len(read_output(output)) == ROWS
+
+
+def test_a_job_of_others_and_a_cluster_that_goes(head, job, capfd, monkeypatch):
+    there = ["--address", head.dashboard]
+    cluster = jobs_api.Cluster(head.dashboard)
+    for name in ("short", "long"):
+        cluster._client.submit_job(entrypoint="echo here; sleep 600", submission_id=name)
+    assert main(["submit", job, *there, "--name", "long"]) == 2
+    err = capfd.readouterr().err
+    # Ray's own logger may hold a stream of an earlier test, and complains before.
+    told = err.splitlines()[-1]
+    assert re.fullmatch(r"error: .* does not take the job: .*long already exists.*", told), err
+    assert main(["stop", "short", *there, "--wait"]) == 0
+    assert "warning: short was not submitted by mediamill" in capfd.readouterr().err
+
+    monkeypatch.setattr(jobs_api, "_PATIENCE_S", 2.0)
+    codes = []
+    follower = threading.Thread(target=lambda: codes.append(main(["logs", "long", *there])))
+    follower.start()
+    seen = ""
+    while "\nhere" not in seen:
+        assert follower.is_alive()
+        seen += capfd.readouterr().out
+        time.sleep(0.2)
+    head.process.terminate()
+    head.process.wait(60)
+    follower.join(120)
+    assert codes == [1]
+    err = capfd.readouterr().err
+    assert re.search(
+        r"^error: http://\S+: the cluster no longer answers, and whether long ", err, re.M
+    )

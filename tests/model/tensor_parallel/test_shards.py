@@ -1,0 +1,157 @@
+"""Parts of a network: together they are the whole, and each rank reads its own."""
+
+import fsspec
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from mediamill.model.checkpoint.folder import Folder
+from mediamill.model.checkpoint.safetensors_file import read_header
+from mediamill.model.checkpoint.shard_reader import read_columns, row_parts
+from mediamill.model.checkpoint.stored_values import read_into
+from mediamill.model.errors import ModelError
+from mediamill.model.families.qwen2_vl.config import Qwen2VLConfig, TextConfig, VisionConfig
+from mediamill.model.families.qwen2_vl.model import Qwen2VL
+from mediamill.model.layers.collectives import Ranks
+from mediamill.model.layers.shards import Part, Shard, shares
+
+BIG = Qwen2VLConfig(
+    TextConfig(hidden_size=8192, num_attention_heads=64, num_key_value_heads=8),
+    VisionConfig(hidden_size=8192),
+)
+
+
+def config(heads, kept, inner=64):
+    text = TextConfig(
+        vocab_size=521,
+        hidden_size=heads * 8,
+        intermediate_size=inner,
+        num_hidden_layers=1,
+        num_attention_heads=heads,
+        num_key_value_heads=kept,
+        mrope_section=(2, 1, 1),
+    )
+    return Qwen2VLConfig(
+        text, VisionConfig(depth=1, embed_dim=32, num_heads=4, hidden_size=heads * 8)
+    )
+
+
+@pytest.mark.parametrize("vision", ["data", "tensor"])
+@pytest.mark.parametrize(("heads", "kept", "size"), [(12, 2, 2), (12, 2, 4), (28, 4, 4), (8, 8, 4)])
+def test_the_parts_of_each_tensor_are_all_of_it(heads, kept, size, vision):
+    whole = config(heads, kept)
+    with torch.device("meta"):
+        names = {name: p.shape for name, p in Qwen2VL(whole).named_parameters()}
+        networks = [
+            dict(Qwen2VL(whole, Shard(rank, size, vision)).named_parameters())
+            for rank in range(size)
+        ]
+    split = 0
+    for name, shape in names.items():
+        parts = [Shard(rank, size, vision).part(name, whole) for rank in range(size)]
+        for part, network in zip(parts, networks, strict=True):
+            mine = network[name].shape
+            if part is None or not part.spans:
+                assert mine == shape
+            else:
+                # The last rank's part of the vocabulary may have rows that nothing fills.
+                room = mine[part.dim]
+                assert room == part.size or (
+                    ("embed" in name or "head" in name) and room > part.size
+                )
+        if None in parts:
+            assert all(part is None or not part.spans for part in parts)
+            continue
+        split += 1
+        covered = sorted({i for part in parts for span in part.spans for i in range(*span)})
+        assert covered == list(range(shape[parts[0].dim])), name
+    assert split >= 8
+
+
+@given(sizes=st.lists(st.integers(1, 10_000), max_size=40), ranks=st.integers(1, 8))
+def test_shares_are_even(sizes, ranks):
+    owners = shares(sizes, ranks)
+    loads = [sum(s for s, o in zip(sizes, owners, strict=True) if o == r) for r in range(ranks)]
+    assert sum(loads) == sum(sizes)
+    # Greedy by size: no rank has more than another by more than the largest piece.
+    assert max(loads) - min(loads) <= max(sizes, default=0)
+
+
+@pytest.mark.parametrize(
+    ("heads", "kept", "size", "words"),
+    [
+        (12, 2, 8, "num_attention_heads 12"),
+        (24, 6, 4, "num_key_value_heads 6"),
+        (9, 3, 2, "heads 9"),
+    ],
+)
+def test_a_network_that_does_not_fall_into_so_many_parts_is_refused(heads, kept, size, words):
+    with pytest.raises(ModelError, match=words):
+        Shard(0, size).check(config(heads, kept))
+    with pytest.raises(ModelError, match="vision tower's 4 heads"):
+        Shard(0, 8, "tensor").check(config(8, 8))
+
+
+def test_the_published_shapes_fall_into_the_usual_numbers_of_parts():
+    for heads, kept, inner, sizes in (
+        (12, 2, 8960, (1, 2, 4)),
+        (28, 4, 18944, (1, 2, 4)),
+        (64, 8, 29568, (1, 2, 4, 8)),
+    ):
+        for size in sizes:
+            Shard(0, size).check(config(heads, kept, inner))
+            Shard(size - 1, size).check(config(heads, kept, inner))
+    # Of 72B over eight GPUs each rank has 8 heads and one key-value head.
+    part = Shard(3, 8).text(BIG.text)
+    assert (part.num_attention_heads, part.num_key_value_heads, part.head_dim) == (8, 1, 128)
+
+
+@pytest.mark.parametrize("local", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_part_is_read_as_it_would_be_cut(tmp_path, local, dtype):
+    values = torch.randn(300, 90, generator=torch.Generator().manual_seed(0)).to(dtype)
+    save_file({"w": values}, tmp_path / "w.safetensors")
+    folder = Folder.of(tmp_path)
+    if not local:
+        memory = fsspec.filesystem("memory")
+        memory.pipe_file("/parts/w.safetensors", (tmp_path / "w.safetensors").read_bytes())
+        folder = Folder.of("memory://parts")
+    [stored] = read_header(folder, "w.safetensors")
+    rows = torch.full((120, 90), 7.0, dtype=dtype)
+    pieces = row_parts(stored, rows, Part(0, ((10, 40), (200, 280))))
+    read_into(folder, "w.safetensors", pieces)
+    assert torch.equal(rows[:110], torch.cat([values[10:40], values[200:280]]))
+    assert not rows[110:].any()
+    columns = torch.full((300, 17), 7.0)
+    read_columns(folder, "w.safetensors", stored, columns, (60, 77))
+    assert torch.equal(columns, values[:, 60:77].float())
+
+
+def test_a_rank_reads_little_more_than_its_part(tmp_path, monkeypatch):
+    values = torch.zeros(64, 4096)
+    save_file({"w": values}, tmp_path / "w.safetensors")
+    folder = Folder.of(tmp_path)
+    [stored] = read_header(folder, "w.safetensors")
+    read = 0
+    import os
+
+    real = os.preadv
+
+    def counted(descriptor, buffers, place):
+        nonlocal read
+        count = real(descriptor, buffers, place)
+        read += count
+        return count
+
+    monkeypatch.setattr("mediamill.model.checkpoint.shard_reader.os.preadv", counted)
+    read_columns(folder, "w.safetensors", stored, torch.empty(64, 512), (512, 1024))
+    assert read == 64 * 512 * 4
+
+
+def test_ranks_refuse_what_cannot_be():
+    with pytest.raises(ValueError, match="rank is 2"):
+        Ranks(2, 2)
+    with pytest.raises(ValueError, match="need a group"):
+        Ranks(0, 2)

@@ -1,0 +1,212 @@
+"""The split of real files: what each video is, in a process that may break."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from mediamill.model.media.limits import MediaLimits
+from mediamill.pipeline.annotate.annotate import with_failures
+from mediamill.pipeline.annotate.split import Split, SplitRules, split_in_flight_schema, the_video
+from mediamill.pipeline.annotate.window_rules import WindowRules
+from mediamill.pipeline.decoding.decoder_pool import DecodeRules
+from mediamill.pipeline.decoding.probe import Measured, told
+from mediamill.pipeline.decoding.reply import Answer
+from mediamill.pipeline.fetching.fetcher import FetchRules
+from mediamill.pipeline.records import RowFailure, failure_columns, read_schema
+from mediamill.pipeline.stages.fetch import Fetch
+from mediamill.schemas.errors import ErrorCode, RowError
+from mediamill.schemas.manifest import MEDIA_TYPE, check_manifest_schema
+from tests.films import film
+from tests.media import audio_only, cut, jpeg
+from tests.pipeline.annotate.test_partial_fetch import MIB, padded
+from tests.servers.faulty_http import faulty_http
+
+
+def table_of(rows, schema=None):
+    source = pa.Table.from_pylist(rows, schema)
+    manifest = check_manifest_schema(source.schema, "m")
+    table = manifest.normalise(source)
+    for field in read_schema(manifest):
+        if field.name not in table.column_names:
+            nulls = pa.nulls(table.num_rows, field.type)
+            table = table.append_column(field, nulls)
+    return manifest, table
+
+
+def split(folder, rows, windows, schema=None, **fetching):
+    """The rows after the split, as dictionaries."""
+    manifest, table = table_of(rows, schema)
+    settings = {"memory_bytes": 1000, "in_place": True, "pause_s": 0.01, "private_addresses": True}
+    fetch = FetchRules(10**8, 30.0, str(folder), **{**settings, **fetching})
+    rules = SplitRules(windows, fetch, MediaLimits(), DecodeRules(60.0, 10**9, 1))
+    counts = []
+    stage = Split(manifest, rules, Fetch(manifest, fetch), counts.append)
+    try:
+        assert stage(table.slice(0, 0)).schema == split_in_flight_schema(manifest)
+        found = stage(table)
+    finally:
+        stage.close()
+    assert found.schema == split_in_flight_schema(manifest)
+    assert counts == [0, len(rows)]
+    return [
+        {**row, "windows": [(w["start_s"], w["end_s"]) for w in row["windows"] or []]}
+        for row in found.to_pylist()
+    ]
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("media")
+    long, events = film(0, [3, 2, 3], side=64)
+    (folder / "long.mp4").write_bytes(long)
+    (folder / "long.mkv").write_bytes(film(0, [3, 2, 3], side=64, form="matroska")[0])
+    (folder / "fragments.mp4").write_bytes(
+        film(0, [3, 2, 3], side=64, movflags="frag_keyframe+empty_moov")[0]
+    )
+    (folder / "cut.mp4").write_bytes(cut(long))
+    (folder / "sound.mp4").write_bytes(audio_only())
+    (folder / "picture.jpg").write_bytes(jpeg())
+    (folder / "empty.mp4").write_bytes(b"")
+    (folder / "text.mp4").write_bytes(b"no video at all" * 100)
+    (folder / "noise.mp4").write_bytes(long[:48] + np.random.default_rng(1).bytes(5000))
+    return folder, events
+
+
+def test_fixed_windows_of_sound_and_broken_files(media):
+    folder, _ = media
+    names = [path.name for path in sorted(folder.iterdir())] + ["missing.mp4", "../out.mp4"]
+    rows = [{"id": name, "uri": name} for name in names]
+    found = {row["id"]: row for row in split(folder, rows, WindowRules("fixed", 3.0))}
+    for name in ("long.mp4", "long.mkv", "fragments.mp4"):
+        assert found[name]["status"] is None
+        assert found[name]["duration_s"] == pytest.approx(8.0, abs=1 / 12)
+        assert [start for start, _ in found[name]["windows"]] == [0, 3, 6]
+        assert found[name]["windows"][-1][1] == found[name]["duration_s"]
+    codes = {name: found[name]["error_code"] for name in names if found[name]["status"]}
+    assert codes == {
+        "cut.mp4": "decode_corrupt",
+        "sound.mp4": "decode_unsupported",
+        "picture.jpg": "decode_unsupported",
+        "empty.mp4": "media_empty",
+        "text.mp4": "decode_unsupported",
+        "noise.mp4": "decode_corrupt",
+        "missing.mp4": "fetch_not_found",
+        "../out.mp4": "fetch_denied",
+    }
+    assert all(found[name]["windows"] == [] for name in codes)
+
+
+def test_scene_windows_begin_where_the_scenes_do(media):
+    folder, events = media
+    rows = [{"id": 1, "uri": "long.mp4"}, {"id": 2, "uri": "picture.jpg"}]
+    found = split(folder, rows, WindowRules("scenes", min_s=0.5))
+    starts = [start for start, _ in found[0]["windows"]]
+    assert starts == pytest.approx([event.start_s for event in events], abs=1 / 12)
+    assert found[1]["error_code"] == "decode_unsupported"
+
+
+def test_given_windows_need_no_file():
+    lists = pa.list_(pa.float64())
+    schema = pa.schema([("id", pa.int64()), ("uri", pa.string()), ("start_s", lists)])
+    schema = schema.append(pa.field("end_s", lists))
+    rows = [
+        {"id": 1, "uri": "nowhere.mp4", "start_s": [0.0, 5.0], "end_s": [2.5, 9.0]},
+        {"id": 2, "uri": "nowhere.mp4", "start_s": [0.0], "end_s": [0.0]},
+        {"id": 3, "uri": "nowhere.mp4", "start_s": None, "end_s": None},
+    ]
+    found = split("/", rows, WindowRules("given"), schema)
+    assert found[0]["windows"] == [(0, 2.5), (5, 9)]
+    assert [row["error_code"] for row in found] == [None, "prompt_invalid", "prompt_invalid"]
+    assert found[0]["duration_s"] is None
+
+
+def test_only_the_part_that_a_row_names_is_split(media):
+    folder, _ = media
+    rows = [
+        {"id": number, "media": [{"type": None, "uri": "long.mp4", "start_s": start, "end_s": end}]}
+        for number, (start, end) in enumerate([(1.5, 6.0), (None, 5.0), (7.0, None), (9.0, 10.0)])
+    ]
+    schema = pa.schema([("id", pa.int64()), ("media", MEDIA_TYPE)])
+    found = split(folder, rows, WindowRules("fixed", 2.0), schema)
+    assert found[0]["windows"] == [(1.5, 3.5), (3.5, 6.0)]
+    assert found[1]["windows"] == [(0, 2), (2, 4), (4, 5)]
+    assert found[2]["windows"] == [(7.0, 8.0)]
+    assert found[3]["error_code"] == "media_empty"
+
+
+def test_of_several_media_one_is_the_video():
+    def row(*kinds):
+        return [{"type": kind} for kind in kinds]
+
+    assert the_video(row(None)) == 0
+    assert the_video(row("image", "video", "image")) == 1
+    for kinds in ((), ("image", "image"), ("video", "video"), (None, "video"), (None, None)):
+        with pytest.raises(RowError, match="expected one video") as caught:
+            the_video(row(*kinds))
+        assert caught.value.code == ErrorCode.PROMPT_INVALID
+
+
+def test_of_large_remote_files_only_header_and_index_are_fetched(media, tmp_path):
+    folder, _ = media
+    plain = (folder / "long.mp4").read_bytes()
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "long.mp4").write_bytes(padded(plain, 6 * MIB))
+    free = (6 * MIB).to_bytes(4, "big") + b"free" + bytes(6 * MIB - 8)
+    fragments = (folder / "fragments.mp4").read_bytes() + free
+    (tmp_path / "site" / "fragments.mp4").write_bytes(fragments)
+    with faulty_http(tmp_path / "site") as site:
+        rows = [{"id": n, "uri": f"{site.url}/{n}.mp4"} for n in ("long", "fragments", "none")]
+        found = split(tmp_path, rows, WindowRules("fixed", 3.0))
+        sizes = site.seen
+        ranges = [one for one in site.ranges if one[0] == "/long.mp4"]
+    assert [row["error_code"] for row in found] == [None, None, "fetch_not_found"]
+    assert found[0]["windows"] == [(0, 3), (3, 6), (6, 8)]
+    assert [start for start, _ in found[1]["windows"]] == [0, 3, 6]
+    assert len(ranges) == 2
+    assert sizes["/long.mp4"] == 2
+
+
+def test_what_the_process_says_is_held_against_its_bounds():
+    def said(measured):
+        return Measured.model_validate(measured).model_dump_json()
+
+    sound = said({"duration_s": 8.0, "cuts": [1.0, 2.0]})
+    header = f'{{"measured": {sound}, "failure": null, "data_bytes": 5}}'.encode()
+    measured, failure, size = told(header)
+    assert measured is not None
+    assert (measured.cuts, failure, size) == ([1.0, 2.0], None, 5)
+    for wrong in (
+        '{"measured": null, "failure": null, "data_bytes": 0}',
+        '{"measured": {"duration_s": -1.0}, "failure": null, "data_bytes": 0}',
+        '{"measured": {"duration_s": NaN}, "failure": null, "data_bytes": 0}',
+        '{"measured": {"duration_s": 1e12}, "failure": null, "data_bytes": 0}',
+        '{"measured": {"duration_s": 5.0, "cuts": [2.0, 1.0]}, "failure": null, "data_bytes": 0}',
+        '{"measured": {"duration_s": 5.0, "cuts": [0.0]}, "failure": null, "data_bytes": 0}',
+        '{"measured": {"duration_s": 5.0, "cuts": [6.0]}, "failure": null, "data_bytes": 0}',
+        '{"measured": {"duration_s": 5.0, "more": 1}, "failure": null, "data_bytes": 0}',
+        '{"measured": null, "failure": {"code": "fetch_denied", "message": ""}, "data_bytes": 0}',
+        header.decode().replace("5}", "-5}"),
+    ):
+        with pytest.raises(ValueError):  # noqa: PT011 - of whatever kind
+            told(wrong.encode())
+
+
+def test_rows_bring_what_is_wrong_with_their_videos():
+    texts = {name: pa.string() for name in ("uri", "split_error_code", "split_error_message")}
+    schema = pa.schema([("id", pa.int64()), *texts.items()])
+    rows = [
+        {"id": 1, "split_error_code": "decode_corrupt", "split_error_message": "broken"},
+        {"id": 2},
+        {"id": 3, "split_error_code": "decode_corrupt", "split_error_message": "broken"},
+    ]
+    _, table = table_of(rows, schema)
+    poison = failure_columns([None, None, RowFailure("poison", "it kills")])
+    for name, values in poison.items():
+        at = table.schema.get_field_index(name)
+        table = table.set_column(at, table.schema.field(name), pa.array(values, pa.string()))
+    found = with_failures(table)
+    assert found.schema == table.schema
+    assert found["error_code"].to_pylist() == ["decode_corrupt", None, "poison"]
+    assert found["status"].to_pylist() == ["error", None, "error"]
+    assert found["error_message"].to_pylist() == ["broken", None, "it kills"]
+    assert Answer().measured is None

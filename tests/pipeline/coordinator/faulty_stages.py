@@ -1,0 +1,120 @@
+"""Stages that answer with the row's id and do what the row's `prompt` says, to be run by real
+actors: the death of a process is a real death.
+
+The prompts: "die in prepare" and "die in generate" end the process; "break" is what a device says
+that cannot go on, "break once" the same in the first process only; "swap" is a wrong answer;
+"raise" is an error that nobody expects; "fail" makes an error row; "slow" takes a second, until
+there is a trace of the name "hurry".
+"""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from mediamill.pipeline.faults import BrokenEngineError, IdentityError
+from mediamill.pipeline.records import (
+    RowFailure,
+    failure_columns,
+    failures,
+    parsed_schema,
+    prepared_schema,
+)
+from mediamill.schemas import columns as c
+from mediamill.schemas.job import JobConfig
+from mediamill.schemas.manifest import ManifestSchema
+
+
+class _Stage:
+    def __init__(
+        self,
+        job: JobConfig,
+        schema: ManifestSchema,
+        count: Callable[[int], None],
+        **_options: Any,
+    ) -> None:
+        self._schema, self._count = schema, count
+        self._traces = Path(job.output).parent / f"{Path(job.output).name}-traces"
+        self._traces.mkdir(parents=True, exist_ok=True)
+
+    def _first_time(self, what: str) -> bool:
+        """Whether no process has been here before."""
+        try:
+            (self._traces / what.replace(" ", "-")).touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
+
+    def _note(self, what: str, table: pa.Table) -> None:
+        """Leaves word of the company in which a row was when something happened to it."""
+        with (self._traces / "companies").open("a") as file:
+            file.write(f"{what}: {' '.join(map(str, table[c.ID].to_pylist()))}\n")
+
+    def _wish(self, table: pa.Table) -> list[str | None]:
+        """What the healthy rows ask for."""
+        prompts = table[c.PROMPT].to_pylist()
+        return [
+            None if failure else prompt
+            for prompt, failure in zip(prompts, failures(table), strict=True)
+        ]
+
+    def _table(self, table: pa.Table, made: dict[str, list[Any]], schema: pa.Schema) -> pa.Table:
+        columns = []
+        for field in schema:
+            if field.name in made:
+                columns.append(pa.array(made[field.name], field.type))
+            elif field.name in table.column_names:
+                columns.append(table[field.name].cast(field.type))
+            else:
+                columns.append(pa.nulls(table.num_rows, field.type))
+        return pa.Table.from_arrays(columns, schema=schema)
+
+
+class FaultyPrepare(_Stage):
+    """Takes rows as they were read, and gives them as if they were prepared."""
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        if "die in prepare" in self._wish(table):
+            self._note("died in prepare", table)
+            os._exit(7)
+        self._count(table.num_rows)
+        return self._table(table, {}, prepared_schema(self._schema))
+
+
+class FaultyGenerate(_Stage):
+    """Takes prepared rows, and gives them as if they were parsed."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        if (self._traces / "unloadable").exists():
+            raise RuntimeError("no such device")
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        wishes = self._wish(table)
+        if "die in generate" in wishes:
+            self._note("died in generate", table)
+            os._exit(7)
+        if "break" in wishes or ("break once" in wishes and self._first_time("break once")):
+            raise BrokenEngineError("the GPU cannot be used any more: CUDA error: injected")
+        if "swap" in wishes:
+            raise IdentityError("an answer came back to the wrong row: injected")
+        if "raise" in wishes:
+            raise ValueError("unexpected: injected")
+        if "slow" in wishes and not (self._traces / "hurry").exists():
+            time.sleep(1)
+        found = failures(table)
+        for number, wish in enumerate(wishes):
+            if wish == "fail":
+                found[number] = RowFailure("engine_failed", "injected")
+        self._count(table.num_rows)
+        texts = [
+            None if failure else str(name)
+            for name, failure in zip(table[c.ID].to_pylist(), found, strict=True)
+        ]
+        if table.num_rows:
+            self._note("answered", table)
+        made = {**failure_columns(found), c.TEXT: texts, c.ATTEMPT: [1] * table.num_rows}
+        return self._table(table, made, parsed_schema(self._schema))

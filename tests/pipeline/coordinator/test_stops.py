@@ -1,0 +1,165 @@
+"""Runs in which processes die, engines break and somebody wants to stop, on a real Ray cluster.
+
+The stages are simulated (faulty_stages.py), the deaths are not.
+"""
+
+import json
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from mediamill.pipeline.ledger import ledger
+from mediamill.pipeline.run import Drained, RunError, Stages, Stop, run
+from mediamill.pipeline.storage import storage
+from tests.pipeline.coordinator.faulty_stages import FaultyGenerate, FaultyPrepare
+from tests.pipeline.world import assert_each_once, make_job, read_output, write_manifest
+
+STAGES = Stages(FaultyPrepare, FaultyGenerate)
+pytestmark = pytest.mark.timeout(400)  # a busy machine takes its time to start processes
+
+
+@pytest.fixture
+def make(tmp_path):
+    """A job whose rows have these prompts, by number, and the ids of its rows."""
+
+    def job(prompts, count=120, **changes):
+        rows = [
+            {"id": f"row-{number:05}", "uri": "x", "prompt": prompts.get(number, "be good")}
+            for number in range(count)
+        ]
+        manifest = write_manifest(tmp_path / "m.parquet", rows)
+        changes = {"resources__batch_rows": 32, **changes}
+        return make_job(manifest, tmp_path / "out", **changes), [row["id"] for row in rows]
+
+    return job
+
+
+def companies(job, what):
+    """In which company rows were when it happened, one list of ids for each time."""
+    lines = Path(f"{job.output}-traces/companies").read_text().splitlines()
+    found = [line.partition(": ") for line in lines]
+    return [ids.split() for name, _, ids in found if name == what]
+
+
+def assert_nothing_hidden(job):
+    """What the ledger has finished is what a reader sees, and nothing is left behind."""
+    seen = read_output(job.output)
+    output = storage.resolve(job.output)
+    assert len(seen) == ledger.load(output).counts.rows
+    assert not storage.files_below(output / ledger.HIDDEN / "staged")
+    return seen
+
+
+def test_rows_that_kill_are_found_and_their_neighbours_go_on(make, ray_cluster):
+    job, ids = make({7: "die in prepare", 50: "die in generate", 90: "break once"})
+    summary = run(job, stages=STAGES)
+    rows = read_output(job.output)
+    assert_each_once(rows, ids)
+    assert (summary.ok, dict(summary.errors)) == (118, {"poison": 2})
+    assert summary.engines_replaced == 1
+    for row in rows:
+        if row["id"] in ("row-00007", "row-00050"):
+            assert (row["text"], row["error_code"]) == (None, "poison")
+            assert "while it was alone" in row["error_message"]
+        else:
+            assert (row["text"], row["status"]) == (row["id"], "ok")
+    for stage, name in (("prepare", "row-00007"), ("generate", "row-00050")):
+        found = companies(job, f"died in {stage}")
+        assert all(name in company for company in found)
+        assert len(found) <= 4
+        assert found[-2:] == [[name], [name]]
+        assert len(found[0]) > 1
+
+
+@pytest.mark.parametrize(
+    ("prompts", "changes", "words"),
+    [
+        (
+            {5: "break"},
+            {"resources__max_engine_failures": 1},
+            r"engines broke 2 times in this run, expected at most 1 \(resources.max_engine_fail.*"
+            r"CUDA error: injected",
+        ),
+        (
+            dict.fromkeys(range(0, 120, 4), "fail"),
+            {"limits__max_error_rate": 0.2, "limits__error_rate_rows": 40},
+            r"too many rows are errors: found \d+ of \d+ in this run \(engine_failed \d+\), "
+            r"expected at most 20 %.*limits.max_error_rate",
+        ),
+        ({5: "swap"}, {}, "an answer came back to the wrong row: injected"),
+        pytest.param({5: "raise"}, {}, "ValueError: unexpected: injected", marks=pytest.mark.slow),
+    ],
+    ids=["engines", "error rate", "identity", "mistake"],
+)
+def test_what_stops_a_run_is_said_and_what_is_finished_stays(
+    make, ray_cluster, prompts, changes, words
+):
+    job, ids = make(prompts, **changes)
+    with pytest.raises(RunError, match=words):
+        run(job, stages=STAGES)
+    seen = assert_nothing_hidden(job)
+    assert_each_once(seen, [row["id"] for row in seen])
+    assert {row["id"] for row in seen} <= set(ids)
+    (note,) = Path(job.output, ledger.HIDDEN, "runs").iterdir()
+    assert json.loads(note.read_text())["stopped"]
+
+
+def test_an_engine_that_cannot_be_loaded_ends_the_run(make, ray_cluster):
+    job, _ = make({})
+    traces = Path(f"{job.output}-traces")
+    traces.mkdir()
+    (traces / "unloadable").touch()
+    with pytest.raises(RunError, match=r"could not be loaded 2 times in a row: .*no such device"):
+        run(job, stages=STAGES)
+
+
+def test_a_run_that_is_told_to_stop_finishes_what_has_begun(make, ray_cluster):
+    slow = dict.fromkeys(range(0, 1000, 8), "slow")
+    job, ids = make(slow, 1000, resources__batch_rows=32, rows_per_file=64)
+    stop, ended = Stop(), []
+
+    def work():
+        try:
+            ended.append(run(job, stages=STAGES, stop=stop))
+        except RunError as error:
+            ended.append(error)
+
+    driver = threading.Thread(target=work)
+    driver.start()
+    begun = Path(f"{job.output}-traces", "companies")
+    while driver.is_alive() and not (begun.exists() and companies(job, "answered")):
+        time.sleep(0.1)
+    asked = time.monotonic()
+    stop.ask()
+    driver.join()
+    assert time.monotonic() - asked < job.resources.grace_s
+    assert isinstance(ended[0], Drained)
+    assert "what had begun is finished" in str(ended[0])
+    seen = assert_nothing_hidden(job)
+    assert 0 < len(seen) < 1000
+    begun = {name for company in companies(job, "answered") for name in company}
+    assert {row["id"] for row in seen} == begun
+    Path(f"{job.output}-traces", "hurry").touch()
+    summary = run(job, stages=STAGES)
+    assert summary.skipped == len(seen)
+    assert_each_once(read_output(job.output), ids)
+
+
+def test_a_run_whose_grace_is_over_stops_at_once(make, ray_cluster):
+    job, _ = make(dict.fromkeys(range(2000), "slow"), 2000, resources__grace_s=0.0)
+    stop = Stop()
+    threading.Timer(8, stop.ask).start()
+    with pytest.raises(Drained, match=r"resources.grace_s = 0 s did not suffice"):
+        run(job, stages=STAGES, stop=stop)
+    assert_nothing_hidden(job)
+
+
+def test_a_run_that_is_told_to_stop_before_it_begins_needs_no_cluster(make):
+    job, _ = make({})
+    stop = Stop()
+    stop.ask(15)
+    with pytest.raises(Drained) as error:
+        run(job, stages=STAGES, stop=stop, address="nowhere:1")
+    assert error.value.signal == 15

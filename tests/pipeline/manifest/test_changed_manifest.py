@@ -1,0 +1,258 @@
+"""A manifest that changed under its output: what was only added to goes on, all else is refused."""
+
+import os
+
+import pyarrow as pa
+import pytest
+
+from mediamill.pipeline.ledger import ledger
+from mediamill.pipeline.manifest import manifest as manifests
+from mediamill.pipeline.manifest import unique_ids
+from mediamill.pipeline.plan import check
+from mediamill.schemas.errors import JobError
+from tests.pipeline.world import make_job, write_manifest
+
+
+def rows(*ids):
+    texts = pa.array(ids, pa.string())
+    return pa.table({"id": texts, "uri": texts, "kind": pa.array(["k"] * len(ids), pa.string())})
+
+
+def write(path, *ids, **options):
+    write_manifest(path, rows(*ids), **options)
+
+
+def begin(job):
+    """What a run does before it starts."""
+    plan = check(job)
+    plan.new_ids.keep()
+    state = ledger.load(plan.output)
+    run = f"run {state.sequence}"
+    ledger.begin(plan.output, state, run, dict(plan.bound), plan.files, job.rows_per_file)
+    return ledger.load(plan.output)
+
+
+@pytest.fixture
+def begun(tmp_path):
+    """A manifest, and the job of an output that was begun with it."""
+    folder = tmp_path / "m"
+    write(folder / "a.parquet", "a0", "a1", "a2", "a3", row_group_size=2)
+    write(folder / "b.parquet", "b0", "b1")
+    write(folder / "empty.parquet")
+    job = make_job(folder, tmp_path / "out", partition_by=["kind"])
+    begin(job)
+    return folder, job
+
+
+def added(folder):
+    write(folder / "0.parquet", "z0")
+
+
+def grown(folder):
+    write(folder / "a.parquet", "a0", "a1", "a2", "a3", "a4", row_group_size=2)
+
+
+def empty_grown(folder):
+    write(folder / "empty.parquet", "e0")
+
+
+def all_grown(folder):
+    grown(folder)
+    empty_grown(folder)
+    added(folder)
+    write(folder / "b.parquet", "b0", "b1", "b2", "b3")
+
+
+def other_compression(folder):
+    write(folder / "a.parquet", "a0", "a1", "a2", "a3", compression="zstd", row_group_size=1)
+
+
+def touched(folder):
+    os.utime(folder / "a.parquet")
+
+
+def empty_removed(folder):
+    (folder / "empty.parquet").unlink()
+
+
+def reordered(folder):
+    write(folder / "a.parquet", "a0", "a2", "a1", "a3", row_group_size=2)
+
+
+def reordered_and_grown(folder):
+    write(folder / "a.parquet", "a1", "a0", "a2", "a3", "a4")
+
+
+def row_removed_inside(folder):
+    write(folder / "a.parquet", "a0", "a2", "a3")
+
+
+def row_removed_at_the_end(folder):
+    write(folder / "a.parquet", "a0", "a1", "a2")
+
+
+def row_removed_and_added(folder):
+    write(folder / "a.parquet", "a1", "a2", "a3", "a4")
+
+
+def all_rows_removed(folder):
+    write(folder / "a.parquet")
+
+
+def inserted_before(folder):
+    write(folder / "a.parquet", "new", "a0", "a1", "a2", "a3")
+
+
+def id_changed(folder):
+    write(folder / "a.parquet", "a0", "a1", "xx", "a3", row_group_size=2)
+
+
+def removed(folder):
+    (folder / "b.parquet").unlink()
+
+
+def renamed(folder):
+    (folder / "b.parquet").rename(folder / "c.parquet")
+
+
+def moved_to_another_file(folder):
+    write(folder / "a.parquet", "a0", "a1", "a2", "a3", "b0", "b1")
+    (folder / "b.parquet").unlink()
+
+
+def swapped(folder):
+    write(folder / "a.parquet", "b0", "b1")
+    write(folder / "b.parquet", "a0", "a1", "a2", "a3")
+
+
+def same_size_and_time(folder):
+    path = folder / "a.parquet"
+    was = path.stat()
+    write(path, "a0", "a3", "a2", "a1", row_group_size=2)
+    assert path.stat().st_size == was.st_size
+    os.utime(path, ns=(was.st_atime_ns, was.st_mtime_ns))
+    assert path.stat().st_mtime_ns == was.st_mtime_ns
+
+
+def id_of_an_old_file(folder):
+    write(folder / "c.parquet", "c0", "b1")
+
+
+def id_of_its_own_old_rows(folder):
+    write(folder / "a.parquet", "a0", "a1", "a2", "a3", "a1")
+
+
+def other_columns(folder):
+    write_manifest(folder / "a.parquet", rows("a0", "a1", "a2", "a3").drop_columns("kind"))
+
+
+def long_value(folder):
+    table = rows("c0").set_column(2, "kind", pa.array(["x" * 300]))
+    write_manifest(folder / "c.parquet", table)
+
+
+@pytest.mark.parametrize(
+    ("change", "total"),
+    [
+        (added, 7),
+        (grown, 7),
+        (empty_grown, 7),
+        (all_grown, 11),
+        (other_compression, 6),
+        (touched, 6),
+        (empty_removed, 6),
+    ],
+)
+def test_what_was_only_added_to_goes_on(begun, change, total):
+    folder, job = begun
+    change(folder)
+    assert check(job).manifest.rows == total
+    state = begin(job)
+    assert [file.name for file in state.files[:3]] == ["a.parquet", "b.parquet", "empty.parquet"]
+    assert sum(file.rows for file in state.files) == total
+    if total < 11:
+        all_grown(folder)  # and it can grow again
+        assert sum(file.rows for file in begin(job).files) == 11
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (reordered, "m: the first 4 ids of a.parquet are not those that the output was begun with"),
+        (reordered_and_grown, "m: the first 4 ids of a.parquet are not those"),
+        (row_removed_inside, "m: found 3 rows in a.parquet, and the output was begun with 4"),
+        (row_removed_at_the_end, "m: found 3 rows in a.parquet, and the output was begun with 4"),
+        (row_removed_and_added, "m: the first 4 ids of a.parquet are not those"),
+        (all_rows_removed, "m: found 0 rows in a.parquet, and the output was begun with 4"),
+        (inserted_before, "m: the first 4 ids of a.parquet are not those"),
+        (id_changed, "m: the first 4 ids of a.parquet are not those"),
+        (removed, "m: the manifest has lost the file b.parquet"),
+        (renamed, "m: the manifest has lost the file b.parquet"),
+        (moved_to_another_file, "m: the manifest has lost the file b.parquet"),
+        (swapped, "m: the first 2 ids of b.parquet are|m: found 2 rows in a.parquet, and"),
+        (same_size_and_time, "m: the first 4 ids of a.parquet are not those"),
+        (id_of_an_old_file, "'b1' in b.parquet row 1, c.parquet row 1"),
+        (id_of_its_own_old_rows, "'a1' in a.parquet row 1, a.parquet row 4"),
+        (other_columns, "a.parquet: column 'kind' is missing|b.parquet: column 'kind' is string"),
+        (long_value, "c.parquet: partition_by names column 'kind', where found a value of 300"),
+    ],
+)
+def test_all_else_is_refused_in_a_sentence(begun, change, words):
+    folder, job = begun
+    change(folder)
+    for _ in range(2):
+        with pytest.raises(JobError, match=words) as error:
+            check(job)
+        assert "\n" not in str(error.value)
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """The manifest files that were read, footers and ids."""
+    found = []
+    footer, batches = manifests._footer, unique_ids._batches
+    monkeypatch.setattr(manifests, "_footer", lambda place: found.append(place) or footer(place))
+    monkeypatch.setattr(
+        unique_ids, "_batches", lambda file: found.append(file.place) or batches(file)
+    )
+    return lambda: {place.url.rpartition("/")[2] for place in found}
+
+
+def test_of_an_unchanged_manifest_one_footer_is_read(begun, opened):
+    _, job = begun
+    check(job)
+    assert opened() == {"a.parquet"}
+
+
+def test_of_a_changed_manifest_what_changed_is_read(begun, opened):
+    folder, job = begun
+    added(folder)
+    check(job)
+    assert opened() == {"0.parquet", "a.parquet"}
+
+
+def test_s3(s3, tmp_path, caplog):
+    """One listing instead of a question for each file; a new content has a new ETag."""
+    import fsspec
+
+    fs = fsspec.filesystem("s3", use_listings_cache=False)
+    folder = f"{s3}/changed/{tmp_path.name}"
+
+    def put(name, *ids):
+        write(tmp_path / name, *ids)
+        fs.put_file(str(tmp_path / name), f"{folder}/m/{name}")
+
+    for number in range(12):
+        put(f"{number:02}.parquet", f"{number:02}-a", f"{number:02}-b")
+    job = make_job(f"{folder}/m", f"{folder}/out")
+    begin(job)
+    caplog.set_level("INFO", logger="werkzeug")
+    caplog.clear()
+    check(job)
+    asked = [record.getMessage() for record in caplog.records]
+    touched = {name for name in (f"{n:02}.parquet" for n in range(12)) if name in "".join(asked)}
+    assert touched == {"00.parquet"}
+    assert sum("prefix=" in line and "/m/" in line for line in asked) <= 2
+    put("05.parquet", "05-b", "05-a")
+    with pytest.raises(JobError, match=r"m: the first 2 ids of 05.parquet are not those"):
+        check(job)

@@ -1,0 +1,32 @@
+"""Memory that was freed between what is still used: it is the machine's again."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[3]
+CHILD = """
+import ctypes, os
+from mediamill.pipeline.ray_cluster.trim_memory import give_back
+from tests.processes import memory
+
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+give_back()
+blocks = []
+for number in range(2000):
+    blocks.append(libc.malloc(50_000))
+    ctypes.memset(blocks[-1], 1, 50_000)
+for number, block in enumerate(blocks):
+    if number % 10:
+        libc.free(block)
+before = memory(os.getpid(), "RssAnon")
+give_back()
+print(before - memory(os.getpid(), "RssAnon"))
+"""
+
+
+def test_holes_in_the_heap_are_given_back():
+    command = [sys.executable, "-c", CHILD]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    assert int(done.stdout) > 60_000_000  # of 90 MB

@@ -1,0 +1,80 @@
+"""A stamp differs where a content may differ."""
+
+import os
+from datetime import UTC, datetime
+
+import pytest
+
+from mediamill.pipeline.storage import storage
+from mediamill.pipeline.storage.file_version import same_content, stamp_of
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"one")
+    return path
+
+
+def stamp(path):
+    return stamp_of(storage.resolve(str(path)))
+
+
+def test_a_file_that_rests_has_one_stamp(file):
+    assert stamp(file) == stamp(file) != ""
+
+
+def test_another_content_of_the_same_size_and_time_is_another_stamp(file):
+    before, was = stamp(file), file.stat()
+    file.write_bytes(b"two")
+    os.utime(file, ns=(was.st_atime_ns, was.st_mtime_ns))
+    assert (file.stat().st_size, file.stat().st_mtime_ns) == (was.st_size, was.st_mtime_ns)
+    assert stamp(file) != before
+
+
+def test_another_link_is_another_stamp_but_no_other_content(file):
+    before = stamp(file)
+    file.with_name("link").hardlink_to(file)
+    assert stamp(file) != before
+    assert same_content(before, stamp(file))
+    file.write_bytes(b"three")
+    assert not same_content(before, stamp(file))
+
+
+def test_what_a_link_points_to_counts(file):
+    link = file.with_name("link")
+    link.symlink_to(file)
+    before = stamp(link)
+    file.write_bytes(b"other")
+    assert stamp(link) != before
+
+
+class Store:
+    """A storage that is not local; it is never asked."""
+
+    path = "x"
+    is_local = False
+
+
+TIME = datetime(2024, 1, 1, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("info", "expected"),
+    [
+        ({"size": 3, "ETag": '"ab-2"', "LastModified": TIME}, "3 ab-2"),
+        ({"size": 3, "generation": "17", "updated": "2024"}, "3 17"),
+        ({"size": 3, "last_modified": TIME}, "3 @2024-01-01T00:00:00+00:00"),
+        ({"size": 3}, ""),
+        ({"size": None, "ETag": "ab"}, ""),
+    ],
+)
+def test_what_stores_say(info, expected):
+    assert stamp_of(Store(), info) == expected
+
+
+def test_times_of_stores_prove_no_other_content_and_names_do():
+    assert same_content("3 @2024-01-01T00:00:00+00:00", "3 @1704067200.0")
+    assert not same_content("3 ab", "3 cd")
+    assert not same_content("3 ab", "4 ab")
+    assert same_content("", "3 ab")
