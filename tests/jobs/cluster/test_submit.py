@@ -49,9 +49,9 @@ def python(home):
     [packages] = (home / "venv").glob("lib/*/site-packages")
     (packages / "others.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
     found = str(home / "venv" / "bin" / "python")
-    command = [found, "-c", "import ray, torch, jobs"]
+    command = [found, "-c", "import ray, torch, mediamill"]
     asked = subprocess.run(command, cwd=home, capture_output=True, text=True, check=False)
-    assert "No module named 'jobs'" in asked.stderr
+    assert "No module named 'mediamill'" in asked.stderr
     return found
 
 
