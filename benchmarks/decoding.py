@@ -14,8 +14,13 @@ import torch
 from mediamill.model.processor import Processor
 from mediamill.model.tiny import CAPTION_PROMPT, CHECKPOINT
 from mediamill.pipeline.decoding.arrow_column import binary_column
-from mediamill.pipeline.decoding.buffer_pool import Warm
-from mediamill.pipeline.decoding.decoder_pool import Decoder, DecodeRules, Medium, Question
+from mediamill.pipeline.decoding.buffer_pool import BufferPool
+from mediamill.pipeline.decoding.decoder_pool import (
+    DecodeRequest,
+    DecoderPool,
+    DecodeRules,
+    MediumRequest,
+)
 from tests.media import jpeg, numbered_frames, video
 
 ROUNDS = 25
@@ -35,7 +40,7 @@ def main() -> None:
     torch.set_num_threads(1)
     processor = Processor.load(CHECKPOINT, image_max_pixels=PIXELS)
     arguments = {"checkpoint": str(CHECKPOINT), "image_max_pixels": PIXELS}
-    decoder = Decoder(arguments, DecodeRules(slots=1))
+    decoder = DecoderPool(arguments, DecodeRules(slots=1))
     cases = {
         "JPEG 64 x 64": (jpeg(64, 64), 64),
         "JPEG 128 x 128": (jpeg(128, 128), 64),
@@ -46,7 +51,7 @@ def main() -> None:
         "clip of 48 frames, 240 x 320": (video(numbered_frames(48, 240, 320)), 4),
     }
     # Both ways use memory again: to get it anew would cost either of them as much.
-    warm = Warm()
+    warm = BufferPool()
 
     def alone(data: bytes, count: int) -> float:
         start = time.process_time()
@@ -61,7 +66,7 @@ def main() -> None:
     def apart(data: bytes, count: int) -> tuple[float, float] | None:
         """Of this process and of the other; None when that was replaced in between."""
         there, start = workers_cpu_s(decoder.nursery), time.process_time()
-        questions = [Question([Medium(memoryview(data))], [CHAT])] * count
+        questions = [DecodeRequest([MediumRequest(memoryview(data))], [CHAT])] * count
         binary_column([answer.patches for answer in decoder.prepare(questions)], warm)
         here, after = time.process_time() - start, workers_cpu_s(decoder.nursery)
         if there.keys() != after.keys():

@@ -28,7 +28,7 @@ from mediamill.pipeline.records import read_schema
 from mediamill.pipeline.stages.fetch import Fetch, FetchRules
 from mediamill.pipeline.stages.generate import Generate, GenerateRules
 from mediamill.pipeline.stages.prepare import Prepare, PrepareRules
-from mediamill.pipeline.tasks.answer_cache import Answers
+from mediamill.pipeline.tasks.answer_cache import AnswerCache
 from mediamill.schemas import columns as c
 from mediamill.schemas.job import JobConfig, load_job
 from mediamill.schemas.manifest import ManifestSchema, check_manifest_schema
@@ -69,7 +69,7 @@ class Way:
         self.fetch = Fetch(self.manifest, FetchRules.of(job, "/"))
         rules = PrepareRules.of(job, task)
         self.prepare = Prepare(self.manifest, rules, Path(model), lambda _: None)
-        self.answers = Answers()
+        self.answers = AnswerCache()
         self.generate = Generate(
             self.manifest,
             GenerateRules.of(job, 32, 1, on_gpu=False),

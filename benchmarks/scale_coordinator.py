@@ -22,7 +22,7 @@ import numpy as np
 
 from benchmarks.scale_driver import cpu_s, machine_ms, start_ray
 from mediamill.pipeline.coordinator.failure_policy import PREPARE, StopRules
-from mediamill.pipeline.coordinator.quarantine import Attempts, Who
+from mediamill.pipeline.coordinator.quarantine import Quarantine, Who
 from mediamill.pipeline.ledger import ledger
 from mediamill.pipeline.ledger.log import log_of
 from mediamill.pipeline.ledger.state import Counts, KnownFile, LedgerState, Part
@@ -52,13 +52,13 @@ def _calls(
     import ray
 
     from mediamill.pipeline.coordinator.coordinator import start_desk
-    from mediamill.pipeline.coordinator.guarded_stage import DeskCalls
+    from mediamill.pipeline.coordinator.guarded_stage import CoordinatorCalls
 
     @ray.remote(num_cpus=0)
     class Client:
         def __init__(self, desk: Any) -> None:
-            self._desk, self._who = desk, DeskCalls(desk).who(PREPARE)
-            DeskCalls(desk).enter(self._who)
+            self._desk, self._who = desk, CoordinatorCalls(desk).who(PREPARE)
+            CoordinatorCalls(desk).enter(self._who)
 
         def ask(self, what: str, rows: int, seconds: float) -> int:
             """Keeps some calls under way, as many clients would: a desk that is busy is asked."""
@@ -154,7 +154,7 @@ def in_work(rows: int, call_rows: int) -> dict[str, float]:
     """Memory of the desk for rows that are being worked on, and what `begin` and `done` do in it,
     beside Ray's part.
     """
-    attempts = Attempts(lambda _: True)
+    attempts = Quarantine(lambda _: True)
     before = processes.memory(os.getpid(), "RssAnon")
     who = [Who(PREPARE, f"{n:032}", "process", "node") for n in range(-(-rows // call_rows))]
     started = time.process_time()

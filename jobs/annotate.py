@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
 
-from mediamill.jobs.interactive import attended
+from mediamill.jobs.interactive import run_with_progress
 from mediamill.jobs.progress import quiet_logs
 from mediamill.schemas.job import JobConfig
 from mediamill.schemas.result import Summary, summary_dict, summary_text
@@ -48,7 +48,7 @@ def annotate(
 
     quiet_logs()
     annotation = annotate.check_annotation(job)
-    with attended(job.resources.grace_s, stderr or sys.stderr) as (reporter, stop):
+    with run_with_progress(job.resources.grace_s, stderr or sys.stderr) as (reporter, stop):
         made = annotate.annotate(annotation, reporter.phase, reporter, address, stop)
     finished = Finished(made)
     text = json.dumps(finished_dict(finished)) if as_json else finished_text(finished)

@@ -127,9 +127,9 @@ def _submit(argv: Sequence[str]) -> int:
     address = _dashboard(options)
     job = load_job(options.config, overrides)
     from mediamill.jobs.cluster.jobs_api import Cluster
-    from mediamill.jobs.cluster.submission import Submission, portable, warnings_of
+    from mediamill.jobs.cluster.submission import Submission, for_cluster, warnings_of
 
-    job = portable(job)
+    job = for_cluster(job)
     for warning in warnings_of(job, address):
         print(f"warning: {warning}", file=sys.stderr)
     cluster = Cluster(address)

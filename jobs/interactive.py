@@ -10,7 +10,7 @@ from mediamill.pipeline.coordinator.drain import Stop
 
 
 @contextmanager
-def attended(grace_s: float, stream: TextIO) -> Iterator[tuple[Reporter, Stop]]:
+def run_with_progress(grace_s: float, stream: TextIO) -> Iterator[tuple[Reporter, Stop]]:
     """What a run is given to tell how it goes, and to be told to stop; it may then take grace_s."""
     reporter = reporter_for(stream)
     try:

@@ -7,7 +7,7 @@ import json
 import sys
 from typing import TextIO
 
-from mediamill.jobs.interactive import attended
+from mediamill.jobs.interactive import run_with_progress
 from mediamill.jobs.progress import quiet_logs
 from mediamill.schemas.job import JobConfig
 from mediamill.schemas.result import Summary, summary_dict, summary_text
@@ -32,7 +32,7 @@ def run_per_row(
 
     quiet_logs()
     plan = check(job)
-    with attended(job.resources.grace_s, stderr or sys.stderr) as (reporter, stop):
+    with run_with_progress(job.resources.grace_s, stderr or sys.stderr) as (reporter, stop):
         summary = run(job, plan, on_progress=reporter, address=address, stop=stop)
     text = json.dumps(summary_dict(summary)) if as_json else summary_text(summary)
     print(text, file=stdout or sys.stdout, flush=True)

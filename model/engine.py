@@ -14,16 +14,16 @@ import torch
 
 from mediamill.model.checkpoint.folder import Folder
 from mediamill.model.checkpoint.generation_defaults import GenerationDefaults
-from mediamill.model.engine_core.block_hash import MediaNames, content_name, page_names
-from mediamill.model.engine_core.contiguous_cache import ShelfCache
-from mediamill.model.engine_core.default_batch import default_rows
-from mediamill.model.engine_core.engine_core import Core
+from mediamill.model.engine_core.block_hash import MediaNames, block_hashes, content_name
+from mediamill.model.engine_core.contiguous_cache import ContiguousCache
+from mediamill.model.engine_core.default_batch import default_batch_rows
+from mediamill.model.engine_core.engine_core import EngineCore
 from mediamill.model.engine_core.kv_budget import cache_tokens as measured_cache_tokens
-from mediamill.model.engine_core.model_runner import Cache, Steps
-from mediamill.model.engine_core.output_constraints import Wording
+from mediamill.model.engine_core.model_runner import Cache, ModelRunner
+from mediamill.model.engine_core.output_constraints import OutputConstraints
 from mediamill.model.engine_core.paged_cache import PagedCache
 from mediamill.model.engine_core.request_checks import placed_media, request_problem
-from mediamill.model.engine_core.scheduler import Limits
+from mediamill.model.engine_core.scheduler import SchedulerLimits
 from mediamill.model.engine_core.sequence import Row
 from mediamill.model.engine_core.stats import EngineStats
 from mediamill.model.families.inference import fastest_attention, prepare
@@ -31,7 +31,7 @@ from mediamill.model.families.qwen2_vl.config import MRopeRule, load_config
 from mediamill.model.families.qwen2_vl.model import Qwen2VL
 from mediamill.model.inputs import VisualKind
 from mediamill.model.layers.attention import AttentionName, check_attention
-from mediamill.model.layers.collectives import ALONE, Ranks
+from mediamill.model.layers.collectives import SINGLE_RANK, Collectives
 from mediamill.model.layers.dtypes import wanted_dtype
 from mediamill.model.layers.shards import WHOLE, Shard
 from mediamill.model.media.image_rules import ImageRules
@@ -102,18 +102,18 @@ class Engine:
         self.defaults = defaults
         self.batch_rows = batch_rows
         self.attention: AttentionName = attention
-        self._wording = Wording(load_tokenizer, model.config.text.vocab_size)
+        self._wording = OutputConstraints(load_tokenizer, model.config.text.vocab_size)
         on_cpu = model.device.type == "cpu"
         self._page_size = PAGE_SIZE if page_size is None and not on_cpu else page_size
         self._cache_tokens = cache_tokens
         most = prefill_tokens or (CPU_PREFILL_TOKENS if on_cpu else GPU_PREFILL_TOKENS)
-        self._limits = Limits(most, vision_patches)
+        self._limits = SchedulerLimits(most, vision_patches)
         self._shares = share_prefixes and not model.config.text.rope.follows_length
         self._graphs = graphs
         self._names = MediaNames()
         self._open: set[str] = set()
-        self.steps = Steps(model, rules, attention, vision_patches)
-        self._core = Core(self.steps, self._make_cache, self._limits, self._shares)
+        self.steps = ModelRunner(model, rules, attention, vision_patches)
+        self._core = EngineCore(self.steps, self._make_cache, self._limits, self._shares)
 
     @classmethod
     def load(
@@ -133,7 +133,7 @@ class Engine:
         graphs: bool = True,
         fp8: bool = False,
         shard: Shard = WHOLE,
-        ranks: Ranks = ALONE,
+        ranks: Collectives = SINGLE_RANK,
     ) -> Self:
         """Load a hub-format folder, from a path or any fsspec URL.
 
@@ -169,7 +169,7 @@ class Engine:
             model,
             rules,
             defaults,
-            default_rows(model.device.type == "cuda") if batch_rows is None else batch_rows,
+            default_batch_rows(model.device.type == "cuda") if batch_rows is None else batch_rows,
             name,
             lambda: Tokenizer.load(folder),
             page_size=page_size,
@@ -307,7 +307,7 @@ class Engine:
                 (pad, self._names.of(one.patches) if names is None else content_name(names[i]))
                 for i, (pad, one) in enumerate(zip(pads, request.visuals, strict=True))
             ]
-            row.names = page_names(row.prompt, media, cache.page_size)
+            row.names = block_hashes(row.prompt, media, cache.page_size)
         return row
 
     def _make_cache(self) -> Cache:
@@ -323,7 +323,7 @@ class Engine:
         )
         tokens = self.model.ranks.least(tokens, device)  # all ranks have to admit the same rows
         if self._page_size is None:
-            return ShelfCache(text, tokens, PAGE_SIZE, kind, device, self.attention)
+            return ContiguousCache(text, tokens, PAGE_SIZE, kind, device, self.attention)
         cache = PagedCache(text, tokens, self._page_size, kind, device)
         if self._graphs and device.type == "cuda":
             self.steps.replay_graphs(cache, self.batch_rows)

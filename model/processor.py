@@ -20,13 +20,13 @@ from mediamill.model.layers.batch import PreparedPrompt, Side, collate
 from mediamill.model.media import option_values
 from mediamill.model.media.budgets import Budget
 from mediamill.model.media.containers import recognise
-from mediamill.model.media.content import Content
+from mediamill.model.media.content import MediaFile
 from mediamill.model.media.frame_sampling import SAMPLING_KEYS, VideoRules
 from mediamill.model.media.image_rules import PIXEL_KEYS, ImageRules
 from mediamill.model.media.limits import MediaLimits
 from mediamill.model.media.pixels import Frames, Picture
 from mediamill.model.media.prepared import Receipt, prepare_frames, prepare_picture, prepare_video
-from mediamill.model.media.probe_cache import KnownFiles
+from mediamill.model.media.probe_cache import ProbeCache
 from mediamill.model.text.prompt import (
     IMAGE_PAD,
     VIDEO_PAD,
@@ -66,7 +66,7 @@ class Processor:
     image_pad_id: int
     video_pad_id: int
     pad_id: int
-    known: KnownFiles = field(default_factory=KnownFiles, compare=False, repr=False)
+    known: ProbeCache = field(default_factory=ProbeCache, compare=False, repr=False)
 
     @classmethod
     def load(
@@ -135,7 +135,7 @@ class Processor:
         start_s, end_s: a window of a video, in seconds; only its frames are looked at.
         Raises MediaError, PromptError context_too_long for too many visual tokens, and OSError.
         """
-        file = Content.of(data)
+        file = MediaFile.of(data)
         if kind is None:
             found = recognise(file)
             window = start_s is not None or end_s is not None

@@ -12,7 +12,7 @@ from mediamill.model.sampling import Sampling
 
 FinishReason = Literal["stop", "length", "done", "cancelled", "error"]
 Mode = Literal["generate", "score", "embed"]
-Pool = Literal["last", "mean", "visual_tokens", "vision_tower"]
+Pooling = Literal["last", "mean", "visual_tokens", "vision_tower"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Request:
     sampling: Sampling = field(default_factory=Sampling)
     mode: Mode = "generate"
     continuations: Sequence[Sequence[int]] = ()
-    pool: Pool = "last"
+    pool: Pooling = "last"
     normalize: bool = False
     media_names: tuple[str, ...] | None = None
 

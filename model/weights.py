@@ -18,7 +18,7 @@ from mediamill.model.checkpoint.stored_values import FLOATS, read_into, read_val
 from mediamill.model.errors import ModelError
 from mediamill.model.families.qwen2_vl.config import Qwen2VLConfig, load_config
 from mediamill.model.families.qwen2_vl.model import Qwen2VL
-from mediamill.model.layers.collectives import ALONE, Ranks
+from mediamill.model.layers.collectives import SINGLE_RANK, Collectives
 from mediamill.model.layers.shards import WHOLE, Shard
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -45,7 +45,7 @@ def load_model(
     device: torch.device | str = "cpu",
     config: Qwen2VLConfig | None = None,
     shard: Shard = WHOLE,
-    ranks: Ranks = ALONE,
+    ranks: Collectives = SINGLE_RANK,
 ) -> Qwen2VL:
     """Build the network of `folder` in `dtype` on `device`, with its weights, for inference.
 

@@ -72,7 +72,7 @@ class Outcome:
             visual_tokens=made.visual_tokens,
             output_tokens=made.output_tokens,
             seconds=time.monotonic() - self.started,
-            output=storage.shown(self.plan.output.url),
+            output=storage.redact(self.plan.output.url),
             run_id=self.run_id,
             fingerprint=self.plan.fingerprint,
         )

@@ -20,14 +20,14 @@ import pyarrow.parquet as pq
 from mediamill.model.errors import ModelError
 from mediamill.model.families.qwen2_vl.config import Qwen2VLConfig, parse_config
 from mediamill.model.layers.shards import Shard
-from mediamill.pipeline.checkpoint.content_hash import Content, check_checkpoint
+from mediamill.pipeline.checkpoint.content_hash import CheckpointHash, check_checkpoint
 from mediamill.pipeline.fetching.check_job import check_fetching
 from mediamill.pipeline.ledger import hive_paths, ledger
 from mediamill.pipeline.ledger.state import KnownFile, LedgerState
 from mediamill.pipeline.manifest import unique_ids
 from mediamill.pipeline.manifest.manifest import Manifest, ManifestFile, open_manifest
 from mediamill.pipeline.manifest.unique_ids import NewIds
-from mediamill.pipeline.ray_cluster.trim_memory import give_back
+from mediamill.pipeline.ray_cluster.trim_memory import trim_memory
 from mediamill.pipeline.records import MEDIA_BYTES, MEDIA_PATHS
 from mediamill.pipeline.replica.canary import check_canary
 from mediamill.pipeline.storage import storage
@@ -72,7 +72,7 @@ class Plan:
     manifest: Manifest
     output: Place
     model: Place
-    checkpoint: Content
+    checkpoint: CheckpointHash
     fingerprint: str
     bound: Mapping[str, Any]
     task: Task
@@ -106,7 +106,7 @@ def check(job: JobConfig, step: Step | None = None) -> Plan:
     check_texts(task, model)
     _check_columns(job, manifest, task)
     check_canary(job)
-    content = Content.of(model)
+    content = CheckpointHash.of(model)
     parts = _parts(job, content.whole) | embed_checkpoint.parts(task) | schema_parts(task)
     schema = result_schema(manifest.schema, task)
     if step is not None:
@@ -119,7 +119,7 @@ def check(job: JobConfig, step: Step | None = None) -> Plan:
     files, new_ids = unique_ids.check_ids(manifest, state.files, output / ledger.HIDDEN / "ids")
     _check_partition_values(manifest, job.partition_by)
     _check_writable(output)
-    give_back()
+    trim_memory()
     return Plan(
         manifest,
         output,
@@ -150,7 +150,7 @@ def _check_abilities(job: JobConfig) -> None:
 
 def _check_ranks(job: JobConfig, model: Place) -> Qwen2VLConfig:
     resources = job.resources
-    where = storage.shown((model / "config.json").url)
+    where = storage.redact((model / "config.json").url)
     config = parse_config(storage.read(model / "config.json"), where)
     try:
         Shard(0, resources.tensor_parallel, resources.vision_split).check(config)
@@ -160,7 +160,7 @@ def _check_ranks(job: JobConfig, model: Place) -> Qwen2VLConfig:
 
 
 def _check_columns(job: JobConfig, manifest: Manifest, task: Task) -> None:
-    where = storage.shown(manifest.url)
+    where = storage.redact(manifest.url)
     check_partition_by(manifest.schema, job.partition_by, where)
     for name in job.partition_by:
         if name[0] in "_.":
@@ -203,13 +203,13 @@ def _check_apart(job: JobConfig) -> None:
             other = re.split(r"[*?\[]", other, maxsplit=1)[0].rstrip("/")
         if f"{output}/".startswith(f"{other}/") or f"{other}/".startswith(f"{output}/"):
             raise JobError(
-                f"output: found {storage.shown(output)}, which is or lies in or around the {key} "
-                f"{storage.shown(other)}, expected a folder apart from it"
+                f"output: found {storage.redact(output)}, which is or lies in or around the {key} "
+                f"{storage.redact(other)}, expected a folder apart from it"
             )
 
 
 def _open_output(output: Place) -> LedgerState:
-    shown = storage.shown(output.url)
+    shown = storage.redact(output.url)
     try:
         if output.fs.isfile(output.path):
             raise JobError(f"{shown}: the output is a file, expected a folder or nothing yet")
@@ -282,7 +282,7 @@ def _layout(job: JobConfig, schema: pa.Schema) -> dict[str, Any]:
 
 def _check_bound(output: Place, header: Mapping[str, Any], bound: Mapping[str, Any]) -> None:
     """An output has one fingerprint and one layout for ever."""
-    shown = storage.shown(output.url)
+    shown = storage.redact(output.url)
     for kind in ("parts", "layout"):
         was, now = header[kind], bound[kind]
         for key in {**was, **now}:
@@ -323,7 +323,7 @@ def _check_values(file: ManifestFile, partition_by: tuple[str, ...]) -> None:
                     folder = hive_paths.folder([name], [value])
                     if len(folder.encode()) > _FOLDER_BYTES:
                         raise JobError(
-                            f"{storage.shown(file.place.url)}: partition_by names column "
+                            f"{storage.redact(file.place.url)}: partition_by names column "
                             f"'{name}', where found a value of {len(str(value))} characters, "
                             f"expected values that fit a folder name of {_FOLDER_BYTES} bytes"
                         )
@@ -335,7 +335,7 @@ def _check_writable(output: Place) -> None:
         storage.put(probe, b"")
         storage.remove(probe)
     except Exception as error:  # every storage has its own
-        reason = storage.without_secrets(str(error))
+        reason = storage.redact_text(str(error))
         raise JobError(
-            f"{storage.shown(output.url)}: the output cannot be written: {reason}"
+            f"{storage.redact(output.url)}: the output cannot be written: {reason}"
         ) from error

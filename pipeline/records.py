@@ -44,7 +44,7 @@ _TENSOR_FIELDS = (
     pa.field(c.PATCHES, pa.large_binary()),
     pa.field(c.GRID_THW, pa.list_(pa.int32())),  # three numbers for each medium
     pa.field(c.MEDIA_KINDS, pa.list_(pa.string())),
-    pa.field(c.TENSOR_SEAL, pa.int64()),  # of the tensors and the row, see seal.py
+    pa.field(c.TENSOR_CHECKSUM, pa.int64()),  # of the tensors and the row, see seal.py
 )
 _TOTAL_FIELDS = (
     pa.field(c.ATTEMPT, pa.int32()),
@@ -88,7 +88,7 @@ def parsed_schema(manifest: ManifestSchema, task: Task = CAPTION) -> pa.Schema:
     )
 
 
-def told_columns(task: Task) -> list[str]:
+def answer_columns(task: Task) -> list[str]:
     """Those that a row's answer fills, and a copy's too."""
     return [one.name for one in (*_TOTAL_FIELDS, *task.answer_fields)]
 

@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from mediamill.pipeline.checkpoint.content_hash import Content
+from mediamill.pipeline.checkpoint.content_hash import CheckpointHash
 from mediamill.pipeline.checkpoint.local_copy import local_folder
 from mediamill.pipeline.coordinator import lease
 from mediamill.pipeline.coordinator.coordinator import Counter, LedgerCalls
 from mediamill.pipeline.coordinator.drain import Stop
 from mediamill.pipeline.coordinator.execution import Execution
 from mediamill.pipeline.coordinator.failure_policy import GENERATE, PREPARE
-from mediamill.pipeline.coordinator.guarded_stage import DeskCalls
-from mediamill.pipeline.coordinator.metered import Metered
+from mediamill.pipeline.coordinator.guarded_stage import CoordinatorCalls
+from mediamill.pipeline.coordinator.metered import MeteredStage
 from mediamill.pipeline.decoding.memory_estimate import memory_bytes
 from mediamill.pipeline.faults import BrokenEngineError, Drained, RunError
 from mediamill.pipeline.fetching import spool
@@ -61,7 +61,7 @@ class PrepareStage:
         self,
         job: JobConfig,
         schema: ManifestSchema,
-        checkpoint: tuple[str, Content],
+        checkpoint: tuple[str, CheckpointHash],
         base: str,
         count: Callable[[int], None],
         task: Task = CAPTION,
@@ -86,7 +86,7 @@ class GenerateStage:
         self,
         job: JobConfig,
         schema: ManifestSchema,
-        checkpoint: tuple[str, Content],
+        checkpoint: tuple[str, CheckpointHash],
         base: str,
         count: Callable[[int], None],
         threads: int,
@@ -139,15 +139,15 @@ class Stages:
     generate: type = GenerateStage
 
 
-class _FetchAndPrepare(Metered):
+class _FetchAndPrepare(MeteredStage):
     """An actor of the CPU pool; Ray names its processes so."""
 
 
-class _GenerateAndParse(Metered):
+class _GenerateAndParse(MeteredStage):
     """An actor that holds an engine; Ray names its processes so."""
 
     def __init__(
-        self, stage: type, options: Mapping[str, Any], desk: DeskCalls, pool: str, calls: int
+        self, stage: type, options: Mapping[str, Any], desk: CoordinatorCalls, pool: str, calls: int
     ) -> None:
         # An engine may break while nobody waits for it.
         super().__init__(stage, {**options, "on_end": self.leave}, desk, pool, calls)
@@ -250,7 +250,7 @@ class _Pass:
                         **shared,
                         "count": Counter(self._desk, "prepared"),
                     },
-                    "desk": DeskCalls(self._desk),
+                    "desk": CoordinatorCalls(self._desk),
                     "pool": PREPARE,
                     "calls": 1,
                 },
@@ -280,7 +280,7 @@ class _Pass:
                         "count": Counter(self._desk, "generated"),
                         "registry": AnswerCalls(self._desk),
                     },
-                    "desk": DeskCalls(self._desk),
+                    "desk": CoordinatorCalls(self._desk),
                     "pool": GENERATE,
                     "calls": CALLS_TO_FILL,
                 },
@@ -306,7 +306,7 @@ class _Pass:
         from mediamill.pipeline.stages.write import OutputRules
 
         constants = {
-            c.MODEL: storage.shown(self._job.model),
+            c.MODEL: storage.redact(self._job.model),
             c.FINGERPRINT: self._plan.fingerprint,
             c.RUN_ID: self._run_id,
         }

@@ -21,7 +21,7 @@ CONTINUATIONS = "continuations"
 PATCHES = "patches"
 GRID_THW = "grid_thw"
 MEDIA_KINDS = "media_kinds"
-TENSOR_SEAL = "tensor_seal"
+TENSOR_CHECKSUM = "tensor_seal"
 OUTPUT_IDS = "output_ids"
 
 # Result: what Mediamill writes.
@@ -62,7 +62,7 @@ IN_FLIGHT_COLUMNS = (
     PATCHES,
     GRID_THW,
     MEDIA_KINDS,
-    TENSOR_SEAL,
+    TENSOR_CHECKSUM,
     OUTPUT_IDS,
 )
 RESULT_COLUMNS = (

@@ -37,7 +37,7 @@ class Cluster:
 
     def __init__(self, address: str) -> None:
         """Raises JobError when nothing answers there, or Ray's own part for it is not installed."""
-        self._shown = storage.shown(address)
+        self._shown = storage.redact(address)
         try:
             from ray.job_submission import JobSubmissionClient
         except ModuleNotFoundError as error:
@@ -68,7 +68,7 @@ class Cluster:
                         entrypoint=f"python -m mediamill run {_FILE}",  # RAY_ADDRESS says where
                         submission_id=submission.name,
                         runtime_env=environment,
-                        metadata={"job": job.job, "output": storage.shown(job.output)},
+                        metadata={"job": job.job, "output": storage.redact(job.output)},
                     )
                 )
 
@@ -207,7 +207,7 @@ class Cluster:
             return type(error).__name__
         if "Traceback" in lines[0]:  # on the cluster; its last line is the error
             lines = [line for line in lines if line.strip(".")][-1:]
-        return storage.without_secrets(lines[0])
+        return storage.redact_text(lines[0])
 
 
 def print_status(found: dict[str, Any], as_json: bool, out: TextIO | None = None) -> None:
@@ -236,7 +236,7 @@ def _said(message: str) -> str:
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     if not lines:
         return ""
-    return storage.without_secrets(lines[-1] if "exit code" in lines[0] else lines[0])
+    return storage.redact_text(lines[-1] if "exit code" in lines[0] else lines[0])
 
 
 def _seconds(milliseconds: int | None) -> str | None:

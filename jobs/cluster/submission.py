@@ -27,7 +27,7 @@ class Submission:
     code: bool = False
 
 
-def portable(job: JobConfig) -> JobConfig:
+def for_cluster(job: JobConfig) -> JobConfig:
     """The job for a driver elsewhere: the model that ships is named and not its folder here.
 
     Raises JobError for relative paths: the folder that a submitted job runs in is gone when it

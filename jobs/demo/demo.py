@@ -9,7 +9,7 @@ from pathlib import Path
 from mediamill.jobs.demo.drawn_media import BROKEN, BROKEN_FILES, CLIPS, PICTURES, draw
 from mediamill.jobs.per_row import run_per_row
 from mediamill.jobs.report import counts
-from mediamill.jobs.report.counts import Tally
+from mediamill.jobs.report.counts import Counts
 from mediamill.jobs.report.report import write_report
 from mediamill.model.tiny import CAPTION_PROMPT, CHECKPOINT
 from mediamill.schemas.job import JobConfig, load_job
@@ -74,13 +74,13 @@ def _is_current(page: Path, captions: Path) -> bool:
     return all(file.stat().st_mtime_ns <= written for file in captions.rglob("*.parquet"))
 
 
-def _failed_rows(counted: Tally) -> dict[str, int]:
+def _failed_rows(counted: Counts) -> dict[str, int]:
     """Error rows by kind, without the kinds that have none."""
     failed = {group.name: group.rows - group.ok for group in counted.groups}
     return {kind: rows for kind, rows in failed.items() if rows}
 
 
-def _table(counted: Tally) -> str:
+def _table(counted: Counts) -> str:
     """The exact matches of each kind, in aligned columns."""
     judged = [group for group in counted.groups if group.judged]
     lines = ["kind     rows   right   exact match"]

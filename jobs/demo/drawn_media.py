@@ -30,7 +30,7 @@ MANIFEST_FILES = 2
 
 
 @dataclass(frozen=True)
-class Row:
+class DrawnRow:
     """One row of the manifest. truth: the right caption; None for a broken file."""
 
     id: str
@@ -74,7 +74,7 @@ def _is_drawn(manifest: Path, media: Path, expected: int) -> bool:
     )
 
 
-def _scenes(media: Path, pictures: int, clips: int) -> Iterator[Row]:
+def _scenes(media: Path, pictures: int, clips: int) -> Iterator[DrawnRow]:
     """Pictures of all kinds and formats in turn, with the clips spread evenly among them."""
     total, drawn = pictures + clips, 0
     for number in range(total):
@@ -92,10 +92,10 @@ def _scenes(media: Path, pictures: int, clips: int) -> Iterator[Row]:
             scene, data = picture_file(rng, kind, extension)
             path = media / f"{name}-{kind}.{extension}"
         path.write_bytes(data)
-        yield Row(path.stem, str(path), scene.kind, scene.caption)
+        yield DrawnRow(path.stem, str(path), scene.kind, scene.caption)
 
 
-def _broken(media: Path, before: int) -> Iterator[Row]:
+def _broken(media: Path, before: int) -> Iterator[DrawnRow]:
     """BROKEN_FILES files as every large collection has them; the last one does not exist."""
     rng = np.random.default_rng((SEED, before))
     _, jpeg = picture_file(rng, "two", "jpg")
@@ -111,4 +111,4 @@ def _broken(media: Path, before: int) -> Iterator[Row]:
         path = media / f"{number:03}-{name}"
         if data is not None:
             path.write_bytes(data)
-        yield Row(path.stem, str(path), BROKEN, None)
+        yield DrawnRow(path.stem, str(path), BROKEN, None)

@@ -18,7 +18,7 @@ NO_GROUP = "all"
 
 
 @dataclass(frozen=True)
-class Group:
+class GroupCounts:
     """One value of the group column. judged: ok rows with a truth; right: those that say it."""
 
     name: str
@@ -34,10 +34,10 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Tally:
+class Counts:
     """What a result dataset holds. errors: rows by error code, most frequent first."""
 
-    groups: tuple[Group, ...]
+    groups: tuple[GroupCounts, ...]
     errors: dict[str, int]
     visual_tokens: int
     output_tokens: int
@@ -84,7 +84,7 @@ def group_column(result: ds.Dataset) -> str | None:
     return next(iter(ds.get_partition_keys(fragment.partition_expression)), None)
 
 
-def count(result: ds.Dataset) -> Tally:
+def count(result: ds.Dataset) -> Counts:
     """Count every row of the result once, in memory that does not grow with the rows."""
     group = group_column(result)
     wanted = [c.STATUS, c.TEXT, c.ERROR_CODE, c.VISUAL_TOKENS, c.OUTPUT_TOKENS]
@@ -104,9 +104,9 @@ def count(result: ds.Dataset) -> Tally:
             for column, seen in said_by.items():
                 seen[row[column] or ""] += 1
             runs.add(row[c.RUN_ID])
-    return Tally(
+    return Counts(
         groups=tuple(
-            Group(name, n["rows"], n["ok"], n["judged"], n["right"])
+            GroupCounts(name, n["rows"], n["ok"], n["judged"], n["right"])
             for name, n in sorted(counts.items())
         ),
         errors=dict(errors.most_common()),

@@ -16,14 +16,14 @@ import jinja2
 import pyarrow.dataset as ds
 
 from mediamill.jobs.report import counts as counting
-from mediamill.jobs.report.counts import Tally
+from mediamill.jobs.report.counts import Counts
 from mediamill.jobs.report.report_rows import Card, ErrorRow, make_card, make_error
 from mediamill.schemas import columns as c
 
 PAGE = Path(__file__).parent / "page"
 
 
-def write_report(output: str, page: Path, limit: int = 1000) -> Tally:
+def write_report(output: str, page: Path, limit: int = 1000) -> Counts:
     """Write the page of the result at `output` (any fsspec URL), and return what was counted.
 
     limit: how many ok rows and how many error rows are shown at most; of more, an even choice. The
@@ -60,7 +60,7 @@ def _rows(batch: Any) -> Iterator[dict[str, Any]]:
 
 
 def _render(
-    output: str, tally: Tally, group: str | None, cards: list[Card], errors: list[ErrorRow]
+    output: str, tally: Counts, group: str | None, cards: list[Card], errors: list[ErrorRow]
 ) -> str:
     style, script = _asset("report.css"), _asset("report.js")
     environment = jinja2.Environment(
@@ -90,7 +90,7 @@ def _render(
     )
 
 
-def _about(tally: Tally) -> list[tuple[str, str]]:
+def _about(tally: Counts) -> list[tuple[str, str]]:
     facts = [("Rows", f"{tally.rows:,}")]
     facts.append(("Model", _first(tally.models)))
     facts.append(("Fingerprint", _first(tuple(one[:16] for one in tally.fingerprints))))

@@ -28,7 +28,7 @@ class Folder:
     """
 
     def __init__(self, where: str, fs: AbstractFileSystem, root: str) -> None:
-        self._where = shown(where)
+        self._where = redact(where)
         self.fs = fs
         self.root = root
 
@@ -50,7 +50,7 @@ class Folder:
             # A listing that is kept would hide what is written after it.
             fs, root = fsspec.core.url_to_fs(text, use_listings_cache=False)
         except Exception as error:  # each driver has its own
-            raise ModelError(f"{shown(text)} cannot be opened: {plain(error)}") from error
+            raise ModelError(f"{redact(text)} cannot be opened: {plain(error)}") from error
         return cls(text, fs, root.rstrip("/"))
 
     @classmethod
@@ -163,7 +163,7 @@ def local_path(url: str) -> Path:
     return path if path.exists() else Path(unquote(text))
 
 
-def shown(url: str) -> str:
+def redact(url: str) -> str:
     """A path as it is; a URL without user, password, query and fragment, which may be secret."""
     if _SCHEME.match(url) is None or url.lower().startswith("file://"):
         return url
@@ -172,7 +172,7 @@ def shown(url: str) -> str:
 
 def plain(error: Exception) -> str:
     """A library's exception in words, without what may be secret."""
-    text = _URL.sub(lambda found: shown(found.group()), str(error)).strip()
+    text = _URL.sub(lambda found: redact(found.group()), str(error)).strip()
     return text.split("\n")[0] or type(error).__name__
 
 

@@ -2,7 +2,7 @@
 need to be shown to a user. It does not read them.
 """
 
-NEUTRAL = frozenset(
+IGNORED_KEYS = frozenset(
     {
         # what a file says of itself, ids for generation, what the reference's writers add
         "model_type",

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from mediamill.model.errors import ModelError
 
 
-class Settings:
+class JsonReader:
     """The keys of one JSON object.
 
     raw: the object. where: names its source in errors. prefix: what stands before a key in errors,

@@ -3,7 +3,7 @@
 It does not know how attention applies them.
 """
 
-from mediamill.model.checkpoint.json_reader import Settings
+from mediamill.model.checkpoint.json_reader import JsonReader
 from mediamill.model.errors import ModelError
 
 # The defaults of the reference's configuration class.
@@ -11,7 +11,7 @@ DEFAULT_WINDOW = 4096
 DEFAULT_MAX_WINDOW_LAYERS = 80
 
 
-def layer_windows(raw: Settings, layers: int) -> tuple[int | None, ...]:
+def layer_windows(raw: JsonReader, layers: int) -> tuple[int | None, ...]:
     """The window of each layer in tokens, None where it sees everything; empty if none has one.
 
     raw: the decoder's settings. Raises ModelError for a list of another length, an unknown kind of

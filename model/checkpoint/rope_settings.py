@@ -6,7 +6,7 @@ It refuses what the network does not compute: unknown types, unknown keys, parti
 from collections.abc import Mapping
 from typing import Any, get_args
 
-from mediamill.model.checkpoint.json_reader import Settings
+from mediamill.model.checkpoint.json_reader import JsonReader
 from mediamill.model.checkpoint.rope_scaling import RopeScaling, RopeType
 from mediamill.model.errors import ModelError
 
@@ -37,7 +37,7 @@ _REQUIRED: dict[RopeType, tuple[str, ...]] = {
 
 def rope_scaling(
     raw: Mapping[str, Any], where: str, context: int, head_dim: int, original: int | None = None
-) -> tuple[RopeScaling, Settings]:
+) -> tuple[RopeScaling, JsonReader]:
     """The scaling, and the rope object as settings, from which the caller reads its other keys.
 
     context: max_position_embeddings, the default of original_max_position_embeddings.
@@ -45,7 +45,7 @@ def rope_scaling(
         it.
     Raises ModelError, naming the key.
     """
-    rope = Settings(raw, where, "rope ")
+    rope = JsonReader(raw, where, "rope ")
     kind = _kind(rope)
     for key, value in raw.items():
         if key not in _COMMON | _KEYS[kind] and value is not None:
@@ -85,7 +85,7 @@ def rope_scaling(
     return scaling, rope
 
 
-def _kind(rope: Settings) -> RopeType:
+def _kind(rope: JsonReader) -> RopeType:
     for key in ("rope_type", "type"):
         kind = rope.get(key)
         if kind is not None:

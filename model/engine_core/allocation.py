@@ -14,7 +14,7 @@ _ALIGNMENT = 64  # bytes of a cache line
 
 
 @dataclass
-class Room:
+class Allocation:
     """The place of one row.
 
     tokens: for how many it is reserved. pages: its pages in a paged cache, in order; else those

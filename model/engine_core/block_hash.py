@@ -52,7 +52,7 @@ def content_name(name: str) -> bytes:
     return b"name " + name.encode(errors="surrogatepass")
 
 
-def page_names(
+def block_hashes(
     input_ids: Sequence[int], media: Sequence[tuple[int, bytes]], page_size: int
 ) -> list[bytes]:
     """One name for each full page of the prompt, each made of the one before it.

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 
-class PagePool:
+class BlockPool:
     """Pages 0 to total - 1."""
 
     def __init__(self, total: int) -> None:

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import torch
 
-from mediamill.model.engine_core.allocation import Room, layer_tensors
-from mediamill.model.engine_core.block_pool import PagePool
+from mediamill.model.engine_core.allocation import Allocation, layer_tensors
+from mediamill.model.engine_core.block_pool import BlockPool
 from mediamill.model.families.qwen2_vl.config import TextConfig
 from mediamill.model.layers.attention import AttentionName, attention
 from mediamill.model.layers.kernels import dense_decode
@@ -24,14 +24,14 @@ SMALLEST = 256
 PREFIX_TOKENS, PREFIX_PART = 16384, 8
 
 
-class Shelf:
+class SizeClass:
     """Rows of up to `size` tokens. keys, values: per layer [slots, Hkv, size, d]: heads before
     tokens, because products over one head's tokens are then three times as fast in bfloat16.
     """
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self.rooms: list[Room | None] = []
+        self.rooms: list[Allocation | None] = []
         self.keys: list[torch.Tensor] = []
         self.values: list[torch.Tensor] = []
 
@@ -44,7 +44,7 @@ class Shelf:
         return sum(room is not None for room in self.rooms)
 
 
-class ShelfCache:
+class ContiguousCache:
     """keys, values: per layer [pages, page_size, Hkv, d], the kept beginnings."""
 
     def __init__(
@@ -60,17 +60,17 @@ class ShelfCache:
         self._config, self._dtype, self.device, self.name = config, dtype, device, name
         self.page_size = page_size
         kept = min(tokens // PREFIX_PART, PREFIX_TOKENS) // page_size
-        self.pool = PagePool(kept)
+        self.pool = BlockPool(kept)
         self.keys, self.values = (
             layer_tensors(config, kept, page_size, dtype, device) for _ in range(2)
         )
         self.capacity = tokens - kept * page_size
-        self.shelves: list[Shelf] = []
+        self.shelves: list[SizeClass] = []
         size = SMALLEST
         while size < self.capacity:
-            self.shelves.append(Shelf(size))
+            self.shelves.append(SizeClass(size))
             size *= 2
-        self.shelves.append(Shelf(self.capacity))
+        self.shelves.append(SizeClass(self.capacity))
 
     @property
     def pages(self) -> int:
@@ -85,11 +85,11 @@ class ShelfCache:
         """Tokens for which the shelves have memory."""
         return sum(shelf.slots * shelf.size for shelf in self.shelves)
 
-    def open(self, tokens: int, names: Sequence[bytes] = ()) -> Room | None:
-        """Room for `tokens` tokens that begin with the known pages `names`, or None while there is
-        none. tokens 0: for reading those pages only.
+    def open(self, tokens: int, names: Sequence[bytes] = ()) -> Allocation | None:
+        """Returns an allocation for `tokens` tokens that begin with the cached pages `names`, or
+        None while there is no space. tokens 0: for reading those pages only.
         """
-        room = Room(tokens, [], len(names) * self.page_size)
+        room = Allocation(tokens, [], len(names) * self.page_size)
         if tokens:
             number = next((i for i, s in enumerate(self.shelves) if s.size >= tokens), None)
             if number is None or not self._place(room, number):
@@ -97,7 +97,7 @@ class ShelfCache:
         room.pages = self.pool.share(names)
         return room
 
-    def _place(self, room: Room, number: int) -> bool:
+    def _place(self, room: Allocation, number: int) -> bool:
         shelf = self.shelves[number]
         slot = next((i for i, one in enumerate(shelf.rooms) if one is None), len(shelf.rooms))
         if slot == shelf.slots and not self._grow(shelf):
@@ -106,7 +106,7 @@ class ShelfCache:
         shelf.rooms[slot : slot + 1] = [room]
         return True
 
-    def _grow(self, shelf: Shelf) -> bool:
+    def _grow(self, shelf: SizeClass) -> bool:
         """Make memory for more rows: twice as many where there is so much room, or one."""
         free = self.capacity - self.allocated
         if free < shelf.size:
@@ -129,7 +129,7 @@ class ShelfCache:
         shelf.keys, shelf.values = grown
         return True
 
-    def close(self, room: Room) -> None:
+    def close(self, room: Allocation) -> None:
         """Give the room back."""
         self.pool.release(room.pages)
         room.pages = []
@@ -141,12 +141,12 @@ class ShelfCache:
                 shelf.rooms.pop()
             room.shelf = room.slot = -1
 
-    def _clear(self, shelf: Shelf, room: Room) -> None:
+    def _clear(self, shelf: SizeClass, room: Allocation) -> None:
         # A NaN left behind would reach the next row through its hidden tokens: 0 * NaN is NaN.
         for tensor in (*shelf.keys, *shelf.values):
             tensor[room.slot, :, : room.used] = 0
 
-    def publish(self, room: Room, names: Sequence[bytes]) -> None:
+    def publish(self, room: Allocation, names: Sequence[bytes]) -> None:
         """Let later rows share the room's first pages: names of pages that are filled now."""
         known = self.pool.known(names)
         pages = self.pool.take(len(names) - known) if room.shelf >= 0 else None
@@ -165,16 +165,16 @@ class ShelfCache:
             self.pool.name(number, name)
         self.pool.release(pages)
 
-    def writer(self, rooms: Sequence[tuple[Room, int, int, int]]) -> "ShelfWriter":
+    def writer(self, rooms: Sequence[tuple[Allocation, int, int, int]]) -> "ContiguousWriter":
         """What a prefill stores with. rooms: each room, the place in it of the first new token, and
         which of the call's packed tokens are the new ones: start, end.
         """
-        return ShelfWriter(self, rooms)
+        return ContiguousWriter(self, rooms)
 
-    def batch(self, rooms: Sequence[Room], filled: Sequence[int]) -> "ShelfBatch":
+    def batch(self, rooms: Sequence[Allocation], filled: Sequence[int]) -> "ContiguousBatch":
         """The state of a decode step. filled: tokens of each row, the new one included."""
         self._close_holes()
-        return ShelfBatch(self, rooms, filled)
+        return ContiguousBatch(self, rooms, filled)
 
     def _close_holes(self) -> None:
         for shelf in self.shelves:
@@ -191,10 +191,12 @@ class ShelfCache:
                         shelf.rooms.pop()
 
 
-class ShelfWriter:
+class ContiguousWriter:
     """Stores keys and values of a prefill's rows, the shared beginnings included."""
 
-    def __init__(self, cache: ShelfCache, rooms: Sequence[tuple[Room, int, int, int]]) -> None:
+    def __init__(
+        self, cache: ContiguousCache, rooms: Sequence[tuple[Allocation, int, int, int]]
+    ) -> None:
         self._cache = cache
         self._rooms = [(*one, torch.tensor(one[0].pages, dtype=torch.long)) for one in rooms]
 
@@ -222,7 +224,7 @@ class _Run:
 
     def __init__(
         self,
-        shelf: Shelf,
+        shelf: SizeClass,
         first: int,
         index: list[int],
         filled: Sequence[int],
@@ -265,10 +267,12 @@ class _Run:
         return self.masks[window]
 
 
-class ShelfBatch:
+class ContiguousBatch:
     """Attend for one decode step after the other over shelves."""
 
-    def __init__(self, cache: ShelfCache, rooms: Sequence[Room], filled: Sequence[int]) -> None:
+    def __init__(
+        self, cache: ContiguousCache, rooms: Sequence[Allocation], filled: Sequence[int]
+    ) -> None:
         self.lengths = [1] * len(rooms)
         self._name = cache.name
         order = sorted(range(len(rooms)), key=lambda i: (rooms[i].shelf, rooms[i].slot))

@@ -5,6 +5,6 @@
 ROWS_ON_CPU, ROWS_ON_GPU = 64, 256
 
 
-def default_rows(on_gpu: bool) -> int:
+def default_batch_rows(on_gpu: bool) -> int:
     """Rows at once, on a GPU or on a CPU. What the cache has no room for waits."""
     return ROWS_ON_GPU if on_gpu else ROWS_ON_CPU

@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable, Sequence
 
 from mediamill.model.engine_core.kv_budget import out_of_memory, release_unused
-from mediamill.model.engine_core.model_runner import Cache, Steps
-from mediamill.model.engine_core.running_batch import Running, chooser_for
-from mediamill.model.engine_core.scheduler import Limits, Relief, Scheduler
+from mediamill.model.engine_core.model_runner import Cache, ModelRunner
+from mediamill.model.engine_core.running_batch import RunningBatch, chooser_for
+from mediamill.model.engine_core.scheduler import OomBackoff, Scheduler, SchedulerLimits
 from mediamill.model.engine_core.scoring import measure
 from mediamill.model.engine_core.sequence import Row
 from mediamill.model.engine_core.stats import EngineStats, Tally
@@ -23,20 +23,24 @@ _TRIES = 2
 Said = list[tuple[int, float, list[tuple[int, float]]]]
 
 
-class Core:
+class EngineCore:
     """steps: the network's side. make_cache: called once, before the first row."""
 
     def __init__(
-        self, steps: Steps, make_cache: Callable[[], Cache], limits: Limits, shares: bool
+        self,
+        steps: ModelRunner,
+        make_cache: Callable[[], Cache],
+        limits: SchedulerLimits,
+        shares: bool,
     ) -> None:
         self.steps = steps
         self.cache: Cache | None = None
         self.scheduler = Scheduler(limits, shares)
-        self.running = Running(steps)
+        self.running = RunningBatch(steps)
         self.done: list[Completion] = []
         self._make_cache = make_cache
         self._tally = Tally()
-        self._relief = Relief()
+        self._relief = OomBackoff()
 
     def open_cache(self) -> Cache:
         """The cache, made at first use."""
@@ -209,7 +213,7 @@ class Core:
             if not out_of_memory(error):
                 raise
 
-    def _short_of_memory(self, relief: Relief, rows: int, error: Exception) -> None:
+    def _short_of_memory(self, relief: OomBackoff, rows: int, error: Exception) -> None:
         if self.steps.model.ranks.size > 1:
             raise error  # the other ranks went on, or wait for this one: they are out of step
         self._tally.shortages += 1

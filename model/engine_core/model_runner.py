@@ -11,14 +11,14 @@ from itertools import compress
 
 import torch
 
-from mediamill.model.engine_core.contiguous_cache import ShelfBatch, ShelfCache
+from mediamill.model.engine_core.contiguous_cache import ContiguousBatch, ContiguousCache
 from mediamill.model.engine_core.cuda_graphs import DecodeGraphs, DecodeStep
 from mediamill.model.engine_core.host_to_device import Sender, send_visuals
 from mediamill.model.engine_core.paged_cache import PagedBatch, PagedCache, PagedDecode
 from mediamill.model.engine_core.prefill_attention import Piece, Prefill
 from mediamill.model.engine_core.prefill_chunks import Span, spans_of
 from mediamill.model.engine_core.sequence import Row
-from mediamill.model.engine_core.token_bitmask import Allowed
+from mediamill.model.engine_core.token_bitmask import TokenBitmask
 from mediamill.model.families.qwen2_vl.model import Qwen2VL
 from mediamill.model.generation.chooser import Choice
 from mediamill.model.inputs import VisualInput, VisualKind
@@ -26,8 +26,8 @@ from mediamill.model.layers.attention import AttentionName
 from mediamill.model.layers.shards import shares
 from mediamill.model.media.image_rules import ImageRules
 
-Cache = PagedCache | ShelfCache
-Batch = PagedBatch | ShelfBatch
+Cache = PagedCache | ContiguousCache
+Batch = PagedBatch | ContiguousBatch
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Prefilled:
     prompt_tokens: int
 
 
-class Steps:
+class ModelRunner:
     """The network's side of the engine.
 
     decode_step: what runs a decode step over pages; a wrapper may take its place, for instance one
@@ -68,7 +68,7 @@ class Steps:
         self.attention: AttentionName = attention
         self.vision_patches = vision_patches
         self.cache: Cache | None = None
-        self.allowed = Allowed(model.config.text.vocab_size, model.device)
+        self.allowed = TokenBitmask(model.config.text.vocab_size, model.device)
         self.decode_step: DecodeStep = self.plain_decode_step
         self._sender = Sender(model.device)
         self.vision_seconds = 0.0

@@ -12,7 +12,7 @@ from mediamill.model.sampling import GenerationRule
 from mediamill.model.text.tokenizer import Tokenizer
 
 
-class Wording:
+class OutputConstraints:
     """tokenizer: None until it is needed. vocabulary: logits of the network."""
 
     def __init__(self, load_tokenizer: Callable[[], Tokenizer] | None, vocabulary: int) -> None:

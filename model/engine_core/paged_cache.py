@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import torch
 
-from mediamill.model.engine_core.allocation import Room, layer_tensors
-from mediamill.model.engine_core.block_pool import PagePool
+from mediamill.model.engine_core.allocation import Allocation, layer_tensors
+from mediamill.model.engine_core.block_pool import BlockPool
 from mediamill.model.engine_core.paged_attention import PagedKernel, choose_kernel, paged_decode
 from mediamill.model.families.qwen2_vl.config import TextConfig
 
@@ -30,7 +30,7 @@ class PagedCache:
     ) -> None:
         """tokens: room in all, cut down to whole pages. kernel: None chooses the fastest."""
         self.page_size = page_size
-        self.pool = PagePool(max(1, tokens // page_size))
+        self.pool = BlockPool(max(1, tokens // page_size))
         self.scratch_page = self.pool.total
         self.device = device
         self.kernel: PagedKernel = kernel or choose_kernel(
@@ -53,34 +53,34 @@ class PagedCache:
     def pages_in_use(self) -> int:
         return self.pool.in_use
 
-    def open(self, tokens: int, names: Sequence[bytes] = ()) -> Room | None:
-        """Room for `tokens` tokens that begin with the known pages `names`, or None while there is
-        none. tokens 0: for reading those pages only.
+    def open(self, tokens: int, names: Sequence[bytes] = ()) -> Allocation | None:
+        """Returns an allocation for `tokens` tokens that begin with the cached pages `names`, or
+        None while there is no space. tokens 0: for reading those pages only.
         """
         shared = self.pool.share(names)
         fresh = self.pool.take(max(0, -(-tokens // self.page_size) - len(shared)))
         if fresh is None:
             self.pool.release(shared)
             return None
-        return Room(tokens, shared + fresh, len(shared) * self.page_size)
+        return Allocation(tokens, shared + fresh, len(shared) * self.page_size)
 
-    def close(self, room: Room) -> None:
+    def close(self, room: Allocation) -> None:
         """Give the room back."""
         self.pool.release(room.pages)
         room.pages = []
 
-    def publish(self, room: Room, names: Sequence[bytes]) -> None:
+    def publish(self, room: Allocation, names: Sequence[bytes]) -> None:
         """Let later rows share the room's first pages: names of pages that are filled now."""
         for page, name in zip(room.pages, names, strict=False):
             self.pool.name(page, name)
 
-    def writer(self, rooms: Sequence[tuple[Room, int, int, int]]) -> "PageWriter":
+    def writer(self, rooms: Sequence[tuple[Allocation, int, int, int]]) -> "PageWriter":
         """What a prefill stores with. rooms: each room, the place in it of the first new token, and
         which of the call's packed tokens are the new ones: start, end.
         """
         return PageWriter(self, rooms)
 
-    def batch(self, rooms: Sequence[Room], filled: Sequence[int]) -> "PagedBatch":
+    def batch(self, rooms: Sequence[Allocation], filled: Sequence[int]) -> "PagedBatch":
         """The state of a decode step. filled: tokens of each row, the new one included."""
         return PagedBatch(self, rooms, filled)
 
@@ -88,7 +88,9 @@ class PagedCache:
 class PageWriter:
     """Stores the new keys and values of a prefill's rows, layer by layer."""
 
-    def __init__(self, cache: PagedCache, rooms: Sequence[tuple[Room, int, int, int]]) -> None:
+    def __init__(
+        self, cache: PagedCache, rooms: Sequence[tuple[Allocation, int, int, int]]
+    ) -> None:
         size, places, sources = cache.page_size, [], []
         for room, place, start, end in rooms:
             at = torch.arange(place, place + end - start)
@@ -110,7 +112,9 @@ class PagedBatch:
     pages], filled int32 [B], slots int64 [B] (page * page_size + offset of the new token).
     """
 
-    def __init__(self, cache: PagedCache, rooms: Sequence[Room], filled: Sequence[int]) -> None:
+    def __init__(
+        self, cache: PagedCache, rooms: Sequence[Allocation], filled: Sequence[int]
+    ) -> None:
         self.cache = cache
         self.longest = max(filled)
         width = max(len(room.pages) for room in rooms)

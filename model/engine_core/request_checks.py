@@ -12,7 +12,7 @@ from mediamill.model.families.qwen2_vl.config import Qwen2VLConfig
 from mediamill.model.inputs import VisualInput, VisualKind
 from mediamill.model.layers.rope import mrope_positions
 from mediamill.model.media.image_rules import ImageRules
-from mediamill.model.requests import Pool, Request
+from mediamill.model.requests import Pooling, Request
 
 
 def request_problem(
@@ -56,7 +56,7 @@ def _mode_problem(request: Request) -> str | None:
         return "mode is score, and there are no continuations"
     if request.mode != "score" and request.continuations:
         return f"mode is {request.mode}, and there are continuations"
-    if request.pool not in get_args(Pool):
+    if request.pool not in get_args(Pooling):
         return f"pool is {request.pool!r}, expected last, mean, visual_tokens or vision_tower"
     visual = request.pool in ("visual_tokens", "vision_tower")
     if request.mode == "embed" and visual and not request.visuals:

@@ -8,15 +8,15 @@ from collections.abc import Sequence
 
 import torch
 
-from mediamill.model.engine_core.model_runner import Batch, Cache, Steps
+from mediamill.model.engine_core.model_runner import Batch, Cache, ModelRunner
 from mediamill.model.engine_core.sequence import Row
 from mediamill.model.generation.chooser import Choice, Chooser
 
 
-class Running:
+class RunningBatch:
     """rows: in the order of the batch; changed only by `join` and `drop`."""
 
-    def __init__(self, steps: Steps) -> None:
+    def __init__(self, steps: ModelRunner) -> None:
         self.rows: list[Row] = []
         self._steps = steps
         self._chooser: Chooser | None = None
@@ -84,7 +84,7 @@ class Running:
         return tokens, torch.tensor(places).to(device), batch
 
 
-def chooser_for(rows: Sequence[Row], steps: Steps) -> Chooser:
+def chooser_for(rows: Sequence[Row], steps: ModelRunner) -> Chooser:
     """The rules of rows, with all that they have said so far."""
     device = steps.model.device
     said = [row.prompt + row.output for row in rows]

@@ -19,7 +19,7 @@ _WORTH = 8
 
 
 @dataclass(frozen=True)
-class Limits:
+class SchedulerLimits:
     """What one step may take in, beyond its first row. prefill_tokens: new tokens of prompts and
     continuations; vision_patches: patches of their media.
     """
@@ -28,7 +28,7 @@ class Limits:
     vision_patches: int
 
 
-class Relief:
+class OomBackoff:
     """How many rows are worked on at once: fewer after memory ran out, more again when all goes
     well.
     """
@@ -57,11 +57,11 @@ class Relief:
 class Scheduler:
     """The queue in front of a cache. waiting: its rows, the next one first."""
 
-    def __init__(self, limits: Limits, shares: bool) -> None:
+    def __init__(self, limits: SchedulerLimits, shares: bool) -> None:
         """shares: beginnings that other rows have computed are used."""
         self.limits = limits
         self.waiting: deque[Row] = deque()
-        self.relief = Relief()
+        self.relief = OomBackoff()
         self._shares = shares
 
     def admit(self, cache: Cache, free_rows: int, running: bool) -> list[Row]:

@@ -7,7 +7,7 @@ from collections.abc import Hashable, Sequence
 
 import torch
 
-from mediamill.model.engine_core.allocation import Room
+from mediamill.model.engine_core.allocation import Allocation
 from mediamill.model.generation.grammar import Matcher
 from mediamill.model.generation.stopping import StopFinder
 from mediamill.model.requests import Completion, Request, Score
@@ -48,7 +48,7 @@ class Row:
         self.following = following
         self.pads: list[int] = []
         self.names: list[bytes] = []
-        self.room: Room | None = None
+        self.room: Allocation | None = None
         self.leader: Row | None = None
         self.head = 0
         self.tries = 0

@@ -14,7 +14,7 @@ from mediamill.model.generation.grammar import Masks
 _THREADS = 4
 
 
-class Allowed:
+class TokenBitmask:
     """The masks of one engine's batches. vocabulary: logits of the network."""
 
     def __init__(self, vocabulary: int, device: torch.device) -> None:

@@ -1,8 +1,8 @@
 """What the processes of one tensor-parallel network say to one another: sums, gatherings, bounds.
 
 Every reduction of the network goes through here and is written where it happens. Nothing is started
-at import: a `Ranks` with more than one rank holds a process group that its maker has started. It
-does not know layers.
+at import: a `Collectives` with more than one rank holds a process group that its caller
+has started.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Ranks:
+class Collectives:
     """This process among `size` that hold one network together. group: None when it is alone."""
 
     rank: int = 0
@@ -67,4 +67,4 @@ class Ranks:
         return int(value)
 
 
-ALONE = Ranks()
+SINGLE_RANK = Collectives()

@@ -13,7 +13,7 @@ from torch import nn
 from mediamill.model.families.qwen2_vl.config import TextConfig
 from mediamill.model.layers.activations import activation, activation_
 from mediamill.model.layers.attention import Attend
-from mediamill.model.layers.collectives import ALONE, Ranks
+from mediamill.model.layers.collectives import SINGLE_RANK, Collectives
 from mediamill.model.layers.packed_linear import SplitLinear
 from mediamill.model.layers.rope import rotate, rotate_, text_rotation
 from mediamill.model.layers.rope_types import (
@@ -45,7 +45,7 @@ class Attention(nn.Module):
     config: with the heads of this rank. ranks: those that have the others.
     """
 
-    def __init__(self, config: TextConfig, layer: int, ranks: Ranks = ALONE) -> None:
+    def __init__(self, config: TextConfig, layer: int, ranks: Collectives = SINGLE_RANK) -> None:
         super().__init__()
         self.ranks = ranks
         self.layer = layer
@@ -94,7 +94,7 @@ class Attention(nn.Module):
 class SwiGLU(nn.Module):
     """down(act(gate(x)) * up(x)) (arXiv 2002.05202), act being silu in every published file."""
 
-    def __init__(self, config: TextConfig, ranks: Ranks = ALONE) -> None:
+    def __init__(self, config: TextConfig, ranks: Collectives = SINGLE_RANK) -> None:
         super().__init__()
         self.ranks = ranks
         self.act = activation(config.hidden_act)
@@ -119,7 +119,7 @@ class SwiGLU(nn.Module):
 class DecoderLayer(nn.Module):
     """Attention, then the feed-forward part; each normalised before and added to its input."""
 
-    def __init__(self, config: TextConfig, layer: int, ranks: Ranks = ALONE) -> None:
+    def __init__(self, config: TextConfig, layer: int, ranks: Collectives = SINGLE_RANK) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -154,7 +154,7 @@ class TokenEmbedding(nn.Embedding):
     shard: whose rows of the table these are.
     """
 
-    def __init__(self, config: TextConfig, shard: Shard, ranks: Ranks) -> None:
+    def __init__(self, config: TextConfig, shard: Shard, ranks: Collectives) -> None:
         self.first, rows = shard.vocabulary(config.vocab_size)
         # Only training knows the padding token, and it has the whole table.
         padding = config.pad_token_id if ranks.size == 1 else None
@@ -178,7 +178,9 @@ class Decoder(nn.Module):
 
     inv_freq: torch.Tensor
 
-    def __init__(self, config: TextConfig, shard: Shard = WHOLE, ranks: Ranks = ALONE) -> None:
+    def __init__(
+        self, config: TextConfig, shard: Shard = WHOLE, ranks: Collectives = SINGLE_RANK
+    ) -> None:
         super().__init__()
         self.config = config
         self.embed_tokens = TokenEmbedding(config, shard, ranks)

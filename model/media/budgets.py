@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from mediamill.model.errors import MediaError, PromptError
 from mediamill.model.media.frame_sampling import VideoRules, fewest_frames, max_pixels_for
 from mediamill.model.media.image_rules import ImageRules
-from mediamill.model.media.limit_names import Bound, in_order
+from mediamill.model.media.limit_names import LimitName, in_order
 from mediamill.model.media.limits import MediaLimits
 
 Size = tuple[int, int]
@@ -24,7 +24,7 @@ class Sized:
     """
 
     size: Size
-    bound_by: tuple[Bound, ...]
+    bound_by: tuple[LimitName, ...]
     note: str | None
 
 
@@ -61,7 +61,7 @@ class Budget:
         smaller = self._smaller(source, size, count) if self.lowers else None
         if smaller is None:
             raise self._too_much(source, size, count, beyond)
-        floor: tuple[Bound, ...] = ()
+        floor: tuple[LimitName, ...] = ()
         if smaller == self._smallest(source):
             floor = ("min_pixels",)
         note = f"resized from {source[0]} x {source[1]} to {smaller[0]} x {smaller[1]} by "
@@ -77,7 +77,9 @@ class Budget:
         size = self.sized(source, count).size if self.lowers else size
         return self.pixels.tokens_of(size, count)
 
-    def frames(self, source: Size, total: int, count: int) -> tuple[int, tuple[Bound, ...], str]:
+    def frames(
+        self, source: Size, total: int, count: int
+    ) -> tuple[int, tuple[LimitName, ...], str]:
         """How many frames of the size `source` to look at, which bounds lowered that, and in words.
 
         total: frames that there are. count: those that are wanted, at most so many come back.
@@ -114,9 +116,9 @@ class Budget:
         """By the rules for one frame. Raises ValueError."""
         return self.pixels.size_of(*source, max_pixels_for(count, self.pixels, self.rules))
 
-    def _ceilings(self, count: int) -> dict[Bound, int]:
+    def _ceilings(self, count: int) -> dict[LimitName, int]:
         """Pixels of one frame that each limit on `count` frames leaves."""
-        found: dict[Bound, int] = {}
+        found: dict[LimitName, int] = {}
         groups = -(-count // self.pixels.temporal_patch_size)
         area = self.pixels.factor**2
         if self.rules.total_pixels is not None:
@@ -127,7 +129,7 @@ class Budget:
             found["context"] = self.limits.max_visual_tokens // groups * area
         return found
 
-    def _beyond(self, size: Size, count: int) -> tuple[Bound, ...]:
+    def _beyond(self, size: Size, count: int) -> tuple[LimitName, ...]:
         """The limits that `count` frames of this size are beyond."""
         area = size[0] * size[1]
         return tuple(name for name, most in self._ceilings(count).items() if area > most)
@@ -172,18 +174,20 @@ class Budget:
         smallest = self._smallest(source) or size
         return min(size, smallest, key=lambda one: one[0] * one[1])
 
-    def _told(self, source: Size, size: Size, count: int) -> tuple[tuple[Bound, ...], str | None]:
+    def _told(
+        self, source: Size, size: Size, count: int
+    ) -> tuple[tuple[LimitName, ...], str | None]:
         """Which limit on one frame decided its size, and in words."""
         most = max_pixels_for(count, self.pixels, self.rules)
-        bound: Bound | None = self.pixels.bound_of(source, most)
+        bound: LimitName | None = self.pixels.bound_of(source, most)
         if bound is None:
             return (), None
         if bound == "max_pixels" and most < self.pixels.max_pixels:
             bound = "max_video_tokens"
         return (bound,), self.pixels.resize_note(source, size, most)
 
-    def _listed(self, bounds: tuple[Bound, ...]) -> str:
-        numbers: dict[Bound, int | None] = {
+    def _listed(self, bounds: tuple[LimitName, ...]) -> str:
+        numbers: dict[LimitName, int | None] = {
             "total_pixels": self.rules.total_pixels,
             "max_tokens": self.rules.max_tokens,
             "context": self.limits.max_visual_tokens,
@@ -191,7 +195,7 @@ class Budget:
         return " and ".join(f"{bound} {numbers[bound]}" for bound in bounds)
 
     def _too_much(
-        self, source: Size, size: Size, count: int, beyond: tuple[Bound, ...]
+        self, source: Size, size: Size, count: int, beyond: tuple[LimitName, ...]
     ) -> PromptError:
         tokens = self.pixels.tokens_of(size, count)
         if not self.lowers:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from mediamill.model.errors import MediaError
 from mediamill.model.inputs import VisualKind
-from mediamill.model.media.content import Content, Handle, Source
+from mediamill.model.media.content import Handle, MediaFile, Source
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def recognise(source: Source) -> Format:
     Raises MediaError: media_empty for no bytes, decode_unsupported for bytes that are neither a
     known picture nor a known video.
     """
-    content = Content.of(source)
+    content = MediaFile.of(source)
     head = content.head()
     if not head:
         raise MediaError("media_empty", "the file is empty (0 bytes)")
@@ -114,7 +114,7 @@ def missing_end(source: Source, name: str) -> str | None:
     Decoders show the part before the cut as if it were the whole; only the declared sizes tell.
     name: the demuxer's, from `recognise`. Streams without declared sizes always give None.
     """
-    content = Content.of(source)
+    content = MediaFile.of(source)
     with content.open() as handle:
         if name == "mov":
             return _missing_box(handle, content.size)

@@ -22,7 +22,7 @@ _STEP_NS = 20_000_000
 Identity: TypeAlias = tuple[int, ...]
 
 
-class Content:
+class MediaFile:
     """The bytes of one medium. size: how many there are.
 
     identity: of a file, equal only to that of the same file with the same bytes; None where that
@@ -36,13 +36,13 @@ class Content:
         self.identity = identity
 
     @classmethod
-    def of(cls, source: "Source") -> "Content":
+    def of(cls, source: "Source") -> "MediaFile":
         """Of bytes, or of the file at a path, which is not read yet.
 
         Raises OSError for a file that is not there, MediaError decode_unsupported for a path that
         is no plain file.
         """
-        if isinstance(source, Content):
+        if isinstance(source, MediaFile):
             return source
         if isinstance(source, Path):
             facts = source.stat()
@@ -91,7 +91,7 @@ class Content:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-Source: TypeAlias = bytes | bytearray | memoryview | Path | Content
+Source: TypeAlias = bytes | bytearray | memoryview | Path | MediaFile
 
 
 class Handle:

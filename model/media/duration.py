@@ -12,9 +12,9 @@ from av.video.stream import VideoStream
 
 from mediamill.model.errors import MediaError
 from mediamill.model.media.containers import Format
-from mediamill.model.media.content import Content, Source
+from mediamill.model.media.content import MediaFile, Source
 from mediamill.model.media.limits import MediaLimits
-from mediamill.model.media.probe_cache import KnownFiles
+from mediamill.model.media.probe_cache import ProbeCache
 from mediamill.model.media.video import as_video, frame_times
 from mediamill.model.media.video_file import check_samples, opened
 
@@ -31,7 +31,7 @@ def duration_s(
     source: Source,
     limits: MediaLimits | None = None,
     whole: bool = True,
-    known: KnownFiles | None = None,
+    known: ProbeCache | None = None,
 ) -> float:
     """Seconds from the first frame to the end of the last one, of the best video stream.
 
@@ -41,7 +41,7 @@ def duration_s(
     Raises MediaError as `decode_video`, and WholeFileNeededError for a file that is not whole.
     """
     limits = limits or MediaLimits()
-    content = Content.of(source)
+    content = MediaFile.of(source)
     found = as_video(content, whole)
     if found.name in _FROM_HEADER:
         try:
@@ -55,11 +55,11 @@ def duration_s(
             return told
     if not whole:
         raise WholeFileNeededError(f"the {found.label} does not tell its duration in its header")
-    survey = (known or KnownFiles()).survey(content, found, limits)
+    survey = (known or ProbeCache()).survey(content, found, limits)
     return frame_times(content, found, survey, limits).duration_s
 
 
-def _told(content: Content, found: Format, limits: MediaLimits, whole: bool) -> float | None:
+def _told(content: MediaFile, found: Format, limits: MediaLimits, whole: bool) -> float | None:
     check_samples(content, found, limits)
     with opened(content, found, limits) as (container, stream):
         if found.name == "matroska":

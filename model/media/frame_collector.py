@@ -12,7 +12,7 @@ from av.video.frame import VideoFrame
 from mediamill.model.errors import MediaError
 from mediamill.model.media.budgets import Budget, Size
 from mediamill.model.media.containers import Format
-from mediamill.model.media.limit_names import Bound, in_order
+from mediamill.model.media.limit_names import LimitName, in_order
 from mediamill.model.media.patches import resize
 from mediamill.model.media.timeline import Choice, Timeline
 from mediamill.model.media.video_file import check_frame
@@ -37,7 +37,7 @@ class Video:
     source_height: int
     source_width: int
     notes: tuple[str, ...]
-    bound_by: tuple[Bound, ...] = ()
+    bound_by: tuple[LimitName, ...] = ()
 
 
 class OtherSizeError(Exception):
@@ -48,7 +48,7 @@ class OtherSizeError(Exception):
         self.size = size
 
 
-class KeptFrames:
+class FrameCollector:
     """The chosen frames, resized, as far as they have been decoded."""
 
     def __init__(
@@ -68,7 +68,7 @@ class KeptFrames:
         self.count = 0
         self.source = (0, 0)
         self.notes: list[str] = []
-        self.bound_by: tuple[Bound, ...] = ()
+        self.bound_by: tuple[LimitName, ...] = ()
         self.resized: str | None = None
 
     @property

@@ -13,7 +13,7 @@ from av.video.stream import VideoStream
 
 from mediamill.model.errors import MediaError
 from mediamill.model.media.containers import Format
-from mediamill.model.media.content import Content
+from mediamill.model.media.content import MediaFile
 from mediamill.model.media.limits import MediaLimits
 from mediamill.model.media.video_file import opened
 
@@ -38,7 +38,7 @@ class FrameReader:
 
     def read(
         self,
-        content: Content,
+        content: MediaFile,
         seconds: Callable[[int], float] | None = None,
         rough: bool = False,
     ) -> Generator[tuple[int, VideoFrame]]:

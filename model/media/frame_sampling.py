@@ -17,7 +17,7 @@ from mediamill.model.checkpoint.folder import Folder
 from mediamill.model.errors import ModelError
 from mediamill.model.media import option_values as values
 from mediamill.model.media.image_rules import ImageRules, preprocessor_options
-from mediamill.model.media.limit_names import Bound
+from mediamill.model.media.limit_names import LimitName
 
 DEFAULT_FPS = 2.0
 DEFAULT_MIN_FRAMES = 4
@@ -149,7 +149,7 @@ def sample_indices(
 
 def sampling_clamp(
     total_frames: int, fps: float, rules: VideoRules, group: int = 2
-) -> tuple[Bound, str] | None:
+) -> tuple[LimitName, str] | None:
     """What clamped the number of frames, and in words; None if nothing did."""
     if rules.do_sample_frames is False:
         return None

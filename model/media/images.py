@@ -27,7 +27,7 @@ from PIL import (
 from mediamill.model.errors import MediaError
 from mediamill.model.media.colour import upright_rgb
 from mediamill.model.media.containers import recognise
-from mediamill.model.media.content import Content, Source
+from mediamill.model.media.content import MediaFile, Source
 from mediamill.model.media.image_rules import ImageRules
 from mediamill.model.media.jpeg import decode_jpeg, scan_count
 from mediamill.model.media.limits import MediaLimits
@@ -93,7 +93,7 @@ def read_image(
     convert_rgb: False refuses pictures that are stored in other colours (decode_unsupported).
     """
     limits = limits or MediaLimits()
-    content = Content.of(source)
+    content = MediaFile.of(source)
     found = recognise(content)
     if found.kind != "image":
         raise MediaError(

@@ -13,8 +13,8 @@ from av.packet import Packet
 from av.video.stream import VideoStream
 
 from mediamill.model.media.containers import Format
-from mediamill.model.media.content import Content
-from mediamill.model.media.frame_collector import KeptFrames
+from mediamill.model.media.content import MediaFile
+from mediamill.model.media.frame_collector import FrameCollector
 from mediamill.model.media.keyframes import Restart, Restarts
 from mediamill.model.media.limits import MediaLimits
 from mediamill.model.media.timeline import Timeline
@@ -27,11 +27,11 @@ _Numbered: TypeAlias = "tuple[int, Packet[VideoStream]]"
 
 
 def leap(
-    content: Content,
+    content: MediaFile,
     found: Format,
     timeline: Timeline,
     restarts: Restarts,
-    kept: KeptFrames,
+    kept: FrameCollector,
     limits: MediaLimits,
 ) -> bool:
     """Decodes from one place to begin anew to the next, and only what the chosen frames need.
@@ -74,11 +74,11 @@ def _found_by_index(
 
 
 def _from_place_to_place(
-    content: Content,
+    content: MediaFile,
     found: Format,
     timeline: Timeline,
     restarts: Restarts,
-    kept: KeptFrames,
+    kept: FrameCollector,
     limits: MediaLimits,
     by_index: bool,
 ) -> bool:

@@ -14,7 +14,7 @@ from urllib.parse import unquote, unquote_to_bytes
 
 import fsspec
 
-from mediamill.model.checkpoint.folder import local_path, plain, shown
+from mediamill.model.checkpoint.folder import local_path, plain, redact
 
 SCHEMES = ("file", "http", "https", "s3", "gs", "hf", "data")
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)(?=://|::)|data(?=:)", re.IGNORECASE)
@@ -49,7 +49,7 @@ def read_source(source: str | Path, rules: SourceRules) -> bytes:
     text = str(source)
     found = None if isinstance(source, Path) else _SCHEME.match(text)
     scheme = found.group().lower() if found else "file"
-    name = "a data URL" if scheme == "data" else shown(text)
+    name = "a data URL" if scheme == "data" else redact(text)
     if scheme not in rules.schemes:
         allowed = ", ".join(rules.schemes) or "none"
         raise ValueError(f"{name:.200}: the scheme {scheme} is not allowed, expected {allowed}")

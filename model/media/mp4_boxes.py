@@ -6,13 +6,13 @@ it opens the file. What a sample is, and whether it is there, is not known here.
 
 from collections.abc import Iterator
 
-from mediamill.model.media.content import Content, Handle
+from mediamill.model.media.content import Handle, MediaFile
 
 _HOLD_OTHERS = {b"moov", b"trak", b"mdia", b"minf", b"stbl", b"moof", b"traf"}
 _MAX_BOXES = 10_000_000  # a box is at least 8 bytes, a sample of a day's video has none of its own
 
 
-def told_samples(content: Content) -> int:
+def told_samples(content: MediaFile) -> int:
     """Samples of the stream that has most of them; sound is only counted within fragments.
 
     Sound outside of fragments may truly have a sample for each of its values.

@@ -16,15 +16,15 @@ import torch
 from mediamill.model.errors import MediaError, PromptError
 from mediamill.model.inputs import VisualInput, VisualKind
 from mediamill.model.media.budgets import Budget, Size
-from mediamill.model.media.content import Content, Source
+from mediamill.model.media.content import MediaFile, Source
 from mediamill.model.media.frame_sampling import VideoRules
 from mediamill.model.media.image_rules import ImageRules
 from mediamill.model.media.images import DecodedImage, read_image
-from mediamill.model.media.limit_names import Bound, in_order
+from mediamill.model.media.limit_names import LimitName, in_order
 from mediamill.model.media.limits import MediaLimits
 from mediamill.model.media.patches import patchify_image, patchify_video, resize
 from mediamill.model.media.pixels import Frames, Picture, frame_count, picture_pixels
-from mediamill.model.media.probe_cache import KnownFiles
+from mediamill.model.media.probe_cache import ProbeCache
 from mediamill.model.media.timeline import sampled
 from mediamill.model.media.video import Video, decode_video
 
@@ -56,7 +56,7 @@ class Receipt:
     source_height: int
     source_width: int
     notes: tuple[str, ...]
-    bound_by: tuple[Bound, ...] = ()
+    bound_by: tuple[LimitName, ...] = ()
     seen_sha256: str | None = None
 
 
@@ -67,8 +67,8 @@ def prepare_picture(
 
     Raises as `read_image` or `picture_pixels`, and PromptError context_too_long.
     """
-    if isinstance(source, (bytes, bytearray, memoryview, Path, Content)):
-        content = Content.of(source)
+    if isinstance(source, (bytes, bytearray, memoryview, Path, MediaFile)):
+        content = MediaFile.of(source)
         with _memory_may_end("picture"):
             image = read_image(content, limits, rules.do_convert_rgb)
             return _picture(image, content.sha256(), rules, limits)
@@ -130,13 +130,13 @@ def prepare_video(
     limits: MediaLimits,
     start_s: float | None = None,
     end_s: float | None = None,
-    known: KnownFiles | None = None,
+    known: ProbeCache | None = None,
 ) -> tuple[VisualInput, Receipt]:
     """The patches of one video file, or of a window of it. known: of files, from window to window.
 
     Raises as `decode_video`.
     """
-    content, known = Content.of(source), known or KnownFiles()
+    content, known = MediaFile.of(source), known or ProbeCache()
     with _memory_may_end("video"):
         video = decode_video(content, rules, pixels, limits, start_s, end_s, known)
         return _video(video, known.sha256(content), pixels)

@@ -6,7 +6,7 @@ The windows of a long video come one after the other: each would pay for the who
 from dataclasses import dataclass, replace
 
 from mediamill.model.media.containers import Format
-from mediamill.model.media.content import Content, Identity
+from mediamill.model.media.content import Identity, MediaFile
 from mediamill.model.media.limits import MediaLimits
 from mediamill.model.media.video_file import Survey, survey
 
@@ -22,7 +22,7 @@ class _Known:
     limits: MediaLimits | None = None  # that the survey was held against
 
 
-class KnownFiles:
+class ProbeCache:
     """Only of files that are sure to be the same again; bytes in memory are looked at each time.
 
     Threads may share it: what one of them has found another may have to find once more.
@@ -31,8 +31,8 @@ class KnownFiles:
     def __init__(self) -> None:
         self._kept: tuple[_Known, ...] = ()
 
-    def sha256(self, content: Content) -> str:
-        """As `Content.sha256`."""
+    def sha256(self, content: MediaFile) -> str:
+        """As `MediaFile.sha256`."""
         known = self._of(content)
         if known is None or known.sha256 is None:
             found = content.sha256()
@@ -41,7 +41,7 @@ class KnownFiles:
             return found
         return known.sha256
 
-    def survey(self, content: Content, found: Format, limits: MediaLimits) -> Survey:
+    def survey(self, content: MediaFile, found: Format, limits: MediaLimits) -> Survey:
         """As `video_file.survey`."""
         known = self._of(content)
         if known is None or known.survey is None or known.limits != limits:
@@ -51,7 +51,7 @@ class KnownFiles:
             return told
         return known.survey
 
-    def _of(self, content: Content) -> _Known | None:
+    def _of(self, content: MediaFile) -> _Known | None:
         if content.identity is None:
             return None
         for one in self._kept:

@@ -23,7 +23,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
 from mediamill.model.errors import MediaError
-from mediamill.model.media.content import Content, Source
+from mediamill.model.media.content import MediaFile, Source
 from mediamill.model.media.frame_reader import FrameReader
 from mediamill.model.media.limits import MediaLimits
 from mediamill.model.media.video import as_video
@@ -63,7 +63,7 @@ def scene_cuts(
     Raises MediaError as `decode_video` for the whole video.
     """
     rules, limits = rules or SceneRules(), limits or MediaLimits()
-    content = Content.of(source)
+    content = MediaFile.of(source)
     found = as_video(content)
     check_samples(content, found, limits)
     reader = FrameReader(found, limits)
@@ -90,7 +90,7 @@ class _Look:
         return min(1.0, 4 * float(np.abs(self.blocks - other.blocks).mean()))
 
 
-def _looks(reader: FrameReader, content: Content, limits: MediaLimits) -> Iterator[_Look]:
+def _looks(reader: FrameReader, content: MediaFile, limits: MediaLimits) -> Iterator[_Look]:
     reformatter = VideoReformatter()
     first: int | None = None
     at_s = 0.0

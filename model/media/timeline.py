@@ -12,7 +12,7 @@ from fractions import Fraction
 
 from mediamill.model.errors import MediaError
 from mediamill.model.media.frame_sampling import VideoRules, sample_indices, sampling_clamp
-from mediamill.model.media.limit_names import Bound, in_order
+from mediamill.model.media.limit_names import LimitName, in_order
 
 
 @dataclass(frozen=True)
@@ -76,12 +76,12 @@ class Choice:
     until_s: float
     fps: float
     notes: tuple[str, ...]
-    bound_by: tuple[Bound, ...] = ()
+    bound_by: tuple[LimitName, ...] = ()
 
 
 # From the frames that there are and those that are wanted to those that fit, which limits lowered
 # them, and in words.
-Fit = Callable[[int, int], tuple[int, tuple[Bound, ...], str]]
+Fit = Callable[[int, int], tuple[int, tuple[LimitName, ...], str]]
 
 
 def choose(
@@ -105,7 +105,7 @@ def choose(
     span = max(float((end - stamps[first]) * timeline.unit), 1e-6)
     count = stop - first
     fps = count / span
-    bounds: tuple[Bound, ...] = ("window",) if notes else ()
+    bounds: tuple[LimitName, ...] = ("window",) if notes else ()
     indices, clamps, words = sampled(count, fps, rules, group, fit)
     notes.extend(words)
     return Choice(
@@ -122,7 +122,7 @@ def choose(
 
 def sampled(
     total: int, fps: float, rules: VideoRules, group: int, fit: Fit | None = None
-) -> tuple[list[int], tuple[Bound, ...], list[str]]:
+) -> tuple[list[int], tuple[LimitName, ...], list[str]]:
     """The indices to look at of `total` frames, which limits decided how many, and in words."""
     indices = sample_indices(total, fps, rules, group)
     clamp = sampling_clamp(total, fps, rules, group)

@@ -16,15 +16,15 @@ from av.video.frame import VideoFrame
 from mediamill.model.errors import MediaError
 from mediamill.model.media.budgets import Budget, Size
 from mediamill.model.media.containers import Format, missing_end, recognise
-from mediamill.model.media.content import Content, Source
-from mediamill.model.media.frame_collector import KeptFrames, OtherSizeError, Video
+from mediamill.model.media.content import MediaFile, Source
+from mediamill.model.media.frame_collector import FrameCollector, OtherSizeError, Video
 from mediamill.model.media.frame_reader import FrameReader, too_many_frames
 from mediamill.model.media.frame_sampling import VideoRules
 from mediamill.model.media.image_rules import ImageRules
 from mediamill.model.media.keyframe_decode import leap
 from mediamill.model.media.keyframes import Restarts
 from mediamill.model.media.limits import MediaLimits
-from mediamill.model.media.probe_cache import KnownFiles
+from mediamill.model.media.probe_cache import ProbeCache
 from mediamill.model.media.timeline import Choice, Timeline, choose
 from mediamill.model.media.video_file import Survey
 
@@ -42,7 +42,7 @@ def decode_video(
     limits: MediaLimits | None = None,
     start_s: float | None = None,
     end_s: float | None = None,
-    known: KnownFiles | None = None,
+    known: ProbeCache | None = None,
 ) -> Video:
     """Samples, decodes and resizes frames.
 
@@ -53,10 +53,10 @@ def decode_video(
     PromptError context_too_long if the frames would be more than limits.max_visual_tokens.
     """
     limits = limits or MediaLimits()
-    content = Content.of(source)
+    content = MediaFile.of(source)
     found = as_video(content)
     budget = Budget(rules, pixels.with_limits(rules.min_pixels, rules.max_pixels), limits)
-    told = (known or KnownFiles()).survey(content, found, limits)
+    told = (known or ProbeCache()).survey(content, found, limits)
     size = told.size
     for _ in range(_PASSES):
         try:
@@ -66,7 +66,7 @@ def decode_video(
     raise MediaError("decode_corrupt", f"the frames of the {found.label} change their size")
 
 
-def as_video(content: Content, whole: bool = True) -> Format:
+def as_video(content: MediaFile, whole: bool = True) -> Format:
     """The format of a file that is to be a video, and if it is whole, not cut off.
 
     Raises MediaError.
@@ -82,7 +82,7 @@ def as_video(content: Content, whole: bool = True) -> Format:
     return found
 
 
-def frame_times(content: Content, found: Format, told: Survey, limits: MediaLimits) -> Timeline:
+def frame_times(content: MediaFile, found: Format, told: Survey, limits: MediaLimits) -> Timeline:
     """When each frame is shown, by the packets, or where they do not tell by decoding them all."""
     if told.timeline.stamps:
         return told.timeline
@@ -92,7 +92,7 @@ def frame_times(content: Content, found: Format, told: Survey, limits: MediaLimi
 
 
 def _sampled(
-    content: Content,
+    content: MediaFile,
     found: Format,
     told: Survey,
     size: Size,
@@ -104,16 +104,16 @@ def _sampled(
     if timeline.stamps and len(restarts):
         choice = _choice(timeline, size, budget, window)
         _check_length(found, timeline, choice, limits, restarts)
-        kept = KeptFrames(found, choice, budget, size)
+        kept = FrameCollector(found, choice, budget, size)
         if leap(content, found, timeline, restarts, kept, limits):
             return kept.video(timeline)
     planned: Sequence[int] = timeline.stamps
     for _ in range(_PASSES):
-        chosen: KeptFrames | None = None
+        chosen: FrameCollector | None = None
         if timeline.stamps:
             choice = _choice(timeline, size, budget, window)
             _check_length(found, timeline, choice, limits)
-            chosen = KeptFrames(found, choice, budget, size)
+            chosen = FrameCollector(found, choice, budget, size)
         decoding = _Decoding(found, timeline, planned, chosen, limits)
         decoding.run(content)
         if chosen is not None and decoding.as_planned:
@@ -142,7 +142,7 @@ class _Decoding:
         found: Format,
         timeline: Timeline,
         planned: Sequence[int],
-        kept: KeptFrames | None,
+        kept: FrameCollector | None,
         limits: MediaLimits,
     ) -> None:
         self.timeline, self.planned, self.kept = timeline, planned, kept
@@ -150,7 +150,7 @@ class _Decoding:
         self.reader = FrameReader(found, limits)
         self.stamps: list[int] = []
 
-    def run(self, content: Content) -> None:
+    def run(self, content: MediaFile) -> None:
         """Decodes until the choice is certain, or to the end."""
         seconds = self.timeline.seconds if self.timeline.stamps else None
         frames = self.reader.read(content, seconds)

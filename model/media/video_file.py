@@ -16,7 +16,7 @@ from av.video.stream import VideoStream
 
 from mediamill.model.errors import MediaError
 from mediamill.model.media.containers import Format
-from mediamill.model.media.content import Content, Source
+from mediamill.model.media.content import MediaFile, Source
 from mediamill.model.media.keyframes import RestartFinder, Restarts
 from mediamill.model.media.limits import MediaLimits
 from mediamill.model.media.mp4_boxes import told_samples
@@ -99,7 +99,7 @@ def check_samples(source: Source, found: Format, limits: MediaLimits) -> None:
 
     Raises MediaError decode_too_large.
     """
-    if found.name == "mov" and (told := told_samples(Content.of(source))) > limits.max_packets:
+    if found.name == "mov" and (told := told_samples(MediaFile.of(source))) > limits.max_packets:
         raise _too_many(found, told, limits)
 
 
@@ -116,7 +116,7 @@ def opened(
     ceiling = {"max_pixels": str(limits.max_video_pixels)}
     try:
         with (
-            Content.of(source).open() as handle,
+            MediaFile.of(source).open() as handle,
             av.open(
                 handle,
                 "r",

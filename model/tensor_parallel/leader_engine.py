@@ -24,19 +24,21 @@ from mediamill.model.requests import Completion, Request
 from mediamill.model.tensor_parallel.process_group import join, leave
 from mediamill.model.tensor_parallel.request_codec import request_bytes
 from mediamill.model.tensor_parallel.worker import ADD, CANCEL, RESET, SETTINGS, STEP
-from mediamill.model.tensor_parallel.worker_processes import Children
+from mediamill.model.tensor_parallel.worker_processes import WorkerProcesses
 
 
 class BrokenRanksError(RuntimeError):
     """The ranks are out of step, or one is gone: this engine is of no use any more."""
 
 
-def _while_all_live(children: Children, work: Callable[[], "LeadingEngine"]) -> "LeadingEngine":
+def _while_all_live(
+    children: WorkerProcesses, work: Callable[[], "TensorParallelEngine"]
+) -> "TensorParallelEngine":
     """What `work` returns. It may wait for another rank, and is left behind when one is gone.
 
     Raises what it does, and RuntimeError when a rank is gone.
     """
-    found: Future[LeadingEngine] = Future()
+    found: Future[TensorParallelEngine] = Future()
 
     def run() -> None:
         try:
@@ -51,10 +53,10 @@ def _while_all_live(children: Children, work: Callable[[], "LeadingEngine"]) -> 
     raise RuntimeError(children.death)
 
 
-class LeadingEngine(Engine):
+class TensorParallelEngine(Engine):
     """An `Engine` whose network lies in several processes of this machine; `start` makes one."""
 
-    _children: Children | None = None
+    _children: WorkerProcesses | None = None
     _broken: str | None = None
 
     @classmethod
@@ -69,7 +71,7 @@ class LeadingEngine(Engine):
         silence_s: float = 15.0,
         on_death: Callable[[str], None] | None = None,
         **options: Any,
-    ) -> "LeadingEngine":
+    ) -> "TensorParallelEngine":
         """Load the folder over `size` processes, of which this one is the first.
 
         device: "cuda" gives rank i the GPU i of those that this process sees; "cpu"; "auto".
@@ -103,7 +105,7 @@ class LeadingEngine(Engine):
             "timeout_s": timeout_s,
             "options": options,
         }
-        children = Children(size - 1, silence_s, on_death)
+        children = WorkerProcesses(size - 1, silence_s, on_death)
         try:
             for rank in range(1, size):
                 settings = {**common, "rank": rank, "device": places[rank]}
@@ -112,7 +114,7 @@ class LeadingEngine(Engine):
                 except OSError as error:
                     raise BrokenRanksError(f"rank {rank} is gone: {error}") from error
 
-            def load() -> "LeadingEngine":
+            def load() -> "TensorParallelEngine":
                 ranks = join(meeting, 0, size, torch.device(places[0]), timeout_s)
                 return cls.load(folder, places[0], shard=shard, ranks=ranks, **options)
 

@@ -10,16 +10,16 @@ from pathlib import Path
 
 import torch
 
-from mediamill.model.layers.collectives import ALONE, Ranks
+from mediamill.model.layers.collectives import SINGLE_RANK, Collectives
 
 
-def join(folder: Path, rank: int, size: int, device: torch.device, timeout_s: float) -> Ranks:
+def join(folder: Path, rank: int, size: int, device: torch.device, timeout_s: float) -> Collectives:
     """This process as rank `rank`, once all have come. NCCL on GPUs, gloo on CPUs.
 
     timeout_s: for the others to come, and for each exchange. Raises RuntimeError when they do not.
     """
     if size == 1:
-        return ALONE
+        return SINGLE_RANK
     import torch.distributed as dist
 
     if dist.is_initialized():
@@ -36,7 +36,7 @@ def join(folder: Path, rank: int, size: int, device: torch.device, timeout_s: fl
         timeout=timedelta(seconds=timeout_s),
         device_id=device if gpu else None,
     )
-    return Ranks(rank, size, dist.group.WORLD)
+    return Collectives(rank, size, dist.group.WORLD)
 
 
 def leave() -> None:

@@ -16,7 +16,7 @@ from mediamill.model.tensor_parallel.framing import receive, send
 from mediamill.model.tensor_parallel.worker import ALIVE, BEAT_S, FAILED, READY
 
 
-class Children:
+class WorkerProcesses:
     """`count` processes. silence_s: without a sign of life after which one counts as hung.
 
     death: why they are gone, once one of them has died.

@@ -37,7 +37,7 @@ from mediamill.pipeline.annotate.window_columns import (
 )
 from mediamill.pipeline.annotate.window_manifest import make_windows
 from mediamill.pipeline.annotate.window_rules import WindowRules
-from mediamill.pipeline.checkpoint.content_hash import Content
+from mediamill.pipeline.checkpoint.content_hash import CheckpointHash
 from mediamill.pipeline.checkpoint.local_copy import local_folder
 from mediamill.pipeline.coordinator.drain import Stop
 from mediamill.pipeline.fetching import spool
@@ -68,7 +68,7 @@ class SplitStage:
         self,
         job: JobConfig,
         schema: ManifestSchema,
-        checkpoint: tuple[str, Content],
+        checkpoint: tuple[str, CheckpointHash],
         base: str,
         count: Callable[[int], None],
         **_: Any,
@@ -150,7 +150,7 @@ def check_annotation(job: JobConfig) -> Annotation:
         rules = WindowRules.of(job)
         given = not rules.needs_media
         check_columns(plan.manifest.schema, given, plan.manifest.url)
-        check_partition_by(plan.manifest.schema, job.partition_by, storage.shown(job.manifest))
+        check_partition_by(plan.manifest.schema, job.partition_by, storage.redact(job.manifest))
         if visible_files(output / _MANIFEST):  # before new videos are split for nothing
             check(_windows_job(job), _windows_step())
     return Annotation(job, output, plan)
@@ -288,7 +288,7 @@ def _summary_rules(job: JobConfig, plan: Plan) -> SummaryRules:
 
 def _check_output(job: JobConfig, output: Place) -> None:
     """Whether the folder is an annotation's, or nobody's yet."""
-    shown = storage.shown(output.url)
+    shown = storage.redact(output.url)
     try:
         names: Sequence[str] = []
         if output.fs.isdir(output.path):
@@ -323,7 +323,7 @@ def _named(output: Place) -> Iterator[None]:
     try:
         yield
     except JobError as error:
-        shown, text = storage.shown(output.url), str(error)
+        shown, text = storage.redact(output.url), str(error)
         for name in STEPS:
             text = text.replace(f"{shown}/{name}: the output was", f"{shown}: the output was")
             text = text.replace(f"such as {shown}/{name}-", f"such as {shown}-")

@@ -15,11 +15,17 @@ import pyarrow as pa
 from mediamill.model.media.limits import MediaLimits
 from mediamill.pipeline.annotate.window_columns import DURATION_S, END_S, OF_SPLIT, START_S, WINDOWS
 from mediamill.pipeline.annotate.window_rules import Window, WindowRules
-from mediamill.pipeline.decoding.decoder_pool import Answer, Decoder, DecodeRules, Medium, Question
+from mediamill.pipeline.decoding.decoder_pool import (
+    DecodeReply,
+    DecodeRequest,
+    DecoderPool,
+    DecodeRules,
+    MediumRequest,
+)
 from mediamill.pipeline.decoding.media_limits import media_limits
 from mediamill.pipeline.decoding.probe import Measure, Measured
-from mediamill.pipeline.fetching.budget import Room
-from mediamill.pipeline.fetching.content import Medium as Fetched
+from mediamill.pipeline.fetching.budget import Reservation
+from mediamill.pipeline.fetching.content import FetchedMedium
 from mediamill.pipeline.fetching.fetcher import Fetcher, FetchRules
 from mediamill.pipeline.fetching.spool import Spool
 from mediamill.pipeline.records import (
@@ -99,11 +105,11 @@ class Split:
         """fetch: for tables of the manifest's schema."""
         self._manifest, self._rules, self._fetch, self._count = manifest, rules, fetch, count
         self._fetcher: Fetcher | None = None
-        self._decoder: Decoder | None = None
+        self._decoder: DecoderPool | None = None
         if rules.windows.needs_media:
             self._fetcher = Fetcher(rules.fetch)
             arguments = {"limits": asdict(rules.limits)}
-            self._decoder = Decoder(arguments, rules.decoding, _MEASURER)
+            self._decoder = DecoderPool(arguments, rules.decoding, _MEASURER)
         self._threads = ThreadPoolExecutor(rules.fetch.at_once, thread_name_prefix="head")
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -170,7 +176,9 @@ class Split:
         left: list[_Row] = []
         try:
             questions = [
-                Question([Medium(_content(medium), _VIDEO)], measure=Measure(whole=whole))
+                DecodeRequest(
+                    [MediumRequest(_content(medium), _VIDEO)], measure=Measure(whole=whole)
+                )
                 for _, medium, whole in asked
             ]
             for (row, _, _), answer in zip(asked, self._ask(questions), strict=True):
@@ -182,10 +190,10 @@ class Split:
             Spool.release(medium.path for _, medium, _ in asked)
         return found, left
 
-    def _head(self, uri: str | None) -> "tuple[Fetched, bool] | RowFailure":
+    def _head(self, uri: str | None) -> "tuple[FetchedMedium, bool] | RowFailure":
         assert self._fetcher is not None
         try:
-            return self._fetcher.fetch_head(uri, Room(self._fetcher.budget))
+            return self._fetcher.fetch_head(uri, Reservation(self._fetcher.budget))
         except RowError as error:
             return RowFailure(error.code.value, error.message)
 
@@ -201,7 +209,7 @@ class Split:
         for part in self._fetch.parts(_videos_alone(table, rows, self._manifest)):
             mine, at = rows[at : at + part.num_rows], at + part.num_rows
             asked: list[_Row] = []
-            questions: list[Question] = []
+            questions: list[DecodeRequest] = []
             for number, (row, failure) in enumerate(zip(mine, failures(part), strict=True)):
                 if failure is not None:
                     found[row.place] = failure
@@ -210,16 +218,16 @@ class Split:
                 data = part[MEDIA_BYTES][number][0]
                 content = memoryview(data.as_buffer()) if path is None else Path(path)
                 asked.append(row)
-                questions.append(Question([Medium(content, _VIDEO)], measure=measure))
+                questions.append(DecodeRequest([MediumRequest(content, _VIDEO)], measure=measure))
             for row, answer in zip(asked, self._ask(questions), strict=True):
                 found[row.place] = self._split(row, answer)
         return found
 
-    def _ask(self, questions: Sequence[Question]) -> list[Answer]:
+    def _ask(self, questions: Sequence[DecodeRequest]) -> list[DecodeReply]:
         assert self._decoder is not None
         return self._decoder.prepare(questions)
 
-    def _split(self, row: _Row, answer: Answer) -> _Split | RowFailure:
+    def _split(self, row: _Row, answer: DecodeReply) -> _Split | RowFailure:
         if answer.failure is not None:
             return answer.failure
         assert answer.measured is not None
@@ -266,7 +274,7 @@ def split_in_flight_schema(manifest: ManifestSchema) -> pa.Schema:
     return pa.schema([*parsed_schema(manifest), *OF_SPLIT])
 
 
-def _content(medium: Fetched) -> memoryview | Path:
+def _content(medium: FetchedMedium) -> memoryview | Path:
     if medium.path is not None:
         return medium.path
     assert medium.data is not None

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from mediamill.pipeline.storage.storage import shown
+from mediamill.pipeline.storage.storage import redact
 from mediamill.schemas import columns as c
 from mediamill.schemas.arrow_types import is_list, is_seconds
 from mediamill.schemas.errors import JobError
@@ -46,19 +46,19 @@ def check_columns(manifest: ManifestSchema, given: bool, url: str) -> None:
     for name in (*_TAKEN, *(() if given else (START_S, END_S))):
         if name in user:
             raise JobError(
-                f"{shown(url)}: column '{name}' is also a column of the windows or videos that the "
-                f"job makes: rename it in the manifest, for example to 'source_{name}'"
+                f"{redact(url)}: column '{name}' is also a column of the windows or videos that "
+                f"the job makes: rename it in the manifest, for example to 'source_{name}'"
             )
     for name in (START_S, END_S) if given else ():
         if name not in user:
             raise JobError(
-                f"{shown(url)}: found no column '{name}', expected start_s and end_s (double, or "
+                f"{redact(url)}: found no column '{name}', expected start_s and end_s (double, or "
                 "list<double>) with annotate.windows=given"
             )
         found = user[name]
         if not is_seconds(found.value_type if is_list(found) else found):
             raise JobError(
-                f"{shown(url)}: column '{name}' has type {found}, expected double or list<double>"
+                f"{redact(url)}: column '{name}' has type {found}, expected double or list<double>"
             )
 
 

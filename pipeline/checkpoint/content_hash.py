@@ -41,7 +41,7 @@ def place_of(model: str) -> Place:
 def check_checkpoint(model: str) -> Place:
     """The folder, if it holds a model that can be run. Raises JobError: what it lacks, or is."""
     place = place_of(model)
-    shown = storage.shown(place.url)
+    shown = storage.redact(place.url)
     try:
         if not place.fs.isdir(place.path):
             raise JobError(f"{shown}: found no such folder, expected a checkpoint in hub format")
@@ -64,14 +64,14 @@ def check_checkpoint(model: str) -> Place:
 
 
 @dataclass(frozen=True)
-class Content:
+class CheckpointHash:
     """What a checkpoint holds, as `content_hash` has it: the whole, and all but the weights."""
 
     whole: str
     settings: str
 
     @classmethod
-    def of(cls, checkpoint: Place) -> "Content":
+    def of(cls, checkpoint: Place) -> "CheckpointHash":
         """What it holds now."""
         return cls(content_hash(checkpoint), content_hash(checkpoint, weights=False))
 
@@ -116,6 +116,6 @@ def _shards(place: Place, names: list[str]) -> set[str]:
         return set(json.loads(storage.read(place / _INDEX))["weight_map"].values())
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise JobError(
-            f"{storage.shown(place.url)}/{_INDEX}: found no weight_map ({error}), "
+            f"{storage.redact(place.url)}/{_INDEX}: found no weight_map ({error}), "
             "expected the names of tensors and their files"
         ) from error

@@ -22,11 +22,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mediamill.pipeline.checkpoint.content_hash import Content, content_hash, names_of, place_of
+from mediamill.pipeline.checkpoint.content_hash import (
+    CheckpointHash,
+    content_hash,
+    names_of,
+    place_of,
+)
 from mediamill.pipeline.faults import RunError
 from mediamill.pipeline.storage import storage
-from mediamill.pipeline.storage.file_version import same_content, stamp_of
-from mediamill.pipeline.storage.retries import IncompleteError, told_apart
+from mediamill.pipeline.storage.file_version import file_version, same_content
+from mediamill.pipeline.storage.retries import IncompleteError, classify_error
 from mediamill.pipeline.storage.storage import Place
 
 _PIECE_BYTES = 16 * 1024**2
@@ -35,7 +40,7 @@ _STALE_S = 24 * 3600.0  # after which nobody will go on with a copy that was cut
 _PIECES = ".pieces"
 
 
-def local_folder(model: str, content: Content, cache: str, weights: bool = True) -> Path:
+def local_folder(model: str, content: CheckpointHash, cache: str, weights: bool = True) -> Path:
     """The checkpoint as a folder of this machine: itself, or a copy below `cache`, made once.
 
     model: as the job names it. content: what it has to hold. cache: may begin with ~. weights:
@@ -112,7 +117,7 @@ def _make(source: Place, root: Path, wanted: str, weights: bool) -> None:
         if found != wanted or _changed(files, _files(source, weights)):
             shutil.rmtree(partial, ignore_errors=True)
             raise RunError(
-                f"{storage.shown(source.url)}: the checkpoint has changed since the job was "
+                f"{storage.redact(source.url)}: the checkpoint has changed since the job was "
                 f"checked: found content {found}, expected {wanted}; start the job again"
             )
     finally:
@@ -135,7 +140,7 @@ def _files(source: Place, weights: bool) -> list[_File]:
         files = []
         for name in names_of(source, weights):
             info = source.fs.info((source / name).path)
-            files.append(_File(name, int(info["size"]), stamp_of(source / name, info)))
+            files.append(_File(name, int(info["size"]), file_version(source / name, info)))
         return files
 
     return storage.steadily(source, lambda _: found())
@@ -243,8 +248,8 @@ def _check_room(source: Place, root: Path, needed: int) -> None:
     if free < needed:
         raise RunError(
             f"{root} on machine {os.uname().nodename}: found {free / 1e9:.1f} GB free, expected "
-            f"{needed / 1e9:.1f} GB for a copy of {storage.shown(source.url)}: make room there, or "
-            "name another folder (resources.cache)"
+            f"{needed / 1e9:.1f} GB for a copy of {storage.redact(source.url)}: make room there, "
+            "or name another folder (resources.cache)"
         )
 
 
@@ -255,7 +260,7 @@ def _why(error: Exception, place: Place, root: Path) -> str:
     number = error.errno if isinstance(error, OSError) else None
     if number in (errno.ENOSPC, errno.EDQUOT):
         return (
-            f"{where}: the disk is full, expected room for a copy of {storage.shown(place.url)}: "
+            f"{where}: the disk is full, expected room for a copy of {storage.redact(place.url)}: "
             "make room there, or name another folder (resources.cache)"
         )
     if local and number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
@@ -263,8 +268,8 @@ def _why(error: Exception, place: Place, root: Path) -> str:
             f"{where}: cannot be written ({os.strerror(number)}), expected a folder for copies of "
             "models: name another one (resources.cache)"
         )
-    reason = told_apart(error).reason
-    return f"{storage.shown(place.url)}: the checkpoint cannot be copied: {reason}"
+    reason = classify_error(error).reason
+    return f"{storage.redact(place.url)}: the checkpoint cannot be copied: {reason}"
 
 
 def _sweep(root: Path) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mediamill.pipeline.faults import RunError
-from mediamill.pipeline.ray_cluster.pool_sizes import Room
+from mediamill.pipeline.ray_cluster.pool_sizes import Capacity
 
 _LOOK_S = 1.0
 _NODES_S = 5.0
@@ -36,7 +36,7 @@ class Bounds:
         return max(self.least or 1, min(size, self.most or size))
 
 
-class Growth:
+class Autoscaler:
     """Ray Data's execution callback: its scheduling loop calls it after each step.
 
     prepare, generate: parts of the operators' names, and the bounds of their pools. room: asked
@@ -48,7 +48,7 @@ class Growth:
         self,
         prepare: tuple[str, Bounds],
         generate: tuple[str, Bounds],
-        room: Callable[[], Room],
+        room: Callable[[], Capacity],
         wait_s: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -57,17 +57,17 @@ class Growth:
             generate,
         )
         self._ask_room, self._wait_s, self._clock = room, max(_LEAST_WAIT_S, wait_s), clock
-        self._room: Room | None = None
+        self._room: Capacity | None = None
         self._next_look = self._next_nodes = self._last_look = 0.0
         self._workers = self._prepare.first
         self._hungry_s = 0.0
         self._finished, self._moved_at = -1, 0.0
 
-    def __call__(self) -> "Growth":
+    def __call__(self) -> "Autoscaler":
         """Ray Data makes its callbacks by calling what it was given."""
         return self
 
-    def __deepcopy__(self, _memo: object) -> "Growth":
+    def __deepcopy__(self, _memo: object) -> "Autoscaler":
         """Ray Data copies its settings; there is one of these for a pass."""
         return self
 

@@ -14,21 +14,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from mediamill.pipeline.coordinator import utilization
-from mediamill.pipeline.coordinator.failure_policy import StopRules, Watch, Word
+from mediamill.pipeline.coordinator.failure_policy import FailurePolicy, RunStatus, StopRules
 from mediamill.pipeline.ledger import ledger
 from mediamill.pipeline.ledger.state import Counts, Rows
 from mediamill.pipeline.ray_cluster import metrics
 from mediamill.pipeline.ray_cluster.metrics import Metrics, Rate, eta_s
 from mediamill.pipeline.tasks import answer_history
-from mediamill.pipeline.tasks.answer_cache import Answers
-from mediamill.pipeline.tasks.dedupe import Claim, Told
+from mediamill.pipeline.tasks.answer_cache import AnswerCache
+from mediamill.pipeline.tasks.dedupe import Claim, RowAnswer
 from mediamill.schemas.result import Progress
 
 _POLL_S = 0.5
 _PATIENCE_S = 5.0  # for an answer of the desk; it may be starting again
 
 
-class Desk(ledger.Ledger, Metrics, Watch):
+class Coordinator(ledger.Ledger, Metrics, FailurePolicy):
     """The one owner of a run's numbers: of the true ones, and of those for the eye.
 
     One actor and not three, since on a laptop each process costs a second of the start.
@@ -40,17 +40,17 @@ class Desk(ledger.Ledger, Metrics, Watch):
     ) -> None:
         ledger.Ledger.__init__(self, output_url, run)
         Metrics.__init__(self)
-        Watch.__init__(self, rules, _is_alive)
-        self._answers, self._columns = Answers(), answers
+        FailurePolicy.__init__(self, rules, _is_alive)
+        self._answers, self._columns = AnswerCache(), answers
         self._recalling: asyncio.Task[None] | None = None
         self._began = time.monotonic()
         self._last: dict[str, float] = {}  # when something was added to a counter
         # What a desk before this one has committed, it has told as well.
         self._exported = metrics.Exported(run, self._totals())
 
-    def word(self) -> Word:
+    def word(self) -> RunStatus:
         """As the watch has it. The driver's asking is the beat of the metrics, too."""
-        word = Watch.word(self)
+        word = FailurePolicy.word(self)
         self._exported.update(self._totals())
         return word
 
@@ -71,12 +71,12 @@ class Desk(ledger.Ledger, Metrics, Watch):
         return found
 
     async def claim(self, asked: Sequence[tuple[bytes, str, object]]) -> list[Claim]:
-        """As Answers, once what was answered before is known."""
+        """As AnswerCache, once what was answered before is known."""
         await self._recalled()
         return self._answers.claim(asked)
 
-    async def tell(self, told: Mapping[bytes, Told]) -> None:
-        """As Answers."""
+    async def tell(self, told: Mapping[bytes, RowAnswer]) -> None:
+        """As AnswerCache."""
         await self._recalled()
         self._answers.tell(told)
 
@@ -88,7 +88,7 @@ class Desk(ledger.Ledger, Metrics, Watch):
 
     def _recall(self) -> None:
         if self._state.counts.rows:
-            for some in answer_history.answered(self._output, self._columns):
+            for some in answer_history.previous_answers(self._output, self._columns):
                 self._answers.remember(some)
 
     def _totals(self) -> metrics.Totals:
@@ -102,7 +102,7 @@ class Desk(ledger.Ledger, Metrics, Watch):
             (metrics.TOKENS, "prompt"): done.prompt_tokens,
             (metrics.TOKENS, "visual"): done.visual_tokens,
             (metrics.TOKENS, "output"): done.output_tokens,
-            (metrics.ENGINES, ""): Watch.word(self).engines,
+            (metrics.ENGINES, ""): FailurePolicy.word(self).engines,
         }
 
 
@@ -118,16 +118,16 @@ class LedgerCalls:
         found: Rows = ray.get(self.actor.taken.remote(rows))
         return found
 
-    def commit(self, commit: ledger.Commit) -> ledger.Answer:
+    def commit(self, commit: ledger.Commit) -> ledger.CommitReply:
         import ray
 
-        answer: ledger.Answer = ray.get(self.actor.commit.remote(commit))
+        answer: ledger.CommitReply = ray.get(self.actor.commit.remote(commit))
         return answer
 
-    def published(self, names: Sequence[str]) -> ledger.Answer:
+    def published(self, names: Sequence[str]) -> ledger.CommitReply:
         import ray
 
-        answer: ledger.Answer = ray.get(self.actor.published.remote(names))
+        answer: ledger.CommitReply = ray.get(self.actor.published.remote(names))
         return answer
 
 
@@ -154,15 +154,15 @@ def start_desk(output_url: str, run: str, rules: StopRules, answers: Sequence[st
         "max_task_retries": -1,
         "scheduling_strategy": here,
     }
-    return ray.remote(Desk).options(**options).remote(output_url, run, rules, answers)
+    return ray.remote(Coordinator).options(**options).remote(output_url, run, rules, answers)
 
 
-def ask(desk: Any) -> Word | None:
+def ask(desk: Any) -> RunStatus | None:
     """What the desk has to say to the driver; None while it does not answer."""
     import ray
 
     try:
-        word: Word = ray.get(desk.word.remote(), timeout=_PATIENCE_S)
+        word: RunStatus = ray.get(desk.word.remote(), timeout=_PATIENCE_S)
     except ray.exceptions.RayError:
         return None
     return word
@@ -237,7 +237,7 @@ class Reporter:
             counted: dict[str, int]
             whole: Counts
             here: Counts
-            word: Word
+            word: RunStatus
             asked = [self.desk.counted, self.desk.counts, self.desk.word]
             counted, (whole, here), word = ray.get(
                 [one.remote() for one in asked], timeout=_PATIENCE_S

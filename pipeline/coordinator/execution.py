@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mediamill.pipeline.coordinator import coordinator
-from mediamill.pipeline.coordinator.autoscaler import Bounds, Growth
+from mediamill.pipeline.coordinator.autoscaler import Autoscaler, Bounds
 from mediamill.pipeline.coordinator.coordinator import Reporter, start_desk
 from mediamill.pipeline.coordinator.drain import Ending, Stop, Valve, attend
 from mediamill.pipeline.coordinator.failure_policy import StopRules
@@ -16,8 +16,8 @@ from mediamill.pipeline.faults import Drained, RunError
 from mediamill.pipeline.ledger import ledger
 from mediamill.pipeline.outcome import Outcome, reason
 from mediamill.pipeline.ray_cluster.cluster import await_pools, ray_nodes
-from mediamill.pipeline.ray_cluster.pool_sizes import Pools, TooSmallError, room
-from mediamill.pipeline.records import told_columns
+from mediamill.pipeline.ray_cluster.pool_sizes import Pools, TooSmallError, capacity
+from mediamill.pipeline.records import answer_columns
 from mediamill.schemas.errors import JobError
 from mediamill.schemas.job import JobConfig, Resources
 from mediamill.schemas.job_resources import span
@@ -52,7 +52,7 @@ class Execution:
             self._plan.output.url,
             outcome.run_id,
             StopRules.of(job),
-            told_columns(task) if task.dedupe else (),
+            answer_columns(task) if task.dedupe else (),
         )
         self._reporter = Reporter(
             self.desk, self._plan.manifest.rows, outcome.before, outcome.started
@@ -131,11 +131,11 @@ class Execution:
         raise RunError(f"{left} rows are still missing after {_PASSES} passes over the manifest")
 
 
-def _growth(names: tuple[str, str], wanted: Resources, pools: Pools) -> Growth:
+def _growth(names: tuple[str, str], wanted: Resources, pools: Pools) -> Autoscaler:
     workers, replicas = span(wanted.prepare_workers), span(wanted.replicas)
-    return Growth(
+    return Autoscaler(
         (names[0], Bounds(*workers, pools.prepare_workers)),
         (names[1], Bounds(*replicas, pools.replicas)),
-        lambda: room(wanted, pools, ray_nodes()),
+        lambda: capacity(wanted, pools, ray_nodes()),
         wanted.wait_s,
     )

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from mediamill.pipeline.coordinator.quarantine import Attempts, Ordinal, Verdict, Who
+from mediamill.pipeline.coordinator.quarantine import Ordinal, Quarantine, Verdict, Who
 from mediamill.schemas.job import JobConfig
 
 _LOADS = 2  # failures to load, one after the other, that end a run
@@ -35,7 +35,7 @@ class StopRules:
 
 
 @dataclass(frozen=True)
-class Word:
+class RunStatus:
     """What the driver is told. why: a sentence, if the run must stop; at_once: even what is in work
     is worth nothing.
 
@@ -48,7 +48,7 @@ class Word:
     engines: int
 
 
-class Watch:
+class FailurePolicy:
     """Knows which rows are in work, and how much has gone wrong in this run.
 
     Started anew it has forgotten: counts begin at 0, and a row under suspicion is a row again.
@@ -56,7 +56,7 @@ class Watch:
 
     def __init__(self, rules: StopRules, is_alive: Callable[[str], bool]) -> None:
         self._rules = rules
-        self._attempts = Attempts(is_alive)
+        self._attempts = Quarantine(is_alive)
         self._answered = 0
         self._errors: Counter[str] = Counter()
         self._engines = self._loads = 0
@@ -127,9 +127,9 @@ class Watch:
         """No further row is to be begun."""
         self._drains = True
 
-    def word(self) -> Word:
+    def word(self) -> RunStatus:
         """For the driver, which asks from time to time."""
-        return Word(self._why, self._at_once, self._drains, self._engines)
+        return RunStatus(self._why, self._at_once, self._drains, self._engines)
 
     def _end(self, why: str) -> None:
         """The run must stop. The first reason counts."""

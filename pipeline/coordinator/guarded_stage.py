@@ -34,7 +34,7 @@ _POISON = (
 
 
 @dataclass(frozen=True)
-class DeskCalls:
+class CoordinatorCalls:
     """The desk as a process of a pool sees it. actor: a handle of it."""
 
     actor: Any
@@ -97,10 +97,12 @@ class DeskCalls:
         ray.get(self.actor.fatal.remote(why), timeout=_TELL_S)
 
 
-class Guard:
+class GuardedStage:
     """A stage in its process. pool: names the stage. options: of its constructor."""
 
-    def __init__(self, stage: type, options: Mapping[str, Any], desk: DeskCalls, pool: str) -> None:
+    def __init__(
+        self, stage: type, options: Mapping[str, Any], desk: CoordinatorCalls, pool: str
+    ) -> None:
         self._desk, self._who = desk, desk.who(pool)
         self._room = _Room()
         self._leaving = threading.Lock()

@@ -127,7 +127,7 @@ def _data(sign: Sign) -> bytes:
 
 
 def _busy(place: Place, found: Sign) -> RunError:
-    output = storage.shown(place.url).removesuffix(f"/{_NAME}")
+    output = storage.redact(place.url).removesuffix(f"/{_NAME}")
     return RunError(
         f"{output}: found run {found.run} at work on it (process {found.pid} on machine "
         f"{found.machine}), expected one run at a time: stop that one, or let it end"

@@ -8,20 +8,22 @@ from typing import Any
 
 import pyarrow as pa
 
-from mediamill.pipeline.coordinator.guarded_stage import DeskCalls, Guard
-from mediamill.pipeline.coordinator.utilization import BUSY, UP, Meter
+from mediamill.pipeline.coordinator.guarded_stage import CoordinatorCalls, GuardedStage
+from mediamill.pipeline.coordinator.utilization import BUSY, UP, UtilizationMeter
 
 
-class Metered(Guard):
-    """A guarded stage that tells how busy it is. calls: see Meter."""
+class MeteredStage(GuardedStage):
+    """A guarded stage that tells how busy it is. calls: see UtilizationMeter."""
 
     def __init__(
-        self, stage: type, options: Mapping[str, Any], desk: DeskCalls, pool: str, calls: int
+        self, stage: type, options: Mapping[str, Any], desk: CoordinatorCalls, pool: str, calls: int
     ) -> None:
         super().__init__(stage, options, desk, pool)
-        self._meter = Meter(calls, lambda busy, up: desk.count({pool + BUSY: busy, pool + UP: up}))
+        self._meter = UtilizationMeter(
+            calls, lambda busy, up: desk.count({pool + BUSY: busy, pool + UP: up})
+        )
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """As of Guard."""
+        """As of GuardedStage."""
         with self._meter.working():
             return super().__call__(table)

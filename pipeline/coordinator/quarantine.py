@@ -65,7 +65,7 @@ class _Process:
     apart: bool = False
 
 
-class Attempts:
+class Quarantine:
     """What is in work. Memory follows the rows in work and the poison, not the rows of the job.
 
     is_alive: whether a node of the cluster is.

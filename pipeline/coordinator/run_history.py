@@ -39,7 +39,9 @@ def past_runs(output: str, steps: Sequence[str] = ()) -> list[dict[str, object]]
         for run in _runs(where, state)
     ]
     if not runs:
-        raise JobError(f"{storage.shown(place.url)}: found no log of Mediamill, expected an output")
+        raise JobError(
+            f"{storage.redact(place.url)}: found no log of Mediamill, expected an output"
+        )
     return sorted(runs, key=lambda run: str(run["started"]))
 
 

@@ -18,7 +18,7 @@ BUSY, UP = "_busy_ms", "_up_ms"  # after the name of the pool: counters of the d
 ACTIVE, SILENT = "preparing_ms", "prepared_all_ms"
 
 
-class Meter:
+class UtilizationMeter:
     """Of one process. calls: so many at once keep it busy; fewer do in part.
 
     tell: given milliseconds, of work and of all the time in between.

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from mediamill.pipeline.decoding.buffer_pool import Warm
+from mediamill.pipeline.decoding.buffer_pool import BufferPool
 
 _CHUNKS = 8  # of a column at most: what comes after works on one after the other
 _TYPE = pa.large_binary()
 
 
-def binary_column(values: Sequence[memoryview | None], warm: Warm) -> pa.ChunkedArray:
+def binary_column(values: Sequence[memoryview | None], warm: BufferPool) -> pa.ChunkedArray:
     """large_binary [rows]: the same as pa.array would hold.
 
     values: of one byte an item; nobody may write to them any more. Those that do not follow each
@@ -50,7 +50,7 @@ def _runs(values: Sequence[memoryview | None]) -> list[tuple[int, int, int]]:
     return [*runs, (start, len(values), address)] if values else []
 
 
-def _copied(values: Sequence[memoryview | None], warm: Warm) -> pa.LargeBinaryArray:
+def _copied(values: Sequence[memoryview | None], warm: BufferPool) -> pa.LargeBinaryArray:
     data = warm.place(sum(0 if one is None else one.nbytes for one in values))
     at = 0
     for value in values:

@@ -17,7 +17,7 @@ _BLOCK = 2 * 1024**2  # bytes of the smallest block
 _SHELF = 32 * 1024**2  # bytes of the blocks of a shelf; those that are not used are not taken
 
 
-class Warm:
+class BufferPool:
     """Places for bytes; threads may share it.
 
     A place goes back when nothing refers to the array, a view of it or an Arrow buffer on it.
@@ -41,9 +41,9 @@ class Warm:
         weakref.finalize(array, self._give, block).atexit = False
         return array[:size]
 
-    def shelf(self) -> "Shelf":
+    def shelf(self) -> "Arena":
         """Room for many small things, one after the other."""
-        return Shelf(self)
+        return Arena(self)
 
     def _block(self, size: int) -> mmap.mmap:
         free = self._free.setdefault(size, deque())
@@ -57,12 +57,12 @@ class Warm:
             self._free[len(block)].append(block)
 
 
-class Shelf:
+class Arena:
     """Rooms in warm memory, for one thread: each begins where the one before it ends, as far as
     there is room. What lies side by side needs no copy to be one.
     """
 
-    def __init__(self, warm: Warm) -> None:
+    def __init__(self, warm: BufferPool) -> None:
         self._warm = warm
         self._left = np.empty(0, np.uint8)
 

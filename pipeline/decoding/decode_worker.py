@@ -28,7 +28,7 @@ from mediamill.pipeline.decoding.sandbox import (
     keep_memory,
     process_control,
 )
-from mediamill.pipeline.decoding.shared_memory import Memory
+from mediamill.pipeline.decoding.shared_memory import SharedMemory
 from mediamill.schemas.errors import ErrorCode, RowError
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def _fork(
             link.close()
             confine(parent, prctl)
             own, parcels, bell, memory = handles
-            shared = Memory(memory, max_bytes)
+            shared = SharedMemory(memory, max_bytes)
             os.close(memory)
             link, answers = socket.socket(fileno=own), Sender(parcels, bell)
             with suppress(socket_messages.GoneError):  # nobody asks any more
@@ -159,7 +159,11 @@ def _fork(
 
 
 def _work(
-    link: socket.socket, answers: Sender, shared: Memory, processor: "Processor", ceiling: Ceiling
+    link: socket.socket,
+    answers: Sender,
+    shared: SharedMemory,
+    processor: "Processor",
+    ceiling: Ceiling,
 ) -> NoReturn:
     """Answers one message after the other. Raises GoneError."""
     while True:
@@ -186,7 +190,7 @@ def _answer(
     processor: "Processor",
     asked: Mapping[str, Any],
     at: int,
-    shared: Memory,
+    shared: SharedMemory,
     ceiling: Ceiling,
 ) -> tuple[dict[str, Any], Sequence[memoryview]]:
     """What there is to say about one row, and its patches and ids as bytes.

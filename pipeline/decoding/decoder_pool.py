@@ -10,19 +10,19 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from mediamill.pipeline.decoding.buffer_pool import Shelf, Warm
-from mediamill.pipeline.decoding.fair_pool import Shares
-from mediamill.pipeline.decoding.fork_server import Nursery, Settings
-from mediamill.pipeline.decoding.question import Medium, Question
-from mediamill.pipeline.decoding.reply import Answer, Receipt
-from mediamill.pipeline.decoding.work_queue import Lanes
-from mediamill.pipeline.decoding.worker_handle import DecodeRules, Row, Slot, failed
+from mediamill.pipeline.decoding.buffer_pool import Arena, BufferPool
+from mediamill.pipeline.decoding.fair_pool import FairPool
+from mediamill.pipeline.decoding.fork_server import ForkServer, Settings
+from mediamill.pipeline.decoding.question import DecodeRequest, MediumRequest
+from mediamill.pipeline.decoding.reply import DecodeReply, Receipt
+from mediamill.pipeline.decoding.work_queue import WorkQueue
+from mediamill.pipeline.decoding.worker_handle import DecodeRules, Row, WorkerHandle, failed
 from mediamill.schemas.errors import ErrorCode
 
-__all__ = ["Answer", "DecodeRules", "Decoder", "Medium", "Question", "Receipt"]
+__all__ = ["DecodeReply", "DecodeRequest", "DecodeRules", "DecoderPool", "MediumRequest", "Receipt"]
 
 
-class Decoder:
+class DecoderPool:
     """Processes that decode, for the threads of this one."""
 
     def __init__(
@@ -31,23 +31,23 @@ class Decoder:
         rules: DecodeRules,
         factory: str = "mediamill.pipeline.decoding.decode_worker:load_processor",
     ) -> None:
-        """arguments: JSON, of `factory`. Raises as Nursery."""
+        """arguments: JSON, of `factory`. Raises as ForkServer."""
         self._rules = rules
-        self._nursery = Nursery(Settings(factory, arguments, rules.max_bytes))
-        self._slots = Shares([Slot(self._nursery, rules) for _ in range(rules.slots)])
-        self.warm = Warm()
+        self._nursery = ForkServer(Settings(factory, arguments, rules.max_bytes))
+        self._slots = FairPool([WorkerHandle(self._nursery, rules) for _ in range(rules.slots)])
+        self.warm = BufferPool()
 
     @property
     def nursery(self) -> int:
         """The number of the process whose forks decode."""
         return self._nursery.process
 
-    def prepare(self, questions: Iterable[Question]) -> list[Answer]:
+    def prepare(self, questions: Iterable[DecodeRequest]) -> list[DecodeReply]:
         """The answers, in the order of the questions. Several threads may call it at once.
 
         Raises RuntimeError when no process can be had.
         """
-        answers: dict[int, Answer] = {}
+        answers: dict[int, DecodeReply] = {}
         rows: deque[Row] = deque()
         for number, question in enumerate(questions):
             if question.size > self._rules.max_bytes:
@@ -58,9 +58,9 @@ class Decoder:
                 )
             else:
                 rows.append(Row(number, question))
-        lanes = Lanes(rows, self._rules.slots)
-        shelves: dict[Slot, Shelf] = {}
-        busy: set[Slot] = set()
+        lanes = WorkQueue(rows, self._rules.slots)
+        shelves: dict[WorkerHandle, Arena] = {}
+        busy: set[WorkerHandle] = set()
         with self._slots.visit() as mine:
             try:
                 while lanes.waiting or busy:
@@ -86,7 +86,7 @@ class Decoder:
         self._nursery.close()
 
 
-def _due(slots: Iterable[Slot]) -> list[tuple[Slot, bool]]:
+def _due(slots: Iterable[WorkerHandle]) -> list[tuple[WorkerHandle, bool]]:
     """Those that have something to say, True, or are late, False; waits for the first one."""
     poll = select.poll()
     by_handle = {slot.bell: slot for slot in slots}

@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class Shares(Generic[T]):
+class FairPool(Generic[T]):
     """The things that are free, and how many threads share them all."""
 
     def __init__(self, things: Sequence[T]) -> None:
@@ -21,11 +21,11 @@ class Shares(Generic[T]):
         self._change = threading.Condition()
 
     @contextmanager
-    def visit(self) -> Iterator["Visit[T]"]:
+    def visit(self) -> Iterator["Lease[T]"]:
         """Within it, this thread has a share; what it still holds at the end is given back."""
         with self._change:
             self._visits += 1
-        visit = Visit(self)
+        visit = Lease(self)
         try:
             yield visit
         finally:
@@ -50,10 +50,10 @@ class Shares(Generic[T]):
             self._change.notify()
 
 
-class Visit(Generic[T]):
+class Lease(Generic[T]):
     """One thread's use of the shares."""
 
-    def __init__(self, shares: Shares[T]) -> None:
+    def __init__(self, shares: FairPool[T]) -> None:
         self._shares = shares
         self.held: list[T] = []
 

@@ -21,7 +21,7 @@ from mediamill.model.errors import ModelError
 from mediamill.pipeline.decoding import socket_messages
 from mediamill.pipeline.decoding.message_stream import Receiver, pipes
 from mediamill.pipeline.decoding.reply import Shape
-from mediamill.pipeline.decoding.shared_memory import Memory
+from mediamill.pipeline.decoding.shared_memory import SharedMemory
 
 # The child finds its modules as this process does, and knows nothing else of it.
 _START = """\
@@ -61,11 +61,11 @@ class Worker:
     process: int
     link: socket.socket
     answers: Receiver
-    memory: Memory
+    memory: SharedMemory
     nursery: int
 
 
-class Nursery:
+class ForkServer:
     """The one that forks workers; threads may share it. It is started when it is made."""
 
     def __init__(self, settings: Settings) -> None:
@@ -89,7 +89,7 @@ class Nursery:
             for _ in range(_STARTS):
                 ours, theirs = socket.socketpair()
                 listen, send = pipes()
-                memory, handle = Memory.new(most)
+                memory, handle = SharedMemory.new(most)
                 answers = Receiver(*listen, _ANSWER, _ANSWER_S)
                 handles = (theirs.fileno(), *send, handle)
                 try:

@@ -40,7 +40,7 @@ def pipes() -> tuple[tuple[int, int], tuple[int, int]]:
     return (parcels[0], bell[0]), (parcels[1], bell[1])
 
 
-class Parcel(NamedTuple):
+class Frame(NamedTuple):
     """header: text of a form that both ends know. size: bytes of the data that come after it.
 
     shared: there are none, they lie in the memory that both ends share. last: nothing more comes.
@@ -149,7 +149,7 @@ class Receiver:
         """Has the bell be silent until it rings again."""
         self._bell.read(_RINGS)
 
-    def take(self) -> Parcel | None:
+    def take(self) -> Frame | None:
         """The next parcel, or None when no more has come.
 
         Raises GoneError, GarbledError, also when data of the last one are left, and TimeoutError.
@@ -179,7 +179,7 @@ class Receiver:
                 deadline = self._wait(deadline)
         self._data -= array.size
 
-    def _next(self) -> Parcel | None:
+    def _next(self) -> Frame | None:
         """The first parcel in the buffer; None, and room for the rest, when it is not all there."""
         found, wanted = self._stop - self._start, _PREFIX.size
         if found >= wanted:
@@ -194,7 +194,7 @@ class Receiver:
         self._start += wanted
         self._data, self._large = data, data > _BUFFER // 2
         text = bytes(memoryview(self._buffer)[at : self._start])
-        return Parcel(text, data, bool(flags & _SHARED), bool(flags & _LAST))
+        return Frame(text, data, bool(flags & _SHARED), bool(flags & _LAST))
 
     def _make_room(self, wanted: int) -> None:
         """Has so many bytes, from the first that is not taken yet, fit into the buffer."""

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from mediamill.model.media.content import Content
+from mediamill.model.media.content import MediaFile
 from mediamill.model.media.limits import MediaLimits
 from mediamill.pipeline.records import RowFailure
 from mediamill.schemas.errors import ErrorCode
@@ -108,7 +108,7 @@ class Measurer:
         from mediamill.model.media.scene_cuts import SceneRules, scene_cuts
 
         rules = Measure(**asked)
-        content = Content.of(data)
+        content = MediaFile.of(data)
         try:
             seconds = duration_s(content, self.limits, rules.whole)
         except WholeFileNeededError:

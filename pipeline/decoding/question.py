@@ -15,7 +15,7 @@ from mediamill.pipeline.decoding.reply import Kind
 
 
 @dataclass(frozen=True)
-class Medium:
+class MediumRequest:
     """content: of the file, or where it is. kind: None = told from the bytes.
 
     start_s, end_s: a window of a video, in seconds.
@@ -33,7 +33,7 @@ class Medium:
 
 
 @dataclass(frozen=True)
-class Question:
+class DecodeRequest:
     """The media of one row and what is asked about them.
 
     chats: as JSON: {"messages": a chat}, or {"prompt": text, "system": text or null}; of each there
@@ -41,7 +41,7 @@ class Question:
     for the medium's length and scenes instead of all that.
     """
 
-    media: Sequence[Medium]
+    media: Sequence[MediumRequest]
     chats: Sequence[Mapping[str, Any]] = ()
     texts: Sequence[str] = ()
     measure: Measure | None = None
@@ -65,7 +65,7 @@ class Question:
         return sum(one.size for one in self.media)
 
 
-def message(questions: Sequence[Question], start_s: float) -> tuple[bytes, list[memoryview]]:
+def message(questions: Sequence[DecodeRequest], start_s: float) -> tuple[bytes, list[memoryview]]:
     """The header, and the bytes that lie in the shared memory.
 
     start_s: after so many seconds no further row of these is begun.
@@ -83,7 +83,7 @@ def message(questions: Sequence[Question], start_s: float) -> tuple[bytes, list[
     return json.dumps({"rows": rows, "start_s": start_s}).encode(), parts
 
 
-def _medium(medium: Medium, parts: list[memoryview]) -> dict[str, Any]:
+def _medium(medium: MediumRequest, parts: list[memoryview]) -> dict[str, Any]:
     told: dict[str, Any] = {
         "kind": medium.kind,
         "start_s": medium.start_s,

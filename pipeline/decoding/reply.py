@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
-from mediamill.model.media.limit_names import Bound
+from mediamill.model.media.limit_names import LimitName
 from mediamill.pipeline.decoding.probe import Failure, Measured
 from mediamill.pipeline.records import RowFailure
 from mediamill.schemas.errors import ErrorCode
@@ -61,7 +61,7 @@ class Receipt(_Strict):
     source_height: _Size
     source_width: _Size
     notes: list[str]
-    bound_by: list[Bound]
+    bound_by: list[LimitName]
     seen_sha256: _Sha256 | None
 
 
@@ -81,7 +81,7 @@ class _Told(_Strict):
 
 
 @dataclass(frozen=True)
-class Answer:
+class DecodeReply:
     """What is known of one row.
 
     patches: uint8, those of all media one after the other. ids: int32 [length], of each chat, then
@@ -107,7 +107,7 @@ def checked(
     wanted: Sequence[Kind | None],
     prompts: int,
     shapes: Mapping[str, Shape],
-) -> Answer:
+) -> DecodeReply:
     """The answer that a header makes, and the bytes that come with it.
 
     room: uint8 of a size, for patches. read_into: copies the next bytes to where who has sent them
@@ -123,7 +123,7 @@ def checked(
         if receipts:
             _check_kinds(receipts, wanted)
         found = RowFailure(failure.code.value, failure.message)
-        return Answer(receipts, failure=found, data_bytes=told.data_bytes)
+        return DecodeReply(receipts, failure=found, data_bytes=told.data_bytes)
     _check_kinds(receipts, wanted)
     size = sum(
         _patch_bytes(visual, receipt, shapes[visual.kind])
@@ -140,7 +140,7 @@ def checked(
     if flat.size and flat.min() < 0:
         raise ValueError(f"found the token id {flat.min()}, expected none below 0")
     ids = np.split(flat, np.cumsum(told.ids)[:-1]) if told.ids else []
-    return Answer(receipts, visuals, patches.data, ids, None, told.data_bytes)
+    return DecodeReply(receipts, visuals, patches.data, ids, None, told.data_bytes)
 
 
 def _check_kinds(receipts: Sequence[Receipt], wanted: Sequence[Kind | None]) -> None:

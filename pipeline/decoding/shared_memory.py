@@ -17,7 +17,7 @@ import numpy.typing as npt
 KEPT_BYTES = 64 * 1024**2  # that stay taken between two uses
 
 
-class Memory:
+class SharedMemory:
     """A place for `size` bytes; only those that have been written are really taken."""
 
     def __init__(self, handle: int, size: int) -> None:
@@ -27,8 +27,8 @@ class Memory:
         self._used = 0
 
     @classmethod
-    def new(cls, size: int) -> tuple["Memory", int]:
-        """Memory that nobody shares yet, and the handle for who is to; the caller closes it.
+    def new(cls, size: int) -> tuple["SharedMemory", int]:
+        """SharedMemory that nobody shares yet, and the handle for who is to; the caller closes it.
 
         Raises OSError.
         """

@@ -12,7 +12,7 @@ from mediamill.pipeline.decoding.worker_handle import Row
 _TOGETHER = 256 * 1024  # bytes of the media of one message, if it has several rows
 
 
-class Lanes:
+class WorkQueue:
     """The rows of one table that wait. waiting: how many."""
 
     def __init__(self, rows: deque[Row], slots: int) -> None:

@@ -14,13 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from mediamill.pipeline.decoding import socket_messages
-from mediamill.pipeline.decoding.buffer_pool import Shelf
-from mediamill.pipeline.decoding.fork_server import Nursery, Worker
+from mediamill.pipeline.decoding.buffer_pool import Arena
+from mediamill.pipeline.decoding.fork_server import ForkServer, Worker
 from mediamill.pipeline.decoding.memory_estimate import GROWTH_BYTES
-from mediamill.pipeline.decoding.message_stream import Parcel
+from mediamill.pipeline.decoding.message_stream import Frame
 from mediamill.pipeline.decoding.probe import told
-from mediamill.pipeline.decoding.question import Question, message
-from mediamill.pipeline.decoding.reply import Answer, checked
+from mediamill.pipeline.decoding.question import DecodeRequest, message
+from mediamill.pipeline.decoding.reply import DecodeReply, checked
 from mediamill.pipeline.records import RowFailure
 from mediamill.schemas.errors import ErrorCode
 
@@ -51,7 +51,7 @@ class Row:
     """
 
     number: int
-    question: Question
+    question: DecodeRequest
     crashes: int = 0
     losses: int = 0
 
@@ -64,14 +64,14 @@ class _CrashError(Exception):
     """A worker's process has ended over a row, or said what no sound one says."""
 
 
-class Slot:
+class WorkerHandle:
     """One worker at a time, the rows that it is at, and the rule for when it is replaced.
 
     most: rows that the next message should have at most. Where rows take long or their answers are
     large it has one: rows of a message wait for each other.
     """
 
-    def __init__(self, nursery: Nursery, rules: DecodeRules) -> None:
+    def __init__(self, nursery: ForkServer, rules: DecodeRules) -> None:
         self._nursery = nursery
         self._rules = rules
         self._worker: Worker | None = None
@@ -101,7 +101,7 @@ class Slot:
         ):  # which is found when answers are read
             socket_messages.send(worker.link, header, self.deadline)
 
-    def listen(self, shelf: Shelf) -> tuple[dict[int, Answer], list[Row] | None]:
+    def listen(self, shelf: Arena) -> tuple[dict[int, DecodeReply], list[Row] | None]:
         """The answers that have come, by the numbers of their rows; and the rows that have to begin
         anew, None while the worker is still at them.
 
@@ -109,7 +109,7 @@ class Slot:
         """
         assert self._worker is not None
         self._worker.answers.hear()
-        answers: dict[int, Answer] = {}
+        answers: dict[int, DecodeReply] = {}
         try:
             last = False
             while self._rows and not last:
@@ -133,7 +133,7 @@ class Slot:
                 del self._rows[0]
         return answers, self._left()
 
-    def give_up(self, shelf: Shelf) -> tuple[dict[int, Answer], list[Row] | None]:
+    def give_up(self, shelf: Arena) -> tuple[dict[int, DecodeReply], list[Row] | None]:
         """As `listen`, when the row in work is late."""
         answers, left = self.listen(shelf)
         if left is not None:
@@ -157,7 +157,7 @@ class Slot:
         left, self._rows = self._rows, []
         return left
 
-    def _take(self, shelf: Shelf) -> tuple[Answer, bool] | None:
+    def _take(self, shelf: Arena) -> tuple[DecodeReply, bool] | None:
         """The answer of the row in work, and whether it is the message's last; None = not yet."""
         assert self._worker is not None
         try:
@@ -180,10 +180,12 @@ class Slot:
         self._at_first = self._at_first or answer.data_bytes
         return answer, parcel.last
 
-    def _answer(self, worker: Worker, question: Question, parcel: Parcel, shelf: Shelf) -> Answer:
+    def _answer(
+        self, worker: Worker, question: DecodeRequest, parcel: Frame, shelf: Arena
+    ) -> DecodeReply:
         if question.measure is not None:
             measured, failure, data_bytes = told(parcel.header)
-            return Answer(failure=failure, data_bytes=data_bytes, measured=measured)
+            return DecodeReply(failure=failure, data_bytes=data_bytes, measured=measured)
         at = 0
 
         def from_memory(array: "npt.NDArray[np.uint8]") -> None:
@@ -217,9 +219,9 @@ class Slot:
         return self._nursery.end(worker)
 
 
-def failed(code: ErrorCode, message: str) -> Answer:
+def failed(code: ErrorCode, message: str) -> DecodeReply:
     """The answer of a row with which something is wrong."""
-    return Answer(failure=RowFailure(code.value, message))
+    return DecodeReply(failure=RowFailure(code.value, message))
 
 
 def _named(status: int | None) -> str:

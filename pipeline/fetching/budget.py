@@ -50,7 +50,7 @@ class Budget:
             self.changed.notify_all()
 
 
-class Room:
+class Reservation:
     """What one medium has taken of the budget. One thread at a time changes it."""
 
     def __init__(self, budget: Budget, may_overdraw: Callable[[], bool] = lambda: True) -> None:

@@ -43,13 +43,13 @@ def _check_schemes(fetch: FetchConfig) -> None:
         if name not in SCHEMES:
             guess = nearest(name.removesuffix("://").removesuffix(":"), SCHEMES)
             instead = f"did you mean '{guess}'?" if guess else f"expected one of {known}"
-            raise JobError(f"fetch.schemes: found '{storage.shown(name)}', {instead}")
+            raise JobError(f"fetch.schemes: found '{storage.redact(name)}', {instead}")
 
 
 def _check_host(pattern: str, private: bool) -> None:
     """A pattern that no URL's host can match is a mistake."""
     plain = pattern.strip()
-    shown = storage.shown(plain)
+    shown = storage.redact(plain)
     if "/" in plain or "@" in plain:
         raise JobError(
             f"fetch.hosts: found '{shown}', expected a host alone, without scheme, login or path"
@@ -85,7 +85,7 @@ def _is_address(host: str) -> bool:
 def _check_root(root: str) -> None:
     if storage.scheme(root) != "file":
         raise JobError(
-            f"fetch.roots: found '{storage.shown(root)}', expected a folder of the file system; "
+            f"fetch.roots: found '{storage.redact(root)}', expected a folder of the file system; "
             "what other URLs rows may name is in fetch.schemes and fetch.hosts"
         )
     path = Path(storage.absolute(root))

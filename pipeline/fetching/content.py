@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from mediamill.pipeline.fetching.budget import Room
+from mediamill.pipeline.fetching.budget import Reservation
 from mediamill.pipeline.fetching.spool import Spool
 from mediamill.pipeline.storage.retries import Deadline, IncompleteError
 from mediamill.schemas.errors import ErrorCode, RowError
@@ -27,7 +27,7 @@ class _Hold:
 
 
 @dataclass(frozen=True)
-class Medium:
+class FetchedMedium:
     """A whole content: `data` (uint8), or the `path` of a temporary file. Its room in the budget is
     given back when nobody holds the data, or for a file the `hold`, any more.
     """
@@ -38,12 +38,12 @@ class Medium:
     hold: object = None
 
 
-class Content:
+class FetchedContent:
     """A medium that is being fetched. Several threads may write, each to its own place."""
 
     def __init__(
         self,
-        room: Room,
+        room: Reservation,
         spool: Spool,
         max_bytes: int,
         deadline: Deadline,
@@ -95,7 +95,7 @@ class Content:
         self._reserved = 0
         self.total = None
 
-    def finish(self, size: int) -> Medium:
+    def finish(self, size: int) -> FetchedMedium:
         """The medium of the first `size` bytes."""
         self._room.resize(size)
         if self._file is None:
@@ -103,13 +103,13 @@ class Content:
             if len(self._memory) > size:
                 data = data.copy()  # or the room of what came too much would stay taken
             self._room.keep_for(data)
-            return Medium(size, data)
+            return FetchedMedium(size, data)
         os.ftruncate(self._file, size)
         os.close(self._file)
         self._file = None
         hold = _Hold()
         self._room.keep_for(hold)
-        return Medium(size, None, self._path, hold)
+        return FetchedMedium(size, None, self._path, hold)
 
     def abandon(self) -> None:
         """Gives everything back."""

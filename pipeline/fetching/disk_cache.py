@@ -23,7 +23,7 @@ _LOCK = ".lock"
 _POLL_S, _LONGEST_POLL_S = 0.02, 0.5  # while another process fetches
 
 
-class Kept:
+class DiskCache:
     """The files that this machine's processes share; threads too."""
 
     def __init__(self, spool: Spool, max_bytes: int) -> None:
@@ -32,7 +32,7 @@ class Kept:
         self._folder = join(self)
 
     @contextmanager
-    def entry(self, url: str, version: str, size: int) -> Iterator["Entry"]:
+    def entry(self, url: str, version: str, size: int) -> Iterator["CachedFile"]:
         """The place of one content, which nobody else fills meanwhile. Raises OSError."""
         named = hashlib.blake2b(
             f"{url}\0{version}\0{size}".encode(errors="replace"), digest_size=16
@@ -40,7 +40,7 @@ class Kept:
         path = self._folder / named.hexdigest()
         with _alone(path.with_name(path.name + _LOCK)) as lock:
             os.utime(lock.fileno())  # when it was last used
-            yield Entry(self, path, size)
+            yield CachedFile(self, path, size)
 
     def make_room(self, size: int) -> None:
         """Removes the files that were not used for longest until one more of `size` fits."""
@@ -64,10 +64,10 @@ class Kept:
         return own
 
 
-class Entry:
+class CachedFile:
     """The place of one content."""
 
-    def __init__(self, kept: Kept, path: Path, size: int) -> None:
+    def __init__(self, kept: DiskCache, path: Path, size: int) -> None:
         self._kept, self._path, self._size = kept, path, size
 
     def find(self) -> Path | None:

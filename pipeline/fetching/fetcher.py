@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from mediamill.pipeline.fetching.addresses import AddressRules
-from mediamill.pipeline.fetching.budget import Budget, Room
-from mediamill.pipeline.fetching.content import MEMORY_BYTES, Content, Medium
-from mediamill.pipeline.fetching.disk_cache import Kept
+from mediamill.pipeline.fetching.budget import Budget, Reservation
+from mediamill.pipeline.fetching.content import MEMORY_BYTES, FetchedContent, FetchedMedium
+from mediamill.pipeline.fetching.disk_cache import DiskCache
 from mediamill.pipeline.fetching.file_source import opened
 from mediamill.pipeline.fetching.http_source import HttpClient, HttpSource
 from mediamill.pipeline.fetching.object_source import ObjectStores
@@ -26,7 +26,7 @@ from mediamill.pipeline.fetching.partial_fetch import HEAD_BYTES, Facts, fill, l
 from mediamill.pipeline.fetching.spool import Spool
 from mediamill.pipeline.fetching.transfer import Source, transfer
 from mediamill.pipeline.storage import storage
-from mediamill.pipeline.storage.retries import Backoff, Deadline, Kind, told_apart, tried
+from mediamill.pipeline.storage.retries import Backoff, Deadline, Kind, classify_error, retry
 from mediamill.schemas.errors import ErrorCode, JobError, RowError
 from mediamill.schemas.job import JobConfig
 
@@ -115,22 +115,22 @@ class Fetcher:
         self._rules = rules
         self._backoff = Backoff(rules.tries, rules.pause_s)
         self._spool = Spool()
-        self._kept = Kept(self._spool, rules.cache_bytes) if rules.cache_bytes else None
+        self._kept = DiskCache(self._spool, rules.cache_bytes) if rules.cache_bytes else None
         self._http = http or HttpClient(AddressRules(rules.hosts, rules.private_addresses))
         self._stores = ObjectStores()
         self._ranges = ThreadPoolExecutor(rules.at_once, thread_name_prefix="range")
 
-    def fetch(self, uri: str | None, room: Room) -> Medium:
+    def fetch(self, uri: str | None, room: Reservation) -> FetchedMedium:
         """The whole content of a URI. Raises RowError: a `fetch_` code, or media_empty."""
         return self._guarded(uri, room, self._fetch)
 
-    def fetch_head(self, uri: str | None, room: Room) -> tuple[Medium, bool]:
+    def fetch_head(self, uri: str | None, room: Reservation) -> tuple[FetchedMedium, bool]:
         """A content of which only header and index need be there, and whether it is whole: a file
         of its size with holes, if it is large and remote. Raises as `fetch`.
         """
         whole = True
 
-        def head(uri: str, content: Content, deadline: Deadline) -> Medium:
+        def head(uri: str, content: FetchedContent, deadline: Deadline) -> FetchedMedium:
             nonlocal whole
             medium = self._head(uri, deadline)
             whole = medium is None
@@ -139,44 +139,47 @@ class Fetcher:
         return self._guarded(uri, room, head), whole
 
     def _guarded(
-        self, uri: str | None, room: Room, fetch: Callable[[str, Content, Deadline], Medium]
-    ) -> Medium:
+        self,
+        uri: str | None,
+        room: Reservation,
+        fetch: Callable[[str, FetchedContent, Deadline], FetchedMedium],
+    ) -> FetchedMedium:
         rules = self._rules
         if not uri:
             raise RowError(ErrorCode.FETCH_NOT_FOUND, "the row names no file: its uri is empty")
         deadline = Deadline(rules.timeout_s)
-        content = Content(room, self._spool, rules.max_bytes, deadline, rules.memory_bytes)
+        content = FetchedContent(room, self._spool, rules.max_bytes, deadline, rules.memory_bytes)
         try:
             medium = fetch(uri, content, deadline)
         except RowError as error:
             content.abandon()
-            raise RowError(error.code, f"{storage.shown(uri)}: {error.message}") from None
+            raise RowError(error.code, f"{storage.redact(uri)}: {error.message}") from None
         except JobError as error:  # a package for that scheme is not installed
             content.abandon()
             raise RowError(ErrorCode.FETCH_DENIED, str(error)) from None
         except Exception as error:  # each library has its own; all are told apart
             content.abandon()
-            failure = told_apart(error)
+            failure = classify_error(error)
             code = _CODES.get(failure.kind, ErrorCode.FETCH_FAILED)
-            raise RowError(code, f"{storage.shown(uri)}: {failure.reason}") from error
+            raise RowError(code, f"{storage.redact(uri)}: {failure.reason}") from error
         if not medium.size:
-            raise RowError(ErrorCode.MEDIA_EMPTY, f"{storage.shown(uri)}: the file is empty")
+            raise RowError(ErrorCode.MEDIA_EMPTY, f"{storage.redact(uri)}: the file is empty")
         return medium
 
-    def _fetch(self, uri: str, content: Content, deadline: Deadline) -> Medium:
+    def _fetch(self, uri: str, content: FetchedContent, deadline: Deadline) -> FetchedMedium:
         source = self._source(uri)
         if source is None:
-            return tried(lambda: self._read_file(uri, content), self._backoff, deadline=deadline)
+            return retry(lambda: self._read_file(uri, content), self._backoff, deadline=deadline)
         if self._kept is None:
             return transfer(source, content, deadline, self._backoff, self._ranges)
         return self._fetch_once(uri, self._kept, source, content, deadline)
 
     def _fetch_once(
-        self, uri: str, kept: Kept, source: Source, content: Content, deadline: Deadline
-    ) -> Medium:
+        self, uri: str, kept: DiskCache, source: Source, content: FetchedContent, deadline: Deadline
+    ) -> FetchedMedium:
         """From what this machine keeps, or into it."""
 
-        def whole() -> Medium:
+        def whole() -> FetchedMedium:
             return transfer(source, content, deadline, self._backoff, self._ranges)
 
         facts = self._facts(source, deadline)
@@ -186,7 +189,7 @@ class Fetcher:
             with deadline.paused():  # another process may be fetching it
                 entry = stack.enter_context(kept.entry(uri, facts.version, facts.size))
             if path := entry.find():
-                return Medium(facts.size, None, path)
+                return FetchedMedium(facts.size, None, path)
             medium = whole()
             if medium.path is not None and medium.size == facts.size:
                 entry.keep(medium.path)
@@ -205,7 +208,7 @@ class Fetcher:
             return None
         return None if found is None else found[0]
 
-    def _head(self, uri: str, deadline: Deadline) -> Medium | None:
+    def _head(self, uri: str, deadline: Deadline) -> FetchedMedium | None:
         """Header and index, in a file with holes; None for a content that should come whole."""
         source = self._source(uri)
         found = None if source is None else look(source, HEAD_BYTES, deadline, self._backoff)
@@ -221,7 +224,7 @@ class Fetcher:
         except BaseException:
             Spool.release([path])
             raise
-        return Medium(facts.size, None, path)
+        return FetchedMedium(facts.size, None, path)
 
     def _source(self, uri: str) -> Source | None:
         """Where the content comes from; None for a file of this machine. Raises RowError."""
@@ -237,7 +240,7 @@ class Fetcher:
         http = scheme in ("http", "https")
         return HttpSource(uri, self._http) if http else self._stores.source(uri)
 
-    def _read_file(self, uri: str, content: Content) -> Medium:
+    def _read_file(self, uri: str, content: FetchedContent) -> FetchedMedium:
         rules = self._rules
         roots = (rules.base,) if rules.roots is None else rules.roots
         with opened(uri, rules.base, roots) as (descriptor, size):
@@ -259,20 +262,20 @@ class _Hold:
     """Keeps a file open."""
 
 
-def _in_place(descriptor: int, size: int) -> Medium:
+def _in_place(descriptor: int, size: int) -> FetchedMedium:
     """The file that is open here, by a name that leads to it and to no other.
 
     A way through folders could lead elsewhere by the time that another process follows it.
     """
     kept, hold = os.dup(descriptor), _Hold()
     weakref.finalize(hold, os.close, kept)
-    return Medium(size, None, Path(f"/proc/{os.getpid()}/fd/{kept}"), hold)
+    return FetchedMedium(size, None, Path(f"/proc/{os.getpid()}/fd/{kept}"), hold)
 
 
 def fetch(uri: str | None, rules: FetchRules, http: HttpClient | None = None) -> bytes:
     """The whole content of one URI, for who wants no more of them. Raises as `Fetcher.fetch`."""
     fetcher = Fetcher(rules, http)
-    medium = fetcher.fetch(uri, Room(fetcher.budget))
+    medium = fetcher.fetch(uri, Reservation(fetcher.budget))
     if medium.data is not None:
         return np.ascontiguousarray(medium.data).tobytes()
     assert medium.path is not None

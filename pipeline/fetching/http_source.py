@@ -31,7 +31,7 @@ from mediamill.pipeline.fetching.addresses import (
     parse,
     system_resolver,
 )
-from mediamill.pipeline.fetching.transfer import Answer
+from mediamill.pipeline.fetching.transfer import RangeReply
 from mediamill.pipeline.storage.retries import ContentChangedError, Deadline, IncompleteError
 from mediamill.schemas.errors import ErrorCode, RowError
 
@@ -179,7 +179,7 @@ class HttpSource:
     @contextmanager
     def open(
         self, start: int, stop: int | None, version: str | None, deadline: Deadline
-    ) -> Iterator[Answer]:
+    ) -> Iterator[RangeReply]:
         headers = {}
         if start or stop is not None:
             headers["Range"] = f"bytes={start}-{'' if stop is None else stop - 1}"
@@ -221,7 +221,7 @@ def _send(
     connection.request("GET", target.path, headers=all_headers)
 
 
-def _read(answer: HTTPResponse, asked: int) -> Answer:
+def _read(answer: HTTPResponse, asked: int) -> RangeReply:
     """What an answer says of the content, and its body."""
     headers = answer.headers
     if answer.status not in (200, 206):
@@ -236,7 +236,9 @@ def _read(answer: HTTPResponse, asked: int) -> Answer:
     if version is not None and version.startswith("W/"):
         version = headers.get("Last-Modified")  # a weak tag is no promise of the same bytes
     if answer.status == 200:
-        return Answer(0, length, False, _pieces(answer, length), version, _digest(headers, True))
+        return RangeReply(
+            0, length, False, _pieces(answer, length), version, _digest(headers, True)
+        )
     found = _RANGE.fullmatch(headers.get("Content-Range", "").strip())
     if found is None:
         raise IncompleteError("got a part of the file that does not say which")
@@ -250,7 +252,7 @@ def _read(answer: HTTPResponse, asked: int) -> Answer:
         raise ContentChangedError("got another part of the file than was asked for")
     whole = start == 0 and last + 1 == total
     pieces = _pieces(answer, last + 1 - start)
-    return Answer(start, total, True, pieces, version, _digest(headers, whole))
+    return RangeReply(start, total, True, pieces, version, _digest(headers, whole))
 
 
 def _pieces(answer: HTTPResponse, length: int | None) -> Iterator[bytes]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from fsspec.asyn import sync
 
-from mediamill.pipeline.fetching.transfer import Answer, Source
+from mediamill.pipeline.fetching.transfer import RangeReply, Source
 from mediamill.pipeline.storage import storage
 from mediamill.pipeline.storage.retries import ContentChangedError, Deadline, IncompleteError
 from mediamill.pipeline.storage.storage import Place
@@ -67,7 +67,7 @@ class _S3Source:
     @contextmanager
     def open(
         self, start: int, stop: int | None, version: str | None, deadline: Deadline
-    ) -> Iterator[Answer]:
+    ) -> Iterator[RangeReply]:
         asked: dict[str, Any] = {"Bucket": self._bucket, "Key": self._key}
         if start or stop is not None:
             asked["Range"] = f"bytes={start}-{'' if stop is None else stop - 1}"
@@ -81,7 +81,7 @@ class _S3Source:
         finally:
             found["Body"].close()
 
-    def _answer(self, found: dict[str, Any], asked: int, deadline: Deadline) -> Answer:
+    def _answer(self, found: dict[str, Any], asked: int, deadline: Deadline) -> RangeReply:
         etag = found.get("ETag")
         length = int(found["ContentLength"])
         stated = _RANGE.fullmatch(found.get("ContentRange") or "")
@@ -94,7 +94,7 @@ class _S3Source:
             length = last + 1 - start
         pieces = self._pieces(found["Body"], length, deadline)
         digest = self._digest(etag, found)
-        return Answer(start, total, stated is not None, pieces, etag, digest, certain=False)
+        return RangeReply(start, total, stated is not None, pieces, etag, digest, certain=False)
 
     def _pieces(self, body: Any, length: int, deadline: Deadline) -> Iterator[bytes]:
         got = 0
@@ -137,7 +137,7 @@ class _ObjectSource:
     @contextmanager
     def open(
         self, start: int, stop: int | None, version: str | None, deadline: Deadline
-    ) -> Iterator[Answer]:
+    ) -> Iterator[RangeReply]:
         if self._facts is None or version is None:
             self._facts = self._info(deadline)
         size = int(self._facts["size"])
@@ -148,7 +148,7 @@ class _ObjectSource:
         if len(data) > end - start:
             raise IncompleteError(f"got {len(data)} bytes of {end - start}")
         digest = _stated_md5(self._facts)
-        yield Answer(start, size, True, iter((data,)), _version(self._facts), digest)
+        yield RangeReply(start, size, True, iter((data,)), _version(self._facts), digest)
 
     def confirm(self, version: str | None, deadline: Deadline) -> None:
         if _version(self._info(deadline)) != version:

@@ -15,7 +15,7 @@ from mediamill.pipeline.storage.retries import (
     ContentChangedError,
     Deadline,
     IncompleteError,
-    tried,
+    retry,
 )
 
 HEAD_BYTES = 1024 * 1024
@@ -47,7 +47,7 @@ def look(
             data = _taken(answer.pieces, min(count, answer.total), deadline)
             return Facts(answer.total, answer.version), data
 
-    return tried(first, backoff, source.renew, deadline)
+    return retry(first, backoff, source.renew, deadline)
 
 
 def fill(
@@ -117,7 +117,7 @@ def _part(
                 raise ContentChangedError("the file changed while it was read")
             return _taken(answer.pieces, stop - start, deadline)
 
-    return tried(once, backoff, source.renew, deadline)
+    return retry(once, backoff, source.renew, deadline)
 
 
 def _taken(pieces: Iterator[bytes], count: int, deadline: Deadline) -> bytes:

@@ -12,14 +12,14 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from mediamill.pipeline.fetching.content import Content, Medium
+from mediamill.pipeline.fetching.content import FetchedContent, FetchedMedium
 from mediamill.pipeline.storage.retries import (
     Backoff,
     ContentChangedError,
     Deadline,
-    Failure,
+    FetchFailure,
     IncompleteError,
-    told_apart,
+    classify_error,
 )
 from mediamill.schemas.errors import RowError
 
@@ -29,7 +29,7 @@ _BEGINNINGS = 3  # of a content that changes, or comes with wrong bytes
 
 
 @dataclass
-class Answer:
+class RangeReply:
     """start: the first byte's place in the content. total: bytes of the content, None when the
     source does not say. ranged: the source would have left out bytes. digest: algorithm and value
     of the whole content's; `certain` when it is known to be one.
@@ -49,7 +49,7 @@ class Source(Protocol):
 
     def open(
         self, start: int, stop: int | None, version: str | None, deadline: Deadline
-    ) -> AbstractContextManager[Answer]:
+    ) -> AbstractContextManager[RangeReply]:
         """Bytes from `start` on, at least to `stop` (None: to the end) unless fewer are there.
 
         (0, None) asks for no range at all. Raises ContentChangedError when the content is not the
@@ -82,11 +82,11 @@ class _Facts:
 
 def transfer(
     source: Source,
-    content: Content,
+    content: FetchedContent,
     deadline: Deadline,
     backoff: Backoff,
     threads: Executor,
-) -> Medium:
+) -> FetchedMedium:
     """The whole content. threads: for ranges beyond the first.
 
     Raises what the last try raised; RowError when the content is too large.
@@ -104,7 +104,7 @@ def transfer(
             if beginning + 1 == _BEGINNINGS:
                 raise
             content.reset()
-            one.wait(beginning + 1, told_apart(error), error)
+            one.wait(beginning + 1, classify_error(error), error)
     raise AssertionError("the last beginning returns or raises")
 
 
@@ -115,7 +115,7 @@ class _WrongDigestError(IncompleteError):
 
 
 def _check_digest(
-    facts: _Facts, content: Content, size: int, before: bytes | None, source: Source
+    facts: _Facts, content: FetchedContent, size: int, before: bytes | None, source: Source
 ) -> bytes | None:
     if facts.digest is None:
         return None
@@ -133,7 +133,7 @@ class _Transfer:
     """One beginning."""
 
     def __init__(
-        self, source: Source, content: Content, deadline: Deadline, backoff: Backoff
+        self, source: Source, content: FetchedContent, deadline: Deadline, backoff: Backoff
     ) -> None:
         self._source, self._content = source, content
         self._deadline, self._backoff = deadline, backoff
@@ -154,7 +154,7 @@ class _Transfer:
         self._source.confirm(self.facts.version, self._deadline)
         return total
 
-    def wait(self, attempt: int, failure: Failure, error: BaseException) -> None:
+    def wait(self, attempt: int, failure: FetchFailure, error: BaseException) -> None:
         """Pauses before the next try. Raises `error` when there is no time for it."""
         seconds = self._backoff.pause_s(attempt, failure)
         if self._deadline.left_s <= 0:
@@ -212,7 +212,7 @@ class _Transfer:
             if self.facts.total is None:
                 place = start  # nobody knows whether a second answer would go with the first
             error = error or IncompleteError(f"got no more than {place} bytes")
-            failure = told_apart(error)
+            failure = classify_error(error)
             if failure.kind == "range" and place == 0 and not whole:
                 whole = True  # some servers know no ranges of what is empty, or made on the way
                 continue
@@ -248,12 +248,12 @@ class _Transfer:
         except (ContentChangedError, RowError):
             raise
         except Exception as error:
-            if told_apart(error).kind == "changed":  # in the words of some library
+            if classify_error(error).kind == "changed":  # in the words of some library
                 raise ContentChangedError("the file changed while it was read") from error
             raise _Broken(error, place) from error
         return place
 
-    def _accept(self, answer: Answer, place: int, alone: bool) -> int:
+    def _accept(self, answer: RangeReply, place: int, alone: bool) -> int:
         """Looks at an answer before its bytes; the place of its first one."""
         facts = self.facts
         with facts.lock:

@@ -38,7 +38,16 @@ from mediamill.pipeline.ledger.state import (
 from mediamill.pipeline.storage import storage
 from mediamill.pipeline.storage.storage import Place
 
-__all__ = ["HIDDEN", "Answer", "Commit", "Ledger", "TakenOverError", "begin", "catch_up", "load"]
+__all__ = [
+    "HIDDEN",
+    "Commit",
+    "CommitReply",
+    "Ledger",
+    "TakenOverError",
+    "begin",
+    "catch_up",
+    "load",
+]
 
 _GROUPS = 4  # that a write task gets at once: a folder's are merged by several tasks
 _LOAN_S = 120.0  # after which a task that has not published its groups counts as dead
@@ -59,7 +68,7 @@ class Commit:
 
 
 @dataclass(frozen=True)
-class Answer:
+class CommitReply:
     """What a write task is told.
 
     taken: rows because of which nothing was committed. groups: files that it should make visible
@@ -176,7 +185,7 @@ class _Ask:
 
     commit: Commit | None = None
     published: tuple[str, ...] = ()
-    answer: asyncio.Future[Answer] = field(
+    answer: asyncio.Future[CommitReply] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
 
@@ -204,7 +213,7 @@ class Ledger:
         """Those of the rows that are finished already."""
         return self._state.taken(rows)
 
-    async def commit(self, commit: Commit) -> Answer:
+    async def commit(self, commit: Commit) -> CommitReply:
         """Finishes all rows, or finishes none and tells which were taken.
 
         The same commit may come again, from a task whose first answer was lost.
@@ -212,7 +221,7 @@ class Ledger:
         """
         return await self._ask(_Ask(commit))
 
-    async def published(self, names: Sequence[str]) -> Answer:
+    async def published(self, names: Sequence[str]) -> CommitReply:
         """Takes note that the files of these groups are visible, and gives the task more of them.
 
         Raises TakenOverError when a newer run owns the output.
@@ -223,7 +232,7 @@ class Ledger:
         """Of the whole output, and of this run."""
         return self._state.counts, self._state.run_counts
 
-    async def _ask(self, ask: "_Ask") -> Answer:
+    async def _ask(self, ask: "_Ask") -> CommitReply:
         self._waiting.append(ask)
         while not ask.answer.done():
             # Whoever gets the lock writes for all who wait; the others find their answer there.
@@ -276,14 +285,14 @@ class Ledger:
                     claimed.setdefault(number, set()).update(rows[number])
         return accepted
 
-    def _answer(self, ask: _Ask, published: Mapping[str, Group]) -> Answer:
+    def _answer(self, ask: _Ask, published: Mapping[str, Group]) -> CommitReply:
         """After the record is written: a commit that is not in it has met others' rows."""
         if ask.commit is not None and ask.commit.token not in self._state.tokens:
-            return Answer(taken=self._state.taken(ask.commit.rows))
+            return CommitReply(taken=self._state.taken(ask.commit.rows))
         own = [published[name] for name in ask.published if name in published]
         tokens = {part.token for group in own for part in group.parts}
         unneeded = tuple(token for token in tokens if token not in self._state.tokens)
-        return Answer(groups=self._lend(), unneeded=unneeded)
+        return CommitReply(groups=self._lend(), unneeded=unneeded)
 
     def _lend(self) -> tuple[Group, ...]:
         """Groups for a task to publish: no other has them, or has had them for too long."""

@@ -75,7 +75,7 @@ def _is_past(log: Place, number: int) -> bool:
 
 def _damaged(place: Place, error: Exception) -> JobError:
     return JobError(
-        f"{storage.shown(place.url)}: the output's log is damaged ({error}); expected what this "
+        f"{storage.redact(place.url)}: the output's log is damaged ({error}); expected what this "
         "version of Mediamill wrote: write to a new output folder"
     )
 
@@ -160,7 +160,7 @@ def compact(output: Place, state: LedgerState) -> None:
 def taken_over(output: Place, state: LedgerState) -> TakenOverError:
     """What to raise when `state` says that somebody else is the writer."""
     return TakenOverError(
-        f"{storage.shown(output.url)}: run {state.run} has begun on the same output, so this run "
+        f"{storage.redact(output.url)}: run {state.run} has begun on the same output, so this run "
         "stops; what it has finished is kept"
     )
 

@@ -96,7 +96,7 @@ def _common_schema(
     """What all files hold: their own columns and those of their paths."""
     first: tuple[str, ManifestSchema] | None = None
     for name, columns in inside.items():
-        where = storage.shown((base / name).url)
+        where = storage.redact((base / name).url)
         schema = check_manifest_schema(pa.schema([*columns, *fields]), where)
         first = first or (where, schema)
         if difference := _difference(first[1], schema):
@@ -107,7 +107,7 @@ def _common_schema(
 
 def _list(root: Place) -> tuple[Place, dict[str, str]]:
     """The folder that names are relative to, and the stamps of all files by name."""
-    shown = storage.shown(root.url)
+    shown = storage.redact(root.url)
     try:
         try:
             info = root.fs.info(root.path)
@@ -137,12 +137,12 @@ def _list(root: Place) -> tuple[Place, dict[str, str]]:
             )
         return base, _stamps(base, found)
     except (PermissionError, OSError) as error:
-        reason = storage.without_secrets(str(error))
+        reason = storage.redact_text(str(error))
         raise JobError(f"{shown}: the manifest cannot be read: {reason}") from error
 
 
 def _stamps(base: Place, infos: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    return {name: file_version.stamp_of(base / name, info) for name, info in infos.items()}
+    return {name: file_version.file_version(base / name, info) for name, info in infos.items()}
 
 
 def _glob(root: Place) -> tuple[Place, dict[str, Any]]:
@@ -186,7 +186,7 @@ def _footer(place: Place) -> tuple[tuple[int, ...], pa.Schema]:
     except (OSError, pa.ArrowInvalid) as error:
         reason = str(error).splitlines()[0]
         raise JobError(
-            f"{storage.shown(place.url)}: found no readable Parquet file ({reason}), "
+            f"{storage.redact(place.url)}: found no readable Parquet file ({reason}), "
             "expected the manifest"
         ) from error
 

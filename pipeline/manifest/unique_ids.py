@@ -155,7 +155,7 @@ class _Check:
         known = self._before.get(file.name)
         if known is None or found.prefix == known.digest:
             return
-        where = storage.shown(self._manifest.url)
+        where = storage.redact(self._manifest.url)
         if file.rows < known.rows:
             raise JobError(
                 f"{where}: found {file.rows} rows in {file.name}, and the output was begun with "
@@ -225,8 +225,8 @@ def _refuse_lost(manifest: Manifest, before: Mapping[str, KnownFile]) -> None:
     for name, known in before.items():
         if known.rows and name not in names:
             raise JobError(
-                f"{storage.shown(manifest.url)}: the manifest has lost the file {name}, whose rows "
-                f"the output was begun with: {_ADVICE}"
+                f"{storage.redact(manifest.url)}: the manifest has lost the file {name}, whose "
+                f"rows the output was begun with: {_ADVICE}"
             )
 
 
@@ -241,7 +241,7 @@ def _batches(file: ManifestFile) -> Iterator[tuple[int, pa.Array]]:
             ids = batch.column(0)
             if ids.null_count:
                 row = start + pc.index(ids.is_null(), True).as_py()
-                where = storage.shown(file.place.url)
+                where = storage.redact(file.place.url)
                 raise JobError(f"{where}: row {row}: found no id (null), expected one")
             yield start, ids.dictionary_decode() if pa.types.is_dictionary(ids.type) else ids
             start += len(ids)
@@ -274,6 +274,6 @@ def _refuse_duplicates(manifest: Manifest, suspects: Hashes) -> None:
     )
     number = f"more than {len(twice)}" if suspects.size > _SUSPECTS else f"{len(twice)}"
     raise JobError(
-        f"{storage.shown(manifest.url)}: column '{c.ID}': found {number} ids that occur more than "
+        f"{storage.redact(manifest.url)}: column '{c.ID}': found {number} ids that occur more than "
         f"once, expected each once: {named}" + ("; ..." if len(twice) > _NAMED else "")
     )

@@ -9,12 +9,12 @@ What the blocks hold is not known here.
 import time
 from typing import Any
 
-from mediamill.pipeline.ray_cluster.trim_memory import give_back
+from mediamill.pipeline.ray_cluster.trim_memory import trim_memory
 
 _GIVE_BACK_S = 30.0
 
 
-class Forget:
+class ClearBlockStats:
     """Ray Data's execution callback: its scheduling loop calls it after each step."""
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class Forget:
             if isinstance(kept, list):
                 kept.clear()
         if time.monotonic() >= self._next:
-            give_back()
+            trim_memory()
             self._next = time.monotonic() + _GIVE_BACK_S
 
     def after_execution_succeeds(self, executor: Any) -> None:

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mediamill.pipeline.ray_cluster.block_stats import Forget
+from mediamill.pipeline.ray_cluster.block_stats import ClearBlockStats
 from mediamill.pipeline.ray_cluster.pool_sizes import Node, Pools, TooSmallError, size_pools
 from mediamill.schemas.job import Resources
 from mediamill.schemas.job_resources import span
@@ -232,7 +232,7 @@ def data_context(block_bytes: int, *callbacks: Any) -> "DataContext":
     context.autoscaling_config = AutoscalingConfig(
         actor_pool_util_upscaling_threshold=math.inf, actor_pool_util_downscaling_threshold=-1.0
     )
-    called: list[Any] = [*callbacks, Forget]  # it only calls them, whatever they are
+    called: list[Any] = [*callbacks, ClearBlockStats]  # it only calls them, whatever they are
     context.custom_execution_callback_classes = called
     context.enable_fallback_to_arrow_object_ext_type = False  # never a pickle in a column
     return context

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from mediamill.model.engine_core.default_batch import default_rows
+from mediamill.model.engine_core.default_batch import default_batch_rows
 from mediamill.schemas.errors import JobError
 from mediamill.schemas.job import Resources
 from mediamill.schemas.job_resources import span
@@ -68,7 +68,7 @@ class Pools:
 
 
 @dataclass(frozen=True)
-class Room:
+class Capacity:
     """How large the pools may be on the nodes that there are now."""
 
     workers: int
@@ -94,7 +94,7 @@ def size_pools(
     workers = first if first is not None else cluster.first_workers(replicas, ranks, prepare_bytes)
     actors = workers + (0 if cluster.on_gpu else replicas)
     share = cluster.share(actors, "prepare_workers" if first is not None else "replicas")
-    rows = default_rows(cluster.on_gpu) if wanted.batch_rows == "auto" else wanted.batch_rows
+    rows = default_batch_rows(cluster.on_gpu) if wanted.batch_rows == "auto" else wanted.batch_rows
     roomy = sum(node.cpus for node in nodes) >= _ROOMY_CPUS
     return Pools(
         prepare_workers=workers,
@@ -121,7 +121,7 @@ def size_pools(
     )
 
 
-def room(wanted: Resources, pools: Pools, nodes: Sequence[Node]) -> Room:
+def capacity(wanted: Resources, pools: Pools, nodes: Sequence[Node]) -> Capacity:
     """How large pools that have been started may be on the nodes of this moment; 0 = not at all.
 
     Never more than what the job asks for; less, where nodes have gone.
@@ -134,7 +134,7 @@ def room(wanted: Resources, pools: Pools, nodes: Sequence[Node]) -> Room:
     workers -= 0 if on_gpu else max(replicas, span(wanted.replicas)[0] or 0)
     if span(wanted.prepare_workers)[0] is None:
         workers = min(workers, cluster.most_workers(replicas, pools.ranks, pools.prepare_bytes))
-    return Room(max(0, min(workers, pools.most_workers or workers)), replicas)
+    return Capacity(max(0, min(workers, pools.most_workers or workers)), replicas)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import ctypes
 import pyarrow as pa
 
 
-def give_back() -> None:
+def trim_memory() -> None:
     """Lets go of what the allocators keep; it takes milliseconds. Any thread may call it."""
     pa.default_memory_pool().release_unused()
     with contextlib.suppress(OSError, AttributeError):  # glibc's; others do it by themselves

@@ -56,7 +56,7 @@ class Canary:
         canary = job.canary
         if canary.uri is None or canary.text is None:
             raise JobError("canary: found no uri or no text, expected both")
-        self._shown, self._expected = storage.shown(canary.uri), canary.text
+        self._shown, self._expected = storage.redact(canary.uri), canary.text
         processor = Processor.load(
             checkpoint,
             job.image.min_pixels,
@@ -103,6 +103,6 @@ def _content(uri: str, base: Path) -> bytes:
         return storage.read(storage.resolve(uri))
     except Exception as error:
         raise JobError(
-            f"canary.uri: {storage.shown(uri)} cannot be read "
-            f"({storage.without_secrets(str(error))}): expected a picture or a video"
+            f"canary.uri: {storage.redact(uri)} cannot be read "
+            f"({storage.redact_text(str(error))}): expected a picture or a video"
         ) from error

@@ -32,7 +32,7 @@ class RunningEngine(Protocol):
 
 
 @dataclass(frozen=True)
-class Answer:
+class EngineResult:
     """What became of a request: its completion, or the error that it raised even alone.
 
     attempt: 2 when it failed together with others, and was tried alone.
@@ -43,7 +43,7 @@ class Answer:
     error: Exception | None = None
 
 
-class Batcher:
+class EngineThread:
     """Owns an engine, in a thread of its own.
 
     most: requests that the engine has at once, waiting ones included.
@@ -65,16 +65,16 @@ class Batcher:
         self._step_s = step_s
         self._step_began: float | None = None
         self._over: Future[None] = Future()
-        self._line: queue.SimpleQueue[tuple[Request, Future[Answer]]] = queue.SimpleQueue()
-        self._held: deque[tuple[Request, Future[Answer]]] = deque()
-        self._flying: dict[str, tuple[Request, Future[Answer]]] = {}
+        self._line: queue.SimpleQueue[tuple[Request, Future[EngineResult]]] = queue.SimpleQueue()
+        self._held: deque[tuple[Request, Future[EngineResult]]] = deque()
+        self._flying: dict[str, tuple[Request, Future[EngineResult]]] = {}
         threading.Thread(target=self._work, daemon=True, name="batcher").start()
         if math.isfinite(step_s):
             threading.Thread(target=self._time, daemon=True, name="batcher's clock").start()
 
-    def __call__(self, requests: Sequence[Request]) -> list[Answer]:
+    def __call__(self, requests: Sequence[Request]) -> list[EngineResult]:
         """The answers, in order, once all are there. Raises what `end` was given."""
-        waiting: list[Future[Answer]] = []
+        waiting: list[Future[EngineResult]] = []
         for request in requests:
             waiting.append(Future())
             self._line.put((request, waiting[-1]))
@@ -129,7 +129,7 @@ class Batcher:
                 except queue.Empty:
                     return
 
-    def _enter(self, request: Request, future: Future[Answer]) -> None:
+    def _enter(self, request: Request, future: Future[EngineResult]) -> None:
         if self._over.done():
             future.set_exception(self._over.exception())
         elif request.id in self._flying or len(self._flying) >= self._most:
@@ -142,14 +142,14 @@ class Batcher:
                 return
             self._flying[request.id] = (request, future)
 
-    def _turn_away(self, error: Exception, future: Future[Answer]) -> None:
+    def _turn_away(self, error: Exception, future: Future[EngineResult]) -> None:
         try:
             self._refuse(error)
         except Exception as fatal:  # noqa: BLE001 - every call that waits has to know
             future.set_exception(fatal)
             self._fail(fatal)
         else:
-            future.set_result(Answer(None, 1, error))
+            future.set_result(EngineResult(None, 1, error))
 
     def _timed_step(self) -> Sequence[Completion]:
         self._step_began = time.monotonic()
@@ -172,7 +172,7 @@ class Batcher:
             raise IdentityError(f"the engine's answers do not match its requests: {lost[:3]}")
         for completion in found:
             _, future = self._flying.pop(completion.id)
-            future.set_result(Answer(completion))
+            future.set_result(EngineResult(completion))
 
     def _recover(self, error: Exception) -> None:
         """What failed together is tried alone, once."""
@@ -188,7 +188,7 @@ class Batcher:
         except BaseException as fatal:  # noqa: BLE001 - every call that waits has to know
             self._fail(fatal)
 
-    def _alone(self, request: Request) -> Answer:
+    def _alone(self, request: Request) -> EngineResult:
         found: list[Completion] = []
         try:
             self._engine.add(request)
@@ -197,11 +197,11 @@ class Batcher:
         except Exception as error:  # noqa: BLE001 - now it is this request's fault
             self._refuse(error)
             self._engine.reset()
-            return Answer(None, 2, error)
+            return EngineResult(None, 2, error)
         if [completion.id for completion in found] != [request.id]:
             names = [completion.id for completion in found]
             raise IdentityError(f"the engine was asked for {request.id} and answered {names}")
-        return Answer(found[0], 2)
+        return EngineResult(found[0], 2)
 
     def _fail(self, error: BaseException) -> None:
         """Tell every call that waits for the engine."""

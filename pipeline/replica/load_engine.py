@@ -11,7 +11,7 @@ import torch
 
 from mediamill.model.engine import Engine
 from mediamill.model.layers.shards import VisionSplit
-from mediamill.model.tensor_parallel.leader_engine import BrokenRanksError, LeadingEngine
+from mediamill.model.tensor_parallel.leader_engine import BrokenRanksError, TensorParallelEngine
 from mediamill.pipeline.faults import BrokenEngineError
 
 
@@ -33,7 +33,7 @@ def load_engine(
     """
     if ranks == 1:
         return Engine.load(checkpoint, device, **options)
-    return LeadingEngine.start(
+    return TensorParallelEngine.start(
         checkpoint,
         ranks,
         device,

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from mediamill.pipeline.fetching.budget import Room
-from mediamill.pipeline.fetching.content import Medium
+from mediamill.pipeline.fetching.budget import Reservation
+from mediamill.pipeline.fetching.content import FetchedMedium
 from mediamill.pipeline.fetching.fetcher import Fetcher, FetchRules, fetch
 from mediamill.pipeline.fetching.spool import Spool
 from mediamill.pipeline.records import (
@@ -74,7 +74,7 @@ class _Shared:
 
     first: int
     uses: int
-    medium: "Future[Medium | RowFailure]"
+    medium: "Future[FetchedMedium | RowFailure]"
 
 
 class _Work:
@@ -95,7 +95,7 @@ class _Work:
     def parts(self, release: bool) -> Iterator[pa.Table]:
         """Consecutive rows. release: temporary files of a part, when the next one is asked for."""
         self._begin()
-        files: list[Medium] = []
+        files: list[FetchedMedium] = []
         try:
             start = 0
             while start < len(self._rows):
@@ -120,8 +120,8 @@ class _Work:
                     medium.add_done_callback(self._tell)
                     self._shared[uri] = _Shared(number, 1, medium)
 
-    def _fetch(self, uri: str | None, row: int) -> Medium | RowFailure:
-        room = Room(self._fetcher.budget, lambda: self._next >= row)
+    def _fetch(self, uri: str | None, row: int) -> FetchedMedium | RowFailure:
+        room = Reservation(self._fetcher.budget, lambda: self._next >= row)
         try:
             return self._fetcher.fetch(uri, room)
         except RowError as error:
@@ -152,7 +152,7 @@ class _Work:
     def _is_done(self, row: int) -> bool:
         return all(self._shared[uri].medium.done() for uri in self._rows[row])
 
-    def _part(self, start: int, stop: int, files: list[Medium]) -> pa.Table:
+    def _part(self, start: int, stop: int, files: list[FetchedMedium]) -> pa.Table:
         """A table of these rows; `files` takes what is not in memory."""
         data: list[pa.Array] = []
         names: list[list[str | None] | None] = []
@@ -173,9 +173,9 @@ class _Work:
         chunks = pa.chunked_array(data, schema.field(MEDIA_BYTES).type)
         return table.set_column(schema.get_field_index(MEDIA_BYTES), MEDIA_BYTES, chunks)
 
-    def _media(self, row: int) -> list[Medium] | None:
+    def _media(self, row: int) -> list[FetchedMedium] | None:
         """A row's media, which are the caller's from now on; None when one of them failed."""
-        found: list[Medium] = []
+        found: list[FetchedMedium] = []
         failure = None
         for uri in self._rows[row]:
             shared = self._shared[uri]
@@ -212,22 +212,22 @@ def _uris(table: pa.Table, manifest: ManifestSchema) -> list[list[str | None]]:
     ]
 
 
-def _again(medium: Medium) -> Medium:
+def _again(medium: FetchedMedium) -> FetchedMedium:
     """The same content for one more row: a file has a name for each, which is removed apart."""
     return medium if medium.path is None else replace(medium, path=Spool.share(medium.path))
 
 
-def _path(medium: Medium) -> str | None:
+def _path(medium: FetchedMedium) -> str | None:
     return None if medium.path is None else str(medium.path)
 
 
-def _drop(medium: "Future[Medium | RowFailure]") -> None:
+def _drop(medium: "Future[FetchedMedium | RowFailure]") -> None:
     if not medium.cancelled() and medium.exception() is None:
         found = medium.result()
-        Spool.release([found.path] if isinstance(found, Medium) else [])
+        Spool.release([found.path] if isinstance(found, FetchedMedium) else [])
 
 
-def _binary_lists(media: list[Medium] | None) -> pa.Array:
+def _binary_lists(media: list[FetchedMedium] | None) -> pa.Array:
     """One value of the column MEDIA_BYTES; a single medium is not copied."""
     if media is None:
         return pa.nulls(1, pa.list_(_BYTES))

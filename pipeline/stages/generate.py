@@ -21,19 +21,19 @@ from mediamill.model.sampling import Sampling
 from mediamill.model.text.tokenizer import Tokenizer
 from mediamill.pipeline.faults import BrokenEngineError, IdentityError
 from mediamill.pipeline.records import (
+    answer_columns,
     failure_columns,
     failures,
     parsed_schema,
     replace_columns,
-    told_columns,
 )
-from mediamill.pipeline.replica.engine_thread import Batcher
+from mediamill.pipeline.replica.engine_thread import EngineThread
 from mediamill.pipeline.replica.load_engine import load_engine, refuse_broken
-from mediamill.pipeline.tasks.dedupe import Copies, Registry, Told
+from mediamill.pipeline.tasks.dedupe import Deduplicator, Registry, RowAnswer
 from mediamill.pipeline.tasks.prepared_row import PreparedRow, prepared_row
 from mediamill.pipeline.tasks.score_texts import END_OF_TURN
-from mediamill.pipeline.tasks.task import Said, judged
-from mediamill.pipeline.tasks.tasks import asking
+from mediamill.pipeline.tasks.task import RequestResult, classify
+from mediamill.pipeline.tasks.tasks import task_handler
 from mediamill.schemas import columns as c
 from mediamill.schemas.job import JobConfig
 from mediamill.schemas.manifest import ManifestSchema
@@ -41,7 +41,7 @@ from mediamill.schemas.task import CAPTION, Task
 
 __all__ = ["BrokenEngineError", "Generate", "GenerateRules", "IdentityError"]
 
-_NONE = Told({c.ATTEMPT: 1, c.FINISH_REASON: "error"})  # rows that were errors already
+_NONE = RowAnswer({c.ATTEMPT: 1, c.FINISH_REASON: "error"})  # rows that were errors already
 
 # Requests that the engine has at once, per row that runs: the others wait for a row to be free.
 _AHEAD = 2
@@ -53,7 +53,7 @@ class GenerateRules:
 
     sampling: of every row, except that each row has a seed of its own, made of this one and its id.
     mrope: how the positions of videos are counted. ranks: processes that share the model; vision:
-    how they share its vision tower. step_s: as of `Batcher`.
+    how they share its vision tower. step_s: as of `EngineThread`.
     """
 
     sampling: Sampling
@@ -133,12 +133,12 @@ class Generate:
             mrope=rules.mrope,
         )
         self._image_rules = self._engine.rules
-        self._batcher = Batcher(self._engine, _AHEAD * rows, refuse_broken, rules.step_s)
+        self._batcher = EngineThread(self._engine, _AHEAD * rows, refuse_broken, rules.step_s)
         tokenizer = Tokenizer.load(checkpoint)
         self.decode = tokenizer.decode
         end = tokenizer.special.get(END_OF_TURN)
-        self._copies = Copies(registry) if registry is not None and task.dedupe else None
-        self._asking = asking(task, rules.sampling, self.decode, self.stop, end)
+        self._copies = Deduplicator(registry) if registry is not None and task.dedupe else None
+        self._asking = task_handler(task, rules.sampling, self.decode, self.stop, end)
 
     def _end(self, error: BrokenEngineError) -> None:
         self._batcher.end(error)
@@ -188,7 +188,7 @@ class Generate:
         self._count(table.num_rows)
         answers = [told.get(number, _NONE) for number in range(table.num_rows)]
         columns = {
-            name: [one.values.get(name) for one in answers] for name in told_columns(self._task)
+            name: [one.values.get(name) for one in answers] for name in answer_columns(self._task)
         }
         if self._task.dedupe:
             columns[c.DUPLICATE_OF] = [one.duplicate_of for one in answers]
@@ -199,18 +199,18 @@ class Generate:
         schema = parsed_schema(self._manifest, self._task)
         return replace_columns(table, {**columns, **failure_columns(found)}, schema)
 
-    def _told(self, rows: Mapping[int, PreparedRow]) -> dict[int, Told]:
+    def _told(self, rows: Mapping[int, PreparedRow]) -> dict[int, RowAnswer]:
         """What each row is told, copies or not."""
         said = self._said(rows)
         told = {}
         for number, row in rows.items():
             values, failure = self._asking.answer(row, said[number])
-            told[number] = Told(_totals(said[number]) | values, failure)
+            told[number] = RowAnswer(_totals(said[number]) | values, failure)
         return told
 
-    def _said(self, rows: Mapping[int, PreparedRow]) -> dict[int, list[Said]]:
+    def _said(self, rows: Mapping[int, PreparedRow]) -> dict[int, list[RequestResult]]:
         """What becomes of the requests of each row, also of those that are made anew."""
-        said: dict[int, list[Said]] = {number: [] for number in rows}
+        said: dict[int, list[RequestResult]] = {number: [] for number in rows}
         asked = [
             (number, place, request)
             for number, row in rows.items()
@@ -221,7 +221,7 @@ class Generate:
             outcomes = self._batcher([request for _, _, request in asked])
             further = []
             for (number, place, request), outcome in zip(asked, outcomes, strict=True):
-                one = judged(request, outcome, attempt)
+                one = classify(request, outcome, attempt)
                 said[number][place : place + 1] = [one]
                 another = self._asking.again(rows[number], place, one)
                 if another is not None:
@@ -230,7 +230,7 @@ class Generate:
         return said
 
 
-def _totals(said: list[Said]) -> dict[str, Any]:
+def _totals(said: list[RequestResult]) -> dict[str, Any]:
     """Of a whole row, whatever is asked."""
     return {
         c.ATTEMPT: max(one.attempt for one in said),

@@ -15,11 +15,11 @@ import pyarrow as pa
 from mediamill.model.media.limits import MediaLimits
 from mediamill.pipeline.decoding.arrow_column import binary_column
 from mediamill.pipeline.decoding.decoder_pool import (
-    Answer,
-    Decoder,
+    DecodeReply,
+    DecodeRequest,
+    DecoderPool,
     DecodeRules,
-    Medium,
-    Question,
+    MediumRequest,
     Receipt,
 )
 from mediamill.pipeline.decoding.media_limits import media_limits
@@ -33,7 +33,7 @@ from mediamill.pipeline.records import (
     prepared_schema,
     replace_columns,
 )
-from mediamill.pipeline.tasks.checksum import seals
+from mediamill.pipeline.tasks.checksum import checksums
 from mediamill.pipeline.tasks.score_texts import texts_to_score
 from mediamill.schemas import columns as c
 from mediamill.schemas.errors import ErrorCode, RowError
@@ -86,7 +86,7 @@ class _Row:
     """
 
     uris: Sequence[str] = ()
-    question: Question | None = None
+    question: DecodeRequest | None = None
     failure: RowFailure | None = None
     chat_failure: RowFailure | None = None
 
@@ -112,7 +112,7 @@ class Prepare:
             "video": dict(rules.video),
             "limits": asdict(rules.limits),
         }
-        self._decoder = Decoder(arguments, rules.decoding)
+        self._decoder = DecoderPool(arguments, rules.decoding)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """A table of `fetched_schema` -> one of `prepared_schema`.
@@ -130,7 +130,7 @@ class Prepare:
         prompts = len(self._rules.task.questions)
         columns = _columns(found, [row.uris for row in rows], prompts)
         columns |= failure_columns([answer.failure for answer in found])
-        columns[c.TENSOR_SEAL] = seals(table, columns)
+        columns[c.TENSOR_CHECKSUM] = checksums(table, columns)
         patches, columns[c.PATCHES] = columns[c.PATCHES], [None] * len(found)
         schema = prepared_schema(self._manifest)
         table = replace_columns(table, columns, schema)
@@ -138,9 +138,9 @@ class Prepare:
         column = binary_column(patches, self._decoder.warm)
         return table.set_column(place, schema.field(c.PATCHES), column)
 
-    def _answers(self, questions: Sequence[Question | None]) -> list[Answer | None]:
+    def _answers(self, questions: Sequence[DecodeRequest | None]) -> list[DecodeReply | None]:
         """Of each question; of those that are alike, where copies matter, one alone is asked."""
-        asked: dict[object, Question] = {}
+        asked: dict[object, DecodeRequest] = {}
         keys: list[object] = []
         for number, question in enumerate(questions):
             copies = self._rules.task.dedupe and question is not None
@@ -173,15 +173,17 @@ class Prepare:
             return _Row(failure=RowFailure(error.code.value, str(error)))
         uris = _uris(row, self._manifest)
         try:
-            return _Row(uris, Question(media, self._chats(row), self._texts(row)))
+            return _Row(uris, DecodeRequest(media, self._chats(row), self._texts(row)))
         except RowError as error:
             failure = RowFailure(error.code.value, str(error))
-            return _Row(uris, Question(media), chat_failure=failure)
+            return _Row(uris, DecodeRequest(media), chat_failure=failure)
 
-    def _media(self, row: dict[str, Any], contents: Sequence[memoryview | Path]) -> list[Medium]:
+    def _media(
+        self, row: dict[str, Any], contents: Sequence[memoryview | Path]
+    ) -> list[MediumRequest]:
         """The row's media, with the kind and the window that it has for each."""
         if self._manifest.form == c.URI:
-            return [Medium(content) for content in contents]
+            return [MediumRequest(content) for content in contents]
         media = []
         for content, one in zip(contents, row[c.MEDIA] or [], strict=True):
             kind = one[c.MEDIA_TYPE]
@@ -190,7 +192,7 @@ class Prepare:
                     ErrorCode.DECODE_UNSUPPORTED,
                     f"media: found the type '{kind}', expected image or video",
                 )
-            media.append(Medium(content, kind, one[c.MEDIA_START_S], one[c.MEDIA_END_S]))
+            media.append(MediumRequest(content, kind, one[c.MEDIA_START_S], one[c.MEDIA_END_S]))
         return media
 
     def _chats(self, row: dict[str, Any]) -> list[Mapping[str, Any]]:
@@ -219,7 +221,7 @@ class Prepare:
         return texts_to_score(row, task.score) if task.kind == "score" else ()
 
 
-def _check_alike(task: Task, media: Sequence[Medium]) -> None:
+def _check_alike(task: Task, media: Sequence[MediumRequest]) -> None:
     if task.kind == "embed" and not media and not task.texts_alike:
         raise RowError(
             ErrorCode.MEDIA_EMPTY,
@@ -255,10 +257,10 @@ def _uris(row: dict[str, Any], manifest: ManifestSchema) -> list[str]:
     return [one[c.MEDIA_URI] for one in row[c.MEDIA] or []]
 
 
-def _answer(row: _Row, answer: Answer | None) -> Answer:
+def _answer(row: _Row, answer: DecodeReply | None) -> DecodeReply:
     """What is known of a row, with all that is wrong with it."""
     if answer is None:
-        return Answer(failure=row.failure)
+        return DecodeReply(failure=row.failure)
     failure = answer.failure or row.chat_failure
     if answer.receipts and not sum(receipt.visual_tokens for receipt in answer.receipts):
         text = "the row's media have no visual tokens"
@@ -266,11 +268,11 @@ def _answer(row: _Row, answer: Answer | None) -> Answer:
     return replace(answer, failure=failure)
 
 
-def _columns(rows: list[Answer], uris: list[Sequence[str]], prompts: int) -> dict[str, Any]:
-    def each(value: Callable[[Answer], Any]) -> list[Any]:
+def _columns(rows: list[DecodeReply], uris: list[Sequence[str]], prompts: int) -> dict[str, Any]:
+    def each(value: Callable[[DecodeReply], Any]) -> list[Any]:
         return [None if row.failure else value(row) for row in rows]
 
-    def seen(value: Callable[[Answer], Any]) -> list[Any]:
+    def seen(value: Callable[[DecodeReply], Any]) -> list[Any]:
         return [value(row) if row.receipts or not row.failure else None for row in rows]
 
     def first(value: Callable[[Receipt], Any]) -> list[Any]:

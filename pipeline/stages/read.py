@@ -53,7 +53,7 @@ class RowGroup(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Stretch:
+class RowGroupSlice:
     """Row groups of one file, each with a row to do.
 
     number: of the file in the ledger. file_rows: of all its row groups. pending: a bitmap for each
@@ -83,10 +83,10 @@ class Stretch:
 
 
 @dataclass(frozen=True)
-class Piece:
+class ReadSplit:
     """What one task reads. rows: how many it will find to do."""
 
-    stretches: tuple[Stretch, ...]
+    stretches: tuple[RowGroupSlice, ...]
     rows: int
 
 
@@ -130,15 +130,15 @@ class ManifestDatasource(Datasource):
         ]
 
 
-def pieces(manifest: Manifest, state: LedgerState) -> list[Piece]:
+def pieces(manifest: Manifest, state: LedgerState) -> list[ReadSplit]:
     """What is to be read, in the manifest's order. The ledger knows every file of the manifest."""
     numbers = {known.name: number for number, known in enumerate(state.files)}
     files = [(file, numbers[file.name]) for file in manifest.files]
     left = {number: file.rows - _finished(state, number) for file, number in files}
     weight = sum(rows + _FILE_ROWS for rows in left.values() if rows)
     wanted = max(_TASK_ROWS, -(-weight // _TASKS))
-    found: list[Piece] = []
-    stretches: list[Stretch] = []
+    found: list[ReadSplit] = []
+    stretches: list[RowGroupSlice] = []
     have = rows = 0
     for file, number in files:
         if not left[number]:
@@ -150,11 +150,11 @@ def pieces(manifest: Manifest, state: LedgerState) -> list[Piece]:
             rows += to_do
             have += to_do
             if have >= wanted:
-                found.append(Piece((*stretches, _stretch(file, number, groups)), rows))
+                found.append(ReadSplit((*stretches, _stretch(file, number, groups)), rows))
                 stretches, groups, have, rows = [], [], 0, 0
         if groups:
             stretches.append(_stretch(file, number, groups))
-    return [*found, Piece(tuple(stretches), rows)] if stretches else found
+    return [*found, ReadSplit(tuple(stretches), rows)] if stretches else found
 
 
 def _finished(state: LedgerState, number: int) -> int:
@@ -180,10 +180,12 @@ def _groups(
         start = stop
 
 
-def _stretch(file: ManifestFile, number: int, groups: Sequence[tuple[RowGroup, Bits]]) -> Stretch:
+def _stretch(
+    file: ManifestFile, number: int, groups: Sequence[tuple[RowGroup, Bits]]
+) -> RowGroupSlice:
     bits = np.concatenate([bits for _, bits in groups])
     whole = int(np.bitwise_count(bits).sum(dtype=np.int64)) == sum(g.rows for g, _ in groups)
-    return Stretch(
+    return RowGroupSlice(
         file.place.url,
         number,
         file.stamp,
@@ -198,7 +200,7 @@ def _stretch(file: ManifestFile, number: int, groups: Sequence[tuple[RowGroup, B
 class _Reader:
     """What a read task runs, in a worker."""
 
-    piece: Piece
+    piece: ReadSplit
     schema: ManifestSchema
     partitions: pa.Schema
     __name__ = "read_manifest"  # Ray puts it into a warning
@@ -207,7 +209,9 @@ class _Reader:
         return read_piece(self.piece, self.schema, self.partitions)
 
 
-def read_piece(piece: Piece, manifest: ManifestSchema, partitions: pa.Schema) -> Iterator[pa.Table]:
+def read_piece(
+    piece: ReadSplit, manifest: ManifestSchema, partitions: pa.Schema
+) -> Iterator[pa.Table]:
     """The unfinished rows of a piece, in order and in bounded tables of `read_schema`.
 
     Raises ManifestChangedError.
@@ -237,7 +241,7 @@ def _set(bits: Bits, start: int, stop: int) -> npt.NDArray[np.int64]:
 
 
 @contextmanager
-def _opened(stretch: Stretch) -> Iterator[pq.ParquetFile]:
+def _opened(stretch: RowGroupSlice) -> Iterator[pq.ParquetFile]:
     """The file, if it is still the one that was planned with."""
     place = storage.resolve(stretch.url)
     try:
@@ -252,7 +256,7 @@ def _opened(stretch: Stretch) -> Iterator[pq.ParquetFile]:
         if any(sizes[one.position : one.position + 1] != [one.rows] for one in stretch.groups):
             raise _changed(stretch, "its row groups are others")
         if not file_version.same_content(
-            stretch.stamp, file_version.stamp_of(place, _details(source))
+            stretch.stamp, file_version.file_version(place, _details(source))
         ):
             raise _changed(stretch, "it was written again")
         groups = [footer.row_group(group.position) for group in stretch.groups]
@@ -272,9 +276,9 @@ def _details(source: Any) -> Any:
     return getattr(source, "details", None)
 
 
-def _changed(stretch: Stretch, how: str) -> ManifestChangedError:
+def _changed(stretch: RowGroupSlice, how: str) -> ManifestChangedError:
     return ManifestChangedError(
-        f"{storage.shown(stretch.url)}: the manifest's file has changed while the job ran: {how}: "
+        f"{storage.redact(stretch.url)}: the manifest's file has changed while the job ran: {how}: "
         "run the same job again, which checks it anew"
     )
 

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from ray.data.datasource import Datasink
 
 from mediamill.pipeline.ledger import hive_paths, publish
-from mediamill.pipeline.ledger.ledger import Answer, Commit
+from mediamill.pipeline.ledger.ledger import Commit, CommitReply
 from mediamill.pipeline.ledger.publish import ordinals
 from mediamill.pipeline.ledger.state import Counts, Rows
 from mediamill.pipeline.records import ROW_FILE, ROW_INDEX
@@ -46,9 +46,9 @@ class LedgerCalls(Protocol):
 
     def taken(self, rows: Rows) -> Rows: ...
 
-    def commit(self, commit: Commit) -> Answer: ...
+    def commit(self, commit: Commit) -> CommitReply: ...
 
-    def published(self, names: Sequence[str]) -> Answer: ...
+    def published(self, names: Sequence[str]) -> CommitReply: ...
 
 
 class ResultDatasink(Datasink[None]):
@@ -85,7 +85,7 @@ def write_rows(table: pa.Table, rules: OutputRules, ledger: LedgerCalls) -> None
         table = _without(table, answer.taken)
 
 
-def _publish(output: Place, answer: Answer, ledger: LedgerCalls) -> None:
+def _publish(output: Place, answer: CommitReply, ledger: LedgerCalls) -> None:
     """Makes files visible as long as the ledger has some for this task."""
     while answer.groups:
         for group in answer.groups:

@@ -17,7 +17,7 @@ _NAMES = ("ETag", "etag", "generation", "md5Hash", "content_md5", "blob_id")
 _TIMES = ("LastModified", "last_modified", "updated", "mtime", "modified")
 
 
-def stamp_of(place: Place, info: Mapping[str, Any] | None = None) -> str:
+def file_version(place: Place, info: Mapping[str, Any] | None = None) -> str:
     """The file's stamp; "" where the storage says too little.
 
     info: what a listing has said of it, which spares a request. Raises OSError when the file is

@@ -73,7 +73,7 @@ class IncompleteError(OSError):
 
 
 @dataclass(frozen=True)
-class Failure:
+class FetchFailure:
     """kind: passing and timeout may be tried again; expired, with new credentials. reason: holds
     only what is known to be no secret. retry_after_s: what the server asks for.
     """
@@ -98,7 +98,7 @@ class Backoff:
     base_s: float = 0.5
     cap_s: float = 20.0
 
-    def pause_s(self, attempt: int, failure: Failure) -> float:
+    def pause_s(self, attempt: int, failure: FetchFailure) -> float:
         """After this many failed tries."""
         drawn = random.uniform(0.0, min(self.cap_s, self.base_s * 2 ** (attempt - 1)))
         return drawn + min(failure.retry_after_s or 0.0, _LONGEST_WAIT_S)
@@ -132,7 +132,7 @@ class Deadline:
             self._paused_at = None
 
 
-def tried(
+def retry(
     action: Callable[[], _ANSWER],
     backoff: Backoff,
     renew: Callable[[], object] | None = None,
@@ -150,7 +150,7 @@ def tried(
         except (JobError, RowError):
             raise
         except Exception as error:
-            failure = told_apart(error)
+            failure = classify_error(error)
             if failure.kind == "expired" and renew is not None and not renewed:
                 renewed = True
                 renew()
@@ -163,12 +163,12 @@ def tried(
         time.sleep(pause)
 
 
-def told_apart(error: BaseException) -> Failure:
+def classify_error(error: BaseException) -> FetchFailure:
     """Which kind of failure an exception is, by what it and its causes carry."""
     chain = list(_chain(error))
     for one in chain:
         if any(word in type(one).__name__ for word in _BROKEN):
-            return Failure("passing", "the connection broke")
+            return FetchFailure("passing", "the connection broke")
         found = _by_code(one) or _by_status(one)
         if found is not None:
             return found
@@ -176,7 +176,7 @@ def told_apart(error: BaseException) -> Failure:
         found = _by_type(one)
         if found is not None:
             return found
-    return Failure("passing", type(error).__name__)
+    return FetchFailure("passing", type(error).__name__)
 
 
 def retry_after(value: str | None) -> float | None:
@@ -195,21 +195,21 @@ def retry_after(value: str | None) -> float | None:
     return max(0.0, (when - datetime.now(UTC)).total_seconds())
 
 
-def by_status(status: int, code: str = "", after: str | None = None) -> Failure:
+def by_status(status: int, code: str = "", after: str | None = None) -> FetchFailure:
     """The failure that an HTTP answer with this status is."""
     reason = f"the server said {status}" + (f" {code}" if code else "")
     wait = retry_after(after)
     if status in _MISSING or _CODES.get(code) == "missing":
-        return Failure("missing", "no such file")
+        return FetchFailure("missing", "no such file")
     if code in _CODES:
-        return Failure(_CODES[code], reason, wait)
+        return FetchFailure(_CODES[code], reason, wait)
     if status in _PASSING:
-        return Failure("passing", reason, wait)
+        return FetchFailure("passing", reason, wait)
     if status == 401:
-        return Failure("expired", reason)
+        return FetchFailure("expired", reason)
     if status in (412, 416):
-        return Failure("changed" if status == 412 else "range", reason)
-    return Failure("denied", reason)
+        return FetchFailure("changed" if status == 412 else "range", reason)
+    return FetchFailure("denied", reason)
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -221,7 +221,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         following = following.__cause__ or following.__context__
 
 
-def _by_code(error: BaseException) -> Failure | None:
+def _by_code(error: BaseException) -> FetchFailure | None:
     """A ClientError of botocore: a `response` with the answer's code, status and headers."""
     response: Any = getattr(error, "response", None)
     if not isinstance(response, dict):
@@ -229,7 +229,7 @@ def _by_code(error: BaseException) -> Failure | None:
     said, meta = response.get("Error") or {}, response.get("ResponseMetadata") or {}
     code = str(said.get("Code") or "")
     if code == "400":  # the answer to a HEAD, which has no body that would say more
-        return Failure("expired", "the server said 400")
+        return FetchFailure("expired", "the server said 400")
     status = meta.get("HTTPStatusCode")
     headers = meta.get("HTTPHeaders") or {}
     plain = code if code.isascii() and code.isalnum() and len(code) < 60 else ""
@@ -237,7 +237,7 @@ def _by_code(error: BaseException) -> Failure | None:
     return by_status(number, plain, headers.get("retry-after"))
 
 
-def _by_status(error: BaseException) -> Failure | None:
+def _by_status(error: BaseException) -> FetchFailure | None:
     """aiohttp, gcsfs, azure-core, huggingface_hub, requests: a number somewhere."""
     response: Any = getattr(error, "response", None)
     for holder, names in ((error, ("status", "status_code", "code")), (response, ("status_code",))):
@@ -253,37 +253,37 @@ def _by_status(error: BaseException) -> Failure | None:
     return None
 
 
-def _by_type(error: BaseException) -> Failure | None:
+def _by_type(error: BaseException) -> FetchFailure | None:
     name = type(error).__name__
     if isinstance(error, ContentChangedError):
-        return Failure("changed", "the file changed while it was read")
+        return FetchFailure("changed", "the file changed while it was read")
     if isinstance(error, IncompleteError):
-        return Failure("passing", str(error))
+        return FetchFailure("passing", str(error))
     if isinstance(error, socket.gaierror):
         unknown = {getattr(socket, one, None) for one in ("EAI_NONAME", "EAI_NODATA")}
         if error.errno in unknown:
-            return Failure("missing", "no such host")
-        return Failure("passing", "the host's name could not be looked up")
+            return FetchFailure("missing", "no such host")
+        return FetchFailure("passing", "the host's name could not be looked up")
     if isinstance(error, ssl.SSLCertVerificationError):
-        return Failure("denied", "the server's certificate is not valid")
+        return FetchFailure("denied", "the server's certificate is not valid")
     if isinstance(error, FileExistsError):
-        return Failure("conflict", "there is a file already")
+        return FetchFailure("conflict", "there is a file already")
     if isinstance(error, FileNotFoundError | NotADirectoryError):
-        return Failure("missing", "no such file")
+        return FetchFailure("missing", "no such file")
     if isinstance(error, PermissionError):
-        return Failure("denied", "no permission")
+        return FetchFailure("denied", "no permission")
     if isinstance(error, TimeoutError) or "Timeout" in name:
-        return Failure("timeout", "took too long")
+        return FetchFailure("timeout", "took too long")
     if isinstance(error, ConnectionError):
-        return Failure("passing", "the connection broke")
+        return FetchFailure("passing", "the connection broke")
     if "Credential" in name:  # botocore's NoCredentialsError, google's DefaultCredentialsError
-        return Failure("denied", "no credentials were found")
+        return FetchFailure("denied", "no credentials were found")
     if isinstance(error, ImportError):
-        return Failure("denied", f"the package {error.name} is not installed")
+        return FetchFailure("denied", f"the package {error.name} is not installed")
     if isinstance(error, TypeError | AttributeError | LookupError | NameError | RuntimeError):
-        return Failure("other", name)  # a mistake, here or in a library
+        return FetchFailure("other", name)  # a mistake, here or in a library
     if isinstance(error, OSError) and error.errno:
-        return Failure("passing", os.strerror(error.errno))
+        return FetchFailure("passing", os.strerror(error.errno))
     if "Param" in name and "Validation" in name:  # botocore's, of an impossible bucket or key
-        return Failure("denied", "the name of the bucket or key is not valid")
+        return FetchFailure("denied", "the name of the bucket or key is not valid")
     return None

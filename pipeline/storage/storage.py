@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from mediamill.pipeline.storage.retries import Backoff, told_apart, tried
+from mediamill.pipeline.storage.retries import Backoff, classify_error, retry
 from mediamill.schemas.errors import JobError
 
 _BACKOFF = Backoff(tries=8)
@@ -64,7 +64,7 @@ def absolute(url: str) -> str:
     return os.path.normpath(Path.cwd() / path)  # links stay: the name is the user's choice
 
 
-def shown(url: str) -> str:
+def redact(url: str) -> str:
     """The URL without what may be secret: user, password, query and fragment."""
     if scheme(url) == "file":
         return url
@@ -75,9 +75,9 @@ def shown(url: str) -> str:
     return re.sub(r"//[^/]*@", "//", plain)
 
 
-def without_secrets(text: str) -> str:
-    """A library's message, with each URL in it as `shown` has it."""
-    return _URL.sub(lambda found: shown(found.group()), text)
+def redact_text(text: str) -> str:
+    """A library's message, with each URL in it as `redact` has it."""
+    return _URL.sub(lambda found: redact(found.group()), text)
 
 
 def resolve(url: str, **settings: Any) -> Place:
@@ -89,13 +89,13 @@ def resolve(url: str, **settings: Any) -> Place:
     if scheme(full) == "file":
         return Place(LocalFileSystem(), full, full)
     if "::" in full:
-        raise JobError(f"{shown(full)}: found a chain of URLs ('::'), expected one plain URL")
+        raise JobError(f"{redact(full)}: found a chain of URLs ('::'), expected one plain URL")
     try:
         # Listings are cached per process by default, and other processes write here too.
         fs, path = fsspec.url_to_fs(full, use_listings_cache=False, **settings)
     except (ImportError, ValueError) as error:
-        reason = without_secrets(str(error))
-        raise JobError(f"{shown(full)}: cannot be opened: {reason}") from error
+        reason = redact_text(str(error))
+        raise JobError(f"{redact(full)}: cannot be opened: {reason}") from error
     return Place(fs, path.rstrip("/"), full)
 
 
@@ -122,7 +122,7 @@ def steadily(place: Place, action: Callable[[Any], _FOUND]) -> _FOUND:
     def renewed() -> None:
         fs[0] = renew(replace(place, fs=fs[0])).fs
 
-    return tried(lambda: action(fs[0]), _BACKOFF, renewed)
+    return retry(lambda: action(fs[0]), _BACKOFF, renewed)
 
 
 def read(place: Place) -> bytes:
@@ -151,7 +151,7 @@ def put_new(place: Place, data: bytes) -> bool:
         try:
             fs.pipe_file(place.path, data, mode="create")
         except Exception as error:
-            if told_apart(error).kind not in ("conflict", "changed"):
+            if classify_error(error).kind not in ("conflict", "changed"):
                 raise
             return False
         return True

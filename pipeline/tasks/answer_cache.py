@@ -1,7 +1,6 @@
 """Remembers what was answered for an output, so that copies need not be asked.
 
-Turns claims on contents into who answers them. Answers are kept in a temporary file, since there
-may be one for each row of a job. What an answer is, is not known here.
+Answers are kept in a temporary file, since there may be one for each row of a job.
 """
 
 import json
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mediamill.pipeline.records import RowFailure
-from mediamill.pipeline.tasks.dedupe import Claim, Told
+from mediamill.pipeline.tasks.dedupe import Claim, RowAnswer
 
 _MOST_BYTES = 4 * 1024**3
 _PAGE_BYTES = 4096
@@ -26,10 +25,10 @@ class Answered:
 
     name: str
     row_id: object
-    told: Told
+    told: RowAnswer
 
 
-class Answers:
+class AnswerCache:
     """Every content that was claimed and answered. most_bytes: of the file; what comes when it is
     full is not remembered, and asked again.
     """
@@ -57,7 +56,7 @@ class Answers:
         """
         return [self._claim(*one) for one in asked]
 
-    def tell(self, told: Mapping[bytes, Told]) -> None:
+    def tell(self, told: Mapping[bytes, RowAnswer]) -> None:
         """Keeps answers of claimed contents; the first of each, if there are several."""
         claimed = {key: self._claimed.pop(key) for key in told if key in self._claimed}
         self.remember({key: Answered(*one, told[key]) for key, one in claimed.items()})
@@ -93,7 +92,7 @@ def _packed(one: Answered) -> str:
 
 def _unpacked(text: str) -> Answered:
     name, row_id, values, failure = json.loads(text)
-    return Answered(name, row_id, Told(values, failure and RowFailure(*failure)))
+    return Answered(name, row_id, RowAnswer(values, failure and RowFailure(*failure)))
 
 
 @dataclass(frozen=True)
@@ -108,5 +107,5 @@ class AnswerCalls:
         found: list[Claim] = ray.get(self.actor.claim.remote(asked))
         return found
 
-    def tell(self, told: Mapping[bytes, Told]) -> None:
+    def tell(self, told: Mapping[bytes, RowAnswer]) -> None:
         self.actor.tell.remote(told)

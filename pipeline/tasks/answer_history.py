@@ -16,14 +16,14 @@ from mediamill.pipeline.ledger.publish import visible_files
 from mediamill.pipeline.storage import storage
 from mediamill.pipeline.storage.storage import Place
 from mediamill.pipeline.tasks.answer_cache import Answered
-from mediamill.pipeline.tasks.dedupe import Told
+from mediamill.pipeline.tasks.dedupe import RowAnswer
 from mediamill.schemas import columns as c
 
 _ROWS = 1024  # that are Python objects at once: vectors are large
 _NOBODY = ""  # no row's name: one that is finished is never asked again
 
 
-def answered(output: Place, values: Sequence[str]) -> Iterator[dict[bytes, Answered]]:
+def previous_answers(output: Place, values: Sequence[str]) -> Iterator[dict[bytes, Answered]]:
     """By content, what the visible rows that are ok were told, of some rows at a time.
 
     values: the columns that an answer has. Rows that are copies tell nothing new; those that failed
@@ -41,7 +41,7 @@ def answered(output: Place, values: Sequence[str]) -> Iterator[dict[bytes, Answe
 
 def _answered(row: dict[str, Any]) -> tuple[bytes, Answered]:
     content, row_id = bytes.fromhex(row.pop(c.CONTENT_HASH)), row.pop(c.ID)
-    return content, Answered(_NOBODY, row_id, Told(row))
+    return content, Answered(_NOBODY, row_id, RowAnswer(row))
 
 
 def _row_groups(file: Place, columns: Sequence[str]) -> Iterator[pa.Table]:

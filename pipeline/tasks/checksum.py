@@ -21,7 +21,7 @@ def row_name(row: Mapping[str, int], sha256: str | None, row_id: object) -> str:
     return f"{row[ROW_FILE]}/{row[ROW_INDEX]}/{sha256}/{row_id}"
 
 
-def seal(
+def checksum(
     name: str,
     prompts: Sequence[Sequence[int]],
     texts: Sequence[Sequence[int]],
@@ -37,7 +37,7 @@ def seal(
     return zlib.crc32(patches, found)
 
 
-def seals(table: pa.Table, columns: Mapping[str, Sequence[Any]]) -> list[int | None]:
+def checksums(table: pa.Table, columns: Mapping[str, Sequence[Any]]) -> list[int | None]:
     """Of rows that have just been prepared, None for those without tensors.
 
     table: with their ordinals and ids. columns: the tensors and hashes, by name.
@@ -47,6 +47,6 @@ def seals(table: pa.Table, columns: Mapping[str, Sequence[Any]]) -> list[int | N
     tensors = zip(*(columns[kind] for kind in kinds), strict=True)
     names = map(row_name, rows, columns[c.SHA256], ids)
     return [
-        None if patches is None else seal(name, prompts, texts, grid, patches)
+        None if patches is None else checksum(name, prompts, texts, grid, patches)
         for name, (prompts, texts, grid, patches) in zip(names, tensors, strict=True)
     ]

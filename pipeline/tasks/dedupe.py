@@ -19,7 +19,7 @@ _POLL_S = 0.1
 
 
 @dataclass(frozen=True)
-class Told:
+class RowAnswer:
     """What a row is told. values: by column. duplicate_of: the id of the row that was asked."""
 
     values: Mapping[str, Any]
@@ -36,7 +36,7 @@ class Claim:
 
     row_id: object
     mine: bool
-    told: Told | None = None
+    told: RowAnswer | None = None
 
 
 class Registry(Protocol):
@@ -45,11 +45,11 @@ class Registry(Protocol):
     def claim(self, asked: Sequence[tuple[bytes, str, object]]) -> list[Claim]:
         """asked: of each content its key, the name of a row that has it, and the row's id."""
 
-    def tell(self, told: Mapping[bytes, Told]) -> None:
+    def tell(self, told: Mapping[bytes, RowAnswer]) -> None:
         """By key, what was answered."""
 
 
-class Copies:
+class Deduplicator:
     """Asks each content once, as far as the registry remembers."""
 
     def __init__(self, registry: Registry, patience_s: float = _PATIENCE_S) -> None:
@@ -59,8 +59,8 @@ class Copies:
     def told(
         self,
         rows: "Mapping[int, PreparedRow]",
-        ask: "Callable[[Mapping[int, PreparedRow]], Mapping[int, Told]]",
-    ) -> dict[int, Told]:
+        ask: "Callable[[Mapping[int, PreparedRow]], Mapping[int, RowAnswer]]",
+    ) -> dict[int, RowAnswer]:
         """ask: answers rows without regard to copies."""
         groups: dict[bytes, list[int]] = {}
         for number, row in rows.items():
@@ -73,7 +73,7 @@ class Copies:
         found |= self._wait(groups.keys() - found.keys(), groups, rows)
         late = groups.keys() - found.keys()
         found |= self._ask(late, groups, rows, ask)
-        told: dict[int, Told] = {}
+        told: dict[int, RowAnswer] = {}
         for key, numbers in groups.items():
             asked = claims[key].row_id if key not in late else rows[numbers[0]].row_id
             for number in numbers:
@@ -93,8 +93,8 @@ class Copies:
         keys: "set[bytes]",
         groups: Mapping[bytes, list[int]],
         rows: "Mapping[int, PreparedRow]",
-        ask: "Callable[[Mapping[int, PreparedRow]], Mapping[int, Told]]",
-    ) -> dict[bytes, Told]:
+        ask: "Callable[[Mapping[int, PreparedRow]], Mapping[int, RowAnswer]]",
+    ) -> dict[bytes, RowAnswer]:
         if not keys:
             return {}
         first = {key: numbers[0] for key, numbers in groups.items() if key in keys}
@@ -108,9 +108,9 @@ class Copies:
         keys: "set[bytes]",
         groups: Mapping[bytes, list[int]],
         rows: "Mapping[int, PreparedRow]",
-    ) -> dict[bytes, Told]:
+    ) -> dict[bytes, RowAnswer]:
         """What others have answered in time."""
-        found: dict[bytes, Told] = {}
+        found: dict[bytes, RowAnswer] = {}
         until = time.monotonic() + self._patience_s
         while keys and time.monotonic() < until:
             claims = self._claims({key: groups[key] for key in groups if key in keys}, rows)

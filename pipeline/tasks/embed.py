@@ -6,13 +6,13 @@ from typing import Any
 from mediamill.model.requests import Request
 from mediamill.pipeline.records import RowFailure
 from mediamill.pipeline.tasks.prepared_row import PreparedRow
-from mediamill.pipeline.tasks.task import Said
+from mediamill.pipeline.tasks.task import RequestResult
 from mediamill.schemas import columns as c
 from mediamill.schemas.errors import ErrorCode
 from mediamill.schemas.task import Task
 
 
-class Vectors:
+class Embed:
     """See `Asking`. task: with a pool that is not "auto": see embed_checkpoint.py."""
 
     def __init__(self, task: Task) -> None:
@@ -33,11 +33,11 @@ class Vectors:
             )
         ]
 
-    def again(self, row: PreparedRow, number: int, said: Said) -> Request | None:
+    def again(self, row: PreparedRow, number: int, said: RequestResult) -> Request | None:
         return None
 
     def answer(
-        self, row: PreparedRow, said: list[Said]
+        self, row: PreparedRow, said: list[RequestResult]
     ) -> tuple[dict[str, Any], RowFailure | None]:
         [one] = said
         vector, failure = one.completion.embedding, one.failure

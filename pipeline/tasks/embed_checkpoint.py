@@ -67,7 +67,7 @@ def _declared(checkpoint: Place) -> _Declared | None:
     modules = _json(checkpoint, _MODULES, list)
     if modules is None:
         return None
-    where = f"{storage.shown(checkpoint.url)}/{_MODULES}"
+    where = f"{storage.redact(checkpoint.url)}/{_MODULES}"
     kinds = [str(one.get("type")).rpartition(".")[2] for one in modules if isinstance(one, dict)]
     # The first one is the network itself, under whatever name.
     further = [kind for kind in kinds[1:] if kind != _NORMALIZE]
@@ -83,7 +83,7 @@ def _declared(checkpoint: Place) -> _Declared | None:
     config = _json(checkpoint, name, dict)
     if config is None:
         raise JobError(f"{where}: it names {name}, and there is no such file")
-    return _Declared(_pool(config, f"{storage.shown(checkpoint.url)}/{name}"), _prompt(checkpoint))
+    return _Declared(_pool(config, f"{storage.redact(checkpoint.url)}/{name}"), _prompt(checkpoint))
 
 
 def _pool(config: Mapping[str, Any], where: str) -> Literal["last", "mean"]:
@@ -117,7 +117,7 @@ def _prompt(checkpoint: Place) -> str | None:
 def _json(checkpoint: Place, name: str, kind: type) -> Any:
     """The content of a file of the checkpoint, None where there is no such file."""
     place = checkpoint / name
-    where = f"{storage.shown(checkpoint.url)}/{name}"
+    where = f"{storage.redact(checkpoint.url)}/{name}"
     try:
         found = json.loads(storage.read(place))
     except FileNotFoundError:

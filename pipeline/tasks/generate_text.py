@@ -12,13 +12,13 @@ from mediamill.model.sampling import Sampling
 from mediamill.pipeline.records import RowFailure
 from mediamill.pipeline.tasks.json_answers import sampling_of, values_of
 from mediamill.pipeline.tasks.prepared_row import PreparedRow
-from mediamill.pipeline.tasks.task import Said
+from mediamill.pipeline.tasks.task import RequestResult
 from mediamill.schemas import columns as c
 from mediamill.schemas.errors import ErrorCode
 from mediamill.schemas.task import Question, Task
 
 
-class Texts:
+class GenerateText:
     """See `Asking`. sampling: of every row, which has a seed of its own, made of this one and its
     id. decode: token ids to text, without control tokens. stop: strings before which texts end.
     """
@@ -49,7 +49,7 @@ class Texts:
         name = row.name if question.name is None else f"{row.name}/{question.name}"
         return Request(name, ids, row.visuals, sampling, media_names=row.media_names)
 
-    def again(self, row: PreparedRow, number: int, said: Said) -> Request | None:
+    def again(self, row: PreparedRow, number: int, said: RequestResult) -> Request | None:
         question = self._task.questions[number]
         if question.schema is None or said.asked > self._task.json_answers.retries:
             return None
@@ -59,7 +59,7 @@ class Texts:
         return self._request(row, question, row.prompts[number], said.asked + 1)
 
     def answer(
-        self, row: PreparedRow, said: list[Said]
+        self, row: PreparedRow, said: list[RequestResult]
     ) -> tuple[dict[str, Any], RowFailure | None]:
         values: dict[str, Any] = {}
         first: RowFailure | None = None
@@ -74,7 +74,9 @@ class Texts:
                 values.pop(name, None)
         return values, first
 
-    def _plain(self, question: Question, said: Said) -> tuple[dict[str, Any], RowFailure | None]:
+    def _plain(
+        self, question: Question, said: RequestResult
+    ) -> tuple[dict[str, Any], RowFailure | None]:
         """The values of one question by their plain names, and what is wrong with the answer."""
         completion, failure = said.completion, said.failure
         text = None

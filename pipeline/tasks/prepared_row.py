@@ -16,7 +16,7 @@ import torch
 from mediamill.model.inputs import VisualInput, VisualKind
 from mediamill.model.media.image_rules import ImageRules
 from mediamill.pipeline.faults import IdentityError
-from mediamill.pipeline.tasks.checksum import row_name, seal
+from mediamill.pipeline.tasks.checksum import checksum, row_name
 from mediamill.schemas import columns as c
 
 # Of the same bytes, these tell all that can differ: windows of a video, and rules for its frames.
@@ -63,8 +63,8 @@ def prepared_row(
     )
     name = row_name(row, sha256, row_id)
     patches = np.frombuffer(table[c.PATCHES][number].as_buffer(), np.uint8)
-    found = seal(name, prompts, texts, grid, patches)
-    expected = table[c.TENSOR_SEAL][number].as_py()
+    found = checksum(name, prompts, texts, grid, patches)
+    expected = table[c.TENSOR_CHECKSUM][number].as_py()
     if found != expected:
         raise IdentityError(
             f"{name}: the tensors are not those that were prepared for this row: found the seal "

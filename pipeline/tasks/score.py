@@ -9,13 +9,13 @@ from mediamill.model.requests import Request, Score
 from mediamill.pipeline.records import RowFailure
 from mediamill.pipeline.tasks.prepared_row import PreparedRow
 from mediamill.pipeline.tasks.score_texts import texts_to_score
-from mediamill.pipeline.tasks.task import Said
+from mediamill.pipeline.tasks.task import RequestResult
 from mediamill.schemas import columns as c
 from mediamill.schemas.errors import ErrorCode
 from mediamill.schemas.task import Task
 
 
-class Scores:
+class ScoreTexts:
     """See `Asking`. end_token: as of `asking`; it follows each text where the task says so."""
 
     def __init__(self, task: Task, end_token: int | None) -> None:
@@ -40,11 +40,11 @@ class Scores:
             )
         ]
 
-    def again(self, row: PreparedRow, number: int, said: Said) -> Request | None:
+    def again(self, row: PreparedRow, number: int, said: RequestResult) -> Request | None:
         return None
 
     def answer(
-        self, row: PreparedRow, said: list[Said]
+        self, row: PreparedRow, said: list[RequestResult]
     ) -> tuple[dict[str, Any], RowFailure | None]:
         [one] = said
         values: dict[str, Any] = {c.FINISH_REASON: one.completion.finish_reason}

@@ -3,23 +3,23 @@
 from collections.abc import Callable, Sequence
 
 from mediamill.model.sampling import Sampling
-from mediamill.pipeline.tasks.embed import Vectors
-from mediamill.pipeline.tasks.generate_text import Texts
-from mediamill.pipeline.tasks.score import Scores
-from mediamill.pipeline.tasks.task import Asking
+from mediamill.pipeline.tasks.embed import Embed
+from mediamill.pipeline.tasks.generate_text import GenerateText
+from mediamill.pipeline.tasks.score import ScoreTexts
+from mediamill.pipeline.tasks.task import TaskHandler
 from mediamill.schemas.task import Task
 
 
-def asking(
+def task_handler(
     task: Task,
     sampling: Sampling,
     decode: Callable[[Sequence[int]], str],
     stop: Sequence[str],
     end_token: int | None,
-) -> Asking:
-    """See `Texts`. end_token: the id of the token that ends an answer of the chat template."""
+) -> TaskHandler:
+    """Returns the task handler of a job. end_token: the id that ends an answer of the chat."""
     if task.kind == "score":
-        return Scores(task, end_token)
+        return ScoreTexts(task, end_token)
     if task.kind == "embed":
-        return Vectors(task)
-    return Texts(task, sampling, decode, stop)
+        return Embed(task)
+    return GenerateText(task, sampling, decode, stop)

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mediamill.model.checkpoint.folder import Folder, parse_json
-from mediamill.model.checkpoint.ignored_keys import NEUTRAL
-from mediamill.model.checkpoint.json_reader import Settings
+from mediamill.model.checkpoint.ignored_keys import IGNORED_KEYS
+from mediamill.model.checkpoint.json_reader import JsonReader
 from mediamill.model.checkpoint.layer_windows import layer_windows
 from mediamill.model.checkpoint.rope_scaling import RopeScaling
 from mediamill.model.checkpoint.rope_settings import rope_scaling
@@ -141,15 +141,15 @@ def config_from_dict(
     """Build a config from the parsed JSON `raw`; `where` names its source in errors."""
     if mrope not in ("original", "hf5"):
         raise ValueError(f"mrope is {mrope!r}, expected 'original' or 'hf5'")
-    top = Settings(raw, where)
+    top = JsonReader(raw, where)
     if top.get("model_type") != "qwen2_vl":
         top.refuse("model_type", "'qwen2_vl'")
-    nested = Settings(top.part("text_config"), where, "text_config.")
-    tower = Settings(top.part("vision_config"), where, "vision_config.")
+    nested = JsonReader(top.part("text_config"), where, "text_config.")
+    tower = JsonReader(top.part("vision_config"), where, "vision_config.")
     for part in (top, nested):
         _refuse_quantised(part)
     # Nested wins over flat: files of 4.5x hold both, and the flat copy may be stale.
-    text = Settings({**raw, **nested.raw}, where)
+    text = JsonReader({**raw, **nested.raw}, where)
     config = Qwen2VLConfig(
         text=_text(text, nested, tied=_tied(top, nested)),
         vision=_vision(tower, text),
@@ -169,7 +169,7 @@ def config_from_dict(
     return config
 
 
-def _refuse_quantised(part: Settings) -> None:
+def _refuse_quantised(part: JsonReader) -> None:
     found = part.get("quantization_config")
     if found:
         method = found.get("quant_method", "unknown") if isinstance(found, dict) else found
@@ -179,25 +179,25 @@ def _refuse_quantised(part: Settings) -> None:
         )
 
 
-def _unknown(part: Settings, also_read: set[str]) -> list[str]:
-    known = part.read | also_read | NEUTRAL
+def _unknown(part: JsonReader, also_read: set[str]) -> list[str]:
+    known = part.read | also_read | IGNORED_KEYS
     return [part.prefix + key for key in part.raw if key not in known]
 
 
-def _dtype(part: Settings) -> str | None:
+def _dtype(part: JsonReader) -> str | None:
     for key in ("dtype", "torch_dtype"):
         if part.get(key) is not None:
             return part.name(key, "", DTYPES)
     return None
 
 
-def _tied(top: Settings, nested: Settings) -> bool:
+def _tied(top: JsonReader, nested: JsonReader) -> bool:
     # Writers before 5.x put it into text_config; the reference takes it from either.
     flags = [part.flag("tie_word_embeddings", False) for part in (top, nested)]
     return any(flags)
 
 
-def _text(raw: Settings, nested: Settings, tied: bool) -> TextConfig:
+def _text(raw: JsonReader, nested: JsonReader, tied: bool) -> TextConfig:
     default = TextConfig()
     hidden, heads = raw.whole("hidden_size", None), raw.whole("num_attention_heads", None)
     layers = raw.whole("num_hidden_layers", None)
@@ -249,14 +249,14 @@ def _text(raw: Settings, nested: Settings, tied: bool) -> TextConfig:
     )
 
 
-def _key_value_heads(raw: Settings, heads: int) -> int:
+def _key_value_heads(raw: JsonReader, heads: int) -> int:
     # As in the reference, null means as many as query heads, and only an absent key its default.
     if raw.get("num_key_value_heads") is None and "num_key_value_heads" in raw.raw:
         return heads
     return raw.whole("num_key_value_heads", TextConfig().num_key_value_heads)
 
 
-def _section(rope: Settings) -> tuple[int, int, int]:
+def _section(rope: JsonReader) -> tuple[int, int, int]:
     value = rope.get("mrope_section")
     if value is None:
         return TextConfig().mrope_section
@@ -267,9 +267,9 @@ def _section(rope: Settings) -> tuple[int, int, int]:
     return (sizes[0], sizes[1], sizes[2])
 
 
-def _vision(raw: Settings, text: Settings) -> VisionConfig:
+def _vision(raw: JsonReader, text: JsonReader) -> VisionConfig:
     default = VisionConfig()
-    rope = Settings(raw.part("rope_parameters"), raw.where, "vision_config.rope_parameters.")
+    rope = JsonReader(raw.part("rope_parameters"), raw.where, "vision_config.rope_parameters.")
     rope.name("rope_type", "axial", ("axial", "default"))
     rope.name("type", "axial", ("axial", "default"))
     for key, value in rope.raw.items():
@@ -298,13 +298,13 @@ def _vision(raw: Settings, text: Settings) -> VisionConfig:
     )
 
 
-def _size(raw: Settings, key: str, default: int) -> int:
+def _size(raw: JsonReader, key: str, default: int) -> int:
     """An integer, or a list of two equal ones."""
     value = raw.get(key)
     if isinstance(value, list):
         if len(value) != 2 or value[0] != value[1]:
             raw.refuse(key, "a positive integer or two equal ones")
-        return Settings({key: value[0]}, raw.where, raw.prefix).whole(key, None)
+        return JsonReader({key: value[0]}, raw.where, raw.prefix).whole(key, None)
     return raw.whole(key, default)
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from mediamill.model.families.qwen2_vl.config import Qwen2VLConfig
 from mediamill.model.families.qwen2_vl.vision import VisionTower
 from mediamill.model.layers.attention import Attend, KeyValueCache, check_attention
-from mediamill.model.layers.collectives import ALONE, Ranks
+from mediamill.model.layers.collectives import SINGLE_RANK, Collectives
 from mediamill.model.layers.decoder import Decoder
 from mediamill.model.layers.outputs import Output, TextOutput
 from mediamill.model.layers.padded import causal_loss, run_decoder
@@ -37,7 +37,9 @@ Grids = torch.Tensor | Sequence[Grid]
 class Qwen2VL(nn.Module):
     """The network. Parameter names are those of the hub checkpoints."""
 
-    def __init__(self, config: Qwen2VLConfig, shard: Shard = WHOLE, ranks: Ranks = ALONE) -> None:
+    def __init__(
+        self, config: Qwen2VLConfig, shard: Shard = WHOLE, ranks: Collectives = SINGLE_RANK
+    ) -> None:
         """config: of the whole network. shard: which part of it this is; ranks have the others.
 
         `config` of a part has that part's heads and inner width. Raises ModelError when the network

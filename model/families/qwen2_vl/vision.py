@@ -15,7 +15,7 @@ from mediamill.model.families.qwen2_vl.config import VisionConfig
 from mediamill.model.inputs import VisualInput, VisualKind
 from mediamill.model.layers.activations import activation, activation_
 from mediamill.model.layers.attention import AttentionName, check_attention, packed_attention
-from mediamill.model.layers.collectives import ALONE, Ranks
+from mediamill.model.layers.collectives import SINGLE_RANK, Collectives
 from mediamill.model.layers.flash import HALF, Boundaries
 from mediamill.model.layers.rope import Grid, grid_list, rotate, vision_rotation
 from mediamill.model.layers.rope_types import inverse_frequencies
@@ -62,9 +62,11 @@ class Frames:
 class VisionAttention(nn.Module):
     """Attention within each frame. parts: how many ranks share its heads."""
 
-    def __init__(self, config: VisionConfig, parts: int = 1, ranks: Ranks = ALONE) -> None:
+    def __init__(
+        self, config: VisionConfig, parts: int = 1, ranks: Collectives = SINGLE_RANK
+    ) -> None:
         super().__init__()
-        self.ranks = ranks if parts > 1 else ALONE
+        self.ranks = ranks if parts > 1 else SINGLE_RANK
         self.num_heads = config.num_heads // parts
         width = config.embed_dim // parts
         self.qkv = nn.Linear(config.embed_dim, 3 * width)
@@ -99,9 +101,11 @@ class VisionAttention(nn.Module):
 class VisionMlp(nn.Module):
     """The feed-forward part of a block. parts: how many ranks share its inner width."""
 
-    def __init__(self, config: VisionConfig, parts: int = 1, ranks: Ranks = ALONE) -> None:
+    def __init__(
+        self, config: VisionConfig, parts: int = 1, ranks: Collectives = SINGLE_RANK
+    ) -> None:
         super().__init__()
-        self.ranks = ranks if parts > 1 else ALONE
+        self.ranks = ranks if parts > 1 else SINGLE_RANK
         inner = int(config.embed_dim * config.mlp_ratio) // parts
         self.act = activation(config.hidden_act)
         self.act_ = activation_(config.hidden_act)
@@ -115,7 +119,9 @@ class VisionMlp(nn.Module):
 class VisionBlock(nn.Module):
     """Attention, then the feed-forward part; each normalised before and added to its input."""
 
-    def __init__(self, config: VisionConfig, parts: int = 1, ranks: Ranks = ALONE) -> None:
+    def __init__(
+        self, config: VisionConfig, parts: int = 1, ranks: Collectives = SINGLE_RANK
+    ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(config.embed_dim, eps=1e-6)
         self.norm2 = nn.LayerNorm(config.embed_dim, eps=1e-6)
@@ -156,7 +162,9 @@ class VisionTower(nn.Module):
 
     inv_freq: torch.Tensor
 
-    def __init__(self, config: VisionConfig, parts: int = 1, ranks: Ranks = ALONE) -> None:
+    def __init__(
+        self, config: VisionConfig, parts: int = 1, ranks: Collectives = SINGLE_RANK
+    ) -> None:
         super().__init__()
         self.parts = parts
         self.patch_embed = PatchEmbed(config)

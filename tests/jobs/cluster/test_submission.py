@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from mediamill.jobs.cluster.submission import portable, warnings_of
+from mediamill.jobs.cluster.submission import for_cluster, warnings_of
 from mediamill.model.tiny import CHECKPOINT
 from mediamill.pipeline.checkpoint.content_hash import BUILT_IN, check_checkpoint
 from mediamill.schemas.errors import JobError
@@ -14,11 +14,11 @@ FAR = "http://head.example.com:8265"
 
 
 def test_the_model_that_ships_is_named_and_found_again():
-    job = portable(make_job("/m.parquet", "/out"))
+    job = for_cluster(make_job("/m.parquet", "/out"))
     assert job.model == BUILT_IN
     place = check_checkpoint(job.model)
     assert (place.path, place.url) == (str(CHECKPOINT), BUILT_IN)
-    assert portable(job) == job
+    assert for_cluster(job) == job
 
 
 @pytest.mark.parametrize(
@@ -37,12 +37,12 @@ def test_the_model_that_ships_is_named_and_found_again():
 def test_paths_that_mean_nothing_there_are_refused(changes, sentence):
     named = {"manifest": "/m.parquet", "output": "/out", **changes}
     with pytest.raises(JobError, match="a submitted job runs in a folder of its own") as error:
-        portable(make_job(**named))
+        for_cluster(make_job(**named))
     assert str(error.value).startswith(sentence)
 
 
 def test_paths_of_another_machine_are_warned_of(tmp_path):
-    job = portable(make_job(tmp_path, "s3://bucket/out"))
+    job = for_cluster(make_job(tmp_path, "s3://bucket/out"))
     [warning] = warnings_of(job, FAR)
     assert warning.startswith(f"manifest: {tmp_path} is a path of the cluster's machines")
     assert "it is there on this machine, which says nothing of that" in warning

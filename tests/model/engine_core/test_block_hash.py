@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mediamill.model.engine import Engine, Request
-from mediamill.model.engine_core.block_hash import MediaNames, page_names
+from mediamill.model.engine_core.block_hash import MediaNames, block_hashes
 from mediamill.model.inputs import VisualInput
 from mediamill.model.sampling import Sampling
 from tests.checkpoints import SHAPES, write_checkpoint
@@ -39,17 +39,17 @@ def alone(plain, requests):
 
 def test_names_follow_tokens_and_media():
     ids = list(range(40))
-    names = page_names(ids, [(9, b"x")], 8)
+    names = block_hashes(ids, [(9, b"x")], 8)
     assert len(names) == 5
     assert len(set(names)) == 5
-    assert page_names([*ids, 1], [(9, b"x")], 8) == names
+    assert block_hashes([*ids, 1], [(9, b"x")], 8) == names
     for i in (0, 8, 39):
         other = [*ids[:i], 99, *ids[i + 1 :]]
-        found = page_names(other, [(9, b"x")], 8)
+        found = block_hashes(other, [(9, b"x")], 8)
         assert [a == b for a, b in zip(names, found, strict=True)] == [n < i // 8 for n in range(5)]
-    moved = page_names(ids, [(9, b"y")], 8)
+    moved = block_hashes(ids, [(9, b"y")], 8)
     assert [a == b for a, b in zip(names, moved, strict=True)] == [True] + [False] * 4
-    assert page_names(ids[:7], [], 8) == []
+    assert block_hashes(ids[:7], [], 8) == []
 
 
 def test_a_tensor_keeps_its_name_and_the_next_at_its_place_gets_another():

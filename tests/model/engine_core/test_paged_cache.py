@@ -5,9 +5,9 @@ import random
 import pytest
 import torch
 
-from mediamill.model.engine_core.block_hash import page_names
-from mediamill.model.engine_core.block_pool import PagePool
-from mediamill.model.engine_core.contiguous_cache import ShelfCache
+from mediamill.model.engine_core.block_hash import block_hashes
+from mediamill.model.engine_core.block_pool import BlockPool
+from mediamill.model.engine_core.contiguous_cache import ContiguousCache
 from mediamill.model.engine_core.paged_cache import PagedCache, PagedDecode
 from mediamill.model.families.qwen2_vl.config import config_from_dict
 from mediamill.model.tiny.folder import config_dict
@@ -22,7 +22,7 @@ def test_no_page_is_given_twice_and_none_is_lost():
     """Random rows of random beginnings, against a plain account of who holds what."""
     rng = random.Random(0)
     for total in (1, 7, 40):
-        pool, rows, named = PagePool(total), [], {}
+        pool, rows, named = BlockPool(total), [], {}
         refused = shared = 0
         for _ in range(3000):
             if rows and rng.random() < 0.45:
@@ -59,7 +59,7 @@ def test_no_page_is_given_twice_and_none_is_lost():
 
 
 def test_the_page_that_was_idle_longest_goes_first_and_later_pages_before_earlier_ones():
-    pool = PagePool(4)
+    pool = BlockPool(4)
     for chain in ((b"a1", b"a2"), (b"b1", b"b2")):
         pages = pool.take(2)
         for page, name in zip(pages, chain, strict=True):
@@ -85,7 +85,7 @@ def test_random_rows_read_what_they_wrote(kind):
         return torch.randn(shape, generator=draw)
 
     if kind == "shelves":
-        cache = ShelfCache(TEXT, 4000, 16, torch.float32, CPU)
+        cache = ContiguousCache(TEXT, 4000, 16, torch.float32, CPU)
     else:
         cache = PagedCache(TEXT, 900, int(kind[9:]), torch.float32, CPU)
     layers = TEXT.num_hidden_layers
@@ -96,7 +96,7 @@ def test_random_rows_read_what_they_wrote(kind):
         if action < 0.35:
             length, more = rng.randrange(1, 120), rng.randrange(1, 200)
             ids = [rng.randrange(2)] * length
-            names = page_names(ids, [], cache.page_size)
+            names = block_hashes(ids, [], cache.page_size)
             known = cache.pool.known(names)
             room = cache.open(length + more, names[:known])
             if room is None:
@@ -159,7 +159,7 @@ def test_random_rows_read_what_they_wrote(kind):
 
 
 def test_a_nan_that_a_row_leaves_behind_harms_no_other():
-    cache = ShelfCache(TEXT, 2000, 16, torch.float32, CPU)
+    cache = ContiguousCache(TEXT, 2000, 16, torch.float32, CPU)
     for value in (float("nan"), 1.0):
         room = cache.open(60)
         length = 50 if value != 1.0 else 3
@@ -180,7 +180,7 @@ def test_a_nan_that_a_row_leaves_behind_harms_no_other():
 
 
 def test_a_shelf_that_is_empty_gives_its_memory_to_another():
-    cache = ShelfCache(TEXT, 1170, 16, torch.float32, CPU)
+    cache = ContiguousCache(TEXT, 1170, 16, torch.float32, CPU)
     assert cache.capacity == 1026
     small = [cache.open(100) for _ in range(4)]
     assert all(small)

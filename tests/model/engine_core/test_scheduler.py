@@ -7,7 +7,7 @@ import torch
 
 from mediamill.model.engine import Engine, Request
 from mediamill.model.engine_core import engine_core
-from mediamill.model.engine_core.scheduler import Relief
+from mediamill.model.engine_core.scheduler import OomBackoff
 from mediamill.model.generation import chooser
 from mediamill.model.sampling import Sampling
 from tests.checkpoints import SHAPES, write_checkpoint
@@ -308,7 +308,7 @@ def test_another_error_leaves_every_request_as_it_was(base, monkeypatch):
 
 
 def test_the_bound_that_memory_has_set_is_lifted_again():
-    relief = Relief()
+    relief = OomBackoff()
     assert relief.bound(32) == 32
     relief.halve(32)
     assert relief.bound(32) == 16

@@ -16,7 +16,7 @@ from mediamill.model.media.image_rules import ImageRules
 from mediamill.model.media.limit_names import BOUNDS
 from mediamill.model.media.limits import MediaLimits
 from mediamill.model.media.prepared import prepare_frames, prepare_picture, prepare_video
-from mediamill.model.media.probe_cache import KnownFiles
+from mediamill.model.media.probe_cache import ProbeCache
 from mediamill.model.media.timeline import sampled
 from mediamill.model.media.video import decode_video
 from mediamill.model.processor import Processor
@@ -209,7 +209,7 @@ def test_turned_frames_and_decoded_ones_fit_as_well():
         assert receipt.bound_by == ("max_tokens",)
 
 
-class _Misled(KnownFiles):
+class _Misled(ProbeCache):
     """Of a file whose header tells another size than its frames have."""
 
     def survey(self, *arguments):

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from mediamill.model.errors import MediaError
-from mediamill.model.media.content import Content
+from mediamill.model.media.content import MediaFile
 from mediamill.model.media.frame_sampling import VideoRules
 from mediamill.model.media.image_rules import ImageRules
 from mediamill.model.media.images import decode_image, read_image
@@ -87,9 +87,9 @@ def test_a_pipe_or_a_folder_is_no_medium(tmp_path: Path) -> None:
     os.mkfifo(pipe)
     for path in (pipe, tmp_path):
         with pytest.raises(MediaError, match="expected a file"):
-            Content.of(path)
+            MediaFile.of(path)
     with pytest.raises(FileNotFoundError):
-        Content.of(tmp_path / "missing")
+        MediaFile.of(tmp_path / "missing")
 
 
 @pytest.mark.parametrize("name", ["MP4 H.264", "MP4 fragmented", "MP4 HEVC", "MOV MJPEG"])
@@ -97,7 +97,7 @@ def test_told_samples_are_the_packets(name: str) -> None:
     data = SAMPLES[name].data
     with av.open(io.BytesIO(data)) as container:
         count = sum(packet.size > 0 for packet in container.demux(video=0))
-    assert told_samples(Content.of(data)) == count
+    assert told_samples(MediaFile.of(data)) == count
 
 
 def test_sound_does_not_count_as_samples() -> None:
@@ -105,7 +105,7 @@ def test_sound_does_not_count_as_samples() -> None:
     data = media.audio_only(5)
     with av.open(io.BytesIO(data)) as container:
         assert container.streams.audio[0].frames > 20
-    assert told_samples(Content.of(data)) == 0
+    assert told_samples(MediaFile.of(data)) == 0
 
 
 @pytest.mark.parametrize(

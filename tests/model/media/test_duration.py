@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mediamill.model.errors import MediaError
 from mediamill.model.media.containers import recognise
-from mediamill.model.media.content import Content
+from mediamill.model.media.content import MediaFile
 from mediamill.model.media.duration import WholeFileNeededError, duration_s
 from mediamill.model.media.frame_sampling import VideoRules
 from mediamill.model.media.limits import MediaLimits
@@ -29,7 +29,7 @@ UNTOLD = ("mp4 fragmented", "small mp4 h264 fragmented", "mkv without an index")
 
 def truth(data: bytes) -> tuple[float, float]:
     """Seconds by the packets, and those of the longest frame."""
-    content = Content.of(data)
+    content = MediaFile.of(data)
     timeline = survey(content, as_video(content), MediaLimits()).timeline
     times = [timeline.seconds(stamp) for stamp in (*timeline.stamps, timeline.end)]
     return timeline.duration_s, float(np.diff(times).max())

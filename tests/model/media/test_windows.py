@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from mediamill.model.errors import MediaError
 from mediamill.model.media import keyframe_decode, probe_cache
-from mediamill.model.media.content import Content
+from mediamill.model.media.content import MediaFile
 from mediamill.model.media.frame_sampling import VideoRules
 from mediamill.model.media.limits import MediaLimits
-from mediamill.model.media.probe_cache import KnownFiles
+from mediamill.model.media.probe_cache import ProbeCache
 from mediamill.model.media.video import decode_video
 from mediamill.model.processor import Processor
 from mediamill.model.tiny import CHECKPOINT
@@ -191,7 +191,7 @@ def test_an_index_that_lies_is_not_followed(shift):
 def passes() -> Iterator[list[str]]:
     """What is done with whole files."""
     done: list[str] = []
-    survey, sha256 = probe_cache.survey, Content.sha256
+    survey, sha256 = probe_cache.survey, MediaFile.sha256
 
     def surveyed(*arguments):
         done.append("survey")
@@ -203,7 +203,7 @@ def passes() -> Iterator[list[str]]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(probe_cache, "survey", surveyed)
-        patch.setattr(Content, "sha256", hashed)
+        patch.setattr(MediaFile, "sha256", hashed)
         yield done
 
 
@@ -211,7 +211,7 @@ def aged(path: Path, data: bytes, seconds: int = 10) -> Path:
     """A file that was written some time ago; the system's own stamp says so a little later."""
     path.write_bytes(data)
     os.utime(path, (path.stat().st_atime, path.stat().st_mtime - seconds))
-    while Content.of(path).identity is None:
+    while MediaFile.of(path).identity is None:
         pass
     return path
 
@@ -223,7 +223,7 @@ def checkpoint() -> Processor:
 
 @pytest.fixture
 def processor(checkpoint: Processor) -> Processor:
-    return Processor(**{**vars(checkpoint), "known": KnownFiles()})
+    return Processor(**{**vars(checkpoint), "known": ProbeCache()})
 
 
 def test_the_second_window_of_a_file_costs_no_pass(processor, tmp_path):
@@ -275,7 +275,7 @@ def test_bytes_are_looked_at_each_time(processor):
 
 def test_what_is_kept_is_bounded(tmp_path, monkeypatch):
     monkeypatch.setattr(probe_cache, "_MOST_BYTES", 8 * 72 * 5)  # one file takes four
-    known, limits = KnownFiles(), MediaLimits()
+    known, limits = ProbeCache(), MediaLimits()
     paths = [
         aged(tmp_path / name, drawn("mp4 intra only") + bytes(n)) for n, name in enumerate("ab")
     ]
@@ -293,7 +293,7 @@ def test_what_is_kept_is_bounded(tmp_path, monkeypatch):
 
 
 def test_other_limits_are_held_against_the_file(tmp_path):
-    known, path = KnownFiles(), aged(tmp_path / "a", drawn("mp4"))
+    known, path = ProbeCache(), aged(tmp_path / "a", drawn("mp4"))
     decode_video(path, ALL, SMALL, MediaLimits(), known=known)
     with pytest.raises(MediaError, match="packets; the limit is 8"):
         decode_video(path, ALL, SMALL, MediaLimits(max_packets=8), known=known)

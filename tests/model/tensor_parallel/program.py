@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from mediamill.model.engine import Engine, Request
-from mediamill.model.layers.collectives import ALONE, Ranks
+from mediamill.model.layers.collectives import SINGLE_RANK, Collectives
 from mediamill.model.layers.shards import Shard
 from mediamill.model.sampling import Sampling
 from mediamill.model.tensor_parallel.process_group import join, leave
@@ -43,7 +43,7 @@ def requests():
     ]
 
 
-def answers(folder, shard=None, ranks=ALONE):
+def answers(folder, shard=None, ranks=SINGLE_RANK):
     """Ids of each request, by its name; of one to score or embed, the numbers."""
     parts = {} if shard is None else {"shard": shard, "ranks": ranks}
     engine = Engine.load(folder, "cpu", "float32", cache_tokens=2000, **parts)
@@ -62,7 +62,7 @@ def run_rank(rank, meeting, folders):
         for size, group in ((2, pair), (4, world.group)):
             for vision in ("data", "tensor")[: 2 if size == 4 else 1]:
                 if rank < size:
-                    ranks = Ranks(rank, size, group)
+                    ranks = Collectives(rank, size, group)
                     key = f"{Path(folder).name} {size} {vision}"
                     found[key] = answers(folder, Shard(rank, size, vision), ranks)
     dist.barrier()

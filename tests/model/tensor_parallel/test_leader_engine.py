@@ -14,7 +14,7 @@ import torch
 from mediamill.model.engine import Engine, Request
 from mediamill.model.errors import ModelError
 from mediamill.model.sampling import Sampling
-from mediamill.model.tensor_parallel.leader_engine import BrokenRanksError, LeadingEngine
+from mediamill.model.tensor_parallel.leader_engine import BrokenRanksError, TensorParallelEngine
 from mediamill.model.tensor_parallel.request_codec import request_bytes, request_of
 from mediamill.model.tiny import CHECKPOINT
 from tests import processes
@@ -46,7 +46,7 @@ def plain(completion):
 @pytest.fixture
 def pair():
     died = threading.Event()
-    engine = LeadingEngine.start(
+    engine = TensorParallelEngine.start(
         CHECKPOINT, 2, "cpu", dtype="float32", on_death=lambda reason: died.set(), silence_s=3.0
     )
     engine.died = died
@@ -110,15 +110,17 @@ def test_a_rank_that_is_lost_while_it_loads_is_noticed_in_seconds(how):
     threading.Thread(target=strike, daemon=True).start()
     began = time.monotonic()
     with pytest.raises(BrokenRanksError, match=r"signal 9|silent|is gone"):
-        LeadingEngine.start(CHECKPOINT, 2, "cpu", dtype="float32", timeout_s=300, silence_s=2.0)
+        TensorParallelEngine.start(
+            CHECKPOINT, 2, "cpu", dtype="float32", timeout_s=300, silence_s=2.0
+        )
     assert time.monotonic() - began < 60  # a fifth of what it would wait by itself
     assert not processes.descendants(mine) - before
 
 
 def test_no_rank_outlives_its_leader(tmp_path):
     code = f"""
-from mediamill.model.tensor_parallel.leader_engine import LeadingEngine
-engine = LeadingEngine.start({str(CHECKPOINT)!r}, 2, "cpu", dtype="float32")
+from mediamill.model.tensor_parallel.leader_engine import TensorParallelEngine
+engine = TensorParallelEngine.start({str(CHECKPOINT)!r}, 2, "cpu", dtype="float32")
 print("ready", flush=True)
 import time; time.sleep(600)
 """
@@ -137,11 +139,11 @@ import time; time.sleep(600)
 
 def test_what_cannot_start_says_why(tmp_path):
     with pytest.raises(ModelError, match="num_attention_heads 4"):
-        LeadingEngine.start(CHECKPOINT, 3, "cpu")
+        TensorParallelEngine.start(CHECKPOINT, 3, "cpu")
     with pytest.raises(ValueError, match="GPUs"):
-        LeadingEngine.start(CHECKPOINT, 64, "cuda")
+        TensorParallelEngine.start(CHECKPOINT, 64, "cuda")
     with pytest.raises(ModelError):
-        LeadingEngine.start(tmp_path, 2, "cpu")
+        TensorParallelEngine.start(tmp_path, 2, "cpu")
 
 
 def test_a_request_comes_over_as_it_was():

@@ -14,7 +14,7 @@ from mediamill.model.checkpoint.stored_values import read_into
 from mediamill.model.errors import ModelError
 from mediamill.model.families.qwen2_vl.config import Qwen2VLConfig, TextConfig, VisionConfig
 from mediamill.model.families.qwen2_vl.model import Qwen2VL
-from mediamill.model.layers.collectives import Ranks
+from mediamill.model.layers.collectives import Collectives
 from mediamill.model.layers.shards import Part, Shard, shares
 
 BIG = Qwen2VLConfig(
@@ -152,6 +152,6 @@ def test_a_rank_reads_little_more_than_its_part(tmp_path, monkeypatch):
 
 def test_ranks_refuse_what_cannot_be():
     with pytest.raises(ValueError, match="rank is 2"):
-        Ranks(2, 2)
+        Collectives(2, 2)
     with pytest.raises(ValueError, match="need a group"):
-        Ranks(0, 2)
+        Collectives(0, 2)

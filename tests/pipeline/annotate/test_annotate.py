@@ -138,10 +138,10 @@ def test_windows_of_one_file_are_what_each_is_alone(home, films, job, monkeypatc
     schema = pq.read_schema(next(manifest.glob("*.parquet")))
     schemas, table = table_of([rows[at] for at in order], schema)
     job = annotation(home / "manifest", home / "elsewhere").job
-    from mediamill.pipeline.checkpoint.content_hash import Content, place_of
+    from mediamill.pipeline.checkpoint.content_hash import CheckpointHash, place_of
 
     by_id = {row["id"]: row for row in read(home / "out" / "windows") if row["status"] == "ok"}
-    content = Content.of(place_of(str(CHECKPOINT)))
+    content = CheckpointHash.of(place_of(str(CHECKPOINT)))
     stage = WindowStage(job, schemas, (str(CHECKPOINT), content), str(home), lambda _: None)
     found = stage(_with_ordinals(table))
     for at, patches, ids in zip(

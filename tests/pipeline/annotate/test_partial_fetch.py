@@ -11,8 +11,8 @@ import pytest
 
 from mediamill.model.media.duration import duration_s
 from mediamill.pipeline.fetching import spool
-from mediamill.pipeline.fetching.budget import Room
-from mediamill.pipeline.fetching.disk_cache import Kept
+from mediamill.pipeline.fetching.budget import Reservation
+from mediamill.pipeline.fetching.disk_cache import DiskCache
 from mediamill.pipeline.fetching.fetcher import Fetcher, FetchRules
 from mediamill.pipeline.fetching.spool import Spool
 from mediamill.schemas.errors import ErrorCode, RowError
@@ -43,7 +43,7 @@ def rules(folder, **changes):
 
 
 def got(fetcher, uri):
-    return fetcher.fetch(uri, Room(fetcher.budget))
+    return fetcher.fetch(uri, Reservation(fetcher.budget))
 
 
 def padded(data, size):
@@ -167,7 +167,7 @@ def test_who_is_killed_while_fetching_holds_nobody_up(tmp_path):
     )
     process.start()
     process.join()
-    kept = Kept(Spool(), MIB)
+    kept = DiskCache(Spool(), MIB)
     with kept.entry("http://x/y", "v", 5) as entry:
         assert entry.find() is None
 
@@ -184,7 +184,7 @@ def test_without_a_version_nothing_is_kept(tmp_path):
 
 
 def head_of(fetcher, uri):
-    return fetcher.fetch_head(uri, Room(fetcher.budget))
+    return fetcher.fetch_head(uri, Reservation(fetcher.budget))
 
 
 @pytest.mark.parametrize("faults", [0.0, 0.3])

@@ -10,7 +10,7 @@ from mediamill.pipeline.annotate.split import Split, SplitRules, split_in_flight
 from mediamill.pipeline.annotate.window_rules import WindowRules
 from mediamill.pipeline.decoding.decoder_pool import DecodeRules
 from mediamill.pipeline.decoding.probe import Measured, told
-from mediamill.pipeline.decoding.reply import Answer
+from mediamill.pipeline.decoding.reply import DecodeReply
 from mediamill.pipeline.fetching.fetcher import FetchRules
 from mediamill.pipeline.records import RowFailure, failure_columns, read_schema
 from mediamill.pipeline.stages.fetch import Fetch
@@ -209,4 +209,4 @@ def test_rows_bring_what_is_wrong_with_their_videos():
     assert found["error_code"].to_pylist() == ["decode_corrupt", None, "poison"]
     assert found["status"].to_pylist() == ["error", None, "error"]
     assert found["error_message"].to_pylist() == ["broken", None, "it kills"]
-    assert Answer().measured is None
+    assert DecodeReply().measured is None

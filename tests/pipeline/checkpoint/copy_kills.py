@@ -15,7 +15,7 @@ from pathlib import Path
 from fsspec.implementations.memory import MemoryFileSystem
 
 from mediamill.pipeline.checkpoint import content_hash, local_copy
-from mediamill.pipeline.checkpoint.content_hash import Content
+from mediamill.pipeline.checkpoint.content_hash import CheckpointHash
 from mediamill.pipeline.storage import storage
 
 KILLED, FAILED = 77, 78
@@ -44,7 +44,7 @@ class Stamped(MemoryFileSystem):
         return super().cat_file(path, start, end, **kwargs)
 
 
-def make(root: Path, content: Content) -> int:
+def make(root: Path, content: CheckpointHash) -> int:
     """Makes the copy; how many pieces were fetched for it."""
     Stamped.fetched = 0
     found = local_copy.local_folder("stamped://model", content, str(root))
@@ -53,7 +53,7 @@ def make(root: Path, content: Content) -> int:
     return Stamped.fetched
 
 
-def child(root: Path, content: Content, kill: int) -> None:
+def child(root: Path, content: CheckpointHash, kill: int) -> None:
     """Makes the copy and ends before step `kill`."""
     lock, done = threading.Lock(), [0]
 
@@ -100,7 +100,7 @@ def main(folder: Path) -> None:
     store = Stamped()
     for name, data in FILES.items():
         store.pipe_file(f"/model/{name}", data)
-    content = Content.of(storage.resolve("stamped://model"))
+    content = CheckpointHash.of(storage.resolve("stamped://model"))
     fetched = []
     for kill in range(1, 10_000):
         root = folder / "cache"

@@ -7,7 +7,11 @@ import pytest
 
 from mediamill.model.tiny import CHECKPOINT
 from mediamill.pipeline.checkpoint import content_hash as hashing
-from mediamill.pipeline.checkpoint.content_hash import Content, check_checkpoint, content_hash
+from mediamill.pipeline.checkpoint.content_hash import (
+    CheckpointHash,
+    check_checkpoint,
+    content_hash,
+)
 from mediamill.pipeline.storage import storage
 from mediamill.schemas.errors import JobError
 
@@ -51,13 +55,13 @@ def test_the_hash_follows_what_decides_the_text(folder):
 
 
 def test_what_is_no_weight_has_a_hash_of_its_own(folder):
-    before = Content.of(storage.resolve(str(folder)))
+    before = CheckpointHash.of(storage.resolve(str(folder)))
     (folder / "model.safetensors").write_bytes(b"other weights")
-    weights = Content.of(storage.resolve(str(folder)))
+    weights = CheckpointHash.of(storage.resolve(str(folder)))
     assert weights.settings == before.settings
     assert weights.whole != before.whole
     (folder / "tokenizer.json").write_text("{}")
-    assert Content.of(storage.resolve(str(folder))).settings != before.settings
+    assert CheckpointHash.of(storage.resolve(str(folder))).settings != before.settings
 
 
 @pytest.mark.parametrize("where", [0, 0.3, 0.7, 0.999])

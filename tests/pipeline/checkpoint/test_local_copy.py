@@ -16,7 +16,7 @@ import pytest
 
 from mediamill.model.tiny import CHECKPOINT
 from mediamill.pipeline.checkpoint import local_copy
-from mediamill.pipeline.checkpoint.content_hash import Content, content_hash
+from mediamill.pipeline.checkpoint.content_hash import CheckpointHash, content_hash
 from mediamill.pipeline.checkpoint.local_copy import local_folder
 from mediamill.pipeline.faults import RunError
 from mediamill.pipeline.storage import storage
@@ -28,7 +28,7 @@ MEMORY = Path("/dev/shm")  # writes are made durable hundreds of times, which di
 PIECE = 500_000
 WEIGHTS = "model.safetensors"
 PIECES = -(-(CHECKPOINT / WEIGHTS).stat().st_size // PIECE)
-HERE = Content.of(storage.resolve(str(CHECKPOINT)))
+HERE = CheckpointHash.of(storage.resolve(str(CHECKPOINT)))
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def test_faults_of_the_store_are_worked_around(url, server, tmp_path):
 
 
 def test_another_checkpoint_is_never_given_the_name(url, tmp_path):
-    other = Content("0" * 32, "1" * 32)
+    other = CheckpointHash("0" * 32, "1" * 32)
     for weights in (True, False):
         with pytest.raises(RunError, match=r"has changed since the job was checked: found content"):
             local_folder(url, other, str(tmp_path), weights)
@@ -127,7 +127,7 @@ def test_a_change_while_it_comes_is_noticed(url, asked, server, tmp_path, monkey
     monkeypatch.setattr("mediamill.pipeline.checkpoint.content_hash._SAMPLES", 2)
     changed = bytearray((CHECKPOINT / WEIGHTS).read_bytes())
     changed[2_000_000] ^= 1
-    content = Content.of(storage.resolve(str(CHECKPOINT)))
+    content = CheckpointHash.of(storage.resolve(str(CHECKPOINT)))
     path = "/" + url.removeprefix("s3://") + f"/{WEIGHTS}"
     fs = fsspec.filesystem(
         "s3", use_listings_cache=False, skip_instance_cache=True, endpoint_url=server.direct

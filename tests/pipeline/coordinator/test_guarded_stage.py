@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pytest
 
-from mediamill.pipeline.coordinator.failure_policy import GENERATE, StopRules, Watch
-from mediamill.pipeline.coordinator.guarded_stage import Guard
+from mediamill.pipeline.coordinator.failure_policy import GENERATE, FailurePolicy, StopRules
+from mediamill.pipeline.coordinator.guarded_stage import GuardedStage
 from mediamill.pipeline.coordinator.quarantine import Verdict, Who
 from mediamill.pipeline.faults import IdentityError
 from mediamill.pipeline.records import ROW_STRUCT
@@ -18,7 +18,7 @@ from mediamill.schemas import columns as c
 RULES = StopRules(8, None, 1000)
 
 
-class HereDesk(Watch):
+class HereDesk(FailurePolicy):
     """The desk's own bookkeeping, reached without Ray."""
 
     def __init__(self, rules=RULES):
@@ -62,7 +62,7 @@ def table_of(numbers):
 
 def died_with(desk, numbers):
     """Rows that a process had in work when it died."""
-    guard = Guard(Echo, {"calls": []}, desk, GENERATE)
+    guard = GuardedStage(Echo, {"calls": []}, desk, GENERATE)
     desk.begin(guard._who, [(0, number) for number in numbers])
 
 
@@ -70,7 +70,7 @@ def died_with(desk, numbers):
 def test_rows_come_back_in_order_and_suspects_are_apart(suspects):
     desk, calls = HereDesk(), []
     died_with(desk, suspects)
-    guard = Guard(Echo, {"calls": calls}, desk, GENERATE)
+    guard = GuardedStage(Echo, {"calls": calls}, desk, GENERATE)
     table = table_of(range(20))
     assert guard(table).equals(table)
     done = sorted(name for names, _ in calls for name in names)
@@ -86,7 +86,7 @@ def test_suspects_have_the_process_for_themselves_among_many_threads():
     desk, calls = HereDesk(), []
     suspects = set(random.Random(1).sample(range(160), 30))
     died_with(desk, suspects)
-    guard = Guard(Echo, {"calls": calls, "pause": 0.005}, desk, GENERATE)
+    guard = GuardedStage(Echo, {"calls": calls, "pause": 0.005}, desk, GENERATE)
     found = {}
 
     def work(start):
@@ -109,21 +109,21 @@ def test_poison_passes_by_as_an_error():
     died_with(desk, range(10))
     died_with_group(desk, [4])
     died_with_group(desk, [4])
-    guard = Guard(Echo, {"calls": calls}, desk, GENERATE)
+    guard = GuardedStage(Echo, {"calls": calls}, desk, GENERATE)
     codes = guard(table_of(range(10)))[c.ERROR_CODE].to_pylist()
     assert codes == [None] * 4 + ["poison"] + [None] * 5
     assert desk.word().why is None
 
 
 def died_with_group(desk, numbers):
-    guard = Guard(Echo, {"calls": []}, desk, GENERATE)
+    guard = GuardedStage(Echo, {"calls": []}, desk, GENERATE)
     desk.begin_apart(guard._who, [(0, number) for number in numbers])
     desk.enter(desk.who(GENERATE))
 
 
 def test_nothing_is_begun_once_the_run_ends():
     desk, calls = HereDesk(), []
-    guard = Guard(Echo, {"calls": calls}, desk, GENERATE)
+    guard = GuardedStage(Echo, {"calls": calls}, desk, GENERATE)
     desk.drain()
     assert guard(table_of(range(5))).num_rows == 0
     assert calls == [([], 1)]
@@ -138,7 +138,7 @@ def test_what_nobody_can_trust_ends_the_run():
         return stage
 
     desk = HereDesk()
-    guard = Guard(swapped, {}, desk, GENERATE)
+    guard = GuardedStage(swapped, {}, desk, GENERATE)
     with pytest.raises(IdentityError):
         guard(table_of(range(5)))
     word = desk.word()
@@ -152,7 +152,7 @@ def test_what_nobody_can_trust_ends_the_run():
 @pytest.mark.parametrize(("errors", "stops"), [(2, False), (3, True)])
 def test_the_share_of_errors_is_looked_at_after_enough_rows(errors, stops):
     desk = HereDesk(StopRules(8, 0.1, 20))
-    guard = Guard(Echo, {"calls": []}, desk, GENERATE)
+    guard = GuardedStage(Echo, {"calls": []}, desk, GENERATE)
     bad = pa.array(["decode_corrupt"] * errors + [None] * (20 - errors), pa.string())
     table = table_of(range(20))
     table = table.set_column(table.schema.get_field_index(c.ERROR_CODE), c.ERROR_CODE, bad)

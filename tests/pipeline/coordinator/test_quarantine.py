@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from mediamill.pipeline.coordinator.quarantine import Attempts, Suspicion, Verdict, Who
+from mediamill.pipeline.coordinator.quarantine import Quarantine, Suspicion, Verdict, Who
 
 POOL = "generate"
 
@@ -81,7 +81,7 @@ def test_only_the_rows_that_kill_become_poison_and_each_row_comes_out(size, bad)
     draw = random.Random(size * 10 + bad)
     rows = [(0, number) for number in range(300)]
     killers = set(draw.sample(rows, bad))
-    attempts = Attempts(lambda _node: True)
+    attempts = Quarantine(lambda _node: True)
     pool = Pool(attempts, lambda work: bool(killers & set(work)))
     pool.run(calls_of(rows, size))
     assert set(pool.poison) == killers
@@ -99,7 +99,7 @@ def test_kills_by_chance_make_no_poison_rows():
     for seed in range(20):
         chance = random.Random(seed)
         rows = [(0, number) for number in range(1000)]
-        attempts = Attempts(lambda _node: True)
+        attempts = Quarantine(lambda _node: True)
         pool = Pool(attempts, lambda _work: chance.random() < 0.03, actors=3, seed=seed)  # noqa: B023
         pool.run(calls_of(rows, 4))
         deaths += pool.deaths
@@ -111,7 +111,7 @@ def test_kills_by_chance_make_no_poison_rows():
 
 def test_what_a_node_takes_along_does_not_count():
     alive = {"a"}
-    attempts = Attempts(lambda node: node in alive)
+    attempts = Quarantine(lambda node: node in alive)
     rows = [(0, 1), (0, 2)]
     first = Who(POOL, "x", "1", "b")
     attempts.enter(first)
@@ -123,7 +123,7 @@ def test_what_a_node_takes_along_does_not_count():
 
 
 def test_rows_of_other_processes_and_pools_are_no_suspects():
-    attempts = Attempts(lambda _node: True)
+    attempts = Quarantine(lambda _node: True)
     one, other = Who(POOL, "x", "1", "a"), Who("prepare", "y", "1", "a")
     for who in (one, other):
         attempts.enter(who)
@@ -137,7 +137,7 @@ def test_rows_of_other_processes_and_pools_are_no_suspects():
 
 def test_what_a_dead_process_said_last_changes_nothing():
     """Words overtake one another on the way to the desk."""
-    attempts = Attempts(lambda _node: True)
+    attempts = Quarantine(lambda _node: True)
     old = Who(POOL, "x", "1", "a")
     new = replace(old, process="2")
     attempts.enter(old)
@@ -151,7 +151,7 @@ def test_what_a_dead_process_said_last_changes_nothing():
 
 def test_who_counts_may_have_forgotten_everything():
     """The desk was started anew: what comes is in work from then on."""
-    attempts = Attempts(lambda _node: True)
+    attempts = Quarantine(lambda _node: True)
     who = Who(POOL, "x", "1", "a")
     attempts.done(who, [(0, 5)])
     assert attempts.begin(who, [(0, 1)]) == Verdict()
@@ -161,7 +161,7 @@ def test_who_counts_may_have_forgotten_everything():
 
 def test_a_word_that_is_late_does_not_accuse_the_next_rows():
     """`done` does not wait: the next call may begin before it is heard."""
-    attempts = Attempts(lambda _node: True)
+    attempts = Quarantine(lambda _node: True)
     who = Who(POOL, "x", "1", "a")
     attempts.enter(who)
     attempts.begin(who, [(0, 1)])

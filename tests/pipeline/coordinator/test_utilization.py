@@ -9,7 +9,7 @@ from mediamill.pipeline.coordinator.utilization import (
     BUSY,
     SILENT,
     UP,
-    Meter,
+    UtilizationMeter,
     binds,
     shares,
 )
@@ -26,7 +26,7 @@ class Clock:
 def told(calls, steps):
     """Busy and up milliseconds after calls that begin and end at the times of `steps`."""
     clock, heard = Clock(), []
-    meter = Meter(calls, lambda *both: heard.append(both), clock)
+    meter = UtilizationMeter(calls, lambda *both: heard.append(both), clock)
     open_calls = []
     for time_s, begins in steps:
         clock.now = time_s
@@ -54,7 +54,7 @@ def test_time_of_work(calls, steps, expected):
 
 def test_threads_lose_no_time():
     clock, heard = Clock(), []
-    meter = Meter(1, lambda *both: heard.append(both), clock)
+    meter = UtilizationMeter(1, lambda *both: heard.append(both), clock)
     inside, leave = threading.Barrier(9), threading.Event()
 
     def call():

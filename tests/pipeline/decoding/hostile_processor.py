@@ -18,7 +18,7 @@ import torch
 
 from mediamill.pipeline.decoding.decode_worker import load_processor
 from mediamill.pipeline.decoding.message_stream import Sender
-from mediamill.pipeline.decoding.shared_memory import Memory
+from mediamill.pipeline.decoding.shared_memory import SharedMemory
 
 FACTORY = f"{__name__}:load"
 _LEAKS: list[np.ndarray] = []
@@ -127,7 +127,7 @@ class Trapped:
 
     def _flicker(self, header):
         """The answer will be these words, and its data change for ever after."""
-        (memory,) = (one for one in gc.get_objects() if isinstance(one, Memory))
+        (memory,) = (one for one in gc.get_objects() if isinstance(one, SharedMemory))
 
         def flicker():
             while True:
@@ -139,7 +139,7 @@ class Trapped:
 
     def _scribble(self, _):
         """Writes over all that is shared, and is ended by it."""
-        (memory,) = (one for one in gc.get_objects() if isinstance(one, Memory))
+        (memory,) = (one for one in gc.get_objects() if isinstance(one, SharedMemory))
         memory.write([memoryview(b"\xee" * 64 * 1024**2)])
         self._read_nothing("")
 

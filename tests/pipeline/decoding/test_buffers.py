@@ -10,10 +10,10 @@ import pyarrow as pa
 import pytest
 
 from mediamill.pipeline.decoding.arrow_column import binary_column
-from mediamill.pipeline.decoding.buffer_pool import Warm
-from mediamill.pipeline.decoding.decoder_pool import DecodeRules, Medium, Question
+from mediamill.pipeline.decoding.buffer_pool import BufferPool
+from mediamill.pipeline.decoding.decoder_pool import DecodeRequest, DecodeRules, MediumRequest
 from mediamill.pipeline.decoding.memory_estimate import memory_bytes
-from mediamill.pipeline.decoding.work_queue import Lanes
+from mediamill.pipeline.decoding.work_queue import WorkQueue
 from mediamill.pipeline.decoding.worker_handle import Row
 from mediamill.schemas.job import Limits
 
@@ -27,7 +27,7 @@ def address(array):
 @pytest.mark.parametrize("seed", range(4))
 def test_no_two_things_that_are_in_use_overlap(seed):
     """By threads, with all ways in which something can be held."""
-    draw, warm, faults = random.Random(seed), Warm(), []
+    draw, warm, faults = random.Random(seed), BufferPool(), []
 
     def work(mark):
         shelf, held = warm.shelf(), []
@@ -53,7 +53,7 @@ def test_no_two_things_that_are_in_use_overlap(seed):
 
 
 def test_a_place_is_used_again_when_nothing_refers_to_it():
-    warm = Warm()
+    warm = BufferPool()
     first = warm.place(3 * MIB)
     at, view = address(first), memoryview(first)[5:9]
     del first
@@ -64,14 +64,14 @@ def test_a_place_is_used_again_when_nothing_refers_to_it():
 
 
 def test_no_more_is_kept_than_was_said():
-    warm = Warm(kept_bytes=8 * MIB)
+    warm = BufferPool(kept_bytes=8 * MIB)
     held = [warm.place(2 * MIB) for _ in range(10)]
     held.clear()
     assert sum(size * len(free) for size, free in warm._free.items()) == 8 * MIB
 
 
 def test_rooms_of_a_shelf_lie_side_by_side():
-    shelf, end = Warm().shelf(), None
+    shelf, end = BufferPool().shelf(), None
     for size in (1, 3, 77, 300_000, 5):
         room = shelf.room(size)
         assert room.size == size
@@ -84,7 +84,7 @@ def test_rooms_of_a_shelf_lie_side_by_side():
 @pytest.mark.parametrize("apart", [0.0, 0.03, 1.0])
 def test_a_column_is_what_arrow_would_make(seed, apart):
     """Of values side by side, with some gaps, or each somewhere else."""
-    draw, warm = random.Random(seed), Warm()
+    draw, warm = random.Random(seed), BufferPool()
     for count in (0, 1, 7, 8, 9, 100):
         values, views, shelf = [], [], warm.shelf()
         for _ in range(count):
@@ -107,7 +107,7 @@ def put(shelf, value):
 
 
 def test_what_lies_side_by_side_is_not_copied():
-    warm = Warm()
+    warm = BufferPool()
     shelf = warm.shelf()
     values = [put(shelf, bytes([number]) * 1000) for number in range(50)]
     (chunk,) = binary_column(values, warm).chunks
@@ -117,7 +117,7 @@ def test_what_lies_side_by_side_is_not_copied():
 @pytest.mark.parametrize("apart", [False, True])
 def test_a_column_keeps_its_memory_through_arrow(apart):
     """As a table, a part of it, and another table made of it."""
-    warm = Warm()
+    warm = BufferPool()
     shelf = warm.shelf()
     values = []
     for number in range(50):
@@ -138,8 +138,11 @@ def test_a_column_keeps_its_memory_through_arrow(apart):
 def test_every_row_is_taken_once_and_each_slot_is_at_neighbours(seed):
     draw = random.Random(seed)
     slots, count = draw.choice([1, 2, 3, 8]), draw.choice([0, 1, 2, 50, 200])
-    rows = [Row(number, Question([Medium(memoryview(bytes(100)))])) for number in range(count)]
-    lanes, done, runs, last = Lanes(deque(rows), slots), [], 0, {}
+    rows = [
+        Row(number, DecodeRequest([MediumRequest(memoryview(bytes(100)))]))
+        for number in range(count)
+    ]
+    lanes, done, runs, last = WorkQueue(deque(rows), slots), [], 0, {}
     while lanes.waiting:
         slot = draw.randrange(slots)
         taken = lanes.take(slot, draw.choice([1, 4, 32]))

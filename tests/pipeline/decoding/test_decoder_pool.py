@@ -16,7 +16,12 @@ from mediamill.model.errors import MediaError, PromptError
 from mediamill.model.media.limits import MediaLimits
 from mediamill.model.processor import Processor
 from mediamill.model.tiny import CAPTION_PROMPT, CHECKPOINT
-from mediamill.pipeline.decoding.decoder_pool import Decoder, DecodeRules, Medium, Question
+from mediamill.pipeline.decoding.decoder_pool import (
+    DecodeRequest,
+    DecoderPool,
+    DecodeRules,
+    MediumRequest,
+)
 from tests import processes
 from tests.media import animation, audio_only, cut, draw, encode, jpeg, numbered_frames, video
 from tests.pipeline.decoding.hostile_processor import FACTORY, trap
@@ -28,7 +33,7 @@ LINUX = pytest.mark.skipif(sys.platform != "linux", reason="held on Linux only")
 
 @pytest.fixture(scope="module")
 def decoder():
-    made = Decoder({"checkpoint": str(CHECKPOINT)}, DecodeRules(60, 160 * MIB), FACTORY)
+    made = DecoderPool({"checkpoint": str(CHECKPOINT)}, DecodeRules(60, 160 * MIB), FACTORY)
     yield made
     made.close()
 
@@ -36,7 +41,7 @@ def decoder():
 def ask(decoder, *contents, chat=CHAT):
     """One row for each content."""
     questions = [
-        Question([Medium(one if isinstance(one, Path) else memoryview(one))], [chat])
+        DecodeRequest([MediumRequest(one if isinstance(one, Path) else memoryview(one))], [chat])
         for one in contents
     ]
     return decoder.prepare(questions)
@@ -92,7 +97,7 @@ def test_the_answer_is_what_this_process_would_have_found(decoder, processor, tm
         if spooled:
             content = tmp_path / name
             content.write_bytes(FILES[name])
-        questions.append(Question([Medium(content, *window)], [CHAT]))
+        questions.append(DecodeRequest([MediumRequest(content, *window)], [CHAT]))
     for (name, window), answer in zip(cases, decoder.prepare(questions), strict=True):
         try:
             visual, receipt = processor.prepare_media(FILES[name], *window)
@@ -122,10 +127,10 @@ def test_the_answer_is_what_this_process_would_have_found(decoder, processor, tm
 
 def test_several_media_of_a_row_lie_one_after_the_other(decoder, processor):
     names = ["jpeg", "clip", "large"]
-    media = [Medium(memoryview(FILES[name])) for name in names]
+    media = [MediumRequest(memoryview(FILES[name])) for name in names]
     seen = [processor.prepare_media(FILES[name]) for name in names]
     chat = {"messages": processor.user_message("Compare.", [visual.kind for visual, _ in seen])}
-    (answer,) = decoder.prepare([Question(media, [chat, CHAT], ["a dog", ""])])
+    (answer,) = decoder.prepare([DecodeRequest(media, [chat, CHAT], ["a dog", ""])])
     assert answer.patches == b"".join(visual.patches.numpy().tobytes() for visual, _ in seen)
     assert [one.sha256 for one in answer.receipts] == [one.sha256 for _, one in seen]
     visuals = [visual for visual, _ in seen]
@@ -181,7 +186,7 @@ def test_a_worker_that_is_ended_between_two_rows_costs_nothing(decoder):
 
 
 def test_a_hang_is_ended_at_its_deadline():
-    impatient = Decoder({"checkpoint": str(CHECKPOINT)}, DecodeRules(8, 160 * MIB), FACTORY)
+    impatient = DecoderPool({"checkpoint": str(CHECKPOINT)}, DecodeRules(8, 160 * MIB), FACTORY)
     try:
         ask(impatient, *[FILES["jpeg"]] * 20)  # from now on several rows go together
         rows = [FILES["jpeg"]] * 6
@@ -230,7 +235,7 @@ def test_what_a_row_leaks_is_no_other_rows_affair(decoder):
 
 @LINUX
 def test_a_worker_that_has_grown_is_replaced():
-    decoder = Decoder({"checkpoint": str(CHECKPOINT)}, DecodeRules(60, slots=1), FACTORY)
+    decoder = DecoderPool({"checkpoint": str(CHECKPOINT)}, DecodeRules(60, slots=1), FACTORY)
     try:
         ask(decoder, FILES["jpeg"])
         first = told(decoder, "pid")
@@ -314,8 +319,8 @@ import sys, threading, time
 from mediamill.model.tiny import CHECKPOINT
 from mediamill.pipeline.decoding.decoder_pool import *
 from tests.pipeline.decoding.hostile_processor import FACTORY, trap
-decoder = Decoder({"checkpoint": str(CHECKPOINT)}, DecodeRules(600), FACTORY)
-def row(data): return Question([Medium(memoryview(data))])
+decoder = DecoderPool({"checkpoint": str(CHECKPOINT)}, DecodeRules(600), FACTORY)
+def row(data): return DecodeRequest([MediumRequest(memoryview(data))])
 for answer in decoder.prepare([row(trap("tell", "pid"))]):
     print(decoder.nursery, answer.failure.message.split()[-1], flush=True)
 threading.Thread(target=decoder.prepare, args=([row(trap("hang"))] * 2,), daemon=True).start()
@@ -343,4 +348,4 @@ def test_a_checkpoint_that_cannot_be_used_is_told_at_once(tmp_path):
     from mediamill.model.errors import ModelError
 
     with pytest.raises(ModelError, match=r"config\.json"):
-        Decoder({"checkpoint": str(tmp_path)}, DecodeRules())
+        DecoderPool({"checkpoint": str(tmp_path)}, DecodeRules())

@@ -6,7 +6,7 @@ import random
 import pytest
 
 from mediamill.model.tiny import CHECKPOINT
-from mediamill.pipeline.decoding.decoder_pool import Decoder, DecodeRules
+from mediamill.pipeline.decoding.decoder_pool import DecoderPool, DecodeRules
 from tests.media import jpeg
 from tests.pipeline.decoding.hostile_processor import FACTORY, trap
 from tests.pipeline.decoding.test_decoder_pool import FILES, MIB, ask, code, open_handles
@@ -15,7 +15,7 @@ from tests.pipeline.decoding.test_decoder_pool import FILES, MIB, ask, code, ope
 @pytest.fixture(scope="module")
 def narrow():
     """One process, to which many rows go together."""
-    made = Decoder({"checkpoint": str(CHECKPOINT)}, DecodeRules(60, 160 * MIB, 1), FACTORY)
+    made = DecoderPool({"checkpoint": str(CHECKPOINT)}, DecodeRules(60, 160 * MIB, 1), FACTORY)
     yield made
     made.close()
 

@@ -16,7 +16,7 @@ from mediamill.pipeline.fetching.addresses import (
     is_public,
     parse,
 )
-from mediamill.pipeline.fetching.budget import Room
+from mediamill.pipeline.fetching.budget import Reservation
 from mediamill.pipeline.fetching.fetcher import Fetcher
 from mediamill.pipeline.fetching.http_source import HttpClient
 from mediamill.pipeline.stages.fetch import FetchRules, fetch
@@ -157,7 +157,7 @@ def test_no_request_leaves_for_what_is_refused(tmp_path, listener, scheme):
     codes = {}
     for authority in REFUSED:
         with pytest.raises(RowError) as error:
-            fetcher.fetch(f"{scheme}://{authority.format(p=port)}/a", Room(fetcher.budget))
+            fetcher.fetch(f"{scheme}://{authority.format(p=port)}/a", Reservation(fetcher.budget))
         codes[authority] = error.value.code.value
     assert {one for one, code in codes.items() if code != "fetch_denied"} == {"nobody.test"}
     assert not came

@@ -12,7 +12,7 @@ import pytest
 
 from mediamill.pipeline.fetching import content, transfer
 from mediamill.pipeline.fetching.addresses import AddressRules
-from mediamill.pipeline.fetching.budget import Room
+from mediamill.pipeline.fetching.budget import Reservation
 from mediamill.pipeline.fetching.fetcher import Fetcher
 from mediamill.pipeline.fetching.http_source import HttpClient
 from mediamill.pipeline.stages.fetch import FetchRules, fetch
@@ -81,7 +81,7 @@ def test_http_contents_are_whole_through_faults(folder, files):
         fetcher = Fetcher(rules())
         for _ in range(12):
             for name, data in files.items():
-                medium = fetcher.fetch(f"{site.url}/{name}", Room(fetcher.budget))
+                medium = fetcher.fetch(f"{site.url}/{name}", Reservation(fetcher.budget))
                 found = medium.path.read_bytes() if medium.path else medium.data.tobytes()
                 assert found == data
                 del medium
@@ -208,7 +208,7 @@ def test_an_etag_that_is_no_checksum_costs_one_reading(s3_server, files):
     try:
         fetcher = Fetcher(rules())
         for _ in range(2):
-            medium = fetcher.fetch("s3://faults/small", Room(fetcher.budget))
+            medium = fetcher.fetch("s3://faults/small", Reservation(fetcher.budget))
             assert medium.data.tobytes() == files["small"]
     finally:
         s3_server.etag = None

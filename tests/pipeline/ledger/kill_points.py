@@ -58,7 +58,7 @@ class Dying(Calls):
 
     def commit(self, commit):
         super().commit(commit)
-        return ledger.Answer()
+        return ledger.CommitReply()
 
 
 def table(indices):

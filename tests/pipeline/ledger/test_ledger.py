@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mediamill.pipeline.ledger import ledger
-from mediamill.pipeline.ledger.ledger import Answer, Commit, Ledger, TakenOverError
+from mediamill.pipeline.ledger.ledger import Commit, CommitReply, Ledger, TakenOverError
 from mediamill.pipeline.ledger.state import Counts, KnownFile, LedgerState, Part, rows_of, text_of
 from mediamill.pipeline.storage import storage
 from mediamill.schemas.errors import JobError
@@ -57,8 +57,8 @@ def test_ranges_as_text_and_back(indices):
 def test_what_is_committed_is_there_after_a_restart(output):
     begin(output, "one")
     actor = Ledger(output.url, "one")
-    assert do(actor.commit(commit("t1", 0, 1, 2, 3, 50))) == Answer()
-    assert do(actor.commit(commit("t2", 1, 0))) == Answer()
+    assert do(actor.commit(commit("t1", 0, 1, 2, 3, 50))) == CommitReply()
+    assert do(actor.commit(commit("t2", 1, 0))) == CommitReply()
     again = Ledger(output.url, "one")
     assert taken(do(again.taken({0: np.arange(4), 1: np.arange(3)}))) == {
         0: [1, 2, 3],
@@ -83,7 +83,7 @@ def test_the_same_commit_twice_counts_once(output):
     begin(output, "one")
     do(Ledger(output.url, "one").commit(commit("t1", 0, 4, 5)))
     again = Ledger(output.url, "one")  # the first answer was lost with the actor
-    assert do(again.commit(commit("t1", 0, 4, 5))) == Answer()
+    assert do(again.commit(commit("t1", 0, 4, 5))) == CommitReply()
     assert ledger.load(output).counts.ok == 2
 
 
@@ -112,7 +112,7 @@ def test_a_newer_run_stops_the_older_one(output):
     new = Ledger(output.url, "two")
     with pytest.raises(TakenOverError, match="run two has begun on the same output"):
         do(old.commit(commit("t2", 0, 2)))
-    assert do(new.commit(commit("t3", 0, 2))) == Answer()
+    assert do(new.commit(commit("t3", 0, 2))) == CommitReply()
     with pytest.raises(TakenOverError):
         do(old.commit(commit("t4", 0, 3)))
     assert pending(ledger.load(output), 0, 5) == [0, 3, 4]
@@ -134,7 +134,7 @@ def test_of_two_actors_of_one_run_the_older_one_stops(output):
     assert taken(do(new.commit(commit("t3", 0, 2, 3))).taken) == {0: [2]}
     with pytest.raises(TakenOverError):
         do(old.commit(commit("t4", 0, 4)))
-    assert do(new.commit(commit("t4", 0, 4))) == Answer()
+    assert do(new.commit(commit("t4", 0, 4))) == CommitReply()
     assert pending(ledger.load(output), 0, 6) == [0, 3, 5]
 
 
@@ -162,7 +162,7 @@ def test_a_storage_that_fails_after_it_has_stored(output, monkeypatch):
         do(actor.commit(commit("t1", 0, 1)))
     monkeypatch.setattr(storage, "put_new", put_new)
     assert taken(do(actor.commit(commit("t2", 0, 1, 2))).taken) == {0: [1]}
-    assert do(actor.commit(commit("t1", 0, 1))) == Answer()
+    assert do(actor.commit(commit("t1", 0, 1))) == CommitReply()
     assert ledger.load(output).counts.ok == 2
 
 

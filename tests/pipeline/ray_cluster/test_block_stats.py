@@ -2,13 +2,13 @@
 
 import ray
 
-from mediamill.pipeline.ray_cluster.block_stats import Forget
+from mediamill.pipeline.ray_cluster.block_stats import ClearBlockStats
 from mediamill.pipeline.ray_cluster.cluster import data_context
 
 BLOCKS = 24
 
 
-class Watch(Forget):
+class Watch(ClearBlockStats):
     """Notes the most statistics that any operator had after a step."""
 
     def __init__(self, forgets):
@@ -45,4 +45,4 @@ def test_what_is_kept_of_blocks_does_not_grow_with_them(ray_cluster):
     assert most_kept(forgets=False) >= BLOCKS  # else there is nothing to forget any more
     assert most_kept(forgets=True) == 0
     classes = data_context(2**25, Watch(True)).custom_execution_callback_classes
-    assert Forget in classes
+    assert ClearBlockStats in classes

@@ -9,11 +9,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from mediamill.pipeline.ray_cluster.pool_sizes import (
+    Capacity,
     Node,
-    Room,
     TooSmallError,
+    capacity,
     matches,
-    room,
     size_pools,
 )
 from mediamill.schemas.job import Resources
@@ -49,7 +49,7 @@ GPU = Node(8, 1, 96 * GIB, {"kind": "gpu", "ray.io/accelerator-type": "H100"})
 )
 def test_sizes(wanted, nodes, expected):
     pools = size_pools(Resources(**wanted), nodes)
-    found = room(Resources(**wanted), pools, nodes)
+    found = capacity(Resources(**wanted), pools, nodes)
     assert (pools.prepare_workers, found.workers, pools.replicas) == expected
     assert pools.ranks == wanted.get("tensor_parallel", 1)
     on_gpu = any(node.gpus for node in nodes) and wanted.get("device") != "cpu"
@@ -95,8 +95,8 @@ def test_labels_choose_the_nodes():
     labels = Labels(prepare={"kind": "cpu"}, generate={"ray.io/accelerator-type": "in(H100, H200)"})
     pools = size_pools(Resources(labels=labels), [CPU, GPU, other])
     assert (pools.replicas, pools.prepare_workers) == (1, 8)
-    found = room(Resources(labels=labels), pools, [CPU, CPU, GPU, GPU, other])
-    assert found == Room(workers=14 + 15, replicas=2)
+    found = capacity(Resources(labels=labels), pools, [CPU, CPU, GPU, GPU, other])
+    assert found == Capacity(workers=14 + 15, replicas=2)
 
 
 def test_forms_of_a_label():
@@ -118,10 +118,10 @@ def test_memory_bounds_the_workers_that_auto_takes():
 def test_room_follows_nodes_that_join_and_leave():
     wanted = Resources()
     pools = size_pools(wanted, [HEAD, CPU, GPU])
-    rooms = [room(wanted, pools, [HEAD, CPU, *[GPU] * count]) for count in (0, 1, 2, 8)]
+    rooms = [capacity(wanted, pools, [HEAD, CPU, *[GPU] * count]) for count in (0, 1, 2, 8)]
     assert [one.replicas for one in rooms] == [0, 1, 2, 8]
     assert [one.workers for one in rooms] == sorted(one.workers for one in rooms)
-    assert room(wanted, pools, [HEAD]) == Room(workers=0, replicas=0)
+    assert capacity(wanted, pools, [HEAD]) == Capacity(workers=0, replicas=0)
 
 
 quietly = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -186,10 +186,10 @@ def test_everything_finds_a_place_in_any_order(wanted, nodes, seed, fullest):
         return
     workers = {"cpus": pools.prepare_cpus, "memory": pools.prepare_bytes}
     replicas = {"cpus": pools.replica_cpus, "gpus": pools.replica_gpus}
-    most = room(wanted, pools, nodes)
+    most = capacity(wanted, pools, nodes)
     for size in (
-        Room(pools.prepare_workers, pools.replicas),
-        Room(max(most.workers, pools.prepare_workers), max(most.replicas, pools.replicas)),
+        Capacity(pools.prepare_workers, pools.replicas),
+        Capacity(max(most.workers, pools.prepare_workers), max(most.replicas, pools.replicas)),
     ):
         actors = [{**workers, "labels": wanted.labels.prepare}] * size.workers
         actors += [{**replicas, "labels": wanted.labels.generate}] * size.replicas
@@ -227,5 +227,5 @@ def test_more_nodes_never_have_less_room(wanted, nodes, more):
         pools = size_pools(wanted, nodes)
     except TooSmallError:
         return
-    before, after = (room(wanted, pools, some) for some in (nodes, [*nodes, *more]))
+    before, after = (capacity(wanted, pools, some) for some in (nodes, [*nodes, *more]))
     assert after.replicas >= before.replicas

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from mediamill.model.tiny import CAPTION_PROMPT, CHECKPOINT
-from mediamill.pipeline.checkpoint.content_hash import Content
+from mediamill.pipeline.checkpoint.content_hash import CheckpointHash
 from mediamill.pipeline.faults import CanaryError
 from mediamill.pipeline.plan import check
 from mediamill.pipeline.records import read_schema
@@ -20,7 +20,7 @@ from mediamill.schemas.errors import JobError
 from mediamill.schemas.manifest import check_manifest_schema
 from tests.pipeline.world import draw_media, make_job, picture_rows, write_manifest
 
-CONTENT = Content.of(storage.resolve(str(CHECKPOINT)))
+CONTENT = CheckpointHash.of(storage.resolve(str(CHECKPOINT)))
 MANIFEST = check_manifest_schema(pa.schema([("id", pa.string()), ("uri", pa.string())]), "m")
 
 

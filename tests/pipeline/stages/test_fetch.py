@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mediamill.pipeline.fetching.budget import Budget, Room
+from mediamill.pipeline.fetching.budget import Budget, Reservation
 from mediamill.pipeline.fetching.fetcher import Fetcher
 from mediamill.pipeline.records import MEDIA_BYTES, MEDIA_PATHS, fetched_schema, read_schema
 from mediamill.pipeline.stages.fetch import Fetch, FetchRules, fetch
@@ -278,7 +278,7 @@ def test_a_stated_size_beyond_the_ceiling_is_enough(site, rules):
 
 def test_the_budget_lets_others_wait_and_the_first_go_on():
     budget = Budget(100)
-    first, other = Room(budget), Room(budget, lambda: False)
+    first, other = Reservation(budget), Reservation(budget, lambda: False)
     other.resize(90)
     first.resize(500)  # may always
     waiting = threading.Thread(target=other.resize, args=(95,))
@@ -488,7 +488,7 @@ def test_threads_may_share_a_fetcher(site, rules):
     found = []
     threads = [
         threading.Thread(
-            target=lambda: found.append(fetcher.fetch(f"{site.url}/a", Room(fetcher.budget)))
+            target=lambda: found.append(fetcher.fetch(f"{site.url}/a", Reservation(fetcher.budget)))
         )
         for _ in range(16)
     ]

@@ -15,7 +15,7 @@ from mediamill.model.sampling import Sampling
 from mediamill.model.tensor_parallel.leader_engine import BrokenRanksError
 from mediamill.model.tiny import CAPTION_PROMPT, CHECKPOINT
 from mediamill.pipeline.records import parsed_schema, prepared_schema, read_schema
-from mediamill.pipeline.replica.engine_thread import Batcher
+from mediamill.pipeline.replica.engine_thread import EngineThread
 from mediamill.pipeline.replica.load_engine import refuse_broken
 from mediamill.pipeline.stages.fetch import Fetch, FetchRules
 from mediamill.pipeline.stages.generate import (
@@ -25,7 +25,7 @@ from mediamill.pipeline.stages.generate import (
     IdentityError,
 )
 from mediamill.pipeline.stages.prepare import Prepare, PrepareRules
-from mediamill.pipeline.tasks.generate_text import Texts
+from mediamill.pipeline.tasks.generate_text import GenerateText
 from mediamill.pipeline.tasks.prepared_row import prepared_row
 from mediamill.schemas import columns as c
 from mediamill.schemas.manifest import check_manifest_schema
@@ -98,14 +98,14 @@ class Wrapped:
 def wrapped(generate, monkeypatch, change, **options):
     """The stage with a wrapped engine, which is returned."""
     engine = Wrapped(generate._engine, change)
-    batcher = Batcher(engine, 2 * RULES.batch_rows, refuse_broken, **options)
+    batcher = EngineThread(engine, 2 * RULES.batch_rows, refuse_broken, **options)
     monkeypatch.setattr(generate, "_batcher", batcher)
     return engine
 
 
 def requests_of(generate, rows, sampling):
     """What the stage would ask of each of these rows."""
-    texts = Texts(CAPTION, sampling, generate.decode)
+    texts = GenerateText(CAPTION, sampling, generate.decode)
     prepared = [prepared_row(rows, n, generate._image_rules) for n in range(rows.num_rows)]
     return [request for row in prepared for request in texts.requests(row)]
 
@@ -388,7 +388,9 @@ def test_rows_of_one_name_in_two_calls_wait_for_each_other(prepared, generate):
     assert generate._batcher([]) == []
 
 
-@pytest.mark.parametrize("column", [c.PATCHES, c.INPUT_IDS, c.SHA256, c.ID, c.ROW, c.TENSOR_SEAL])
+@pytest.mark.parametrize(
+    "column", [c.PATCHES, c.INPUT_IDS, c.SHA256, c.ID, c.ROW, c.TENSOR_CHECKSUM]
+)
 def test_tensors_of_another_row_are_fatal(prepared, generate, column):
     """Two pictures of one size: every other check would let them pass."""
     table = prepared[1].slice(0, 2)
@@ -406,6 +408,6 @@ def test_tensors_of_another_row_are_fatal(prepared, generate, column):
 
 
 def test_seals_tell_rows_apart(prepared):
-    seals = prepared[1][c.TENSOR_SEAL].to_pylist()
+    seals = prepared[1][c.TENSOR_CHECKSUM].to_pylist()
     assert seals.pop(3) is None  # the broken one
     assert len(set(seals)) == len(seals)

@@ -12,7 +12,7 @@ import pytest
 
 from mediamill.model.processor import Processor
 from mediamill.model.tiny import CAPTION_PROMPT, CHECKPOINT
-from mediamill.pipeline.decoding.decoder_pool import Decoder, Medium, Question
+from mediamill.pipeline.decoding.decoder_pool import DecodeRequest, DecoderPool, MediumRequest
 from mediamill.pipeline.fetching.spool import Spool
 from mediamill.pipeline.records import MEDIA_BYTES, MEDIA_PATHS, fetched_schema, prepared_schema
 from mediamill.pipeline.stages.prepare import Prepare, PrepareRules
@@ -222,9 +222,9 @@ def test_rows_that_are_alike_are_decoded_once_where_copies_matter(tmp_path, monk
         row((PICTURE,), messages="no JSON", id="i"),
     ]
     asked = []
-    decode = Decoder.prepare
+    decode = DecoderPool.prepare
     monkeypatch.setattr(
-        Decoder, "prepare", lambda self, them: asked.append(len(them)) or decode(self, them)
+        DecoderPool, "prepare", lambda self, them: asked.append(len(them)) or decode(self, them)
     )
     found = []
     for task in (Task(), Task(dedupe=True)):
@@ -233,5 +233,8 @@ def test_rows_that_are_alike_are_decoded_once_where_copies_matter(tmp_path, monk
         stage.close()
     assert asked == [9, 7]
     assert found[0].equals(found[1])
-    contents = [Question([Medium(tmp_path / name)]).content() for name in ("clip", "same", "other")]
+    contents = [
+        DecodeRequest([MediumRequest(tmp_path / name)]).content()
+        for name in ("clip", "same", "other")
+    ]
     assert contents[0] == contents[1] != contents[2]

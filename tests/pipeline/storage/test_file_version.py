@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import pytest
 
 from mediamill.pipeline.storage import storage
-from mediamill.pipeline.storage.file_version import same_content, stamp_of
+from mediamill.pipeline.storage.file_version import file_version, same_content
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def file(tmp_path):
 
 
 def stamp(path):
-    return stamp_of(storage.resolve(str(path)))
+    return file_version(storage.resolve(str(path)))
 
 
 def test_a_file_that_rests_has_one_stamp(file):
@@ -70,7 +70,7 @@ TIME = datetime(2024, 1, 1, tzinfo=UTC)
     ],
 )
 def test_what_stores_say(info, expected):
-    assert stamp_of(Store(), info) == expected
+    assert file_version(Store(), info) == expected
 
 
 def test_times_of_stores_prove_no_other_content_and_names_do():

@@ -18,10 +18,10 @@ from mediamill.pipeline.storage import retries
 from mediamill.pipeline.storage.retries import (
     Backoff,
     Deadline,
-    Failure,
+    FetchFailure,
+    classify_error,
+    retry,
     retry_after,
-    told_apart,
-    tried,
 )
 from mediamill.schemas.errors import RowError
 
@@ -112,7 +112,7 @@ def caused(error, cause):
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_kinds(error, kind):
-    failure = told_apart(error)
+    failure = classify_error(error)
     assert failure.kind == kind
     assert "secret" not in failure.reason
 
@@ -120,7 +120,7 @@ def test_kinds(error, kind):
 def test_a_chain_that_bites_its_tail_ends():
     first, second = ValueError(), ValueError()
     first.__cause__, second.__cause__ = second, first
-    assert told_apart(first).kind == "passing"
+    assert classify_error(first).kind == "passing"
 
 
 def test_retry_after_is_a_number_or_a_date():
@@ -130,20 +130,20 @@ def test_retry_after_is_a_number_or_a_date():
     assert retry_after(" 7 ") == 7
     for nonsense in (None, "", "soon", "-5", "1e9", "٣", "Wed, 99 Oct 2015 07:28:00 GMT"):
         assert retry_after(nonsense) is None
-    assert told_apart(HttpError(response=Answer(503))).retry_after_s == 7
-    assert told_apart(of_s3("SlowDown", 503, {"retry-after": "3"})).retry_after_s == 3
+    assert classify_error(HttpError(response=Answer(503))).retry_after_s == 7
+    assert classify_error(of_s3("SlowDown", 503, {"retry-after": "3"})).retry_after_s == 3
 
 
 def test_pauses_double_up_to_a_ceiling_and_differ():
     backoff = Backoff(tries=9, base_s=1.0, cap_s=8.0)
-    passing = Failure("passing", "")
+    passing = FetchFailure("passing", "")
     for attempt, ceiling in enumerate((1, 2, 4, 8, 8, 8), start=1):
         drawn = [backoff.pause_s(attempt, passing) for _ in range(300)]
         assert 0 <= min(drawn) < ceiling * 0.1
         assert ceiling * 0.9 < max(drawn) <= ceiling
-    asked = Failure("passing", "", retry_after_s=5.0)
+    asked = FetchFailure("passing", "", retry_after_s=5.0)
     assert min(backoff.pause_s(1, asked) for _ in range(100)) >= 5
-    assert backoff.pause_s(1, Failure("passing", "", retry_after_s=1e9)) < 60
+    assert backoff.pause_s(1, FetchFailure("passing", "", retry_after_s=1e9)) < 60
 
 
 @pytest.fixture
@@ -168,28 +168,28 @@ def failing(*errors):
 
 def test_what_passes_is_tried_again_and_the_rest_is_not(no_pause):
     busy, missing = of_s3("SlowDown", 503), FileNotFoundError()
-    assert tried(failing(*[busy] * 5), Backoff(6)) == 6
+    assert retry(failing(*[busy] * 5), Backoff(6)) == 6
     with pytest.raises(OSError, match="secret words"):
-        tried(failing(*[busy] * 6), Backoff(6))
+        retry(failing(*[busy] * 6), Backoff(6))
     with pytest.raises(FileNotFoundError):
-        tried(failing(busy, missing), Backoff(6))
+        retry(failing(busy, missing), Backoff(6))
     assert len(no_pause) == 5 + 5 + 1
     with pytest.raises(RowError):
-        tried(failing(RowError("fetch_denied", "")), Backoff(6))
+        retry(failing(RowError("fetch_denied", "")), Backoff(6))
 
 
 def test_expired_credentials_are_renewed_once(no_pause):
     expired, renewed = of_s3("ExpiredToken", 400), []
-    assert tried(failing(expired), Backoff(6), lambda: renewed.append(1)) == 2
+    assert retry(failing(expired), Backoff(6), lambda: renewed.append(1)) == 2
     with pytest.raises(PermissionError):
-        tried(failing(expired, expired), Backoff(6), lambda: renewed.append(2))
+        retry(failing(expired, expired), Backoff(6), lambda: renewed.append(2))
     assert renewed == [1, 2]
     assert not no_pause
 
 
 def test_no_try_begins_after_the_deadline(no_pause):
     with pytest.raises(ConnectionError):
-        tried(failing(*[ConnectionError()] * 3), Backoff(6), deadline=Deadline(0))
+        retry(failing(*[ConnectionError()] * 3), Backoff(6), deadline=Deadline(0))
     assert not no_pause
 
 

@@ -70,8 +70,8 @@ def test_a_crash_before_the_end_of_a_put_leaves_what_was_there(tmp_path):
     ],
 )
 def test_shown_urls_have_no_secrets(url, expected):
-    assert storage.shown(url) == expected
-    assert storage.without_secrets(f"GET {url} failed") == f"GET {expected} failed"
+    assert storage.redact(url) == expected
+    assert storage.redact_text(f"GET {url} failed") == f"GET {expected} failed"
 
 
 def test_paths_become_absolute_and_file_urls_paths(tmp_path, monkeypatch):

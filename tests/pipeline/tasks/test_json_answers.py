@@ -18,10 +18,10 @@ from mediamill.model.tiny.drawing import COLOURS, SHAPES
 from mediamill.model.tiny.encode import picture_file
 from mediamill.pipeline.plan import check
 from mediamill.pipeline.run import run
-from mediamill.pipeline.tasks.generate_text import Texts
+from mediamill.pipeline.tasks.generate_text import GenerateText
 from mediamill.pipeline.tasks.json_answers import check_schemas, sampling_of
 from mediamill.pipeline.tasks.prepared_row import PreparedRow
-from mediamill.pipeline.tasks.task import Said
+from mediamill.pipeline.tasks.task import RequestResult
 from mediamill.schemas.errors import JobError
 from mediamill.schemas.job_tasks import JsonConfig
 from mediamill.schemas.task import Task
@@ -70,15 +70,15 @@ ROW = PreparedRow("r", "id-1", [[1, 2, 3]], [], (), None, b"")
 def asked(of, *texts, sampling=None):
     """Ask until nothing more is asked; the values, the failure and all requests."""
     completions, decode = answers(*texts)
-    texts_of = Texts(of, sampling or Sampling(seed=4), decode)
+    texts_of = GenerateText(of, sampling or Sampling(seed=4), decode)
     requests = texts_of.requests(ROW)
-    said = Said(completions[0])
+    said = RequestResult(completions[0])
     for number in range(1, 99):
         again = texts_of.again(ROW, 0, said)
         if again is None:
             break
         requests.append(again)
-        said = Said(completions[number], number + 1, asked=number + 1)
+        said = RequestResult(completions[number], number + 1, asked=number + 1)
     values, failure = texts_of.answer(ROW, [said])
     return values, failure, requests
 
@@ -131,8 +131,10 @@ def test_what_the_job_says_of_drawing_holds_for_retries():
 def test_what_the_engine_tried_anew_counts_not_as_asked():
     """Whether a fault made the engine begin again must not decide what a row says."""
     completions, decode = answers("no", "no")
-    texts_of = Texts(task(), Sampling(seed=4), decode)
-    one, other = (texts_of.again(ROW, 0, Said(completions[0], attempt)) for attempt in (1, 2))
+    texts_of = GenerateText(task(), Sampling(seed=4), decode)
+    one, other = (
+        texts_of.again(ROW, 0, RequestResult(completions[0], attempt)) for attempt in (1, 2)
+    )
     assert one == other
     assert one is not None
 
@@ -144,9 +146,9 @@ def test_unconstrained_answers_are_only_checked():
 
 
 def test_an_answer_that_was_cut_off_says_what_to_change():
-    texts_of = Texts(task(), Sampling(), lambda ids: '{"colour": "re')
+    texts_of = GenerateText(task(), Sampling(), lambda ids: '{"colour": "re')
     done = Completion("r", [1] * 6, "length", 3, 0, -0.5)
-    values, failure = texts_of.answer(ROW, [Said(done, 2)])
+    values, failure = texts_of.answer(ROW, [RequestResult(done, 2)])
     assert failure.message.startswith(
         "json_schema: the answer was cut off after 6 tokens: raise generation.max_new_tokens"
     )
@@ -157,7 +159,7 @@ def test_an_answer_that_was_cut_off_says_what_to_change():
 def test_a_prompt_without_a_schema_asks_as_ever():
     plain = Sampling(temperature=0.5, seed=9)
     of = Task.of(make_job("m", "o"))
-    (request,) = Texts(of, plain, str).requests(ROW)
+    (request,) = GenerateText(of, plain, str).requests(ROW)
     assert request.sampling == replace(plain, seed=request.sampling.seed)
     found = sampling_of(of.questions[0], plain, JsonConfig(), "id-1", 1)
     assert found == request.sampling

@@ -7,10 +7,10 @@ import pytest
 
 from benchmarks.questions import Way
 from mediamill.model.tiny import CAPTION_PROMPT, CHECKPOINT
-from mediamill.pipeline.coordinator.coordinator import Desk
+from mediamill.pipeline.coordinator.coordinator import Coordinator
 from mediamill.pipeline.coordinator.failure_policy import StopRules
 from mediamill.pipeline.plan import check
-from mediamill.pipeline.records import told_columns
+from mediamill.pipeline.records import answer_columns
 from mediamill.pipeline.run import run
 from mediamill.pipeline.tasks.dedupe import Claim
 from mediamill.schemas.errors import JobError
@@ -103,7 +103,7 @@ def test_a_later_run_knows_what_was_answered(both):
     """The desk of a run that goes on, before it has answered anything itself."""
     job, _ = both
     task = Task.of(job)
-    desk = Desk(job.output, "a-later-run", StopRules.of(job), told_columns(task))
+    desk = Coordinator(job.output, "a-later-run", StopRules.of(job), answer_columns(task))
     rows = list(by_id(job).values())
     asked = [(bytes.fromhex(row["content_hash"] or "00"), "new", "a copy") for row in rows]
     claims = asyncio.run(desk.claim(asked))
@@ -113,7 +113,7 @@ def test_a_later_run_knows_what_was_answered(both):
             continue
         assert claim.row_id == (row["duplicate_of"] or row["id"])
         assert not claim.mine
-        assert claim.told.values == {name: row[name] for name in told_columns(task)}
+        assert claim.told.values == {name: row[name] for name in answer_columns(task)}
         assert claim.told.values["caption"] == row["caption"]
 
 

@@ -9,11 +9,11 @@ import pytest
 from mediamill.model.requests import Completion
 from mediamill.model.sampling import Sampling
 from mediamill.pipeline.records import RowFailure
-from mediamill.pipeline.tasks.answer_cache import Answers
-from mediamill.pipeline.tasks.dedupe import Claim, Copies, Told
-from mediamill.pipeline.tasks.generate_text import Texts
+from mediamill.pipeline.tasks.answer_cache import AnswerCache
+from mediamill.pipeline.tasks.dedupe import Claim, Deduplicator, RowAnswer
+from mediamill.pipeline.tasks.generate_text import GenerateText
 from mediamill.pipeline.tasks.prepared_row import PreparedRow
-from mediamill.pipeline.tasks.task import Said
+from mediamill.pipeline.tasks.task import RequestResult
 from mediamill.schemas.errors import JobError
 from mediamill.schemas.task import CAPTION, Question, Task
 
@@ -30,22 +30,22 @@ def row(name="r", content=b"x", row_id=None, prompts=((5, 6), (5, 7))):
 
 
 def said(ids, failure=None, reason="stop"):
-    return Said(Completion("x", list(ids), reason, 10, 4, -0.5), 1, failure)
+    return RequestResult(Completion("x", list(ids), reason, 10, 4, -0.5), 1, failure)
 
 
 def test_each_question_is_a_request_with_a_seed_of_its_own():
-    texts = Texts(NAMED, Sampling(temperature=1.0, seed=3), decode)
+    texts = GenerateText(NAMED, Sampling(temperature=1.0, seed=3), decode)
     requests = texts.requests(row())
     assert [request.input_ids for request in requests] == [(5, 6), (5, 7)]
     assert len({request.id for request in requests}) == 2
     assert len({request.sampling.seed for request in requests}) == 2
-    alone = Texts(CAPTION, Sampling(temperature=1.0, seed=3), decode)
+    alone = GenerateText(CAPTION, Sampling(temperature=1.0, seed=3), decode)
     (plain,) = alone.requests(row(prompts=((5, 6),)))
     assert plain.id == "r"
 
 
 def test_an_answer_that_fails_leaves_the_others():
-    texts = Texts(NAMED, Sampling(), decode)
+    texts = GenerateText(NAMED, Sampling(), decode)
     failure = RowFailure("engine_oom", "no room")
     values, wrong = texts.answer(row(), [said([1, 2]), said([], failure, "error")])
     assert (values["one"], values["one_error_code"]) == ("a b", None)
@@ -68,7 +68,7 @@ def test_columns_that_meet_are_refused():
 
 
 class Engine:
-    """Answers with the content, and counts."""
+    """AnswerCache with the content, and counts."""
 
     def __init__(self):
         self.asked = []
@@ -77,7 +77,7 @@ class Engine:
     def __call__(self, rows):
         with self.lock:
             self.asked += [one.content for one in rows.values()]
-        return {number: Told({"text": one.content.hex()}) for number, one in rows.items()}
+        return {number: RowAnswer({"text": one.content.hex()}) for number, one in rows.items()}
 
 
 class Locked:
@@ -98,13 +98,13 @@ class Locked:
 @pytest.mark.parametrize("seed", range(5))
 def test_each_content_is_asked_once_by_any_number_of_callers(seed):
     draw = random.Random(seed)
-    engine, registry = Engine(), Locked(Answers())
+    engine, registry = Engine(), Locked(AnswerCache())
     contents = [bytes([draw.randrange(12)]) for _ in range(120)]
     rows = [row(f"n{i}", one) for i, one in enumerate(contents)]
     told = {}
 
     def call(part):
-        found = Copies(registry, patience_s=20).told(dict(part), engine)
+        found = Deduplicator(registry, patience_s=20).told(dict(part), engine)
         with engine.lock:
             told.update(found)
 
@@ -129,38 +129,40 @@ def test_each_content_is_asked_once_by_any_number_of_callers(seed):
 
 
 def test_a_row_whose_first_try_was_lost_is_no_copy_of_itself():
-    answers = Answers()
+    answers = AnswerCache()
     assert answers.claim([(b"k", "r", 7)]) == [Claim(7, mine=True)]
     assert answers.claim([(b"k", "r", 7)]) == [Claim(7, mine=True)]
     engine = Engine()
-    found = Copies(answers).told({0: row("r", b"k", 7)}, engine)
+    found = Deduplicator(answers).told({0: row("r", b"k", 7)}, engine)
     assert found[0].duplicate_of is None
     assert engine.asked == [b"k"]
-    again = Copies(answers).told({0: row("r", b"k", 7)}, engine)
+    again = Deduplicator(answers).told({0: row("r", b"k", 7)}, engine)
     assert (again[0].duplicate_of, engine.asked) == (None, [b"k"])
 
 
 def test_who_answers_and_never_comes_back_is_not_waited_for():
-    answers, engine = Answers(), Engine()
+    answers, engine = AnswerCache(), Engine()
     answers.claim([(b"k", "gone", 1)])
-    found = Copies(answers, patience_s=0.2).told({0: row("r", b"k", 2)}, engine)
+    found = Deduplicator(answers, patience_s=0.2).told({0: row("r", b"k", 2)}, engine)
     assert found[0].duplicate_of is None
     assert engine.asked == [b"k"]
-    assert Copies(answers).told({0: row("s", b"k", 3)}, engine)[0].values["text"] == b"k".hex()
+    assert (
+        Deduplicator(answers).told({0: row("s", b"k", 3)}, engine)[0].values["text"] == b"k".hex()
+    )
     assert engine.asked == [b"k"]
 
 
 def test_a_failure_is_the_copies_failure_too():
     def ask(rows):
-        return {number: Told({}, RowFailure("engine_oom", "no room")) for number in rows}
+        return {number: RowAnswer({}, RowFailure("engine_oom", "no room")) for number in rows}
 
-    found = Copies(Answers()).told({0: row("a", b"k"), 1: row("b", b"k")}, ask)
-    assert found[1] == Told({}, RowFailure("engine_oom", "no room"), "a")
+    found = Deduplicator(AnswerCache()).told({0: row("a", b"k"), 1: row("b", b"k")}, ask)
+    assert found[1] == RowAnswer({}, RowFailure("engine_oom", "no room"), "a")
 
 
 def test_what_is_remembered_is_bounded_and_what_is_not_is_asked_again(caplog):
-    answers, engine = Answers(most_bytes=100_000), Engine()
-    copies = Copies(answers)
+    answers, engine = AnswerCache(most_bytes=100_000), Engine()
+    copies = Deduplicator(answers)
     for number in range(5000):
         copies.told({0: row(f"n{number}", number.to_bytes(4))}, engine)
     assert len(engine.asked) == 5000
@@ -173,17 +175,19 @@ def test_what_is_remembered_is_bounded_and_what_is_not_is_asked_again(caplog):
 
 
 def test_what_is_remembered_comes_back_as_it_was():
-    answers = Answers()
+    answers = AnswerCache()
     values = {
         "text": "a \0 \U0001f600 é", "empty": "", "none": None, "yes": True, "large": 2**53 + 1,
         "vector": [0.1, float(np.float32(0.1)), 5e-324, 1.7976931348623157e308],
         "scores": [{"text": "x", "rank": 1, "token_logprobs": [-0.0, -1e-9]}],
     }  # fmt: skip
-    told = {b"a": Told(values), b"b": Told({}, RowFailure("engine_oom", "no room"))}
+    told = {b"a": RowAnswer(values), b"b": RowAnswer({}, RowFailure("engine_oom", "no room"))}
     for number, key in enumerate(told):
         answers.claim([(key, "r", number)])
     answers.tell(told)
-    answers.tell({b"a": Told({}), b"c": Told({})})  # a second answer, and one that nobody claimed
+    answers.tell(
+        {b"a": RowAnswer({}), b"c": RowAnswer({})}
+    )  # a second answer, and one that nobody claimed
     claims = answers.claim([(key, "s", "t") for key in (*told, b"c")])
     assert claims == [
         Claim(0, False, told[b"a"]),
