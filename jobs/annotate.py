@@ -1,6 +1,6 @@
-"""The job annotate: turns each manifest row's video into a timeline, one row for each window.
+"""Runs the job annotate: a timeline for each video, one result row for each window.
 
-What the steps are and what they leave in the output is said in pipeline/annotate/annotate.py.
+The steps and the layout of the output are described in pipeline/annotate/annotate.py.
 """
 
 import json
@@ -19,14 +19,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Finished:
-    """What was made. exit_code: 0 when all rows are ok, 3 when some are errors."""
+    """The result of a finished job. exit_code: 0 when all rows are ok, 3 when some are errors."""
 
-    made: "Annotated"
+    annotated: "Annotated"
 
     @property
     def exit_code(self) -> int:
-        summaries = self.made.summaries
-        return max(self.made.windows.exit_code, 0 if summaries is None else summaries.exit_code)
+        summaries = self.annotated.summaries
+        return max(
+            self.annotated.windows.exit_code, 0 if summaries is None else summaries.exit_code
+        )
 
 
 def annotate(
@@ -36,43 +38,44 @@ def annotate(
     stderr: TextIO | None = None,
     address: str | None = None,
 ) -> Finished:
-    """Runs the job; progress on stderr, the summary on stdout as text or as one JSON object.
+    """Runs a job, prints progress on stderr and the summary on stdout, and returns the result.
 
-    address: of a Ray cluster; None starts one here for the time of each step.
-    Ctrl-C and SIGTERM end the run after what has begun, within resources.grace_s.
-    Raises JobError before any actor starts when the job cannot work, Drained when it was told to
-    stop, and whatever makes it fail later.
+    The arguments and errors are those of `run_per_row`; without an address, each step starts a
+    local cluster of its own.
     """
-    # Ray and torch take seconds to import; wrong use of the command line should not wait for them.
     from mediamill.pipeline.annotate import annotate
 
     quiet_logs()
     annotation = annotate.check_annotation(job)
     with run_with_progress(job.resources.grace_s, stderr or sys.stderr) as (reporter, stop):
-        made = annotate.annotate(annotation, reporter.phase, reporter, address, stop)
-    finished = Finished(made)
+        annotated = annotate.annotate(annotation, reporter.phase, reporter, address, stop)
+    finished = Finished(annotated)
     text = json.dumps(finished_dict(finished)) if as_json else finished_text(finished)
     print(text, file=stdout or sys.stdout, flush=True)
     return finished
 
 
 def finished_dict(finished: Finished) -> dict[str, object]:
-    """One JSON object: as of the windows, with `videos`, and the other steps as objects in it."""
-    made = finished.made
-    said = {**summary_dict(made.windows), "exit_code": finished.exit_code}
-    said |= {"videos": made.split.rows, "video_errors": dict(made.split.errors)}
-    said["split"] = summary_dict(made.split)
-    said["summaries"] = None if made.summaries is None else summary_dict(made.summaries)
-    return said
+    """The summary of the windows step as a dict, with `videos` and the other steps' summaries."""
+    annotated = finished.annotated
+    summaries = annotated.summaries
+    return {
+        **summary_dict(annotated.windows),
+        "exit_code": finished.exit_code,
+        "videos": annotated.split.rows,
+        "video_errors": dict(annotated.split.errors),
+        "split": summary_dict(annotated.split),
+        "summaries": None if summaries is None else summary_dict(summaries),
+    }
 
 
 def finished_text(finished: Finished) -> str:
-    """The closing lines that a person reads."""
-    made = finished.made
-    lines = [f"{made.split.rows} videos: {made.split.ok} split, {_errors(made.split)}"]
-    lines += [f"windows: {line}" for line in summary_text(made.windows).splitlines()]
-    if made.summaries is not None:
-        lines += [f"summaries: {line}" for line in summary_text(made.summaries).splitlines()]
+    """The summary as text, a line or more for each step."""
+    split, summaries = finished.annotated.split, finished.annotated.summaries
+    lines = [f"{split.rows} videos: {split.ok} split, {_errors(split)}"]
+    lines += [f"windows: {line}" for line in summary_text(finished.annotated.windows).splitlines()]
+    if summaries is not None:
+        lines += [f"summaries: {line}" for line in summary_text(summaries).splitlines()]
     return "\n".join(lines)
 
 

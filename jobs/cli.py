@@ -1,4 +1,4 @@
-"""The command line: turns arguments into a job, runs it, and turns what happens into an exit code.
+"""The command line: parses arguments, runs the command, and returns its exit code.
 
 Exit codes: 0 all rows ok; 3 finished with error rows; 2 wrong usage or job; 1 the job failed;
 130 interrupted (Ctrl-C), 143 terminated (SIGTERM).
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from mediamill.jobs.cluster.cluster_commands import (
     ClusterGoneError,
     parse_history,
-    parse_look,
+    parse_job_command,
     parse_submit,
 )
 from mediamill.jobs.commands import JOB_HELP, TOP_HELP, parse_demo, parse_job, parse_run
@@ -40,7 +40,7 @@ _SHORT_STOP = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command (default: of this process's arguments) and returns its exit code."""
+    """Runs one command and returns its exit code. argv: default, the arguments of this process."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments:
         print(TOP_HELP, end="", file=sys.stderr)
@@ -62,9 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def exit_code(action: Callable[[], int], verbose: bool = False) -> int:
-    """What `action` returns; what it raises becomes a sentence on stderr and the code for it."""
+    """Runs `action` and returns its exit code. Prints an exception as a sentence on stderr."""
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _exit_when_terminated)
+        signal.signal(signal.SIGTERM, _exit_on_sigterm)
     try:
         return action()
     except JobError as error:
@@ -87,7 +87,7 @@ def exit_code(action: Callable[[], int], verbose: bool = False) -> int:
             print(f"terminated; {_RESUME}", file=sys.stderr)
             return _TERMINATED
         return stop.code if isinstance(stop.code, int) else 0
-    except Exception as error:  # noqa: BLE001 - nobody above could tell the user
+    except Exception as error:  # noqa: BLE001 - this is the outermost frame
         if verbose:
             traceback.print_exc()
         hint = "" if verbose else " (-v shows the traceback)"
@@ -97,15 +97,15 @@ def exit_code(action: Callable[[], int], verbose: bool = False) -> int:
 
 def _job(kind: str, argv: Sequence[str]) -> int:
     options, overrides = parse_job(kind, argv)
-    return _make(load_job(options.config, overrides, job=kind), options)
+    return _run_job(load_job(options.config, overrides, job=kind), options)
 
 
 def _run(argv: Sequence[str]) -> int:
     options, overrides = parse_run(argv)
-    return _make(load_job(options.config, overrides), options)
+    return _run_job(load_job(options.config, overrides), options)
 
 
-def _make(job: JobConfig, options: argparse.Namespace) -> int:
+def _run_job(job: JobConfig, options: argparse.Namespace) -> int:
     if job.job == "annotate":
         from mediamill.jobs.annotate import annotate
 
@@ -127,10 +127,10 @@ def _submit(argv: Sequence[str]) -> int:
     address = _dashboard(options)
     job = load_job(options.config, overrides)
     from mediamill.jobs.cluster.jobs_api import Cluster
-    from mediamill.jobs.cluster.submission import Submission, for_cluster, warnings_of
+    from mediamill.jobs.cluster.submission import Submission, for_cluster, path_warnings
 
     job = for_cluster(job)
-    for warning in warnings_of(job, address):
+    for warning in path_warnings(job, address):
         print(f"warning: {warning}", file=sys.stderr)
     cluster = Cluster(address)
     name = cluster.submit(Submission(job, options.name, options.code))
@@ -138,20 +138,20 @@ def _submit(argv: Sequence[str]) -> int:
     if options.detach:
         print(name)
         return 0
-    return _followed(cluster, name)
+    return _follow(cluster, name)
 
 
-def _look(command: str, argv: Sequence[str]) -> int:
-    options = parse_look(command, argv)
+def _job_command(command: str, argv: Sequence[str]) -> int:
+    options = parse_job_command(command, argv)
     from mediamill.jobs.cluster.jobs_api import Cluster, print_status
 
     cluster = Cluster(_dashboard(options))
     if command == "logs":
-        return _followed(cluster, options.name)
+        return _follow(cluster, options.name)
     if command == "stop":
         if not cluster.stop(options.name):
             print(f"{options.name} had ended already", file=sys.stderr)
-        elif not cluster.has_time_to_stop(options.name):
+        elif not cluster.has_stop_time(options.name):
             print(f"warning: {options.name} {_SHORT_STOP}", file=sys.stderr)
         if options.wait:
             cluster.wait(options.name)
@@ -159,7 +159,7 @@ def _look(command: str, argv: Sequence[str]) -> int:
     return 0
 
 
-def _followed(cluster: "Cluster", name: str) -> int:
+def _follow(cluster: "Cluster", name: str) -> int:
     try:
         return cluster.follow(name, sys.stdout)
     except KeyboardInterrupt:
@@ -186,14 +186,14 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     **{kind: partial(_job, kind) for kind in JOB_HELP},
     "run": _run,
     "submit": _submit,
-    "status": partial(_look, "status"),
-    "logs": partial(_look, "logs"),
-    "stop": partial(_look, "stop"),
+    "status": partial(_job_command, "status"),
+    "logs": partial(_job_command, "logs"),
+    "stop": partial(_job_command, "stop"),
     "history": _history,
 }
 
 
-def _exit_when_terminated(_signal: int, _frame: FrameType | None) -> None:
+def _exit_on_sigterm(_signal: int, _frame: FrameType | None) -> None:
     sys.exit(_TERMINATED)
 
 

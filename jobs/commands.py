@@ -1,7 +1,4 @@
-"""Turns command-line arguments into options and overrides: the parsers and their help.
-
-Nothing is run here, and no file is opened.
-"""
+"""Command-line parsers and their help. Opens no file and imports neither Ray nor torch."""
 
 import argparse
 import re
@@ -27,20 +24,20 @@ _EXIT_CODES = (
 TOP_HELP = f"""\
 usage: mediamill COMMAND ...
 
-Turns a Parquet manifest of pictures and videos into a Parquet dataset of text, timelines, scores or
-vectors, with Qwen2-VL.
+Captions, annotates, scores or embeds the pictures and videos of a Parquet manifest with Qwen2-VL,
+and writes a Parquet dataset.
 
 commands:
-  demo      draw pictures and clips, caption them with the built-in model, make a page to look at
+  demo      draw pictures and clips, caption them with the built-in model, write an HTML report
   caption   caption the media of a manifest, or ask several questions about them
   annotate  cut videos into windows, and caption each
-  score     tell how likely given texts are as answers, and rank them
+  score     compute how likely given texts are as answers, and rank them
   embed     turn media into vectors
   run       run a job file
-  submit    run a job file on a Ray cluster elsewhere, and follow it
+  submit    run a job file on a remote Ray cluster, and follow it
   status, logs, stop
-            look at a submitted job, follow it, or stop it
-  history   list the runs that an output has seen
+            show a submitted job, follow its output, or stop it
+  history   list the runs of an output
   COMMAND --help says more
 
 examples:
@@ -52,7 +49,7 @@ examples:
 options: --help, --version
 """
 
-# Of each kind of job: what it does, and examples.
+# Per kind of job: a description and examples.
 JOB_HELP = {
     "caption": (
         "Caption the pictures and videos of a Parquet manifest.",
@@ -72,7 +69,7 @@ JOB_HELP = {
       annotate.windows=scenes""",
     ),
     "score": (
-        "Tell how likely given texts are as answers about each row's media, and rank them.",
+        "Compute how likely given texts are as answers about each row's media, and rank them.",
         """\
   mediamill score photos.parquet scores/ --model Qwen2-VL-2B/ --prompt "Describe this image." \\
       score.column=caption
@@ -101,7 +98,7 @@ examples:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one sentence, without the usage around it."""
+    """Reports a usage error in one sentence, without the usage text."""
 
     def error(self, message: str) -> NoReturn:
         print(f"error: {self.prog}: {message} (see {self.prog} --help)", file=sys.stderr)
@@ -109,9 +106,10 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse_job(kind: str, argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, object]]:
-    """The options of a kind of job in JOB_HELP and what they say of the job, by dotted key.
+    """Parses the arguments of a kind of job in JOB_HELP.
 
-    Raises JobError when a key is given twice, and SystemExit(2) after saying what is wrong.
+    Returns the options, and the job's overrides by dotted key. Raises JobError when a key is given
+    twice, and SystemExit(2) after it has printed what is wrong.
     """
     description, examples = JOB_HELP[kind]
     parser = _parser(
@@ -122,25 +120,29 @@ def parse_job(kind: str, argv: Sequence[str]) -> tuple[argparse.Namespace, dict[
     )
     parser.add_argument("arguments", nargs="*", metavar="MANIFEST OUTPUT [key=value ...]")
     parser.add_argument("--model", metavar="DIR", help="folder of a checkpoint in hub format")
-    parser.add_argument("--prompt", metavar="TEXT", help="asked of rows that bring no prompt")
+    parser.add_argument(
+        "--prompt", metavar="TEXT", help="prompt of the rows that have none of their own"
+    )
     parser.add_argument("--system", metavar="TEXT", help="system message")
-    parser.add_argument("--config", metavar="JOB.yaml", help="job file; the command line beats it")
+    parser.add_argument(
+        "--config", metavar="JOB.yaml", help="job file; the command line overrides it"
+    )
     options = parse(parser, argv)
     paths, pairs = _paths_and_pairs(parser, options.arguments)
     if len(paths) > 2 or len(paths) == 1 or (not paths and options.config is None):
-        found = ", ".join(paths) or "neither"
-        parser.error(f"expected two paths, MANIFEST and OUTPUT, found {found}")
+        given = ", ".join(paths) or "neither"
+        parser.error(f"expected two paths, MANIFEST and OUTPUT, found {given}")
     named: dict[str, object] = dict(zip(("manifest", "output"), paths, strict=False))
     named |= {
         key: text
         for key in ("model", "prompt", "system")
         if (text := getattr(options, key)) is not None
     }
-    return options, _joined(named, pairs)
+    return options, _merge(named, pairs)
 
 
 def parse_run(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, object]]:
-    """The options of `mediamill run`, with the file as `config`; else as `parse_caption`."""
+    """Parses `mediamill run`. The job file is `options.config`; else see `parse_job`."""
     parser = _parser("run", "JOB.yaml [key=value ...]", "Run a job file.", _RUN_HELP)
     parser.add_argument("arguments", nargs="*", metavar="JOB.yaml [key=value ...]")
     options = parse(parser, argv)
@@ -151,32 +153,34 @@ def parse_run(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, object
 def job_arguments(
     parser: argparse.ArgumentParser, arguments: Sequence[str]
 ) -> tuple[str, dict[str, object]]:
-    """One job file and `key=value` pairs: the file, and what the pairs say, by dotted key.
+    """Splits positional arguments into one job file and its overrides by dotted key.
 
-    Raises JobError when a key is given twice, and SystemExit(2) after saying what is wrong.
+    Raises JobError when a key is given twice, and SystemExit(2) after it has printed what is wrong.
     """
     paths, pairs = _paths_and_pairs(parser, arguments)
     if len(paths) != 1:
         parser.error(f"expected one job file, found {', '.join(paths) or 'none'}")
-    return paths[0], _joined({}, pairs)
+    return paths[0], _merge({}, pairs)
 
 
 def parse_demo(argv: Sequence[str]) -> argparse.Namespace:
-    """The options of `mediamill demo`."""
+    """Parses `mediamill demo`."""
     parser = _parser(
         "demo",
         "[--dir DIR] [--model DIR]",
-        "Draw 200 pictures and 40 clips, caption them, and make a page that shows both.",
-        "A second run does only what is not done yet.",
+        "Draw 200 pictures and 40 clips, caption them, and write an HTML report.",
+        "A second run does only the rows that are not done yet.",
         keys=False,
     )
-    parser.add_argument("--dir", default="demo", metavar="DIR", help="where (default: demo)")
+    parser.add_argument(
+        "--dir", default="demo", metavar="DIR", help="output folder (default: demo)"
+    )
     parser.add_argument("--model", metavar="DIR", help="checkpoint (default: the built-in one)")
     return parse(parser, argv)
 
 
 def new_parser(command: str, usage: str, description: str, epilog: str) -> argparse.ArgumentParser:
-    """A parser for one command; `epilog` stands below its options as it is."""
+    """Returns a parser for one command. `epilog` is printed below the options, unchanged."""
     parser = _Parser(
         prog=f"mediamill {command}",
         usage=f"mediamill {command} {usage}",
@@ -192,7 +196,7 @@ def new_parser(command: str, usage: str, description: str, epilog: str) -> argpa
 def _parser(
     command: str, usage: str, description: str, epilog: str, keys: bool = True
 ) -> argparse.ArgumentParser:
-    """As `new_parser`; keys: for a command that runs a job here."""
+    """Like `new_parser`. keys: whether the command runs a job and so takes job keys."""
     if keys:
         epilog = f"{epilog}\nkeys:\n{describe_keys()}"
     parser = new_parser(command, usage, description, epilog)
@@ -208,7 +212,7 @@ def _parser(
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
-    """The options. Raises SystemExit(2) after saying which one is unknown or wrong."""
+    """Parses `argv`. Raises SystemExit(2) after it has printed which option is unknown or wrong."""
     options, unknown = parser.parse_known_intermixed_args(argv)
     if unknown:
         guess = nearest(unknown[0].partition("=")[0], _option_names(parser))
@@ -224,25 +228,25 @@ def _option_names(parser: argparse.ArgumentParser) -> list[str]:
 def _paths_and_pairs(
     parser: argparse.ArgumentParser, arguments: Sequence[str]
 ) -> tuple[list[str], list[str]]:
-    pairs = [one for one in arguments if _PAIR.match(one)]
+    pairs = [argument for argument in arguments if _PAIR.match(argument)]
     for pair in pairs:
         key, _, value = pair.partition("=")
         if "/" in value and key not in KEYS:
             guess = nearest(key, KEYS)
             hint = f" (did you mean '{guess}'?)" if guess else ""
             parser.error(f"unknown key '{key}'{hint}; a path that holds '=' is written ./{pair}")
-    return [one for one in arguments if one not in pairs], pairs
+    return [argument for argument in arguments if argument not in pairs], pairs
 
 
-def _joined(named: dict[str, object], pairs: Sequence[str]) -> dict[str, object]:
+def _merge(named: dict[str, object], pairs: Sequence[str]) -> dict[str, object]:
     overrides = parse_overrides(pairs)
     for key in named:
         if key in overrides:
             raise JobError(
-                f"command line: {key}: found {key}=... besides {_spelt(key)}, expected it once"
+                f"command line: {key}: found {key}=... besides {_spelling(key)}, expected it once"
             )
     return named | overrides
 
 
-def _spelt(key: str) -> str:
+def _spelling(key: str) -> str:
     return key.upper() if key in ("manifest", "output") else f"--{key}"

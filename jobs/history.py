@@ -1,4 +1,4 @@
-"""Turns the log of an output into a list of its runs: what each did, and how it ended."""
+"""Prints the runs of an output, from its log: what each did, and how it ended."""
 
 import json
 import sys
@@ -8,9 +8,9 @@ _COLUMNS = ("started", "run", "rows", "ok", "errors", "seconds", "end")
 
 
 def history(output: str, as_json: bool = False, out: TextIO | None = None) -> int:
-    """Prints one line a run, oldest first, or one JSON object a line; the exit code.
+    """Prints one line (or one JSON object) for each run, oldest first, and returns the exit code.
 
-    Raises JobError when the output holds no log, or a damaged one.
+    Raises JobError when the output has no log, or a damaged one.
     """
     from mediamill.pipeline.annotate.window_columns import STEPS
     from mediamill.pipeline.coordinator.run_history import past_runs
@@ -22,7 +22,7 @@ def history(output: str, as_json: bool = False, out: TextIO | None = None) -> in
             print(json.dumps(run), file=stream)
         return 0
     columns = ("step", *_COLUMNS) if runs and "step" in runs[0] else _COLUMNS
-    lines = [columns, *(tuple(_shown(run.get(name)) for name in columns) for run in runs)]
+    lines = [columns, *(tuple(_format(run.get(name)) for name in columns) for run in runs)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
     for line in lines:
         text = "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
@@ -30,7 +30,7 @@ def history(output: str, as_json: bool = False, out: TextIO | None = None) -> in
     return 0
 
 
-def _shown(value: object) -> str:
+def _format(value: object) -> str:
     if value is None:
         return "-"
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Turns a run into an attended one: progress on a stream, and an end on Ctrl-C or SIGTERM."""
+"""Gives a run progress output and signal handling."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from mediamill.pipeline.coordinator.drain import Stop
 
 @contextmanager
 def run_with_progress(grace_s: float, stream: TextIO) -> Iterator[tuple[Reporter, Stop]]:
-    """What a run is given to tell how it goes, and to be told to stop; it may then take grace_s."""
+    """Yields a progress reporter on `stream`, and a Stop that Ctrl-C and SIGTERM set."""
     reporter = reporter_for(stream)
     try:
         with stop_on_signals(lambda: reporter.stopping(grace_s)) as stop:

@@ -1,7 +1,4 @@
-"""The jobs caption, score and embed: turn each manifest row into one result row.
-
-What they ask of a row is the task's affair (schemas/task.py), how they ask it the pipeline's.
-"""
+"""Runs the jobs caption, score and embed: one result row for each manifest row."""
 
 import json
 import sys
@@ -20,14 +17,15 @@ def run_per_row(
     stderr: TextIO | None = None,
     address: str | None = None,
 ) -> Summary:
-    """Runs the job; progress on stderr, the summary on stdout as text or as one JSON object.
+    """Runs a job, prints progress on stderr and the summary on stdout, and returns the summary.
 
-    address: of a Ray cluster; None starts one here for the time of the job.
-    Ctrl-C and SIGTERM end the run after what has begun, within resources.grace_s.
-    Raises JobError before any actor starts when the job cannot work, Drained when it was told to
-    stop, and whatever makes it fail later.
+    as_json: print the summary as one JSON object instead of text.
+    address: a Ray cluster; None starts a local one for the duration of the job.
+    Ctrl-C and SIGTERM finish the rows in flight, within resources.grace_s.
+    Raises JobError before any actor starts when the job cannot work, and Drained when it was asked
+    to stop. Other exceptions mean that the run failed.
     """
-    # Ray and torch take seconds to import; wrong use of the command line should not wait for them.
+    # Imported late: Ray and torch take seconds to import, and a usage error should not wait.
     from mediamill.pipeline.run import check, run
 
     quiet_logs()

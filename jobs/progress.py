@@ -1,7 +1,4 @@
-"""Turns Progress into what stderr shows: one rewritten line on a terminal, JSON lines elsewhere.
-
-Knows nothing of jobs; it neither counts nor guesses, it only shows.
-"""
+"""Prints the progress of a run: one rewritten line on a terminal, JSON lines elsewhere."""
 
 import json
 import logging
@@ -13,9 +10,9 @@ from typing import Protocol, TextIO
 
 from mediamill.schemas.result import Progress
 
-_BAR_LONGEST = 24
-_BAR_SHORTEST = 6
-_CHATTY = {
+_BAR_MAX_WIDTH = 24
+_BAR_MIN_WIDTH = 6
+_MIN_LEVELS = {
     "ray.data.dataset": logging.WARNING,
     "ray.data._internal.execution.streaming_executor": logging.WARNING,
     "ray.data._internal.progress": logging.ERROR,  # warns that its own bars are off
@@ -23,23 +20,23 @@ _CHATTY = {
 
 
 class Reporter(Protocol):
-    """Called with each Progress; `close` shows the last one, if it was held back.
+    """Prints the progress of a run."""
 
-    stopping: the run has been told to end, and may take so many seconds. phase: what comes now is
-    of another step of the job.
-    """
+    def __call__(self, progress: Progress) -> None:
+        """Prints `progress`, or holds it back if the last one was printed a moment ago."""
 
-    def __call__(self, progress: Progress) -> None: ...
+    def stopping(self, grace_s: float) -> None:
+        """Prints that the run ends within `grace_s` seconds."""
 
-    def stopping(self, grace_s: float) -> None: ...
+    def phase(self, name: str) -> None:
+        """Starts the next step of the job."""
 
-    def phase(self, name: str) -> None: ...
-
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Prints the last progress, if it was held back."""
 
 
 def reporter_for(stream: TextIO) -> Reporter:
-    """The reporter that suits a stream: a terminal's or a log's."""
+    """Returns a TerminalReporter for a terminal, else a JsonReporter."""
     return TerminalReporter(stream) if stream.isatty() else JsonReporter(stream)
 
 
@@ -55,35 +52,35 @@ class TerminalReporter:
     ) -> None:
         self._stream = stream
         self._columns = columns
-        self._pace = _Pace(every_s, clock)
+        self._throttle = _Throttle(every_s, clock)
         self._phase = ""
 
     def __call__(self, progress: Progress) -> None:
-        if self._pace.is_due(progress):
+        if self._throttle.is_due(progress):
             self._show(progress)
 
     def stopping(self, grace_s: float) -> None:
         self._stream.write(
-            f"\r\x1b[Kstopping: what has begun is finished first, in at most {grace_s:g} s; "
-            "once more to stop at once\n"
+            f"\r\x1b[Kstopping: rows in flight are finished first, in at most {grace_s:g} s; "
+            "press Ctrl-C again to stop at once\n"
         )
         self._stream.flush()
 
     def phase(self, name: str) -> None:
         self.close()
-        self._pace.begin()
+        self._throttle.reset()
         self._phase = f"{name}: "
 
     def close(self) -> None:
-        if self._pace.held is not None:
-            self._show(self._pace.held)
-        if self._pace.has_shown:
+        if self._throttle.held is not None:
+            self._show(self._throttle.held)
+        if self._throttle.has_shown:
             self._stream.write("\n")
             self._stream.flush()
 
     def _show(self, progress: Progress) -> None:
         columns = self._columns or shutil.get_terminal_size().columns
-        # Back to the start, text, erase the rest: in one write, so that nothing flickers.
+        # One write (carriage return, text, erase to the end of the line), so that nothing flickers.
         line = progress_line(progress, columns - 1 - len(self._phase))
         self._stream.write(f"\r{self._phase}{line}\x1b[K")
         self._stream.flush()
@@ -99,11 +96,11 @@ class JsonReporter:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._stream = stream
-        self._pace = _Pace(every_s, clock)
+        self._throttle = _Throttle(every_s, clock)
         self._phase: dict[str, str] = {}
 
     def __call__(self, progress: Progress) -> None:
-        if self._pace.is_due(progress):
+        if self._throttle.is_due(progress):
             self._show(progress)
 
     def stopping(self, grace_s: float) -> None:
@@ -112,21 +109,21 @@ class JsonReporter:
 
     def phase(self, name: str) -> None:
         self.close()
-        self._pace.begin()
+        self._throttle.reset()
         self._phase = {"phase": name}
 
     def close(self) -> None:
-        if self._pace.held is not None:
-            self._show(self._pace.held)
+        if self._throttle.held is not None:
+            self._show(self._throttle.held)
 
     def _show(self, progress: Progress) -> None:
-        said = {"event": "progress", **self._phase, **asdict(progress)}
-        self._stream.write(json.dumps(said) + "\n")
+        event = {"event": "progress", **self._phase, **asdict(progress)}
+        self._stream.write(json.dumps(event) + "\n")
         self._stream.flush()
 
 
-class _Pace:
-    """Lets one Progress through every so often and holds back the latest of the others."""
+class _Throttle:
+    """Lets one Progress pass every `every_s` seconds, and holds back the latest of the others."""
 
     def __init__(self, every_s: float, clock: Callable[[], float]) -> None:
         self._every_s = every_s
@@ -135,8 +132,8 @@ class _Pace:
         self.held: Progress | None = None
         self.has_shown = False
 
-    def begin(self) -> None:
-        """Another row of numbers begins."""
+    def reset(self) -> None:
+        """Forgets the previous step."""
         self._next = float("-inf")
         self.held = None
         self.has_shown = False
@@ -153,7 +150,7 @@ class _Pace:
 
 
 def progress_line(progress: Progress, columns: int) -> str:
-    """One line of at most `columns` characters: bar, counts, rates and the time that is left."""
+    """One line of at most `columns` characters: bar, counts, rates and the remaining time."""
     total, done = progress.rows_total, progress.rows_done
     share = done / total if total else 1.0
     errors = sum(progress.errors.values())
@@ -163,30 +160,30 @@ def progress_line(progress: Progress, columns: int) -> str:
         if progress.seconds > 0:
             parts.append(f"{progress.output_tokens / progress.seconds:.0f} tokens/s")
         if progress.eta_s is not None:
-            parts.append(f"ETA {_clock_face(progress.eta_s)}")
+            parts.append(f"ETA {_duration(progress.eta_s)}")
         if progress.binds:
-            parts.append(f"{progress.binds} binds")
+            parts.append(f"bottleneck: {progress.binds}")
     elif progress.waits_for:
-        parts = [_clock_face(progress.seconds), f"waiting: {progress.waits_for}"]
+        parts = [_duration(progress.seconds), f"waiting: {progress.waits_for}"]
     elif done < total:
-        # Nothing is finished yet: the stages show that something moves.
+        # Nothing is written yet: show that the stages are at work.
         parts.append(f"{progress.prepared} prepared, {progress.generated} generated")
-        parts.append(_clock_face(progress.seconds))
+        parts.append(_duration(progress.seconds))
     text = "  ".join(parts)
-    room = min(columns - len(text) - 3, _BAR_LONGEST)
-    if room >= _BAR_SHORTEST:
-        filled = int(share * room)
-        text = f"[{'#' * filled}{'-' * (room - filled)}] {text}"
+    width = min(columns - len(text) - 3, _BAR_MAX_WIDTH)
+    if width >= _BAR_MIN_WIDTH:
+        filled = int(share * width)
+        text = f"[{'#' * filled}{'-' * (width - filled)}] {text}"
     return text[:columns]
 
 
 def quiet_logs() -> None:
-    """Keeps what is no warning of ours off the terminal; Ray's own log files still have it.
+    """Hides Ray Data's informational logs from the terminal; Ray's log files still have them.
 
-    Ray Data sets its loggers up anew when it is imported, all but their filters; a record with the
-    attribute `hide` is one that its console handler leaves out.
+    Ray Data configures its loggers again when it is imported, but keeps their filters. Its console
+    handler skips a record that has the attribute `hide`.
     """
-    for name, level in _CHATTY.items():
+    for name, level in _MIN_LEVELS.items():
         logging.getLogger(name).addFilter(_HideBelow(level))
 
 
@@ -199,7 +196,7 @@ class _HideBelow:
         return True
 
 
-def _clock_face(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(max(seconds, 0.0)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,7 +1,4 @@
-"""Turns SIGINT and SIGTERM into the wish that a run ends; a second one ends it at once.
-
-What a run does about the wish is not known here.
-"""
+"""Turns the first SIGINT or SIGTERM into a request to stop; the second ends the process."""
 
 import signal
 import sys
@@ -16,29 +13,29 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
-def stop_on_signals(say: Callable[[], None]) -> Iterator[Stop]:
-    """A Stop that the first signal asks for; `say` tells the user that it was heard.
+def stop_on_signals(on_stop: Callable[[], None]) -> Iterator[Stop]:
+    """Yields a Stop that the first signal sets, after which it calls `on_stop`.
 
-    The second one raises KeyboardInterrupt or SystemExit (128 + its number) in the main thread.
-    Elsewhere than in the main thread, signals stay as they are.
+    The second signal raises KeyboardInterrupt or SystemExit (128 + its number) in the main thread.
+    Outside the main thread, signal handlers stay as they are.
     """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
 
-    def hear(number: int, _frame: FrameType | None) -> None:
+    def handle(number: int, _frame: FrameType | None) -> None:
         if not stop.asked:
             stop.ask(number)
-            say()
+            on_stop()
         elif number == signal.SIGINT:
             raise KeyboardInterrupt
         else:
             sys.exit(128 + number)
 
-    before = {number: signal.signal(number, hear) for number in _SIGNALS}
+    previous = {number: signal.signal(number, handle) for number in _SIGNALS}
     try:
         yield stop
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)

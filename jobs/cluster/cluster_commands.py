@@ -1,7 +1,4 @@
-"""Turns the arguments of commands that look elsewhere, at a cluster or an output, into options.
-
-Nothing is asked or opened here.
-"""
+"""Parsers of the commands submit, status, logs, stop and history."""
 
 import argparse
 from collections.abc import Sequence
@@ -10,67 +7,65 @@ from mediamill.jobs.commands import job_arguments, new_parser, parse
 
 
 class ClusterGoneError(Exception):
-    """A cluster that has answered does so no longer; its job may go on, or not."""
+    """The cluster stopped answering. Its job may still run."""
 
 
 _SUBMIT_HELP = """\
 The driver runs on the cluster: this machine may go away. Ctrl-C stops following, not the job. Paths
-are those of the cluster's machines, and have to be absolute; better are URLs that all of them can
-reach. The exit code is the job's own; 1 when the cluster no longer answers.
+are paths on the cluster's machines and must be absolute; URLs that every machine can read are
+better. The exit code is the job's own, or 1 when the cluster stops answering.
 
 examples:
   mediamill submit nightly.yaml --address http://head:8265
   mediamill submit nightly.yaml --address http://head:8265 --detach --code output=s3://bucket/new/
 """
-_LOOK_HELP = "The name is the one that `mediamill submit` has printed."
-_HISTORY_HELP = "Newest last. A run without an end was killed."
+_NAME_HELP = "NAME is what `mediamill submit` printed."
+_HISTORY_HELP = "Oldest first. A run without an end was killed."
 
 
 def parse_submit(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, object]]:
-    """The options of `mediamill submit`, with the file as `config`, and the job's overrides.
+    """Parses `mediamill submit`. Returns the options (job file: `config`) and the overrides.
 
-    Raises SystemExit(2) after saying what is wrong.
+    Raises SystemExit(2) after it has printed what is wrong.
     """
     parser = new_parser(
         "submit",
         "JOB.yaml --address http://HEAD:8265 [--name NAME] [--detach] [--code] [key=value ...]",
-        "Run a job file on a Ray cluster elsewhere, through Ray's Jobs API.",
+        "Run a job file on a remote Ray cluster, through Ray's Jobs API.",
         _SUBMIT_HELP,
     )
     parser.add_argument("arguments", nargs="*", metavar="JOB.yaml [key=value ...]")
     _add_address(parser)
-    parser.add_argument("--name", metavar="NAME", help="of the job on the cluster")
+    parser.add_argument("--name", metavar="NAME", help="name of the job on the cluster")
     parser.add_argument("--detach", action="store_true", help="print the name and do not follow")
     parser.add_argument(
-        "--code", action="store_true", help="bring this program along; the cluster needs none"
+        "--code", action="store_true", help="upload this program; the cluster needs no installation"
     )
     options = parse(parser, argv)
     options.config, overrides = job_arguments(parser, options.arguments)
     return options, overrides
 
 
-def parse_look(command: str, argv: Sequence[str]) -> argparse.Namespace:
-    """The options of `mediamill status`, `logs` and `stop`."""
-    what = {
-        "status": "Say how a submitted job stands.",
-        "logs": "Follow what a submitted job prints; the exit code is the job's own.",
-        "stop": "Let a submitted job finish what it has begun, and end.",
+def parse_job_command(command: str, argv: Sequence[str]) -> argparse.Namespace:
+    """Parses `mediamill status`, `logs` and `stop`."""
+    description = {
+        "status": "Print the status of a submitted job.",
+        "logs": "Follow the output of a submitted job; the exit code is the job's own.",
+        "stop": "Stop a submitted job after its rows in flight.",
     }[command]
-    parser = new_parser(command, "NAME --address http://HEAD:8265", what, _LOOK_HELP)
+    parser = new_parser(command, "NAME --address http://HEAD:8265", description, _NAME_HELP)
     parser.add_argument("name", metavar="NAME")
     _add_address(parser)
     if command != "logs":
         parser.add_argument("--json", action="store_true", help="print JSON")
     if command == "stop":
-        parser.add_argument("--wait", action="store_true", help="until it has ended")
+        parser.add_argument("--wait", action="store_true", help="wait until it has ended")
     return parse(parser, argv)
 
 
 def parse_history(argv: Sequence[str]) -> argparse.Namespace:
-    """The options of `mediamill history`."""
-    parser = new_parser(
-        "history", "OUTPUT [--json]", "List the runs that an output has seen.", _HISTORY_HELP
-    )
+    """Parses `mediamill history`."""
+    parser = new_parser("history", "OUTPUT [--json]", "List the runs of an output.", _HISTORY_HELP)
     parser.add_argument("output", metavar="OUTPUT")
     parser.add_argument("--json", action="store_true", help="one JSON object a run")
     return parse(parser, argv)
@@ -80,5 +75,5 @@ def _add_address(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--address",
         metavar="URL",
-        help="of the cluster's dashboard; default: $RAY_API_SERVER_ADDRESS",
+        help="URL of the cluster's dashboard; default: $RAY_API_SERVER_ADDRESS",
     )

@@ -1,7 +1,6 @@
-"""Turns a job into one of a Ray cluster somewhere else, through Ray's Jobs API, and follows it.
+"""A client of Ray's Jobs API: submits a job to a remote cluster, follows and stops it.
 
-The driver runs on the cluster, so that the machine that has submitted it may go away. The driver's
-exit code is this command's. How a job runs is not known here.
+The driver runs on the cluster, so the submitting machine may go away.
 """
 
 import asyncio
@@ -24,28 +23,28 @@ from mediamill.schemas.job import render_job
 
 _FILE = "job.yaml"
 _POLL_S = 1.0
-_PATIENCE_S = 60.0  # with a dashboard that does not answer: it may be starting again
-_STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"  # from SIGTERM to SIGKILL; 3 s if nobody says more
+_UNAVAILABLE_S = 60.0  # how long a dashboard may not answer: it may be restarting
+_STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"  # seconds from SIGTERM to SIGKILL; Ray's default is 3
 _STOP_MARGIN_S = 15  # beyond resources.grace_s
-_LEFT_OUT = ["**/__pycache__/", "*.pyc"]
+_EXCLUDES = ["**/__pycache__/", "*.pyc"]
 _STARTING = ("Cannot connect to host", "No available agent", "head node agent")
 _ENDS = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
 class Cluster:
-    """The Jobs API of the Ray cluster whose dashboard is at `address`, such as http://head:8265."""
+    """A Ray cluster. address: of its dashboard, such as http://head:8265."""
 
     def __init__(self, address: str) -> None:
-        """Raises JobError when nothing answers there, or Ray's own part for it is not installed."""
-        self._shown = storage.redact(address)
+        """Raises JobError when nothing answers at the address, or Ray's client is not installed."""
+        self._address = storage.redact(address)
         try:
             from ray.job_submission import JobSubmissionClient
         except ModuleNotFoundError as error:
             raise JobError(
                 f"submitting needs the package {error.name}: install mediamill[cluster]"
             ) from error
-        logging.getLogger("ray.dashboard.modules").setLevel(logging.WARNING)  # tells of uploads
-        with self._refused(f"--address {self._shown}"):
+        logging.getLogger("ray.dashboard.modules").setLevel(logging.WARNING)  # logs each upload
+        with self._errors_as_sentences(f"--address {self._address}"):
             self._client: Any = JobSubmissionClient(address)
 
     def submit(self, submission: Submission) -> str:
@@ -53,7 +52,7 @@ class Cluster:
         job = submission.job
         with tempfile.TemporaryDirectory(prefix="mediamill-submit-") as folder:
             (Path(folder) / _FILE).write_text(render_job(job), encoding="utf-8")
-            # The process that will stop the driver has this environment, whatever its node has.
+            # Ray reads this variable in the process that stops the driver.
             wait_s = int(job.resources.grace_s) + _STOP_MARGIN_S
             environment: dict[str, Any] = {
                 "working_dir": folder,
@@ -61,8 +60,8 @@ class Cluster:
             }
             if submission.code:
                 environment["py_modules"] = [str(Path(mediamill.__file__).parent)]
-                environment["excludes"] = _LEFT_OUT
-            with self._refused(f"{self._shown}: the cluster does not take the job"):
+                environment["excludes"] = _EXCLUDES
+            with self._errors_as_sentences(f"{self._address}: the cluster does not take the job"):
                 return self._once_ready(
                     lambda: self._client.submit_job(
                         entrypoint=f"python -m mediamill run {_FILE}",  # RAY_ADDRESS says where
@@ -73,8 +72,8 @@ class Cluster:
                 )
 
     def _once_ready(self, action: Callable[[], str]) -> str:
-        """A head that has just started answers before the process does that takes jobs."""
-        until = time.monotonic() + _PATIENCE_S
+        """Retries `action` while a head that has just started cannot take jobs yet."""
+        until = time.monotonic() + _UNAVAILABLE_S
         while True:
             try:
                 return action()
@@ -85,13 +84,13 @@ class Cluster:
             time.sleep(_POLL_S)
 
     def status(self, name: str) -> dict[str, Any]:
-        """What the cluster knows of a job. Raises JobError when it knows none of that name."""
+        """Returns the status of a job as a dict. Raises JobError when there is no such job."""
         info = self._info(name)
-        known = {
+        facts = {
             "name": name,
             "status": _status(info),
             "exit_code": info.driver_exit_code,
-            "message": _said(info.message or ""),
+            "message": _last_sentence(info.message or ""),
             "started": _seconds(info.start_time),
             "ended": _seconds(info.end_time),
             **{
@@ -100,27 +99,27 @@ class Cluster:
                 if key in ("job", "output")
             },
         }
-        return {key: value for key, value in known.items() if value not in (None, "")}
+        return {key: value for key, value in facts.items() if value not in (None, "")}
 
     def stop(self, name: str) -> bool:
-        """Tells a job to stop; whether it was still running. Raises JobError."""
+        """Asks a job to stop. Returns whether it was still running. Raises JobError."""
         if _status(self._info(name)) in _ENDS:
             return False
-        with self._refused(name):
+        with self._errors_as_sentences(name):
             return bool(self._client.stop_job(name))
 
-    def has_time_to_stop(self, name: str) -> bool:
-        """Whether the cluster was told, when the job was submitted, how long it may take to end.
+    def has_stop_time(self, name: str) -> bool:
+        """Whether the job was submitted with a stop time of its own (RAY_JOB_STOP_WAIT_TIME_S).
 
-        Else the head's RAY_JOB_STOP_WAIT_TIME_S counts, which nobody here can see.
+        Without it, the head's setting counts, which a client cannot see.
         """
         return _STOP_WAIT in ((self._info(name).runtime_env or {}).get("env_vars") or {})
 
     def follow(self, name: str, out: TextIO) -> int:
-        """Writes what the job prints until it ends; its exit code.
+        """Writes the job's output to `out` until it ends, and returns its exit code.
 
-        Raises JobError when there is no such job, and ClusterGoneError when the cluster no longer
-        answers.
+        Raises JobError when there is no such job, and ClusterGoneError when the cluster stops
+        answering.
         """
         self._info(name)
         written = 0
@@ -130,7 +129,7 @@ class Cluster:
             seen = 0
             async for text in self._client.tail_job_logs(name):
                 seen += len(text)
-                if seen > written:  # after a break it begins at the beginning
+                if seen > written:  # after a reconnect, the log starts again
                     out.write(text[max(0, len(text) - (seen - written)) :])
                     out.flush()
                     written = seen
@@ -141,16 +140,16 @@ class Cluster:
             except Exception as error:
                 if not _is_connection(error):
                     raise
-            if self._awaited(name, lambda info: True) in _ENDS:
+            if self._wait_until(name, lambda info: True) in _ENDS:
                 return self.wait(name)
             time.sleep(_POLL_S)
 
     def wait(self, name: str) -> int:
-        """Waits until the job has ended; its exit code, 143 when it was stopped.
+        """Waits until the job has ended, and returns its exit code: 143 when it was stopped.
 
-        Raises ClusterGoneError when the cluster no longer answers.
+        Raises ClusterGoneError when the cluster stops answering.
         """
-        status = self._awaited(name, lambda info: _status(info) in _ENDS)
+        status = self._wait_until(name, lambda info: _status(info) in _ENDS)
         code = self._info(name).driver_exit_code
         if status == "STOPPED":
             return 143
@@ -158,8 +157,8 @@ class Cluster:
             return 0 if status == "SUCCEEDED" else 1
         return int(code) if code >= 0 else 128 - int(code)  # a negative one is a signal's
 
-    def _awaited(self, name: str, enough: Callable[[Any], bool]) -> str:
-        """The status of a job that was there, once it is enough."""
+    def _wait_until(self, name: str, condition: Callable[[Any], bool]) -> str:
+        """Returns the status of an existing job as soon as `condition` holds for its info."""
         silent_since: float | None = None
         while True:
             try:
@@ -168,40 +167,40 @@ class Cluster:
                 if not _is_connection(error):
                     raise
                 silent_since = silent_since or time.monotonic()
-                if time.monotonic() - silent_since > _PATIENCE_S:
+                if time.monotonic() - silent_since > _UNAVAILABLE_S:
                     raise ClusterGoneError(
-                        f"{self._shown}: the cluster no longer answers, and whether {name} goes on "
-                        f"is not known: ask `mediamill status {name}` later, or submit the job "
-                        "again where the cluster is gone: rows that are finished are kept"
+                        f"{self._address}: the cluster stopped answering; {name} may still run: "
+                        f"try `mediamill status {name}` later, or, if the cluster is gone, submit "
+                        "the job again: finished rows are kept"
                     ) from error
             else:
                 silent_since = None
-                if enough(info):
+                if condition(info):
                     return _status(info)
             time.sleep(_POLL_S)
 
     def _info(self, name: str) -> Any:
-        with self._refused(name):
+        with self._errors_as_sentences(name):
             return self._client.get_job_info(name)
 
     @contextmanager
-    def _refused(self, what: str) -> Iterator[None]:
-        """Raises JobError for what Ray and its HTTP libraries raise in here."""
+    def _errors_as_sentences(self, subject: str) -> Iterator[None]:
+        """Turns errors of Ray's client and its HTTP libraries into JobError."""
         try:
             yield
         except Exception as error:
             if not _is_connection(error):
                 raise
-            raise JobError(f"{what}: {self._sentence(error)}") from error
+            raise JobError(f"{subject}: {self._sentence(error)}") from error
 
     def _sentence(self, error: Exception) -> str:
         if type(error).__name__ == "AuthenticationError":
             return (
-                "the cluster wants another token, expected its own in RAY_AUTH_TOKEN or "
+                "the cluster refused the token: expected the cluster's own in RAY_AUTH_TOKEN or "
                 "~/.ray/auth_token, with RAY_AUTH_MODE=token"
             )
         if type(error).__name__ in ("ConnectionError", "ConnectTimeout", "InvalidURL"):
-            return f"nothing answers at {self._shown}, expected the URL of a Ray dashboard"
+            return f"nothing answers at {self._address}, expected the URL of a Ray dashboard"
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         if not lines:
             return type(error).__name__
@@ -210,17 +209,17 @@ class Cluster:
         return storage.redact_text(lines[0])
 
 
-def print_status(found: dict[str, Any], as_json: bool, out: TextIO | None = None) -> None:
-    """One line for each fact, or one JSON object."""
+def print_status(facts: dict[str, Any], as_json: bool, out: TextIO | None = None) -> None:
+    """Prints a job's status: one line for each fact, or one JSON object."""
     if as_json:
-        text = json.dumps(found)
+        text = json.dumps(facts)
     else:
-        text = "\n".join(f"{key:<10} {value}" for key, value in found.items())
+        text = "\n".join(f"{key:<10} {value}" for key, value in facts.items())
     print(text, file=out or sys.stdout, flush=True)
 
 
 def _is_connection(error: Exception) -> bool:
-    """Whether it is Ray's or an HTTP library's way to say that a request came to nothing."""
+    """Whether a request of Ray's client failed, as opposed to a fault of this program."""
     library = type(error).__module__.partition(".")[0] in ("aiohttp", "ray", "requests")
     return library or isinstance(error, RuntimeError | OSError | ValueError | KeyError)
 
@@ -229,9 +228,9 @@ def _status(info: Any) -> str:
     return str(getattr(info.status, "value", info.status))
 
 
-def _said(message: str) -> str:
-    """One line of what Ray says of a job. Of one that failed that is the end of its log, where
-    the driver's own sentence is the last.
+def _last_sentence(message: str) -> str:
+    """Reduces Ray's message about a job to one line. The message about a failed job is the end of
+    its log, whose last line is the driver's own error.
     """
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     if not lines:

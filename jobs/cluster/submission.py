@@ -1,7 +1,4 @@
-"""Turns a job as it is on this machine into one that means the same on a cluster's machines.
-
-What a path means there cannot be seen from here; what cannot mean anything there is refused.
-"""
+"""Prepares a job for submission to a remote cluster: checks its paths and names its model."""
 
 import os
 from collections.abc import Iterator
@@ -20,7 +17,11 @@ _LOOPBACK = ("localhost", "127.", "[::1]", "::1")
 
 @dataclass(frozen=True)
 class Submission:
-    """What goes to the cluster. code: whether this program goes too, or the cluster has it."""
+    """A job to submit.
+
+    name: on the cluster; None lets Ray choose one.
+    code: whether to upload this program, for a cluster that does not have it.
+    """
 
     job: JobConfig
     name: str | None = None
@@ -28,10 +29,9 @@ class Submission:
 
 
 def for_cluster(job: JobConfig) -> JobConfig:
-    """The job for a driver elsewhere: the model that ships is named and not its folder here.
+    """Returns the job as a remote driver can run it: the built-in model by name, not by folder.
 
-    Raises JobError for relative paths: the folder that a submitted job runs in is gone when it
-    ends.
+    Raises JobError for relative paths: a submitted job runs in a folder that is deleted afterwards.
     """
     if storage.scheme(job.model) == "file" and _is_shipped(job.model):
         job = job.model_copy(update={"model": BUILT_IN})
@@ -44,26 +44,26 @@ def for_cluster(job: JobConfig) -> JobConfig:
     return job
 
 
-def warnings_of(job: JobConfig, address: str) -> Iterator[str]:
-    """Sentences on paths that may not be what the user thinks, for a cluster at `address`."""
+def path_warnings(job: JobConfig, address: str) -> Iterator[str]:
+    """Yields a warning for each local path in a job for the cluster at `address`."""
     host = urlsplit(address if "://" in address else f"http://{address}").hostname or ""
     if host.startswith(_LOOPBACK) or host == os.uname().nodename:
-        return  # a forwarded port is another machine's, and so is the path; nobody can tell here
+        return  # this machine, or a forwarded port, which looks the same
     for key, path in _paths(job):
-        there = "it is there on this machine, which" if Path(path).exists() else "which"
+        exists = Path(path).exists()
         yield (
-            f"{key}: {path} is a path of the cluster's machines, all of which have to see the "
-            f"same folder there; {there} says nothing of that"
+            f"{key}: {path} is a path on the cluster's machines, which must all see the folder; "
+            + ("it exists on this machine, which proves nothing" if exists else "not checked here")
         )
 
 
 def _paths(job: JobConfig) -> Iterator[tuple[str, str]]:
-    """What the job names by its path, with the key that does."""
-    named = [("manifest", job.manifest), ("output", job.output), ("canary.uri", job.canary.uri)]
-    named += [("fetch.roots", root) for root in job.fetch.roots or ()]
+    """Yields each key of the job that holds a local path, and the path."""
+    urls = [("manifest", job.manifest), ("output", job.output), ("canary.uri", job.canary.uri)]
+    urls += [("fetch.roots", root) for root in job.fetch.roots or ()]
     if job.model != BUILT_IN:
-        named.append(("model", job.model))
-    for key, url in named:
+        urls.append(("model", job.model))
+    for key, url in urls:
         if url is not None and storage.scheme(url) == "file":
             yield key, storage.local_path(url)
 

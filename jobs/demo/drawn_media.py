@@ -1,7 +1,7 @@
-"""Turns drawn scenes into real media files, five of them broken, and a manifest that lists them.
+"""Draws the demo's pictures and clips, five of them broken, and writes their manifest.
 
-Every scene is the same at each run: scene n is drawn from (SEED, n). Its file too, but for clips,
-where the encoder does not promise the same bytes. Knows nothing of captioning.
+Scene n is drawn from the seed (SEED, n), so it is the same at each run. So are the files, except
+clips: the video encoder is not deterministic.
 """
 
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ MANIFEST_FILES = 2
 
 @dataclass(frozen=True)
 class DrawnRow:
-    """One row of the manifest. truth: the right caption; None for a broken file."""
+    """One row of the manifest. truth: the expected caption; None for a broken file."""
 
     id: str
     uri: str
@@ -40,11 +40,10 @@ class DrawnRow:
 
 
 def draw(folder: Path, pictures: int = PICTURES, clips: int = CLIPS) -> bool:
-    """Make folder/media and folder/manifest; False if they were there already, whole.
+    """Writes folder/media and folder/manifest. Returns False if they exist already, complete.
 
-    Beside the pictures and clips there are always BROKEN_FILES rows that cannot be captioned.
-
-    The manifest is written last, so that all it lists is there, but for the missing object.
+    The manifest also lists BROKEN_FILES broken media. It is written last, when all other files
+    exist.
     """
     media, manifest = folder.resolve() / "media", folder / "manifest"
     if _is_drawn(manifest, media, pictures + clips + BROKEN_FILES):
@@ -53,10 +52,10 @@ def draw(folder: Path, pictures: int = PICTURES, clips: int = CLIPS) -> bool:
     manifest.mkdir(parents=True, exist_ok=True)
     rows = [*_scenes(media, pictures, clips), *_broken(media, pictures + clips)]
     table = pa.Table.from_pylist([asdict(row) for row in rows], schema=MANIFEST_SCHEMA)
-    each = -(-len(rows) // MANIFEST_FILES)
+    rows_per_file = -(-len(rows) // MANIFEST_FILES)
     for part in range(MANIFEST_FILES):
         unfinished = manifest / f".part-{part}.parquet"
-        pq.write_table(table.slice(part * each, each), unfinished)
+        pq.write_table(table.slice(part * rows_per_file, rows_per_file), unfinished)
         unfinished.replace(manifest / f"part-{part}.parquet")
     return True
 
@@ -75,7 +74,7 @@ def _is_drawn(manifest: Path, media: Path, expected: int) -> bool:
 
 
 def _scenes(media: Path, pictures: int, clips: int) -> Iterator[DrawnRow]:
-    """Pictures of all kinds and formats in turn, with the clips spread evenly among them."""
+    """Draws pictures of all kinds and formats in turn, and clips spread evenly among them."""
     total, drawn = pictures + clips, 0
     for number in range(total):
         rng = np.random.default_rng((SEED, number))
@@ -96,7 +95,7 @@ def _scenes(media: Path, pictures: int, clips: int) -> Iterator[DrawnRow]:
 
 
 def _broken(media: Path, before: int) -> Iterator[DrawnRow]:
-    """BROKEN_FILES files as every large collection has them; the last one does not exist."""
+    """Writes BROKEN_FILES files as large collections have them; the last one does not exist."""
     rng = np.random.default_rng((SEED, before))
     _, jpeg = picture_file(rng, "two", "jpg")
     _, clip = clip_file(rng)

@@ -1,8 +1,8 @@
-"""Turns a result dataset into one HTML page: each picture or clip beside its text.
+"""Writes the HTML report of a result dataset: each picture or clip beside its text.
 
-The page is a single file that needs nothing else: styles, script and thumbnails lie in it, and its
-content policy forbids every request. All that comes from rows is escaped by the template. Rows are
-read from the result alone; media are fetched again for their thumbnails.
+The page is one self-contained file (styles, script and thumbnails are inline), and its content
+security policy forbids every request. The template escapes all values of rows. Media are fetched
+again for their thumbnails.
 """
 
 import base64
@@ -15,8 +15,7 @@ from typing import Any
 import jinja2
 import pyarrow.dataset as ds
 
-from mediamill.jobs.report import counts as counting
-from mediamill.jobs.report.counts import Counts
+from mediamill.jobs.report.counts import Counts, count, group_column, open_result
 from mediamill.jobs.report.report_rows import Card, ErrorRow, make_card, make_error
 from mediamill.schemas import columns as c
 
@@ -24,29 +23,29 @@ PAGE = Path(__file__).parent / "page"
 
 
 def write_report(output: str, page: Path, limit: int = 1000) -> Counts:
-    """Write the page of the result at `output` (any fsspec URL), and return what was counted.
+    """Writes the page of the result at `output` (any fsspec URL), and returns its counts.
 
-    limit: how many ok rows and how many error rows are shown at most; of more, an even choice. The
-    counts on the page are of all rows.
-
-    Raises FileNotFoundError where there is no result.
+    limit: the most ok rows, and the most error rows, to show; of more, every n-th is shown. The
+    counts on the page are those of all rows.
+    Raises FileNotFoundError when there is no result.
     """
-    result = counting.open_result(output)
-    tally = counting.count(result)
-    group = counting.group_column(result)
-    ok = [make_card(row, group) for row in _chosen(result, tally.ok, limit, errors=False)]
+    result = open_result(output)
+    counts = count(result)
+    group = group_column(result)
+    ok = [make_card(row, group) for row in _sample(result, counts.ok, limit, errors=False)]
     errors = [
-        make_error(row, group) for row in _chosen(result, tally.rows - tally.ok, limit, errors=True)
+        make_error(row, group)
+        for row in _sample(result, counts.rows - counts.ok, limit, errors=True)
     ]
     page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(_render(output, tally, group, ok, errors), encoding="utf-8")
-    return tally
+    page.write_text(_render(output, counts, group, ok, errors), encoding="utf-8")
+    return counts
 
 
-def _chosen(
+def _sample(
     result: ds.Dataset, total: int, limit: int, *, errors: bool
 ) -> Iterator[dict[str, Any]]:
-    """At most `limit` of the `total` error or ok rows, evenly spread, in order of their ids."""
+    """Yields at most `limit` of the `total` error or ok rows, evenly spread, ordered by id."""
     failed = ds.field(c.STATUS) != c.STATUS_OK
     step = max(1, -(-total // limit))
     batches = result.to_batches(filter=failed if errors else ~failed)
@@ -60,7 +59,7 @@ def _rows(batch: Any) -> Iterator[dict[str, Any]]:
 
 
 def _render(
-    output: str, tally: Counts, group: str | None, cards: list[Card], errors: list[ErrorRow]
+    output: str, counts: Counts, group: str | None, cards: list[Card], errors: list[ErrorRow]
 ) -> str:
     style, script = _asset("report.css"), _asset("report.js")
     environment = jinja2.Environment(
@@ -70,44 +69,48 @@ def _render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    verdicts = {"right": tally.right, "wrong": tally.judged - tally.right, "errors": len(errors)}
-    shown = {"right", "wrong", "errors"} if tally.judged else {"errors"}
+    verdicts = {
+        "right": counts.matches,
+        "wrong": counts.compared - counts.matches,
+        "errors": len(errors),
+    }
+    visible = {"right", "wrong", "errors"} if counts.compared else {"errors"}
     return environment.get_template("report.html.jinja").render(
         title=output.rstrip("/"),
         style=style,
         script=script,
         style_hash=_content_hash(style),
         script_hash=_content_hash(script),
-        tally=tally,
+        counts=counts,
         group=group,
-        groups=[one.name for one in tally.groups] if group else [],
-        verdicts=[(name, count) for name, count in verdicts.items() if name in shown and count],
+        groups=[item.name for item in counts.groups] if group else [],
+        verdicts=[(name, rows) for name, rows in verdicts.items() if name in visible and rows],
         cards=cards,
         errors=errors,
-        about=_about(tally),
-        left_out=tally.rows - len(cards) - len(errors),
+        about=_facts(counts),
+        left_out=counts.rows - len(cards) - len(errors),
         percent=_percent,
     )
 
 
-def _about(tally: Counts) -> list[tuple[str, str]]:
-    facts = [("Rows", f"{tally.rows:,}")]
-    facts.append(("Model", _first(tally.models)))
-    facts.append(("Fingerprint", _first(tuple(one[:16] for one in tally.fingerprints))))
-    facts.append(("Runs", f"{tally.runs:,}"))
-    facts.append(("Tokens", f"{tally.visual_tokens:,} seen, {tally.output_tokens:,} written"))
+def _facts(counts: Counts) -> list[tuple[str, str]]:
+    facts = [("Rows", f"{counts.rows:,}")]
+    facts.append(("Model", _first(counts.models)))
+    facts.append(("Fingerprint", _first(tuple(text[:16] for text in counts.fingerprints))))
+    facts.append(("Runs", f"{counts.runs:,}"))
+    facts.append(("Tokens", f"{counts.visual_tokens:,} seen, {counts.output_tokens:,} written"))
     return facts
 
 
 def _first(values: Sequence[str]) -> str:
     named = [value for value in values if value]
     if not named:
-        return "not told"
+        return "unknown"
     return named[0] if len(named) == 1 else f"{named[0]} and {len(named) - 1} more"
 
 
 def _percent(rate: float) -> str:
-    """One decimal place, and never 100 % for less than all."""
+    """Formats a share with one decimal place; less than all never shows as 100 %."""
     return "100 %" if rate == 1 else f"{min(rate, 0.999):.1%}".replace("%", " %")
 
 
@@ -116,5 +119,5 @@ def _asset(name: str) -> str:
 
 
 def _content_hash(text: str) -> str:
-    """The source expression by which the page's policy allows exactly this text to run."""
+    """The source expression that allows exactly this text in the content security policy."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode()

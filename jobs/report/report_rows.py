@@ -1,6 +1,6 @@
-"""Turns result rows into what the report shows of them: cards of captions, and error rows.
+"""Builds what the report shows of result rows: cards of captions with thumbnails, and errors.
 
-Fetches media for their thumbnails. Knows nothing of HTML: what is hostile in a row still is, here.
+Values of rows are not escaped here; the template does that.
 """
 
 import difflib
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mediamill.jobs.report import counts as counting
+from mediamill.jobs.report.counts import NO_GROUP, TRUTH, group_name, is_match
 from mediamill.jobs.report.thumbnails import Thumbnail, thumbnails
 from mediamill.model.errors import MediaError
 from mediamill.model.media.limits import MediaLimits
@@ -20,8 +20,8 @@ FETCH = FetchRules(max_bytes=256 * 2**20, timeout_s=20.0, base=".", roots=("/",)
 
 
 @dataclass(frozen=True)
-class Part:
-    """A run of words of a caption or a truth; differs: the other has not got them there."""
+class Words:
+    """Consecutive words of a caption or a truth. differs: the other text lacks them here."""
 
     text: str
     differs: bool
@@ -29,17 +29,18 @@ class Part:
 
 @dataclass(frozen=True)
 class Card:
-    """An ok row as the page shows it. verdict: right, wrong or plain (nothing to compare with).
+    """An ok row on the page.
 
-    frames: one for a picture, several for a clip, none where the media cannot be shown (`note` says
-    why).
+    verdict: right, wrong or plain (there is no truth to compare with).
+    frames: one for a picture, several for a clip, none when the media cannot be shown.
+    note: why there are no frames.
     """
 
     id: str
     group: str
     verdict: str
-    said: tuple[Part, ...]
-    truth: tuple[Part, ...]
+    text: tuple[Words, ...]
+    truth: tuple[Words, ...]
     detail: str
     frames: tuple[Thumbnail, ...]
     note: str
@@ -47,7 +48,7 @@ class Card:
 
 @dataclass(frozen=True)
 class ErrorRow:
-    """An error row as the page shows it."""
+    """An error row on the page."""
 
     id: str
     group: str
@@ -57,16 +58,16 @@ class ErrorRow:
 
 
 def make_card(row: dict[str, Any], group: str | None) -> Card:
-    """The card of an ok row; `group` is the column that groups the page."""
-    verdict = {True: "right", False: "wrong", None: "plain"}[counting.is_right(row)]
-    text, truth = row[c.TEXT] or "", row.get(counting.TRUTH) or ""
-    said, expected = _compare(text, truth) if verdict == "wrong" else (_whole(text), _whole(truth))
+    """Returns the card of an ok row. group: the column that groups the page."""
+    verdict = {True: "right", False: "wrong", None: "plain"}[is_match(row)]
+    text, truth = row[c.TEXT] or "", row.get(TRUTH) or ""
+    words, expected = _compare(text, truth) if verdict == "wrong" else (_whole(text), _whole(truth))
     frames, note = _frames(_uri(row))
     return Card(
         id=str(row[c.ID]),
         group=_group(row, group),
         verdict=verdict,
-        said=said,
+        text=words,
         truth=expected,
         detail=_detail(row),
         frames=frames,
@@ -75,17 +76,17 @@ def make_card(row: dict[str, Any], group: str | None) -> Card:
 
 
 def make_error(row: dict[str, Any], group: str | None) -> ErrorRow:
-    """The entry of an error row."""
+    """Returns the entry of an error row."""
     code, message = row[c.ERROR_CODE] or "unknown", row[c.ERROR_MESSAGE] or ""
     return ErrorRow(str(row[c.ID]), _group(row, group), _uri(row), code, message)
 
 
 def _group(row: dict[str, Any], group: str | None) -> str:
-    return counting.NO_GROUP if group is None else counting.group_name(row[group])
+    return NO_GROUP if group is None else group_name(row[group])
 
 
 def _uri(row: dict[str, Any]) -> str:
-    """The URI of a row's first medium; empty where it has none."""
+    """The URI of a row's first medium, or an empty string."""
     if row.get(c.URI):
         return str(row[c.URI])
     media = row.get(c.MEDIA) or []
@@ -93,7 +94,7 @@ def _uri(row: dict[str, Any]) -> str:
 
 
 def _detail(row: dict[str, Any]) -> str:
-    """What the model saw, in a few words."""
+    """A short description of what the model saw."""
     words = []
     if row[c.WIDTH] and row[c.HEIGHT]:
         words.append(f"seen at {row[c.WIDTH]} × {row[c.HEIGHT]}")
@@ -105,28 +106,28 @@ def _detail(row: dict[str, Any]) -> str:
 
 
 def _frames(uri: str) -> tuple[tuple[Thumbnail, ...], str]:
-    """The thumbnails of a medium, or why there are none: a moved file must not stop the page."""
+    """The thumbnails of a medium, or the reason why there are none."""
     try:
         return thumbnails(fetch(uri, FETCH), MediaLimits()), ""
     except (MediaError, RowError) as error:
         return (), f"{uri or 'This row'} cannot be shown: {error}"
 
 
-def _whole(text: str) -> tuple[Part, ...]:
-    return (Part(text, False),) if text else ()
+def _whole(text: str) -> tuple[Words, ...]:
+    return (Words(text, False),) if text else ()
 
 
-def _compare(text: str, truth: str) -> tuple[tuple[Part, ...], tuple[Part, ...]]:
-    """Both texts, cut where their words begin or cease to differ."""
-    said, expected = text.split(), truth.split()
-    ours: list[Part] = []
-    theirs: list[Part] = []
-    matcher = difflib.SequenceMatcher(None, said, expected, autojunk=False)
+def _compare(text: str, truth: str) -> tuple[tuple[Words, ...], tuple[Words, ...]]:
+    """Splits both texts into runs of words that are equal or differ."""
+    words, expected = text.split(), truth.split()
+    text_runs: list[Words] = []
+    truth_runs: list[Words] = []
+    matcher = difflib.SequenceMatcher(None, words, expected, autojunk=False)
     for kind, a, b, i, j in matcher.get_opcodes():
-        ours += _run(said[a:b], kind != "equal")
-        theirs += _run(expected[i:j], kind != "equal")
-    return tuple(ours), tuple(theirs)
+        text_runs += _run(words[a:b], kind != "equal")
+        truth_runs += _run(expected[i:j], kind != "equal")
+    return tuple(text_runs), tuple(truth_runs)
 
 
-def _run(words: Sequence[str], differs: bool) -> list[Part]:
-    return [Part(" ".join(words), differs)] if words else []
+def _run(words: Sequence[str], differs: bool) -> list[Words]:
+    return [Words(" ".join(words), differs)] if words else []

@@ -1,7 +1,4 @@
-"""Turns the bytes of a picture or a clip into small JPEGs as data URIs.
-
-Knows nothing of rows or pages. Media are decoded by the same code as in a job.
-"""
+"""Makes thumbnails of pictures and clips, as data URIs, with the decoders that jobs use."""
 
 import base64
 import io
@@ -26,7 +23,7 @@ JPEG_QUALITY = 78
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """uri: a data URI of a JPEG of width x height pixels."""
+    """A JPEG of width x height pixels, as a data URI."""
 
     uri: str
     width: int
@@ -34,9 +31,9 @@ class Thumbnail:
 
 
 def thumbnails(data: bytes, limits: MediaLimits) -> tuple[Thumbnail, ...]:
-    """One thumbnail of a picture, CLIP_FRAMES of a clip, evenly spread over its time.
+    """Returns one thumbnail of a picture, or CLIP_FRAMES of a clip, evenly spread over its time.
 
-    Raises MediaError as the decoders do.
+    Raises MediaError when the media cannot be decoded.
     """
     if recognise(data).kind == "image":
         return (_encode(_fit(decode_image(data, limits.max_image_pixels))),)
@@ -45,7 +42,7 @@ def thumbnails(data: bytes, limits: MediaLimits) -> tuple[Thumbnail, ...]:
 
 
 def _fit(pixels: torch.Tensor) -> torch.Tensor:
-    """uint8 [3, H, W], made small enough for PICTURE_BOX; never enlarged."""
+    """Shrinks a picture (uint8 [3, H, W]) to fit into PICTURE_BOX."""
     height, width = pixels.shape[1:]
     scale = min(1.0, PICTURE_BOX[0] / width, PICTURE_BOX[1] / height)
     return resize(pixels, max(1, round(height * scale)), max(1, round(width * scale)))

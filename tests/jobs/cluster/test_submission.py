@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from mediamill.jobs.cluster.submission import for_cluster, warnings_of
+from mediamill.jobs.cluster.submission import for_cluster, path_warnings
 from mediamill.model.tiny import CHECKPOINT
 from mediamill.pipeline.checkpoint.content_hash import BUILT_IN, check_checkpoint
 from mediamill.schemas.errors import JobError
@@ -43,9 +43,9 @@ def test_paths_that_mean_nothing_there_are_refused(changes, sentence):
 
 def test_paths_of_another_machine_are_warned_of(tmp_path):
     job = for_cluster(make_job(tmp_path, "s3://bucket/out"))
-    [warning] = warnings_of(job, FAR)
-    assert warning.startswith(f"manifest: {tmp_path} is a path of the cluster's machines")
-    assert "it is there on this machine, which says nothing of that" in warning
+    [warning] = path_warnings(job, FAR)
+    assert warning.startswith(f"manifest: {tmp_path} is a path on the cluster's machines")
+    assert "it exists on this machine, which proves nothing" in warning
     for near in ("http://127.0.0.1:8265", "localhost:8265", f"http://{os.uname().nodename}:8265"):
-        assert not list(warnings_of(job, near))
-    assert not list(warnings_of(make_job("s3://a/m", "s3://a/o", model=BUILT_IN), FAR))
+        assert not list(path_warnings(job, near))
+    assert not list(path_warnings(make_job("s3://a/m", "s3://a/o", model=BUILT_IN), FAR))

@@ -253,5 +253,5 @@ def test_a_job_of_others_and_a_cluster_that_goes(head, job, capfd, monkeypatch):
     assert codes == [1]
     err = capfd.readouterr().err
     assert re.search(
-        r"^error: http://\S+: the cluster no longer answers, and whether long ", err, re.M
+        r"^error: http://\S+: the cluster stopped answering; long may still run", err, re.M
     )

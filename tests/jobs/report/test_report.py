@@ -140,7 +140,7 @@ def test_counts_by_group(tmp_path: Path, picture: str) -> None:
         failed(id="c", uri=picture, kind="two", error_code="decode_corrupt", error_message="m"),
     ]
     counted = count(open_result(write_result(tmp_path / "result", rows)))
-    assert [(g.name, g.rows, g.ok, g.judged, g.right) for g in counted.groups] == [
+    assert [(g.name, g.rows, g.ok, g.compared, g.matches) for g in counted.groups] == [
         ("one", 1, 1, 1, 1),
         ("two", 2, 1, 1, 0),
     ]
@@ -213,7 +213,7 @@ def test_media_that_are_gone_do_not_stop_the_page(tmp_path: Path) -> None:
     assert f"{gone} cannot be shown" in text
 
 
-def test_without_a_truth_nothing_is_judged(tmp_path: Path, picture: str) -> None:
+def test_without_a_truth_nothing_is_compared(tmp_path: Path, picture: str) -> None:
     source = page_of(tmp_path, [row(id="a", uri=picture, kind="one", text="x")])
     assert "exact match" not in Page(source).text
     assert 'name="verdict"' not in source
