@@ -1,6 +1,7 @@
 """What tests share: a Ray cluster and an S3 server of this machine, started when first used."""
 
 import gc
+import hashlib
 import os
 import secrets
 import signal
@@ -24,19 +25,40 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 def pytest_addoption(parser: pytest.Parser) -> None:
     """The parity suite's cases; the options have to be known before its own folder is read."""
     parser.addoption("--parity-seed", type=int, default=0, help="seed of the parity cases")
-    parser.addoption("--parity-cases", type=int, default=144, help="number of parity cases")
+    parser.addoption("--parity-cases", type=int, default=28, help="number of parity cases")
     parser.addoption("--qwen-wheel", type=Path, help="wheel of qwen-agent, for its vocabulary")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by marker
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where there is no GPU, tests that need one are skipped. The longest test comes first: at the
-    end one process would wait for it.
+    """Applies `sampled`, skips GPU tests where there is no GPU, and starts the longest test first.
+
+    At the end, one process would wait for the longest test.
     """
+    mark_slow_beyond_samples(items)
     items.sort(key=lambda item: "soak" not in item.path.parts)
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="no GPU"))
+
+
+def mark_slow_beyond_samples(items: list[pytest.Item]) -> None:
+    """Marks all cases of a test beyond its sample as slow.
+
+    `sampled(n)` keeps n cases, chosen by a hash of their ids: the choice is the same in each run
+    and does not move when other cases are added. `make slow` runs the others.
+    """
+    cases: dict[tuple[Path, str], list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("sampled"):
+            name = item.name.partition("[")[0]
+            cases.setdefault((item.path, name), []).append(item)
+    for group in cases.values():
+        [size] = group[0].get_closest_marker("sampled").args
+        group.sort(key=lambda item: hashlib.sha256(item.name.encode()).digest())
+        for item in group[size:]:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session", autouse=True)

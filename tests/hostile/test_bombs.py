@@ -31,6 +31,7 @@ def child(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Decoding]:
         yield decoding
 
 
+@pytest.mark.sampled(80)
 @pytest.mark.parametrize(
     "name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
 )
@@ -69,6 +70,7 @@ def canary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Canary]:
     found.server.close()
 
 
+@pytest.mark.sampled(70)
 @pytest.mark.parametrize("name", DISGUISES)
 @pytest.mark.parametrize("form", ["bytes", "file"])
 def test_disguises_open_nothing_else(

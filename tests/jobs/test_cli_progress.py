@@ -51,7 +51,7 @@ def test_line_before_the_first_row_shows_that_stages_move():
     )
 
 
-@pytest.mark.parametrize("columns", range(1, 200, 7))
+@pytest.mark.parametrize("columns", [1, 7, 40, 80, 199])
 @pytest.mark.parametrize("progress", [HALF, BEGUN])
 def test_line_is_never_too_long(progress, columns):
     assert len(progress_line(progress, columns)) <= columns

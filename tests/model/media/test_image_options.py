@@ -58,6 +58,7 @@ def assert_equals_reference(picture: Picture, options: dict) -> None:
     assert torch.equal(values, expected["pixel_values"].to(torch.float32))
 
 
+@pytest.mark.sampled(30)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", OPTIONS)
 def test_every_option_equals_the_reference(name, shape):

@@ -219,6 +219,7 @@ def test_a_video_is_no_picture():
     assert "MP4" in str(error)
 
 
+@pytest.mark.sampled(24)
 @pytest.mark.parametrize("name", [name for name in FILES if "animated" not in name])
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
 def test_truncated_pictures_are_errors_not_grey(name, share):

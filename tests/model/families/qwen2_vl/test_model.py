@@ -20,6 +20,7 @@ def reference(folder):
     return oracle.load_model(folder)
 
 
+@pytest.mark.sampled(40)
 @pytest.mark.parametrize("media", MEDIA, ids=str)
 def test_logits_equal_the_references(folder, reference, media):
     case = prompt(len(str(media)), media)
