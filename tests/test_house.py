@@ -20,7 +20,11 @@ ARROWS = {
     "pipeline": ({"schemas", "model"}, {"transformers"}),
     "jobs": ({"schemas", "model", "pipeline"}, {"transformers"}),
 }
-STAGES = {"read", "fetch", "decode", "prepare", "generate", "parse", "write"}
+# The folders and files of a top folder, lowest first: an import goes to the same or a lower one.
+ORDER = {
+    "model": ["errors"],
+    "pipeline": ["faults"],
+}
 MAX_LINES = 350
 
 
@@ -68,37 +72,81 @@ def in_fresh_interpreter(code: str) -> None:
     assert finished.returncode == 0, finished.stderr
 
 
+def ours(name: str) -> str:
+    """An imported name without `mediamill.`, or an empty string for other packages."""
+    return name.removeprefix("mediamill.") if name.startswith("mediamill.") else ""
+
+
 @pytest.mark.parametrize("folder", PACKAGES)
 def test_imports_run_one_way(folder: str) -> None:
     allowed, banned = ARROWS[folder]
-    ours = set(PACKAGES) | {"tests"}
     wrong = []
     for path in python_files(folder):
         for name, line in imports(path):
-            top = name.removeprefix("mediamill.").partition(".")[0]
-            if top in banned or (top in ours and top not in allowed | {folder}):
+            top = ours(name).partition(".")[0]
+            if name.partition(".")[0] in banned | {"tests", "benchmarks"} or (
+                top in PACKAGES and top not in allowed | {folder}
+            ):
+                wrong.append(f"{path.relative_to(ROOT)}:{line} imports {name}")
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("folder", ORDER)
+def test_no_import_climbs_to_a_higher_folder(folder: str) -> None:
+    """ORDER lists the folders and files of `folder`, lowest first: each imports lower ones only."""
+    order = ORDER[folder]
+    stems = {path.stem for path in (ROOT / folder).iterdir() if any(path.rglob("*.py"))}
+    stems |= {path.stem for path in (ROOT / folder).glob("*.py")}
+    assert stems - {"__init__", "__main__", "__pycache__"} == set(order)
+    wrong = []
+    for path in python_files(folder):
+        place = path.relative_to(ROOT / folder).with_suffix("").parts[0]
+        for name, line in imports(path):
+            top, _, rest = ours(name).partition(".")
+            target = rest.partition(".")[0]
+            if top != folder or target not in order or place not in order:
+                continue
+            if order.index(target) > order.index(place):
                 wrong.append(f"{path.relative_to(ROOT)}:{line} imports {name}")
     assert not wrong, "\n".join(wrong)
 
 
 def test_stages_never_import_one_another() -> None:
     wrong = []
-    for path in python_files("pipeline"):
-        if path.name == "run.py":
-            continue
+    for path in python_files("pipeline/stages"):
         for name, line in imports(path):
-            stage = name.removeprefix("mediamill.pipeline.stages.").partition(".")[0]
-            if stage != name and stage in STAGES - {path.stem}:
+            package, _, stage = name.partition("pipeline.stages.")
+            if package == "mediamill." and stage.partition(".")[0] != path.stem:
                 wrong.append(f"{path.relative_to(ROOT)}:{line} imports {name}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_nothing_imports_the_folders_by_their_own_names() -> None:
+    """`model`, `pipeline`, `jobs` and `schemas` are names of our users' own files."""
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line} imports {name}"
+        for path in python_files(*PACKAGES, "src", "tests", "benchmarks", "infra")
+        for name, line in imports(path)
+        if name.partition(".")[0] in PACKAGES
+    ]
+    programs = re.compile(rf"\b(?:-m|from|import) (?:{'|'.join(PACKAGES)})\.\w")
+    for path in stored_files():
+        if path.suffix in (".md", ".py", ".sh", ".yaml", ".j2", ".toml", ".service", ""):
+            lines = enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+            wrong += [
+                f"{path.relative_to(ROOT)}:{n}: {line}"
+                for n, line in lines
+                if programs.search(line)
+            ]
     assert not wrong, "\n".join(wrong)
 
 
 def test_the_arrow_test_sees_lazy_imports(tmp_path: Path) -> None:
     path = tmp_path / "late.py"
-    path.write_text("def f():\n    from pipeline import write\n    import ray.data\n")
+    path.write_text("def f():\n    from mediamill.pipeline import run\n    import ray.data\n")
     assert {name for name, _ in imports(path)} == {
-        "pipeline",
-        "mediamill.pipeline.stages.write",
+        "mediamill.pipeline",
+        "mediamill.pipeline.run",
         "ray.data",
     }
 
