@@ -29,7 +29,7 @@ def trap(action: str, value: object = "") -> bytes:
 
 
 class Trapped:
-    """The real processor, but for traps."""
+    """The real processor, except for traps."""
 
     def __init__(self, inner):
         self._inner = inner
@@ -123,7 +123,7 @@ class Trapped:
     def _send(self, number):
         """The answer will be these bytes."""
         raw = bytes.fromhex(number)
-        Sender.send = lambda sender, *_, **__: os.write(sender._parcels, raw)
+        Sender.send = lambda sender, *_, **__: os.write(sender._pipe, raw)
 
     def _flicker(self, header):
         """The answer will be these words, and its data change for ever after."""

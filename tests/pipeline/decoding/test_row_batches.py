@@ -71,17 +71,17 @@ def test_more_data_than_were_sent_are_a_crash(narrow):
 @pytest.mark.parametrize(
     "raw",
     [
-        "00ffffffff00000000",  # a header beyond the ceiling
+        "00ffffffff00000000",  # a header beyond the limit
         "0000000002ffffffff7b7d",  # data beyond it
         "ff00000002000000007b7d",  # flags that there are not
         "0000000002000000007b7d",  # no answer
     ],
 )
-def test_bytes_that_are_no_parcel_are_a_crash(narrow, raw):
+def test_bytes_that_are_no_frame_are_a_crash(narrow, raw):
     handles = open_handles()
     answers = ask(narrow, trap("send", raw), FILES["jpeg"])
     assert [code(one) for one in answers] == ["decode_crashed", None]
-    assert open_handles() <= handles + 4  # a worker's link, memory, parcels and bell
+    assert open_handles() <= handles + 4  # a worker's connection, memory, pipe and doorbell
 
 
 def test_what_changes_after_it_was_checked_was_never_looked_at(narrow):
@@ -128,7 +128,7 @@ def test_rows_that_go_together_are_as_good_as_alone(narrow, seed):
 def test_an_answer_that_stops_halfway_is_a_crash_and_costs_the_neighbours_nothing(
     narrow, monkeypatch
 ):
-    monkeypatch.setattr("mediamill.pipeline.decoding.fork_server._ANSWER_S", 1.0)
+    monkeypatch.setattr("mediamill.pipeline.decoding.fork_server._REPLY_TIMEOUT_S", 1.0)
     ask(narrow, trap("abort"))  # it holds for processes that are new
     answers = ask(narrow, trap("send", "00"), FILES["jpeg"], FILES["clip"])
     assert [code(one) for one in answers] == ["decode_crashed", None, None]
