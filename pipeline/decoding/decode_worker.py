@@ -57,7 +57,7 @@ def main(fd: int) -> None:
         request = json.loads(socket_messages.receive(connection, _MAX_REQUEST_BYTES).header)
         module, _, name = request["factory"].partition(":")
         try:
-            processor = getattr(importlib.import_module(module), name)(**request["settings"])
+            processor = getattr(importlib.import_module(module), name)(**request["arguments"])
         except Exception as error:  # noqa: BLE001 - the owner raises it
             _send(connection, {"error": [type(error).__name__, str(error)[:_MAX_MESSAGE]]})
             return

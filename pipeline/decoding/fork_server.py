@@ -170,7 +170,7 @@ class ForkServer:
             self, _end_process, self._process, self._connection, self._worker_ends
         )
         settings, deadline = self._settings, time.monotonic() + _LOAD_TIMEOUT_S
-        request = {"factory": settings.factory, "settings": dict(settings.arguments)}
+        request = {"factory": settings.factory, "arguments": dict(settings.arguments)}
         try:
             socket_messages.send(self._connection, json.dumps(request).encode(), deadline)
             message = socket_messages.receive(self._connection, _MAX_HEADER_BYTES, deadline)

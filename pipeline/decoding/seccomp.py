@@ -21,7 +21,7 @@ class _Architecture(NamedTuple):
     blocked: dict[str, int]
 
 
-# Without socket and accept there is nothing to connect, send or receive with.
+# sendmsg and recvmsg stay: the worker's own connection needs them, and it can open no other.
 _ARCHITECTURES = {
     "x86_64": _Architecture(
         audit=0xC000003E,

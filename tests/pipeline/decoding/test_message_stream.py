@@ -48,13 +48,13 @@ def data(receiver, frame):
     return b"".join(piece.tobytes() for piece in pieces)
 
 
-@pytest.mark.parametrize("queue", [4096, 65536, 1024**2])
+@pytest.mark.parametrize("capacity", [4096, 65536, 1024**2])
 @pytest.mark.parametrize("seed", range(3))
-def test_what_is_sent_is_taken_in_its_order(queue, seed):
-    """Also where the pipe is full most of the time, and the receiver wakes for the doorbell only."""
+def test_what_is_sent_is_taken_in_its_order(capacity, seed):
+    """Also where the pipe is full most of the time, and only the doorbell wakes the receiver."""
     draw = random.Random(seed)
     receiving, sending = create_pipes()
-    fcntl.fcntl(sending[0], fcntl.F_SETPIPE_SZ, queue)
+    fcntl.fcntl(sending[0], fcntl.F_SETPIPE_SZ, capacity)
     receiver, sender = Receiver(*receiving, MAX_HEADER, timeout_s=20.0), Sender(*sending)
     sizes = [0, 1, 100, sender.max_data_bytes // 2, sender.max_data_bytes]
     frames = [

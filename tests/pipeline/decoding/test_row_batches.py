@@ -9,7 +9,7 @@ from mediamill.model.tiny import CHECKPOINT
 from mediamill.pipeline.decoding.decoder_pool import DecoderPool, DecodeRules
 from tests.media import jpeg
 from tests.pipeline.decoding.hostile_processor import FACTORY, trap
-from tests.pipeline.decoding.test_decoder_pool import FILES, MIB, ask, code, open_handles
+from tests.pipeline.decoding.test_decoder_pool import FILES, MIB, ask, code, open_fds
 
 
 @pytest.fixture(scope="module")
@@ -56,16 +56,16 @@ GOOD = {
     ],
 )
 def test_words_that_cannot_be_true_are_a_crash(narrow, words, where):
-    assert code(ask(narrow, trap("say", f"{where} {json.dumps(GOOD)}"))[0]) is None
-    answers = ask(narrow, trap("say", f"{where} {words}"), FILES["jpeg"])
+    assert code(ask(narrow, trap("reply", f"{where} {json.dumps(GOOD)}"))[0]) is None
+    answers = ask(narrow, trap("reply", f"{where} {words}"), FILES["jpeg"])
     assert [code(one) for one in answers] == ["decode_crashed", None]
 
 
 def test_more_data_than_were_sent_are_a_crash(narrow):
     """Of a sound answer, where there would be enough in the memory that is shared."""
     words = json.dumps({**GOOD, "ids": [1000]})
-    assert code(ask(narrow, trap("say", f"shared {words}"))[0]) is None
-    assert code(ask(narrow, trap("say", f"sent {words}"))[0]) == "decode_crashed"
+    assert code(ask(narrow, trap("reply", f"shared {words}"))[0]) is None
+    assert code(ask(narrow, trap("reply", f"sent {words}"))[0]) == "decode_crashed"
 
 
 @pytest.mark.parametrize(
@@ -78,10 +78,10 @@ def test_more_data_than_were_sent_are_a_crash(narrow):
     ],
 )
 def test_bytes_that_are_no_frame_are_a_crash(narrow, raw):
-    handles = open_handles()
+    fds = open_fds()
     answers = ask(narrow, trap("send", raw), FILES["jpeg"])
     assert [code(one) for one in answers] == ["decode_crashed", None]
-    assert open_handles() <= handles + 4  # a worker's connection, memory, pipe and doorbell
+    assert open_fds() <= fds + 4  # a worker's connection, memory, pipe and doorbell
 
 
 def test_what_changes_after_it_was_checked_was_never_looked_at(narrow):
