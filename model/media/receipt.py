@@ -1,20 +1,12 @@
 """What the model sees of one picture or video: the receipt of a medium.
 
-Imports no torch: the process that validates receipts of a decode worker does not load it. The Arrow
-form of a receipt is RECEIPT_STRUCT in schemas/result.py.
+Imports no torch: the process that validates the receipts of a decode worker does not load it.
 """
 
 from dataclasses import dataclass
-from typing import Annotated
-
-from pydantic import Field
 
 from mediamill.model.inputs import VisualKind
 from mediamill.model.media.limit_names import LimitName
-
-# The bounds hold where a receipt comes from another process; pydantic checks them there.
-Pixels = Annotated[int, Field(ge=1, lt=2**31)]
-Sha256 = Annotated[str, Field(pattern=r"\A[0-9a-f]{64}\z")]
 
 
 @dataclass(frozen=True)
@@ -36,14 +28,14 @@ class Receipt:
     """
 
     kind: VisualKind
-    sha256: Sha256
-    height: Pixels
-    width: Pixels
+    sha256: str
+    height: int
+    width: int
     frame_times_s: tuple[float, ...]
-    frame_indices: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...]
-    visual_tokens: Annotated[int, Field(ge=0, lt=2**31)]
-    source_height: Pixels
-    source_width: Pixels
+    frame_indices: tuple[int, ...]
+    visual_tokens: int
+    source_height: int
+    source_width: int
     notes: tuple[str, ...]
     bound_by: tuple[LimitName, ...]
-    seen_sha256: Sha256 | None
+    seen_sha256: str | None

@@ -3,6 +3,7 @@
 The worker has parsed untrusted media, so every field of its reply is checked against its bounds.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -30,8 +31,10 @@ _PROBE_FAILURES = frozenset(
 )
 _FAILURES = _PROBE_FAILURES | {ErrorCode.PROMPT_INVALID, ErrorCode.CONTEXT_TOO_LONG}
 
-_Size = Annotated[int, Field(ge=1, lt=2**31)]
-_Tokens = Annotated[int, Field(ge=0, lt=2**31)]
+_INT32, _INT64 = 2**31, 2**63
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_Size = Annotated[int, Field(ge=1, lt=_INT32)]
+_Tokens = Annotated[int, Field(ge=0, lt=_INT32)]
 
 
 class _Strict(BaseModel):
@@ -58,7 +61,7 @@ class VisualGrid(_Strict):
 
 class _Header(_Strict):
     failure: RowFailure | None
-    data_bytes: Annotated[int, Field(ge=0, lt=2**63)]
+    data_bytes: Annotated[int, Field(ge=0, lt=_INT64)]
 
 
 class _DecodeHeader(_Header):
@@ -159,10 +162,20 @@ def parse_probe_reply(header: bytes) -> DecodeReply:
 
 
 def _check_receipts(receipts: Sequence[Receipt], kinds: Sequence[VisualKind | None]) -> None:
+    """Checks the values, which are of the right types already. Raises ValueError."""
     for receipt, kind in zip(receipts, kinds, strict=True):
         if kind not in (None, receipt.kind):
             raise ValueError(f"found the receipt of a {receipt.kind}, expected one of a {kind}")
-        if len(receipt.frame_times_s) not in (0, len(receipt.frame_indices)):
+        sizes = (receipt.height, receipt.width, receipt.source_height, receipt.source_width)
+        if not (1 <= min(sizes) <= max(sizes) < _INT32 and 0 <= receipt.visual_tokens < _INT32):
+            raise ValueError(f"found sizes of {sizes} and {receipt.visual_tokens} visual tokens")
+        for digest in (receipt.sha256, receipt.seen_sha256):
+            if digest is not None and not _SHA256.fullmatch(digest):
+                raise ValueError(f"found the hash {digest[:80]!r}, expected 64 hex digits")
+        indices = receipt.frame_indices
+        if indices and not 0 <= min(indices) <= max(indices) < _INT64:
+            raise ValueError(f"found frames from {min(indices)} to {max(indices)}")
+        if len(receipt.frame_times_s) not in (0, len(indices)):
             raise ValueError("found times of some frames, expected those of all or none")
 
 
