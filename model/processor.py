@@ -25,9 +25,8 @@ from mediamill.model.media.frame_sampling import SAMPLING_KEYS, VideoRules
 from mediamill.model.media.image_rules import PIXEL_KEYS, ImageRules
 from mediamill.model.media.limits import MediaLimits
 from mediamill.model.media.pixels import Frames, Picture
-from mediamill.model.media.prepared import prepare_frames, prepare_picture, prepare_video
+from mediamill.model.media.prepared import Receipt, prepare_frames, prepare_picture, prepare_video
 from mediamill.model.media.probe_cache import ProbeCache
-from mediamill.model.media.receipt import Receipt
 from mediamill.model.text.prompt import (
     IMAGE_PAD,
     VIDEO_PAD,

@@ -28,6 +28,8 @@ from mediamill.model.media.receipt import Receipt
 from mediamill.model.media.timeline import sampled
 from mediamill.model.media.video import Video, decode_video
 
+__all__ = ["Receipt", "prepare_frames", "prepare_picture", "prepare_video"]
+
 _TORCH_HAS_NO_MEMORY = "DefaultCPUAllocator"  # in its sentence: torch has no error for it
 
 
