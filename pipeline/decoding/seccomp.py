@@ -21,93 +21,28 @@ class _Architecture(NamedTuple):
     blocked: dict[str, int]
 
 
+# In this order: the network; other processes and programs; files and folders; the system.
 # sendmsg and recvmsg stay: the worker's own connection needs them, and it can open no other.
+_X86_64 = {
+    "socket": 41, "connect": 42, "accept": 43, "bind": 49, "listen": 50, "accept4": 288,
+    "fork": 57, "vfork": 58, "execve": 59, "execveat": 322, "kill": 62, "ptrace": 101,
+    "process_vm_readv": 310, "process_vm_writev": 311,
+    "truncate": 76, "rename": 82, "mkdir": 83, "rmdir": 84, "link": 86, "unlink": 87, "symlink": 88,
+    "chmod": 90, "chown": 92, "mknod": 133, "mkdirat": 258, "mknodat": 259, "unlinkat": 263,
+    "renameat": 264, "linkat": 265, "symlinkat": 266, "fchmodat": 268, "renameat2": 316,
+    "mount": 165, "umount2": 166, "unshare": 272, "setns": 308, "bpf": 321, "io_uring_setup": 425,
+}  # fmt: skip
+_AARCH64 = {
+    "socket": 198, "bind": 200, "listen": 201, "accept": 202, "connect": 203, "accept4": 242,
+    "execve": 221, "execveat": 281, "kill": 129, "ptrace": 117,
+    "process_vm_readv": 270, "process_vm_writev": 271,
+    "mknodat": 33, "mkdirat": 34, "unlinkat": 35, "symlinkat": 36, "linkat": 37, "renameat": 38,
+    "truncate": 45, "fchmodat": 53, "renameat2": 276,
+    "umount2": 39, "mount": 40, "unshare": 97, "setns": 268, "bpf": 280, "io_uring_setup": 425,
+}  # fmt: skip
 _ARCHITECTURES = {
-    "x86_64": _Architecture(
-        audit=0xC000003E,
-        seccomp=317,
-        blocked={
-            # The network.
-            "socket": 41,
-            "connect": 42,
-            "accept": 43,
-            "bind": 49,
-            "listen": 50,
-            "accept4": 288,
-            # Programs and other processes; clone stays, since threads need it.
-            "fork": 57,
-            "vfork": 58,
-            "execve": 59,
-            "kill": 62,
-            "ptrace": 101,
-            "process_vm_readv": 310,
-            "process_vm_writev": 311,
-            "execveat": 322,
-            # Files and folders.
-            "truncate": 76,
-            "rename": 82,
-            "mkdir": 83,
-            "rmdir": 84,
-            "link": 86,
-            "unlink": 87,
-            "symlink": 88,
-            "chmod": 90,
-            "chown": 92,
-            "mknod": 133,
-            "mkdirat": 258,
-            "mknodat": 259,
-            "unlinkat": 263,
-            "renameat": 264,
-            "linkat": 265,
-            "symlinkat": 266,
-            "fchmodat": 268,
-            "renameat2": 316,
-            # The system.
-            "mount": 165,
-            "umount2": 166,
-            "unshare": 272,
-            "setns": 308,
-            "bpf": 321,
-            "io_uring_setup": 425,
-        },
-    ),
-    "aarch64": _Architecture(
-        audit=0xC00000B7,
-        seccomp=277,
-        blocked={
-            # The network.
-            "socket": 198,
-            "bind": 200,
-            "listen": 201,
-            "accept": 202,
-            "connect": 203,
-            "accept4": 242,
-            # Programs and other processes.
-            "execve": 221,
-            "kill": 129,
-            "ptrace": 117,
-            "process_vm_readv": 270,
-            "process_vm_writev": 271,
-            "execveat": 281,
-            # Files and folders.
-            "mknodat": 33,
-            "mkdirat": 34,
-            "unlinkat": 35,
-            "symlinkat": 36,
-            "linkat": 37,
-            "renameat": 38,
-            "truncate": 45,
-            "fchmodat": 53,
-            "renameat2": 276,
-            # The system.
-            "umount2": 39,
-            "mount": 40,
-            "unshare": 97,
-            "setns": 268,
-            "bpf": 280,
-            "io_uring_setup": 425,
-        },
-    ),
+    "x86_64": _Architecture(0xC000003E, 317, _X86_64),
+    "aarch64": _Architecture(0xC00000B7, 277, _AARCH64),
 }
 _X32_SYSCALL_BIT = 0x40000000  # numbers from here on are the same calls of another ABI
 _LOAD, _JUMP_EQUAL, _JUMP_AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06  # BPF instructions
