@@ -28,9 +28,9 @@ PIXELS = 28 * 28 * 1280
 CHAT = {"prompt": CAPTION_PROMPT, "system": None}
 
 
-def workers_cpu_s(nursery: int) -> dict[str, float]:
-    """Of each process that a nursery has forked and that still runs, by its number."""
-    workers = Path(f"/proc/{nursery}/task/{nursery}/children").read_text().split()
+def workers_cpu_s(fork_server: int) -> dict[str, float]:
+    """Of each process that the fork server has forked and that still runs, by its number."""
+    workers = Path(f"/proc/{fork_server}/task/{fork_server}/children").read_text().split()
     return {
         one: int(Path(f"/proc/{one}/schedstat").read_text().split()[0]) / 1e9 for one in workers
     }
@@ -40,7 +40,7 @@ def main() -> None:
     torch.set_num_threads(1)
     processor = Processor.load(CHECKPOINT, image_max_pixels=PIXELS)
     arguments = {"checkpoint": str(CHECKPOINT), "image_max_pixels": PIXELS}
-    decoder = DecoderPool(arguments, DecodeRules(slots=1))
+    decoder = DecoderPool(arguments, DecodeRules(workers=1))
     cases = {
         "JPEG 64 x 64": (jpeg(64, 64), 64),
         "JPEG 128 x 128": (jpeg(128, 128), 64),
@@ -51,7 +51,7 @@ def main() -> None:
         "clip of 48 frames, 240 x 320": (video(numbered_frames(48, 240, 320)), 4),
     }
     # Both ways use memory again: to get it anew would cost either of them as much.
-    warm = BufferPool()
+    buffers = BufferPool()
 
     def alone(data: bytes, count: int) -> float:
         start = time.process_time()
@@ -60,15 +60,15 @@ def main() -> None:
             visual, _ = processor.prepare_media(bytes(memoryview(data)))
             processor.build_prompt(processor.user_message(CAPTION_PROMPT, [visual.kind]), [visual])
             patches.append(memoryview(visual.patches.numpy().data).cast("B"))
-        binary_column(patches, warm)
+        binary_column(patches, buffers)
         return (time.process_time() - start) / count
 
     def apart(data: bytes, count: int) -> tuple[float, float] | None:
         """Of this process and of the other; None when that was replaced in between."""
-        there, start = workers_cpu_s(decoder.nursery), time.process_time()
+        there, start = workers_cpu_s(decoder.fork_server_pid), time.process_time()
         questions = [DecodeRequest([MediumRequest(memoryview(data))], [CHAT])] * count
-        binary_column([answer.patches for answer in decoder.prepare(questions)], warm)
-        here, after = time.process_time() - start, workers_cpu_s(decoder.nursery)
+        binary_column([answer.patches for answer in decoder.prepare(questions)], buffers)
+        here, after = time.process_time() - start, workers_cpu_s(decoder.fork_server_pid)
         if there.keys() != after.keys():
             return None
         return here / count, sum(after[one] - there[one] for one in there) / count

@@ -27,7 +27,7 @@ from mediamill.model.tiny.encode import picture_file
 from mediamill.pipeline.records import read_schema
 from mediamill.pipeline.stages.fetch import Fetch, FetchRules
 from mediamill.pipeline.stages.generate import Generate, GenerateRules
-from mediamill.pipeline.stages.prepare import Prepare, PrepareRules
+from mediamill.pipeline.stages.prepare import Prepare
 from mediamill.pipeline.tasks.answer_cache import AnswerCache
 from mediamill.schemas import columns as c
 from mediamill.schemas.job import JobConfig, load_job
@@ -67,8 +67,7 @@ class Way:
         self.job = job = job_of(folder, model, keys)
         self.task = task = Task.of(job)
         self.fetch = Fetch(self.manifest, FetchRules.of(job, "/"))
-        rules = PrepareRules.of(job, task)
-        self.prepare = Prepare(self.manifest, rules, Path(model), lambda _: None)
+        self.prepare = Prepare(self.manifest, job, task, Path(model), lambda _: None)
         self.answers = AnswerCache()
         self.generate = Generate(
             self.manifest,

@@ -1,9 +1,10 @@
 """The one form in which pictures and videos reach the network: uint8 patches and a grid."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
+if TYPE_CHECKING:  # processes that never see patches as tensors read the kinds
+    import torch
 
 VisualKind = Literal["image", "video"]
 
@@ -21,7 +22,7 @@ class VisualInput:
     """
 
     kind: VisualKind
-    patches: torch.Tensor
+    patches: "torch.Tensor"
     grid_thw: tuple[int, int, int]
     merge_size: int = 2
 

@@ -1,7 +1,7 @@
-"""The schemas of the tables between the stages, and how a row's error travels in them.
+"""The schemas of the tables between the stages, and how a row's failure is stored in them.
 
-Every stage takes and gives Arrow tables of exactly these types: a type that Ray would have to guess
-could turn into pickled objects, and differ from block to block. Nothing is computed here.
+Every stage takes and returns Arrow tables of exactly these types: a type that Ray would have to
+guess could turn into pickled objects, and differ from block to block.
 """
 
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from mediamill.schemas import columns as c
+from mediamill.schemas.errors import RowError
 from mediamill.schemas.manifest import ManifestSchema
 from mediamill.schemas.result import RECEIPT_STRUCT, copy_fields
 from mediamill.schemas.task import CAPTION, Task
@@ -19,7 +20,7 @@ ROW_FILE, ROW_INDEX = "file", "index"
 ROW_STRUCT = pa.struct([pa.field(ROW_FILE, pa.int32()), pa.field(ROW_INDEX, pa.int64())])
 
 # Only between fetch and prepare, which run in one process. Of each medium, one of the two is null:
-# what is too large for memory is in a temporary file, which who prepares the row removes.
+# what is too large for memory is in a temporary file, which the prepare stage removes.
 MEDIA_BYTES = "media_bytes"
 MEDIA_PATHS = "media_paths"
 
@@ -44,7 +45,7 @@ _TENSOR_FIELDS = (
     pa.field(c.PATCHES, pa.large_binary()),
     pa.field(c.GRID_THW, pa.list_(pa.int32())),  # three numbers for each medium
     pa.field(c.MEDIA_KINDS, pa.list_(pa.string())),
-    pa.field(c.TENSOR_CHECKSUM, pa.int64()),  # of the tensors and the row, see seal.py
+    pa.field(c.TENSOR_CHECKSUM, pa.int64()),  # of the tensors and the row, see checksum.py
 )
 _TOTAL_FIELDS = (
     pa.field(c.ATTEMPT, pa.int32()),
@@ -59,7 +60,7 @@ def read_schema(manifest: ManifestSchema) -> pa.Schema:
 
 
 def fetched_schema(manifest: ManifestSchema) -> pa.Schema:
-    """And the bytes of each medium, or the path of a temporary file; null in error rows."""
+    """Adds the bytes of each medium, or the path of a temporary file; null in error rows."""
     return pa.schema(
         [
             *read_schema(manifest),
@@ -70,12 +71,12 @@ def fetched_schema(manifest: ManifestSchema) -> pa.Schema:
 
 
 def prepared_schema(manifest: ManifestSchema) -> pa.Schema:
-    """And receipts and tensors, without the bytes; tensors are null in error rows."""
+    """Has receipts and tensors in the place of the bytes; tensors are null in error rows."""
     return pa.schema([*read_schema(manifest), *_RECEIPT_FIELDS, *_TENSOR_FIELDS])
 
 
 def parsed_schema(manifest: ManifestSchema, task: Task = CAPTION) -> pa.Schema:
-    """And the answers, without the tensors."""
+    """Has the answers in the place of the tensors."""
     copies = copy_fields(manifest) if task.dedupe else ()
     return pa.schema(
         [
@@ -89,20 +90,35 @@ def parsed_schema(manifest: ManifestSchema, task: Task = CAPTION) -> pa.Schema:
 
 
 def answer_columns(task: Task) -> list[str]:
-    """Those that a row's answer fills, and a copy's too."""
-    return [one.name for one in (*_TOTAL_FIELDS, *task.answer_fields)]
+    """The columns that the answer of a row fills, also that of a copy."""
+    return [field.name for field in (*_TOTAL_FIELDS, *task.answer_fields)]
 
 
 @dataclass(frozen=True)
 class RowFailure:
-    """What is wrong with a row: the values of its error columns."""
+    """Why a row failed: the values of its error columns."""
 
     code: str
     message: str
 
+    @classmethod
+    def of(cls, error: RowError) -> "RowFailure":
+        """The failure that the error describes."""
+        return cls(error.code.value, error.message)
+
+
+def media_uris(table: pa.Table, manifest: ManifestSchema) -> list[list[str | None]]:
+    """The URIs of each row's media."""
+    if manifest.form == c.URI:
+        return [[uri] for uri in table[c.URI].to_pylist()]
+    return [
+        [None if medium is None else medium[c.MEDIA_URI] for medium in media or []]
+        for media in table[c.MEDIA].to_pylist()
+    ]
+
 
 def failures(table: pa.Table) -> list[RowFailure | None]:
-    """Of each row, what is wrong with it so far."""
+    """The failure of each row, None for those that have not failed so far."""
     codes, messages = table[c.ERROR_CODE].to_pylist(), table[c.ERROR_MESSAGE].to_pylist()
     return [
         None if code is None else RowFailure(code, message)
@@ -110,17 +126,17 @@ def failures(table: pa.Table) -> list[RowFailure | None]:
     ]
 
 
-def failure_columns(found: list[RowFailure | None]) -> dict[str, list[str | None]]:
+def failure_columns(row_failures: list[RowFailure | None]) -> dict[str, list[str | None]]:
     """The error columns of rows with these failures."""
     return {
-        c.STATUS: [None if one is None else c.STATUS_ERROR for one in found],
-        c.ERROR_CODE: [None if one is None else one.code for one in found],
-        c.ERROR_MESSAGE: [None if one is None else one.message for one in found],
+        c.STATUS: [None if failure is None else c.STATUS_ERROR for failure in row_failures],
+        c.ERROR_CODE: [None if failure is None else failure.code for failure in row_failures],
+        c.ERROR_MESSAGE: [None if failure is None else failure.message for failure in row_failures],
     }
 
 
 def replace_columns(table: pa.Table, columns: dict[str, list[Any]], schema: pa.Schema) -> pa.Table:
-    """The table in another schema: `columns` as given, the others as they were."""
+    """The table in another schema: with `columns` as given and all others from the table."""
     arrays = [
         pa.array(columns[field.name], field.type)
         if field.name in columns

@@ -68,11 +68,11 @@ class PrepareStage:
     ) -> None:
         # Stages are imported where they run: torch takes seconds, and the driver does not need it.
         from mediamill.pipeline.stages.fetch import Fetch, FetchRules
-        from mediamill.pipeline.stages.prepare import Prepare, PrepareRules
+        from mediamill.pipeline.stages.prepare import Prepare
 
         self._fetch = Fetch(schema, FetchRules.of(job, base))
         folder = local_folder(*checkpoint, job.resources.cache, weights=False)
-        self._prepare = Prepare(schema, PrepareRules.of(job, task), folder, count)
+        self._prepare = Prepare(schema, job, task, folder, count)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         # Each part is let go of before the next is asked for: its bytes are counted until then.

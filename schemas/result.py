@@ -13,7 +13,8 @@ from mediamill.schemas import columns as c
 from mediamill.schemas.manifest import ManifestSchema
 from mediamill.schemas.task import CAPTION, Task
 
-# What the model saw of one medium: enough to decode, sample and resize the same bytes again.
+# What the model saw of one medium: enough to decode, sample and resize the same bytes again. The
+# fields are those of `Receipt` in model/media/receipt.py, whose kind is the type, and the URI.
 RECEIPT_STRUCT = pa.struct(
     [
         pa.field("type", pa.string()),  # image | video, told from the bytes

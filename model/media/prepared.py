@@ -7,57 +7,30 @@ Knows pixels, frames and ceilings; prompts and token ids are none of its busines
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 
 from mediamill.model.errors import MediaError, PromptError
-from mediamill.model.inputs import VisualInput, VisualKind
+from mediamill.model.inputs import VisualInput
 from mediamill.model.media.budgets import Budget, Size
 from mediamill.model.media.content import MediaFile, Source
 from mediamill.model.media.frame_sampling import VideoRules
 from mediamill.model.media.image_rules import ImageRules
 from mediamill.model.media.images import DecodedImage, read_image
-from mediamill.model.media.limit_names import LimitName, in_order
+from mediamill.model.media.limit_names import in_order
 from mediamill.model.media.limits import MediaLimits
 from mediamill.model.media.patches import patchify_image, patchify_video, resize
 from mediamill.model.media.pixels import Frames, Picture, frame_count, picture_pixels
 from mediamill.model.media.probe_cache import ProbeCache
+from mediamill.model.media.receipt import Receipt
 from mediamill.model.media.timeline import sampled
 from mediamill.model.media.video import Video, decode_video
 
+__all__ = ["Receipt", "prepare_frames", "prepare_picture", "prepare_video"]
+
 _TORCH_HAS_NO_MEMORY = "DefaultCPUAllocator"  # in its sentence: torch has no error for it
-
-
-@dataclass(frozen=True)
-class Receipt:
-    """What the model really sees of one medium.
-
-    sha256: in hex, of the file's bytes; of a medium that came decoded, of its RGB pixels before the
-    resize, uint8 [3, H, W] or [frames looked at, 3, H, W]. height, width: pixels after the resize.
-    frame_times_s, frame_indices: of a video's sampled frames, in seconds from its first frame (none
-    if their rate is not known) and counted over all its frames; empty for a picture.
-    visual_tokens: in the prompt. source_height, source_width: upright pixels before the resize.
-    notes: what was clamped or changed and why, in words.
-    bound_by: the limits that decided the frames and the size, as in `bounds.Bound`.
-    seen_sha256: in hex, of a video's patches as the model gets them, which tells the windows of one
-    file apart; None for a picture, whose file says as much.
-    """
-
-    kind: VisualKind
-    sha256: str
-    height: int
-    width: int
-    frame_times_s: tuple[float, ...]
-    frame_indices: tuple[int, ...]
-    visual_tokens: int
-    source_height: int
-    source_width: int
-    notes: tuple[str, ...]
-    bound_by: tuple[LimitName, ...] = ()
-    seen_sha256: str | None = None
 
 
 def prepare_picture(
@@ -119,6 +92,7 @@ def _picture(
         source_width=source[1],
         notes=image.notes + ((note,) if note else ()),
         bound_by=(bound,) if bound else (),
+        seen_sha256=None,
     )
     return visual, receipt
 

@@ -23,7 +23,7 @@ from mediamill.pipeline.decoding.decoder_pool import (
     MediumRequest,
 )
 from mediamill.pipeline.decoding.media_limits import media_limits
-from mediamill.pipeline.decoding.probe import Measure, Measured
+from mediamill.pipeline.decoding.probe import ProbeRequest, ProbeResult
 from mediamill.pipeline.fetching.budget import Reservation
 from mediamill.pipeline.fetching.content import FetchedMedium
 from mediamill.pipeline.fetching.fetcher import Fetcher, FetchRules
@@ -44,7 +44,7 @@ from mediamill.schemas.manifest import MEDIA_TYPE, ManifestSchema
 
 _VIDEO: Literal["video"] = "video"
 _IMAGE = "image"
-_MEASURER = "mediamill.pipeline.decoding.probe:load_measurer"
+_MEASURER = "mediamill.pipeline.decoding.probe:load_prober"
 
 
 class Fetch(Protocol):
@@ -177,12 +177,12 @@ class Split:
         try:
             questions = [
                 DecodeRequest(
-                    [MediumRequest(_content(medium), _VIDEO)], measure=Measure(whole=whole)
+                    [MediumRequest(_content(medium), _VIDEO)], probe=ProbeRequest(whole=whole)
                 )
                 for _, medium, whole in asked
             ]
             for (row, _, _), answer in zip(asked, self._ask(questions), strict=True):
-                if answer.measured is not None and answer.measured.whole_needed:
+                if answer.probe is not None and answer.probe.whole_needed:
                     left.append(row)
                 else:
                     found[row.place] = self._split(row, answer)
@@ -200,7 +200,7 @@ class Split:
     def _by_wholes(self, table: pa.Table, rows: Sequence[_Row]) -> dict[int, _Split | RowFailure]:
         """From all of their files."""
         windows = self._rules.windows
-        measure = Measure(
+        probe = ProbeRequest(
             cuts=windows.kind == "scenes",
             threshold=windows.scene_threshold,
         )
@@ -218,7 +218,7 @@ class Split:
                 data = part[MEDIA_BYTES][number][0]
                 content = memoryview(data.as_buffer()) if path is None else Path(path)
                 asked.append(row)
-                questions.append(DecodeRequest([MediumRequest(content, _VIDEO)], measure=measure))
+                questions.append(DecodeRequest([MediumRequest(content, _VIDEO)], probe=probe))
             for row, answer in zip(asked, self._ask(questions), strict=True):
                 found[row.place] = self._split(row, answer)
         return found
@@ -230,13 +230,13 @@ class Split:
     def _split(self, row: _Row, answer: DecodeReply) -> _Split | RowFailure:
         if answer.failure is not None:
             return answer.failure
-        assert answer.measured is not None
+        assert answer.probe is not None
         try:
-            return _Split(self._windows(row, answer.measured), answer.measured.duration_s)
+            return _Split(self._windows(row, answer.probe), answer.probe.duration_s)
         except RowError as error:
             return RowFailure(error.code.value, error.message)
 
-    def _windows(self, row: _Row, measured: Measured) -> list[Window]:
+    def _windows(self, row: _Row, measured: ProbeResult) -> list[Window]:
         """The windows of the part of the video that the row names."""
         rules, duration = self._rules.windows, measured.duration_s
         start = max(0.0, row.start_s)

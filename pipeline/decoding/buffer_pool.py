@@ -1,7 +1,6 @@
-"""Turns memory that nothing refers to any more into memory for the next bytes.
+"""A pool of buffers that are used again when nothing refers to them any more.
 
-The system gives new memory page by page, which costs more than what is done with it: a multiple of
-the copy. What lies in it is not known here.
+The system zeroes new memory page by page, which costs several times what a copy does.
 """
 
 import mmap
@@ -12,37 +11,37 @@ from contextlib import suppress
 import numpy as np
 import numpy.typing as npt
 
-KEPT_BYTES = 256 * 1024**2  # that wait to be used again, in one process
-_BLOCK = 2 * 1024**2  # bytes of the smallest block
-_SHELF = 32 * 1024**2  # bytes of the blocks of a shelf; those that are not used are not taken
+RETAINED_BYTES = 256 * 1024**2  # of free blocks, in one process
+_MIN_BLOCK = 2 * 1024**2  # bytes
+_ARENA_BLOCK = 32 * 1024**2  # bytes; the system allocates those that are written
 
 
 class BufferPool:
-    """Places for bytes; threads may share it.
+    """Buffers of any size. Several threads may call it.
 
-    A place goes back when nothing refers to the array, a view of it or an Arrow buffer on it.
+    A buffer returns to the pool when nothing refers to the array, a view of it or an Arrow buffer
+    on it.
     """
 
-    def __init__(self, kept_bytes: int = KEPT_BYTES) -> None:
-        """kept_bytes: of places that wait; beyond it they are given back to the system."""
-        self._kept_bytes = kept_bytes
-        # Places come back whenever the last reference goes, in any thread and within any line:
-        # nothing here takes a lock.
+    def __init__(self, retained_bytes: int = RETAINED_BYTES) -> None:
+        """retained_bytes: of free blocks; more are given back to the system."""
+        self._retained_bytes = retained_bytes
+        # Finalizers return blocks in any thread, in the middle of any line: no lock may be taken.
         self._free: dict[int, deque[mmap.mmap]] = {}
 
-    def place(self, size: int) -> npt.NDArray[np.uint8]:
-        """uint8 [size]; what was in it before is there still. Raises OSError without memory."""
+    def allocate(self, size: int) -> npt.NDArray[np.uint8]:
+        """uint8 [size], with any content. Raises OSError without memory."""
         if not size:
             return np.empty(0, np.uint8)
-        whole = _BLOCK << (-(-size // _BLOCK) - 1).bit_length()
-        block = self._block(whole)
+        block_size = _MIN_BLOCK << (-(-size // _MIN_BLOCK) - 1).bit_length()
+        block = self._block(block_size)
         array = np.frombuffer(block, np.uint8)
-        # Of views of a view, numpy keeps the first one alive: it is the one to wait for.
-        weakref.finalize(array, self._give, block).atexit = False
+        # A view of a view refers to the first array in numpy, so that one is finalized last.
+        weakref.finalize(array, self._release, block).atexit = False
         return array[:size]
 
-    def shelf(self) -> "Arena":
-        """Room for many small things, one after the other."""
+    def arena(self) -> "Arena":
+        """A new arena on this pool, for one thread."""
         return Arena(self)
 
     def _block(self, size: int) -> mmap.mmap:
@@ -51,24 +50,24 @@ class BufferPool:
             return free.pop()
         return mmap.mmap(-1, size)
 
-    def _give(self, block: mmap.mmap) -> None:
-        kept = sum(size * len(free) for size, free in list(self._free.items()))
-        if kept + len(block) <= self._kept_bytes:
+    def _release(self, block: mmap.mmap) -> None:
+        retained = sum(size * len(free) for size, free in list(self._free.items()))
+        if retained + len(block) <= self._retained_bytes:
             self._free[len(block)].append(block)
 
 
 class Arena:
-    """Rooms in warm memory, for one thread: each begins where the one before it ends, as far as
-    there is room. What lies side by side needs no copy to be one.
+    """Allocates small buffers one directly after the other within a block of the pool, so that
+    neighbours can become one Arrow column without a copy.
     """
 
-    def __init__(self, warm: BufferPool) -> None:
-        self._warm = warm
-        self._left = np.empty(0, np.uint8)
+    def __init__(self, pool: BufferPool) -> None:
+        self._pool = pool
+        self._free = np.empty(0, np.uint8)
 
-    def room(self, size: int) -> npt.NDArray[np.uint8]:
-        """uint8 [size], nobody else's. Raises OSError without memory."""
-        if size > self._left.size:
-            self._left = self._warm.place(max(size, _SHELF))
-        found, self._left = self._left[:size], self._left[size:]
-        return found
+    def allocate(self, size: int) -> npt.NDArray[np.uint8]:
+        """uint8 [size], with any content. Raises OSError without memory."""
+        if size > self._free.size:
+            self._free = self._pool.allocate(max(size, _ARENA_BLOCK))
+        array, self._free = self._free[:size], self._free[size:]
+        return array

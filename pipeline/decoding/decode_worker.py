@@ -1,8 +1,8 @@
-"""Turns the media of a row into patches, receipts and a prompt, in a process of its own.
+"""The fork server's process and the decode workers that it forks.
 
-The nursery is a process with one thread that has imported and loaded everything once. It decodes
-nothing; it forks workers, which do, and tells how they ended. Who asks, and what becomes of the
-answers, is not known here.
+The server has one thread, and imports and loads everything once. It decodes nothing: it forks
+workers, which turn the media of rows into patches, receipts and token ids, and reports how they
+ended.
 """
 
 import gc
@@ -21,49 +21,50 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 from mediamill.model.errors import MediaError, PromptError
 from mediamill.pipeline.decoding import socket_messages
 from mediamill.pipeline.decoding.message_stream import Sender
+from mediamill.pipeline.decoding.probe import Prober, ProbeRequest
 from mediamill.pipeline.decoding.sandbox import (
-    Ceiling,
+    MemoryLimit,
     Prctl,
-    confine,
-    keep_memory,
-    process_control,
+    enter_sandbox,
+    load_prctl,
+    retain_freed_memory,
 )
 from mediamill.pipeline.decoding.shared_memory import SharedMemory
 from mediamill.schemas.errors import ErrorCode, RowError
 
 if TYPE_CHECKING:
     from mediamill.model.inputs import VisualInput
-    from mediamill.model.processor import Processor, Receipt
-    from mediamill.pipeline.decoding.probe import Measurer
+    from mediamill.model.media.receipt import Receipt
+    from mediamill.model.processor import Processor
 
-_MOST = 2**32  # bytes of a request: who sends it is trusted
-_MESSAGE = 2000  # characters of an error
-_NO_MEMORY = ("bad_alloc", "allocate memory", "out of memory", "insufficient memory")
-# Of libraries that would start a thread for each core when they are loaded.
+_MAX_REQUEST_BYTES = 2**32  # requests come from the trusted side
+_MAX_MESSAGE = 2000  # characters of an error message
+_OUT_OF_MEMORY = ("bad_alloc", "allocate memory", "out of memory", "insufficient memory")
+# Libraries that would start a thread for each core when they are loaded.
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
-def main(handle: int) -> None:
-    """Is the nursery, until the other end of the socket `handle` is closed."""
+def main(fd: int) -> None:
+    """Runs the fork server until the other end of the socket `fd` is closed."""
     for name in _ONE_THREAD:
         os.putenv(name, "1")
-    # Who stops the job tells its processes; this one and its workers go with the last of those.
+    # The owner handles signals to the job; this process and its workers end with the owner.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    keep_memory()
-    link = socket.socket(fileno=handle)
-    with suppress(socket_messages.GoneError):
-        asked = json.loads(socket_messages.receive(link, _MOST).header)
-        module, _, name = asked["factory"].partition(":")
+    retain_freed_memory()
+    connection = socket.socket(fileno=fd)
+    with suppress(socket_messages.ConnectionClosedError):
+        request = json.loads(socket_messages.receive(connection, _MAX_REQUEST_BYTES).header)
+        module, _, name = request["factory"].partition(":")
         try:
-            processor = getattr(importlib.import_module(module), name)(**asked["settings"])
-        except Exception as error:  # noqa: BLE001 - told to who can do something about it
-            _tell(link, {"error": [type(error).__name__, str(error)[:_MESSAGE]]})
+            processor = getattr(importlib.import_module(module), name)(**request["arguments"])
+        except Exception as error:  # noqa: BLE001 - the owner raises it
+            _send(connection, {"error": [type(error).__name__, str(error)[:_MAX_MESSAGE]]})
             return
         gc.collect()
         gc.freeze()  # or the first collection of each worker would copy what all share
-        _tell(link, {"shapes": _shapes(processor)})
-        _serve(link, processor)
+        _send(connection, {"shapes": _patch_shapes(processor)})
+        _serve(connection, processor)
 
 
 def load_processor(
@@ -73,7 +74,12 @@ def load_processor(
     video: Mapping[str, Any] | None = None,
     limits: Mapping[str, Any] | None = None,
 ) -> "Processor":
-    """The processor of a checkpoint folder, by the rules of a job. Raises ModelError."""
+    """Loads the processor of a checkpoint folder: the default factory of DecoderPool.
+
+    image_min_pixels, image_max_pixels: None = the checkpoint's own.
+    video, limits: arguments of VideoRules and MediaLimits.
+    Raises ModelError.
+    """
     import torch
     from PIL import AvifImagePlugin
 
@@ -91,8 +97,8 @@ def load_processor(
     )
 
 
-def _shapes(processor: "Processor") -> dict[str, dict[str, int]]:
-    """Of each kind, bytes of one patch, and what the grid is counted in."""
+def _patch_shapes(processor: "Processor") -> dict[str, dict[str, int]]:
+    """The arguments of PatchShape, by kind of medium."""
     shapes: dict[str, dict[str, int]] = {}
     for kind, rules in processor.rules.items():
         slices = 1 if kind == "image" else rules.temporal_patch_size
@@ -104,150 +110,157 @@ def _shapes(processor: "Processor") -> dict[str, dict[str, int]]:
     return shapes
 
 
-def _serve(link: socket.socket, processor: "Processor") -> None:
-    """Forks and ends workers until nobody asks any more, then ends those that are left."""
-    prctl = process_control()
+def _serve(connection: socket.socket, processor: "Processor") -> None:
+    """Forks and ends workers until the connection is closed, then ends the remaining ones."""
+    prctl = load_prctl()
     workers: set[int] = set()
     try:
         while True:
-            message = socket_messages.receive(link, _MOST, handles=4)
-            asked = json.loads(message.header)
-            if message.handles:
-                workers.add(_fork(link, message.handles, processor, asked["max_bytes"], prctl))
+            message = socket_messages.receive(connection, _MAX_REQUEST_BYTES, max_fds=4)
+            request = json.loads(message.header)
+            if message.fds:
+                pid = _fork(connection, message.fds, processor, request["max_bytes"], prctl)
+                workers.add(pid)
                 continue
-            number = asked["end"]
-            workers.remove(number)
+            pid = request["end"]
+            workers.remove(pid)
             with suppress(ProcessLookupError):
-                os.kill(number, signal.SIGKILL)
-            # Of one that has ended already, this is the reason, and not the signal above.
-            status = os.waitstatus_to_exitcode(os.waitpid(number, 0)[1])
-            _tell(link, {"status": status})
+                os.kill(pid, signal.SIGKILL)
+            # If the worker had ended before, this is its own status, and not that of the SIGKILL.
+            status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            _send(connection, {"status": status})
     finally:
-        for number in workers:
-            os.kill(number, signal.SIGKILL)
+        for pid in workers:
+            os.kill(pid, signal.SIGKILL)
 
 
 def _fork(
-    link: socket.socket,
-    handles: tuple[int, ...],
+    connection: socket.socket,
+    fds: tuple[int, ...],
     processor: "Processor",
     max_bytes: int,
     prctl: Prctl | None,
 ) -> int:
-    """handles: of the worker's own link, of its answers, of the bell that tells of them, and of the
-    memory that it shares with who asks it.
+    """Forks a worker and returns its process id.
+
+    fds: the worker's connection, its pipe for replies, the doorbell, and the shared memory.
     """
-    parent = os.getpid()
-    number = os.fork()
-    if number == 0:
+    server = os.getpid()
+    pid = os.fork()
+    if pid == 0:
         try:
-            link.close()
-            confine(parent, prctl)
-            own, parcels, bell, memory = handles
-            shared = SharedMemory(memory, max_bytes)
-            os.close(memory)
-            link, answers = socket.socket(fileno=own), Sender(parcels, bell)
-            with suppress(socket_messages.GoneError):  # nobody asks any more
-                _work(link, answers, shared, processor, Ceiling(max_bytes))
+            connection.close()
+            enter_sandbox(server, prctl)
+            connection_fd, pipe, doorbell, memory_fd = fds
+            memory = SharedMemory(memory_fd, max_bytes)
+            os.close(memory_fd)
+            connection, replies = socket.socket(fileno=connection_fd), Sender(pipe, doorbell)
+            with suppress(socket_messages.ConnectionClosedError):
+                _run_worker(connection, replies, memory, processor, MemoryLimit(max_bytes))
             os._exit(0)
         finally:
             os._exit(1)
-    for handle in handles:
-        os.close(handle)
-    _tell(link, {"worker": number})
-    return number
+    for fd in fds:
+        os.close(fd)
+    _send(connection, {"worker": pid})
+    return pid
 
 
-def _work(
-    link: socket.socket,
-    answers: Sender,
-    shared: SharedMemory,
+def _run_worker(
+    connection: socket.socket,
+    replies: Sender,
+    memory: SharedMemory,
     processor: "Processor",
-    ceiling: Ceiling,
+    memory_limit: MemoryLimit,
 ) -> NoReturn:
-    """Answers one message after the other. Raises GoneError."""
+    """Decodes one batch after the other. Raises ConnectionClosedError."""
     while True:
-        asked = json.loads(socket_messages.receive(link, _MOST).header)
-        end = time.monotonic() + asked["start_s"]
-        at = 0
-        for row in asked["rows"]:
-            told, parts = _answer(processor, row, at, shared, ceiling)
-            at += sum(one.get("bytes", 0) for one in row["media"])
-            # What is large comes last: the next row could change it before it is read.
-            large = sum(part.nbytes for part in parts) > answers.most
+        request = json.loads(socket_messages.receive(connection, _MAX_REQUEST_BYTES).header)
+        end = time.monotonic() + request["start_s"]
+        offset = 0
+        for row in request["rows"]:
+            reply, parts = _decode(processor, row, offset, memory, memory_limit)
+            offset += sum(medium.get("bytes", 0) for medium in row["media"])
+            # The next row could change shared memory before it is read, so a row that uses it is
+            # the last of its batch.
+            large = sum(part.nbytes for part in parts) > replies.max_data_bytes
             if large:
-                shared.write(parts)
+                memory.write(parts)
                 parts = ()
-            told["data_bytes"] = ceiling.data_bytes()
+            reply["data_bytes"] = memory_limit.data_bytes()
             last = large or time.monotonic() > end
-            answers.send(json.dumps(told).encode(), parts, shared=large, last=last)
+            replies.send(json.dumps(reply).encode(), parts, shared=large, last=last)
             if last:
                 break
-        answers.ring()
+        replies.ring()
 
 
-def _answer(
+def _decode(
     processor: "Processor",
-    asked: Mapping[str, Any],
-    at: int,
-    shared: SharedMemory,
-    ceiling: Ceiling,
+    row: Mapping[str, Any],
+    offset: int,
+    memory: SharedMemory,
+    memory_limit: MemoryLimit,
 ) -> tuple[dict[str, Any], Sequence[memoryview]]:
-    """What there is to say about one row, and its patches and ids as bytes.
+    """The reply about one row, and its patches and token ids as bytes.
 
-    at: where the row's media begin in the memory.
+    offset: where the row's media begin in the shared memory.
     """
     receipts: list[Receipt] = []
     visuals: list[VisualInput] = []
     parts: list[memoryview] = []
     ids: list[list[int]] = []
-    measured = None
+    probe = None
     failure, stage = None, "media"
-    ceiling.hold()
+    memory_limit.apply()
     try:
-        for one in asked["media"]:
+        for medium in row["media"]:
             data: bytes | Path
-            if "path" in one:
-                data = Path(one["path"])
+            if "path" in medium:
+                data = Path(medium["path"])
             else:
-                data = shared.read(at, one["bytes"])
-                at += one["bytes"]
-            if asked["measure"] is not None:
-                measured = cast("Measurer", processor).measure(data, asked["measure"])
+                data = memory.read(offset, medium["bytes"])
+                offset += medium["bytes"]
+            if row["probe"] is not None:
+                prober = cast("Prober", processor)
+                probe = prober.probe(data, ProbeRequest(**row["probe"])).model_dump()
                 continue
-            wanted = one["kind"], one["start_s"], one["end_s"]
-            visual, receipt = processor.prepare_media(data, *wanted)
+            visual, receipt = processor.prepare_media(
+                data, medium["kind"], medium["start_s"], medium["end_s"]
+            )
             visuals.append(visual)
             receipts.append(receipt)
             del data
         stage = "prompt"
-        ids = [_prompt(processor, chat, visuals) for chat in asked["chats"]]
-        ids += _continuations(processor, asked["texts"], max(map(len, ids), default=0))
-        parts = [memoryview(one.patches.contiguous().numpy().data).cast("B") for one in visuals]
-        parts += [memoryview(array("i", one)).cast("B") for one in ids]
-        if sum(part.nbytes for part in parts) > shared.size:
+        ids = [_prompt_ids(processor, chat, visuals) for chat in row["chats"]]
+        ids += _text_ids(processor, row["texts"], max(map(len, ids), default=0))
+        parts = [
+            memoryview(visual.patches.contiguous().numpy().data).cast("B") for visual in visuals
+        ]
+        parts += [memoryview(array("i", text_ids)).cast("B") for text_ids in ids]
+        if sum(part.nbytes for part in parts) > memory.size:
             raise MemoryError
-    except Exception as error:  # noqa: BLE001 - whatever a decoder raises is this row's fault
-        ceiling.lift()
-        failure = _failure(error, stage, shared.size)
+    except Exception as error:  # noqa: BLE001 - whatever a decoder raises fails this row alone
+        memory_limit.remove()
+        failure = _failure(error, stage, memory.size)
         if stage == "media":
             receipts = []
         visuals, parts, ids = [], [], []
-    if asked["measure"] is not None:
-        return {"measured": measured, "failure": failure}, ()
-    told = {
-        "receipts": [_receipt(receipt) for receipt in receipts],
-        "visuals": [{"kind": one.kind, "grid_thw": one.grid_thw} for one in visuals],
-        "ids": [len(one) for one in ids],
+    if row["probe"] is not None:
+        return {"probe": probe, "failure": failure}, ()
+    reply = {
+        "receipts": [vars(receipt) for receipt in receipts],
+        "visuals": [{"kind": visual.kind, "grid_thw": visual.grid_thw} for visual in visuals],
+        "ids": [len(text_ids) for text_ids in ids],
         "failure": failure,
     }
-    return told, parts
+    return reply, parts
 
 
-def _prompt(
+def _prompt_ids(
     processor: "Processor", chat: Mapping[str, Any], visuals: "Sequence[VisualInput]"
 ) -> list[int]:
-    """The ids of a chat, or of a text and a system text."""
+    """The token ids of a chat, or of a prompt and a system text."""
     messages = chat.get("messages")
     if messages is None:
         kinds = [visual.kind for visual in visuals]
@@ -255,11 +268,9 @@ def _prompt(
     return processor.build_prompt(messages, visuals)
 
 
-def _continuations(
-    processor: "Processor", texts: Sequence[str], prompt_tokens: int
-) -> list[list[int]]:
-    """The ids of each text that may follow a prompt."""
-    found = []
+def _text_ids(processor: "Processor", texts: Sequence[str], prompt_tokens: int) -> list[list[int]]:
+    """The token ids of each text that may follow the prompt."""
+    all_ids = []
     for number, text in enumerate(texts, start=1):
         if control := processor.tokenizer.control_tokens_in(text):
             raise RowError(
@@ -267,24 +278,20 @@ def _continuations(
                 f"text {number} of those to score holds the control string {control[0]}, which "
                 "only the chat template may write",
             )
-        found.append(processor.tokenizer.encode(text))
-        most = processor.max_context - prompt_tokens
-        if len(found[-1]) > most:
+        all_ids.append(processor.tokenizer.encode(text))
+        max_tokens = processor.max_context - prompt_tokens
+        if len(all_ids[-1]) > max_tokens:
             raise RowError(
                 ErrorCode.CONTEXT_TOO_LONG,
-                f"text {number} of those to score has {len(found[-1])} tokens, and the model's "
-                f"context of {processor.max_context} has room for {most} after the prompt",
+                f"text {number} of those to score has {len(all_ids[-1])} tokens, and the model's "
+                f"context of {processor.max_context} has room for {max_tokens} after the prompt",
             )
-    return found
-
-
-def _receipt(receipt: "Receipt") -> dict[str, Any]:
-    return vars(receipt)
+    return all_ids
 
 
 def _failure(error: Exception, stage: str, max_bytes: int) -> dict[str, str]:
-    """The code and the sentence of an error."""
-    if _is_no_memory(error):
+    """The arguments of RowFailure."""
+    if _is_out_of_memory(error):
         code: str = ErrorCode.DECODE_TOO_LARGE
         text = (
             f"the row's media take more memory than the limit of {max_bytes} bytes: "
@@ -295,19 +302,21 @@ def _failure(error: Exception, stage: str, max_bytes: int) -> dict[str, str]:
     else:
         code = ErrorCode.DECODE_CORRUPT if stage == "media" else ErrorCode.PROMPT_INVALID
         text = f"{type(error).__name__}: {error}"
-    # Texts of the row may hold what is no Unicode.
-    return {"code": str(code), "message": text[:_MESSAGE].encode(errors="replace").decode()}
+    # Texts of the row may hold lone surrogates.
+    return {"code": str(code), "message": text[:_MAX_MESSAGE].encode(errors="replace").decode()}
 
 
-def _is_no_memory(error: BaseException | None) -> bool:
-    """Whether an error is, or comes of, memory that was not given."""
-    while error is not None:
+def _is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error is, or was caused by, a failed allocation."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:  # `raise x from x` is its own cause
+        seen.add(id(error))
         text = str(error).lower()
-        if isinstance(error, MemoryError) or any(words in text for words in _NO_MEMORY):
+        if isinstance(error, MemoryError) or any(words in text for words in _OUT_OF_MEMORY):
             return True
         error = error.__cause__ or error.__context__
     return False
 
 
-def _tell(link: socket.socket, header: Mapping[str, Any]) -> None:
-    socket_messages.send(link, json.dumps(header).encode())
+def _send(connection: socket.socket, header: Mapping[str, Any]) -> None:
+    socket_messages.send(connection, json.dumps(header).encode())

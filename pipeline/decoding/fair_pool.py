@@ -1,6 +1,6 @@
-"""Turns things that are few into shares for the threads that want to use them at once.
+"""A pool of a few resources that threads share fairly.
 
-A thread that is alone may have all; when others come, it gives back what is more than its share.
+A thread that is alone may take all; when others come, it gets no more than its share of them.
 """
 
 import threading
@@ -12,59 +12,61 @@ T = TypeVar("T")
 
 
 class FairPool(Generic[T]):
-    """The things that are free, and how many threads share them all."""
+    """The free resources, and the number of threads that share them."""
 
-    def __init__(self, things: Sequence[T]) -> None:
-        self._free = list(things)
-        self._total = len(things)
-        self._visits = 0
+    def __init__(self, resources: Sequence[T]) -> None:
+        self._free = list(resources)
+        self._total = len(resources)
+        self._leases = 0
         self._change = threading.Condition()
 
     @contextmanager
-    def visit(self) -> Iterator["Lease[T]"]:
-        """Within it, this thread has a share; what it still holds at the end is given back."""
+    def lease(self) -> Iterator["Lease[T]"]:
+        """One thread's use of the pool; what it holds at the end is released."""
         with self._change:
-            self._visits += 1
-        visit = Lease(self)
+            self._leases += 1
+        lease = Lease(self)
         try:
-            yield visit
+            yield lease
         finally:
-            for thing in list(visit.held):
-                visit.give(thing)
+            for resource in list(lease.held):
+                lease.release(resource)
             with self._change:
-                self._visits -= 1
+                self._leases -= 1
 
-    def take(self, held: int) -> T | None:
-        """One more for a thread that holds so many, or None; waits for the first one."""
+    def acquire(self, held: int) -> T | None:
+        """One more for a thread that holds so many, None when it has its share; waits for the
+        first one.
+        """
         with self._change:
             if held == 0:
                 self._change.wait_for(lambda: self._free)
-            elif not self._free or held >= self._total // self._visits:
+            elif not self._free or held >= self._total // self._leases:
                 return None
             return self._free.pop()
 
-    def give(self, thing: T) -> None:
-        """Gives one back. The one that was used last is the next to be used."""
+    def release(self, resource: T) -> None:
+        """Returns a resource. The one used last is the next to be used."""
         with self._change:
-            self._free.append(thing)
+            self._free.append(resource)
             self._change.notify()
 
 
 class Lease(Generic[T]):
-    """One thread's use of the shares."""
+    """One thread's use of a FairPool. held: its resources."""
 
-    def __init__(self, shares: FairPool[T]) -> None:
-        self._shares = shares
+    def __init__(self, pool: FairPool[T]) -> None:
+        self._pool = pool
         self.held: list[T] = []
 
-    def take(self) -> T | None:
-        """One more, or None when this thread has its share; waits for the first one."""
-        thing = self._shares.take(len(self.held))
-        if thing is not None:
-            self.held.append(thing)
-        return thing
+    def acquire(self) -> T | None:
+        """One more resource, None when this thread has its share; waits for the first one."""
+        resource = self._pool.acquire(len(self.held))
+        if resource is not None:
+            self.held.append(resource)
+        return resource
 
-    def give(self, thing: T) -> None:
-        """Gives one back."""
-        self.held.remove(thing)
-        self._shares.give(thing)
+    def release(self, resource: T) -> None:
+        """Returns a resource."""
+        self.held.remove(resource)
+        self._pool.release(resource)

@@ -1,7 +1,5 @@
-"""Turns a wish for a decoding process into one that is ready, in milliseconds, and ends it.
-
-The nursery is a child of this process that has loaded everything; workers are its forks. What they
-are asked is not known here.
+"""The fork server: a child process that has loaded everything, and forks decode workers in
+milliseconds.
 """
 
 import json
@@ -19,30 +17,38 @@ from typing import Any
 
 from mediamill.model.errors import ModelError
 from mediamill.pipeline.decoding import socket_messages
-from mediamill.pipeline.decoding.message_stream import Receiver, pipes
-from mediamill.pipeline.decoding.reply import Shape
+from mediamill.pipeline.decoding.message_stream import Receiver, create_pipes
+from mediamill.pipeline.decoding.reply import PatchShape
 from mediamill.pipeline.decoding.shared_memory import SharedMemory
 
-# The child finds its modules as this process does, and knows nothing else of it.
-_START = """\
+# The server finds modules where this process does.
+_PROGRAM = """\
 import json, sys
 sys.path[:] = json.loads(sys.argv[2])
 from mediamill.pipeline.decoding.decode_worker import main
 main(int(sys.argv[1]))
 """
-_LOAD_S = 600.0  # libraries may come from a slow network disk
-_FORK_S = 60.0
-_STARTS = 3
-_HEADER = 64 * 1024  # bytes that the nursery's answers take at most
-_ANSWER = 16 * 1024**2  # bytes of a worker's answer beside its patches: of many frames, their times
-_ANSWER_S = 10.0  # for the rest of an answer that has begun: other rows wait
+_LOAD_TIMEOUT_S = 600.0  # libraries may come from a slow network disk
+_FORK_TIMEOUT_S = 60.0
+_MAX_STARTS = 3
+_MAX_HEADER_BYTES = 64 * 1024  # of the server's replies
+_MAX_REPLY_BYTES = 16 * 1024**2  # of a worker's reply without patches: times of many frames
+_REPLY_TIMEOUT_S = 10.0  # for the rest of a reply that has begun, while other rows wait
+_LOST = (
+    socket_messages.ConnectionClosedError,
+    socket_messages.InvalidMessageError,
+    OSError,
+    ValueError,
+    KeyError,
+)
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What a nursery loads.
+class ForkServerSettings:
+    """What the fork server loads.
 
-    factory: "module:name" of what makes the processor, called with `arguments`, which are JSON.
+    factory: "module:name" of a function that creates the processor.
+    arguments: of the factory, as JSON.
     max_bytes: memory that decoding one row may take.
     """
 
@@ -53,144 +59,150 @@ class Settings:
 
 @dataclass(frozen=True)
 class Worker:
-    """A process that decodes. process: its number. link: the way to ask it. memory: shared with it.
+    """A process that decodes.
 
-    answers: of what comes over the link. nursery: which one has forked it, counted.
+    connection: for requests to it.
+    replies: what it sends back.
+    memory: shared with it.
+    generation: which start of the fork server has forked it.
     """
 
-    process: int
-    link: socket.socket
-    answers: Receiver
+    pid: int
+    connection: socket.socket
+    replies: Receiver
     memory: SharedMemory
-    nursery: int
+    generation: int
 
 
 class ForkServer:
-    """The one that forks workers; threads may share it. It is started when it is made."""
+    """Starts the server process, and restarts it when it dies. Several threads may use it.
 
-    def __init__(self, settings: Settings) -> None:
+    shapes: of patches, by kind of medium.
+    """
+
+    def __init__(self, settings: ForkServerSettings) -> None:
         """Raises ModelError for a checkpoint that cannot be used, RuntimeError for all else."""
         self._settings = settings
         self._mutex = threading.Lock()
-        self._starts = 0
-        self._links: set[socket.socket | Receiver] = set()
-        self.shapes: Mapping[str, Shape] = {}
+        self._generation = 0
+        self._worker_ends: set[socket.socket | Receiver] = set()
+        self.shapes: Mapping[str, PatchShape] = {}
         self._start()
 
     @property
-    def process(self) -> int:
-        """Its number; another one after it had to be started again."""
-        return self._child.pid
+    def pid(self) -> int:
+        """Of the server process; it changes with a restart."""
+        return self._process.pid
 
     def fork(self) -> Worker:
-        """A new worker. Raises RuntimeError when there can be none, OSError without memory."""
-        most = self._settings.max_bytes
+        """A new worker. Raises RuntimeError when the server keeps dying, OSError without memory."""
+        max_bytes = self._settings.max_bytes
         with self._mutex:
-            for _ in range(_STARTS):
-                ours, theirs = socket.socketpair()
-                listen, send = pipes()
-                memory, handle = SharedMemory.new(most)
-                answers = Receiver(*listen, _ANSWER, _ANSWER_S)
-                handles = (theirs.fileno(), *send, handle)
+            for _ in range(_MAX_STARTS):
+                connection, worker_connection = socket.socketpair()
+                receiver_fds, sender_fds = create_pipes()
+                memory, memory_fd = SharedMemory.create(max_bytes)
+                replies = Receiver(*receiver_fds, _MAX_REPLY_BYTES, _REPLY_TIMEOUT_S)
+                worker_fds = (worker_connection.fileno(), *sender_fds, memory_fd)
                 try:
-                    number = int(self._ask({"max_bytes": most}, handles)["worker"])
-                    self._links |= {ours, answers}
-                    return Worker(number, ours, answers, memory, self._starts)
+                    pid = int(self._call({"max_bytes": max_bytes}, worker_fds)["worker"])
+                    self._worker_ends |= {connection, replies}
+                    return Worker(pid, connection, replies, memory, self._generation)
                 except _LOST:
-                    ours.close()
-                    answers.close()
+                    connection.close()
+                    replies.close()
                     memory.close()
                     self._end()
                     self._start()
                 finally:
-                    theirs.detach()
-                    for one in handles:
-                        os.close(one)
-        raise RuntimeError(f"the decoding process ended {_STARTS} times when it was to fork")
+                    worker_connection.detach()
+                    for fd in worker_fds:
+                        os.close(fd)
+        raise RuntimeError(f"the decoding process ended {_MAX_STARTS} times when it was to fork")
 
     def end(self, worker: Worker) -> int | None:
-        """Ends a worker. Its exit status: below 0 the signal that ended it, if it has ended before
-        this call; None when its nursery has ended, and every worker with it.
+        """Ends a worker.
+
+        Returns its exit status; below 0 it is the signal that ended the worker, if that happened
+        before this call. None when its fork server has ended, and every worker with it.
         """
-        worker.link.close()
-        worker.answers.close()
+        worker.connection.close()
+        worker.replies.close()
         worker.memory.close()
         with self._mutex:
-            self._links -= {worker.link, worker.answers}
-            if worker.nursery != self._starts:
+            self._worker_ends -= {worker.connection, worker.replies}
+            if worker.generation != self._generation:
                 return None
             try:
-                return int(self._ask({"end": worker.process})["status"])
+                return int(self._call({"end": worker.pid})["status"])
             except _LOST:
                 self._end()
                 self._start()
                 return None
 
     def close(self) -> None:
-        """Ends it, and its workers with it, which nobody may be using."""
+        """Ends the server and its workers, which no thread may be using."""
         with self._mutex:
             self._finalizer()
-            for link in self._links:
-                link.close()
+            for end in self._worker_ends:
+                end.close()
 
-    def _ask(self, question: Mapping[str, Any], handles: Sequence[int] = ()) -> Mapping[str, Any]:
-        deadline = time.monotonic() + _FORK_S
-        socket_messages.send(self._link, json.dumps(question).encode(), deadline, handles)
-        message = socket_messages.receive(self._link, _HEADER, deadline)
-        answer: Mapping[str, Any] = json.loads(message.header)
-        return answer
+    def _call(self, request: Mapping[str, Any], fds: Sequence[int] = ()) -> Mapping[str, Any]:
+        deadline = time.monotonic() + _FORK_TIMEOUT_S
+        socket_messages.send(self._connection, json.dumps(request).encode(), deadline, fds)
+        message = socket_messages.receive(self._connection, _MAX_HEADER_BYTES, deadline)
+        reply: Mapping[str, Any] = json.loads(message.header)
+        return reply
 
     def _start(self) -> None:
-        self._starts += 1
-        self._link, theirs = socket.socketpair()
-        with theirs:
-            # A session of its own: Ctrl-C is for the job, which ends what is in work in its way.
-            self._child = subprocess.Popen(
-                [sys.executable, "-c", _START, str(theirs.fileno()), json.dumps(sys.path)],
+        self._generation += 1
+        self._connection, server_end = socket.socketpair()
+        with server_end:
+            # In a session of its own, since Ctrl-C is for the job, which lets its work finish.
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _PROGRAM, str(server_end.fileno()), json.dumps(sys.path)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(),),
+                pass_fds=(server_end.fileno(),),
                 start_new_session=True,
             )
-        self._finalizer = weakref.finalize(self, _end, self._child, self._link, self._links)
-        settings, deadline = self._settings, time.monotonic() + _LOAD_S
-        asked = {"factory": settings.factory, "settings": dict(settings.arguments)}
+        self._finalizer = weakref.finalize(
+            self, _end_process, self._process, self._connection, self._worker_ends
+        )
+        settings, deadline = self._settings, time.monotonic() + _LOAD_TIMEOUT_S
+        request = {"factory": settings.factory, "arguments": dict(settings.arguments)}
         try:
-            socket_messages.send(self._link, json.dumps(asked).encode(), deadline)
-            told = json.loads(socket_messages.receive(self._link, _HEADER, deadline).header)
+            socket_messages.send(self._connection, json.dumps(request).encode(), deadline)
+            message = socket_messages.receive(self._connection, _MAX_HEADER_BYTES, deadline)
+            reply = json.loads(message.header)
         except _LOST as error:
             self._end()
-            status = self._child.returncode
+            status = self._process.returncode
             raise RuntimeError(
                 f"the decoding process ended with the status {status} while it was starting"
             ) from error
-        if "error" in told:
+        if "error" in reply:
             self._end()
-            name, message = told["error"]
-            raise (
-                ModelError(message) if name == "ModelError" else RuntimeError(f"{name}: {message}")
-            )
-        self.shapes = {kind: Shape(**shape) for kind, shape in told["shapes"].items()}
+            name, text = reply["error"]
+            raise ModelError(text) if name == "ModelError" else RuntimeError(f"{name}: {text}")
+        self.shapes = {kind: PatchShape(**shape) for kind, shape in reply["shapes"].items()}
 
     def _end(self) -> None:
         self._finalizer.detach()
-        _end(self._child, self._link, ())
+        # The ends of its workers stay open: a thread may be waiting for one of them.
+        _end_process(self._process, self._connection, ())
 
 
-_LOST = (socket_messages.GoneError, socket_messages.GarbledError, OSError, ValueError, KeyError)
-
-
-def _end(
-    child: "subprocess.Popen[bytes]", link: socket.socket, links: Iterable[socket.socket | Receiver]
+def _end_process(
+    process: "subprocess.Popen[bytes]",
+    connection: socket.socket,
+    worker_ends: Iterable[socket.socket | Receiver],
 ) -> None:
-    """The nursery ends when its link is closed, unless it hangs.
-
-    links: to its workers, which end with it; those that a thread waits for must not be closed.
-    """
-    for one in (link, *links):
-        one.close()
+    """Closes the server's connection, upon which it ends with its workers, or kills it."""
+    for end in (connection, *worker_ends):
+        end.close()
     with suppress(subprocess.TimeoutExpired):
-        child.wait(1.0)
+        process.wait(1.0)
         return
-    child.kill()
-    child.wait()
+    process.kill()
+    process.wait()

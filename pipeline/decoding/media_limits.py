@@ -1,11 +1,11 @@
-"""Turns the limits of a job into the ceilings on what one medium may cost."""
+"""Selects the limits of a job that hold for one medium."""
 
 from mediamill.model.media.limits import MediaLimits
 from mediamill.schemas.job import Limits
 
 
 def media_limits(limits: Limits) -> MediaLimits:
-    """What the job says; the others are the library's own."""
+    """Those that the job sets; the others have the library's defaults."""
     return MediaLimits(
         max_image_pixels=limits.max_image_pixels,
         max_video_pixels=limits.max_video_pixels,

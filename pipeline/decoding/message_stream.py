@@ -1,8 +1,8 @@
-"""Turns answers into a stream of parcels from one process to another, and back.
+"""Framed messages over a pipe, with a second pipe as the doorbell that wakes the receiver.
 
-Who listens is not woken for each: a bell rings when it is worth it. What has been sent lies with
-the system, where its sender can neither change it nor take it back, and where it stays when the
-sender dies. What parcels mean is not known here; who listens trusts nothing that arrives.
+The receiver is not woken for each frame, but when enough data are queued. Queued data stay in the
+kernel's pipe, where the sender can no longer change them and where they survive it. The receiver
+trusts nothing that arrives.
 """
 
 import fcntl
@@ -18,32 +18,35 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from mediamill.pipeline.decoding.socket_messages import GarbledError, GoneError
+from mediamill.pipeline.decoding.socket_messages import ConnectionClosedError, InvalidMessageError
 
 _PREFIX = struct.Struct("!BII")  # flags, bytes of the header, bytes of the data
 _SHARED, _LAST = 1, 2
-_QUEUE = 1024**2  # bytes that may wait for who listens, if the system gives as many
-_USUAL = 64 * 1024  # bytes that it gives in any case
-_RINGS = 4096  # of the bell that are heard at once
-_BUFFER = 128 * 1024  # bytes: small parcels come many at once, large ones go where they belong
-_LEAST = 8 * 1024  # bytes of it that should be free to be read into
+_PIPE_BYTES = 1024**2  # capacity of the pipe, if the system grants it
+_DEFAULT_PIPE_BYTES = 64 * 1024  # that it has in any case
+_MAX_RINGS = 4096  # that are cleared at once
+_BUFFER = 128 * 1024  # bytes: many small frames in one read; large data bypass it
+_MIN_READ = 8 * 1024  # bytes of the buffer that should be free
 
 
-def pipes() -> tuple[tuple[int, int], tuple[int, int]]:
-    """Two handles for who listens, and two for who sends: of parcels and of the bell."""
-    parcels, bell = os.pipe(), os.pipe()
+def create_pipes() -> tuple[tuple[int, int], tuple[int, int]]:
+    """The receiver's file descriptors of the data pipe and the doorbell, then the sender's."""
+    data, doorbell = os.pipe(), os.pipe()
     if hasattr(fcntl, "F_SETPIPE_SZ"):
-        with suppress(OSError):  # this user has many
-            fcntl.fcntl(parcels[1], fcntl.F_SETPIPE_SZ, _QUEUE)
-    for handle in (*parcels, *bell):
-        os.set_blocking(handle, False)
-    return (parcels[0], bell[0]), (parcels[1], bell[1])
+        with suppress(OSError):  # this user's pipes have reached the system's limit
+            fcntl.fcntl(data[1], fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+    for fd in (*data, *doorbell):
+        os.set_blocking(fd, False)
+    return (data[0], doorbell[0]), (data[1], doorbell[1])
 
 
 class Frame(NamedTuple):
-    """header: text of a form that both ends know. size: bytes of the data that come after it.
+    """One message.
 
-    shared: there are none, they lie in the memory that both ends share. last: nothing more comes.
+    header: text in a format that both ends know.
+    size: bytes of the data that follow it in the pipe.
+    shared: the data are in shared memory instead, and none follow.
+    last: no more frames come.
     """
 
     header: bytes
@@ -53,182 +56,184 @@ class Frame(NamedTuple):
 
 
 class Sender:
-    """The end that answers."""
+    """The sending end. max_data_bytes: of one frame."""
 
-    def __init__(self, parcels: int, bell: int) -> None:
-        self._parcels = parcels
-        self._bell = bell
-        queue = _USUAL
+    def __init__(self, pipe: int, doorbell: int) -> None:
+        self._pipe = pipe
+        self._doorbell = doorbell
+        capacity = _DEFAULT_PIPE_BYTES
         if hasattr(fcntl, "F_GETPIPE_SZ"):
-            queue = fcntl.fcntl(parcels, fcntl.F_GETPIPE_SZ)
-        self.most = queue // 4  # bytes of the data of one parcel
-        self._loud = queue // 2
-        self._silent = 0  # bytes since the bell rang
+            capacity = fcntl.fcntl(pipe, fcntl.F_GETPIPE_SZ)
+        self.max_data_bytes = capacity // 4
+        self._ring_bytes = capacity // 2
+        self._unannounced = 0  # bytes sent since the doorbell rang
 
     def send(
         self, header: bytes, data: Sequence[memoryview] = (), *, shared: bool, last: bool
     ) -> None:
-        """Sends one parcel, whose data are at most `most` bytes. Raises GoneError."""
+        """Sends one frame. Raises ConnectionClosedError."""
         flags = _SHARED * shared | _LAST * last
         size = sum(part.nbytes for part in data)
         parts: list[bytes | memoryview] = [_PREFIX.pack(flags, len(header), size), header, *data]
-        whole = _PREFIX.size + len(header) + size
+        total = _PREFIX.size + len(header) + size
         try:
-            sent = os.writev(self._parcels, parts)
+            sent = os.writev(self._pipe, parts)
         except BlockingIOError:
             sent = 0
         except BrokenPipeError as error:
-            raise GoneError from error
-        if sent < whole:
-            self._finish(memoryview(b"".join(parts))[sent:])
-        self._silent += whole
-        if self._silent >= self._loud:
+            raise ConnectionClosedError from error
+        if sent < total:
+            self._send_rest(memoryview(b"".join(parts))[sent:])
+        self._unannounced += total
+        if self._unannounced >= self._ring_bytes:
             self.ring()
 
     def ring(self) -> None:
-        """Wakes who listens. Raises GoneError."""
-        self._silent = 0
+        """Wakes the receiver. Raises ConnectionClosedError."""
+        self._unannounced = 0
         try:
-            os.write(self._bell, b".")
-        except BlockingIOError:  # it is ringing
+            os.write(self._doorbell, b".")
+        except BlockingIOError:  # it is full of rings
             return
         except BrokenPipeError as error:
-            raise GoneError from error
+            raise ConnectionClosedError from error
 
-    def _finish(self, rest: memoryview) -> None:
-        """Sends what the queue had no room for: whoever listens has to take from it first."""
+    def _send_rest(self, rest: memoryview) -> None:
+        """Sends what the pipe had no space for, while the receiver reads from it."""
         poll = select.poll()
-        poll.register(self._parcels, select.POLLOUT)
+        poll.register(self._pipe, select.POLLOUT)
         while rest:
             self.ring()
             poll.poll()
             try:
-                rest = rest[os.write(self._parcels, rest) :]
+                rest = rest[os.write(self._pipe, rest) :]
             except BlockingIOError:
                 continue
             except BrokenPipeError as error:
-                raise GoneError from error
+                raise ConnectionClosedError from error
 
 
 class Receiver:
-    """The end that listens."""
+    """The receiving end."""
 
-    def __init__(self, parcels: int, bell: int, most: int, patience_s: float) -> None:
-        """most: bytes of a parcel's header that are taken. patience_s: for the rest of a parcel
-        that has begun.
-        """
-        self._parcels = FileIO(parcels)
-        self._bell = FileIO(bell)
-        self._most = most
-        self._patience_s = patience_s
+    def __init__(self, pipe: int, doorbell: int, max_header_bytes: int, timeout_s: float) -> None:
+        """timeout_s: to wait for the rest of a frame that has begun."""
+        self._pipe = FileIO(pipe)
+        self._doorbell = FileIO(doorbell)
+        self._max_header_bytes = max_header_bytes
+        self._timeout_s = timeout_s
         self._buffer = bytearray(_BUFFER)
-        self._start = self._stop = 0  # of what is in the buffer
-        self._data = 0  # bytes of the last parcel that have not been read
-        self._large = False  # it, as those that follow may be
+        self._start = self._stop = 0  # of the bytes in the buffer
+        self._unread = 0  # bytes of the last frame's data
+        self._large = False  # the last frame had large data, so the next ones may, too
 
     def close(self) -> None:
-        """Ends the use here."""
-        self._parcels.close()
-        self._bell.close()
+        """Closes both pipes."""
+        self._pipe.close()
+        self._doorbell.close()
 
     @property
-    def bell(self) -> int:
-        """A handle that is readable when the bell has rung, or never will again."""
-        return self._bell.fileno()
+    def doorbell(self) -> int:
+        """A file descriptor that is readable when the doorbell has rung or the sender is gone."""
+        return self._doorbell.fileno()
 
     @property
     def is_idle(self) -> bool:
-        """Whether the other end is there and has nothing to say."""
-        if self._data or self._start < self._stop:
+        """Whether the sender is there and has sent nothing that is not yet read."""
+        if self._unread or self._start < self._stop:
             return False
         poll = select.poll()
-        poll.register(self._parcels, select.POLLIN)
+        poll.register(self._pipe, select.POLLIN)
         return not poll.poll(0)
 
-    def hear(self) -> None:
-        """Has the bell be silent until it rings again."""
-        self._bell.read(_RINGS)
+    def clear_doorbell(self) -> None:
+        """Clears the notification: `doorbell` is readable again after the next ring."""
+        self._doorbell.read(_MAX_RINGS)
 
-    def take(self) -> Frame | None:
-        """The next parcel, or None when no more has come.
+    def next_frame(self) -> Frame | None:
+        """The next frame, or None when no more have arrived.
 
-        Raises GoneError, GarbledError, also when data of the last one are left, and TimeoutError.
+        Raises ConnectionClosedError, TimeoutError and InvalidMessageError, the latter also when
+        data of the last frame are unread.
         """
-        if self._data:
-            raise GarbledError(f"found {self._data} bytes after a parcel's data")
+        if self._unread:
+            raise InvalidMessageError(f"found {self._unread} bytes after a frame's data")
         deadline: float | None = None
-        while (parcel := self._next()) is None:
+        while (frame := self._parse()) is None:
             if self._fill():
                 continue
             if self._start == self._stop:
                 return None
             deadline = self._wait(deadline)
-        return parcel
+        return frame
 
     def read_into(self, array: npt.NDArray[np.uint8]) -> None:
-        """The next data of the last parcel, which has as many. Raises GoneError, TimeoutError."""
-        assert array.size <= self._data
-        view, at = array.data, min(array.size, self._stop - self._start)
-        view[:at] = memoryview(self._buffer)[self._start : self._start + at]
-        self._start += at
+        """Fills the array with the next data of the last frame, which must have as many.
+
+        Raises ConnectionClosedError and TimeoutError.
+        """
+        assert array.size <= self._unread
+        view, filled = array.data, min(array.size, self._stop - self._start)
+        view[:filled] = memoryview(self._buffer)[self._start : self._start + filled]
+        self._start += filled
         deadline: float | None = None
-        while at < array.size:
-            if got := self._read(view[at:]):
-                at += got
+        while filled < array.size:
+            if received := self._read(view[filled:]):
+                filled += received
             else:
                 deadline = self._wait(deadline)
-        self._data -= array.size
+        self._unread -= array.size
 
-    def _next(self) -> Frame | None:
-        """The first parcel in the buffer; None, and room for the rest, when it is not all there."""
-        found, wanted = self._stop - self._start, _PREFIX.size
-        if found >= wanted:
+    def _parse(self) -> Frame | None:
+        """The first frame of the buffer; if it is not complete, None, and space for the rest."""
+        available, needed = self._stop - self._start, _PREFIX.size
+        if available >= needed:
             flags, header, data = _PREFIX.unpack_from(self._buffer, self._start)
-            if header > self._most or data > _QUEUE or flags > _SHARED | _LAST:
-                raise GarbledError(f"found a parcel of {header} and {data} bytes")
-            wanted += header
-        if found < wanted:
-            self._make_room(wanted)
+            if header > self._max_header_bytes or data > _PIPE_BYTES or flags > _SHARED | _LAST:
+                raise InvalidMessageError(f"found a frame of {header} and {data} bytes")
+            needed += header
+        if available < needed:
+            self._reserve(needed)
             return None
-        at = self._start + _PREFIX.size
-        self._start += wanted
-        self._data, self._large = data, data > _BUFFER // 2
-        text = bytes(memoryview(self._buffer)[at : self._start])
+        offset = self._start + _PREFIX.size
+        self._start += needed
+        self._unread, self._large = data, data > _BUFFER // 2
+        text = bytes(memoryview(self._buffer)[offset : self._start])
         return Frame(text, data, bool(flags & _SHARED), bool(flags & _LAST))
 
-    def _make_room(self, wanted: int) -> None:
-        """Has so many bytes, from the first that is not taken yet, fit into the buffer."""
-        if len(self._buffer) - self._start >= max(wanted, _LEAST):
+    def _reserve(self, size: int) -> None:
+        """Makes so many bytes, from the first unread one on, fit into the buffer."""
+        if len(self._buffer) - self._start >= max(size, _MIN_READ):
             return
         rest = bytes(memoryview(self._buffer)[self._start : self._stop])
-        # One huge header is no reason to keep as much for good; small ones have always the same.
-        size = max(_BUFFER, wanted)
-        if size != len(self._buffer):
-            self._buffer = bytearray(size)
+        # The buffer shrinks again after one huge header.
+        capacity = max(_BUFFER, size)
+        if capacity != len(self._buffer):
+            self._buffer = bytearray(capacity)
         self._buffer[: len(rest)] = rest
         self._start, self._stop = 0, len(rest)
 
     def _fill(self) -> bool:
-        """Whether bytes have come into the buffer."""
-        # What is large is not to come here, but where it belongs.
-        most = _LEAST if self._large else len(self._buffer)
-        got = self._read(memoryview(self._buffer)[self._stop : self._stop + most])
-        self._stop += got
-        return got > 0
+        """Reads into the buffer. Returns whether bytes have arrived."""
+        # Large data are not read here but where they belong, without a copy.
+        size = _MIN_READ if self._large else len(self._buffer)
+        received = self._read(memoryview(self._buffer)[self._stop : self._stop + size])
+        self._stop += received
+        return received > 0
 
-    def _read(self, room: memoryview) -> int:
-        """Bytes that have come; 0 = none yet."""
-        got = self._parcels.readinto(room)
-        if got == 0:
-            raise GoneError
-        return got or 0
+    def _read(self, target: memoryview) -> int:
+        """Bytes that have arrived; 0 = none yet."""
+        received = self._pipe.readinto(target)
+        if received == 0:
+            raise ConnectionClosedError
+        return received or 0
 
     def _wait(self, deadline: float | None) -> float:
-        """For bytes, or their end, until a deadline, which begins with the first wait."""
+        """Waits for bytes until a deadline, which the first call sets, and returns it."""
         if deadline is None:
-            deadline = time.monotonic() + self._patience_s
+            deadline = time.monotonic() + self._timeout_s
         poll = select.poll()
-        poll.register(self._parcels, select.POLLIN)
+        poll.register(self._pipe, select.POLLIN)
         if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
             raise TimeoutError
         return deadline

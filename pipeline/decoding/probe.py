@@ -1,13 +1,12 @@
-"""Turns a video into how long it lasts and where its scenes change, in a process that may break.
+"""Finds how long a video lasts and where its scenes change, in a decode worker.
 
-Both sides of that question: what the process does, and what is believed of its answer. What is made
-of the numbers is not known here.
+Holds the request and the result of a probe, and the code that the worker runs; reply.py validates
+what a worker sends back.
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,28 +14,19 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mediamill.model.media.content import MediaFile
 from mediamill.model.media.limits import MediaLimits
-from mediamill.pipeline.records import RowFailure
-from mediamill.schemas.errors import ErrorCode
 
-_LONGEST_S = 1e9  # 30 years: nothing that is real
-_MOST_CUTS = 500_000  # they have to fit one answer
-_FAILURES = frozenset(
-    (
-        ErrorCode.DECODE_CORRUPT,
-        ErrorCode.DECODE_UNSUPPORTED,
-        ErrorCode.DECODE_TOO_LARGE,
-        ErrorCode.MEDIA_EMPTY,
-    )
-)
+_MAX_DURATION_S = 1e9  # 30 years
+_MAX_CUTS = 500_000  # they have to fit into one reply
 
 
 @dataclass(frozen=True)
-class Measure:
-    """What is asked of a video.
+class ProbeRequest:
+    """What to find out about a video.
 
-    whole: whether all of the file is there; else it may have holes, and only header and index are
-    looked at. cuts: whether the scenes are wanted, too. threshold, min_s: of model/media's
-    SceneRules.
+    whole: whether the whole file is there; if not, it may have holes, and only its header and index
+        are read.
+    cuts: whether to look for scene changes, too.
+    threshold, min_s: of model/media's SceneRules.
     """
 
     whole: bool = True
@@ -45,85 +35,48 @@ class Measure:
     min_s: float = 0.5
 
 
-class Measured(BaseModel):
-    """What a video is. whole_needed: only the whole file tells; then nothing else is known."""
+class ProbeResult(BaseModel):
+    """What a probe has found. cuts: seconds at which a new scene begins.
+
+    whole_needed: only the whole file can tell; the other fields then mean nothing.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
-    duration_s: Annotated[float, Field(ge=0, le=_LONGEST_S)] = 0.0
-    cuts: Annotated[list[float], Field(max_length=_MOST_CUTS)] = []
+    duration_s: Annotated[float, Field(ge=0, le=_MAX_DURATION_S)] = 0.0
+    cuts: Annotated[list[float], Field(max_length=_MAX_CUTS)] = []
     whole_needed: bool = False
 
 
-class Failure(BaseModel):
-    """What a process says is wrong with a medium or its prompt."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    code: ErrorCode = Field(strict=False)
-    message: str
-
-
-class _Told(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    measured: Measured | None
-    failure: Failure | None
-    data_bytes: Annotated[int, Field(ge=0, lt=2**63)]
-
-
-def told(header: bytes) -> tuple[Measured | None, RowFailure | None, int]:
-    """What an answer says: the measure, or the failure; and the bytes that the process holds.
-
-    Raises ValueError for what no sound process says.
-    """
-    found = _Told.model_validate_json(header)
-    if (found.measured is None) == (found.failure is None):
-        raise ValueError("found a measure and a failure, or neither, expected one")
-    if found.failure is not None:
-        if found.failure.code not in _FAILURES:
-            raise ValueError(f"found the error {found.failure.code} of a measure")
-        failure = RowFailure(found.failure.code.value, found.failure.message)
-        return None, failure, found.data_bytes
-    measured = found.measured
-    assert measured is not None
-    inside = [0.0, *measured.cuts]
-    if not all(one < other for one, other in pairwise(inside)):
-        raise ValueError("found cuts that do not ascend from above 0")
-    if measured.cuts and measured.cuts[-1] > measured.duration_s:
-        raise ValueError(f"found a cut behind the end at {measured.duration_s} s")
-    return measured, None, found.data_bytes
-
-
 @dataclass(frozen=True)
-class Measurer:
-    """What the decoding processes of a split hold in the place of a processor."""
+class Prober:
+    """Probes videos; the decode workers of an annotate job load it instead of a Processor."""
 
     limits: MediaLimits
-    rules: Mapping[str, Any] = field(default_factory=dict)  # no patches come of it
+    rules: Mapping[str, Any] = field(default_factory=dict)  # it makes no patches
 
-    def measure(self, data: bytes | Path, asked: Mapping[str, Any]) -> dict[str, Any]:
-        """The fields of a Measured. Raises MediaError."""
+    def probe(self, data: bytes | Path, request: ProbeRequest) -> ProbeResult:
+        """Probes one video. Raises MediaError."""
         from mediamill.model.media.duration import WholeFileNeededError, duration_s
         from mediamill.model.media.scene_cuts import SceneRules, scene_cuts
 
-        rules = Measure(**asked)
         content = MediaFile.of(data)
         try:
-            seconds = duration_s(content, self.limits, rules.whole)
+            seconds = duration_s(content, self.limits, request.whole)
         except WholeFileNeededError:
-            return {"whole_needed": True}
+            return ProbeResult(whole_needed=True)
         cuts: list[float] = []
-        if rules.cuts:
-            scenes = SceneRules(min_s=rules.min_s)
-            if rules.threshold is not None:
-                scenes = SceneRules(rules.threshold, rules.min_s)
-            cuts = [one for one in scene_cuts(content, scenes, self.limits) if one > 0]
-            # The frames know better than the header where the last one ends.
+        if request.cuts:
+            rules = SceneRules(min_s=request.min_s)
+            if request.threshold is not None:
+                rules = SceneRules(request.threshold, request.min_s)
+            cuts = [cut for cut in scene_cuts(content, rules, self.limits) if cut > 0]
+            # A header may declare an end that lies before the last frames.
             seconds = max(seconds, math.nextafter(cuts[-1], math.inf)) if cuts else seconds
-        return {"duration_s": seconds, "cuts": cuts}
+        # Without validation: the receiving process validates, and calls what it refuses a crash.
+        return ProbeResult.model_construct(duration_s=seconds, cuts=cuts)
 
 
-def load_measurer(limits: Mapping[str, Any]) -> Measurer:
-    """limits: arguments of MediaLimits."""
-    return Measurer(MediaLimits(**limits))
+def load_prober(limits: Mapping[str, Any]) -> Prober:
+    """The factory for a DecoderPool. limits: arguments of MediaLimits."""
+    return Prober(MediaLimits(**limits))

@@ -1,161 +1,189 @@
-"""Turns what a decoding process says of one row into values that are safe to store, or refuses it.
+"""Validates what a decode worker replies about one row.
 
-The process has had media of strangers in its memory: what it says is held against every bound that
-is known here. How it was asked is not known.
+The worker has parsed untrusted media, so every field of its reply is checked against its bounds.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from itertools import pairwise
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
-from mediamill.model.media.limit_names import LimitName
-from mediamill.pipeline.decoding.probe import Failure, Measured
+from mediamill.model.inputs import VisualKind
+from mediamill.model.media.receipt import Receipt
+from mediamill.pipeline.decoding.probe import ProbeResult
 from mediamill.pipeline.records import RowFailure
 from mediamill.schemas.errors import ErrorCode
 
 _ID_BYTES = 4
-_NOTHING = memoryview(b"")
-_FAILURES = frozenset(
+_NO_PATCHES = memoryview(b"")
+_PROBE_FAILURES = frozenset(
     (
         ErrorCode.DECODE_CORRUPT,
         ErrorCode.DECODE_UNSUPPORTED,
         ErrorCode.DECODE_TOO_LARGE,
         ErrorCode.MEDIA_EMPTY,
-        ErrorCode.PROMPT_INVALID,
-        ErrorCode.CONTEXT_TOO_LONG,
     )
 )
+_FAILURES = _PROBE_FAILURES | {ErrorCode.PROMPT_INVALID, ErrorCode.CONTEXT_TOO_LONG}
 
-Kind = Literal["image", "video"]
-_Size = Annotated[int, Field(ge=1, lt=2**31)]
-_Sha256 = Annotated[str, Field(pattern=r"\A[0-9a-f]{64}\z")]
-_Tokens = Annotated[int, Field(ge=0, lt=2**31)]
+_INT32, _INT64 = 2**31, 2**63
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_Size = Annotated[int, Field(ge=1, lt=_INT32)]
+_Tokens = Annotated[int, Field(ge=0, lt=_INT32)]
 
 
 class _Strict(BaseModel):
+    # Holds for the standard dataclasses in the fields, too: Receipt and RowFailure.
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class Shape(_Strict):
-    """What the patches of one kind are: bytes of one, pixels of its side, patches of a token's."""
+class PatchShape(_Strict):
+    """The patches of one kind of media: bytes of a patch, its side in pixels, and how many patches
+    in a row become one visual token.
+    """
 
     patch_bytes: _Size
     patch_size: _Size
     merge_size: _Size
 
 
-class Receipt(_Strict):
-    """As mediamill.model.processor.Receipt."""
+class VisualGrid(_Strict):
+    """What a row carries of a VisualInput beside its patches. Fields: see VisualInput."""
 
-    kind: Kind
-    sha256: _Sha256
-    height: _Size
-    width: _Size
-    frame_times_s: list[float]
-    frame_indices: list[Annotated[int, Field(ge=0, lt=2**63)]]
-    visual_tokens: _Tokens
-    source_height: _Size
-    source_width: _Size
-    notes: list[str]
-    bound_by: list[LimitName]
-    seen_sha256: _Sha256 | None
-
-
-class Visual(_Strict):
-    """The grid of one medium, in patches; its patches lie in the row's."""
-
-    kind: Kind
+    kind: VisualKind
     grid_thw: tuple[_Size, _Size, _Size]
 
 
-class _Told(_Strict):
-    receipts: list[Receipt]
-    visuals: list[Visual]
-    ids: list[_Tokens]
-    failure: Failure | None
-    data_bytes: Annotated[int, Field(ge=0, lt=2**63)]
+class _Header(_Strict):
+    failure: RowFailure | None
+    data_bytes: Annotated[int, Field(ge=0, lt=_INT64)]
+
+
+class _DecodeHeader(_Header):
+    receipts: tuple[Receipt, ...]
+    visuals: tuple[VisualGrid, ...]
+    ids: tuple[_Tokens, ...]
+
+
+class _ProbeHeader(_Header):
+    probe: ProbeResult | None
 
 
 @dataclass(frozen=True)
 class DecodeReply:
-    """What is known of one row.
+    """The result of decoding one row.
 
-    patches: uint8, those of all media one after the other. ids: int32 [length], of each chat, then
-    of each text.
-    failure: then there are no visuals, patches and ids; receipts, if the media could be decoded.
-    data_bytes: of memory that the process holds. measured: where that was asked instead.
+    receipts: one a medium; in case of a failure only if all media could be decoded.
+    visuals: one a medium, none in case of a failure.
+    patches: uint8, those of all media one after the other.
+    ids: int32 [length], of each chat, then of each text of the request.
+    failure: what is wrong with the row.
+    data_bytes: of memory that the worker holds.
+    probe: the result, where the request was a probe.
     """
 
     receipts: Sequence[Receipt] = ()
-    visuals: Sequence[Visual] = ()
-    patches: memoryview = _NOTHING
+    visuals: Sequence[VisualGrid] = ()
+    patches: memoryview = _NO_PATCHES
     ids: Sequence[npt.NDArray[np.int32]] = ()
     failure: RowFailure | None = None
     data_bytes: int = 0
-    measured: Measured | None = None
+    probe: ProbeResult | None = None
 
 
-def checked(
+def parse_reply(
     header: bytes,
-    room: Callable[[int], npt.NDArray[np.uint8]],
+    allocate: Callable[[int], npt.NDArray[np.uint8]],
     read_into: Callable[[npt.NDArray[np.uint8]], None],
-    most: int,
-    wanted: Sequence[Kind | None],
-    prompts: int,
-    shapes: Mapping[str, Shape],
+    max_data_bytes: int,
+    kinds: Sequence[VisualKind | None],
+    texts: int,
+    shapes: Mapping[str, PatchShape],
 ) -> DecodeReply:
-    """The answer that a header makes, and the bytes that come with it.
+    """The reply about a row, and the data that come with it.
 
-    room: uint8 of a size, for patches. read_into: copies the next bytes to where who has sent them
-    cannot change them. most: bytes that there are. wanted: of each medium of the row, its kind, if
-    that was asked for. prompts: chats and texts, of which there are to be ids.
-    Raises ValueError for what no sound process says.
+    header: JSON.
+    allocate: uint8 [size], for the patches.
+    read_into: copies the next data of the reply to where the worker cannot change them.
+    max_data_bytes: that the reply can have.
+    kinds: of each medium of the row, None where the request left it open.
+    texts: number of chats and texts whose token ids were requested.
+    shapes: by kind of medium.
+    Raises ValueError for a reply that no sound worker sends.
     """
-    told = _Told.model_validate_json(header)
-    receipts, visuals, failure = told.receipts, told.visuals, told.failure
+    reply = _DecodeHeader.model_validate_json(header)
+    receipts, visuals, failure = reply.receipts, reply.visuals, reply.failure
     if failure is not None:
-        if failure.code not in _FAILURES or visuals or told.ids:
-            raise ValueError(f"found the error {failure.code} together with patches, or at all")
+        if failure.code not in _FAILURES or visuals or reply.ids:
+            raise ValueError(f"found the error {failure.code}, or found it together with patches")
         if receipts:
-            _check_kinds(receipts, wanted)
-        found = RowFailure(failure.code.value, failure.message)
-        return DecodeReply(receipts, failure=found, data_bytes=told.data_bytes)
-    _check_kinds(receipts, wanted)
+            _check_receipts(receipts, kinds)
+        return DecodeReply(receipts, failure=failure, data_bytes=reply.data_bytes)
+    _check_receipts(receipts, kinds)
     size = sum(
         _patch_bytes(visual, receipt, shapes[visual.kind])
         for visual, receipt in zip(visuals, receipts, strict=True)
     )
-    if len(told.ids) != prompts:
-        raise ValueError(f"found the ids of {len(told.ids)} texts, expected {prompts}")
-    count = sum(told.ids)
-    if size + count * _ID_BYTES > most:
-        raise ValueError(f"found {size} bytes of patches and {count} ids, expected {most} bytes")
-    patches, flat = room(size), np.empty(count, np.int32)
+    if len(reply.ids) != texts:
+        raise ValueError(f"found the ids of {len(reply.ids)} texts, expected {texts}")
+    count = sum(reply.ids)
+    if size + count * _ID_BYTES > max_data_bytes:
+        raise ValueError(
+            f"found {size} bytes of patches and {count} ids, expected {max_data_bytes} bytes"
+        )
+    patches, all_ids = allocate(size), np.empty(count, np.int32)
     read_into(patches)
-    read_into(flat.view(np.uint8))
-    if flat.size and flat.min() < 0:
-        raise ValueError(f"found the token id {flat.min()}, expected none below 0")
-    ids = np.split(flat, np.cumsum(told.ids)[:-1]) if told.ids else []
-    return DecodeReply(receipts, visuals, patches.data, ids, None, told.data_bytes)
+    read_into(all_ids.view(np.uint8))
+    if all_ids.size and all_ids.min() < 0:
+        raise ValueError(f"found the token id {all_ids.min()}, expected none below 0")
+    ids = np.split(all_ids, np.cumsum(reply.ids)[:-1]) if reply.ids else []
+    return DecodeReply(receipts, visuals, patches.data, ids, None, reply.data_bytes)
 
 
-def _check_kinds(receipts: Sequence[Receipt], wanted: Sequence[Kind | None]) -> None:
-    for receipt, kind in zip(receipts, wanted, strict=True):
+def parse_probe_reply(header: bytes) -> DecodeReply:
+    """The reply to a probe. Raises ValueError for one that no sound worker sends."""
+    reply = _ProbeHeader.model_validate_json(header)
+    if (reply.probe is None) == (reply.failure is None):
+        raise ValueError("found both a result and a failure, or neither, expected one")
+    if reply.failure is not None and reply.failure.code not in _PROBE_FAILURES:
+        raise ValueError(f"found the error {reply.failure.code} of a probe")
+    if reply.probe is not None:
+        cuts, duration_s = reply.probe.cuts, reply.probe.duration_s
+        if not all(before < after for before, after in pairwise([0.0, *cuts])):
+            raise ValueError("found cuts that do not ascend from above 0")
+        if cuts and cuts[-1] > duration_s:
+            raise ValueError(f"found a cut behind the end at {duration_s} s")
+    return DecodeReply(failure=reply.failure, data_bytes=reply.data_bytes, probe=reply.probe)
+
+
+def _check_receipts(receipts: Sequence[Receipt], kinds: Sequence[VisualKind | None]) -> None:
+    """Checks the values, which are of the right types already. Raises ValueError."""
+    for receipt, kind in zip(receipts, kinds, strict=True):
         if kind not in (None, receipt.kind):
             raise ValueError(f"found the receipt of a {receipt.kind}, expected one of a {kind}")
-        if len(receipt.frame_times_s) not in (0, len(receipt.frame_indices)):
+        sizes = (receipt.height, receipt.width, receipt.source_height, receipt.source_width)
+        if not (1 <= min(sizes) <= max(sizes) < _INT32 and 0 <= receipt.visual_tokens < _INT32):
+            raise ValueError(f"found sizes of {sizes} and {receipt.visual_tokens} visual tokens")
+        for digest in (receipt.sha256, receipt.seen_sha256):
+            if digest is not None and not _SHA256.fullmatch(digest):
+                raise ValueError(f"found the hash {digest[:80]!r}, expected 64 hex digits")
+        indices = receipt.frame_indices
+        if indices and not 0 <= min(indices) <= max(indices) < _INT64:
+            raise ValueError(f"found frames from {min(indices)} to {max(indices)}")
+        if len(receipt.frame_times_s) not in (0, len(indices)):
             raise ValueError("found times of some frames, expected those of all or none")
 
 
-def _patch_bytes(visual: Visual, receipt: Receipt, shape: Shape) -> int:
-    """Of one medium, whose grid has to be that of its receipt."""
+def _patch_bytes(visual: VisualGrid, receipt: Receipt, shape: PatchShape) -> int:
+    """Bytes of one medium's patches. Raises ValueError for a grid that is not its receipt's."""
     t, h, w = visual.grid_thw
-    seen = (visual.kind, h * shape.patch_size, w * shape.patch_size)
-    if seen != (receipt.kind, receipt.height, receipt.width):
+    described = (visual.kind, h * shape.patch_size, w * shape.patch_size)
+    if described != (receipt.kind, receipt.height, receipt.width):
         raise ValueError(f"found a grid of {visual.grid_thw} with another medium's receipt")
     if visual.kind == "image" and t != 1:
         raise ValueError(f"found a picture with {t} layers of patches, expected 1")

@@ -1,10 +1,12 @@
-"""Turns a fresh fork into a process that may decode and little else.
+"""Confines a freshly forked process to decoding.
 
-What holds on Linux: memory has a ceiling, no byte of a file can be written, no core is dumped, few
-files are open at once, nothing it prints is seen, and it ends with the process that forked it.
-Where the system has a filter of calls, there are no sockets, no programs and no names to remove.
-Elsewhere memory and calls are not held. Files that its user may read it can read; it is a fence
-around accidents, and no wall against code that has taken the process over.
+On Linux its memory is limited, it can write no byte to a file, it dumps no core, it can have few
+open files, its output is discarded, and it ends with the process that forked it. Where seccomp is
+available it can open no sockets, start no programs and remove no files. On other systems memory and
+system calls are not limited.
+
+This limits accidents; it does not contain a compromised process, which can still read the files of
+its user.
 """
 
 import ctypes
@@ -16,106 +18,107 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from mediamill.pipeline.decoding.seccomp import refuse_calls
+from mediamill.pipeline.decoding.seccomp import block_syscalls
 
-_DEATH_SIGNAL, _DUMPABLE, _NO_NEW_PRIVILEGES = 1, 4, 38  # numbers of prctl
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # numbers of mallopt
-_FROM_HEAP, _KEPT = 32 * 1024**2, 128 * 1024**2  # bytes; the first is the most that glibc takes
-_FILES = 64
-_FIRST_TO_GO = "1000"  # for the system's choice of whom to end when memory runs out
-_SLACK = 32  # part of a row's memory by which the limit may be off
-_DATA_FIELD = 5  # of statm: pages of data and stack
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_MMAP_THRESHOLD, _TRIM_THRESHOLD = 32 * 1024**2, 128 * 1024**2  # bytes; glibc takes no larger first
+_MAX_OPEN_FILES = 64
+_OOM_SCORE = "1000"  # the kernel kills this process first when the node is out of memory
+_LIMIT_TOLERANCE = 32  # the limit may be off by one part in so many of a row's memory
+_STATM_DATA = 5  # field of /proc/self/statm: pages of data and stack
 
 Prctl = Callable[[int, int, int, int, int], int]
 
 
-def process_control() -> Prctl | None:
-    """The system call that ties a process to its parent; None where there is none."""
+def load_prctl() -> Prctl | None:
+    """prctl(2), with which a process ties itself to its parent; None on other systems."""
     if sys.platform != "linux":
         return None
     call: Prctl = ctypes.CDLL(None, use_errno=True).prctl
     return call
 
 
-def keep_memory() -> None:
-    """Lets this process and its forks use memory again that is free, without asking for it anew.
+def retain_freed_memory() -> None:
+    """Makes malloc keep freed memory for this process and its forks.
 
-    What all media of a row have taken is free after it, and glibc would give most of it back: for a
-    picture of a megapixel that costs a fifth of its decoding.
+    glibc would return most of a row's memory to the system and request it anew for the next row:
+    for a picture of a megapixel that costs a fifth of its decoding.
     """
     with suppress(AttributeError):  # another C library
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_MMAP_THRESHOLD, _FROM_HEAP)
-        mallopt(_TRIM_THRESHOLD, _KEPT)
+        mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD)
+        mallopt(_M_TRIM_THRESHOLD, _TRIM_THRESHOLD)
 
 
-def confine(parent: int, prctl: Prctl | None) -> None:
-    """For the first steps of a fork: from here on this process may only decode.
+def enter_sandbox(parent: int, prctl: Prctl | None) -> None:
+    """Confines this process for good; to be called right after the fork.
 
-    parent: the number of the process that has forked this one.
+    parent: the id of the process that forked this one.
     """
     if prctl is not None:
-        prctl(_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
-        prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0)
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
         with suppress(OSError):
-            Path("/proc/self/oom_score_adj").write_text(_FIRST_TO_GO)
-        # A core would be written in spite of the limit where a program takes it.
-        prctl(_DUMPABLE, 0, 0, 0, 0)
-    if os.getppid() != parent:  # it has ended before the call
+            Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE)
+        # RLIMIT_CORE does not hold where the system pipes cores to a program.
+        prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+    if os.getppid() != parent:  # it ended before the first prctl
         os._exit(1)
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    for handle in range(3):
-        os.dup2(nowhere, handle)
-    os.close(nowhere)
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in range(3):
+        os.dup2(null, fd)
+    os.close(null)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (_FILES, _FILES))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (_MAX_OPEN_FILES, _MAX_OPEN_FILES))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    refuse_calls()
+    block_syscalls()
 
 
-class Ceiling:
-    """A limit on the memory of this process, for one row after the other.
+class MemoryLimit:
+    """A limit on this process's memory, set for one row after the other.
 
-    Beyond it memory is refused: Python's MemoryError, and what each library makes of it.
+    Allocations beyond it fail: with MemoryError in Python, and in their own ways in libraries.
     """
 
     def __init__(self, size: int) -> None:
-        """size: bytes that a row may take beside those that are taken already."""
+        """size: bytes that a row may take on top of what the process holds before it."""
         self._size = size
-        self._facts = os.open("/proc/self/statm", os.O_RDONLY) if sys.platform == "linux" else -1
+        self._statm = os.open("/proc/self/statm", os.O_RDONLY) if sys.platform == "linux" else -1
         self._page = resource.getpagesize()
-        self._taken = 0
+        self._data_bytes = 0
         self.data_bytes()
-        self._base: int | None = None  # bytes above which the limit stands; None = there is none
+        self._base: int | None = None  # bytes on top of which the limit is set; None = no limit
 
-    def hold(self) -> None:
+    def apply(self) -> None:
         """Sets the limit for the next row."""
-        # To move it for each would cost more than small rows have to spare.
-        if self._base is None or abs(self._taken - self._base) > self._size // _SLACK:
-            self._base = self._taken
-            if self._facts >= 0:
-                _limit(resource.RLIMIT_DATA, self._base + self._size)
+        # A system call for each row would be too much for small rows.
+        tolerance = self._size // _LIMIT_TOLERANCE
+        if self._base is None or abs(self._data_bytes - self._base) > tolerance:
+            self._base = self._data_bytes
+            if self._statm >= 0:
+                _set_soft_limit(resource.RLIMIT_DATA, self._base + self._size)
 
-    def lift(self) -> None:
-        """Ends the limit, as when there is an error to be told."""
+    def remove(self) -> None:
+        """Removes the limit, so that an error can be handled."""
         self._base = None
-        if self._facts >= 0:
-            _limit(resource.RLIMIT_DATA, None)
+        if self._statm >= 0:
+            _set_soft_limit(resource.RLIMIT_DATA, None)
 
     def data_bytes(self) -> int:
-        """Bytes that this process has of its own, used or not; 0 where that is not told.
+        """Bytes of this process's private memory, used or not; 0 where the system does not tell.
 
-        To be called after each row: the next one's limit stands above it.
+        To be called after each row: the next limit is set on top of it.
         """
-        if self._facts >= 0:
-            facts = os.pread(self._facts, 200, 0).split()
-            self._taken = int(facts[_DATA_FIELD]) * self._page
-        return self._taken
+        if self._statm >= 0:
+            fields = os.pread(self._statm, 200, 0).split()
+            self._data_bytes = int(fields[_STATM_DATA]) * self._page
+        return self._data_bytes
 
 
-def _limit(what: int, most: int | None) -> None:
-    """None: as far as the process is allowed at all."""
-    hard = resource.getrlimit(what)[1]
-    if most is None or (hard != resource.RLIM_INFINITY and most > hard):
-        most = hard
-    resource.setrlimit(what, (most, hard))
+def _set_soft_limit(kind: int, value: int | None) -> None:
+    """value: None = as high as the hard limit."""
+    hard = resource.getrlimit(kind)[1]
+    if value is None or (hard != resource.RLIM_INFINITY and value > hard):
+        value = hard
+    resource.setrlimit(kind, (value, hard))

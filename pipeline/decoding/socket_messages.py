@@ -1,7 +1,7 @@
-"""Turns headers and handles into messages between two processes of one machine, and back.
+"""Length-prefixed messages with file descriptors, between two processes over a Unix socket.
 
-What they mean is not known here, and nothing that arrives is trusted: every length is held against
-a ceiling before memory is taken. The answers to a message are parcels, see parcels.py.
+Nothing that arrives is trusted: every length is checked against a limit before memory is allocated.
+The replies of a worker do not come this way, see message_stream.py.
 """
 
 import os
@@ -11,98 +11,108 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-_HANDLES = 8  # that may come with one piece; a message has four at most
-_PREFIX = struct.Struct("!IB")  # bytes of the header, number of handles
-_NUMBER = struct.calcsize("i")
+_MAX_FDS = 8  # that may come with one read; a message has four at most
+_PREFIX = struct.Struct("!IB")  # bytes of the header, number of file descriptors
+_FD_BYTES = struct.calcsize("i")
 
 
-class GoneError(Exception):
+class ConnectionClosedError(Exception):
     """The other end is closed: its process has ended."""
 
 
-class GarbledError(Exception):
-    """What came is no message, or beyond a ceiling."""
+class InvalidMessageError(Exception):
+    """What arrived is not a message, or exceeds a limit."""
 
 
 @dataclass(frozen=True)
 class Message:
-    """header: text of a form that both ends know. handles: of open files and sockets that came
-    with it; its receiver closes them.
+    """header: text in a format that both ends know. fds: file descriptors that came with it; the
+    receiver closes them.
     """
 
     header: bytes
-    handles: tuple[int, ...] = ()
+    fds: tuple[int, ...] = ()
 
 
 def send(
-    link: socket.socket, header: bytes, deadline: float | None = None, handles: Sequence[int] = ()
+    connection: socket.socket,
+    header: bytes,
+    deadline: float | None = None,
+    fds: Sequence[int] = (),
 ) -> None:
     """Sends one message. deadline: in seconds of time.monotonic.
 
-    Raises GoneError and TimeoutError.
+    Raises ConnectionClosedError and TimeoutError.
     """
-    data = memoryview(_PREFIX.pack(len(header), len(handles)) + header)
+    data = memoryview(_PREFIX.pack(len(header), len(fds)) + header)
     try:
-        _wait(link, deadline)
-        rest = data[socket.send_fds(link, [data], handles) :]
+        _set_timeout(connection, deadline)
+        rest = data[socket.send_fds(connection, [data], fds) :]
         if rest:
-            _wait(link, deadline)
-            link.sendall(rest)
+            _set_timeout(connection, deadline)
+            connection.sendall(rest)
     except (BrokenPipeError, ConnectionResetError) as error:
-        raise GoneError from error
+        raise ConnectionClosedError from error
 
 
 def receive(
-    link: socket.socket, most: int, deadline: float | None = None, handles: int = 0
+    connection: socket.socket,
+    max_header_bytes: int,
+    deadline: float | None = None,
+    max_fds: int = 0,
 ) -> Message:
-    """The next message.
+    """Returns the next message. deadline: in seconds of time.monotonic.
 
-    most: bytes of the header that are taken. deadline: in seconds of time.monotonic. handles: that
-    may come with it. Raises GoneError, GarbledError and TimeoutError.
+    Raises ConnectionClosedError, InvalidMessageError and TimeoutError.
     """
-    found: list[int] = []
+    fds: list[int] = []
     try:
-        size, count = _PREFIX.unpack(_exactly(link, _PREFIX.size, deadline, found))
-        if size > most:
-            raise GarbledError(f"found a message of {size} bytes, expected at most {most}")
-        header = bytes(_exactly(link, size, deadline, found))
-        if count > handles or len(found) != count:
-            raise GarbledError(f"found {len(found)} handles, expected {count} of {handles}")
+        size, count = _PREFIX.unpack(_read_exactly(connection, _PREFIX.size, deadline, fds))
+        if size > max_header_bytes:
+            raise InvalidMessageError(
+                f"found a message of {size} bytes, expected at most {max_header_bytes}"
+            )
+        header = bytes(_read_exactly(connection, size, deadline, fds))
+        if count > max_fds or len(fds) != count:
+            raise InvalidMessageError(
+                f"found {len(fds)} file descriptors, expected {count} and at most {max_fds}"
+            )
     except BaseException as error:
-        for handle in found:
-            os.close(handle)
+        for fd in fds:
+            os.close(fd)
         if isinstance(error, ConnectionResetError):
-            raise GoneError from error
+            raise ConnectionClosedError from error
         raise
-    return Message(header, tuple(found))
+    return Message(header, tuple(fds))
 
 
-def _wait(link: socket.socket, deadline: float | None) -> None:
-    """Gives the next call the time that is left."""
+def _set_timeout(connection: socket.socket, deadline: float | None) -> None:
+    """Limits the next call to the time that is left."""
     if deadline is None:
-        link.settimeout(None)
+        connection.settimeout(None)
         return
     left = deadline - time.monotonic()
     if left <= 0:
         raise TimeoutError
-    link.settimeout(left)
+    connection.settimeout(left)
 
 
-def _exactly(
-    link: socket.socket, count: int, deadline: float | None, handles: list[int]
+def _read_exactly(
+    connection: socket.socket, count: int, deadline: float | None, fds: list[int]
 ) -> bytearray:
-    data, at = bytearray(count), 0
+    """So many bytes; appends the file descriptors that come with them to `fds`."""
+    data, filled = bytearray(count), 0
     view = memoryview(data)
-    space = socket.CMSG_SPACE(_HANDLES * _NUMBER)
+    ancillary_bytes = socket.CMSG_SPACE(_MAX_FDS * _FD_BYTES)
     flags = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
-    while at < count:
-        _wait(link, deadline)
-        got, ancillary, _, _ = link.recvmsg_into([view[at:]], space, flags)
-        for level, kind, found in ancillary:
+    while filled < count:
+        _set_timeout(connection, deadline)
+        received, ancillary, _, _ = connection.recvmsg_into([view[filled:]], ancillary_bytes, flags)
+        for level, kind, content in ancillary:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-                whole = found[: len(found) - len(found) % _NUMBER]
-                handles.extend(one for (one,) in struct.iter_unpack("i", whole))
-        if not got:
-            raise GoneError
-        at += got
+                whole = content[: len(content) - len(content) % _FD_BYTES]
+                fds.extend(fd for (fd,) in struct.iter_unpack("i", whole))
+        if not received:
+            raise ConnectionClosedError
+        filled += received
     return data

@@ -1,49 +1,50 @@
-"""Turns rows that wait into messages for the slots, so that each slot is at rows side by side.
-
-The answers of one slot lie one after the other in memory; where the rows do so too, a column needs
-no copy of them. How rows are answered is not known here.
+"""A work queue with stealing: each worker gets consecutive rows, so that their outputs are
+contiguous in memory.
 """
 
 from collections import deque
 from collections.abc import Hashable, Sequence
 
-from mediamill.pipeline.decoding.worker_handle import Row
+from mediamill.pipeline.decoding.worker_handle import PendingRow
 
-_TOGETHER = 256 * 1024  # bytes of the media of one message, if it has several rows
+_BATCH_BYTES = 256 * 1024  # of the media of one batch, if it has several rows
+_UNASSIGNED = None
 
 
 class WorkQueue:
-    """The rows of one table that wait. waiting: how many."""
+    """The rows of one table that no worker has. waiting: how many."""
 
-    def __init__(self, rows: deque[Row], slots: int) -> None:
-        self._slots = slots
-        self._lanes: dict[Hashable, deque[Row]] = {None: rows}
+    def __init__(self, rows: deque[PendingRow], workers: int) -> None:
+        self._workers = workers
+        self._queues: dict[Hashable, deque[PendingRow]] = {_UNASSIGNED: rows}
         self.waiting = len(rows)
 
-    def take(self, slot: Hashable, most: int) -> list[Row]:
-        """The rows of the slot's next message, at least one and at most so many."""
-        lane = self._lanes.setdefault(slot, deque())
-        if not lane:
-            # All of what is nobody's; of what another slot will be at, the later half.
-            owner = None if self._lanes[None] else max(self._lanes, key=self._length)
+    def take(self, worker: Hashable, max_rows: int) -> list[PendingRow]:
+        """The worker's next batch of at least one row. The queue must not be empty."""
+        queue = self._queues.setdefault(worker, deque())
+        if not queue:
+            # Take all unassigned rows, else steal the second half of the longest queue.
+            owner = (
+                _UNASSIGNED if self._queues[_UNASSIGNED] else max(self._queues, key=self._length)
+            )
             count = self._length(owner)
-            for _ in range(count if owner is None else -(-count // 2)):
-                lane.appendleft(self._lanes[owner].pop())
-        count = min(most, -(-len(lane) // self._slots))
-        rows = [lane.popleft()]
-        size = rows[0].question.size
+            for _ in range(count if owner is _UNASSIGNED else -(-count // 2)):
+                queue.appendleft(self._queues[owner].pop())
+        count = min(max_rows, -(-len(queue) // self._workers))
+        rows = [queue.popleft()]
+        size = rows[0].request.size
         while len(rows) < count:
-            size += lane[0].question.size
-            if size > _TOGETHER:
+            size += queue[0].request.size
+            if size > _BATCH_BYTES:
                 break
-            rows.append(lane.popleft())
+            rows.append(queue.popleft())
         self.waiting -= len(rows)
         return rows
 
-    def give(self, slot: Hashable, rows: Sequence[Row]) -> None:
-        """Rows of the slot's last message that have to begin anew."""
-        self._lanes[slot].extendleft(reversed(rows))
+    def put_back(self, worker: Hashable, rows: Sequence[PendingRow]) -> None:
+        """Returns rows of the worker's last batch that have to be decoded anew."""
+        self._queues[worker].extendleft(reversed(rows))
         self.waiting += len(rows)
 
-    def _length(self, slot: Hashable) -> int:
-        return len(self._lanes[slot])
+    def _length(self, worker: Hashable) -> int:
+        return len(self._queues[worker])

@@ -1,7 +1,7 @@
-"""Turns the rows of one message into their answers, by one decoding process at a time.
+"""Runs batches of rows in one decode worker at a time, and replaces the worker when it fails.
 
-A row that ends its process, or is late, costs itself alone: the process is replaced, the rows that
-it had answered stay, and those after it are handed back. Which rows go together is not known here.
+A row that crashes its worker or exceeds its time limit fails alone: the worker is replaced, the
+replies before that row stay, and the rows after it are returned to the caller.
 """
 
 import signal
@@ -15,219 +15,230 @@ import numpy.typing as npt
 
 from mediamill.pipeline.decoding import socket_messages
 from mediamill.pipeline.decoding.buffer_pool import Arena
+from mediamill.pipeline.decoding.decode_request import DecodeRequest, encode_requests
 from mediamill.pipeline.decoding.fork_server import ForkServer, Worker
-from mediamill.pipeline.decoding.memory_estimate import GROWTH_BYTES
+from mediamill.pipeline.decoding.memory_estimate import MAX_GROWTH_BYTES
 from mediamill.pipeline.decoding.message_stream import Frame
-from mediamill.pipeline.decoding.probe import told
-from mediamill.pipeline.decoding.question import DecodeRequest, message
-from mediamill.pipeline.decoding.reply import DecodeReply, checked
+from mediamill.pipeline.decoding.reply import DecodeReply, parse_probe_reply, parse_reply
 from mediamill.pipeline.records import RowFailure
 from mediamill.schemas.errors import ErrorCode
 
-_TRIES = 2  # a process may be ended from outside; what ends a second one does it itself
-_LOSSES = 3  # of the nursery, with all its workers, before the row is suspected
-_ROWS = 1000  # of one worker, before it is replaced: libraries leak
-_MOST = 32  # rows of one message
-_START_S = 0.25  # in which the rows of a message are begun; those that are not are handed back
+_MAX_CRASHES = 2  # something else may have killed the first worker, but hardly the second
+_MAX_LOSSES = 3  # of the fork server with all its workers, before the row counts as the cause
+_MAX_WORKER_ROWS = 1000  # then the worker is replaced: libraries leak
+_MAX_BATCH_ROWS = 32
+_BATCH_START_S = 0.25  # rows of a batch that have not started by then are returned
 
 
 @dataclass(frozen=True)
 class DecodeRules:
-    """timeout_s: for all media of one row. max_bytes: of memory, for the same.
+    """Limits of decoding.
 
-    slots: rows that are decoded at once.
+    timeout_s: for all media of one row.
+    max_bytes: of memory, for the same.
+    workers: rows that are decoded at once.
     """
 
     timeout_s: float = 300.0
     max_bytes: int = 4 * 1024**3
-    slots: int = 2
+    workers: int = 2
 
 
 @dataclass
-class Row:
-    """One row on its way. number: its place among all.
+class PendingRow:
+    """A row without a reply.
 
-    crashes, losses: of processes that had it in work, by its own fault or not.
+    number: its place among all rows of the call.
+    crashes: of workers while they decoded this row.
+    losses: of the whole fork server meanwhile, which need not be the row's fault.
     """
 
     number: int
-    question: DecodeRequest
+    request: DecodeRequest
     crashes: int = 0
     losses: int = 0
 
 
-class _LostError(Exception):
-    """A worker's process has ended for no fault of the row."""
+class _WorkerLostError(Exception):
+    """The worker has ended with its fork server, which need not be the row's fault."""
 
 
-class _CrashError(Exception):
-    """A worker's process has ended over a row, or said what no sound one says."""
+class _WorkerCrashError(Exception):
+    """The worker crashed on a row or sent an invalid reply."""
 
 
 class WorkerHandle:
-    """One worker at a time, the rows that it is at, and the rule for when it is replaced.
+    """One worker, its batch, and the rules for when it is replaced.
 
-    most: rows that the next message should have at most. Where rows take long or their answers are
-    large it has one: rows of a message wait for each other.
+    batch_rows: rows that the next batch should have at most. It is 1 where rows take long or their
+        replies are large, because the rows of a batch wait for each other.
+    deadline: of the row that is decoded, in seconds of time.monotonic.
     """
 
-    def __init__(self, nursery: ForkServer, rules: DecodeRules) -> None:
-        self._nursery = nursery
+    def __init__(self, fork_server: ForkServer, rules: DecodeRules) -> None:
+        self._fork_server = fork_server
         self._rules = rules
         self._worker: Worker | None = None
-        self._answered = 0  # rows, by this worker
-        self._at_first = self._now = 0  # bytes that the worker holds
-        self._rows: list[Row] = []  # that have no answer yet; the worker is at the first
-        self._sent = 0  # rows of the message
-        self.most = 1
+        self._worker_rows = 0  # that this worker has decoded
+        self._first_bytes = self._bytes = 0  # that the worker held after its first and last row
+        self._pending: list[PendingRow] = []  # rows without a reply; the worker decodes the first
+        self._sent = 0  # rows of the batch
+        self.batch_rows = 1
         self.deadline = 0.0
 
     @property
-    def bell(self) -> int:
-        """A handle that is readable when there are answers, or never will be."""
+    def doorbell(self) -> int:
+        """A file descriptor that is readable when replies have arrived or the worker is gone."""
         assert self._worker is not None
-        return self._worker.answers.bell
+        return self._worker.replies.doorbell
 
-    def begin(self, rows: Sequence[Row]) -> None:
-        """Has the worker begin. Raises RuntimeError when there can be none."""
-        self._rows, self._sent = list(rows), len(rows)
-        header, parts = message([row.question for row in rows], _START_S)
-        worker = self._ready()
-        # Any of the rows may be the late one, and it has been begun within _START_S.
-        self.deadline = time.monotonic() + self._rules.timeout_s + _START_S * (len(rows) > 1)
-        worker.memory.write(parts)
-        with suppress(
-            socket_messages.GoneError, TimeoutError
-        ):  # which is found when answers are read
-            socket_messages.send(worker.link, header, self.deadline)
+    def send(self, rows: Sequence[PendingRow]) -> None:
+        """Sends a batch to the worker. Raises RuntimeError when no worker can be started."""
+        self._pending, self._sent = list(rows), len(rows)
+        header, contents = encode_requests([row.request for row in rows], _BATCH_START_S)
+        worker = self._usable_worker()
+        # Any row of the batch may exceed its time, and each has started within _BATCH_START_S.
+        self.deadline = time.monotonic() + self._rules.timeout_s + _BATCH_START_S * (len(rows) > 1)
+        worker.memory.write(contents)
+        # A worker that is gone is noticed where its replies are read.
+        with suppress(socket_messages.ConnectionClosedError, TimeoutError):
+            socket_messages.send(worker.connection, header, self.deadline)
 
-    def listen(self, shelf: Arena) -> tuple[dict[int, DecodeReply], list[Row] | None]:
-        """The answers that have come, by the numbers of their rows; and the rows that have to begin
-        anew, None while the worker is still at them.
+    def receive(self, arena: Arena) -> tuple[dict[int, DecodeReply], list[PendingRow] | None]:
+        """Reads the replies that have arrived.
 
-        shelf: for the answers' bytes.
+        arena: memory for the replies' patches.
+        Returns the replies by their rows' numbers; and the rows of the batch that have to be
+        decoded anew, None while the worker goes on with the batch.
         """
         assert self._worker is not None
-        self._worker.answers.hear()
-        answers: dict[int, DecodeReply] = {}
+        self._worker.replies.clear_doorbell()
+        replies: dict[int, DecodeReply] = {}
         try:
             last = False
-            while self._rows and not last:
-                taken = self._take(shelf)
-                if taken is None:
-                    return answers, None
-                answer, last = taken
-                answers[self._rows.pop(0).number] = answer
+            while self._pending and not last:
+                next_reply = self._next_reply(arena)
+                if next_reply is None:
+                    return replies, None
+                reply, last = next_reply
+                replies[self._pending.pop(0).number] = reply
             if last:
-                self.most = self._sent - len(self._rows)
-            elif self._sent == self.most:
-                self.most = min(2 * self.most, _MOST)
-        except _LostError:
-            self._rows[0].losses += 1
-        except _CrashError as error:
-            row = self._rows[0]
+                self.batch_rows = self._sent - len(self._pending)
+            elif self._sent == self.batch_rows:
+                self.batch_rows = min(2 * self.batch_rows, _MAX_BATCH_ROWS)
+        except _WorkerLostError:
+            self._pending[0].losses += 1
+        except _WorkerCrashError as error:
+            row = self._pending[0]
             row.crashes += 1
-            if row.crashes == _TRIES:
-                text = f"{error}, {_TRIES} times of {_TRIES}"
-                answers[row.number] = failed(ErrorCode.DECODE_CRASHED, text)
-                del self._rows[0]
-        return answers, self._left()
+            if row.crashes == _MAX_CRASHES:
+                text = f"{error}, {_MAX_CRASHES} times of {_MAX_CRASHES}"
+                replies[row.number] = failure_reply(ErrorCode.DECODE_CRASHED, text)
+                del self._pending[0]
+        return replies, self._take_pending()
 
-    def give_up(self, shelf: Arena) -> tuple[dict[int, DecodeReply], list[Row] | None]:
-        """As `listen`, when the row in work is late."""
-        answers, left = self.listen(shelf)
-        if left is not None:
-            return answers, left
-        self._end()
-        row = self._rows.pop(0)
-        answers[row.number] = failed(
+    def receive_late(self, arena: Arena) -> tuple[dict[int, DecodeReply], list[PendingRow] | None]:
+        """The same after the deadline: a row that is still being decoded fails."""
+        replies, pending = self.receive(arena)
+        if pending is not None:
+            return replies, pending
+        self._end_worker()
+        row = self._pending.pop(0)
+        replies[row.number] = failure_reply(
             ErrorCode.DECODE_TIMEOUT,
             f"the row's media were not decoded within {self._rules.timeout_s:g} s: "
             "raise limits.decode_timeout_s",
         )
-        return answers, self._left()
+        return replies, self._take_pending()
 
-    def drop(self) -> None:
-        """Ends the rows that are in work; nobody wants to know any more."""
-        self._left()
+    def abandon(self) -> None:
+        """Discards the batch and ends the worker."""
+        self._take_pending()
         if self._worker is not None:
-            self._end()
+            self._end_worker()
 
-    def _left(self) -> list[Row]:
-        left, self._rows = self._rows, []
-        return left
+    def _take_pending(self) -> list[PendingRow]:
+        pending, self._pending = self._pending, []
+        return pending
 
-    def _take(self, shelf: Arena) -> tuple[DecodeReply, bool] | None:
-        """The answer of the row in work, and whether it is the message's last; None = not yet."""
+    def _next_reply(self, arena: Arena) -> tuple[DecodeReply, bool] | None:
+        """The first pending row's reply, and whether it is the batch's last; None = not yet there.
+
+        Raises _WorkerLostError and _WorkerCrashError.
+        """
         assert self._worker is not None
         try:
-            parcel = self._worker.answers.take()
-            if parcel is None:
+            frame = self._worker.replies.next_frame()
+            if frame is None:
                 return None
-            answer = self._answer(self._worker, self._rows[0].question, parcel, shelf)
-        except socket_messages.GoneError as error:
-            status = self._end()
-            if status is None and self._rows[0].losses < _LOSSES:
-                raise _LostError from error
-            raise _CrashError(
-                f"decoding the row's media ended the process with {_named(status)}"
+            reply = self._parse(self._worker, self._pending[0].request, frame, arena)
+        except socket_messages.ConnectionClosedError as error:
+            status = self._end_worker()
+            if status is None and self._pending[0].losses < _MAX_LOSSES:
+                raise _WorkerLostError from error
+            raise _WorkerCrashError(
+                f"decoding the row's media ended the process with {_status_text(status)}"
             ) from error
-        except (socket_messages.GarbledError, TimeoutError, ValueError) as error:
-            self._end()
-            raise _CrashError("decoding the row's media broke the process") from error
-        self._answered += 1
-        self._now = answer.data_bytes
-        self._at_first = self._at_first or answer.data_bytes
-        return answer, parcel.last
+        except (socket_messages.InvalidMessageError, TimeoutError, ValueError) as error:
+            self._end_worker()
+            raise _WorkerCrashError("decoding the row's media broke the process") from error
+        self._worker_rows += 1
+        self._bytes = reply.data_bytes
+        self._first_bytes = self._first_bytes or reply.data_bytes
+        return reply, frame.last
 
-    def _answer(
-        self, worker: Worker, question: DecodeRequest, parcel: Frame, shelf: Arena
+    def _parse(
+        self, worker: Worker, request: DecodeRequest, frame: Frame, arena: Arena
     ) -> DecodeReply:
-        if question.measure is not None:
-            measured, failure, data_bytes = told(parcel.header)
-            return DecodeReply(failure=failure, data_bytes=data_bytes, measured=measured)
-        at = 0
+        if request.probe is not None:
+            return parse_probe_reply(frame.header)
+        offset = 0
 
-        def from_memory(array: "npt.NDArray[np.uint8]") -> None:
-            nonlocal at
-            worker.memory.read_into(at, array)
-            at += array.size
+        def read_shared(array: "npt.NDArray[np.uint8]") -> None:
+            nonlocal offset
+            worker.memory.read_into(offset, array)
+            offset += array.size
 
-        read_into = from_memory if parcel.shared else worker.answers.read_into
-        wanted = [medium.kind for medium in question.media]
-        prompts = len(question.chats) + len(question.texts)
-        most = worker.memory.size if parcel.shared else parcel.size
-        shapes = self._nursery.shapes
-        answer = checked(parcel.header, shelf.room, read_into, most, wanted, prompts, shapes)
+        reply = parse_reply(
+            frame.header,
+            arena.allocate,
+            read_shared if frame.shared else worker.replies.read_into,
+            worker.memory.size if frame.shared else frame.size,
+            [medium.kind for medium in request.media],
+            len(request.chats) + len(request.texts),
+            self._fork_server.shapes,
+        )
         worker.memory.trim()
-        return answer
+        return reply
 
-    def _ready(self) -> Worker:
+    def _usable_worker(self) -> Worker:
+        """The worker, or a new one when it has to be replaced."""
         worker = self._worker
         if worker is not None:
-            grown = self._now - self._at_first > GROWTH_BYTES
-            if self._answered < _ROWS and not grown and worker.answers.is_idle:
+            grown = self._bytes - self._first_bytes > MAX_GROWTH_BYTES
+            if self._worker_rows < _MAX_WORKER_ROWS and not grown and worker.replies.is_idle:
                 return worker
-            self._end()
-        self._worker, self._answered = self._nursery.fork(), 0
-        self._at_first = self._now = 0
+            self._end_worker()
+        self._worker, self._worker_rows = self._fork_server.fork(), 0
+        self._first_bytes = self._bytes = 0
         return self._worker
 
-    def _end(self) -> int | None:
+    def _end_worker(self) -> int | None:
+        """Ends the worker and returns its exit status, see ForkServer.end."""
         assert self._worker is not None
         worker, self._worker = self._worker, None
-        return self._nursery.end(worker)
+        return self._fork_server.end(worker)
 
 
-def failed(code: ErrorCode, message: str) -> DecodeReply:
-    """The answer of a row with which something is wrong."""
+def failure_reply(code: ErrorCode, message: str) -> DecodeReply:
+    """The reply for a row that failed outside its worker."""
     return DecodeReply(failure=RowFailure(code.value, message))
 
 
-def _named(status: int | None) -> str:
+def _status_text(status: int | None) -> str:
     """An exit status in words."""
     if status is None:
-        return "all that it had come from"
+        return "the process that it was forked from"
     if status >= 0:
         return f"the exit status {status}"
     name = f"signal {-status}"

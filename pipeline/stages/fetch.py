@@ -1,8 +1,7 @@
-"""Turns the URIs of a table's rows into the bytes of their media, or into row errors.
+"""The fetch stage: reads the media that the rows of a table name, or turns rows into error rows.
 
-The media of a table are fetched by a few threads, ahead of who decodes them, as far as the budget
-of bytes goes; what several rows name is fetched once. How a URI is read is in fetcher.py; what the
-bytes are is not known.
+A few threads fetch the media of a table ahead of the prepare stage, as far as the byte budget
+allows; a URI that several rows name is fetched once. fetcher.py reads a URI.
 """
 
 from collections.abc import Iterator
@@ -25,9 +24,9 @@ from mediamill.pipeline.records import (
     failure_columns,
     failures,
     fetched_schema,
+    media_uris,
     replace_columns,
 )
-from mediamill.schemas import columns as c
 from mediamill.schemas.errors import RowError
 from mediamill.schemas.manifest import ManifestSchema
 
@@ -37,7 +36,7 @@ _BYTES = pa.large_binary()
 
 
 class Fetch:
-    """The stage. Adds the columns MEDIA_BYTES and MEDIA_PATHS; rows whose media cannot be had
+    """The stage. Adds the columns MEDIA_BYTES and MEDIA_PATHS; rows whose media cannot be fetched
     become error rows. Several threads may call it.
     """
 
@@ -48,20 +47,20 @@ class Fetch:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """A table of `read_schema` -> one of `fetched_schema`, with all its media at once."""
-        found = list(_Work(self, table).parts(release=False))
-        return pa.concat_tables(found) if found else self._empty(table)
+        parts = list(_TableFetch(self, table).parts(release=False))
+        return pa.concat_tables(parts) if parts else self._empty(table)
 
     def parts(self, table: pa.Table) -> Iterator[pa.Table]:
-        """The same in one or more tables of consecutive rows, each as soon as others wait for the
-        bytes that it holds.
+        """The same in one or more tables of consecutive rows.
 
-        Whoever takes them lets go of each before asking for the next: its bytes are counted until
-        then, and its temporary files are removed.
+        A part is yielded as soon as fetches of other rows wait for the bytes that it holds. Its
+        bytes count, and its temporary files exist, until the next part is requested; the caller
+        must drop it before.
         """
         if table.num_rows == 0:
             yield self._empty(table)
             return
-        yield from _Work(self, table).parts(release=True)
+        yield from _TableFetch(self, table).parts(release=True)
 
     def _empty(self, table: pa.Table) -> pa.Table:
         columns: dict[str, list[Any]] = {MEDIA_BYTES: [], MEDIA_PATHS: []}
@@ -69,78 +68,82 @@ class Fetch:
 
 
 @dataclass
-class _Shared:
-    """A URI of a table. first: the first row that names it. uses: rows that have not got it yet."""
+class _UriFetch:
+    """The fetch of one URI of a table. uses: rows that name it and have not received it yet."""
 
-    first: int
     uses: int
     medium: "Future[FetchedMedium | RowFailure]"
 
 
-class _Work:
-    """One table on its way."""
+class _TableFetch:
+    """The fetches of one table."""
 
     def __init__(self, stage: Fetch, table: pa.Table) -> None:
         self._manifest, self._fetcher = stage._manifest, stage._fetcher
         self._threads = stage._threads
         self._table = table
         self._failures = failures(table)
-        self._rows = [
+        self._uris = [
             uris if failure is None else []
-            for uris, failure in zip(_uris(table, self._manifest), self._failures, strict=True)
+            for uris, failure in zip(media_uris(table, self._manifest), self._failures, strict=True)
         ]
-        self._next = -1  # the row that is waited for while nothing can be handed on
-        self._shared: dict[str | None, _Shared] = {}
+        self._urgent_row = -1  # rows up to this one hold up the caller
+        self._fetches: dict[str | None, _UriFetch] = {}
 
     def parts(self, release: bool) -> Iterator[pa.Table]:
-        """Consecutive rows. release: temporary files of a part, when the next one is asked for."""
-        self._begin()
+        """Tables of consecutive rows. release: remove a part's temporary files when the next part
+        is requested.
+        """
+        self._submit()
         files: list[FetchedMedium] = []
         try:
             start = 0
-            while start < len(self._rows):
+            while start < len(self._uris):
                 stop = self._wait(start)
                 yield self._part(start, stop, files)
                 if release:
-                    Spool.release(one.path for one in files)
+                    Spool.release(medium.path for medium in files)
                 files.clear()
                 start = stop
         finally:
-            self._end()
+            self._discard()
             if release:
-                Spool.release(one.path for one in files)
+                Spool.release(medium.path for medium in files)
 
-    def _begin(self) -> None:
-        for number, row in enumerate(self._rows):
-            for uri in row:
-                if uri in self._shared:
-                    self._shared[uri].uses += 1
+    def _submit(self) -> None:
+        for row, uris in enumerate(self._uris):
+            for uri in uris:
+                if uri in self._fetches:
+                    self._fetches[uri].uses += 1
                 else:
-                    medium = self._threads.submit(self._fetch, uri, number)
-                    medium.add_done_callback(self._tell)
-                    self._shared[uri] = _Shared(number, 1, medium)
+                    medium = self._threads.submit(self._fetch, uri, row)
+                    medium.add_done_callback(self._notify)
+                    self._fetches[uri] = _UriFetch(1, medium)
 
     def _fetch(self, uri: str | None, row: int) -> FetchedMedium | RowFailure:
-        room = Reservation(self._fetcher.budget, lambda: self._next >= row)
+        """row: the first one that names the URI."""
+        reservation = Reservation(self._fetcher.budget, lambda: self._urgent_row >= row)
         try:
-            return self._fetcher.fetch(uri, room)
+            return self._fetcher.fetch(uri, reservation)
         except RowError as error:
-            # Not as an exception: its traceback would hold on to other media of the row.
-            return RowFailure(error.code.value, error.message)
+            # Not raised: the traceback would keep other media of the row in memory.
+            return RowFailure.of(error)
 
-    def _tell(self, _: object) -> None:
+    def _notify(self, _: object) -> None:
         with self._fetcher.budget.changed:
             self._fetcher.budget.changed.notify_all()
 
     def _wait(self, start: int) -> int:
-        """How far the next part goes: to the end, or until others wait for what it holds."""
+        """Waits for the next part. Returns the row after its last: the end, or the first row that
+        is not fetched when other rows wait for bytes.
+        """
         budget = self._fetcher.budget
         stop = start
         with budget.changed:
-            self._next = start
+            self._urgent_row = start
             budget.changed.notify_all()
             budget.changed.wait_for(lambda: self._is_done(start))
-            while stop < len(self._rows):
+            while stop < len(self._uris):
                 if self._is_done(stop):
                     stop += 1
                 elif budget.starved:
@@ -150,21 +153,21 @@ class _Work:
         return stop
 
     def _is_done(self, row: int) -> bool:
-        return all(self._shared[uri].medium.done() for uri in self._rows[row])
+        return all(self._fetches[uri].medium.done() for uri in self._uris[row])
 
     def _part(self, start: int, stop: int, files: list[FetchedMedium]) -> pa.Table:
-        """A table of these rows; `files` takes what is not in memory."""
+        """A table of these rows. Appends the media that are in temporary files to `files`."""
         data: list[pa.Array] = []
-        names: list[list[str | None] | None] = []
-        for number in range(start, stop):
-            media = self._media(number)
-            data.append(_binary_lists(media))
-            names.append(None if media is None else [_path(one) for one in media])
-            files += [one for one in media or [] if one.path is not None]
+        paths: list[list[str | None] | None] = []
+        for row in range(start, stop):
+            media = self._take_media(row)
+            data.append(_binary_list(media))
+            paths.append(None if media is None else [_path(medium) for medium in media])
+            files += [medium for medium in media or [] if medium.path is not None]
         part = self._table.slice(start, stop - start)
         columns: dict[str, list[Any]] = {
             MEDIA_BYTES: [None] * (stop - start),
-            MEDIA_PATHS: names,
+            MEDIA_PATHS: paths,
             **failure_columns(self._failures[start:stop]),
         }
         schema = fetched_schema(self._manifest)
@@ -173,47 +176,38 @@ class _Work:
         chunks = pa.chunked_array(data, schema.field(MEDIA_BYTES).type)
         return table.set_column(schema.get_field_index(MEDIA_BYTES), MEDIA_BYTES, chunks)
 
-    def _media(self, row: int) -> list[FetchedMedium] | None:
-        """A row's media, which are the caller's from now on; None when one of them failed."""
-        found: list[FetchedMedium] = []
+    def _take_media(self, row: int) -> list[FetchedMedium] | None:
+        """A row's media, which belong to the caller; None when one of them failed."""
+        media: list[FetchedMedium] = []
         failure = None
-        for uri in self._rows[row]:
-            shared = self._shared[uri]
-            shared.uses -= 1
-            medium = shared.medium.result()
+        for uri in self._uris[row]:
+            uri_fetch = self._fetches[uri]
+            uri_fetch.uses -= 1
+            medium = uri_fetch.medium.result()
             if isinstance(medium, RowFailure):
                 failure = failure or medium
             else:
-                found.append(medium if not shared.uses else _again(medium))
-            if not shared.uses:
-                del self._shared[uri]
+                media.append(medium if not uri_fetch.uses else _share(medium))
+            if not uri_fetch.uses:
+                del self._fetches[uri]
         if failure is None:
-            return found
+            return media
         self._failures[row] = failure
-        Spool.release(one.path for one in found)
+        Spool.release(medium.path for medium in media)
         return None
 
-    def _end(self) -> None:
-        """Lets go of what nobody has taken."""
-        for shared in self._shared.values():
-            if not shared.medium.cancel():
-                shared.medium.add_done_callback(_drop)
-        self._shared.clear()
-        self._next = len(self._rows)  # what still runs must not wait for room
-        self._tell(None)
+    def _discard(self) -> None:
+        """Cancels or drops the media that no row has received."""
+        for uri_fetch in self._fetches.values():
+            if not uri_fetch.medium.cancel():
+                uri_fetch.medium.add_done_callback(_release)
+        self._fetches.clear()
+        self._urgent_row = len(self._uris)  # running fetches must not wait for bytes any more
+        self._notify(None)
 
 
-def _uris(table: pa.Table, manifest: ManifestSchema) -> list[list[str | None]]:
-    if manifest.form == c.URI:
-        return [[uri] for uri in table[c.URI].to_pylist()]
-    return [
-        [None if one is None else one[c.MEDIA_URI] for one in row or []]
-        for row in table[c.MEDIA].to_pylist()
-    ]
-
-
-def _again(medium: FetchedMedium) -> FetchedMedium:
-    """The same content for one more row: a file has a name for each, which is removed apart."""
+def _share(medium: FetchedMedium) -> FetchedMedium:
+    """The same medium for one more row, with a path of its own to the same file."""
     return medium if medium.path is None else replace(medium, path=Spool.share(medium.path))
 
 
@@ -221,22 +215,22 @@ def _path(medium: FetchedMedium) -> str | None:
     return None if medium.path is None else str(medium.path)
 
 
-def _drop(medium: "Future[FetchedMedium | RowFailure]") -> None:
-    if not medium.cancelled() and medium.exception() is None:
-        found = medium.result()
-        Spool.release([found.path] if isinstance(found, FetchedMedium) else [])
+def _release(future: "Future[FetchedMedium | RowFailure]") -> None:
+    if not future.cancelled() and future.exception() is None:
+        medium = future.result()
+        Spool.release([medium.path] if isinstance(medium, FetchedMedium) else [])
 
 
-def _binary_lists(media: list[FetchedMedium] | None) -> pa.Array:
+def _binary_list(media: list[FetchedMedium] | None) -> pa.Array:
     """One value of the column MEDIA_BYTES; a single medium is not copied."""
     if media is None:
         return pa.nulls(1, pa.list_(_BYTES))
-    # By its buffers: pa.array() never lets go of the memory of a memoryview.
-    data = [one.data for one in media if one.data is not None]
-    sizes = [0 if one.data is None else one.size for one in media]
+    # Built from buffers, since pa.array() never frees the memory of a memoryview.
+    data = [medium.data for medium in media if medium.data is not None]
+    sizes = [0 if medium.data is None else medium.size for medium in media]
     offsets = pa.array([0, *accumulate(sizes)], pa.int64())
-    there = pa.array([one.data is not None for one in media], pa.bool_())
+    valid = pa.array([medium.data is not None for medium in media], pa.bool_())
     values = data[0] if len(data) == 1 else np.concatenate([np.empty(0, np.uint8), *data])
-    buffers = [there.buffers()[1], offsets.buffers()[1], pa.py_buffer(values)]
-    one = pa.Array.from_buffers(_BYTES, len(media), buffers)
-    return pa.ListArray.from_arrays(pa.array([0, len(media)], pa.int32()), one)
+    buffers = [valid.buffers()[1], offsets.buffers()[1], pa.py_buffer(values)]
+    binaries = pa.Array.from_buffers(_BYTES, len(media), buffers)
+    return pa.ListArray.from_arrays(pa.array([0, len(media)], pa.int32()), binaries)

@@ -193,7 +193,7 @@ class Generate:
         if self._task.dedupe:
             columns[c.DUPLICATE_OF] = [one.duplicate_of for one in answers]
             columns[c.CONTENT_HASH] = [
-                rows[number].content.hex() if number in rows else None
+                rows[number].content_hash.hex() if number in rows else None
                 for number in range(table.num_rows)
             ]
         schema = parsed_schema(self._manifest, self._task)

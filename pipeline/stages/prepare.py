@@ -1,18 +1,20 @@
-"""Turns media bytes and prompts into patches, token ids and receipts, or into row errors.
+"""The prepare stage: decodes media and prompts into patches, token ids and receipts, or into row
+errors.
 
-All that a checkpoint asks of its inputs is model/processor.py's, and runs in the processes of
-decoder.py; here a row's columns become a question to them, and the answer its columns.
+A row's columns become a DecodeRequest, and the reply becomes the columns of `prepared_schema`. What
+a checkpoint does with its inputs is in model/processor.py, which runs in the workers of the decoder
+pool.
 """
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from mediamill.model.media.limits import MediaLimits
+from mediamill.model.media.receipt import Receipt
 from mediamill.pipeline.decoding.arrow_column import binary_column
 from mediamill.pipeline.decoding.decoder_pool import (
     DecodeReply,
@@ -20,7 +22,6 @@ from mediamill.pipeline.decoding.decoder_pool import (
     DecoderPool,
     DecodeRules,
     MediumRequest,
-    Receipt,
 )
 from mediamill.pipeline.decoding.media_limits import media_limits
 from mediamill.pipeline.fetching.spool import Spool
@@ -30,6 +31,7 @@ from mediamill.pipeline.records import (
     RowFailure,
     failure_columns,
     failures,
+    media_uris,
     prepared_schema,
     replace_columns,
 )
@@ -39,56 +41,23 @@ from mediamill.schemas import columns as c
 from mediamill.schemas.errors import ErrorCode, RowError
 from mediamill.schemas.job import JobConfig
 from mediamill.schemas.manifest import ManifestSchema
-from mediamill.schemas.task import CAPTION, Task
-
-__all__ = ["MediaLimits", "Prepare", "PrepareRules"]
+from mediamill.schemas.task import Task
 
 _KINDS = ("image", "video")
 
 
 @dataclass(frozen=True)
-class PrepareRules:
-    """What the job says about inputs; see its keys of the same names.
-
-    video: arguments of `VideoRules`, which is not imported here, since torch would be.
-    """
-
-    prompt: str | None
-    system: str | None
-    image_min_pixels: int | None
-    image_max_pixels: int | None
-    video: Mapping[str, Any] = field(default_factory=dict)
-    limits: MediaLimits = field(default_factory=MediaLimits)
-    decoding: DecodeRules = field(default_factory=DecodeRules)
-    task: Task = CAPTION
-
-    @classmethod
-    def of(cls, job: JobConfig, task: Task = CAPTION) -> "PrepareRules":
-        """What `job` says of inputs."""
-        return cls(
-            prompt=job.prompt,
-            system=job.system,
-            image_min_pixels=job.image.min_pixels,
-            image_max_pixels=job.image.max_pixels,
-            video=job.video.model_dump(exclude={"mrope"}),
-            limits=media_limits(job.limits),
-            decoding=DecodeRules(job.limits.decode_timeout_s, job.limits.decode_bytes),
-            task=task,
-        )
-
-
-@dataclass(frozen=True)
 class _Row:
-    """One row before its media are looked at.
+    """One row before its media are decoded.
 
-    failure: what is wrong with it already; then there is no question. chat_failure: what is wrong
-    with its prompt alone; its media are looked at all the same, for their receipts.
+    failure: why it has failed already; it has no request then.
+    prompt_failure: what is wrong with its prompt alone; its media are decoded for their receipts.
     """
 
-    uris: Sequence[str] = ()
-    question: DecodeRequest | None = None
+    uris: Sequence[str | None] = ()
+    request: DecodeRequest | None = None
     failure: RowFailure | None = None
-    chat_failure: RowFailure | None = None
+    prompt_failure: RowFailure | None = None
 
 
 class Prepare:
@@ -97,115 +66,133 @@ class Prepare:
     def __init__(
         self,
         manifest: ManifestSchema,
-        rules: PrepareRules,
+        job: JobConfig,
+        task: Task,
         checkpoint: Path,
         count: Callable[[int], None],
     ) -> None:
-        """Raises ModelError for a checkpoint that cannot be used."""
+        """checkpoint: its folder. count: called with the number of rows of each table.
+
+        Raises ModelError for a checkpoint that cannot be used.
+        """
         self._manifest = manifest
-        self._rules = rules
+        self._job = job
+        self._task = task
         self._count = count
         arguments = {
             "checkpoint": str(checkpoint),
-            "image_min_pixels": rules.image_min_pixels,
-            "image_max_pixels": rules.image_max_pixels,
-            "video": dict(rules.video),
-            "limits": asdict(rules.limits),
+            "image_min_pixels": job.image.min_pixels,
+            "image_max_pixels": job.image.max_pixels,
+            "video": job.video.model_dump(exclude={"mrope"}),
+            "limits": asdict(media_limits(job.limits)),
         }
-        self._decoder = DecoderPool(arguments, rules.decoding)
+        rules = DecodeRules(job.limits.decode_timeout_s, job.limits.decode_bytes)
+        self._decoder = DecoderPool(arguments, rules)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """A table of `fetched_schema` -> one of `prepared_schema`.
 
-        Raises RuntimeError when no process can be had that decodes.
+        Raises RuntimeError when no decode worker can be started.
         """
         try:
             rows = self._rows(table)
-            answers = self._answers([row.question for row in rows])
-            found = [_answer(row, answer) for row, answer in zip(rows, answers, strict=True)]
+            replies = [
+                _with_failure(reply, row)
+                for reply, row in zip(self._decode(rows), rows, strict=True)
+            ]
         finally:
             for paths in table[MEDIA_PATHS].to_pylist():
                 Spool.release(paths or ())
-        self._count(len(found))
-        prompts = len(self._rules.task.questions)
-        columns = _columns(found, [row.uris for row in rows], prompts)
-        columns |= failure_columns([answer.failure for answer in found])
+        self._count(len(replies))
+        columns = _columns(replies, [row.uris for row in rows], len(self._task.questions))
+        columns |= failure_columns([reply.failure for reply in replies])
         columns[c.TENSOR_CHECKSUM] = checksums(table, columns)
-        patches, columns[c.PATCHES] = columns[c.PATCHES], [None] * len(found)
+        patches, columns[c.PATCHES] = columns[c.PATCHES], [None] * len(replies)
         schema = prepared_schema(self._manifest)
         table = replace_columns(table, columns, schema)
-        place = schema.get_field_index(c.PATCHES)
-        column = binary_column(patches, self._decoder.warm)
-        return table.set_column(place, schema.field(c.PATCHES), column)
-
-    def _answers(self, questions: Sequence[DecodeRequest | None]) -> list[DecodeReply | None]:
-        """Of each question; of those that are alike, where copies matter, one alone is asked."""
-        asked: dict[object, DecodeRequest] = {}
-        keys: list[object] = []
-        for number, question in enumerate(questions):
-            copies = self._rules.task.dedupe and question is not None
-            keys.append(question.content() if copies and question else number)
-            if question is not None:
-                asked.setdefault(keys[-1], question)
-        found = dict(zip(asked, self._decoder.prepare(list(asked.values())), strict=True))
-        return [found.get(key) for key in keys]
+        column = binary_column(patches, self._decoder.buffers)
+        index = schema.get_field_index(c.PATCHES)
+        return table.set_column(index, schema.field(c.PATCHES), column)
 
     def close(self) -> None:
-        """Ends the processes that decode; else they end when nothing refers to this any more."""
+        """Ends the decode workers; they end as well when nothing refers to the stage any more."""
         self._decoder.close()
+
+    def _decode(self, rows: Sequence[_Row]) -> list[DecodeReply | None]:
+        """The reply of each row with a request; where the task removes duplicates, equal requests
+        are decoded once.
+        """
+        requests: dict[object, DecodeRequest] = {}
+        keys: list[object] = []
+        for number, row in enumerate(rows):
+            key: object = number
+            if row.request is not None:
+                key = row.request.content_hash() if self._task.dedupe else number
+                requests.setdefault(key, row.request)
+            keys.append(key)
+        decoded = self._decoder.prepare(list(requests.values()))
+        replies = dict(zip(requests, decoded, strict=True))
+        return [replies.get(key) for key in keys]
 
     def _rows(self, table: pa.Table) -> list[_Row]:
         data, paths = table[MEDIA_BYTES], table[MEDIA_PATHS]
-        plain = table.drop_columns([MEDIA_BYTES, MEDIA_PATHS]).to_pylist()
-        rows = []
-        for number, (row, failure) in enumerate(zip(plain, failures(table), strict=True)):
-            if failure is None:
-                rows.append(self._row(row, _contents(data[number], paths[number])))
-            else:
-                rows.append(_Row(failure=failure))
-        return rows
+        values = table.drop_columns([MEDIA_BYTES, MEDIA_PATHS]).to_pylist()
+        uris, row_failures = media_uris(table, self._manifest), failures(table)
+        return [
+            self._row(values[number], uris[number], _contents(data[number], paths[number]))
+            if failure is None
+            else _Row(failure=failure)
+            for number, failure in enumerate(row_failures)
+        ]
 
-    def _row(self, row: dict[str, Any], contents: Sequence[memoryview | Path]) -> _Row:
+    def _row(
+        self,
+        values: Mapping[str, Any],
+        uris: Sequence[str | None],
+        contents: Sequence[memoryview | Path],
+    ) -> _Row:
         try:
-            media = self._media(row, contents)
-            _check_alike(self._rules.task, media)
+            media = self._media(values, contents)
+            _check_comparable(self._task, media)
         except RowError as error:
-            return _Row(failure=RowFailure(error.code.value, str(error)))
-        uris = _uris(row, self._manifest)
+            return _Row(failure=RowFailure.of(error))
         try:
-            return _Row(uris, DecodeRequest(media, self._chats(row), self._texts(row)))
+            request = DecodeRequest(media, self._chats(values), self._texts(values))
         except RowError as error:
-            failure = RowFailure(error.code.value, str(error))
-            return _Row(uris, DecodeRequest(media), chat_failure=failure)
+            return _Row(uris, DecodeRequest(media), prompt_failure=RowFailure.of(error))
+        return _Row(uris, request)
 
     def _media(
-        self, row: dict[str, Any], contents: Sequence[memoryview | Path]
+        self, values: Mapping[str, Any], contents: Sequence[memoryview | Path]
     ) -> list[MediumRequest]:
-        """The row's media, with the kind and the window that it has for each."""
+        """The row's media, with the kind and the window that the row gives for each."""
         if self._manifest.form == c.URI:
             return [MediumRequest(content) for content in contents]
-        media = []
-        for content, one in zip(contents, row[c.MEDIA] or [], strict=True):
-            kind = one[c.MEDIA_TYPE]
+        requests = []
+        for content, medium in zip(contents, values[c.MEDIA] or [], strict=True):
+            kind = medium[c.MEDIA_TYPE]
             if kind is not None and kind not in _KINDS:
                 raise RowError(
                     ErrorCode.DECODE_UNSUPPORTED,
                     f"media: found the type '{kind}', expected image or video",
                 )
-            media.append(MediumRequest(content, kind, one[c.MEDIA_START_S], one[c.MEDIA_END_S]))
-        return media
+            start_s, end_s = medium[c.MEDIA_START_S], medium[c.MEDIA_END_S]
+            requests.append(MediumRequest(content, kind, start_s, end_s))
+        return requests
 
-    def _chats(self, row: dict[str, Any]) -> list[Mapping[str, Any]]:
-        """Of each question; of a single one the row's own chat, else its prompt, else the job's."""
-        system = row.get(c.SYSTEM)
-        system = self._rules.system if system is None else system
-        task = self._rules.task
+    def _chats(self, values: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        """The chat of each question; of a single question the row's messages, else its prompt, else
+        the job's.
+        """
+        system = values.get(c.SYSTEM)
+        system = self._job.system if system is None else system
+        task = self._task
         if task.is_named:
-            return [{"prompt": one.prompt, "system": system} for one in task.questions]
-        if row.get(c.MESSAGES) is not None:
-            return [{"messages": _messages(row[c.MESSAGES])}]
-        prompt = row.get(c.PROMPT)
-        prompt = self._rules.prompt if prompt is None else prompt
+            return [{"prompt": question.prompt, "system": system} for question in task.questions]
+        if values.get(c.MESSAGES) is not None:
+            return [{"messages": _messages(values[c.MESSAGES])}]
+        prompt = values.get(c.PROMPT)
+        prompt = self._job.prompt if prompt is None else prompt
         if prompt is None and task.kind == "embed":
             prompt = task.questions[0].prompt or ""
         if prompt is None:
@@ -215,13 +202,13 @@ class Prepare:
             )
         return [{"prompt": prompt, "system": system}]
 
-    def _texts(self, row: dict[str, Any]) -> Sequence[str]:
-        """Those to score."""
-        task = self._rules.task
-        return texts_to_score(row, task.score) if task.kind == "score" else ()
+    def _texts(self, values: Mapping[str, Any]) -> Sequence[str]:
+        """The texts to score."""
+        task = self._task
+        return texts_to_score(values, task.score) if task.kind == "score" else ()
 
 
-def _check_alike(task: Task, media: Sequence[MediumRequest]) -> None:
+def _check_comparable(task: Task, media: Sequence[MediumRequest]) -> None:
     if task.kind == "embed" and not media and not task.texts_alike:
         raise RowError(
             ErrorCode.MEDIA_EMPTY,
@@ -231,11 +218,10 @@ def _check_alike(task: Task, media: Sequence[MediumRequest]) -> None:
 
 
 def _contents(data: pa.ListScalar, paths: pa.ListScalar) -> list[memoryview | Path]:
-    """Of each medium, the bytes or the path."""
-    named = paths.as_py() or [None] * len(data)
+    """The bytes or the path of each medium."""
     return [
-        memoryview(one.as_buffer()) if path is None else Path(path)
-        for one, path in zip(data, named, strict=True)
+        memoryview(content.as_buffer()) if path is None else Path(path)
+        for content, path in zip(data, paths.as_py() or [None] * len(data), strict=True)
     ]
 
 
@@ -251,46 +237,45 @@ def _messages(text: str) -> list[Any]:
     return chat
 
 
-def _uris(row: dict[str, Any], manifest: ManifestSchema) -> list[str]:
-    if manifest.form == c.URI:
-        return [row[c.URI]]
-    return [one[c.MEDIA_URI] for one in row[c.MEDIA] or []]
-
-
-def _answer(row: _Row, answer: DecodeReply | None) -> DecodeReply:
-    """What is known of a row, with all that is wrong with it."""
-    if answer is None:
+def _with_failure(reply: DecodeReply | None, row: _Row) -> DecodeReply:
+    """The reply, with the failure that the row has for any reason."""
+    if reply is None:
         return DecodeReply(failure=row.failure)
-    failure = answer.failure or row.chat_failure
-    if answer.receipts and not sum(receipt.visual_tokens for receipt in answer.receipts):
-        text = "the row's media have no visual tokens"
-        failure = RowFailure(ErrorCode.MEDIA_EMPTY.value, text)
-    return replace(answer, failure=failure)
+    failure = reply.failure or row.prompt_failure
+    if reply.receipts and not sum(receipt.visual_tokens for receipt in reply.receipts):
+        failure = RowFailure(ErrorCode.MEDIA_EMPTY.value, "the row's media have no visual tokens")
+    return replace(reply, failure=failure)
 
 
-def _columns(rows: list[DecodeReply], uris: list[Sequence[str]], prompts: int) -> dict[str, Any]:
-    def each(value: Callable[[DecodeReply], Any]) -> list[Any]:
-        return [None if row.failure else value(row) for row in rows]
+def _columns(
+    replies: list[DecodeReply], uris: list[Sequence[str | None]], prompts: int
+) -> dict[str, Any]:
+    """The values of all columns that this stage adds, by name. prompts: questions of each row."""
+
+    def tensor(value: Callable[[DecodeReply], Any]) -> list[Any]:
+        return [None if reply.failure else value(reply) for reply in replies]
 
     def seen(value: Callable[[DecodeReply], Any]) -> list[Any]:
-        return [value(row) if row.receipts or not row.failure else None for row in rows]
+        return [value(reply) if reply.receipts or not reply.failure else None for reply in replies]
 
     def first(value: Callable[[Receipt], Any]) -> list[Any]:
-        return [value(row.receipts[0]) if row.receipts else None for row in rows]
+        return [value(reply.receipts[0]) if reply.receipts else None for reply in replies]
 
     receipts = [
-        [_receipt(receipt, uri) for receipt, uri in zip(row.receipts, named, strict=True)]
-        if row.receipts or not row.failure
+        [_receipt(*pair) for pair in zip(reply.receipts, row_uris, strict=True)]
+        if reply.receipts or not reply.failure
         else None
-        for row, named in zip(rows, uris, strict=True)
+        for reply, row_uris in zip(replies, uris, strict=True)
     ]
     return {
-        c.INPUT_IDS: each(lambda row: row.ids[:prompts]),
-        c.CONTINUATIONS: each(lambda row: row.ids[prompts:]),
-        c.PATCHES: each(lambda row: row.patches),
-        c.GRID_THW: each(lambda row: [n for visual in row.visuals for n in visual.grid_thw]),
-        c.MEDIA_KINDS: each(lambda row: [visual.kind for visual in row.visuals]),
-        c.VISUAL_TOKENS: seen(lambda row: sum(one.visual_tokens for one in row.receipts)),
+        c.INPUT_IDS: tensor(lambda reply: reply.ids[:prompts]),
+        c.CONTINUATIONS: tensor(lambda reply: reply.ids[prompts:]),
+        c.PATCHES: tensor(lambda reply: reply.patches),
+        c.GRID_THW: tensor(lambda reply: [n for visual in reply.visuals for n in visual.grid_thw]),
+        c.MEDIA_KINDS: tensor(lambda reply: [visual.kind for visual in reply.visuals]),
+        c.VISUAL_TOKENS: seen(
+            lambda reply: sum(receipt.visual_tokens for receipt in reply.receipts)
+        ),
         c.SHA256: first(lambda receipt: receipt.sha256),
         c.HEIGHT: first(lambda receipt: receipt.height),
         c.WIDTH: first(lambda receipt: receipt.width),
@@ -299,6 +284,7 @@ def _columns(rows: list[DecodeReply], uris: list[Sequence[str]], prompts: int) -
     }
 
 
-def _receipt(receipt: Receipt, uri: str) -> dict[str, Any]:
-    found = receipt.model_dump()
-    return {**found, "type": found.pop("kind"), "uri": uri}
+def _receipt(receipt: Receipt, uri: str | None) -> dict[str, Any]:
+    """A value of RECEIPT_STRUCT, whose other fields have the names of Receipt's."""
+    values = {name: value for name, value in vars(receipt).items() if name != "kind"}
+    return {**values, "type": receipt.kind, "uri": uri}

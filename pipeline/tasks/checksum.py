@@ -1,8 +1,7 @@
-"""Turns a row's name and its tensors into one number, so that a row with another one's tensors is
-found.
+"""The checksum that ties a row's tensors to the row: it finds a row with another row's tensors.
 
-Made where the tensors are, checked where they are used. It is against mistakes, not against malice:
-a CRC, which costs a third of a millisecond for each MB.
+Computed where the tensors are made, checked where they are used. It is a CRC, against mistakes and
+not against malice, and costs a third of a millisecond for each MB.
 """
 
 import zlib
@@ -17,7 +16,7 @@ from mediamill.schemas import columns as c
 
 
 def row_name(row: Mapping[str, int], sha256: str | None, row_id: object) -> str:
-    """What travels with a row's tensors: its ordinal, the hash of its first medium, its id."""
+    """The identity of a row: its ordinal, the hash of its first medium, its id."""
     return f"{row[ROW_FILE]}/{row[ROW_INDEX]}/{sha256}/{row_id}"
 
 
@@ -28,23 +27,30 @@ def checksum(
     grid_thw: Sequence[int],
     patches: Any,
 ) -> int:
-    """Of one row, 0 to 2^32 - 1. prompts, texts: token ids. patches: any buffer."""
-    found = zlib.crc32(name.encode(errors="surrogatepass"))
+    """The checksum of one row, 0 to 2^32 - 1.
+
+    name: see row_name.
+    prompts, texts: token ids.
+    grid_thw: three numbers for each medium.
+    patches: any buffer.
+    """
+    crc = zlib.crc32(name.encode(errors="surrogatepass"))
     # Lengths too, or ids could move from one list to the next.
-    sizes = [len(prompts), *map(len, prompts), *map(len, texts)]
-    for numbers in (sizes, *prompts, *texts, grid_thw):
-        found = zlib.crc32(np.asarray(numbers, np.int32).tobytes(), found)
-    return zlib.crc32(patches, found)
+    lengths = [len(prompts), *map(len, prompts), *map(len, texts)]
+    for numbers in (lengths, *prompts, *texts, grid_thw):
+        crc = zlib.crc32(np.asarray(numbers, np.int32).tobytes(), crc)
+    return zlib.crc32(patches, crc)
 
 
 def checksums(table: pa.Table, columns: Mapping[str, Sequence[Any]]) -> list[int | None]:
-    """Of rows that have just been prepared, None for those without tensors.
+    """The checksums of rows that have just been prepared, None for those without tensors.
 
-    table: with their ordinals and ids. columns: the tensors and hashes, by name.
+    table: with the rows' ordinals and ids.
+    columns: the tensors and hashes, by column name.
     """
     rows, ids = table[c.ROW].to_pylist(), table[c.ID].to_pylist()
-    kinds = (c.INPUT_IDS, c.CONTINUATIONS, c.GRID_THW, c.PATCHES)
-    tensors = zip(*(columns[kind] for kind in kinds), strict=True)
+    tensor_columns = (c.INPUT_IDS, c.CONTINUATIONS, c.GRID_THW, c.PATCHES)
+    tensors = zip(*(columns[column] for column in tensor_columns), strict=True)
     names = map(row_name, rows, columns[c.SHA256], ids)
     return [
         None if patches is None else checksum(name, prompts, texts, grid, patches)

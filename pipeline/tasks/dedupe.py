@@ -64,7 +64,7 @@ class Deduplicator:
         """ask: answers rows without regard to copies."""
         groups: dict[bytes, list[int]] = {}
         for number, row in rows.items():
-            groups.setdefault(row.content, []).append(number)
+            groups.setdefault(row.content_hash, []).append(number)
         claims = self._claims(groups, rows)
         mine = {key for key, claim in claims.items() if claim.mine and claim.told is None}
         found = self._ask(mine, groups, rows, ask)

@@ -1,7 +1,4 @@
-"""Turns a row of a table of `prepared_schema` into what requests to an engine are made of.
-
-What is asked is not known here.
-"""
+"""Reads a row of a table of `prepared_schema` back: what requests to the engine are made of."""
 
 import hashlib
 import json
@@ -10,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import torch
 
@@ -19,16 +17,21 @@ from mediamill.pipeline.faults import IdentityError
 from mediamill.pipeline.tasks.checksum import checksum, row_name
 from mediamill.schemas import columns as c
 
-# Of the same bytes, these tell all that can differ: windows of a video, and rules for its frames.
-_SEEN = ("type", "sha256", "height", "width", "frame_indices")
+# With the hash of the file, these fields of a receipt tell apart what the model sees of it: other
+# windows of a video, or frames and sizes chosen by other rules.
+_IDENTITY_FIELDS = ("type", "sha256", "height", "width", "frame_indices")
 
 
 @dataclass(frozen=True)
 class PreparedRow:
-    """name: what travels with the row's tensors. prompts: token ids of each question, texts: of
-    each text to score. media_names: as of `Request`. content: a hash of all that
-    decides the answers, 16 bytes, where that is wanted. values: of the columns of its own that were
-    asked for.
+    """The inputs of one row.
+
+    name: identifies the row, see checksum.row_name.
+    prompts: token ids of each question.
+    texts: token ids of each text to score.
+    media_names: see `Request`.
+    content_hash: of all that decides the answers, 16 bytes; empty where it was not requested.
+    values: of the requested columns, by column name.
     """
 
     name: str
@@ -37,7 +40,7 @@ class PreparedRow:
     texts: Sequence[Sequence[int]]
     visuals: tuple[VisualInput, ...]
     media_names: tuple[str, ...] | None
-    content: bytes
+    content_hash: bytes
     values: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -49,13 +52,14 @@ def prepared_row(
     table: pa.Table,
     number: int,
     rules: Mapping[VisualKind, ImageRules],
-    own: Sequence[str] = (),
-    hashed: bool = False,
+    value_columns: Sequence[str] = (),
+    with_content_hash: bool = False,
 ) -> PreparedRow:
-    """rules: that the patches were made by. own: columns whose values are wanted. hashed: whether
-    `content` is.
+    """The row of this number in the table.
 
-    Raises IdentityError for the tensors of another row.
+    rules: that the patches were made by.
+    value_columns: whose values to read, too.
+    Raises IdentityError when the tensors are those of another row.
     """
     columns = (c.ROW, c.SHA256, c.ID, c.INPUT_IDS, c.CONTINUATIONS, c.GRID_THW, c.MEDIA_KINDS)
     row, sha256, row_id, prompts, texts, grid, kinds = (
@@ -63,39 +67,52 @@ def prepared_row(
     )
     name = row_name(row, sha256, row_id)
     patches = np.frombuffer(table[c.PATCHES][number].as_buffer(), np.uint8)
-    found = checksum(name, prompts, texts, grid, patches)
+    actual = checksum(name, prompts, texts, grid, patches)
     expected = table[c.TENSOR_CHECKSUM][number].as_py()
-    if found != expected:
+    if actual != expected:
         raise IdentityError(
-            f"{name}: the tensors are not those that were prepared for this row: found the seal "
-            f"{found}, expected {expected}"
+            f"{name}: the tensors are not those that were prepared for this row: found the "
+            f"checksum {actual}, expected {expected}"
         )
+    visuals = _visuals(name, kinds, grid, patches, rules)
+    # A file's hash does not tell which seconds of a video the row shows.
+    is_image = sha256 is not None and kinds == ["image"]
+    media_names = (f"{sha256} {visuals[0].grid_thw}",) if is_image else None
+    values = {column: table[column][number].as_py() for column in value_columns}
+    content_hash = b""
+    if with_content_hash:
+        content_hash = _content_hash(prompts, texts, table[c.RECEIPT][number].as_py())
+    return PreparedRow(name, row_id, prompts, texts, visuals, media_names, content_hash, values)
+
+
+def _visuals(
+    name: str,
+    kinds: Sequence[VisualKind],
+    grid: Sequence[int],
+    patches: npt.NDArray[np.uint8],
+    rules: Mapping[VisualKind, ImageRules],
+) -> tuple[VisualInput, ...]:
+    """The media of a row. Raises IdentityError for patches that are not of these grids."""
     visuals = []
     start = 0
     for medium, kind in enumerate(kinds):
         t, h, w = grid[3 * medium : 3 * medium + 3]
         width = rules[kind].patch_values(kind)
         stop = start + t * h * w * width
-        # A copy: the object store's memory is read-only, which torch has no notion of.
-        part = torch.from_numpy(patches[start:stop].copy())
-        cut = part.reshape(t * h * w, width)
-        visuals.append(VisualInput(kind, cut, (t, h, w), rules[kind].merge_size))
+        # A copy: the object store's memory is read-only, which torch does not support.
+        values = torch.from_numpy(patches[start:stop].copy()).reshape(t * h * w, width)
+        visuals.append(VisualInput(kind, values, (t, h, w), rules[kind].merge_size))
         start = stop
     if start != patches.size:
         raise IdentityError(f"{name}: {patches.size} bytes for a grid of {grid}")
-    # The hash of a video's file says nothing of which seconds the row shows.
-    known = sha256 is not None and kinds == ["image"]
-    names = (f"{sha256} {visuals[0].grid_thw}",) if known else None
-    values = {column: table[column][number].as_py() for column in own}
-    content = _content(prompts, texts, table[c.RECEIPT][number].as_py()) if hashed else b""
-    return PreparedRow(name, row_id, prompts, texts, tuple(visuals), names, content, values)
+    return tuple(visuals)
 
 
-def _content(
+def _content_hash(
     prompts: Sequence[Sequence[int]],
     texts: Sequence[Sequence[int]],
     receipts: Sequence[Mapping[str, Any]] | None,
 ) -> bytes:
-    media = [[one[name] for name in _SEEN] for one in receipts or []]
-    words = json.dumps([prompts, texts, media]).encode()
-    return hashlib.blake2b(words, digest_size=16).digest()
+    media = [[receipt[name] for name in _IDENTITY_FIELDS] for receipt in receipts or []]
+    content = json.dumps([prompts, texts, media]).encode()
+    return hashlib.blake2b(content, digest_size=16).digest()

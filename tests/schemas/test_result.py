@@ -2,16 +2,20 @@
 
 import json
 import pickle
+from dataclasses import fields
+from typing import get_args, get_origin, get_type_hints
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from mediamill.model.media.receipt import Receipt
 from mediamill.schemas import columns as c
 from mediamill.schemas.errors import ErrorCode, JobError, RowError
 from mediamill.schemas.manifest import check_manifest_schema
 from mediamill.schemas.result import (
     ANSWER_FIELDS,
+    RECEIPT_STRUCT,
     Progress,
     Summary,
     result_schema,
@@ -175,3 +179,17 @@ def test_progress_needs_little():
     progress = Progress(rows_total=5, rows_done=0)
     assert progress.eta_s is None
     assert progress.errors == {}
+
+
+def test_a_receipt_on_disk_has_the_fields_of_a_receipt_in_memory():
+    """With the URI, and the kind under the name of type."""
+    integers = {"frame_indices": pa.int64()}  # all others fit into 32 bits
+    hints = get_type_hints(Receipt)
+    expected = {"uri": pa.string()}
+    for field in fields(Receipt):
+        hint, name = hints[field.name], "type" if field.name == "kind" else field.name
+        item = get_args(hint)[0] if get_origin(hint) is tuple else hint
+        integer = integers.get(name, pa.int32())
+        value = {int: integer, float: pa.float64()}.get(item, pa.string())
+        expected[name] = pa.list_(value) if item is not hint else value
+    assert {field.name: field.type for field in RECEIPT_STRUCT} == expected

@@ -9,8 +9,8 @@ from mediamill.pipeline.annotate.annotate import with_failures
 from mediamill.pipeline.annotate.split import Split, SplitRules, split_in_flight_schema, the_video
 from mediamill.pipeline.annotate.window_rules import WindowRules
 from mediamill.pipeline.decoding.decoder_pool import DecodeRules
-from mediamill.pipeline.decoding.probe import Measured, told
-from mediamill.pipeline.decoding.reply import DecodeReply
+from mediamill.pipeline.decoding.probe import ProbeResult
+from mediamill.pipeline.decoding.reply import DecodeReply, parse_probe_reply
 from mediamill.pipeline.fetching.fetcher import FetchRules
 from mediamill.pipeline.records import RowFailure, failure_columns, read_schema
 from mediamill.pipeline.stages.fetch import Fetch
@@ -168,27 +168,27 @@ def test_of_large_remote_files_only_header_and_index_are_fetched(media, tmp_path
 
 def test_what_the_process_says_is_held_against_its_bounds():
     def said(measured):
-        return Measured.model_validate(measured).model_dump_json()
+        return ProbeResult.model_validate(measured).model_dump_json()
 
     sound = said({"duration_s": 8.0, "cuts": [1.0, 2.0]})
-    header = f'{{"measured": {sound}, "failure": null, "data_bytes": 5}}'.encode()
-    measured, failure, size = told(header)
-    assert measured is not None
-    assert (measured.cuts, failure, size) == ([1.0, 2.0], None, 5)
+    header = f'{{"probe": {sound}, "failure": null, "data_bytes": 5}}'.encode()
+    reply = parse_probe_reply(header)
+    assert reply.probe is not None
+    assert (reply.probe.cuts, reply.failure, reply.data_bytes) == ([1.0, 2.0], None, 5)
     for wrong in (
-        '{"measured": null, "failure": null, "data_bytes": 0}',
-        '{"measured": {"duration_s": -1.0}, "failure": null, "data_bytes": 0}',
-        '{"measured": {"duration_s": NaN}, "failure": null, "data_bytes": 0}',
-        '{"measured": {"duration_s": 1e12}, "failure": null, "data_bytes": 0}',
-        '{"measured": {"duration_s": 5.0, "cuts": [2.0, 1.0]}, "failure": null, "data_bytes": 0}',
-        '{"measured": {"duration_s": 5.0, "cuts": [0.0]}, "failure": null, "data_bytes": 0}',
-        '{"measured": {"duration_s": 5.0, "cuts": [6.0]}, "failure": null, "data_bytes": 0}',
-        '{"measured": {"duration_s": 5.0, "more": 1}, "failure": null, "data_bytes": 0}',
-        '{"measured": null, "failure": {"code": "fetch_denied", "message": ""}, "data_bytes": 0}',
+        '{"probe": null, "failure": null, "data_bytes": 0}',
+        '{"probe": {"duration_s": -1.0}, "failure": null, "data_bytes": 0}',
+        '{"probe": {"duration_s": NaN}, "failure": null, "data_bytes": 0}',
+        '{"probe": {"duration_s": 1e12}, "failure": null, "data_bytes": 0}',
+        '{"probe": {"duration_s": 5.0, "cuts": [2.0, 1.0]}, "failure": null, "data_bytes": 0}',
+        '{"probe": {"duration_s": 5.0, "cuts": [0.0]}, "failure": null, "data_bytes": 0}',
+        '{"probe": {"duration_s": 5.0, "cuts": [6.0]}, "failure": null, "data_bytes": 0}',
+        '{"probe": {"duration_s": 5.0, "more": 1}, "failure": null, "data_bytes": 0}',
+        '{"probe": null, "failure": {"code": "fetch_denied", "message": ""}, "data_bytes": 0}',
         header.decode().replace("5}", "-5}"),
     ):
         with pytest.raises(ValueError):  # noqa: PT011 - of whatever kind
-            told(wrong.encode())
+            parse_probe_reply(wrong.encode())
 
 
 def test_rows_bring_what_is_wrong_with_their_videos():
@@ -209,4 +209,4 @@ def test_rows_bring_what_is_wrong_with_their_videos():
     assert found["error_code"].to_pylist() == ["decode_corrupt", None, "poison"]
     assert found["status"].to_pylist() == ["error", None, "error"]
     assert found["error_message"].to_pylist() == ["broken", None, "it kills"]
-    assert DecodeReply().measured is None
+    assert DecodeReply().probe is None

@@ -1,7 +1,7 @@
 """A processor for the decoding processes of tests: the real one, and "files" that do harm.
 
 Such a file is `trap(action, value)`. What it does is done in the process that decodes, in earnest:
-real signals, real memory, real bytes on the wire.
+real signals, real memory, real bytes in the pipe.
 """
 
 import ctypes
@@ -29,7 +29,7 @@ def trap(action: str, value: object = "") -> bytes:
 
 
 class Trapped:
-    """The real processor, but for traps."""
+    """The real processor, except for traps."""
 
     def __init__(self, inner):
         self._inner = inner
@@ -95,9 +95,13 @@ class Trapped:
         os.write(1, text.encode())
         os.write(2, text.encode())
 
-    def _tell(self, what):
-        """Facts of the process that decodes, as the error's text."""
-        raise RuntimeError({"pid": os.getpid, "parent": os.getppid}[what]())
+    def _report(self, fact):
+        """A fact about the worker, as the error's text."""
+        raise RuntimeError({"pid": os.getpid, "parent": os.getppid}[fact]())
+
+    def _own_cause(self, _):
+        error = ValueError("its own cause")
+        raise error from error
 
     def _connect(self, port):
         with socket.create_connection(("127.0.0.1", int(port)), timeout=5):
@@ -112,21 +116,21 @@ class Trapped:
     def _kill(self, process):
         os.kill(int(process), signal.SIGKILL)
 
-    def _say(self, words):
-        """The answer will be the words after the first one, which tells whether its data, 4 KiB of
-        zeros, come with it or lie in the memory that is shared.
+    def _reply(self, words):
+        """The reply will be the words after the first one, which is "shared" when its data, 4 KiB
+        of zeros, lie in shared memory, and else "sent".
         """
         where, _, header = words.partition(" ")
         data = [] if where == "shared" else [memoryview(bytes(4096))]
-        self._answer_once(header, data, shared=where == "shared")
+        self._reply_once(header, data, shared=where == "shared")
 
     def _send(self, number):
-        """The answer will be these bytes."""
+        """The reply will be these bytes."""
         raw = bytes.fromhex(number)
-        Sender.send = lambda sender, *_, **__: os.write(sender._parcels, raw)
+        Sender.send = lambda sender, *_, **__: os.write(sender._pipe, raw)
 
     def _flicker(self, header):
-        """The answer will be these words, and its data change for ever after."""
+        """The reply will be this header, and its data change for ever after."""
         (memory,) = (one for one in gc.get_objects() if isinstance(one, SharedMemory))
 
         def flicker():
@@ -135,22 +139,22 @@ class Trapped:
                 memory.write([memoryview(b"\xff" * 4096)])
 
         threading.Thread(target=flicker, daemon=True).start()
-        self._answer_once(header, [], shared=True)
+        self._reply_once(header, [], shared=True)
 
     def _scribble(self, _):
-        """Writes over all that is shared, and is ended by it."""
+        """Overwrites the shared memory, then crashes."""
         (memory,) = (one for one in gc.get_objects() if isinstance(one, SharedMemory))
         memory.write([memoryview(b"\xee" * 64 * 1024**2)])
         self._read_nothing("")
 
     def _ring(self, _):
-        """Rings for ever, and never answers."""
+        """Rings the doorbell for ever, and never replies."""
         (sender,) = (one for one in gc.get_objects() if isinstance(one, Sender))
         while True:
             sender.ring()
 
-    def _answer_once(self, header, data, shared):
-        """Answers, and ends the process before it could answer for another row."""
+    def _reply_once(self, header, data, shared):
+        """Replies, and ends the process before it can reply about another row."""
         honest = Sender.send
 
         def send(sender, *_, **__):

@@ -9,7 +9,7 @@ from mediamill.model.tiny import CHECKPOINT
 from mediamill.pipeline.decoding.decoder_pool import DecoderPool, DecodeRules
 from tests.media import jpeg
 from tests.pipeline.decoding.hostile_processor import FACTORY, trap
-from tests.pipeline.decoding.test_decoder_pool import FILES, MIB, ask, code, open_handles
+from tests.pipeline.decoding.test_decoder_pool import FILES, MIB, ask, code, open_fds
 
 
 @pytest.fixture(scope="module")
@@ -56,32 +56,32 @@ GOOD = {
     ],
 )
 def test_words_that_cannot_be_true_are_a_crash(narrow, words, where):
-    assert code(ask(narrow, trap("say", f"{where} {json.dumps(GOOD)}"))[0]) is None
-    answers = ask(narrow, trap("say", f"{where} {words}"), FILES["jpeg"])
+    assert code(ask(narrow, trap("reply", f"{where} {json.dumps(GOOD)}"))[0]) is None
+    answers = ask(narrow, trap("reply", f"{where} {words}"), FILES["jpeg"])
     assert [code(one) for one in answers] == ["decode_crashed", None]
 
 
 def test_more_data_than_were_sent_are_a_crash(narrow):
     """Of a sound answer, where there would be enough in the memory that is shared."""
     words = json.dumps({**GOOD, "ids": [1000]})
-    assert code(ask(narrow, trap("say", f"shared {words}"))[0]) is None
-    assert code(ask(narrow, trap("say", f"sent {words}"))[0]) == "decode_crashed"
+    assert code(ask(narrow, trap("reply", f"shared {words}"))[0]) is None
+    assert code(ask(narrow, trap("reply", f"sent {words}"))[0]) == "decode_crashed"
 
 
 @pytest.mark.parametrize(
     "raw",
     [
-        "00ffffffff00000000",  # a header beyond the ceiling
+        "00ffffffff00000000",  # a header beyond the limit
         "0000000002ffffffff7b7d",  # data beyond it
         "ff00000002000000007b7d",  # flags that there are not
         "0000000002000000007b7d",  # no answer
     ],
 )
-def test_bytes_that_are_no_parcel_are_a_crash(narrow, raw):
-    handles = open_handles()
+def test_bytes_that_are_no_frame_are_a_crash(narrow, raw):
+    fds = open_fds()
     answers = ask(narrow, trap("send", raw), FILES["jpeg"])
     assert [code(one) for one in answers] == ["decode_crashed", None]
-    assert open_handles() <= handles + 4  # a worker's link, memory, parcels and bell
+    assert open_fds() <= fds + 4  # a worker's connection, memory, pipe and doorbell
 
 
 def test_what_changes_after_it_was_checked_was_never_looked_at(narrow):
@@ -128,7 +128,7 @@ def test_rows_that_go_together_are_as_good_as_alone(narrow, seed):
 def test_an_answer_that_stops_halfway_is_a_crash_and_costs_the_neighbours_nothing(
     narrow, monkeypatch
 ):
-    monkeypatch.setattr("mediamill.pipeline.decoding.fork_server._ANSWER_S", 1.0)
+    monkeypatch.setattr("mediamill.pipeline.decoding.fork_server._REPLY_TIMEOUT_S", 1.0)
     ask(narrow, trap("abort"))  # it holds for processes that are new
     answers = ask(narrow, trap("send", "00"), FILES["jpeg"], FILES["clip"])
     assert [code(one) for one in answers] == ["decode_crashed", None, None]

@@ -24,7 +24,7 @@ from mediamill.pipeline.stages.generate import (
     GenerateRules,
     IdentityError,
 )
-from mediamill.pipeline.stages.prepare import Prepare, PrepareRules
+from mediamill.pipeline.stages.prepare import Prepare
 from mediamill.pipeline.tasks.generate_text import GenerateText
 from mediamill.pipeline.tasks.prepared_row import prepared_row
 from mediamill.schemas import columns as c
@@ -55,7 +55,7 @@ def prepared(tmp_path_factory):
     table = pa.table(columns).cast(read_schema(manifest))
     job = make_job("m", "o", fetch__roots=[str(media["clip"].parent)])
     fetched = Fetch(manifest, FetchRules.of(job, "/"))(table)
-    prepare = Prepare(manifest, PrepareRules.of(job), CHECKPOINT, nothing)
+    prepare = Prepare(manifest, job, CAPTION, CHECKPOINT, nothing)
     found = prepare(fetched)
     prepare.close()
     return manifest, found

@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -15,10 +14,10 @@ from mediamill.model.tiny import CAPTION_PROMPT, CHECKPOINT
 from mediamill.pipeline.decoding.decoder_pool import DecodeRequest, DecoderPool, MediumRequest
 from mediamill.pipeline.fetching.spool import Spool
 from mediamill.pipeline.records import MEDIA_BYTES, MEDIA_PATHS, fetched_schema, prepared_schema
-from mediamill.pipeline.stages.prepare import Prepare, PrepareRules
+from mediamill.pipeline.stages.prepare import Prepare
 from mediamill.schemas import columns as c
 from mediamill.schemas.manifest import check_manifest_schema
-from mediamill.schemas.task import Task
+from mediamill.schemas.task import CAPTION, Task
 from tests.media import jpeg, numbered_frames, video
 from tests.pipeline.world import make_job
 
@@ -43,7 +42,7 @@ MANIFEST = check_manifest_schema(
     ),
     "manifest",
 )
-RULES = PrepareRules.of(make_job("manifest", "output"))
+JOB = make_job("manifest", "output")
 
 
 def row(*media, **columns):
@@ -88,7 +87,7 @@ def counts():
 
 @pytest.fixture(scope="module")
 def prepare(counts):
-    stage = Prepare(MANIFEST, RULES, CHECKPOINT, lambda rows: counts.update(rows=rows))
+    stage = Prepare(MANIFEST, JOB, CAPTION, CHECKPOINT, lambda rows: counts.update(rows=rows))
     yield stage
     stage.close()
 
@@ -152,7 +151,8 @@ def test_a_table_of_all_kinds_of_rows(prepare, processor, counts):
 
 
 def test_no_prompt_at_all_is_told_and_an_empty_table_is_none(prepare):
-    silent = Prepare(MANIFEST, PrepareRules(None, None, None, None), CHECKPOINT, lambda rows: None)
+    job = JOB.model_copy(update={"prompt": None})
+    silent = Prepare(MANIFEST, job, CAPTION, CHECKPOINT, lambda rows: None)
     try:
         table = silent(fetched(row((PICTURE,)), row((PICTURE,), prompt=CAPTION_PROMPT)))
         assert table[c.ERROR_CODE].to_pylist() == ["prompt_invalid", None]
@@ -199,9 +199,11 @@ def test_patches_are_those_of_their_own_row_in_a_long_table(prepare, processor):
         assert sha256.as_py() == receipt.sha256
 
 
-@pytest.mark.parametrize("module", ["prepare", "run", "windows.run", "running.desk"])
-def test_driver_desk_and_the_actors_that_prepare_need_no_torch(module):
-    code = f"import sys, pipeline.{module}; assert 'torch' not in sys.modules"
+@pytest.mark.parametrize(
+    "module", ["stages.prepare", "run", "annotate.annotate", "coordinator.coordinator"]
+)
+def test_driver_coordinator_and_the_actors_that_prepare_need_no_torch(module):
+    code = f"import sys, mediamill.pipeline.{module}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
@@ -228,13 +230,13 @@ def test_rows_that_are_alike_are_decoded_once_where_copies_matter(tmp_path, monk
     )
     found = []
     for task in (Task(), Task(dedupe=True)):
-        stage = Prepare(MANIFEST, replace(RULES, task=task), CHECKPOINT, lambda rows: None)
+        stage = Prepare(MANIFEST, JOB, task, CHECKPOINT, lambda rows: None)
         found.append(stage(fetched(*rows)))
         stage.close()
     assert asked == [9, 7]
     assert found[0].equals(found[1])
     contents = [
-        DecodeRequest([MediumRequest(tmp_path / name)]).content()
+        DecodeRequest([MediumRequest(tmp_path / name)]).content_hash()
         for name in ("clip", "same", "other")
     ]
     assert contents[0] == contents[1] != contents[2]

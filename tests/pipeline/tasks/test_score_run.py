@@ -17,7 +17,7 @@ from mediamill.pipeline.records import read_schema
 from mediamill.pipeline.run import Drained, Stop, check, run
 from mediamill.pipeline.stages.fetch import Fetch, FetchRules
 from mediamill.pipeline.stages.generate import Generate, GenerateRules
-from mediamill.pipeline.stages.prepare import Prepare, PrepareRules
+from mediamill.pipeline.stages.prepare import Prepare
 from mediamill.schemas import columns as c
 from mediamill.schemas.manifest import check_manifest_schema
 from tests import oracle
@@ -229,7 +229,7 @@ def test_hidden_states_are_the_references(world, reference, fetched, made_for_ve
     kept = {"embed__pool": pool, "embed__normalize": False, "model": str(model), **EXACT}
     job = make_job(world / "few.parquet", world / "o", job="embed", **kept)
     task = check(job).task
-    prepare = Prepare(manifest, PrepareRules.of(job, task), model, lambda number: None)
+    prepare = Prepare(manifest, job, task, model, lambda number: None)
     generate = Generate(
         manifest, GenerateRules.of(job, 4, 1, False), model, lambda number: None, task=task
     )

@@ -1,0 +1,98 @@
+"""The request to decode the media of one row, and its form as a message to a decode worker."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mediamill.model.inputs import VisualKind
+from mediamill.pipeline.decoding.probe import ProbeRequest
+
+
+@dataclass(frozen=True)
+class MediumRequest:
+    """One medium.
+
+    content: the file's bytes, or the path of the file.
+    kind: None = told from the bytes.
+    start_s, end_s: a window of a video, in seconds.
+    """
+
+    content: memoryview | Path
+    kind: VisualKind | None = None
+    start_s: float | None = None
+    end_s: float | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes of the content that are in memory."""
+        return 0 if isinstance(self.content, Path) else self.content.nbytes
+
+
+@dataclass(frozen=True)
+class DecodeRequest:
+    """The media of one row, and the texts to tokenize with them.
+
+    chats: JSON objects, each {"messages": a chat} or {"prompt": text, "system": text or null}.
+    texts: that may follow the prompt. The reply holds token ids of each chat, then of each text.
+    probe: find out about the only medium, a video, and do nothing of the above.
+    """
+
+    media: Sequence[MediumRequest]
+    chats: Sequence[Mapping[str, Any]] = ()
+    texts: Sequence[str] = ()
+    probe: ProbeRequest | None = None
+
+    def content_hash(self) -> bytes:
+        """A hash of all that decides the reply, 16 bytes. Of a file, its inode is hashed."""
+        media = [(medium.kind, medium.start_s, medium.end_s, medium.size) for medium in self.media]
+        digest = hashlib.blake2b(digest_size=16)
+        digest.update(json.dumps([list(self.chats), list(self.texts), media]).encode())
+        for medium in self.media:
+            if isinstance(medium.content, Path):
+                status = medium.content.stat()
+                digest.update(f"{status.st_dev}/{status.st_ino}".encode())
+            else:
+                digest.update(medium.content)
+        return digest.digest()
+
+    @property
+    def size(self) -> int:
+        """Bytes of the media that are in memory."""
+        return sum(medium.size for medium in self.media)
+
+
+def encode_requests(
+    requests: Sequence[DecodeRequest], start_s: float
+) -> tuple[bytes, list[memoryview]]:
+    """The header of the message, and the contents to write into the shared memory.
+
+    start_s: the worker starts no further row of the message after so many seconds.
+    """
+    contents: list[memoryview] = []
+    rows = [
+        {
+            "media": [_medium(medium, contents) for medium in request.media],
+            "chats": list(request.chats),
+            "texts": list(request.texts),
+            "probe": None if request.probe is None else asdict(request.probe),
+        }
+        for request in requests
+    ]
+    return json.dumps({"rows": rows, "start_s": start_s}).encode(), contents
+
+
+def _medium(medium: MediumRequest, contents: list[memoryview]) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "kind": medium.kind,
+        "start_s": medium.start_s,
+        "end_s": medium.end_s,
+    }
+    if isinstance(medium.content, Path):
+        fields["path"] = str(medium.content)
+    else:
+        fields["bytes"] = medium.content.nbytes
+        contents.append(medium.content)
+    return fields
