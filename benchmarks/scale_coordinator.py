@@ -21,15 +21,17 @@ from typing import Any
 import numpy as np
 
 from benchmarks.scale_driver import cpu_s, machine_ms, start_ray
-from mediamill.pipeline.coordinator.failure_policy import PREPARE, StopRules
-from mediamill.pipeline.coordinator.quarantine import Quarantine, Who
+from mediamill.pipeline.coordinator.failure_policy import PREPARE
+from mediamill.pipeline.coordinator.quarantine import Quarantine, WorkerId
 from mediamill.pipeline.ledger import ledger
 from mediamill.pipeline.ledger.log import log_of
 from mediamill.pipeline.ledger.state import Counts, KnownFile, LedgerState, Part
 from mediamill.pipeline.storage import storage
+from mediamill.schemas.job import Limits, Resources
 from tests import processes
 
-RULES = StopRules(max_engine_failures=3, max_error_rate=0.5, error_rate_rows=1000)
+RESOURCES = Resources(max_engine_failures=3)
+LIMITS = Limits(max_error_rate=0.5, error_rate_rows=1000)
 CALLS = ("begin", "done", "add")
 AT_ONCE = 32  # calls of one client that are under way
 
@@ -51,13 +53,13 @@ def _calls(
 ) -> list[dict[str, Any]]:
     import ray
 
-    from mediamill.pipeline.coordinator.coordinator import start_desk
+    from mediamill.pipeline.coordinator.coordinator import start_coordinator
     from mediamill.pipeline.coordinator.guarded_stage import CoordinatorCalls
 
     @ray.remote(num_cpus=0)
     class Client:
         def __init__(self, desk: Any) -> None:
-            self._desk, self._who = desk, CoordinatorCalls(desk).who(PREPARE)
+            self._desk, self._who = desk, CoordinatorCalls(desk).worker_id(PREPARE)
             CoordinatorCalls(desk).enter(self._who)
 
         def ask(self, what: str, rows: int, seconds: float) -> int:
@@ -77,11 +79,13 @@ def _calls(
             return self._desk.add.remote("prepared", rows)
 
     output = str(Path(folder) / "out")
-    desk = start_desk(output, _begun(output, 1, 1).run or "", RULES)
+    desk = start_coordinator(output, _begun(output, 1, 1).run or "", RESOURCES, LIMITS)
     asking = [Client.remote(desk) for _ in range(clients)]
     ray.get([one.ask.remote("add", 1, 0.5) for one in asking])
     pid = next(
-        pid for pid in processes.descendants(os.getpid()) if "ray::Desk" in processes.title(pid)
+        pid
+        for pid in processes.descendants(os.getpid())
+        if "ray::Coordinator" in processes.title(pid)
     )
     found = []
     for what in CALLS:
@@ -144,7 +148,7 @@ async def _commit_all(
             (f"date={index:010}", Part(token, index * 9999, 9999, 0, each))
             for index in range(folders)
         )
-        if not await desk.taken(named):
+        if not await desk.finished(named):
             answer = await desk.commit(ledger.Commit(token, named, Counts(ok=rows), parts))
             while answer.groups:
                 answer = await desk.published([group.name for group in answer.groups])
@@ -156,7 +160,7 @@ def in_work(rows: int, call_rows: int) -> dict[str, float]:
     """
     attempts = Quarantine(lambda _: True)
     before = processes.memory(os.getpid(), "RssAnon")
-    who = [Who(PREPARE, f"{n:032}", "process", "node") for n in range(-(-rows // call_rows))]
+    who = [WorkerId(PREPARE, f"{n:032}", "process", "node") for n in range(-(-rows // call_rows))]
     started = time.process_time()
     for number, one in enumerate(who):
         named = [(1, number * call_rows + index) for index in range(call_rows)]

@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[1]
 SAMPLE_S, STARTS = 0.2, 4
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 PARTS = {
-    "ray::Desk": "desk",
+    "ray::Coordinator": "desk",
     "gcs_server": "gcs",
     "raylet/raylet": "raylet",
     "_FetchAndPrepare": "prepare",

@@ -28,8 +28,8 @@ def stop_on_signals(say: Callable[[], None]) -> Iterator[Stop]:
         return
 
     def hear(number: int, _frame: FrameType | None) -> None:
-        if not stop.asked:
-            stop.ask(number)
+        if not stop.requested:
+            stop.request(number)
             say()
         elif number == signal.SIGINT:
             raise KeyboardInterrupt

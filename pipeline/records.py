@@ -7,7 +7,10 @@ could turn into pickled objects, and differ from block to block. Nothing is comp
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from mediamill.schemas import columns as c
 from mediamill.schemas.manifest import ManifestSchema
@@ -128,3 +131,24 @@ def replace_columns(table: pa.Table, columns: dict[str, list[Any]], schema: pa.S
         for field in schema
     ]
     return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def row_files(table: pa.Table) -> npt.NDArray[np.int32]:
+    """Returns the file number of each row's ordinal."""
+    return _ordinals(table, ROW_FILE)
+
+
+def row_indices(table: pa.Table) -> npt.NDArray[np.int64]:
+    """Returns the index of each row's ordinal in its file."""
+    return _ordinals(table, ROW_INDEX)
+
+
+def manifest_order(table: pa.Table) -> npt.NDArray[np.int64]:
+    """Returns the indices that sort a table by the rows' ordinals."""
+    return np.lexsort((row_indices(table), row_files(table))).astype(np.int64)
+
+
+def _ordinals(table: pa.Table, part: str) -> npt.NDArray[Any]:
+    chunks = [pc.struct_field(chunk, part) for chunk in table[c.ROW].chunks]
+    ordinals: npt.NDArray[Any] = pa.chunked_array(chunks, ROW_STRUCT.field(part).type).to_numpy()
+    return ordinals

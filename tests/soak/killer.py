@@ -15,7 +15,7 @@ from tests.soak.driver import Driver
 
 DECK = {"driver": 4, "prepare": 4, "generate": 4, "worker": 4, "node": 3, "desk": 1}
 FIRST = ("node", "driver", "prepare", "generate", "worker")  # of a short run
-WORDS = {"prepare": "_FetchAndPrepare", "generate": "_GenerateAndParse", "desk": "Desk"}
+WORDS = {"prepare": "_FetchAndPrepare", "generate": "_GenerateAndParse", "desk": "Coordinator"}
 # Share of the rows by which all kills are due, in a short run and in a long one: rows are seen in
 # jumps, the last ones too.
 BY_SHORT, BY_LONG = 0.4, 0.9

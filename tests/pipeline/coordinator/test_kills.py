@@ -103,7 +103,9 @@ def test_a_driver_is_killed_and_its_cluster_dies_with_it(world, ray_cluster):
     job = job_for(world, "own")
     driver = start_driver(job)
     wait_until(lambda: done_rows(job) > 0, "a commit", driver)
-    family = {pid for word in ("MapWorker", "Desk", "raylet") for pid in named(word, driver.pid)}
+    family = {
+        pid for word in ("MapWorker", "Coordinator", "raylet") for pid in named(word, driver.pid)
+    }
     assert len(family) >= 4
     kill(driver)
     # Ray's own agents take up to a minute longer.
@@ -163,10 +165,12 @@ def test_actors_and_tasks_are_killed_in_the_middle(world, ray_cluster):
     wait_until(lambda: kill_first("_FetchAndPrepare)).submit"), "media to be prepared")
     wait_until(lambda: kill_first("_GenerateAndParse)).submit"), "rows to be generated")
     wait_until(lambda: named("ray::Write", os.getpid()) or ended, "rows to be written")
-    kill_first("ray::Desk")  # for which who writes has to wait
+    kill_first("ray::Coordinator")  # for which who writes has to wait
     wait_until(lambda: kill_first("ray::Write"), "rows to be written")
     wait_until(lambda: done_rows(job) or ended, "a commit")
-    processes.end_at_once(named("ray::Desk", os.getpid())[:1])  # unless that was the last commit
+    processes.end_at_once(
+        named("ray::Coordinator", os.getpid())[:1]
+    )  # unless that was the last commit
     driver.join(250)
     assert ended, "the run did not end"
     assert len(killed) == 4, killed

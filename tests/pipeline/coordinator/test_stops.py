@@ -132,7 +132,7 @@ def test_a_run_that_is_told_to_stop_finishes_what_has_begun(make, ray_cluster):
     while driver.is_alive() and not (begun.exists() and companies(job, "answered")):
         time.sleep(0.1)
     asked = time.monotonic()
-    stop.ask()
+    stop.request()
     driver.join()
     assert time.monotonic() - asked < job.resources.grace_s
     assert isinstance(ended[0], Drained)
@@ -150,7 +150,7 @@ def test_a_run_that_is_told_to_stop_finishes_what_has_begun(make, ray_cluster):
 def test_a_run_whose_grace_is_over_stops_at_once(make, ray_cluster):
     job, _ = make(dict.fromkeys(range(2000), "slow"), 2000, resources__grace_s=0.0)
     stop = Stop()
-    threading.Timer(8, stop.ask).start()
+    threading.Timer(8, stop.request).start()
     with pytest.raises(Drained, match=r"resources.grace_s = 0 s did not suffice"):
         run(job, stages=STAGES, stop=stop)
     assert_nothing_hidden(job)
@@ -159,7 +159,7 @@ def test_a_run_whose_grace_is_over_stops_at_once(make, ray_cluster):
 def test_a_run_that_is_told_to_stop_before_it_begins_needs_no_cluster(make):
     job, _ = make({})
     stop = Stop()
-    stop.ask(15)
+    stop.request(15)
     with pytest.raises(Drained) as error:
         run(job, stages=STAGES, stop=stop, address="nowhere:1")
     assert error.value.signal == 15

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from mediamill.pipeline.ledger import ledger, publish, snapshot, staging
+from mediamill.pipeline.ledger import ledger, publish, recovery, snapshot
 from mediamill.pipeline.ledger.state import KnownFile
 from mediamill.pipeline.records import ROW_STRUCT, parsed_schema
 from mediamill.pipeline.stages.write import OutputRules, write_rows
@@ -43,8 +43,8 @@ class Calls:
     def __init__(self, output, run):
         self._ledger = ledger.Ledger(output.url, run)
 
-    def taken(self, rows):
-        return asyncio.run(self._ledger.taken(rows))
+    def finished(self, rows):
+        return asyncio.run(self._ledger.finished(rows))
 
     def commit(self, commit):
         return asyncio.run(self._ledger.commit(commit))
@@ -101,15 +101,15 @@ def run(output, name):
     # A snapshot after every few records, so that a short run has several.
     snapshot.due = lambda state, since: since >= 3
     state = begin(output, name)
-    staging.mark_unfinished(output)
-    staging.recover(output, state)
+    recovery.mark_unfinished(output)
+    recovery.recover(output, state)
     calls = Calls(output, name)
     left = np.flatnonzero(state.pending(0, 0, ROWS))
     for start in range(0, len(left), TASK_ROWS):
         write(output, name, left[start : start + TASK_ROWS].tolist(), calls)
-    staging.flush(output, state)
+    recovery.flush(output, state)
     if ledger.end(output, state, {}):
-        staging.mark_finished(output, "{}")
+        recovery.mark_finished(output, "{}")
 
 
 def forked(action):
@@ -167,7 +167,7 @@ def assert_finished(output, filesystem=None):
     state = ledger.load(output)
     assert not state.pending(0, 0, ROWS).any()
     assert state.counts.rows == ROWS
-    assert staging.is_settled(output, state)
+    assert recovery.is_settled(output, state)
 
 
 def resumed(output, folder):

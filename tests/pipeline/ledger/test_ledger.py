@@ -36,7 +36,7 @@ def commit(token, number, *indices):
     return Commit(token, rows, Counts(ok=len(indices), output_tokens=5), parts)
 
 
-def taken(rows):
+def as_lists(rows):
     return {number: indices.tolist() for number, indices in rows.items()}
 
 
@@ -60,7 +60,7 @@ def test_what_is_committed_is_there_after_a_restart(output):
     assert do(actor.commit(commit("t1", 0, 1, 2, 3, 50))) == CommitReply()
     assert do(actor.commit(commit("t2", 1, 0))) == CommitReply()
     again = Ledger(output.url, "one")
-    assert taken(do(again.taken({0: np.arange(4), 1: np.arange(3)}))) == {
+    assert as_lists(do(again.finished({0: np.arange(4), 1: np.arange(3)}))) == {
         0: [1, 2, 3],
         1: [0],
     }
@@ -75,7 +75,7 @@ def test_all_rows_or_none(output):
     begin(output, "one")
     actor = Ledger(output.url, "one")
     do(actor.commit(commit("t1", 0, 4, 5)))
-    assert taken(do(actor.commit(commit("t2", 0, 5, 6))).taken) == {0: [5]}
+    assert as_lists(do(actor.commit(commit("t2", 0, 5, 6))).finished) == {0: [5]}
     assert pending(ledger.load(output), 0, 8) == [0, 1, 2, 3, 6, 7]
 
 
@@ -96,7 +96,7 @@ def test_commits_that_come_together_share_a_record_and_no_row(output):
         commits += [commit(f"u{i}", 0, 2 * i + 1, 60 + i) for i in range(20)]
         return await asyncio.gather(*(actor.commit(one) for one in commits))
 
-    answers = [taken(answer.taken) for answer in do(all_at_once())]
+    answers = [as_lists(answer.finished) for answer in do(all_at_once())]
     assert answers[:20] == [{}] * 20
     assert answers[20:] == [{0: [2 * i + 1]} for i in range(20)]
     state = ledger.load(output)
@@ -131,7 +131,7 @@ def test_of_two_actors_of_one_run_the_older_one_stops(output):
     do(old.commit(commit("t1", 0, 1)))
     new = Ledger(output.url, "one")  # has not heard of the next one
     do(old.commit(commit("t2", 0, 2)))
-    assert taken(do(new.commit(commit("t3", 0, 2, 3))).taken) == {0: [2]}
+    assert as_lists(do(new.commit(commit("t3", 0, 2, 3))).finished) == {0: [2]}
     with pytest.raises(TakenOverError):
         do(old.commit(commit("t4", 0, 4)))
     assert do(new.commit(commit("t4", 0, 4))) == CommitReply()
@@ -161,7 +161,7 @@ def test_a_storage_that_fails_after_it_has_stored(output, monkeypatch):
     with pytest.raises(OSError, match="connection"):
         do(actor.commit(commit("t1", 0, 1)))
     monkeypatch.setattr(storage, "put_new", put_new)
-    assert taken(do(actor.commit(commit("t2", 0, 1, 2))).taken) == {0: [1]}
+    assert as_lists(do(actor.commit(commit("t2", 0, 1, 2))).finished) == {0: [1]}
     assert do(actor.commit(commit("t1", 0, 1))) == CommitReply()
     assert ledger.load(output).counts.ok == 2
 
@@ -187,7 +187,7 @@ def test_a_folder_with_enough_rows_gets_a_file(output):
     assert do(again.published([first.name, second.name, "no such"])).unneeded == ("t3",)
     assert ledger.load(output).tokens == {}
     # What the ledger has forgotten is not finished twice either.
-    assert taken(do(again.commit(commit("t1", 0, 0, 1, 2))).taken) == {0: [0, 1, 2]}
+    assert as_lists(do(again.commit(commit("t1", 0, 0, 1, 2))).finished) == {0: [0, 1, 2]}
 
 
 def test_of_two_runs_that_start_together_one_goes_on(output):

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from mediamill.pipeline.ledger import publish, staging
+from mediamill.pipeline.ledger import publish, recovery
 from mediamill.pipeline.ledger.state import Group, Part
 from mediamill.pipeline.records import ROW_STRUCT
 from mediamill.pipeline.storage import storage
@@ -136,9 +136,9 @@ def test_batches_hold_little_and_enough_to_be_made_at_once():
     def group(name, length):
         return Group(name, (Part("t", 0, length, 0, 1),))
 
-    large = [group(f"{n:03}", staging._BATCH_BYTES) for n in range(20)]
-    assert [len(batch) for batch in staging._batches(large)] == [8, 8, 4]
+    large = [group(f"{n:03}", recovery._BATCH_BYTES) for n in range(20)]
+    assert [len(batch) for batch in recovery._batches(large)] == [8, 8, 4]
     small = [group(f"{n:03}", 1000) for n in range(600)]
-    assert [len(batch) for batch in staging._batches(small)] == [256, 256, 88]
+    assert [len(batch) for batch in recovery._batches(small)] == [256, 256, 88]
     mixed = [*small[:100], *large, *small[100:110]]
-    assert [one for batch in staging._batches(mixed) for one in batch] == mixed
+    assert [one for batch in recovery._batches(mixed) for one in batch] == mixed

@@ -136,7 +136,7 @@ def test_what_is_removed_is_never_needed(seed):
     stored = {f"{n:012}.json" for n in range(1, last + 1)}
     taken = sorted({int(n) for n in rng.integers(1, last + 1, int(rng.integers(0, 6)))})
     stored |= {snapshots.file_name(n) for n in taken}
-    left = stored - set(snapshots.superfluous(stored, fences))
+    left = stored - set(snapshots.obsolete(stored, fences))
     kept = sorted(int(name[:12]) for name in left if name.endswith(snapshots.SUFFIX))
     assert kept == taken[-2:]
     for damaged in (None, *kept):
@@ -149,5 +149,5 @@ def test_what_is_removed_is_never_needed(seed):
 
 def test_snapshots_are_removed_after_the_records_that_they_cover():
     names = [snapshots.file_name(n) for n in (5, 9, 12)] + [f"{n:012}.json" for n in range(1, 14)]
-    gone = snapshots.superfluous(names, {1, 2})
+    gone = snapshots.obsolete(names, {1, 2})
     assert gone == [*(f"{n:012}.json" for n in range(3, 10)), snapshots.file_name(5)]

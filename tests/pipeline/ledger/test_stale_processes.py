@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from mediamill.pipeline.ledger import ledger, log, snapshot, staging
+from mediamill.pipeline.ledger import ledger, log, recovery, snapshot
 from mediamill.pipeline.ledger.ledger import TakenOverError
 from mediamill.pipeline.storage import storage
 from tests.pipeline.ledger import kill_points
@@ -89,8 +89,8 @@ class Actors:
             if draw.random() > 0.1:
                 return answer
 
-    def taken(self, rows):
-        return self.call("taken", rows)
+    def finished(self, rows):
+        return self.call("finished", rows)
 
     def commit(self, commit):
         return self.call("commit", commit)
@@ -103,8 +103,8 @@ def drive(name, schedule, actors):
     """A run whose write tasks are processes of their own, and are done again when they die."""
     output = storage.resolve(URL)
     state = kill_points.begin(output, name)
-    staging.mark_unfinished(output)
-    staging.recover(output, state)
+    recovery.mark_unfinished(output)
+    recovery.recover(output, state)
     left = np.flatnonzero(state.pending(0, 0, kill_points.ROWS)).tolist()
 
     def task(indices):
@@ -125,9 +125,9 @@ def drive(name, schedule, actors):
                 if process.dead or not process.over:
                     tasks.append((block, task(block)))
                 break
-    staging.flush(output, state)
+    recovery.flush(output, state)
     if ledger.end(output, state, {}):
-        staging.mark_finished(output, "{}")
+        recovery.mark_finished(output, "{}")
 
 
 def play(seed, monkeypatch):
@@ -176,7 +176,7 @@ def play(seed, monkeypatch):
 @pytest.fixture
 def in_steps(monkeypatch):
     monkeypatch.setattr(log, "ThreadPoolExecutor", Serial)
-    monkeypatch.setattr(staging, "ThreadPoolExecutor", Serial)
+    monkeypatch.setattr(recovery, "ThreadPoolExecutor", Serial)
     monkeypatch.setattr(snapshot, "due", lambda state, since: since >= 3)
 
 

@@ -13,9 +13,9 @@ CPU, GPU = Node(8, 0, 32 * GIB), Node(8, 1, 32 * GIB)
 
 @pytest.fixture
 def asked(monkeypatch):
-    """What is asked of the cluster's autoscaler, which is not there."""
+    """What is requested of the cluster's autoscaler, which does not exist."""
     found = []
-    monkeypatch.setattr(cluster, "_ask_autoscaler", found.append)
+    monkeypatch.setattr(cluster, "_request_nodes", found.append)
     monkeypatch.setattr(cluster, "_WAIT_POLL_S", 0.0)
     return found
 

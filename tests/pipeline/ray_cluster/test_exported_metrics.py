@@ -62,7 +62,7 @@ def test_a_runs_counts(ray_cluster, tmp_path):
 @pytest.mark.slow
 def test_only_growth_is_told(ray_cluster):
     """A desk that is started again knows what the one before it has told."""
-    told = metrics.Exported("grown", {(metrics.TOKENS, "output"): 100})
+    told = metrics.ExportedCounters("grown", {(metrics.TOKENS, "output"): 100})
     engines = (metrics.ENGINES, "")
     for tokens, broken in ((100, 0), (130, 2), (130, 2), (120, 3)):
         told.update({(metrics.TOKENS, "output"): tokens, engines: broken})

@@ -7,12 +7,12 @@ from pathlib import Path
 ROOT = Path(__file__).parents[3]
 CHILD = """
 import ctypes, os
-from mediamill.pipeline.ray_cluster.trim_memory import give_back
+from mediamill.pipeline.ray_cluster.trim_memory import trim_memory
 from tests.processes import memory
 
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
-give_back()
+trim_memory()
 blocks = []
 for number in range(2000):
     blocks.append(libc.malloc(50_000))
@@ -21,7 +21,7 @@ for number, block in enumerate(blocks):
     if number % 10:
         libc.free(block)
 before = memory(os.getpid(), "RssAnon")
-give_back()
+trim_memory()
 print(before - memory(os.getpid(), "RssAnon"))
 """
 

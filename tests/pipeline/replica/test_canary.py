@@ -112,10 +112,10 @@ def test_it_rides_along(answered, home):
     canary = Canary(job, CHECKPOINT, home, sampling, answer, every_rows=1000)
     canary.check()
     for _ in range(40):
-        canary.pass_by(64)
+        canary.count(64)
     assert len(asked) == len(set(asked)) == 1 + 2
     with pytest.raises(CanaryError, match="nonsense"):
-        canary.pass_by(1000)
+        canary.count(1000)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
 
-from mediamill.pipeline.ledger import hive_paths, ledger, staging
+from mediamill.pipeline.ledger import hive_paths, ledger, recovery
 from mediamill.pipeline.ledger.ledger import Commit, Ledger
 from mediamill.pipeline.ledger.state import Counts, KnownFile
 from mediamill.pipeline.records import ROW_STRUCT, parsed_schema
@@ -37,15 +37,15 @@ class Calls:
         commit = Commit("thief", {0: np.array(rows)}, Counts(ok=len(rows)))
         asyncio.run(self.ledger.commit(commit))
 
-    def taken(self, rows):
-        return asyncio.run(self.ledger.taken(rows))
+    def finished(self, rows):
+        return asyncio.run(self.ledger.finished(rows))
 
     def commit(self, commit):
         if self.thief:
             self.take(self.thief)
             self.thief = None
         answer = asyncio.run(self.ledger.commit(commit))
-        if not answer.taken:
+        if not answer.finished:
             self.commits.append(commit)
         return answer
 
@@ -53,7 +53,7 @@ class Calls:
         return asyncio.run(self.ledger.published(names))
 
     def flush(self):
-        staging.flush(self.output, self.state)
+        recovery.flush(self.output, self.state)
 
 
 def write(folder, manifest, *tables, partition_by=(), rows_per_file=100):
