@@ -218,24 +218,14 @@ def start_coordinator(
 
 def poll(coordinator: Any) -> RunStatus | None:
     """Returns the run status; None while the coordinator does not reply."""
-    import ray
-
-    try:
-        status: RunStatus = ray.get(coordinator.status.remote(), timeout=_TIMEOUT_S)
-    except ray.exceptions.RayError:
-        return None
-    return status
+    status: list[RunStatus] | None = _replies(coordinator.status)
+    return status[0] if status else None
 
 
 def bottleneck(coordinator: Any) -> str | None:
     """Returns the pool that limits the rate; None if it is neither, or without a reply."""
-    import ray
-
-    try:
-        counters: dict[str, int] = ray.get(coordinator.counters.remote(), timeout=_TIMEOUT_S)
-    except ray.exceptions.RayError:
-        return None
-    return utilization.bottleneck(utilization.pool_utilization(counters))
+    counters: list[dict[str, int]] | None = _replies(coordinator.counters)
+    return utilization.bottleneck(utilization.pool_utilization(counters[0])) if counters else None
 
 
 def shut_down(coordinator: Any) -> None:
@@ -244,6 +234,16 @@ def shut_down(coordinator: Any) -> None:
 
     poll(coordinator)
     ray.kill(coordinator)
+
+
+def _replies(*methods: Any) -> Any:
+    """Calls methods of the coordinator. Returns None if it does not reply in time."""
+    import ray
+
+    try:
+        return ray.get([method.remote() for method in methods], timeout=_TIMEOUT_S)
+    except ray.exceptions.RayError:
+        return None
 
 
 def _is_alive(node: str) -> bool:
@@ -291,19 +291,15 @@ class ProgressReporter:
 
     def _progress(self, rate: Rate) -> Progress | None:
         """None while the coordinator does not reply."""
-        import ray
-
-        try:
-            counters: dict[str, int]
-            output: Counts
-            run: Counts
-            status: RunStatus
-            methods = [self.coordinator.counters, self.coordinator.counts, self.coordinator.status]
-            counters, (output, run), status = ray.get(
-                [method.remote() for method in methods], timeout=_TIMEOUT_S
-            )
-        except ray.exceptions.RayError:
+        actor = self.coordinator
+        replies = _replies(actor.counters, actor.counts, actor.status)
+        if replies is None:
             return None
+        counters: dict[str, int]
+        output: Counts
+        run: Counts
+        status: RunStatus
+        counters, (output, run), status = replies
         seconds = time.monotonic() - self.started
         generated = min(counters.get("generated", 0), self.rows - self.skipped)
         rows_per_s = rate.update(seconds, generated)

@@ -54,36 +54,26 @@ class CoordinatorCalls:
         return bool(ray.get_runtime_context().was_current_actor_reconstructed)
 
     def enter(self, worker: WorkerId) -> None:
-        import ray
-
         # Ray's own cleanup at exit can wait for ever for a cluster that is gone.
         atexit.register(os._exit, 0)
-        ray.get(self.actor.enter.remote(worker))
+        _get(self.actor.enter.remote(worker))
 
     def begin(self, worker: WorkerId, rows: Sequence[Ordinal]) -> Admission:
-        import ray
-
-        admission: Admission = ray.get(self.actor.begin.remote(worker, rows))
+        admission: Admission = _get(self.actor.begin.remote(worker, rows))
         return admission
 
     def begin_isolated(self, worker: WorkerId, rows: Sequence[Ordinal]) -> None:
-        import ray
-
-        ray.get(self.actor.begin_isolated.remote(worker, rows))
+        _get(self.actor.begin_isolated.remote(worker, rows))
 
     def done(self, worker: WorkerId, rows: Sequence[Ordinal], errors: Mapping[str, int]) -> None:
         """Does not wait."""
         self.actor.done.remote(worker, rows, errors)
 
     def engine_broken(self, reason: str) -> None:
-        import ray
-
-        ray.get(self.actor.engine_broken.remote(reason), timeout=_REPORT_TIMEOUT_S)
+        _get(self.actor.engine_broken.remote(reason), _REPORT_TIMEOUT_S)
 
     def load_failed(self, worker: WorkerId, error: str) -> None:
-        import ray
-
-        ray.get(self.actor.load_failed.remote(worker, error), timeout=_REPORT_TIMEOUT_S)
+        _get(self.actor.load_failed.remote(worker, error), _REPORT_TIMEOUT_S)
 
     def loaded(self, worker: WorkerId) -> None:
         self.actor.loaded.remote(worker)
@@ -93,9 +83,7 @@ class CoordinatorCalls:
         self.actor.add_all.remote(numbers)
 
     def fatal(self, reason: str) -> None:
-        import ray
-
-        ray.get(self.actor.fatal.remote(reason), timeout=_REPORT_TIMEOUT_S)
+        _get(self.actor.fatal.remote(reason), _REPORT_TIMEOUT_S)
 
 
 class GuardedStage:
@@ -183,6 +171,12 @@ class GuardedStage:
         if self._coordinator.is_restarted():
             time.sleep(_RESTART_DELAY_S)
             os._exit(1)
+
+
+def _get(reply: Any, timeout_s: float | None = None) -> Any:
+    import ray
+
+    return ray.get(reply, timeout=timeout_s)
 
 
 class _SharedLock:
