@@ -1,11 +1,11 @@
-"""Memory that was freed between what is still used: it is the machine's again."""
+"""Memory that was freed between live allocations returns to the operating system."""
 
 import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
-CHILD = """
+PROGRAM = """
 import ctypes, os
 from mediamill.pipeline.ray_cluster.trim_memory import trim_memory
 from tests.processes import memory
@@ -27,6 +27,6 @@ print(before - memory(os.getpid(), "RssAnon"))
 
 
 def test_holes_in_the_heap_are_given_back():
-    command = [sys.executable, "-c", CHILD]
+    command = [sys.executable, "-c", PROGRAM]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     assert int(done.stdout) > 60_000_000  # of 90 MB
