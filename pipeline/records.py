@@ -133,22 +133,14 @@ def replace_columns(table: pa.Table, columns: dict[str, list[Any]], schema: pa.S
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
-def row_files(table: pa.Table) -> npt.NDArray[np.int32]:
-    """Returns the file number of each row's ordinal."""
-    return _ordinals(table, ROW_FILE)
-
-
-def row_indices(table: pa.Table) -> npt.NDArray[np.int64]:
-    """Returns the index of each row's ordinal in its file."""
-    return _ordinals(table, ROW_INDEX)
+def ordinals(table: pa.Table) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+    """Returns the file number and the index in that file of each row of a table."""
+    rows = table[c.ROW].combine_chunks()
+    files, indices = (pc.struct_field(rows, part).to_numpy() for part in (ROW_FILE, ROW_INDEX))
+    return files, indices
 
 
 def manifest_order(table: pa.Table) -> npt.NDArray[np.int64]:
     """Returns the indices that sort a table by the rows' ordinals."""
-    return np.lexsort((row_indices(table), row_files(table))).astype(np.int64)
-
-
-def _ordinals(table: pa.Table, part: str) -> npt.NDArray[Any]:
-    chunks = [pc.struct_field(chunk, part) for chunk in table[c.ROW].chunks]
-    ordinals: npt.NDArray[Any] = pa.chunked_array(chunks, ROW_STRUCT.field(part).type).to_numpy()
-    return ordinals
+    files, indices = ordinals(table)
+    return np.lexsort((indices, files))

@@ -262,7 +262,7 @@ class _Pass:
                 },
                 compute=ray.data.ActorPoolStrategy(
                     min_size=pools.prepare_workers,
-                    max_size=pools.most_workers,
+                    max_size=pools.max_workers,
                     max_concurrent_calls_per_actor=_PREPARE_CALLS,
                     enable_true_multi_threading=True,
                 ),
@@ -292,7 +292,7 @@ class _Pass:
                 },
                 compute=ray.data.ActorPoolStrategy(
                     min_size=pools.replicas,
-                    max_size=pools.most_replicas,
+                    max_size=pools.max_replicas,
                     max_concurrent_calls_per_actor=_GENERATE_CALLS,
                     enable_true_multi_threading=True,
                 ),

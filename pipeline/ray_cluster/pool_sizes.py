@@ -43,7 +43,7 @@ class Node:
 class Pools:
     """The sizes of the pools at the start, and the resources that each actor asks Ray for.
 
-    most_workers, most_replicas: limits when nodes join; None = no limit.
+    max_workers, max_replicas: limits when nodes join; None = no limit.
     prepare_cpus, prepare_bytes, replica_cpus, replica_gpus: of one actor.
     ranks: processes of one replica, on one node; on GPUs each has one GPU.
     engine_threads: of each rank on CPUs.
@@ -54,11 +54,11 @@ class Pools:
     """
 
     prepare_workers: int
-    most_workers: int | None
+    max_workers: int | None
     prepare_cpus: float
     prepare_bytes: int
     replicas: int
-    most_replicas: int | None
+    max_replicas: int | None
     replica_cpus: float
     replica_gpus: int
     ranks: int
@@ -95,29 +95,28 @@ def size_pools(
     """
     cluster = _Cluster.of(resources, nodes)
     replicas, ranks = cluster.replicas(resources), resources.tensor_parallel
-    least, most = span(resources.prepare_workers)
-    workers = cluster.initial_workers(replicas, ranks, prepare_bytes) if least is None else least
+    initial, maximum = span(resources.prepare_workers)
+    workers = initial
+    if workers is None:
+        workers = cluster.initial_workers(replicas, ranks, prepare_bytes)
     actors = workers + (0 if cluster.on_gpu else replicas)
-    fraction = cluster.cpu_fraction(actors, "replicas" if least is None else "prepare_workers")
-    rows = (
-        default_batch_rows(cluster.on_gpu)
-        if resources.batch_rows == "auto"
-        else resources.batch_rows
-    )
+    fraction = cluster.cpu_fraction(actors, "replicas" if initial is None else "prepare_workers")
+    rows = resources.batch_rows
+    rows = default_batch_rows(cluster.on_gpu) if rows == "auto" else rows
     is_large = sum(node.cpus for node in nodes) >= _LARGE_CLUSTER_CPUS
     return Pools(
         prepare_workers=workers,
-        most_workers=most,
+        max_workers=maximum,
         prepare_cpus=fraction,
         prepare_bytes=cluster.bytes_each(actors, fraction, prepare_bytes),
         replicas=replicas,
-        most_replicas=span(resources.replicas)[1],
+        max_replicas=span(resources.replicas)[1],
         # Asks for no CPU on a GPU node: prepare actors could take it before the replica is placed.
         replica_cpus=0 if cluster.on_gpu else fraction,
         replica_gpus=ranks if cluster.on_gpu else 0,
         ranks=ranks,
         engine_threads=cluster.threads(
-            cluster.most_workers(replicas, ranks, prepare_bytes) if least is None else workers,
+            cluster.max_workers(replicas, ranks, prepare_bytes) if initial is None else workers,
             replicas,
             ranks,
         ),
@@ -137,13 +136,13 @@ def capacity(resources: Resources, pools: Pools, nodes: Sequence[Node]) -> Capac
     """
     on_gpu = pools.replica_gpus > 0
     cluster = _Cluster.on_nodes(resources, nodes, on_gpu)
-    replicas = cluster.most_replicas(pools.ranks)
-    replicas = min(replicas, pools.most_replicas or replicas)
+    replicas = cluster.max_replicas(pools.ranks)
+    replicas = min(replicas, pools.max_replicas or replicas)
     workers = cluster.places(cluster.prepare, pools.prepare_cpus, pools.prepare_bytes)
     workers -= 0 if on_gpu else max(replicas, span(resources.replicas)[0] or 0)
     if span(resources.prepare_workers)[0] is None:
-        workers = min(workers, cluster.most_workers(replicas, pools.ranks, pools.prepare_bytes))
-    return Capacity(max(0, min(workers, pools.most_workers or workers)), replicas)
+        workers = min(workers, cluster.max_workers(replicas, pools.ranks, pools.prepare_bytes))
+    return Capacity(max(0, min(workers, pools.max_workers or workers)), replicas)
 
 
 @dataclass(frozen=True)
@@ -196,12 +195,12 @@ class _Cluster:
 
     def replicas(self, resources: Resources) -> int:
         """Returns the initial number of replicas. Raises TooSmallError."""
-        least, most = span(resources.replicas)
+        minimum, maximum = span(resources.replicas)
         ranks = resources.tensor_parallel
-        available = self.most_replicas(ranks)
+        available = self.max_replicas(ranks)
         if not self.on_gpu:
-            return max(least or 1, min(available, most or available))
-        if available < (least or 1):
+            return max(minimum or 1, min(available, maximum or available))
+        if available < (minimum or 1):
             gpus = [node.gpus for node, _ in self.generate if node.gpus >= 1]
             if available == 0:
                 raise TooSmallError(
@@ -213,19 +212,19 @@ class _Cluster:
                 f"{sum(gpus):g} GPUs on {len(gpus)} nodes, room for {available} of "
                 f"{ranks} GPUs each, expected at most {available}"
             )
-        return min(available, most or available)
+        return min(available, maximum or available)
 
-    def most_replicas(self, ranks: int) -> int:
+    def max_replicas(self, ranks: int) -> int:
         """Returns the replicas that the nodes have room for; on CPUs one for each node."""
         if self.on_gpu:
             return sum(int(node.gpus // ranks) for node, _ in self.generate)
         return sum(cpus > 0 for _, cpus in self.generate)
 
     def initial_workers(self, replicas: int, ranks: int, each_bytes: int) -> int:
-        most = self.most_workers(replicas, ranks, each_bytes)
-        return min(most, _INITIAL_WORKERS * replicas) if self.on_gpu else most
+        workers = self.max_workers(replicas, ranks, each_bytes)
+        return min(workers, _INITIAL_WORKERS * replicas) if self.on_gpu else workers
 
-    def most_workers(self, replicas: int, ranks: int, each_bytes: int) -> int:
+    def max_workers(self, replicas: int, ranks: int, each_bytes: int) -> int:
         """Returns the largest useful number of prepare workers, at least 1.
 
         On GPUs, where engines wait for them, it is all CPUs but one for each rank.
@@ -250,10 +249,10 @@ class _Cluster:
         for fraction in _CPU_FRACTIONS:
             if all(self.places(nodes, fraction, 0) >= actors for nodes in pools):
                 return fraction
-        most = min(self.places(nodes, _CPU_FRACTIONS[-1], 0) for nodes in pools)
+        maximum = min(self.places(nodes, _CPU_FRACTIONS[-1], 0) for nodes in pools)
         raise TooSmallError(
             f"resources.{key}: {actors} processes are too many for the Ray cluster's CPUs, "
-            f"expected at most {most} in both pools together"
+            f"expected at most {maximum} in both pools together"
         )
 
     def bytes_each(self, actors: int, fraction: float, needed: int) -> int:

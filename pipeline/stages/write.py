@@ -19,7 +19,7 @@ from ray.data.datasource import Datasink
 from mediamill.pipeline.ledger import hive_paths, publish
 from mediamill.pipeline.ledger.ledger import Commit, CommitReply
 from mediamill.pipeline.ledger.state import Counts, Rows
-from mediamill.pipeline.records import manifest_order, row_files, row_indices
+from mediamill.pipeline.records import manifest_order, ordinals
 from mediamill.pipeline.storage import storage
 from mediamill.pipeline.storage.storage import Place
 from mediamill.schemas import columns as c
@@ -137,12 +137,12 @@ def _result(table: pa.Table, rules: OutputRules) -> pa.Table:
 
 
 def _ordinals(table: pa.Table) -> Rows:
-    files, indices = row_files(table), row_indices(table)
+    files, indices = ordinals(table)
     return {int(file): np.sort(indices[files == file]) for file in np.unique(files)}
 
 
 def _without(table: pa.Table, rows: Rows) -> pa.Table:
-    files, indices = row_files(table), row_indices(table)
+    files, indices = ordinals(table)
     keep = np.ones(table.num_rows, bool)
     for file, removed in rows.items():
         keep &= ~((files == file) & np.isin(indices, removed))
