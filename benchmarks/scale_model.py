@@ -82,10 +82,10 @@ class Costs:
     under way in each step (here, scale_actors). loop_step: for a step (guess). loop_wait: that it
     waits for tasks (source). loop_tasks: begun for one block (source).
 
-    Of the coordinator. coordinator_begin, coordinator_done, coordinator_add: for a call;
-    coordinator_row: for each row that it names; coordinator_commit: for a write task, beside its
-    requests (here, scale_coordinator). coordinator_adds: for a block, two counts, and of how busy
-    its actors were, which each tells every 16 s at most (source, for calls of some seconds).
+    Of the coordinator, by its old name, since these are keys of `--cost`. desk_begin, desk_done,
+    desk_add: for a call; desk_row: for each row that it names; desk_commit: for a write task,
+    beside its requests (here, scale_coordinator). desk_adds: for a block, two counts, and of how
+    busy its actors were, which each tells every 16 s at most (source, for calls of some seconds).
     snapshot: that commits wait for one, of a billion rows (0.3 here, and the request: guess);
     snapshot_records: between two (source).
 
@@ -93,7 +93,7 @@ class Costs:
     (published; here less, scale_actors).
 
     Of memory. driver_actor_bytes, gcs_actor_bytes: for each actor (here, scale_actors).
-    coordinator_row_bytes: for each row in work (here, scale_coordinator).
+    desk_row_bytes: for each row in work (here, scale_coordinator).
 
     Of the object store. file_requests: the plan's, for a manifest file. task_requests: for a write
     task; group_requests: for a visible file, beside its parts; media_requests: for a medium (here,
@@ -111,19 +111,19 @@ class Costs:
     loop_step: float = 0.002
     loop_wait: float = 0.1
     loop_tasks: float = 2.0
-    coordinator_begin: float = 0.0006
-    coordinator_done: float = 0.00053
-    coordinator_add: float = 0.00047
-    coordinator_adds: float = 3
-    coordinator_row: float = 1.7e-6
-    coordinator_commit: float = 0.0025
+    desk_begin: float = 0.0006
+    desk_done: float = 0.00053
+    desk_add: float = 0.00047
+    desk_adds: float = 3
+    desk_row: float = 1.7e-6
+    desk_commit: float = 0.0025
     snapshot: float = 2.0
     snapshot_records: float = 4096
     gcs_block: float = 0.0003
     register: float = 1 / 390
     driver_actor_bytes: float = 52 * 1024
     gcs_actor_bytes: float = 58 * 1024
-    coordinator_row_bytes: float = 170
+    desk_row_bytes: float = 170
     file_requests: float = 5
     task_requests: float = 3
     group_requests: float = 3
@@ -142,19 +142,19 @@ class Costs:
         return self.loop_step + self.loop_actor * cluster.actors + self.loop_task * tasks
 
     def begin(self, cluster: Cluster) -> float:
-        return self.coordinator_begin + self.coordinator_row * cluster.call_rows
+        return self.desk_begin + self.desk_row * cluster.call_rows
 
     def done(self, cluster: Cluster) -> float:
         """And the counts of one pool beside it."""
-        adds = self.coordinator_adds / 2 * self.coordinator_add
-        return self.coordinator_done + self.coordinator_row * cluster.call_rows + adds
+        adds = self.desk_adds / 2 * self.desk_add
+        return self.desk_done + self.desk_row * cluster.call_rows + adds
 
     def coordinator(self, cluster: Cluster) -> float:
         """Of the coordinator, for a block on its way through both pools, and its share of a
         commit.
         """
         share = cluster.call_rows / cluster.rows_per_file
-        return 2 * (self.begin(cluster) + self.done(cluster)) + share * self.coordinator_commit
+        return 2 * (self.begin(cluster) + self.done(cluster)) + share * self.desk_commit
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ def _log(cluster: Cluster, costs: Costs) -> float:
     each does, and snapshots, for which all wait.
     """
     snapshot = costs.snapshot / costs.snapshot_records
-    return cluster.rows_per_file / (costs.coordinator_commit + snapshot)
+    return cluster.rows_per_file / (costs.desk_commit + snapshot)
 
 
 def _stores(cluster: Cluster, costs: Costs) -> float:
@@ -234,7 +234,7 @@ def start(cluster: Cluster, costs: Costs) -> Start:
         requests * cluster.request_s / _READERS,
         cluster.rows * costs.plan_row,
         cluster.actors * costs.register,
-        cluster.actors * (costs.coordinator_begin + costs.coordinator_done),
+        cluster.actors * (costs.desk_begin + costs.desk_done),
     )
 
 
@@ -244,7 +244,7 @@ def memory(cluster: Cluster, costs: Costs) -> dict[str, float]:
     return {
         "driver": cluster.actors * costs.driver_actor_bytes,
         "control service": cluster.actors * costs.gcs_actor_bytes,
-        "desk": calls * cluster.call_rows * costs.coordinator_row_bytes + cluster.rows / 8,
+        "desk": calls * cluster.call_rows * costs.desk_row_bytes + cluster.rows / 8,
     }
 
 

@@ -306,7 +306,7 @@ class Simulation:
         self._recording = True
         taken = list(self._asks)
         self._asks.clear()
-        ready = self.call_coordinator(self.costs.coordinator_commit * len(taken))
+        ready = self.call_coordinator(self.costs.desk_commit * len(taken))
         self.at(ready, lambda: self._append(taken))
 
     def _append(self, taken: list[int]) -> None:

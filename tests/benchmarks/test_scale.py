@@ -13,26 +13,17 @@ from benchmarks.scale_simulation import Simulation, _Serial
 SMALL = Cluster(rows=10**6, replicas=16, workers=64, nodes=4)
 FREE = Costs(
     **dict.fromkeys(("loop_block", "loop_piece", "loop_actor", "loop_usage", "loop_task"), 1e-9),
-    **dict.fromkeys(
-        (
-            "coordinator_begin",
-            "coordinator_done",
-            "coordinator_add",
-            "coordinator_row",
-            "coordinator_commit",
-        ),
-        1e-9,
-    ),
+    **dict.fromkeys(("desk_begin", "desk_done", "desk_add", "desk_row", "desk_commit"), 1e-9),
     snapshot=1e-9,
 )
-COORDINATOR = replace(FREE, coordinator_begin=0.2)
+DESK = replace(FREE, desk_begin=0.2)
 # One part each that is far narrower than the others.
 NARROW = {
     "replicas": (SMALL, Costs()),
     "workers": (replace(SMALL, prepare_row_s=0.5), Costs()),
     "loop": (replace(SMALL, row_bytes=100_000), replace(FREE, loop_block=0.5)),
-    # Little room, or workers would long be ahead, and have the coordinator's time to themselves.
-    "desk": (replace(SMALL, nodes=1, store_bytes=200 * SMALL.block_bytes), COORDINATOR),
+    # Little room, or workers would long be ahead, and have the desk's time to themselves.
+    "desk": (replace(SMALL, nodes=1, store_bytes=200 * SMALL.block_bytes), DESK),
 }
 
 
@@ -64,7 +55,7 @@ def test_nothing_is_faster_than_its_narrowest_part(seed):
         row_bytes=int(drawn(1e5, 1e7)),
         nodes=8,
     )
-    costs = replace(Costs(), loop_block=drawn(0.001, 0.1), coordinator_begin=drawn(0.0001, 0.02))
+    costs = replace(Costs(), loop_block=drawn(0.001, 0.1), desk_begin=drawn(0.0001, 0.02))
     seconds = max(300.0, 40 * cluster.rows_per_file / (cluster.replicas * cluster.row_rate))
     found = Simulation(cluster, costs, seed).run(seconds, 6 * cluster.engine_s + 100)
     # Files are counted as a whole: one more or less falls into the time that is looked at.
