@@ -30,7 +30,7 @@ MB = 1_000_000
 SAMPLE_S = 0.25
 # Titles of processes, and the names that the table gives them.
 PARTS = {
-    "ray::Desk": "desk",
+    "ray::Coordinator": "desk",
     "gcs_server": "gcs",
     "raylet/raylet": "raylet",
     "_FetchAndPrepare": "prepare",

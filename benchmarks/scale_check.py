@@ -3,8 +3,9 @@
 The stages of the runs wait as long as they are told to, so that few processes stand for a cluster
 whose replicas, or whose workers, bind; all else is real. Each case is run twice, with few and with
 many blocks: what the further ones took is compared, and starting falls out. Of the scheduling loop
-and the desk, the share of a core that they used is compared with what the costs of scale_model.py
-say; the machine has to be quiet for that, or rows wait for its cores, which are not simulated.
+and the coordinator, the share of a core that they used is compared with what the costs of
+scale_model.py say; the machine has to be quiet for that, or rows wait for its cores, which are not
+simulated.
 """
 
 import argparse

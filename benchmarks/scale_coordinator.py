@@ -1,9 +1,9 @@
-"""Measures what a run's desk can do: `python -m benchmarks.scale_coordinator`.
+"""Measures what a coordinator can do: `python -m benchmarks.scale_coordinator`.
 
-The desk is one process, and every call of every actor goes through it. Some clients ask it what the
-processes of a pool ask, for blocks of some numbers of rows; then come commits of a write task's
-rows, to a ledger on the local disk, and what the log grows by. Told are CPU seconds of the desk,
-which bound its rate on any machine, and calls a second as they were, on this one.
+The coordinator is one process, and every call of every actor goes through it. Some clients ask it
+what the processes of a pool ask, for blocks of some numbers of rows; then come commits of a write
+task's rows, to a ledger on the local disk, and what the log grows by. Told are CPU seconds of the
+coordinator, which bound its rate on any machine, and calls a second as they were, on this one.
 """
 
 import argparse
@@ -21,21 +21,23 @@ from typing import Any
 import numpy as np
 
 from benchmarks.scale_driver import cpu_s, machine_ms, start_ray
-from mediamill.pipeline.coordinator.failure_policy import PREPARE, StopRules
-from mediamill.pipeline.coordinator.quarantine import Quarantine, Who
+from mediamill.pipeline.coordinator.failure_policy import PREPARE
+from mediamill.pipeline.coordinator.quarantine import Quarantine, WorkerId
 from mediamill.pipeline.ledger import ledger
 from mediamill.pipeline.ledger.log import log_of
 from mediamill.pipeline.ledger.state import Counts, KnownFile, LedgerState, Part
 from mediamill.pipeline.storage import storage
+from mediamill.schemas.job import Limits, Resources
 from tests import processes
 
-RULES = StopRules(max_engine_failures=3, max_error_rate=0.5, error_rate_rows=1000)
+RESOURCES = Resources(max_engine_failures=3)
+LIMITS = Limits(max_error_rate=0.5, error_rate_rows=1000)
 CALLS = ("begin", "done", "add")
 AT_ONCE = 32  # calls of one client that are under way
 
 
 def calls(clients: int, call_rows: Sequence[int], seconds: float) -> list[dict[str, Any]]:
-    """Of each number of rows in a call, what one call costs the desk."""
+    """Of each number of rows in a call, what one call costs the coordinator."""
     import ray
 
     start_ray(2)
@@ -51,17 +53,20 @@ def _calls(
 ) -> list[dict[str, Any]]:
     import ray
 
-    from mediamill.pipeline.coordinator.coordinator import start_desk
+    from mediamill.pipeline.coordinator.coordinator import start_coordinator
     from mediamill.pipeline.coordinator.guarded_stage import CoordinatorCalls
 
     @ray.remote(num_cpus=0)
     class Client:
-        def __init__(self, desk: Any) -> None:
-            self._desk, self._who = desk, CoordinatorCalls(desk).who(PREPARE)
-            CoordinatorCalls(desk).enter(self._who)
+        def __init__(self, coordinator: Any) -> None:
+            self._coordinator, self._worker = (
+                coordinator,
+                CoordinatorCalls(coordinator).worker_id(PREPARE),
+            )
+            CoordinatorCalls(coordinator).enter(self._worker)
 
         def ask(self, what: str, rows: int, seconds: float) -> int:
-            """Keeps some calls under way, as many clients would: a desk that is busy is asked."""
+            """Keeps some calls under way, as many clients would: the coordinator is never idle."""
             found, end = 0, time.monotonic() + seconds
             while time.monotonic() < end:
                 ray.get([self._one(what, found + turn, rows) for turn in range(AT_ONCE)])
@@ -71,17 +76,19 @@ def _calls(
         def _one(self, what: str, turn: int, rows: int) -> Any:
             named = [(1, turn * rows + index) for index in range(rows)]
             if what == "begin":
-                return self._desk.begin.remote(self._who, named)
+                return self._coordinator.begin.remote(self._worker, named)
             if what == "done":
-                return self._desk.done.remote(self._who, named, {})
-            return self._desk.add.remote("prepared", rows)
+                return self._coordinator.done.remote(self._worker, named, {})
+            return self._coordinator.add.remote("prepared", rows)
 
     output = str(Path(folder) / "out")
-    desk = start_desk(output, _begun(output, 1, 1).run or "", RULES)
-    asking = [Client.remote(desk) for _ in range(clients)]
+    coordinator = start_coordinator(output, _begun(output, 1, 1).run or "", RESOURCES, LIMITS)
+    asking = [Client.remote(coordinator) for _ in range(clients)]
     ray.get([one.ask.remote("add", 1, 0.5) for one in asking])
     pid = next(
-        pid for pid in processes.descendants(os.getpid()) if "ray::Desk" in processes.title(pid)
+        pid
+        for pid in processes.descendants(os.getpid())
+        if "ray::Coordinator" in processes.title(pid)
     )
     found = []
     for what in CALLS:
@@ -109,9 +116,9 @@ def commits(rows: int, folders: int, span: int, number: int, total: int) -> dict
     with tempfile.TemporaryDirectory() as folder:
         file_rows = 1_000_000
         _begun(folder, -(-total // file_rows), file_rows)
-        desk = ledger.Ledger(folder, "run")
+        writer = ledger.Ledger(folder, "run")
         cpu, started = time.process_time(), time.monotonic()
-        asyncio.run(_commit_all(desk, rows, folders, span, number, total // file_rows, file_rows))
+        asyncio.run(_commit_all(writer, rows, folders, span, number, total // file_rows, file_rows))
         used, took = time.process_time() - cpu, time.monotonic() - started
         log = Path(log_of(storage.resolve(folder)).path)
         sizes = [path.stat().st_size for path in log.glob("*.json")]
@@ -126,7 +133,13 @@ def commits(rows: int, folders: int, span: int, number: int, total: int) -> dict
 
 
 async def _commit_all(
-    desk: ledger.Ledger, rows: int, folders: int, span: int, number: int, files: int, file_rows: int
+    writer: ledger.Ledger,
+    rows: int,
+    folders: int,
+    span: int,
+    number: int,
+    files: int,
+    file_rows: int,
 ) -> None:
     spans, folders = rows // span, min(rows, folders)
     for turn in range(number):
@@ -144,27 +157,27 @@ async def _commit_all(
             (f"date={index:010}", Part(token, index * 9999, 9999, 0, each))
             for index in range(folders)
         )
-        if not await desk.taken(named):
-            answer = await desk.commit(ledger.Commit(token, named, Counts(ok=rows), parts))
+        if not await writer.finished(named):
+            answer = await writer.commit(ledger.Commit(token, named, Counts(ok=rows), parts))
             while answer.groups:
-                answer = await desk.published([group.name for group in answer.groups])
+                answer = await writer.published([group.name for group in answer.groups])
 
 
 def in_work(rows: int, call_rows: int) -> dict[str, float]:
-    """Memory of the desk for rows that are being worked on, and what `begin` and `done` do in it,
-    beside Ray's part.
+    """Memory of the coordinator for rows that are being worked on, and what `begin` and `done` do
+    in it, beside Ray's part.
     """
-    attempts = Quarantine(lambda _: True)
+    quarantine = Quarantine(lambda _: True)
     before = processes.memory(os.getpid(), "RssAnon")
-    who = [Who(PREPARE, f"{n:032}", "process", "node") for n in range(-(-rows // call_rows))]
+    who = [WorkerId(PREPARE, f"{n:032}", "process", "node") for n in range(-(-rows // call_rows))]
     started = time.process_time()
     for number, one in enumerate(who):
         named = [(1, number * call_rows + index) for index in range(call_rows)]
-        attempts.begin(one, named)
+        quarantine.begin(one, named)
     begun = time.process_time()
     size = processes.memory(os.getpid(), "RssAnon") - before
     for number, one in enumerate(who):
-        attempts.done(one, [(1, number * call_rows + index) for index in range(call_rows)])
+        quarantine.done(one, [(1, number * call_rows + index) for index in range(call_rows)])
     done = time.process_time()
     return {
         "rows": rows,

@@ -1,11 +1,11 @@
 """Measures what a block costs each process of a run: `python -m benchmarks.scale_driver`.
 
-The stages are simulated, all else is real: manifest, Ray Data, desk, ledger, files. What is told
-are CPU seconds, since those of a serial process bound what it can do, and since they hold on a busy
-machine too, more or less: `machine_ms` says how long a fixed piece of work took meanwhile. Of the
-thread that schedules (loop), the driver's thread that fetches metadata (fetcher), its others, the
-desk, Ray's control service (gcs), the raylet and the workers. A run of its own, in a process of its
-own, for each number of rows that one call brings.
+The stages are simulated, all else is real: manifest, Ray Data, coordinator, ledger, files. What is
+told are CPU seconds, since those of a serial process bound what it can do, and since they hold on a
+busy machine too, more or less: `machine_ms` says how long a fixed piece of work took meanwhile. Of
+the thread that schedules (loop), the driver's thread that fetches metadata (fetcher), its others,
+the coordinator, Ray's control service (gcs), the raylet and the workers. A run of its own, in a
+process of its own, for each number of rows that one call brings.
 """
 
 import argparse
@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[1]
 SAMPLE_S, STARTS = 0.2, 4
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 PARTS = {
-    "ray::Desk": "desk",
+    "ray::Coordinator": "desk",
     "gcs_server": "gcs",
     "raylet/raylet": "raylet",
     "_FetchAndPrepare": "prepare",

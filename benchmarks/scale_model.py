@@ -82,17 +82,18 @@ class Costs:
     under way in each step (here, scale_actors). loop_step: for a step (guess). loop_wait: that it
     waits for tasks (source). loop_tasks: begun for one block (source).
 
-    Of the desk. desk_begin, desk_done, desk_add: for a call; desk_row: for each row that it names;
-    desk_commit: for a write task, beside its requests (here, scale_desk). desk_adds: for a block,
-    two counts, and of how busy its actors were, which each tells every 16 s at most (source, for
-    calls of some seconds). snapshot: that commits wait for one, of a billion rows (0.3 here, and
-    the request: guess); snapshot_records: between two (source).
+    Of the coordinator, by its old name, since these are keys of `--cost`. desk_begin, desk_done,
+    desk_add: for a call; desk_row: for each row that it names; desk_commit: for a write task,
+    beside its requests (here, scale_coordinator). desk_adds: for a block, two counts, and of how
+    busy its actors were, which each tells every 16 s at most (source, for calls of some seconds).
+    snapshot: that commits wait for one, of a billion rows (0.3 here, and the request: guess);
+    snapshot_records: between two (source).
 
     Of Ray's control service. gcs_block: for a block (here, scale_driver). register: for an actor
     (published; here less, scale_actors).
 
     Of memory. driver_actor_bytes, gcs_actor_bytes: for each actor (here, scale_actors).
-    desk_row_bytes: for each row in work (here, scale_desk).
+    desk_row_bytes: for each row in work (here, scale_coordinator).
 
     Of the object store. file_requests: the plan's, for a manifest file. task_requests: for a write
     task; group_requests: for a visible file, beside its parts; media_requests: for a medium (here,
@@ -148,8 +149,10 @@ class Costs:
         adds = self.desk_adds / 2 * self.desk_add
         return self.desk_done + self.desk_row * cluster.call_rows + adds
 
-    def desk(self, cluster: Cluster) -> float:
-        """Of the desk, for a block on its way through both pools, and its share of a commit."""
+    def coordinator(self, cluster: Cluster) -> float:
+        """Of the coordinator, for a block on its way through both pools, and its share of a
+        commit.
+        """
         share = cluster.call_rows / cluster.rows_per_file
         return 2 * (self.begin(cluster) + self.done(cluster)) + share * self.desk_commit
 
@@ -170,7 +173,7 @@ def bounds(cluster: Cluster, costs: Costs) -> list[Bound]:
         Bound("replicas", cluster.replicas * cluster.row_rate, "resources.replicas"),
         Bound("workers", _workers(cluster), "resources.prepare_workers"),
         Bound("loop", _loop(cluster, costs), "resources.batch_rows, fewer workers, several jobs"),
-        Bound("desk", rows / costs.desk(cluster), "resources.batch_rows, several jobs"),
+        Bound("desk", rows / costs.coordinator(cluster), "resources.batch_rows, several jobs"),
         Bound("gcs", rows / costs.gcs_block, "resources.batch_rows"),
         Bound("log", _log(cluster, costs), "rows_per_file"),
         Bound("stores", _stores(cluster, costs), "memory of the nodes, image.max_pixels"),
@@ -196,8 +199,8 @@ def _loop(cluster: Cluster, costs: Costs) -> float:
 
 
 def _log(cluster: Cluster, costs: Costs) -> float:
-    """Commits that wait share one record, so its request does not bind; the desk's work on each
-    does, and snapshots, for which all wait.
+    """Commits that wait share one record, so its request does not bind; the coordinator's work on
+    each does, and snapshots, for which all wait.
     """
     snapshot = costs.snapshot / costs.snapshot_records
     return cluster.rows_per_file / (costs.desk_commit + snapshot)

@@ -1,10 +1,11 @@
 """Turns a Cluster and its Costs into what a run of it would do: a simulation of discrete events.
 
 What moves is a block, the rows of one call. Its way: the driver's loop begins a call of prepare,
-which tells the desk, fetches and decodes; the loop hears of it and begins a call of generate, which
-tells the desk and waits for the engine; the loop gathers blocks for a write task, which the ledger
-commits. The loop, the desk and the ledger's log do one thing after the other; workers and
-engines are many. Ray's bounds are kept: tasks at one actor, and bytes in the object stores.
+which tells the coordinator, fetches and decodes; the loop hears of it and begins a call of
+generate, which tells the coordinator and waits for the engine; the loop gathers blocks for a write
+task, which the ledger commits. The loop, the coordinator and the ledger's log do one thing after
+the other; workers and engines are many. Ray's bounds are kept: tasks at one actor, and bytes in the
+object stores.
 
 Actors of a pool share one queue, so the imbalance of real ones is not seen. Faults are not either.
 """
@@ -121,7 +122,7 @@ class _Pool:
         while self._queued and self._calls:
             self._queued -= 1
             self._calls -= 1
-            told = self._clock.tell_desk(self._clock.costs.begin(self._clock.cluster))
+            told = self._clock.call_coordinator(self._clock.costs.begin(self._clock.cluster))
             self._clock.at(told + self._before_s, self._ask)
 
     def _ask(self) -> None:
@@ -140,7 +141,7 @@ class _Pool:
         self.working.add(clock.now, -1)
         self._calls += 1
         self.in_flight -= 1
-        clock.tell_desk(clock.costs.done(clock.cluster))
+        clock.call_coordinator(clock.costs.done(clock.cluster))
         self._done()
         self._serve()
         self._enter()
@@ -155,7 +156,7 @@ class Simulation:
         self._order = count()
         self._random = np.random.default_rng(seed)
         self._spread = spread
-        self._desk, self._log = _Serial(self), _Serial(self)
+        self._coordinator, self._log = _Serial(self), _Serial(self)
         decode = cluster.call_rows * cluster.prepare_row_s
         self._prepare = _Pool(
             self,
@@ -188,7 +189,7 @@ class Simulation:
         """Simulates until `start_s` and then `seconds` more, which are what is told."""
         self.at(0.0, self._step)
         self._until(start_s)
-        desk, log, rows, steps = self._desk.busy_s, self._log.busy_s, self._rows, self._steps
+        desk, log, rows, steps = self._coordinator.busy_s, self._log.busy_s, self._rows, self._steps
         levels = [self._busy, self._store, self._prepare.working, self._generate.working]
         queues = [self._prepare.queue, self._generate.queue]
         for level in (*levels, *queues):
@@ -201,7 +202,7 @@ class Simulation:
                 "replicas": engines / self._generate.servers,
                 "workers": workers / self._prepare.servers,
                 "loop": loop,
-                "desk": (self._desk.busy_s - desk) / seconds,
+                "desk": (self._coordinator.busy_s - desk) / seconds,
                 "log": (self._log.busy_s - log) / seconds,
                 "stores": store / self._room,
             },
@@ -215,8 +216,8 @@ class Simulation:
     def at(self, time: float, action: Callable[[], None]) -> None:
         heapq.heappush(self._events, (time, next(self._order), action))
 
-    def tell_desk(self, seconds: float) -> float:
-        return self._desk.work(seconds)
+    def call_coordinator(self, seconds: float) -> float:
+        return self._coordinator.work(seconds)
 
     def _until(self, end: float) -> None:
         while self._events and self._events[0][0] <= end:
@@ -301,11 +302,11 @@ class Simulation:
             self._record()
 
     def _record(self) -> None:
-        """All that wait go into one record: the desk's work on them, and one request."""
+        """All that wait go into one record: the coordinator's work on them, and one request."""
         self._recording = True
         taken = list(self._asks)
         self._asks.clear()
-        ready = self.tell_desk(self.costs.desk_commit * len(taken))
+        ready = self.call_coordinator(self.costs.desk_commit * len(taken))
         self.at(ready, lambda: self._append(taken))
 
     def _append(self, taken: list[int]) -> None:

@@ -23,7 +23,7 @@ from mediamill.jobs.cluster.cluster_commands import (
     parse_submit,
 )
 from mediamill.jobs.commands import JOB_HELP, TOP_HELP, parse_demo, parse_job, parse_run
-from mediamill.pipeline.faults import Drained
+from mediamill.pipeline.faults import Drained, root_cause
 from mediamill.schemas.errors import JobError
 from mediamill.schemas.job import JobConfig, load_job
 from mediamill.schemas.nearest import nearest
@@ -91,7 +91,7 @@ def exit_code(action: Callable[[], int], verbose: bool = False) -> int:
         if verbose:
             traceback.print_exc()
         hint = "" if verbose else " (-v shows the traceback)"
-        print(f"error: the job failed: {_reason(error)}{hint}; {_RESUME}", file=sys.stderr)
+        print(f"error: the job failed: {root_cause(error)}{hint}; {_RESUME}", file=sys.stderr)
         return 1
 
 
@@ -195,19 +195,6 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 
 def _exit_on_sigterm(_signal: int, _frame: FrameType | None) -> None:
     sys.exit(_TERMINATED)
-
-
-def _reason(error: Exception) -> str:
-    """One line: the kind of error and what it says. Ray's errors hold a whole remote traceback."""
-    cause = getattr(error, "cause", None)
-    if isinstance(cause, Exception):
-        error = cause
-    lines = [line.strip() for line in str(error).split("\n") if line.strip()]
-    if any("Traceback" in line for line in lines):
-        return lines[-1]
-    if lines and type(error).__module__.partition(".")[0] == "mediamill":
-        return lines[0]  # our own errors are sentences already
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def _version() -> str:

@@ -25,8 +25,8 @@ def stop_on_signals(on_stop: Callable[[], None]) -> Iterator[Stop]:
         return
 
     def handle(number: int, _frame: FrameType | None) -> None:
-        if not stop.asked:
-            stop.ask(number)
+        if not stop.requested:
+            stop.request(number)
             on_stop()
         elif number == signal.SIGINT:
             raise KeyboardInterrupt

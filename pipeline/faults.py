@@ -1,16 +1,20 @@
-"""What can go wrong with a run as a whole, as exceptions; what is wrong with a row is a column.
+"""The exceptions of a run as a whole; an error of one row is a column of that row instead.
 
-RunError (RuntimeError)           the run stopped before its end; the same command goes on
-+ Drained                         because it was asked to
-BrokenEngineError (RuntimeError)  one process cannot go on, and another one in its place may
-FatalError (RuntimeError)         answers cannot be trusted: the run stops, whoever finds it out
-+ IdentityError                   an answer or a tensor is another row's
-+ CanaryError                     the known row's answer is not the known one
+RunError (RuntimeError)           the run stopped before its end; the same command resumes it
++ Drained                         it was asked to stop
+BrokenEngineError (RuntimeError)  one process cannot go on; another one may take its place
+FatalError (RuntimeError)         answers cannot be trusted: the whole run stops
++ IdentityError                   an answer or a tensor belongs to another row
++ CanaryError                     the canary's answer is not the expected one
 """
+
+from collections.abc import Sequence
+
+_CHAINED = "The above exception was the direct cause of the following exception"
 
 
 class RunError(RuntimeError):
-    """The job stopped before its end. The message says why; running it again goes on."""
+    """The job stopped before its end. The message says why; running it again resumes it."""
 
 
 class Drained(RunError):
@@ -25,7 +29,7 @@ class Drained(RunError):
 
 
 class BrokenEngineError(RuntimeError):
-    """The device is in a state in which every further row would fail: its process has to end."""
+    """The engine or its device would fail for every further row: the process has to end."""
 
 
 class FatalError(RuntimeError):
@@ -37,4 +41,36 @@ class IdentityError(FatalError):
 
 
 class CanaryError(FatalError):
-    """The known row got another answer than the known one."""
+    """The canary's answer is not the expected one."""
+
+
+def root_cause(error: BaseException) -> str:
+    """Returns the root cause of an error in one line. Ray's errors hold whole remote tracebacks."""
+    while not _is_ours(error):
+        cause = getattr(error, "cause", None) or error.__cause__
+        if not isinstance(cause, BaseException):
+            break
+        if _CHAINED in str(error):
+            # A stage's own error: only the text of the remote traceback names it.
+            return _raised(str(error).partition(_CHAINED)[0].splitlines())
+        error = cause
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if any("Traceback" in line for line in lines):
+        return lines[-1]
+    if lines and _is_ours(error):
+        return lines[0]  # already a sentence
+    return ": ".join([type(error).__name__, *lines[:1]])
+
+
+def _is_ours(error: BaseException) -> bool:
+    return type(error).__module__.partition(".")[0] == "mediamill"
+
+
+def _raised(traceback: Sequence[str]) -> str:
+    """Returns the line after the last frame of a traceback, without the names of modules."""
+    lines = [line for line in traceback if line.strip()]
+    frames = [number for number, line in enumerate(lines) if line.startswith(" ")]
+    name, colon, message = lines[min(frames[-1] + 1, len(lines) - 1) if frames else 0].partition(
+        ":"
+    )
+    return f"{name.rpartition('.')[2]}{colon}{message}"

@@ -7,7 +7,10 @@ guess could turn into pickled objects, and differ from block to block.
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from mediamill.schemas import columns as c
 from mediamill.schemas.errors import RowError
@@ -144,3 +147,16 @@ def replace_columns(table: pa.Table, columns: dict[str, list[Any]], schema: pa.S
         for field in schema
     ]
     return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def ordinals(table: pa.Table) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+    """Returns the file number and the index in that file of each row of a table."""
+    rows = table[c.ROW].combine_chunks()
+    files, indices = (pc.struct_field(rows, part).to_numpy() for part in (ROW_FILE, ROW_INDEX))
+    return files, indices
+
+
+def manifest_order(table: pa.Table) -> npt.NDArray[np.int64]:
+    """Returns the indices that sort a table by the rows' ordinals."""
+    files, indices = ordinals(table)
+    return np.lexsort((indices, files))

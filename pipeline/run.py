@@ -20,16 +20,15 @@ import pyarrow as pa
 from mediamill.pipeline.checkpoint.content_hash import CheckpointHash
 from mediamill.pipeline.checkpoint.local_copy import local_folder
 from mediamill.pipeline.coordinator import lease
-from mediamill.pipeline.coordinator.coordinator import Counter, LedgerCalls
+from mediamill.pipeline.coordinator.coordinator import LedgerCalls, RemoteCounter
 from mediamill.pipeline.coordinator.drain import Stop
 from mediamill.pipeline.coordinator.execution import Execution
 from mediamill.pipeline.coordinator.failure_policy import GENERATE, PREPARE
-from mediamill.pipeline.coordinator.guarded_stage import CoordinatorCalls
-from mediamill.pipeline.coordinator.metered import MeteredStage
+from mediamill.pipeline.coordinator.guarded_stage import CoordinatorCalls, GuardedStage
 from mediamill.pipeline.decoding.memory_estimate import memory_bytes
 from mediamill.pipeline.faults import BrokenEngineError, Drained, RunError
 from mediamill.pipeline.fetching import spool
-from mediamill.pipeline.ledger import ledger, staging
+from mediamill.pipeline.ledger import ledger, recovery
 from mediamill.pipeline.ledger.state import Counts
 from mediamill.pipeline.outcome import Outcome
 from mediamill.pipeline.plan import Plan, check
@@ -122,7 +121,7 @@ class GenerateStage:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         if self._canary is not None:
-            self._canary.pass_by(table.num_rows)
+            self._canary.count(table.num_rows)
         return self._generate(table)
 
 
@@ -139,18 +138,23 @@ class Stages:
     generate: type = GenerateStage
 
 
-class _FetchAndPrepare(MeteredStage):
+class _FetchAndPrepare(GuardedStage):
     """An actor of the CPU pool; Ray names its processes so."""
 
 
-class _GenerateAndParse(MeteredStage):
+class _GenerateAndParse(GuardedStage):
     """An actor that holds an engine; Ray names its processes so."""
 
     def __init__(
-        self, stage: type, options: Mapping[str, Any], desk: CoordinatorCalls, pool: str, calls: int
+        self,
+        stage: type,
+        options: Mapping[str, Any],
+        coordinator: CoordinatorCalls,
+        pool: str,
+        calls: int,
     ) -> None:
         # An engine may break while nobody waits for it.
-        super().__init__(stage, {**options, "on_end": self.leave}, desk, pool, calls)
+        super().__init__(stage, {**options, "on_end": self.exit}, coordinator, pool, calls)
 
 
 def run(
@@ -179,32 +183,32 @@ def run(
         state = plan.state
     run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
     outcome = Outcome(plan, state, state.counts.rows, started, run_id)
-    if outcome.before == plan.manifest.rows and staging.is_settled(plan.output, state):
+    if outcome.before == plan.manifest.rows and recovery.is_settled(plan.output, state):
         return outcome.summary(Counts())
-    with lease.held(plan.output, run_id):
+    with lease.hold(plan.output, run_id):
         plan.new_ids.keep()
         try:
             bound = dict(plan.bound)
             ledger.begin(plan.output, state, run_id, bound, plan.files, job.rows_per_file)
-            staging.mark_unfinished(plan.output)
-            staging.recover(plan.output, state)
+            recovery.mark_unfinished(plan.output)
+            recovery.recover(plan.output, state)
         except ledger.TakenOverError as error:
             raise RunError(str(error)) from error
         stop, engines, binds = stop or Stop(), 0, None
         if outcome.before < plan.manifest.rows:
-            if stop.asked:
+            if stop.requested:
                 raise Drained("nothing had begun", stop.signal)
             try:
                 with ray_cluster(address) as can_grow:
                     names = (_FetchAndPrepare.__name__, _GenerateAndParse.__name__)
                     going = Execution(job, outcome, on_progress, stop, names, can_grow)
-                    one_pass = _Pass(job, outcome, stages, going.desk)
+                    one_pass = _Pass(job, outcome, stages, going.coordinator)
                     need = memory_bytes(job.limits, _PREPARE_CALLS)
-                    stopped = going.to_the_end(one_pass, need)
-                    engines, binds = going.engines, going.binds
+                    stopped = going.run(one_pass, need)
+                    engines, binds = going.engines_replaced, going.bottleneck
                     if stopped is not None:
                         # The machine may be about to go: files first, then Ray.
-                        outcome.keep(stopped)
+                        outcome.finish_stopped(stopped)
                         raise stopped
             finally:
                 spool.sweep()  # Ray ends its actors without letting them tidy up
@@ -214,9 +218,9 @@ def run(
 class _Pass:
     """One pass over the unfinished rows."""
 
-    def __init__(self, job: JobConfig, outcome: Outcome, stages: Stages, desk: Any) -> None:
+    def __init__(self, job: JobConfig, outcome: Outcome, stages: Stages, coordinator: Any) -> None:
         self._job, self._plan, self._state = job, outcome.plan, outcome.state
-        self._run_id, self._stages, self._desk = outcome.run_id, stages, desk
+        self._run_id, self._stages, self._coordinator = outcome.run_id, stages, coordinator
 
     def __call__(self, pools: Pools, callbacks: Sequence[Any]) -> None:
         """Executes the stages. callbacks: called by Ray Data's scheduling loop."""
@@ -227,7 +231,9 @@ class _Pass:
 
         job, plan = self._job, self._plan
         source = ManifestDatasource(plan.manifest, self._state)
-        sink = ResultDatasink(self._output_rules(), LedgerCalls(self._desk), self._write_rows())
+        sink = ResultDatasink(
+            self._output_rules(), LedgerCalls(self._coordinator), self._write_rows()
+        )
         shared = {
             "job": job,
             "schema": plan.manifest.schema,
@@ -248,15 +254,15 @@ class _Pass:
                     "stage": self._stages.prepare,
                     "options": {
                         **shared,
-                        "count": Counter(self._desk, "prepared"),
+                        "count": RemoteCounter(self._coordinator, "prepared"),
                     },
-                    "desk": CoordinatorCalls(self._desk),
+                    "coordinator": CoordinatorCalls(self._coordinator),
                     "pool": PREPARE,
                     "calls": 1,
                 },
                 compute=ray.data.ActorPoolStrategy(
                     min_size=pools.prepare_workers,
-                    max_size=pools.most_workers,
+                    max_size=pools.max_workers,
                     max_concurrent_calls_per_actor=_PREPARE_CALLS,
                     enable_true_multi_threading=True,
                 ),
@@ -277,16 +283,16 @@ class _Pass:
                         "on_gpu": pools.replica_gpus > 0,
                         "ranks": pools.ranks,
                         "run": self._run_id,
-                        "count": Counter(self._desk, "generated"),
-                        "registry": AnswerCalls(self._desk),
+                        "count": RemoteCounter(self._coordinator, "generated"),
+                        "registry": AnswerCalls(self._coordinator),
                     },
-                    "desk": CoordinatorCalls(self._desk),
+                    "coordinator": CoordinatorCalls(self._coordinator),
                     "pool": GENERATE,
                     "calls": CALLS_TO_FILL,
                 },
                 compute=ray.data.ActorPoolStrategy(
                     min_size=pools.replicas,
-                    max_size=pools.most_replicas,
+                    max_size=pools.max_replicas,
                     max_concurrent_calls_per_actor=_GENERATE_CALLS,
                     enable_true_multi_threading=True,
                 ),

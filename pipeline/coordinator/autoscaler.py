@@ -1,10 +1,9 @@
-"""Turns what the nodes have room for, and who waits for whom, into the sizes of running pools.
+"""Resizes the running actor pools to the cluster's capacity and to which pool waits for the other.
 
-Engines take every place that there is, at once: they are what the job is paid for. Processes that
-prepare become more only while all of them are busy and the engines starve. Nothing shrinks while
-there is work. The actors of a node that goes wait for a place, and their rows with them; they get
-one when a node joins, or at the end, when others have nothing left to do. What an actor does, and
-how rooms are counted, is not known here.
+Engines take every place that the cluster has, at once: the job is paid for by them. The prepare
+pool grows only while all of its workers are busy and the engines starve. No pool shrinks while
+there is work. When a node leaves, its actors wait for a place, and their rows with them; they get
+one when a node joins, or at the end, when other actors have nothing left to do.
 """
 
 import math
@@ -16,155 +15,155 @@ from typing import Any
 from mediamill.pipeline.faults import RunError
 from mediamill.pipeline.ray_cluster.pool_sizes import Capacity
 
-_LOOK_S = 1.0
-_NODES_S = 5.0
-_HUNGRY_S = 8.0  # of starving engines, before more processes prepare
-_LEAST_WAIT_S = 60.0  # Ray itself needs some time to start actors elsewhere
-_STEP = 1.25  # so many times more, at once
+_STEP_S = 1.0
+_CAPACITY_S = 5.0  # between two looks at the nodes
+_STARVED_S = 8.0  # of starving engines, before the prepare pool grows
+_MIN_WAIT_S = 60.0  # Ray itself needs some time to start actors elsewhere
+_GROWTH = 1.25  # the factor by which the prepare pool grows at once
 
 
 @dataclass(frozen=True)
-class Bounds:
-    """Of one pool, as the job has it: the least, the most (None = no limit), and the first size."""
+class PoolLimits:
+    """The sizes that the job allows one pool; None = no limit. initial: its size at the start."""
 
-    least: int | None
-    most: int | None
-    first: int
+    min_size: int | None
+    max_size: int | None
+    initial: int
 
-    def fit(self, size: int) -> int:
-        """`size`, as far as the job allows it; a pool has one actor at least."""
-        return max(self.least or 1, min(size, self.most or size))
+    def clamp(self, size: int) -> int:
+        """Returns `size` as far as the job allows it; at least 1."""
+        return max(self.min_size or 1, min(size, self.max_size or size))
 
 
 class Autoscaler:
     """Ray Data's execution callback: its scheduling loop calls it after each step.
 
-    prepare, generate: parts of the operators' names, and the bounds of their pools. room: asked
-    now and then; it sees the cluster as it is. wait_s: for nodes in the place of lost ones, while
-    nothing else happens.
+    prepare, generate: part of the operator's name, and the limits of its pool.
+    capacity: returns the capacity of the cluster as it is now.
+    wait_s: for nodes in place of lost ones, while nothing else happens.
     """
 
     def __init__(
         self,
-        prepare: tuple[str, Bounds],
-        generate: tuple[str, Bounds],
-        room: Callable[[], Capacity],
+        prepare: tuple[str, PoolLimits],
+        generate: tuple[str, PoolLimits],
+        capacity: Callable[[], Capacity],
         wait_s: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        (self._prepare_name, self._prepare), (self._generate_name, self._generate) = (
-            prepare,
-            generate,
-        )
-        self._ask_room, self._wait_s, self._clock = room, max(_LEAST_WAIT_S, wait_s), clock
-        self._room: Capacity | None = None
-        self._next_look = self._next_nodes = self._last_look = 0.0
-        self._workers = self._prepare.first
-        self._hungry_s = 0.0
-        self._finished, self._moved_at = -1, 0.0
+        self._prepare_name, self._prepare = prepare
+        self._generate_name, self._generate = generate
+        self._get_capacity, self._wait_s = capacity, max(_MIN_WAIT_S, wait_s)
+        self._clock = clock
+        self._capacity: Capacity | None = None
+        self._next_step = self._next_capacity = self._last_step = 0.0
+        self._workers = self._prepare.initial
+        self._starved_s = 0.0
+        self._finished_tasks, self._progress_at = -1, 0.0
 
     def __call__(self) -> "Autoscaler":
-        """Ray Data makes its callbacks by calling what it was given."""
+        """Ray Data creates its callbacks by calling what it was given."""
         return self
 
     def __deepcopy__(self, _memo: object) -> "Autoscaler":
-        """Ray Data copies its settings; there is one of these for a pass."""
+        """Ray Data deep-copies its context; returns self to keep the state."""
         return self
 
     def before_execution_starts(self, executor: Any) -> None:
-        """Nothing yet."""
+        """Does nothing."""
 
     def on_execution_step(self, executor: Any) -> None:
-        """Looks about once a second. Raises RunError when nodes are gone for too long."""
+        """Resizes the pools, once a second. Raises RunError when nodes are missing for too long."""
         now = self._clock()
-        if now < self._next_look:
+        if now < self._next_step:
             return
-        past, self._last_look = min(now - self._last_look, 2 * _LOOK_S), now
-        self._next_look = now + _LOOK_S
-        stages = _stages(executor, self._prepare_name, self._generate_name)
-        if stages is None:
+        elapsed, self._last_step = min(now - self._last_step, 2 * _STEP_S), now
+        self._next_step = now + _STEP_S
+        operators = _operators(executor, self._prepare_name, self._generate_name)
+        if operators is None:
             return
-        prepare, generate = stages
-        if now >= self._next_nodes:
-            self._next_nodes = now + _NODES_S
-            self._room = self._ask_room()
-        if self._room is None:
+        prepare, generate = operators
+        if now >= self._next_capacity:
+            self._next_capacity = now + _CAPACITY_S
+            self._capacity = self._get_capacity()
+        if self._capacity is None:
             return
-        _hold(generate.pool, self._generate.fit(self._room.replicas))
-        self._hungry_s = max(0.0, self._hungry_s + (past if _starved(*stages) else -past))
-        if self._hungry_s >= _HUNGRY_S:
-            self._hungry_s = 0.0
-            self._workers = max(self._workers + 1, math.ceil(self._workers * _STEP))
-        self._workers = min(self._workers, max(self._room.workers, self._prepare.first))
-        _hold(prepare.pool, self._prepare.fit(self._workers))
-        finished = sum(int(one.metrics.num_tasks_finished) for one in executor._topology)
-        self._mind(
-            prepare.above(self._room.workers) + generate.above(self._room.replicas), finished, now
-        )
+        _resize(generate.pool, self._generate.clamp(self._capacity.replicas))
+        change = elapsed if _is_starved(prepare, generate) else -elapsed
+        self._starved_s = max(0.0, self._starved_s + change)
+        if self._starved_s >= _STARVED_S:
+            self._starved_s = 0.0
+            self._workers = max(self._workers + 1, math.ceil(self._workers * _GROWTH))
+        self._workers = min(self._workers, max(self._capacity.workers, self._prepare.initial))
+        _resize(prepare.pool, self._prepare.clamp(self._workers))
+        tasks = sum(int(operator.metrics.num_tasks_finished) for operator in executor._topology)
+        excess = prepare.excess(self._capacity.workers) + generate.excess(self._capacity.replicas)
+        self._check_progress(excess, tasks, now)
 
     def after_execution_succeeds(self, executor: Any) -> None:
-        """Nothing more."""
+        """Does nothing."""
 
     def after_execution_fails(self, executor: Any, error: Exception) -> None:
-        """Nothing more."""
+        """Does nothing."""
 
-    def _mind(self, lost: int, finished: int, now: float) -> None:
-        """Raises RunError when nothing has happened for long, for want of nodes.
+    def _check_progress(self, excess: int, finished_tasks: int, now: float) -> None:
+        """Raises RunError when no task has finished for long, because nodes are missing.
 
-        lost: actors above what there is room for. They wait for a place, or have taken it from
-        Ray's own tasks, without which nothing goes on either.
+        excess: actors above the capacity. They wait for a place, or have taken it from Ray's own
+        tasks, without which nothing goes on either.
         """
-        if finished != self._finished or not lost:
-            self._finished, self._moved_at = finished, now
-        if now - self._moved_at > self._wait_s:
+        if finished_tasks != self._finished_tasks or not excess:
+            self._finished_tasks, self._progress_at = finished_tasks, now
+        if now - self._progress_at > self._wait_s:
             raise RunError(
-                f"the Ray cluster has lost nodes: there is no room for {lost} of the job's "
-                f"processes, and nothing has moved for {self._wait_s:g} s (resources.wait_s); what "
-                "is finished is kept: start the job again, on the nodes that are left or on more"
+                f"the Ray cluster has lost nodes: there is no room for {excess} of the job's "
+                f"processes, and no task has finished for {self._wait_s:g} s (resources.wait_s); "
+                "finished rows are kept: start the job again, on the nodes that are left or on more"
             )
 
 
 @dataclass(frozen=True)
-class _Stage:
+class _Operator:
     """An operator of Ray Data with one pool of actors."""
 
     state: Any
     pool: Any
 
-    def above(self, places: int) -> int:
-        """Actors for which there is no place."""
-        return max(0, int(self.pool.current_size()) - places)
+    def excess(self, capacity: int) -> int:
+        """Returns the number of actors that have no place."""
+        return max(0, int(self.pool.current_size()) - capacity)
 
 
-def _stages(executor: Any, *names: str) -> list[_Stage] | None:
-    """The operators with these names; None while there are not all of them."""
+def _operators(executor: Any, *names: str) -> list[_Operator] | None:
+    """Returns the operators with these names; None while not all of them exist."""
     topology = getattr(executor, "_topology", None) or {}
-    found = []
-    for name in names:
-        for operator, state in topology.items():
-            if name in operator.name:
-                found += [_Stage(state, operator.get_autoscaling_actor_pools()[0])]
-    return found if len(found) == len(names) else None
+    operators = [
+        _Operator(state, operator.get_autoscaling_actor_pools()[0])
+        for name in names
+        for operator, state in topology.items()
+        if name in operator.name
+    ]
+    return operators if len(operators) == len(names) else None
 
 
-def _hold(pool: Any, size: int) -> None:
-    """Lets Ray Data's own autoscaler bring the pool to `size`, and not let it go below.
+def _resize(pool: Any, size: int) -> None:
+    """Has Ray Data's own autoscaler start actors up to `size`, and keep at least so many.
 
-    It starts what is missing to the least size at once, whatever its own guess is; there is no
-    public way to move that size.
+    It starts actors up to the minimum size at once, whatever its own estimate is; there is no
+    public way to change that minimum.
     """
     size = int(min(size, pool.max_size()))
     if pool.min_size() != size:
         pool._config = replace(pool._config, min_size=size, initial_size=size)
 
 
-def _starved(prepare: _Stage, generate: _Stage) -> bool:
-    """Whether engines could take rows that all who prepare are too slow to bring."""
-    slots = prepare.pool.num_alive_actors() * prepare.pool.max_actor_concurrency()
-    takers = generate.pool.num_alive_actors() * generate.pool.max_actor_concurrency()
+def _is_starved(prepare: _Operator, generate: _Operator) -> bool:
+    """Returns whether engines wait for rows while every prepare worker is busy."""
+    capacity = prepare.pool.num_alive_actors() * prepare.pool.max_actor_concurrency()
+    demand = generate.pool.num_alive_actors() * generate.pool.max_actor_concurrency()
     return (
         not prepare.pool.num_pending_actors()
-        and 0 < slots <= prepare.pool.num_tasks_in_flight()
+        and 0 < capacity <= prepare.pool.num_tasks_in_flight()
         and not generate.state.total_enqueued_input_blocks()
-        and generate.pool.num_tasks_in_flight() < takers
+        and generate.pool.num_tasks_in_flight() < demand
     )

@@ -1,8 +1,6 @@
-"""The run's desk: one actor that owns what is finished, counts, and knows what is in work.
+"""The coordinator: one actor that owns a run's ledger, counters and failure policy.
 
-Turns these numbers into Ray's metrics too. Holds how the driver starts it, and how the driver and
-write tasks call it. What the records mean is the ledger's; what a rate is, metrics.py's; what a
-death means, attempts.py's.
+Also holds the functions by which the driver and the write tasks call it, and exports metrics.
 """
 
 import asyncio
@@ -14,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from mediamill.pipeline.coordinator import utilization
-from mediamill.pipeline.coordinator.failure_policy import FailurePolicy, RunStatus, StopRules
+from mediamill.pipeline.coordinator.failure_policy import FailurePolicy, RunStatus
+from mediamill.pipeline.coordinator.quarantine import Admission, Ordinal, WorkerId
 from mediamill.pipeline.ledger import ledger
 from mediamill.pipeline.ledger.state import Counts, Rows
 from mediamill.pipeline.ray_cluster import metrics
@@ -22,118 +21,168 @@ from mediamill.pipeline.ray_cluster.metrics import Metrics, Rate, eta_s
 from mediamill.pipeline.tasks import answer_history
 from mediamill.pipeline.tasks.answer_cache import AnswerCache
 from mediamill.pipeline.tasks.dedupe import Claim, RowAnswer
+from mediamill.schemas.job import Limits, Resources
 from mediamill.schemas.result import Progress
 
 _POLL_S = 0.5
-_PATIENCE_S = 5.0  # for an answer of the desk; it may be starting again
+_TIMEOUT_S = 5.0  # for a reply of the coordinator, which may be restarting
 
 
-class Coordinator(ledger.Ledger, Metrics, FailurePolicy):
-    """The one owner of a run's numbers: of the true ones, and of those for the eye.
+class Coordinator:
+    """The remote interface of a run's ledger, counters, failure policy and answer cache.
 
-    One actor and not three, since on a laptop each process costs a second of the start.
-    answers: the columns of an answer, where copies are answered once; else there are none.
+    It is one actor and not four, since each process adds a second to the start on a laptop.
+
+    resources, limits: of the job, see `FailurePolicy`.
+    answer_columns: the columns of an answer if copies are deduplicated, else none.
     """
 
     def __init__(
-        self, output_url: str, run: str, rules: StopRules, answers: Sequence[str] = ()
+        self,
+        output_url: str,
+        run: str,
+        resources: Resources,
+        limits: Limits,
+        answer_columns: Sequence[str] = (),
     ) -> None:
-        ledger.Ledger.__init__(self, output_url, run)
-        Metrics.__init__(self)
-        FailurePolicy.__init__(self, rules, _is_alive)
-        self._answers, self._columns = AnswerCache(), answers
-        self._recalling: asyncio.Task[None] | None = None
-        self._began = time.monotonic()
-        self._last: dict[str, float] = {}  # when something was added to a counter
-        # What a desk before this one has committed, it has told as well.
-        self._exported = metrics.Exported(run, self._totals())
+        self._ledger = ledger.Ledger(output_url, run)
+        self._metrics = Metrics()
+        self._failures = FailurePolicy(resources, limits, _is_alive)
+        self._answers, self._answer_columns = AnswerCache(), answer_columns
+        self._loading: asyncio.Task[None] | None = None
+        self._started = time.monotonic()
+        self._changed: dict[str, float] = {}  # when a counter was last added to
+        # A coordinator before this one has already exported what it committed.
+        self._exported = metrics.ExportedCounters(run, self._totals())
 
-    def word(self) -> RunStatus:
-        """As the watch has it. The driver's asking is the beat of the metrics, too."""
-        word = FailurePolicy.word(self)
+    async def finished(self, rows: Rows) -> Rows:
+        return await self._ledger.finished(rows)
+
+    async def commit(self, commit: ledger.Commit) -> ledger.CommitReply:
+        return await self._ledger.commit(commit)
+
+    async def published(self, names: Sequence[str]) -> ledger.CommitReply:
+        return await self._ledger.published(names)
+
+    async def counts(self) -> tuple[Counts, Counts]:
+        return await self._ledger.counts()
+
+    def enter(self, worker: WorkerId) -> None:
+        self._failures.enter(worker)
+
+    def loaded(self, worker: WorkerId) -> None:
+        self._failures.loaded(worker)
+
+    def load_failed(self, worker: WorkerId, error: str) -> None:
+        self._failures.load_failed(worker, error)
+
+    def begin(self, worker: WorkerId, rows: Sequence[Ordinal]) -> Admission:
+        return self._failures.begin(worker, rows)
+
+    def begin_isolated(self, worker: WorkerId, rows: Sequence[Ordinal]) -> None:
+        self._failures.begin_isolated(worker, rows)
+
+    def done(self, worker: WorkerId, rows: Sequence[Ordinal], errors: Mapping[str, int]) -> None:
+        self._failures.done(worker, rows, errors)
+
+    def engine_broken(self, reason: str) -> None:
+        self._failures.engine_broken(reason)
+
+    def fatal(self, reason: str) -> None:
+        self._failures.fatal(reason)
+
+    def drain(self) -> None:
+        self._failures.drain()
+
+    def status(self) -> RunStatus:
+        """Returns the run status. Also exports metrics, since the driver polls this regularly."""
         self._exported.update(self._totals())
-        return word
+        return self._failures.status()
 
     def add(self, name: str, number: int) -> None:
-        """As Metrics."""
-        Metrics.add(self, name, number)
-        self._last[name] = time.monotonic()
+        """Adds to a counter."""
+        self._metrics.add(name, number)
+        self._changed[name] = time.monotonic()
 
-    def counted(self) -> dict[str, int]:
-        """As Metrics, and for how long rows were prepared, and not any more while others were
-        still generated: milliseconds, see busy.py.
+    def add_all(self, numbers: Mapping[str, int]) -> None:
+        self._metrics.add_all(numbers)
+
+    def counters(self) -> dict[str, int]:
+        """Returns the counters, with those that `utilization` needs of the time, in milliseconds:
+        until the last row was prepared, and from then until the last one was generated.
         """
-        found = Metrics.counted(self)
-        if prepared := self._last.get("prepared"):
-            generated = self._last.get("generated", prepared)
-            found[utilization.ACTIVE] = round(1000 * (prepared - self._began))
-            found[utilization.SILENT] = max(0, round(1000 * (generated - prepared)))
-        return found
+        counters = self._metrics.counters()
+        if prepared := self._changed.get("prepared"):
+            generated = self._changed.get("generated", prepared)
+            counters[utilization.ACTIVE] = round(1000 * (prepared - self._started))
+            counters[utilization.FINISHED] = max(0, round(1000 * (generated - prepared)))
+        return counters
 
-    async def claim(self, asked: Sequence[tuple[bytes, str, object]]) -> list[Claim]:
-        """As AnswerCache, once what was answered before is known."""
-        await self._recalled()
-        return self._answers.claim(asked)
+    async def claim(self, contents: Sequence[tuple[bytes, str, object]]) -> list[Claim]:
+        """See `AnswerCache`. Waits until the answers of previous runs are loaded."""
+        await self._previous_answers()
+        return self._answers.claim(contents)
 
-    async def tell(self, told: Mapping[bytes, RowAnswer]) -> None:
-        """As AnswerCache."""
-        await self._recalled()
-        self._answers.tell(told)
+    async def tell(self, answers: Mapping[bytes, RowAnswer]) -> None:
+        """See `AnswerCache`. Waits until the answers of previous runs are loaded."""
+        await self._previous_answers()
+        self._answers.tell(answers)
 
-    async def _recalled(self) -> None:
-        """Meanwhile the ledger goes on: large outputs take minutes."""
-        if self._recalling is None:
-            self._recalling = asyncio.create_task(asyncio.to_thread(self._recall))
-        await asyncio.shield(self._recalling)
+    async def _previous_answers(self) -> None:
+        """Loads them in a thread, since it takes minutes for a large output."""
+        if self._loading is None:
+            self._loading = asyncio.create_task(asyncio.to_thread(self._load_previous))
+        await asyncio.shield(self._loading)
 
-    def _recall(self) -> None:
-        if self._state.counts.rows:
-            for some in answer_history.previous_answers(self._output, self._columns):
-                self._answers.remember(some)
+    def _load_previous(self) -> None:
+        output, state = self._ledger.output, self._ledger.state
+        if state.counts.rows:
+            for answers in answer_history.previous_answers(output, self._answer_columns):
+                self._answers.remember(answers)
 
     def _totals(self) -> metrics.Totals:
-        """What is finished is counted by the ledger, the rest as the stages tell it."""
-        done, told = self._state.run_counts, self.counted()
+        """The ledger counts finished rows; the stages report the others."""
+        finished, counters = self._ledger.state.run_counts, self._metrics.counters()
         return {
-            (metrics.ROWS, "prepare"): told.get("prepared", 0),
-            (metrics.ROWS, "generate"): told.get("generated", 0),
-            (metrics.ROWS, "write"): done.rows,
-            **{(metrics.ERROR_ROWS, code): number for code, number in dict(done.errors).items()},
-            (metrics.TOKENS, "prompt"): done.prompt_tokens,
-            (metrics.TOKENS, "visual"): done.visual_tokens,
-            (metrics.TOKENS, "output"): done.output_tokens,
-            (metrics.ENGINES, ""): FailurePolicy.word(self).engines,
+            (metrics.ROWS, "prepare"): counters.get("prepared", 0),
+            (metrics.ROWS, "generate"): counters.get("generated", 0),
+            (metrics.ROWS, "write"): finished.rows,
+            **{(metrics.ERROR_ROWS, code): rows for code, rows in finished.errors.items()},
+            (metrics.TOKENS, "prompt"): finished.prompt_tokens,
+            (metrics.TOKENS, "visual"): finished.visual_tokens,
+            (metrics.TOKENS, "output"): finished.output_tokens,
+            (metrics.ENGINES, ""): self._failures.status().engines_replaced,
         }
 
 
 @dataclass(frozen=True)
 class LedgerCalls:
-    """The ledger as a write task sees it."""
+    """The coordinator's methods that a write task calls. actor: the coordinator's handle."""
 
-    actor: Any  # a handle; Ray's types do not know what `remote` returns
+    actor: Any
 
-    def taken(self, rows: Rows) -> Rows:
+    def finished(self, rows: Rows) -> Rows:
         import ray
 
-        found: Rows = ray.get(self.actor.taken.remote(rows))
-        return found
+        finished: Rows = ray.get(self.actor.finished.remote(rows))
+        return finished
 
     def commit(self, commit: ledger.Commit) -> ledger.CommitReply:
         import ray
 
-        answer: ledger.CommitReply = ray.get(self.actor.commit.remote(commit))
-        return answer
+        reply: ledger.CommitReply = ray.get(self.actor.commit.remote(commit))
+        return reply
 
     def published(self, names: Sequence[str]) -> ledger.CommitReply:
         import ray
 
-        answer: ledger.CommitReply = ray.get(self.actor.published.remote(names))
-        return answer
+        reply: ledger.CommitReply = ray.get(self.actor.published.remote(names))
+        return reply
 
 
 @dataclass(frozen=True)
-class Counter:
-    """Adds to one counter and does not wait."""
+class RemoteCounter:
+    """Adds to one of the coordinator's counters, and does not wait."""
 
     actor: Any
     name: str
@@ -142,125 +191,133 @@ class Counter:
         self.actor.add.remote(self.name, number)
 
 
-def start_desk(output_url: str, run: str, rules: StopRules, answers: Sequence[str] = ()) -> Any:
-    """A handle of a new desk on this node. It is restarted, and reads the log, if it dies."""
+def start_coordinator(
+    output_url: str,
+    run: str,
+    resources: Resources,
+    limits: Limits,
+    answer_columns: Sequence[str] = (),
+) -> Any:
+    """Starts a coordinator on this node and returns its handle. The arguments are its own.
+
+    Ray restarts it if it dies; it then reads the ledger's log.
+    """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     options = {
         "num_cpus": 0,
         "max_restarts": -1,
         "max_task_retries": -1,
-        "scheduling_strategy": here,
+        "scheduling_strategy": node,
     }
-    return ray.remote(Coordinator).options(**options).remote(output_url, run, rules, answers)
+    actor = ray.remote(Coordinator).options(**options)
+    return actor.remote(output_url, run, resources, limits, answer_columns)
 
 
-def ask(desk: Any) -> RunStatus | None:
-    """What the desk has to say to the driver; None while it does not answer."""
+def poll(coordinator: Any) -> RunStatus | None:
+    """Returns the run status; None while the coordinator does not reply."""
+    status: list[RunStatus] | None = _replies(coordinator.status)
+    return status[0] if status else None
+
+
+def bottleneck(coordinator: Any) -> str | None:
+    """Returns the pool that limits the rate; None if it is neither, or without a reply."""
+    counters: list[dict[str, int]] | None = _replies(coordinator.counters)
+    return utilization.bottleneck(utilization.pool_utilization(counters[0])) if counters else None
+
+
+def shut_down(coordinator: Any) -> None:
+    """Exports the last metrics and ends the coordinator."""
+    import ray
+
+    poll(coordinator)
+    ray.kill(coordinator)
+
+
+def _replies(*methods: Any) -> Any:
+    """Calls methods of the coordinator. Returns None if it does not reply in time."""
     import ray
 
     try:
-        word: RunStatus = ray.get(desk.word.remote(), timeout=_PATIENCE_S)
+        return ray.get([method.remote() for method in methods], timeout=_TIMEOUT_S)
     except ray.exceptions.RayError:
         return None
-    return word
-
-
-def what_binds(desk: Any) -> str | None:
-    """The stage that the others wait for; None if it is no pool, or while the desk is silent."""
-    import ray
-
-    try:
-        counted: dict[str, int] = ray.get(desk.counted.remote(), timeout=_PATIENCE_S)
-    except ray.exceptions.RayError:
-        return None
-    return utilization.binds(utilization.shares(counted))
-
-
-def end(desk: Any) -> None:
-    """Ends the desk, once its last numbers are told to Ray's metrics."""
-    import ray
-
-    ask(desk)
-    ray.kill(desk)
 
 
 def _is_alive(node: str) -> bool:
     import ray
 
     nodes = ray.nodes()  # type: ignore[no-untyped-call]
-    return any(one["NodeID"] == node and one["Alive"] for one in nodes)
+    return any(entry["NodeID"] == node and entry["Alive"] for entry in nodes)
 
 
 @dataclass(frozen=True)
-class Reporter:
-    """Tells of a run's progress. rows: of the manifest; before: finished when the run began.
+class ProgressReporter:
+    """Reports the progress of a run.
 
-    started: on the monotonic clock, in seconds.
+    coordinator: its handle. rows: of the manifest. skipped: finished before the run began.
+    started: when the run began, on the monotonic clock, in seconds.
     """
 
-    desk: Any
+    coordinator: Any
     rows: int
-    before: int
+    skipped: int
     started: float
 
     @contextmanager
-    def telling(self, on_progress: Callable[[Progress], None] | None) -> Iterator[None]:
-        """Calls on_progress with what has been counted, meanwhile and at the end."""
+    def reporting(self, on_progress: Callable[[Progress], None] | None) -> Iterator[None]:
+        """Calls `on_progress` from a thread, about twice a second, and once at the end."""
         if on_progress is None:
             yield
             return
-        rate, over = Rate(), threading.Event()
+        rate, stopped = Rate(), threading.Event()
 
         def report() -> None:
-            while not over.wait(_POLL_S):
+            while not stopped.wait(_POLL_S):
                 if progress := self._progress(rate):
                     on_progress(progress)
 
-        reporter = threading.Thread(target=report, daemon=True, name="progress")
-        reporter.start()
+        thread = threading.Thread(target=report, daemon=True, name="progress")
+        thread.start()
         try:
             yield
         finally:
-            over.set()
-            reporter.join()
+            stopped.set()
+            thread.join()
             if progress := self._progress(rate):
                 on_progress(progress)
 
     def _progress(self, rate: Rate) -> Progress | None:
-        """None while an actor does not answer; it may be starting again."""
-        import ray
-
-        try:
-            counted: dict[str, int]
-            whole: Counts
-            here: Counts
-            word: RunStatus
-            asked = [self.desk.counted, self.desk.counts, self.desk.word]
-            counted, (whole, here), word = ray.get(
-                [one.remote() for one in asked], timeout=_PATIENCE_S
-            )
-        except ray.exceptions.RayError:
+        """None while the coordinator does not reply."""
+        actor = self.coordinator
+        replies = _replies(actor.counters, actor.counts, actor.status)
+        if replies is None:
             return None
+        counters: dict[str, int]
+        output: Counts
+        run: Counts
+        status: RunStatus
+        counters, (output, run), status = replies
         seconds = time.monotonic() - self.started
-        generated = min(counted.get("generated", 0), self.rows - self.before)
-        recent = rate.update(seconds, generated)
+        generated = min(counters.get("generated", 0), self.rows - self.skipped)
+        rows_per_s = rate.update(seconds, generated)
+        pools = utilization.pool_utilization(counters)
         return Progress(
             rows_total=self.rows,
-            rows_done=whole.rows,
-            rows_skipped=self.before,
-            ok=here.ok,
-            errors=here.errors,
-            output_tokens=here.output_tokens,
+            rows_done=output.rows,
+            rows_skipped=self.skipped,
+            ok=run.ok,
+            errors=run.errors,
+            output_tokens=run.output_tokens,
             seconds=seconds,
-            rate_rows_s=recent,
-            eta_s=eta_s(self.rows - self.before - generated, recent),
-            prepared=counted.get("prepared", 0),
+            rate_rows_s=rows_per_s,
+            eta_s=eta_s(self.rows - self.skipped - generated, rows_per_s),
+            prepared=counters.get("prepared", 0),
             generated=generated,
-            written=here.rows,
-            engines_replaced=word.engines,
-            busy=utilization.shares(counted),
-            binds=utilization.binds(utilization.shares(counted)),
+            written=run.rows,
+            engines_replaced=status.engines_replaced,
+            busy=pools,
+            binds=utilization.bottleneck(pools),
         )

@@ -1,8 +1,8 @@
-"""Turns the wish to stop into the end of a running dataset: what has begun is finished, no more.
+"""Drains a running dataset: rows in flight are finished, and no others are begun.
 
-Two levers: the desk tells every process to begin nothing (see guard.py), and the valve takes from
-Ray Data what waits before the stages. Ray Data then sees the end of its input, and passes on what
-it has gathered for the write. Which signals mean the wish is not known here.
+Two things happen. The coordinator tells every worker to begin nothing (see guarded_stage.py), and
+an execution callback takes from Ray Data's queues what waits before the stages. Ray Data then sees
+the end of its input, and passes on the rows that it has gathered for the write.
 """
 
 import threading
@@ -14,83 +14,83 @@ from mediamill.pipeline.coordinator import coordinator
 from mediamill.pipeline.faults import Drained, RunError
 
 _POLL_S = 0.2
-_ABORT_S = 30.0  # for Ray Data to end what was aborted; then it is left behind
+_ABORT_S = 30.0  # for Ray Data to end an aborted execution; then it is abandoned
 
 
 class Stop:
-    """The wish that a run ends, to be handed to `run`, and asked for from any thread or handler."""
+    """A request to end a run, given to `run`. Any thread or signal handler may make it."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.requested = False
         self.signal: int | None = None
 
-    def ask(self, signal: int | None = None) -> None:
-        """Let the run finish what it has begun, and end. signal: which one asked for it."""
-        if not self.asked:
-            self.signal, self.asked = signal, True
+    def request(self, signal: int | None = None) -> None:
+        """Asks the run to finish the rows in flight and end. signal: the one that asked for it."""
+        if not self.requested:
+            self.signal, self.requested = signal, True
 
 
-def attend(work: Callable[[], None], heed: Callable[[], None]) -> None:
-    """Does `work` in another thread and calls `heed` now and then, so that signals are heard here.
+def run_while_polling(work: Callable[[], None], poll: Callable[[], None]) -> None:
+    """Runs `work` in a thread and calls `poll` meanwhile. This thread can handle signals.
 
-    Raises what the work raises, or what `heed` does, which leaves the work behind.
+    Raises what `work` raises, or what `poll` raises, which abandons the work.
     """
-    failed: list[BaseException] = []
+    errors: list[BaseException] = []
 
     def body() -> None:
         try:
             work()
-        except BaseException as error:  # noqa: BLE001 - it is raised again, by who waits
-            failed.append(error)
+        except BaseException as error:  # noqa: BLE001 - raised again in the calling thread
+            errors.append(error)
 
     thread = threading.Thread(target=body, daemon=True, name="dataset")
     thread.start()
     while thread.is_alive():
         thread.join(_POLL_S)
-        heed()
-    if failed:
-        raise failed[0]
+        poll()
+    if errors:
+        raise errors[0]
 
 
-class Valve:
+class DrainCallback:
     """Ray Data's execution callback: its scheduling loop calls it after each step.
 
-    last: part of the name of the last operator that begins nothing once the valve is shut.
+    last: part of the name of the last operator that gets no further rows once drained.
     """
 
     def __init__(self, last: str) -> None:
         self._last = last
-        self._shut = False
+        self._draining = False
         self._error: RunError | None = None
 
-    def shut(self) -> None:
-        """Let no further row through to the operator `last`."""
-        self._shut = True
+    def drain(self) -> None:
+        """Lets no further row through to the operator `last`."""
+        self._draining = True
 
     def abort(self, error: RunError) -> None:
-        """End the execution at once: who waits for it gets this error."""
+        """Ends the execution at once, by raising `error` in it."""
         self._error = error
 
-    def __call__(self) -> "Valve":
-        """Ray Data makes its callbacks by calling what it was given."""
+    def __call__(self) -> "DrainCallback":
+        """Ray Data creates its callbacks by calling what it was given."""
         return self
 
-    def __deepcopy__(self, _memo: object) -> "Valve":
-        """Ray Data copies its settings, and would not hear of a copy that was shut."""
+    def __deepcopy__(self, _memo: object) -> "DrainCallback":
+        """Ray Data deep-copies its context; returns self so that drain() still takes effect."""
         return self
 
     def before_execution_starts(self, executor: Any) -> None:
-        """Nothing yet."""
+        """Does nothing."""
 
     def on_execution_step(self, executor: Any) -> None:
-        """Empties the queues before the stages. Tasks that run are left alone, and what they give
-        is taken away at the next step.
+        """Empties the queues before the stages. Running tasks are left alone; their output is
+        removed at the next step.
         """
         if self._error is not None:
             raise self._error
-        if not self._shut:
+        if not self._draining:
             return
-        # No public way leads there. Without it rows would reach the stages, which let them go.
+        # Ray Data has no public way to do this. Without it the workers would drop the rows.
         topology = getattr(executor, "_topology", {})
         if not any(self._last in operator.name for operator in topology):
             return
@@ -103,55 +103,57 @@ class Valve:
                 return
 
     def after_execution_succeeds(self, executor: Any) -> None:
-        """Nothing more."""
+        """Does nothing."""
 
     def after_execution_fails(self, executor: Any, error: Exception) -> None:
-        """Nothing more."""
+        """Does nothing."""
 
 
-class Ending:
-    """Sees to it that a run ends in time, once the desk or the user says that it has to.
+class RunMonitor:
+    """Polls the coordinator and the user's stop request, and drains or aborts the run.
 
-    actor: the desk. grace_s: for what has begun. why: the run ends early, None while it does not.
+    actor: the coordinator's handle. grace_s: for the rows in flight, once the run must end.
+    error: why the run ends early; None while it does not.
     """
 
-    def __init__(self, actor: Any, valve: Valve, stop: Stop, grace_s: float) -> None:
-        self._desk, self._valve, self._stop, self._grace_s = actor, valve, stop, grace_s
-        self._until = 0.0
-        self.why: RunError | None = None
-        self._lost = self._told = 0
+    def __init__(self, actor: Any, callback: DrainCallback, stop: Stop, grace_s: float) -> None:
+        self._actor, self._callback, self._stop, self._grace_s = actor, callback, stop, grace_s
+        self._deadline = 0.0
+        self.error: RunError | None = None
+        self._replaced = self._replaced_before = 0
 
     @property
-    def engines(self) -> int:
-        """How many broke so far and were replaced. A desk that starts again counts anew."""
-        return self._lost + self._told
+    def engines_replaced(self) -> int:
+        """The engines that broke and were replaced. A restarted coordinator counts from 0."""
+        return self._replaced_before + self._replaced
 
-    def heed(self) -> None:
-        """To be called all the time. Raises RunError when even the abort does not end the run."""
-        word = coordinator.ask(self._desk)
+    def poll(self) -> None:
+        """Must be called regularly. Raises RunError when even the abort does not end the run."""
+        status = coordinator.poll(self._actor)
         now = time.monotonic()
-        if word is not None:
-            self._lost += self._told if word.engines < self._told else 0
-            self._told = word.engines
-        if self.why is None:
-            if word is not None and word.why is not None:
-                self.why = RunError(word.why)
-            elif self._stop.asked:
-                self.why = self._drained("what had begun is finished")
+        if status is not None:
+            if status.engines_replaced < self._replaced:
+                self._replaced_before += self._replaced
+            self._replaced = status.engines_replaced
+        if self.error is None:
+            if status is not None and status.stop_reason is not None:
+                self.error = RunError(status.stop_reason)
+            elif self._stop.requested:
+                self.error = self._drained("what had begun is finished")
             else:
                 return
-            self._until = now + self._grace_s
-            self._valve.shut()
-        if word is not None and not word.drains:
-            self._desk.drain.remote()  # again, if the desk has died in between
-        late = now > self._until
-        if late and isinstance(self.why, Drained):
+            self._deadline = now + self._grace_s
+            self._callback.drain()
+        if status is not None and not status.draining:
+            self._actor.drain.remote()  # again, if the coordinator was restarted
+        late = now > self._deadline
+        if late and isinstance(self.error, Drained):
             grace = f"resources.grace_s = {self._grace_s:g} s"
-            self.why = self._drained(f"{grace} did not suffice for what had begun")
-        if late or (word is not None and word.at_once):
-            self._valve.abort(self.why)
-        if now > self._until + _ABORT_S:
-            raise self.why
+            self.error = self._drained(f"{grace} did not suffice for what had begun")
+        if late or (status is not None and status.abort):
+            self._callback.abort(self.error)
+        if now > self._deadline + _ABORT_S:
+            raise self.error
 
-    def _drained(self, how: str) -> Drained:
-        return Drained(how, self._stop.signal)
+    def _drained(self, message: str) -> Drained:
+        return Drained(message, self._stop.signal)

@@ -1,20 +1,16 @@
-"""Turns passes over the unfinished rows into a run that ends: with all rows, or with a reason.
-
-What a pass does is handed in; how rows are made is not known here.
-"""
+"""Makes passes over the unfinished rows until the run has all of them, or has a reason to stop."""
 
 import time
 from collections.abc import Callable
 from typing import Any
 
 from mediamill.pipeline.coordinator import coordinator
-from mediamill.pipeline.coordinator.autoscaler import Autoscaler, Bounds
-from mediamill.pipeline.coordinator.coordinator import Reporter, start_desk
-from mediamill.pipeline.coordinator.drain import Ending, Stop, Valve, attend
-from mediamill.pipeline.coordinator.failure_policy import StopRules
-from mediamill.pipeline.faults import Drained, RunError
+from mediamill.pipeline.coordinator.autoscaler import Autoscaler, PoolLimits
+from mediamill.pipeline.coordinator.coordinator import ProgressReporter, start_coordinator
+from mediamill.pipeline.coordinator.drain import DrainCallback, RunMonitor, Stop, run_while_polling
+from mediamill.pipeline.faults import Drained, RunError, root_cause
 from mediamill.pipeline.ledger import ledger
-from mediamill.pipeline.outcome import Outcome, reason
+from mediamill.pipeline.outcome import Outcome
 from mediamill.pipeline.ray_cluster.cluster import await_pools, ray_nodes
 from mediamill.pipeline.ray_cluster.pool_sizes import Pools, TooSmallError, capacity
 from mediamill.pipeline.records import answer_columns
@@ -27,11 +23,12 @@ _PASSES = 3
 
 
 class Execution:
-    """One run on a cluster that is there.
+    """One run on a connected cluster.
 
-    names: parts of the names of the operators that prepare and that generate. can_grow: whether
-    nodes may join. desk: the run's, a handle. binds: at the end, the stage that the others waited
-    for; None = neither of the pools.
+    names: parts of the names of the operators that prepare and that generate.
+    can_grow: whether nodes may join.
+    coordinator: the run's, a handle.
+    bottleneck: after the run, the pool that limited its rate; None if neither did.
     """
 
     def __init__(
@@ -43,74 +40,78 @@ class Execution:
         names: tuple[str, str],
         can_grow: bool,
     ) -> None:
-        self._wanted, self._outcome = job.resources, outcome
+        self._resources, self._outcome = job.resources, outcome
         self._plan, self._state = outcome.plan, outcome.state
         self._names, self._stop, self._can_grow = names, stop, can_grow
         self._on_progress = on_progress
         task = self._plan.task
-        self.desk = start_desk(
+        self.coordinator = start_coordinator(
             self._plan.output.url,
             outcome.run_id,
-            StopRules.of(job),
+            job.resources,
+            job.limits,
             answer_columns(task) if task.dedupe else (),
         )
-        self._reporter = Reporter(
-            self.desk, self._plan.manifest.rows, outcome.before, outcome.started
+        self._reporter = ProgressReporter(
+            self.coordinator, self._plan.manifest.rows, outcome.before, outcome.started
         )
-        self._valve = Valve(names[1])
-        self._ending = Ending(self.desk, self._valve, stop, job.resources.grace_s)
-        self.binds: str | None = None
+        self._drain = DrainCallback(names[1])
+        self._monitor = RunMonitor(self.coordinator, self._drain, stop, job.resources.grace_s)
+        self.bottleneck: str | None = None
 
     @property
-    def engines(self) -> int:
-        """How many broke and were replaced."""
-        return self._ending.engines
+    def engines_replaced(self) -> int:
+        """The engines that broke and were replaced."""
+        return self._monitor.engines_replaced
 
-    def to_the_end(
+    def run(
         self, execute: Callable[[Pools, list[Any]], None], prepare_bytes: int
     ) -> RunError | None:
-        """Lets `execute` make passes until every row is there, or returns why not.
+        """Calls `execute` until every row is finished, or returns why the run stopped.
 
-        execute: given the pools, and what Ray Data is to call. prepare_bytes: that one actor which
-        prepares may need. Raises JobError when the cluster is too small for the job, and stays so.
+        execute: makes one pass, with these pools and execution callbacks of Ray Data.
+        prepare_bytes: that one prepare actor may need.
+        Raises JobError when the cluster is too small for the job, and stays so.
         """
         try:
             pools = self._pools(prepare_bytes)
-            with self._reporter.telling(self._on_progress):
-                attend(lambda: self._passes(execute, pools, prepare_bytes), self._ending.heed)
+            with self._reporter.reporting(self._on_progress):
+                run_while_polling(
+                    lambda: self._passes(execute, pools, prepare_bytes), self._monitor.poll
+                )
         except JobError:
             raise
         except RunError as error:
             return error
         except Exception as error:  # noqa: BLE001 - Ray's, of any kind
-            return self._ending.why or RunError(reason(error))
+            return self._monitor.error or RunError(root_cause(error))
         finally:
-            self._valve.abort(RunError("interrupted"))
-            self.binds = coordinator.what_binds(self.desk)
-            coordinator.end(self.desk)
+            self._drain.abort(RunError("interrupted"))
+            self.bottleneck = coordinator.bottleneck(self.coordinator)
+            coordinator.shut_down(self.coordinator)
         return None
 
     def _pools(self, prepare_bytes: int) -> Pools:
-        wait_s = self._wanted.wait_s if self._can_grow else 0.0
+        wait_s = self._resources.wait_s if self._can_grow else 0.0
         try:
-            return await_pools(self._wanted, prepare_bytes, wait_s, self._tell_of_waiting)
+            return await_pools(self._resources, prepare_bytes, wait_s, self._report_waiting)
         except TooSmallError as error:
             if not wait_s:
                 raise
             # The cluster may have nodes again another time: the job itself is not wrong.
             raise RunError(str(error)) from None
 
-    def _tell_of_waiting(self, missing: str) -> None:
-        if self._stop.asked:
+    def _report_waiting(self, missing: str) -> None:
+        if self._stop.requested:
             raise Drained("nothing had begun", self._stop.signal)
         if self._on_progress is not None:
-            before = self._outcome.before
+            skipped = self._outcome.before
             seconds = time.monotonic() - self._outcome.started
             self._on_progress(
                 Progress(
                     rows_total=self._plan.manifest.rows,
-                    rows_done=before,
-                    rows_skipped=before,
+                    rows_done=skipped,
+                    rows_skipped=skipped,
                     seconds=seconds,
                     waits_for=missing,
                 )
@@ -120,22 +121,22 @@ class Execution:
         self, execute: Callable[[Pools, list[Any]], None], pools: Pools, prepare_bytes: int
     ) -> None:
         for _ in range(_PASSES):
-            execute(pools, [self._valve, _growth(self._names, self._wanted, pools)])
+            execute(pools, [self._drain, _autoscaler(self._names, self._resources, pools)])
             ledger.catch_up(self._plan.output, self._state)
-            left = self._plan.manifest.rows - self._state.counts.rows
-            if not left:
+            missing = self._plan.manifest.rows - self._state.counts.rows
+            if not missing:
                 return
-            if self._ending.why is not None:
-                raise self._ending.why
+            if self._monitor.error is not None:
+                raise self._monitor.error
             pools = self._pools(prepare_bytes)
-        raise RunError(f"{left} rows are still missing after {_PASSES} passes over the manifest")
+        raise RunError(f"{missing} rows are still missing after {_PASSES} passes over the manifest")
 
 
-def _growth(names: tuple[str, str], wanted: Resources, pools: Pools) -> Autoscaler:
-    workers, replicas = span(wanted.prepare_workers), span(wanted.replicas)
+def _autoscaler(names: tuple[str, str], resources: Resources, pools: Pools) -> Autoscaler:
+    workers, replicas = span(resources.prepare_workers), span(resources.replicas)
     return Autoscaler(
-        (names[0], Bounds(*workers, pools.prepare_workers)),
-        (names[1], Bounds(*replicas, pools.replicas)),
-        lambda: capacity(wanted, pools, ray_nodes()),
-        wanted.wait_s,
+        (names[0], PoolLimits(*workers, pools.prepare_workers)),
+        (names[1], PoolLimits(*replicas, pools.replicas)),
+        lambda: capacity(resources, pools, ray_nodes()),
+        resources.wait_s,
     )

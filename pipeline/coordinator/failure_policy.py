@@ -1,137 +1,125 @@
-"""Turns what processes tell of failures into whether the run goes on.
+"""Decides from the failures that workers report whether the run goes on.
 
-Held by the run's desk. What a row was and why it failed is not known here, only how many did, by
-code; what is in work is attempts.py's.
+Part of the coordinator. Counts failed rows by error code, broken engines and failed loads.
 """
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from mediamill.pipeline.coordinator.quarantine import Ordinal, Quarantine, Verdict, Who
-from mediamill.schemas.job import JobConfig
+from mediamill.pipeline.coordinator.quarantine import Admission, Ordinal, Quarantine, WorkerId
+from mediamill.schemas.job import Limits, Resources
 
-_LOADS = 2  # failures to load, one after the other, that end a run
+_MAX_LOADS = 2  # consecutive failures to load that end a run
 
 PREPARE, GENERATE = "prepare", "generate"  # the pools
 
 
 @dataclass(frozen=True)
-class StopRules:
-    """When a run ends early; see the job's keys of the same names."""
-
-    max_engine_failures: int
-    max_error_rate: float | None
-    error_rate_rows: int
-
-    @classmethod
-    def of(cls, job: JobConfig) -> "StopRules":
-        """What `job` says of it."""
-        return cls(
-            job.resources.max_engine_failures,
-            job.limits.max_error_rate,
-            job.limits.error_rate_rows,
-        )
-
-
-@dataclass(frozen=True)
 class RunStatus:
-    """What the driver is told. why: a sentence, if the run must stop; at_once: even what is in work
-    is worth nothing.
+    """What the driver polls.
 
-    drains: whether processes are told to begin nothing more. engines: that broke so far.
+    stop_reason: a sentence, if the run must stop.
+    abort: whether it must stop at once, since results in flight cannot be trusted.
+    draining: whether workers are told to begin nothing more.
+    engines_replaced: engines that broke so far.
     """
 
-    why: str | None
-    at_once: bool
-    drains: bool
-    engines: int
+    stop_reason: str | None
+    abort: bool
+    draining: bool
+    engines_replaced: int
 
 
 class FailurePolicy:
-    """Knows which rows are in work, and how much has gone wrong in this run.
+    """Tracks the rows in flight and the failures of this run.
 
-    Started anew it has forgotten: counts begin at 0, and a row under suspicion is a row again.
+    A restarted coordinator begins anew: counts are 0, and no row is a suspect.
+
+    resources, limits: of the job; they hold max_engine_failures, max_error_rate, error_rate_rows.
+    is_alive: whether a node, by its id, is still in the cluster.
     """
 
-    def __init__(self, rules: StopRules, is_alive: Callable[[str], bool]) -> None:
-        self._rules = rules
-        self._attempts = Quarantine(is_alive)
-        self._answered = 0
+    def __init__(
+        self, resources: Resources, limits: Limits, is_alive: Callable[[str], bool]
+    ) -> None:
+        self._max_engine_failures, self._limits = resources.max_engine_failures, limits
+        self._quarantine = Quarantine(is_alive)
+        self._finished_rows = 0
         self._errors: Counter[str] = Counter()
-        self._engines = self._loads = 0
-        self._drains = self._at_once = False
-        self._why: str | None = None
+        self._broken_engines = self._failed_loads = 0
+        self._draining = self._abort = False
+        self._stop_reason: str | None = None
 
-    def enter(self, who: Who) -> None:
-        """A process has started."""
-        self._attempts.enter(who)
+    def enter(self, worker: WorkerId) -> None:
+        """Registers a process that has started."""
+        self._quarantine.enter(worker)
 
-    def loaded(self, who: Who) -> None:
-        """It can work."""
-        if who.pool == GENERATE:
-            self._loads = 0
+    def loaded(self, worker: WorkerId) -> None:
+        """Notes that a process is ready to work."""
+        if worker.pool == GENERATE:
+            self._failed_loads = 0
 
-    def unloadable(self, who: Who, why: str) -> None:
-        """It could not load what it needs."""
-        self._loads += 1
-        if self._loads >= _LOADS:
-            what = "an engine" if who.pool == GENERATE else "a process that prepares rows"
-            self._end(f"{what} could not be loaded {self._loads} times in a row: {why}")
+    def load_failed(self, worker: WorkerId, error: str) -> None:
+        """Notes that a process could not load its stage; the second time in a row ends the run."""
+        self._failed_loads += 1
+        if self._failed_loads >= _MAX_LOADS:
+            name = "an engine" if worker.pool == GENERATE else "a process that prepares rows"
+            self._stop(f"{name} could not be loaded {self._failed_loads} times in a row: {error}")
 
-    def begin(self, who: Who, rows: Sequence[Ordinal]) -> Verdict:
-        """What is to become of rows that have come to a process."""
-        if self._drains:
-            return Verdict(stop=True)
-        return self._attempts.begin(who, rows)
+    def begin(self, worker: WorkerId, rows: Sequence[Ordinal]) -> Admission:
+        """Decides how a process must run the rows of a call."""
+        if self._draining:
+            return Admission(stop=True)
+        return self._quarantine.begin(worker, rows)
 
-    def begin_apart(self, who: Who, rows: Sequence[Ordinal]) -> None:
-        """Rows are in work, and no other row of this process is."""
-        self._attempts.begin_apart(who, rows)
+    def begin_isolated(self, worker: WorkerId, rows: Sequence[Ordinal]) -> None:
+        """Marks rows as in flight, with nothing else in the process."""
+        self._quarantine.begin_isolated(worker, rows)
 
-    def done(self, who: Who, rows: Sequence[Ordinal], errors: Mapping[str, int]) -> None:
-        """Rows have left a process, so many of them as errors."""
-        self._attempts.done(who, rows)
-        if who.pool != GENERATE:
+    def done(self, worker: WorkerId, rows: Sequence[Ordinal], errors: Mapping[str, int]) -> None:
+        """Marks rows as finished. errors: the number of error rows among them, by code."""
+        self._quarantine.done(worker, rows)
+        if worker.pool != GENERATE:
             return
-        self._answered += len(rows)
+        self._finished_rows += len(rows)
         self._errors.update(errors)
-        most = self._rules.max_error_rate
-        if most is None or self._answered < self._rules.error_rate_rows:
+        max_rate = self._limits.max_error_rate
+        if max_rate is None or self._finished_rows < self._limits.error_rate_rows:
             return
-        found = self._errors.total()
-        if found > most * self._answered:
+        error_rows = self._errors.total()
+        if error_rows > max_rate * self._finished_rows:
             codes = ", ".join(f"{code} {number}" for code, number in self._errors.most_common())
-            self._end(
-                f"too many rows are errors: found {found} of {self._answered} in this run "
-                f"({codes}), expected at most {100 * most:g} %; what is finished is kept: mend the "
-                "cause, or raise limits.max_error_rate"
+            self._stop(
+                f"too many rows are errors: found {error_rows} of {self._finished_rows} in this "
+                f"run ({codes}), expected at most {100 * max_rate:g} %; finished rows are kept: "
+                "fix the cause, or raise limits.max_error_rate"
             )
 
-    def broken(self, who: Who, why: str) -> None:
-        """An engine cannot go on. Its process is about to end, and another one will take over."""
-        self._engines += 1
-        if self._engines > self._rules.max_engine_failures:
-            self._end(
-                f"engines broke {self._engines} times in this run, expected at most "
-                f"{self._rules.max_engine_failures} (resources.max_engine_failures); the last "
-                f"time: {why}"
+    def engine_broken(self, reason: str) -> None:
+        """Notes that an engine cannot go on. Its process ends, and Ray starts another one."""
+        self._broken_engines += 1
+        if self._broken_engines > self._max_engine_failures:
+            self._stop(
+                f"engines broke {self._broken_engines} times in this run, expected at most "
+                f"{self._max_engine_failures} (resources.max_engine_failures); the last time: "
+                f"{reason}"
             )
 
-    def fatal(self, why: str) -> None:
-        """No further answer can be trusted."""
-        self._end(why)
-        self._at_once = True
+    def fatal(self, reason: str) -> None:
+        """Ends the run at once: no further answer can be trusted."""
+        self._stop(reason)
+        self._abort = True
 
     def drain(self) -> None:
-        """No further row is to be begun."""
-        self._drains = True
+        """Lets workers finish the rows in flight and begin no others."""
+        self._draining = True
 
-    def word(self) -> RunStatus:
-        """For the driver, which asks from time to time."""
-        return RunStatus(self._why, self._at_once, self._drains, self._engines)
+    def status(self) -> RunStatus:
+        """Returns the run status."""
+        return RunStatus(self._stop_reason, self._abort, self._draining, self._broken_engines)
 
-    def _end(self, why: str) -> None:
-        """The run must stop. The first reason counts."""
-        self._why = self._why or why
-        self._drains = True
+    def _stop(self, reason: str) -> None:
+        """Drains the run. The first reason is the one that is reported."""
+        self._stop_reason = self._stop_reason or reason
+        self._draining = True

@@ -1,8 +1,8 @@
-"""Wraps a stage's call so that the death of its process costs no neighbours and never repeats.
+"""Runs a stage in a worker with crash isolation, and reports the worker's utilization.
 
-Before rows are worked on the desk is told; it may say that some have to have the process for
-themselves, that some are not to be touched, or that nothing is to be begun any more. What the stage
-does is not known here, only that rows whose status is set pass by.
+Before a worker runs rows it asks the coordinator, which may have some of them run isolated, have
+poison rows skipped, or, when the run drains, have nothing begun. Stages pass rows through whose
+status is set.
 """
 
 import atexit
@@ -19,14 +19,15 @@ from typing import Any, NoReturn
 import numpy as np
 import pyarrow as pa
 
-from mediamill.pipeline.coordinator.quarantine import Ordinal, Verdict, Who
+from mediamill.pipeline.coordinator.quarantine import Admission, Ordinal, WorkerId
+from mediamill.pipeline.coordinator.utilization import BUSY, UP, UtilizationMeter
 from mediamill.pipeline.faults import BrokenEngineError, FatalError
 from mediamill.pipeline.records import ROW_FILE, ROW_INDEX
 from mediamill.schemas import columns as c
 from mediamill.schemas.errors import ErrorCode
 
-_AGAIN_S = 1.0  # before a process that could not load leaves, to be started again
-_TELL_S = 30.0  # for the desk to hear why a process leaves
+_RESTART_DELAY_S = 1.0  # before a worker that could not load ends, and Ray restarts it
+_REPORT_TIMEOUT_S = 30.0  # for the coordinator to learn why a worker ends
 _POISON = (
     "the row ended the processes that worked on it, the last two times while it was alone; "
     "the logs of Ray's workers may say why"
@@ -35,171 +36,180 @@ _POISON = (
 
 @dataclass(frozen=True)
 class CoordinatorCalls:
-    """The desk as a process of a pool sees it. actor: a handle of it."""
+    """The coordinator's methods that a worker calls. actor: the coordinator's handle."""
 
     actor: Any
 
-    def who(self, pool: str) -> Who:
-        """This process."""
+    def worker_id(self, pool: str) -> WorkerId:
+        """Returns the id of this process."""
         import ray
 
         context = ray.get_runtime_context()
-        return Who(pool, str(context.get_actor_id()), uuid.uuid4().hex, context.get_node_id())
+        return WorkerId(pool, str(context.get_actor_id()), uuid.uuid4().hex, context.get_node_id())
 
-    def in_place_of_another(self) -> bool:
-        """Whether this process stands where another one died."""
+    def is_restarted(self) -> bool:
+        """Returns whether Ray started this process in place of one that died."""
         import ray
 
         return bool(ray.get_runtime_context().was_current_actor_reconstructed)
 
-    def enter(self, who: Who) -> None:
-        import ray
-
-        # Ray's own tidying at exit can wait for ever for a cluster that is gone.
+    def enter(self, worker: WorkerId) -> None:
+        # Ray's own cleanup at exit can wait for ever for a cluster that is gone.
         atexit.register(os._exit, 0)
-        ray.get(self.actor.enter.remote(who))
+        _get(self.actor.enter.remote(worker))
 
-    def begin(self, who: Who, rows: Sequence[Ordinal]) -> Verdict:
-        import ray
+    def begin(self, worker: WorkerId, rows: Sequence[Ordinal]) -> Admission:
+        admission: Admission = _get(self.actor.begin.remote(worker, rows))
+        return admission
 
-        verdict: Verdict = ray.get(self.actor.begin.remote(who, rows))
-        return verdict
+    def begin_isolated(self, worker: WorkerId, rows: Sequence[Ordinal]) -> None:
+        _get(self.actor.begin_isolated.remote(worker, rows))
 
-    def begin_apart(self, who: Who, rows: Sequence[Ordinal]) -> None:
-        import ray
-
-        ray.get(self.actor.begin_apart.remote(who, rows))
-
-    def done(self, who: Who, rows: Sequence[Ordinal], errors: Mapping[str, int]) -> None:
+    def done(self, worker: WorkerId, rows: Sequence[Ordinal], errors: Mapping[str, int]) -> None:
         """Does not wait."""
-        self.actor.done.remote(who, rows, errors)
+        self.actor.done.remote(worker, rows, errors)
 
-    def broken(self, who: Who, why: str) -> None:
-        import ray
+    def engine_broken(self, reason: str) -> None:
+        _get(self.actor.engine_broken.remote(reason), _REPORT_TIMEOUT_S)
 
-        ray.get(self.actor.broken.remote(who, why), timeout=_TELL_S)
+    def load_failed(self, worker: WorkerId, error: str) -> None:
+        _get(self.actor.load_failed.remote(worker, error), _REPORT_TIMEOUT_S)
 
-    def unloadable(self, who: Who, why: str) -> None:
-        import ray
-
-        ray.get(self.actor.unloadable.remote(who, why), timeout=_TELL_S)
-
-    def loaded(self, who: Who) -> None:
-        self.actor.loaded.remote(who)
+    def loaded(self, worker: WorkerId) -> None:
+        self.actor.loaded.remote(worker)
 
     def count(self, numbers: Mapping[str, int]) -> None:
-        """Adds to its counters, and does not wait."""
+        """Adds to the coordinator's counters, and does not wait."""
         self.actor.add_all.remote(numbers)
 
-    def fatal(self, why: str) -> None:
-        import ray
-
-        ray.get(self.actor.fatal.remote(why), timeout=_TELL_S)
+    def fatal(self, reason: str) -> None:
+        _get(self.actor.fatal.remote(reason), _REPORT_TIMEOUT_S)
 
 
 class GuardedStage:
-    """A stage in its process. pool: names the stage. options: of its constructor."""
+    """A stage in its worker process.
+
+    stage, options: the class of the stage, and the keywords of its constructor.
+    pool: its name. calls: concurrent calls that keep the worker fully busy.
+    """
 
     def __init__(
-        self, stage: type, options: Mapping[str, Any], desk: CoordinatorCalls, pool: str
+        self,
+        stage: type,
+        options: Mapping[str, Any],
+        coordinator: CoordinatorCalls,
+        pool: str,
+        calls: int = 1,
     ) -> None:
-        self._desk, self._who = desk, desk.who(pool)
-        self._room = _Room()
-        self._leaving = threading.Lock()
-        desk.enter(self._who)
+        self._coordinator, self._worker = coordinator, coordinator.worker_id(pool)
+        self._lock = _SharedLock()
+        self._exiting = threading.Lock()
+        coordinator.enter(self._worker)
         try:
             self._stage = stage(**options)
         except FatalError as error:
-            desk.fatal(str(error))
+            coordinator.fatal(str(error))
             raise
         except Exception as error:
-            self._cannot_load(error)
+            self._report_load_failure(error)
             raise
-        desk.loaded(self._who)
+        coordinator.loaded(self._worker)
+        self._meter = UtilizationMeter(
+            calls, lambda busy, up: coordinator.count({pool + BUSY: busy, pool + UP: up})
+        )
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """The stage's answer; a table without rows when the run ends."""
+        """Returns the stage's table; one without rows when the run drains."""
+        with self._meter.working():
+            return self._run(table)
+
+    def _run(self, table: pa.Table) -> pa.Table:
         rows = _ordinals(table)
-        with self._room.shared():
-            verdict = self._desk.begin(self._who, rows)
-            if verdict.stop:
+        with self._lock.shared():
+            admission = self._coordinator.begin(self._worker, rows)
+            if admission.stop:
                 return self._stage(table.slice(0, 0))
-            table = _as_errors(table, verdict.poison)
-            if not verdict.apart:
+            table = _with_poison(table, admission.poison)
+            if not admission.isolated:
                 return self._work(table, rows)
-            apart = {place for group in verdict.apart for place in group}
-            rest = [place for place in range(len(rows)) if place not in apart]
-            found = [self._work(_taken(table, rest), [rows[place] for place in rest])]
-        for group in verdict.apart:
-            with self._room.alone():
-                chosen = [rows[place] for place in group]
-                self._desk.begin_apart(self._who, chosen)
-                found.append(self._work(_taken(table, group), chosen))
-        places = [*rest, *(place for group in verdict.apart for place in group)]
-        return _taken(pa.concat_tables(found), np.argsort(places).tolist())
+            isolated = [index for group in admission.isolated for index in group]
+            shared = sorted(set(range(len(rows))) - set(isolated))
+            results = [self._work(_take(table, shared), [rows[index] for index in shared])]
+        for group in admission.isolated:
+            with self._lock.exclusive():
+                suspects = [rows[index] for index in group]
+                self._coordinator.begin_isolated(self._worker, suspects)
+                results.append(self._work(_take(table, group), suspects))
+        return _take(pa.concat_tables(results), np.argsort([*shared, *isolated]).tolist())
 
     def _work(self, table: pa.Table, rows: Sequence[Ordinal]) -> pa.Table:
         try:
-            found: pa.Table = self._stage(table)
+            result: pa.Table = self._stage(table)
         except BrokenEngineError as error:
-            self.leave(error)
+            self.exit(error)
         except FatalError as error:
-            self._desk.fatal(str(error))
+            self._coordinator.fatal(str(error))
             raise
-        errors = Counter(code for code in found[c.ERROR_CODE].to_pylist() if code is not None)
-        self._desk.done(self._who, rows, dict(errors))
-        return found
+        errors = Counter(code for code in result[c.ERROR_CODE].to_pylist() if code is not None)
+        self._coordinator.done(self._worker, rows, dict(errors))
+        return result
 
-    def leave(self, error: BrokenEngineError) -> NoReturn:
-        """Ends the process: Ray starts another one in its place, and brings it the same rows."""
-        # Calls of all threads fail together; one tells, and the others wait for the end.
-        self._leaving.acquire()
+    def exit(self, error: BrokenEngineError) -> NoReturn:
+        """Ends the process: Ray starts another one, and retries the same rows there."""
+        # Calls in all threads fail together; the first one reports, the others wait for the end.
+        self._exiting.acquire()
         try:
-            self._desk.broken(self._who, str(error))
+            self._coordinator.engine_broken(str(error))
         finally:
             os._exit(1)
 
-    def _cannot_load(self, error: Exception) -> None:
-        """An exception in the constructor of an actor that has been started again ends it for good,
-        and the job with it. The end of its process does not.
+    def _report_load_failure(self, error: Exception) -> None:
+        """Reports the failure. Ends a restarted process, since Ray gives up an actor, and the job
+        with it, if its constructor raises after a restart, but not if its process ends.
         """
-        self._desk.unloadable(self._who, f"{type(error).__name__}: {error}")
-        if self._desk.in_place_of_another():
-            time.sleep(_AGAIN_S)
+        self._coordinator.load_failed(self._worker, f"{type(error).__name__}: {error}")
+        if self._coordinator.is_restarted():
+            time.sleep(_RESTART_DELAY_S)
             os._exit(1)
 
 
-class _Room:
-    """Lets calls work side by side, or one alone; who wants to be alone goes before the others."""
+def _get(reply: Any, timeout_s: float | None = None) -> Any:
+    import ray
+
+    return ray.get(reply, timeout=timeout_s)
+
+
+class _SharedLock:
+    """A lock with a shared and an exclusive mode. Waiting exclusive holders go first."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._inside = self._want_alone = 0
+        self._holders = self._exclusive = 0
 
     @contextmanager
     def shared(self) -> Iterator[None]:
         with self._changed:
-            self._changed.wait_for(lambda: not self._want_alone)
-            self._inside += 1
+            self._changed.wait_for(lambda: not self._exclusive)
+            self._holders += 1
         try:
             yield
         finally:
             with self._changed:
-                self._inside -= 1
+                self._holders -= 1
                 self._changed.notify_all()
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
+    def exclusive(self) -> Iterator[None]:
         with self._changed:
-            self._want_alone += 1
-            self._changed.wait_for(lambda: not self._inside)
-            self._inside += 1
+            self._exclusive += 1
+            self._changed.wait_for(lambda: not self._holders)
+            self._holders += 1
         try:
             yield
         finally:
             with self._changed:
-                self._inside -= 1
-                self._want_alone -= 1
+                self._holders -= 1
+                self._exclusive -= 1
                 self._changed.notify_all()
 
 
@@ -207,18 +217,18 @@ def _ordinals(table: pa.Table) -> list[Ordinal]:
     return [(row[ROW_FILE], row[ROW_INDEX]) for row in table[c.ROW].to_pylist()]
 
 
-def _taken(table: pa.Table, places: Sequence[int]) -> pa.Table:
-    return table.take(pa.array(places, pa.int64()))
+def _take(table: pa.Table, indices: Sequence[int]) -> pa.Table:
+    return table.take(pa.array(indices, pa.int64()))
 
 
-def _as_errors(table: pa.Table, poison: Sequence[int]) -> pa.Table:
-    """The table, with these rows as error rows, which every stage lets pass."""
-    said = {c.STATUS: c.STATUS_ERROR, c.ERROR_CODE: ErrorCode.POISON.value}
-    said[c.ERROR_MESSAGE] = _POISON
-    for name, value in said.items() if poison else ():
+def _with_poison(table: pa.Table, poison: Sequence[int]) -> pa.Table:
+    """Returns the table with these rows as error rows, which every stage passes through."""
+    values = {c.STATUS: c.STATUS_ERROR, c.ERROR_CODE: ErrorCode.POISON.value}
+    values[c.ERROR_MESSAGE] = _POISON
+    for name, value in values.items() if poison else ():
         column = table[name].to_pylist()
-        for place in poison:
-            column[place] = value
+        for index in poison:
+            column[index] = value
         number = table.schema.get_field_index(name)
         table = table.set_column(number, table.schema.field(name), pa.array(column, pa.string()))
     return table

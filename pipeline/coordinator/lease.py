@@ -1,7 +1,7 @@
-"""Keeps a second run away from an output that one is at work on: who works says so, now and then.
+"""Keeps a second run away from an output: a run holds a lease on it and renews it with heartbeats.
 
-A matter of manners: that nothing is lost or doubled where two runs meet all the same is the
-ledger's doing. So a sign that is old, or of a process that is gone, holds nobody up.
+Advisory only: correctness with two concurrent runs is guaranteed by the ledger. A lease that was
+not renewed for long, or whose process has ended, does not count.
 """
 
 import json
@@ -19,17 +19,23 @@ from mediamill.pipeline.storage import storage
 from mediamill.pipeline.storage.storage import Place
 
 _NAME = f"{HIDDEN}/lease.json"
-_BEAT_S = 5.0
-_STALE_S = 30.0  # without a further beat: a busy machine or store may miss some
+_HEARTBEAT_S = 5.0
+_EXPIRY_S = 30.0  # without a heartbeat: a busy machine or store may miss some
 _OLD_S = 600.0  # by the clock of another machine, which may be minutes off
-_LOOK_S = 1.0
+_POLL_S = 1.0
 
 
 @dataclass(frozen=True)
-class Sign:
-    """Who is at work. machine: its name. kernel: names the machine's boot and the processes that
-    see each other; "" where nobody can tell. born: of the process, in ticks since the boot. beat:
-    counts up. at: seconds since the epoch, by that machine's clock.
+class Lease:
+    """Who holds an output. It is stored as JSON under these names.
+
+    run: the run's id.
+    machine: the host name.
+    kernel: the host's boot id and the process's PID namespace; "" where they are not known.
+    pid: of the process.
+    born: start time of the process, in clock ticks since boot.
+    beat: the number of heartbeats.
+    at: time of the last heartbeat, in seconds since the epoch, by that machine's clock.
     """
 
     run: str
@@ -41,101 +47,103 @@ class Sign:
     at: float
 
     @classmethod
-    def of_this_process(cls, run: str) -> "Sign":
-        """Its first one."""
+    def of_this_process(cls, run: str) -> "Lease":
+        """Returns a new lease."""
         pid = os.getpid()
-        return cls(run, os.uname().nodename, _kernel(), pid, _born(pid), 0, time.time())
+        return cls(run, os.uname().nodename, _kernel(), pid, _start_time(pid), 0, time.time())
 
     @property
-    def is_here(self) -> bool:
-        """Whether it is of a process that this one could see."""
+    def is_local(self) -> bool:
+        """Whether its process is in this process's PID namespace."""
         return self.kernel == _kernel() != ""
 
     @property
-    def is_dead(self) -> bool:
-        """Whether that can be said without waiting."""
-        if self.is_here:
-            return not self.born or _born(self.pid) != self.born
+    def is_expired(self) -> bool:
+        """Whether the lease is known not to count, without waiting for a heartbeat."""
+        if self.is_local:
+            return not self.born or _start_time(self.pid) != self.born
         return time.time() - self.at > _OLD_S
 
 
 @contextmanager
-def held(output: Place, run: str) -> Iterator[None]:
-    """Says while it lasts that `run` is at work on `output`.
+def hold(output: Place, run: str) -> Iterator[None]:
+    """Holds the lease on `output` for `run`.
 
-    Raises RunError when another run is. It may take half a minute to find out whether one is alive.
+    Raises RunError when another run holds it. It may take half a minute to find out whether a run
+    on another machine is alive.
     """
     place = output / _NAME
-    sign = Sign.of_this_process(run)
-    _take(place, sign)
-    over = threading.Event()
-    beating = threading.Thread(target=_beat, args=(place, sign, over), daemon=True, name="lease")
-    beating.start()
+    lease = Lease.of_this_process(run)
+    _acquire(place, lease)
+    ended = threading.Event()
+    heartbeat = threading.Thread(
+        target=_heartbeat, args=(place, lease, ended), daemon=True, name="lease"
+    )
+    heartbeat.start()
     try:
         yield
     finally:
-        over.set()
-        beating.join()
-        with suppress(Exception):  # it grows old by itself
-            if (found := _found(place)) and found.run == run:
+        ended.set()
+        heartbeat.join()
+        with suppress(Exception):  # it expires anyway
+            if (stored := _load(place)) and stored.run == run:
                 storage.remove(place)
 
 
-def at_work(output: Place) -> str | None:
-    """The run that is at work, as far as can be said without waiting."""
-    found = _found(output / _NAME)
-    return None if found is None or found.is_dead else found.run
+def holder(output: Place) -> str | None:
+    """Returns the run that holds the lease, as far as is known without waiting."""
+    lease = _load(output / _NAME)
+    return None if lease is None or lease.is_expired else lease.run
 
 
-def _take(place: Place, sign: Sign) -> None:
+def _acquire(place: Place, lease: Lease) -> None:
     first, since = None, 0.0
-    while not storage.put_new(place, _data(sign)):
-        found = _found(place)
-        if found is not None and not found.is_dead:
+    while not storage.put_new(place, _encode(lease)):
+        stored = _load(place)
+        if stored is not None and not stored.is_expired:
             if first is None:
-                first, since = found, time.monotonic()
-            if found.is_here or found != first:
-                raise _busy(place, found)
-            if time.monotonic() - since <= _STALE_S:
-                time.sleep(_LOOK_S)
+                first, since = stored, time.monotonic()
+            if stored.is_local or stored != first:
+                raise _already_held(place, stored)
+            if time.monotonic() - since <= _EXPIRY_S:
+                time.sleep(_POLL_S)
                 continue
         storage.remove(place)
         first = None
 
 
-def _beat(place: Place, sign: Sign, over: threading.Event) -> None:
-    """Until the run is over, or another one has taken its place."""
-    while not over.wait(_BEAT_S):
-        with suppress(Exception):  # a store that fails for good is noticed by the run itself
-            found = _found(place)
-            if found is not None and found.run != sign.run:
+def _heartbeat(place: Place, lease: Lease, ended: threading.Event) -> None:
+    """Renews the lease until the run ends, or another run has taken it."""
+    while not ended.wait(_HEARTBEAT_S):
+        with suppress(Exception):  # the run itself notices a store that fails for good
+            stored = _load(place)
+            if stored is not None and stored.run != lease.run:
                 return
-            sign = replace(sign, beat=sign.beat + 1, at=time.time())
-            storage.put(place, _data(sign))
+            lease = replace(lease, beat=lease.beat + 1, at=time.time())
+            storage.put(place, _encode(lease))
 
 
-def _found(place: Place) -> Sign | None:
-    """None where there is no sign that can be read."""
+def _load(place: Place) -> Lease | None:
+    """None where there is no lease, or none that can be read."""
     try:
-        return Sign(**json.loads(storage.read(place)))
+        return Lease(**json.loads(storage.read(place)))
     except (FileNotFoundError, ValueError, TypeError):
         return None
 
 
-def _data(sign: Sign) -> bytes:
-    return json.dumps(asdict(sign)).encode()
+def _encode(lease: Lease) -> bytes:
+    return json.dumps(asdict(lease)).encode()
 
 
-def _busy(place: Place, found: Sign) -> RunError:
+def _already_held(place: Place, lease: Lease) -> RunError:
     output = storage.redact(place.url).removesuffix(f"/{_NAME}")
     return RunError(
-        f"{output}: found run {found.run} at work on it (process {found.pid} on machine "
-        f"{found.machine}), expected one run at a time: stop that one, or let it end"
+        f"{output}: found run {lease.run} at work on it (process {lease.pid} on machine "
+        f"{lease.machine}), expected one run at a time: stop that one, or let it end"
     )
 
 
 def _kernel() -> str:
-    """Names this boot of the kernel, and the processes that can see each other."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
@@ -143,8 +151,8 @@ def _kernel() -> str:
         return ""
 
 
-def _born(pid: int) -> str:
-    """When a process that is alive began; "" for any other."""
+def _start_time(pid: int) -> str:
+    """Returns when a process started, in clock ticks since boot; "" if it is not alive."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

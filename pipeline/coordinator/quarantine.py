@@ -1,18 +1,15 @@
-"""Turns the deaths of processes into what is to become of the rows that they worked on.
+"""Quarantines rows whose worker process died, so that a poison row cannot crash workers for ever.
 
-A process of an actor pool says which rows it begins and which it has done. When another process
-stands in its place, it has died, and the rows that it had begun and not done are under suspicion:
+Each worker of an actor pool reports the rows that it begins and finishes. When Ray replaces a
+worker, it has died, and every row that it had begun and not finished is a suspect:
 
-1. Dying in the company of other rows proves little. The rows are done again in small groups, each
-   of which has its process for itself.
-2. The rows of a group whose process dies again are done again one by one, each alone.
-3. A row whose process dies twice while it is alone is poison: it becomes an error row.
+1. If several rows were in flight, any of them may be the cause. They are retried in small groups;
+   nothing else runs in the process meanwhile.
+2. If a group crashes its process too, its rows are retried one by one, isolated.
+3. A row that crashes its process twice while it is isolated is poison: it becomes an error row.
 
-So an innocent row becomes poison only if other causes end its process four times in a row, each
-time in the moments when it is at work there. What a whole node takes along does not count at all.
-
-Holds what is in work, not what is finished; how processes are started and how they call is not
-known here.
+A healthy row is declared poison only if unrelated causes kill its process four times in a row,
+each time while that row is in flight. Crashes of a whole node are not counted.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -24,31 +21,34 @@ Ordinal = tuple[int, int]  # the row's manifest file and its index there
 _GROUP_ROWS = 8
 
 
-class Suspicion(IntEnum):
-    """What is known against a row."""
+class CrashLevel(IntEnum):
+    """The evidence against a row: in which setting its process crashed last."""
 
-    COMPANY = 1  # its process died while it was at work with many others
-    GROUP = 2  # and again, while it was at work with few
-    ALONE = 3  # and again, while it was alone
-    POISON = 4  # and again
+    BATCH = 1  # among all the rows that the process had in flight
+    GROUP = 2  # in an isolated group
+    ALONE = 3  # isolated on its own
+    POISON = 4  # isolated on its own, for the second time
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What a process is to do with the rows of one call, each by its place in the call.
+class Admission:
+    """How a worker must run the rows of one call. Rows are named by their index in the call.
 
-    apart: groups that have the process for themselves, one after the other. poison: not at all.
-    stop: nothing is to be begun any more, the run ends. All others are done together.
+    Rows that are not named run together.
+
+    isolated: groups that run one after the other, with nothing else in the process.
+    poison: rows that must not run.
+    stop: nothing may be begun, since the run ends.
     """
 
-    apart: tuple[tuple[int, ...], ...] = ()
+    isolated: tuple[tuple[int, ...], ...] = ()
     poison: tuple[int, ...] = ()
     stop: bool = False
 
 
 @dataclass(frozen=True)
-class Who:
-    """One process of a pool. actor: whose place it has, and which outlives it."""
+class WorkerId:
+    """One process of a pool. actor: its Ray actor, which keeps its id when it is restarted."""
 
     pool: str
     actor: str
@@ -57,91 +57,87 @@ class Who:
 
 
 @dataclass
-class _Process:
-    """What a process has in work. apart: it has been told to do these rows and no others."""
+class _Worker:
+    """The rows that a process has in flight. isolated: they run with nothing else beside them."""
 
-    who: Who
-    work: set[Ordinal] = field(default_factory=set)
-    apart: bool = False
+    id: WorkerId
+    in_flight: set[Ordinal] = field(default_factory=set)
+    isolated: bool = False
 
 
 class Quarantine:
-    """What is in work. Memory follows the rows in work and the poison, not the rows of the job.
+    """Tracks the rows in flight and the suspects.
 
-    is_alive: whether a node of the cluster is.
+    Memory is proportional to the rows in flight and the poison rows, not to the rows of the job.
+
+    is_alive: whether a node, by its id, is still in the cluster.
     """
 
     def __init__(self, is_alive: Callable[[str], bool]) -> None:
         self._is_alive = is_alive
-        self._processes: dict[str, _Process] = {}  # by actor
-        self._suspects: dict[tuple[str, Ordinal], Suspicion] = {}
+        self._workers: dict[str, _Worker] = {}  # by actor
+        self._suspects: dict[tuple[str, Ordinal], CrashLevel] = {}
 
-    def enter(self, who: Who) -> None:
-        """A process has started. Who was in its place has died."""
-        before = self._processes.get(who.actor)
-        if before is not None and before.who == who:
-            return  # the same word again
-        self._processes[who.actor] = _Process(who)
-        if before is not None and before.work and self._is_alive(before.who.node):
-            self._suspect(before)
+    def enter(self, worker: WorkerId) -> None:
+        """Registers a process that has started. The actor's previous process, if any, has died."""
+        previous = self._workers.get(worker.actor)
+        if previous is not None and previous.id == worker:
+            return  # a retried call
+        self._workers[worker.actor] = _Worker(worker)
+        if previous is not None and previous.in_flight and self._is_alive(previous.id.node):
+            self._suspect(previous)
 
-    def begin(self, who: Who, rows: Sequence[Ordinal]) -> Verdict:
-        """What is to become of rows that have come to a process.
+    def begin(self, worker: WorkerId, rows: Sequence[Ordinal]) -> Admission:
+        """Decides how a process must run the rows of a call.
 
-        Those that the verdict does not name are in work now. The process may only ask while it does
-        nothing apart.
+        Rows that the result does not name are in flight from now on. A process may only call this
+        while it runs nothing isolated.
         """
-        process = self._of(who)
-        if process is None:
-            return Verdict()
-        if process.apart:  # the word that these rows are done is still on its way
-            process.work, process.apart = set(), False
-        known = [self._suspects.get((who.pool, row)) for row in rows]
-        process.work |= {row for row, found in zip(rows, known, strict=True) if found is None}
-        poison = [place for place, found in enumerate(known) if found is Suspicion.POISON]
-        few = [place for place, found in enumerate(known) if found is Suspicion.COMPANY]
-        groups = [few[start : start + _GROUP_ROWS] for start in range(0, len(few), _GROUP_ROWS)]
+        state = self._current(worker)
+        if state is None:
+            return Admission()
+        if state.isolated:  # the report that these rows are done is still on its way
+            state.in_flight, state.isolated = set(), False
+        levels = [self._suspects.get((worker.pool, row)) for row in rows]
+        state.in_flight |= {row for row, level in zip(rows, levels, strict=True) if level is None}
+        poison = [index for index, level in enumerate(levels) if level is CrashLevel.POISON]
+        batch = [index for index, level in enumerate(levels) if level is CrashLevel.BATCH]
+        groups = [batch[start : start + _GROUP_ROWS] for start in range(0, len(batch), _GROUP_ROWS)]
         groups += [
-            [place]
-            for place, found in enumerate(known)
-            if found in (Suspicion.GROUP, Suspicion.ALONE)
+            [index]
+            for index, level in enumerate(levels)
+            if level in (CrashLevel.GROUP, CrashLevel.ALONE)
         ]
-        return Verdict(tuple(map(tuple, groups)), tuple(poison))
+        return Admission(tuple(map(tuple, groups)), tuple(poison))
 
-    def begin_apart(self, who: Who, rows: Sequence[Ordinal]) -> None:
-        """Rows are in work now, and no other row of this process is."""
-        process = self._of(who)
-        if process is not None:
-            process.work, process.apart = set(rows), True
+    def begin_isolated(self, worker: WorkerId, rows: Sequence[Ordinal]) -> None:
+        """Marks rows as in flight, with nothing else in the process."""
+        state = self._current(worker)
+        if state is not None:
+            state.in_flight, state.isolated = set(rows), True
 
-    def done(self, who: Who, rows: Collection[Ordinal]) -> None:
-        """Rows have left the process, as answers or as errors."""
+    def done(self, worker: WorkerId, rows: Collection[Ordinal]) -> None:
+        """Marks rows as finished, with or without an error."""
         for row in rows:
-            # Poison is remembered: a call comes again from its start when a later row of it kills.
-            if self._suspects.get((who.pool, row)) is not Suspicion.POISON:
-                self._suspects.pop((who.pool, row), None)
-        process = self._of(who)
-        if process is not None:
-            process.work.difference_update(rows)
+            # Poison is remembered: Ray retries the whole call if a later row of it crashes.
+            if self._suspects.get((worker.pool, row)) is not CrashLevel.POISON:
+                self._suspects.pop((worker.pool, row), None)
+        state = self._current(worker)
+        if state is not None:
+            state.in_flight.difference_update(rows)
 
-    def _of(self, who: Who) -> _Process | None:
-        """None for what a process said before it died, and what comes late."""
-        process = self._processes.setdefault(who.actor, _Process(who))
-        return process if process.who == who else None
+    def _current(self, worker: WorkerId) -> _Worker | None:
+        """None when the report is late: it is from a process that has died since."""
+        state = self._workers.setdefault(worker.actor, _Worker(worker))
+        return state if state.id == worker else None
 
-    @property
-    def in_work(self) -> int:
-        """Rows that are being worked on or under suspicion; poison is neither."""
-        suspects = sum(found is not Suspicion.POISON for found in self._suspects.values())
-        return suspects + sum(len(one.work) for one in self._processes.values())
-
-    def _suspect(self, dead: _Process) -> None:
-        for row in dead.work:
-            found = self._suspects.get((dead.who.pool, row))
-            if not dead.apart:
-                worse = Suspicion.COMPANY
-            elif found is Suspicion.ALONE:
-                worse = Suspicion.POISON
+    def _suspect(self, dead: _Worker) -> None:
+        for row in dead.in_flight:
+            level = self._suspects.get((dead.id.pool, row))
+            if not dead.isolated:
+                raised = CrashLevel.BATCH
+            elif level is CrashLevel.ALONE:
+                raised = CrashLevel.POISON
             else:
-                worse = Suspicion.ALONE if len(dead.work) == 1 else Suspicion.GROUP
-            self._suspects[dead.who.pool, row] = worse
+                raised = CrashLevel.ALONE if len(dead.in_flight) == 1 else CrashLevel.GROUP
+            self._suspects[dead.id.pool, row] = raised

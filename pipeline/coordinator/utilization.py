@@ -1,7 +1,7 @@
-"""Turns the times of calls into how busy each pool is, and into the stage that the others wait for.
+"""Measures the utilization of each actor pool, and names the bottleneck.
 
-A process tells the desk now and then for how long it had work, and for how long it could have had.
-What a call does is not known here.
+Each worker reports from time to time how long it was busy and how long it has been up. The
+coordinator sums these times by pool.
 """
 
 import threading
@@ -11,69 +11,75 @@ from contextlib import contextmanager
 
 from mediamill.pipeline.coordinator.failure_policy import GENERATE, PREPARE
 
-_TELL_S, _LONGEST_S = 2.0, 16.0  # first, and later: the desk hears of thousands of processes
-_BINDS = 0.5  # a stage that is busy for less holds nobody up
-BUSY, UP = "_busy_ms", "_up_ms"  # after the name of the pool: counters of the desk
-# Until a row was prepared last, and from then until one was generated last: of the desk as well.
-ACTIVE, SILENT = "preparing_ms", "prepared_all_ms"
+# The interval of reports doubles: thousands of workers report to one coordinator.
+_REPORT_S, _MAX_REPORT_S = 2.0, 16.0
+_BOTTLENECK = 0.5  # a pool that is utilized less than this does not hold up the other one
+BUSY, UP = "_busy_ms", "_up_ms"  # counters of the coordinator, after the name of the pool
+# Counters of the coordinator: the time until the last row was prepared, and from then until the
+# last one was generated.
+ACTIVE, FINISHED = "preparing_ms", "prepared_all_ms"
 
 
 class UtilizationMeter:
-    """Of one process. calls: so many at once keep it busy; fewer do in part.
+    """Measures one process.
 
-    tell: given milliseconds, of work and of all the time in between.
+    calls: concurrent calls that keep it fully busy; fewer count in proportion.
+    report: called with the busy and the elapsed milliseconds since the previous report.
     """
 
     def __init__(
         self,
         calls: int,
-        tell: Callable[[int, int], None],
+        report: Callable[[int, int], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._calls, self._tell, self._clock = calls, tell, clock
-        self._pause_s = _TELL_S
+        self._calls, self._report, self._clock = calls, report, clock
+        self._interval_s = _REPORT_S
         self._lock = threading.Lock()
-        self._inside = 0
-        self._worked_s = 0.0
-        self._changed = self._told = clock()
+        self._running = 0
+        self._busy_s = 0.0
+        self._changed = self._reported = clock()
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """While a call is under way."""
-        self._step(1)
+        """Measures one call."""
+        self._update(1)
         try:
             yield
         finally:
-            self._step(-1)
+            self._update(-1)
 
-    def _step(self, change: int) -> None:
+    def _update(self, change: int) -> None:
         with self._lock:
             now = self._clock()
-            self._worked_s += (now - self._changed) * min(1.0, self._inside / self._calls)
+            self._busy_s += (now - self._changed) * min(1.0, self._running / self._calls)
             self._changed = now
-            self._inside += change
-            if now - self._told < self._pause_s:
+            self._running += change
+            if now - self._reported < self._interval_s:
                 return
-            self._pause_s = min(2 * self._pause_s, _LONGEST_S)
-            worked, up = self._worked_s, now - self._told
-            self._worked_s, self._told = 0.0, now
-        self._tell(round(1000 * worked), round(1000 * up))
+            self._interval_s = min(2 * self._interval_s, _MAX_REPORT_S)
+            busy, elapsed = self._busy_s, now - self._reported
+            self._busy_s, self._reported = 0.0, now
+        self._report(round(1000 * busy), round(1000 * elapsed))
 
 
-def shares(counted: Mapping[str, int]) -> dict[str, float]:
-    """By pool: the part of its processes' time that they had work for; from the desk's counters."""
-    found = {
-        pool: min(1.0, counted.get(pool + BUSY, 0) / counted[pool + UP])
+def pool_utilization(counters: Mapping[str, int]) -> dict[str, float]:
+    """Returns by pool the fraction of its workers' time that they were busy, in 0..1.
+
+    counters: of the coordinator. A pool that has not reported yet is left out.
+    """
+    utilization = {
+        pool: min(1.0, counters.get(pool + BUSY, 0) / counters[pool + UP])
         for pool in (PREPARE, GENERATE)
-        if counted.get(pool + UP)
+        if counters.get(pool + UP)
     }
-    if PREPARE in found and (active := counted.get(ACTIVE, 0)):
-        # Whoever has prepared all that there is tells nothing any more, and holds nobody up.
-        found[PREPARE] *= active / (active + counted.get(SILENT, 0))
-    return found
+    if PREPARE in utilization and (active := counters.get(ACTIVE, 0)):
+        # After the last row is prepared this pool stops reporting; scale by its active time.
+        utilization[PREPARE] *= active / (active + counters.get(FINISHED, 0))
+    return utilization
 
 
-def binds(busy: Mapping[str, float]) -> str | None:
-    """The stage that more of would make the job faster; None if it is neither of the pools."""
-    pool = max(busy, key=lambda name: (busy[name], name == GENERATE), default=None)
-    return pool if pool is not None and busy[pool] >= _BINDS else None
+def bottleneck(utilization: Mapping[str, float]) -> str | None:
+    """Returns the pool that limits the rate of the job; None if it is neither of them."""
+    pool = max(utilization, key=lambda name: (utilization[name], name == GENERATE), default=None)
+    return pool if pool is not None and utilization[pool] >= _BOTTLENECK else None

@@ -1,11 +1,10 @@
-"""Turns partition values into the folder names of Hive datasets, and such names into values.
+"""Converts partition values to the folder names of Hive datasets, and back.
 
 A null has Hive's own folder name, which Spark, DuckDB, Polars and pyarrow's datasets read as null.
-pandas does when it is told the form, as in
-`read_parquet(output, partitioning=pyarrow.dataset.partitioning(flavor="hive"))`, or with
-`dtype_backend="pyarrow"`; otherwise pyarrow 26 refuses to unify its dictionaries. An empty string
-has a folder without a value, "kind=": all of these read it as such, besides Spark, which knows no
-empty values. Knows names only, no files.
+pandas does with `read_parquet(output, partitioning=pyarrow.dataset.partitioning(flavor="hive"))`
+or `dtype_backend="pyarrow"`; otherwise pyarrow 26 refuses to unify its dictionaries. An empty
+string has a folder without a value, "kind=": all of these read it as an empty string, except
+Spark, which has no empty values.
 """
 
 from collections.abc import Sequence
@@ -17,14 +16,17 @@ _SPECIAL = set("\"#%'*/:=?\\\x7f{}[]^") | {chr(code) for code in range(32)}
 
 
 def folder(names: Sequence[str], values: Sequence[object]) -> str:
-    """For example "date=2024-01-01/kind=a%2Fb"; "" without partition columns."""
+    """Returns the folder, like "date=2024-01-01/kind=a%2Fb"; "" without partition columns."""
     return "/".join(
         f"{_escaped(name)}={_text(value)}" for name, value in zip(names, values, strict=True)
     )
 
 
 def values(folders: str) -> dict[str, str | None]:
-    """The columns of a path like "date=2024-01-01/kind=a%2Fb"; other folders say nothing."""
+    """Returns the column values of a path like "date=2024-01-01/kind=a%2Fb".
+
+    Folders that do not have this form are ignored.
+    """
     pairs = (part.partition("=") for part in folders.split("/") if "=" in part)
     return {unquote(name): None if text == _NULL else unquote(text) for name, _, text in pairs}
 
@@ -39,6 +41,6 @@ def _text(value: object) -> str:
 
 def _escaped(text: str) -> str:
     return "".join(
-        "".join(f"%{byte:02X}" for byte in sign.encode()) if sign in _SPECIAL else sign
-        for sign in text
+        "".join(f"%{byte:02X}" for byte in char.encode()) if char in _SPECIAL else char
+        for char in text
     )

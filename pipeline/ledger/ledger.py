@@ -1,12 +1,11 @@
-"""The owner of an output's truth: which rows are finished, durable whatever is killed and when.
+"""The commit protocol of an output: which rows are finished, durably, whatever is killed and when.
 
-A run begins by adding a `start` record to the output's log: from then on an older run that still
-lives finds its next number taken, and stops. Within a run one actor adds the `commit` records, what
-comes together in one. A record finishes rows, and decides which of the finished rows become the
-next visible file as soon as a folder has enough of them.
+A run begins by adding a `start` record to the output's log. An older run that is still alive then
+finds its next record number taken, and stops. Within a run one actor adds the `commit` records;
+commits that arrive together share one record. A record marks rows as finished, and groups finished
+rows into the next visible file as soon as a folder has enough of them.
 
-This file knows rows, tokens and names; what a file holds, and how it becomes visible, is
-publish.py's.
+Files are written and made visible by publish.py.
 """
 
 import asyncio
@@ -49,16 +48,17 @@ __all__ = [
     "load",
 ]
 
-_GROUPS = 4  # that a write task gets at once: a folder's are merged by several tasks
-_LOAN_S = 120.0  # after which a task that has not published its groups counts as dead
+_MAX_GROUPS = 4  # that a write task gets at once, so that several tasks share the work
+_ASSIGNMENT_S = 120.0  # after which a task that has not published its groups counts as dead
 
 
 @dataclass(frozen=True)
 class Commit:
-    """Rows that one write task has staged, to be finished all at once.
+    """Rows that one write task has staged, to be finished all at once or not at all.
 
-    token: names this try of this task. rows: what is staged. counts: theirs. parts: the same rows
-    by folder of the result; a folder may come more than once.
+    token: unique to this attempt of this task.
+    rows: the staged rows. counts: theirs.
+    parts: the same rows by folder of the result; a folder may come more than once.
     """
 
     token: str
@@ -69,19 +69,20 @@ class Commit:
 
 @dataclass(frozen=True)
 class CommitReply:
-    """What a write task is told.
+    """The ledger's reply to a write task.
 
-    taken: rows because of which nothing was committed. groups: files that it should make visible
-    and report. unneeded: tokens whose staged objects nobody reads any more.
+    finished: rows of the commit that were finished before; if there are any, nothing was committed.
+    groups: files that the task should make visible and report.
+    unneeded: tokens of staged objects that can be removed.
     """
 
-    taken: Rows = field(default_factory=dict)
+    finished: Rows = field(default_factory=dict)
     groups: tuple[Group, ...] = ()
     unneeded: tuple[str, ...] = ()
 
 
 def load(output: Place) -> LedgerState:
-    """What the output's log says; an empty state when there is none.
+    """Returns the state of the output's log; an empty state when there is none.
 
     Raises JobError when the log is damaged.
     """
@@ -98,18 +99,19 @@ def begin(
     files: Sequence[KnownFile],
     rows_per_file: int,
 ) -> None:
-    """Makes `run` the only one that can commit, and tells the log of new and grown manifest files.
+    """Makes `run` the only one that can commit, and logs new and grown manifest files.
 
-    header: what the output is bound to; written when it is new, else the caller has compared it.
-    rows_per_file: so many rows become a visible file. Raises TakenOverError when another run starts
-    at the same moment.
+    header: what the output is bound to. It is written to a new output; else the caller has compared
+    it with `state.header`.
+    rows_per_file: rows of a visible file.
+    Raises TakenOverError when another run starts at the same moment.
     """
-    before = state.run
+    previous = state.run
     if state.header is None and not append(
         output, state, {"kind": "open", "version": VERSION, **header}
     ):
         raise taken_over(output, state)
-    while state.run == before:  # what an older run commits in between does not matter
+    while state.run == previous:  # an older run may commit in between
         start = {"kind": "start", "run": run, "rows_per_file": rows_per_file}
         if append(output, state, {**start, "files": _changed(state, files)}):
             return
@@ -127,9 +129,9 @@ def _changed(state: LedgerState, files: Sequence[KnownFile]) -> list[Record]:
 
 
 def end(output: Place, state: LedgerState, summary: Record) -> bool:
-    """Notes what the run did; from then on none of its processes can commit.
+    """Logs the run's summary; from then on none of its processes can commit.
 
-    False when another run has begun, which does not need the note.
+    Returns False when another run has begun; nothing is logged then.
     """
     run = state.run
     catch_up(output, state)
@@ -145,18 +147,20 @@ def record_of(
     published: Iterable[str] = (),
     everything: bool = False,
 ) -> Record:
-    """The next record: finishes the rows of commits, and forgets groups whose files are visible.
+    """Returns the next record: it finishes the rows of commits, and drops published groups.
 
-    It groups what fills whole files, where commits add to a folder, or else everything.
+    In the folders that commits add to, rows that fill whole files become groups.
+    everything: all waiting rows of all folders become groups.
     """
     added: Counter[str] = Counter(state.waiting if everything else ())
-    for folder, part in (one for commit in commits for one in commit.parts):
-        added[folder] += part.rows
+    for commit in commits:
+        for folder, part in commit.parts:
+            added[folder] += part.rows
     groups: list[tuple[str, int, str]] = []
     for folder, rows in added.items():
         left = rows if everything else rows + state.waiting.get(folder, 0)
         while left >= state.rows_per_file or (everything and left):
-            # No other record has this number: names never meet.
+            # Unique, since no other record has this number.
             name = f"part-{state.sequence + 1:012}-{len(groups):05}.parquet"
             groups.append((folder, min(left, state.rows_per_file), f"{folder}/{name}".lstrip("/")))
             left -= groups[-1][1]
@@ -180,103 +184,105 @@ def _entry(commit: Commit) -> Record:
 
 
 @dataclass(eq=False)
-class _Ask:
-    """What a write task waits for: its commit, or that what it has published is noted."""
+class _Call:
+    """A pending call of a write task: its commit, or the groups that it has published."""
 
     commit: Commit | None = None
     published: tuple[str, ...] = ()
-    answer: asyncio.Future[CommitReply] = field(
+    reply: asyncio.Future[CommitReply] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
 
 
 class Ledger:
-    """The actor: answers the write tasks of one run, after making the answer durable.
+    """Serves the write tasks of one run. A reply is durable before it is sent.
 
-    Of two actors of a run, as when the first one was cut off and is not dead, the one that wrote
-    its fence last can commit.
+    Only one process of a run can commit: if there are two, since the first one was cut off but is
+    not dead, it is the one that wrote its fence last.
+
+    output: the output's place. state: of its log.
     """
 
     def __init__(
         self, output_url: str, run: str, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._output = storage.resolve(output_url)
-        self._state = load(self._output)  # also after a restart of the actor
+        self.output = storage.resolve(output_url)
+        self.state = load(self.output)
         self._run = run
         self._clock = clock
         self._writer: Writer | None = None
-        self._waiting: list[_Ask] = []
+        self._calls: list[_Call] = []
         self._writing = asyncio.Lock()
-        self._lent: dict[str, float] = {}  # when a group was given to a task
+        self._assigned: dict[str, float] = {}  # when a group was given to a task
 
-    async def taken(self, rows: Rows) -> Rows:
-        """Those of the rows that are finished already."""
-        return self._state.taken(rows)
+    async def finished(self, rows: Rows) -> Rows:
+        """Returns those of the rows that are finished already."""
+        return self.state.finished(rows)
 
     async def commit(self, commit: Commit) -> CommitReply:
-        """Finishes all rows, or finishes none and tells which were taken.
+        """Finishes all rows, or none if some of them are finished already.
 
-        The same commit may come again, from a task whose first answer was lost.
+        The same commit may come again, from a task that did not get the first reply.
         Raises TakenOverError when a newer run owns the output.
         """
-        return await self._ask(_Ask(commit))
+        return await self._call(_Call(commit))
 
     async def published(self, names: Sequence[str]) -> CommitReply:
-        """Takes note that the files of these groups are visible, and gives the task more of them.
+        """Logs that the files of these groups are visible, and gives the task more groups.
 
         Raises TakenOverError when a newer run owns the output.
         """
-        return await self._ask(_Ask(published=tuple(names)))
+        return await self._call(_Call(published=tuple(names)))
 
     async def counts(self) -> tuple[Counts, Counts]:
-        """Of the whole output, and of this run."""
-        return self._state.counts, self._state.run_counts
+        """Returns the counts of the whole output, and those of this run."""
+        return self.state.counts, self.state.run_counts
 
-    async def _ask(self, ask: "_Ask") -> CommitReply:
-        self._waiting.append(ask)
-        while not ask.answer.done():
-            # Whoever gets the lock writes for all who wait; the others find their answer there.
+    async def _call(self, call: _Call) -> CommitReply:
+        self._calls.append(call)
+        while not call.reply.done():
+            # Group commit: the call that gets the lock writes one record for all pending calls.
             async with self._writing:
-                if not ask.answer.done():
+                if not call.reply.done():
                     await self._write()
-        return ask.answer.result()
+        return call.reply.result()
 
     async def _write(self) -> None:
-        asks, self._waiting = self._waiting, []
+        calls, self._calls = self._calls, []
         published: dict[str, Group] = {}
 
         def build() -> Record | None:
             published.clear()
-            for name in (name for ask in asks for name in ask.published):
-                if name in self._state.groups:
-                    published[name] = self._state.groups[name]
-            accepted = self._acceptable(asks)
+            for name in (name for call in calls for name in call.published):
+                if name in self.state.groups:
+                    published[name] = self.state.groups[name]
+            accepted = self._acceptable(calls)
             if not accepted and not published:
                 return None
-            return record_of(self._state, accepted, published)
+            return record_of(self.state, accepted, published)
 
         try:
             await asyncio.to_thread(self._add, build)
-        except Exception as error:  # noqa: BLE001 - the waiting tasks are who must know
-            for ask in asks:
-                ask.answer.set_exception(error)
+        except Exception as error:  # noqa: BLE001 - it is raised in the waiting calls
+            for call in calls:
+                call.reply.set_exception(error)
             return
         for name in published:
-            self._lent.pop(name, None)
-        for ask in asks:
-            ask.answer.set_result(self._answer(ask, published))
+            self._assigned.pop(name, None)
+        for call in calls:
+            call.reply.set_result(self._reply(call, published))
 
     def _add(self, build: Callable[[], Record | None]) -> None:
         if self._writer is None:
-            self._writer = Writer(self._output, self._state, self._run)
+            self._writer = Writer(self.output, self.state, self._run)
         self._writer.add(build)
 
-    def _acceptable(self, asks: Sequence[_Ask]) -> list[Commit]:
-        """The commits whose rows are free, and not in another one of the same record."""
+    def _acceptable(self, calls: Sequence[_Call]) -> list[Commit]:
+        """Returns the commits whose rows are not finished, nor in another commit of the record."""
         accepted: list[Commit] = []
         claimed: dict[int, set[int]] = {}
-        for commit in (ask.commit for ask in asks):
-            if commit is None or self._state.taken(commit.rows):
+        for commit in (call.commit for call in calls):
+            if commit is None or self.state.finished(commit.rows):
                 continue
             rows = {number: indices.tolist() for number, indices in commit.rows.items()}
             if all(claimed.get(number, set()).isdisjoint(rows[number]) for number in rows):
@@ -285,22 +291,22 @@ class Ledger:
                     claimed.setdefault(number, set()).update(rows[number])
         return accepted
 
-    def _answer(self, ask: _Ask, published: Mapping[str, Group]) -> CommitReply:
-        """After the record is written: a commit that is not in it has met others' rows."""
-        if ask.commit is not None and ask.commit.token not in self._state.tokens:
-            return CommitReply(taken=self._state.taken(ask.commit.rows))
-        own = [published[name] for name in ask.published if name in published]
-        tokens = {part.token for group in own for part in group.parts}
-        unneeded = tuple(token for token in tokens if token not in self._state.tokens)
-        return CommitReply(groups=self._lend(), unneeded=unneeded)
+    def _reply(self, call: _Call, published: Mapping[str, Group]) -> CommitReply:
+        """Must be called after the record is written. A commit that is not in it was rejected."""
+        if call.commit is not None and call.commit.token not in self.state.tokens:
+            return CommitReply(finished=self.state.finished(call.commit.rows))
+        groups = [published[name] for name in call.published if name in published]
+        tokens = {part.token for group in groups for part in group.parts}
+        unneeded = tuple(token for token in tokens if token not in self.state.tokens)
+        return CommitReply(groups=self._assign(), unneeded=unneeded)
 
-    def _lend(self) -> tuple[Group, ...]:
-        """Groups for a task to publish: no other has them, or has had them for too long."""
+    def _assign(self) -> tuple[Group, ...]:
+        """Returns groups for a task to publish: no live task has been given them."""
         now, groups = self._clock(), list[Group]()
-        for name, group in self._state.groups.items():
-            if len(groups) == _GROUPS:
+        for name, group in self.state.groups.items():
+            if len(groups) == _MAX_GROUPS:
                 break
-            if now - self._lent.get(name, -math.inf) > _LOAN_S:
-                self._lent[name] = now
+            if now - self._assigned.get(name, -math.inf) > _ASSIGNMENT_S:
+                self._assigned[name] = now
                 groups.append(group)
         return tuple(groups)

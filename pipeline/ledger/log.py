@@ -1,9 +1,9 @@
-"""The log of an output: numbered objects in its hidden folder, whose order all writers agree on.
+"""The commit log of an output: numbered objects in its hidden folder.
 
-A record is added by putting an object that must not exist yet. Each writer begins with a record of
-its own, a fence: whoever wrote before finds the next number taken, for ever, and stops. Now and
-then a writer adds a snapshot, which stands for the records up to it. What a record says of rows is
-ledger_state.py's.
+A record is added by putting an object that must not exist yet. Each writer begins with a fence, a
+record of its own: the previous writer then finds its next number taken, for ever, and stops. From
+time to time a writer adds a snapshot, which replaces the records up to it. state.py applies the
+records.
 """
 
 import json
@@ -21,22 +21,22 @@ from mediamill.schemas.errors import JobError
 HIDDEN = "_mediamill"  # readers of datasets skip names that begin with "_" or "."
 _RECORD = ".json"
 _READERS = 16  # threads that read the log
-_TRIES = 5  # to read a log that others write
+_TRIES = 5  # to read a log that another process writes
 
 
 class TakenOverError(RuntimeError):
-    """Another process writes to this output now; this one may not any more."""
+    """Another process has become the writer of this output; this one may not commit."""
 
 
 def catch_up(output: Place, state: LedgerState) -> None:
-    """Applies what came after `state`. Raises JobError when the log is damaged."""
-    for left in reversed(range(_TRIES)):
+    """Applies the records after `state`. Raises JobError when the log is damaged."""
+    for tries_left in reversed(range(_TRIES)):
         try:
             _catch_up(log_of(output), state)
             return
         except (FileNotFoundError, _MissingError) as error:
-            # Its writer may have removed records meanwhile, since a snapshot has them.
-            if not left:
+            # The writer may have removed records meanwhile, after it added a snapshot.
+            if not tries_left:
                 raise _damaged(log_of(output), error) from error
 
 
@@ -48,13 +48,13 @@ def _catch_up(log: Place, state: LedgerState) -> None:
         try:
             state.become(snapshots.parse(storage.read(log / name)))
         except ValueError:
-            continue  # the one before it is kept for this
+            continue  # the previous snapshot is kept for this case
         state.snapshot = state.sequence
         break
-    fresh = [name for name in names if name.endswith(_RECORD) and _number(name) > state.sequence]
+    records = [name for name in names if name.endswith(_RECORD) and _number(name) > state.sequence]
     with ThreadPoolExecutor(_READERS) as readers:
-        contents = readers.map(lambda name: storage.read(log / name), fresh)
-        for name, data in zip(fresh, contents, strict=True):
+        contents = readers.map(lambda name: storage.read(log / name), records)
+        for name, data in zip(records, contents, strict=True):
             if _number(name) != state.sequence + 1:
                 raise _MissingError(f"record {state.sequence + 1} is missing")
             try:
@@ -64,11 +64,11 @@ def _catch_up(log: Place, state: LedgerState) -> None:
 
 
 class _MissingError(Exception):
-    """A record is not there, though later ones are."""
+    """A record does not exist, though later ones do."""
 
 
 def _is_past(log: Place, number: int) -> bool:
-    """Whether a snapshot has this record already."""
+    """Returns whether a snapshot covers this record number."""
     newest = snapshots.newest_first(_numbered(log))
     return bool(newest) and _number(newest[0]) >= number
 
@@ -81,7 +81,7 @@ def _damaged(place: Place, error: Exception) -> JobError:
 
 
 def _numbered(log: Place) -> list[str]:
-    """The log's records and snapshots, in order; not what a killed writer has left unnamed."""
+    """Returns the log's records and snapshots, in order, without temporary files."""
     suffixes = (_RECORD, snapshots.SUFFIX)
     return [name for name in storage.files_below(log) if name.endswith(suffixes)]
 
@@ -91,32 +91,35 @@ def _number(name: str) -> int:
 
 
 def append(output: Place, state: LedgerState, record: Record) -> bool:
-    """Adds the next record and applies it. False when another writer had the number, or had it and
-    has removed its record since: `state` then knows what was written.
+    """Adds the next record and applies it.
+
+    Returns False when another writer has used the number, or has used it and removed the record
+    since; `state` is then brought up to date.
     """
-    stamped = {**record, "at": datetime.now(UTC).isoformat(timespec="milliseconds")}
+    timed = {**record, "at": datetime.now(UTC).isoformat(timespec="milliseconds")}
     name = f"{state.sequence + 1:012}{_RECORD}"
     try:
-        added = storage.put_new(log_of(output) / name, json.dumps(stamped).encode())
-        # A fence may come from somebody who has not looked at the log for long; what a writer adds
-        # after its fence cannot lie in the past, as no number after a fence is ever free again.
+        added = storage.put_new(log_of(output) / name, json.dumps(timed).encode())
+        # A stale process may write a fence at a number that compaction has already removed. Commits
+        # cannot: numbers after a fence are never free again.
         if added and record["kind"] != "commit":
             added = not _is_past(log_of(output), state.sequence + 1)
-    except FileNotFoundError:  # it was there, and removed before it could be looked at
+    except FileNotFoundError:  # it existed, and was removed before it could be read
         added = False
     if not added:
         catch_up(output, state)
         return False
-    state.apply(stamped)
+    state.apply(timed)
     return True
 
 
 class Writer:
-    """The one process that may add records of a run, from its fence to the next one's."""
+    """The one process that may add records of a run, until another one writes a fence."""
 
     def __init__(self, output: Place, state: LedgerState, run: str, closing: bool = False) -> None:
-        """Takes over from the run's writer; from a closing one only another closing one can.
+        """Takes over from the run's previous writer.
 
+        closing: ends the run's commits; only another closing writer can take over then.
         Raises TakenOverError when another run has begun, or this one is closed.
         """
         self._output, self._state, self._run = output, state, run
@@ -128,9 +131,9 @@ class Writer:
         raise taken_over(output, state)
 
     def add(self, build: Callable[[], Record | None]) -> None:
-        """Adds the record that `build` makes of the state as it is then; nothing for None.
+        """Adds the record that `build` makes from the current state; nothing for None.
 
-        Raises TakenOverError when this is the writer no longer.
+        Raises TakenOverError when this is no longer the writer.
         """
         while True:
             if (self._state.run, self._state.owner) != (self._run, self._name):
@@ -140,31 +143,31 @@ class Writer:
                 return
             if append(self._output, self._state, record):
                 break
-            # The number may have been taken by this writer: a storage can fail after it has stored.
+            # This writer may have used the number: a put can fail after it has stored the object.
         if snapshots.due(self._state, self._state.sequence - self._state.snapshot):
             compact(self._output, self._state)
 
 
 def compact(output: Place, state: LedgerState) -> None:
-    """Adds a snapshot of `state`, and removes the objects of the log that it makes superfluous."""
+    """Compacts the log: adds a snapshot of `state`, and removes objects that it makes obsolete."""
     log = log_of(output)
     storage.put(log / snapshots.file_name(state.sequence), snapshots.dump(state))
     state.snapshot = state.sequence
-    # Only of what this state knows: a writer that was replaced does not know the newer fences.
+    # Only up to this state: a writer that was replaced does not know the newer fences.
     names = [name for name in _numbered(log) if _number(name) <= state.sequence]
-    gone = snapshots.superfluous(names, state.fences)
+    obsolete = snapshots.obsolete(names, state.fences)
     with ThreadPoolExecutor(_READERS) as removers:
-        list(removers.map(lambda name: storage.remove(log / name), gone))
+        list(removers.map(lambda name: storage.remove(log / name), obsolete))
 
 
 def taken_over(output: Place, state: LedgerState) -> TakenOverError:
-    """What to raise when `state` says that somebody else is the writer."""
+    """Returns the error to raise when another process is the writer according to `state`."""
     return TakenOverError(
         f"{storage.redact(output.url)}: run {state.run} has begun on the same output, so this run "
-        "stops; what it has finished is kept"
+        "stops; finished rows are kept"
     )
 
 
 def log_of(output: Place) -> Place:
-    """The hidden folder of the log."""
+    """Returns the hidden folder of the log."""
     return output / HIDDEN / "log"

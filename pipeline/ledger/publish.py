@@ -1,9 +1,10 @@
-"""Turns staged rows into visible files: a write task's rows wait in one hidden object, folder after
-folder, until a group takes parts of many such objects together into one Parquet file.
+"""Stages rows in hidden objects, and publishes them as visible Parquet files.
 
-Publishing may be cut off at any instant and done again by anyone: a file's name appears with all
-of its content or not at all, and the parts are there until the ledger knows that it did. Which
-parts form a group is the ledger's decision.
+A write task stages its rows in one object, folder after folder. Later a group, which the ledger
+forms, merges parts of many such objects into one file.
+
+Publishing may be cut off at any instant and repeated by any process: a file appears with all of its
+content or not at all, and its parts are kept until the ledger has recorded that it is visible.
 """
 
 import io
@@ -11,32 +12,30 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mediamill.pipeline.ledger.log import HIDDEN
 from mediamill.pipeline.ledger.state import Group, Part
-from mediamill.pipeline.records import ROW_FILE, ROW_INDEX, ROW_STRUCT
+from mediamill.pipeline.records import manifest_order
 from mediamill.pipeline.storage import storage
 from mediamill.pipeline.storage.retries import IncompleteError
 from mediamill.pipeline.storage.storage import Place
 from mediamill.schemas import columns as c
 
 _COMPRESSION = "zstd"
-_PLAIN_BYTES = 32 * 1024  # a smaller part is not compressed: that takes 25 times as long to read
-_GAP_BYTES = 64 * 1024  # between parts of an object that one request still reads together
-_ROW_GROUP = 65_536  # rows; longer ones could have more text than 32-bit offsets reach
-# Readers that take every *.parquet below a folder must not see staged objects either.
+# Smaller parts are not compressed: reading a compressed one takes 25 times as long.
+_COMPRESS_BYTES = 32 * 1024
+_GAP_BYTES = 64 * 1024  # the largest gap between two parts that one request reads together
+_ROW_GROUP = 65_536  # rows; larger groups could hold more text than 32-bit offsets can address
+# Not ".parquet": some readers take every *.parquet file below a folder.
 _PARTS, _WHOLE = ".parts", ".whole"
 
 Contents = Mapping[tuple[str, int], memoryview]  # of parts, by token and offset
 
 
-class _Span(NamedTuple):
-    """Bytes of one staged object, with the parts that lie in them."""
+class _ByteRange(NamedTuple):
+    """Bytes of one staged object, and the parts in them."""
 
     token: str
     start: int
@@ -45,12 +44,12 @@ class _Span(NamedTuple):
 
 
 def staged(output: Place) -> Place:
-    """The hidden folder of all that is not visible yet."""
+    """Returns the hidden folder of the staged objects."""
     return output / HIDDEN / "staged"
 
 
 def visible_files(output: Place) -> list[str]:
-    """The names of the files that readers see, sorted."""
+    """Returns the names of the files that readers see, sorted."""
     names = storage.files_below(output)
     return [name for name in names if not name.startswith(HIDDEN) and name.endswith(".parquet")]
 
@@ -58,17 +57,17 @@ def visible_files(output: Place) -> list[str]:
 def stage(
     output: Place, token: str, tables: Iterable[tuple[str, pa.Table]]
 ) -> tuple[tuple[str, Part], ...]:
-    """Keeps tables, each with the folder that its rows will be in, in one hidden object, durable.
+    """Writes tables to one hidden object, durably. Returns each folder with its part.
 
-    The tables have the result's columns and `row`. Those whose folders are neighbours should be so
-    too: they are read together.
+    tables: each with the folder that its rows will be in, and with the result's columns and `row`.
+    They should be sorted by folder, since neighbours are read together.
     """
     parts = []
     with io.BytesIO() as buffer:
         for folder, table in tables:
             start = buffer.tell()
-            packed = None if table.nbytes < _PLAIN_BYTES else _COMPRESSION
-            options = pa.ipc.IpcWriteOptions(compression=packed)
+            codec = None if table.nbytes < _COMPRESS_BYTES else _COMPRESSION
+            options = pa.ipc.IpcWriteOptions(compression=codec)
             with pa.ipc.new_stream(buffer, table.schema, options=options) as stream:
                 stream.write_table(table)
             parts.append((folder, Part(token, start, buffer.tell() - start, 0, table.num_rows)))
@@ -77,64 +76,64 @@ def stage(
 
 
 def discard(output: Place, tokens: Iterable[str]) -> None:
-    """Removes what was staged under tokens that are not committed, or not needed any more."""
+    """Removes the staged objects of tokens that are not committed, or no longer needed."""
     for token in tokens:
         storage.remove(_object(output, token))
 
 
 def leftovers(output: Place, needed: Iterable[str]) -> list[Place]:
-    """What is staged, besides the objects of the tokens that are `needed`."""
-    keep = {f"{token}{_PARTS}" for token in needed}
+    """Returns the staged objects except those of the `needed` tokens."""
+    needed_names = {f"{token}{_PARTS}" for token in needed}
     names = storage.files_below(staged(output))
-    return [staged(output) / name for name in names if name not in keep]
+    return [staged(output) / name for name in names if name not in needed_names]
 
 
 def read_parts(output: Place, groups: Iterable[Group]) -> Contents:
-    """What the groups are made of, in few requests. Parts that are gone are left out."""
-    spans = _spans(groups)
-    found: dict[int, bytes | None] = {}
+    """Reads the parts of the groups, in few requests. Parts that do not exist are left out."""
+    ranges = _byte_ranges(groups)
+    data: dict[int, bytes | None] = {}
 
-    def contents(fs: Any) -> None:
-        """Reads what is not there yet: one range that fails does not cost the others."""
-        left = [index for index in range(len(spans)) if index not in found]
-        paths = [_object(output, spans[index].token).path for index in left]
-        starts = [spans[index].start for index in left]
-        stops = [spans[index].stop for index in left]
-        failed: Exception | None = None
-        answers = fs.cat_ranges(paths, starts, stops, on_error="return")
-        for index, path, answer in zip(left, paths, answers, strict=True):
-            span = spans[index]
-            if isinstance(answer, FileNotFoundError):
-                found[index] = None
-            elif isinstance(answer, Exception):
-                failed = answer
-            elif len(answer) != span.stop - span.start:
-                failed = IncompleteError(
-                    f"{path}: found {len(answer)} bytes of its parts, expected "
-                    f"{span.stop - span.start}"
+    def read(fs: Any) -> None:
+        """Reads the ranges that are missing, so that a retry does not read the others again."""
+        missing = [index for index in range(len(ranges)) if index not in data]
+        paths = [_object(output, ranges[index].token).path for index in missing]
+        starts = [ranges[index].start for index in missing]
+        stops = [ranges[index].stop for index in missing]
+        error: Exception | None = None
+        results = fs.cat_ranges(paths, starts, stops, on_error="return")
+        for index, path, result in zip(missing, paths, results, strict=True):
+            size = ranges[index].stop - ranges[index].start
+            if isinstance(result, FileNotFoundError):
+                data[index] = None
+            elif isinstance(result, Exception):
+                error = result
+            elif len(result) != size:
+                error = IncompleteError(
+                    f"{path}: found {len(result)} bytes of its parts, expected {size}"
                 )
             else:
-                found[index] = answer
-        if failed is not None:
-            raise failed
+                data[index] = result
+        if error is not None:
+            raise error
 
-    if spans:
-        storage.steadily(output, contents)
-    cut: dict[tuple[str, int], memoryview] = {}
-    for index, span in enumerate(spans):
-        data = found[index]
-        if data is not None:
-            whole = memoryview(data)
-            for part in span.parts:
-                start = part.offset - span.start
-                cut[part.token, part.offset] = whole[start : start + part.length]
-    return cut
+    if ranges:
+        storage.steadily(output, read)
+    contents: dict[tuple[str, int], memoryview] = {}
+    for index, byte_range in enumerate(ranges):
+        content = data[index]
+        if content is not None:
+            view = memoryview(content)
+            for part in byte_range.parts:
+                start = part.offset - byte_range.start
+                contents[part.token, part.offset] = view[start : start + part.length]
+    return contents
 
 
 def publish(output: Place, group: Group, contents: Contents | None = None) -> None:
-    """Makes the group's file visible, rows in the manifest's order; fine when it is already.
+    """Makes the group's file visible, with rows in the manifest's order. May be repeated.
 
-    contents: of its parts and maybe of others, where they are read already.
+    contents: of at least its parts, if they are read already.
+    Raises FileNotFoundError when a part is missing and the file is not visible.
     """
     target = output / group.name
     if storage.exists(target):
@@ -142,56 +141,42 @@ def publish(output: Place, group: Group, contents: Contents | None = None) -> No
     try:
         data = _parquet(_merged(group, contents or read_parts(output, [group])))
     except FileNotFoundError:
-        # Somebody else has published it meanwhile, and removed the parts.
+        # Another process has published it meanwhile, and removed the parts.
         if storage.exists(target):
             return
         raise
     if not output.is_local:
-        storage.put(target, data)  # an object appears whole
+        storage.put(target, data)  # atomic in an object store
         return
     whole = staged(output) / f"{uuid.uuid4().hex}{_WHOLE}"
     storage.put(whole, data)
     storage.move(whole, target)
 
 
-def manifest_order(table: pa.Table) -> npt.NDArray[np.int64]:
-    """The indices that sort a table by its column `row`."""
-    keys = pa.table({name: ordinals(table, name) for name in (ROW_FILE, ROW_INDEX)})
-    order = pc.sort_indices(keys, [(name, "ascending") for name in keys.column_names])
-    found: npt.NDArray[np.int64] = order.to_numpy().astype(np.int64)
-    return found
-
-
-def ordinals(table: pa.Table, part: str) -> pa.ChunkedArray:
-    """The file numbers or the indices of a table's rows."""
-    chunks = [pc.struct_field(chunk, part) for chunk in table[c.ROW].chunks]
-    return pa.chunked_array(chunks, ROW_STRUCT.field(part).type)
-
-
-def _spans(groups: Iterable[Group]) -> list[_Span]:
-    """The parts of the groups, neighbours together."""
+def _byte_ranges(groups: Iterable[Group]) -> list[_ByteRange]:
+    """Returns the byte ranges of the groups' parts. Neighbouring parts share a range."""
     # A part that two groups share is read once.
     parts = {(part.token, part.offset): part for group in groups for part in group.parts}
-    spans: list[list[Part]] = []
+    ranges: list[list[Part]] = []
     for part in (parts[key] for key in sorted(parts)):
-        last = spans[-1][-1] if spans else None
+        last = ranges[-1][-1] if ranges else None
         if (
             last is None
             or last.token != part.token
             or part.offset - (last.offset + last.length) > _GAP_BYTES
         ):
-            spans.append([])
-        spans[-1].append(part)
-    return [_span(found) for found in spans]
+            ranges.append([])
+        ranges[-1].append(part)
+    return [_byte_range(neighbours) for neighbours in ranges]
 
 
-def _span(parts: Sequence[Part]) -> _Span:
+def _byte_range(parts: Sequence[Part]) -> _ByteRange:
     first, last = parts[0], parts[-1]
-    return _Span(first.token, first.offset, last.offset + last.length, tuple(parts))
+    return _ByteRange(first.token, first.offset, last.offset + last.length, tuple(parts))
 
 
 def _merged(group: Group, contents: Contents) -> pa.Table:
-    """Raises FileNotFoundError when a part is gone."""
+    """Raises FileNotFoundError when a part is missing."""
     tables = []
     for part in group.parts:
         content = contents.get((part.token, part.offset))

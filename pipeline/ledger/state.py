@@ -1,11 +1,11 @@
-"""Turns the records of an output's log into what is known of it: one bit for each manifest row.
+"""The state of an output, built from the records of its log: one bit for each manifest row.
 
 A row is named by its ordinal: the file's number in the ledger and the row's index in that file.
 Numbers are given in the order in which files were first seen, and never change.
 
 Rows become visible after they are finished, in two steps: a commit leaves them as parts, one for
-each folder of the result, and a group names the parts of one visible file. Until the file is known
-to be there, parts and groups are held here too. Nothing is read or written.
+each folder of the result, and a group names the parts of one visible file. Parts and groups are
+held here until the log records that the file is visible.
 """
 
 from collections import Counter
@@ -24,9 +24,10 @@ VERSION = 2  # of the records
 
 @dataclass(frozen=True)
 class KnownFile:
-    """A manifest file as last seen: path relative to the manifest, rows, digest of the ids.
+    """A manifest file as last seen.
 
-    stamp: what identifies this state of the file without reading it; "" where nothing does.
+    name: path relative to the manifest. rows: their number. digest: of the ids.
+    stamp: the version of the file, like its ETag; "" where the storage has none.
     row_groups: rows of each.
     """
 
@@ -38,7 +39,7 @@ class KnownFile:
 
     @staticmethod
     def of(entry: Mapping[str, Any]) -> "KnownFile":
-        """From what a record says; older records have neither stamp nor row groups."""
+        """Parses the entry of a record; older records have neither stamp nor row groups."""
         return KnownFile(
             entry["name"],
             entry["rows"],
@@ -51,8 +52,9 @@ class KnownFile:
 class Part(NamedTuple):
     """Finished rows of one folder of the result that are not visible yet.
 
-    token: of the commit, which names the staged object. offset, length: of the part in it, in
-    bytes. start, stop: which of the part's rows are meant, as a group may have taken some.
+    token: of the commit; it names the staged object.
+    offset, length: of the part in that object, in bytes.
+    start, stop: the range of the part's rows, since a group may have taken some.
     """
 
     token: str
@@ -67,7 +69,7 @@ class Part(NamedTuple):
 
 
 class Group(NamedTuple):
-    """One file that is to become visible: its path in the output, and the parts that make it."""
+    """A file to be published: its path in the output, and the parts that it is made of."""
 
     name: str
     parts: tuple[Part, ...]
@@ -75,7 +77,7 @@ class Group(NamedTuple):
 
 @dataclass
 class Counts:
-    """Finished rows by outcome, and their tokens."""
+    """The number of finished rows by status, and of their tokens."""
 
     ok: int = 0
     errors: dict[str, int] = field(default_factory=dict)
@@ -97,18 +99,24 @@ class Counts:
 
 @dataclass
 class LedgerState:
-    """What the log says up to record number `sequence`.
+    """The state of the log up to record number `sequence`. The names are part of snapshots.
 
-    run: the run that may commit, that is, the one that started last. owner: the process of the run
-    that may, None for the one that started it. closed: whether the run commits no more rows.
-    fences: numbers of the records by which a writer made itself the only one. rows_per_file: of
-    the run. done: for each file a bitmap, row i at bit i % 8 of byte i // 8. parts: by folder, in
-    the order of their commits. groups: by name.
-    counts: of the whole output; run_counts: what `run` has finished.
+    header: what the output is bound to.
+    run: the run that may commit: the one that started last.
+    owner: the process of the run that may commit; None for the one that started the run.
+    closed: whether the run commits no more rows.
+    fences: the numbers of all records that are not commits.
+    rows_per_file: of the run.
+    files: of the manifest, by number.
+    done: for each file a bitmap of its finished rows, row i at bit i % 8 of byte i // 8.
+    parts: by folder, in the order of their commits.
+    groups: by name.
+    counts: of the whole output. run_counts: of `run`.
 
-    tokens: of the commits with a part that is not visible, and how often parts and groups name
-    each. waiting: rows in the parts of each folder. Both follow from the other fields.
-    snapshot: number of the newest snapshot of the log that is known here.
+    Derived from the fields above, and not stored:
+    tokens: the number of references from parts and groups to each staged object.
+    waiting: the number of rows in the parts of each folder.
+    snapshot: the number of the log's newest snapshot, as far as this process has seen it.
     """
 
     header: Record | None = None
@@ -135,12 +143,8 @@ class LedgerState:
         for part in chain(*self.parts.values(), *grouped):
             self.tokens[part.token] = self.tokens.get(part.token, 0) + 1
 
-    def number_of(self, name: str) -> int | None:
-        """The number of the manifest file `name`, or None when it is not known."""
-        return next((i for i, file in enumerate(self.files) if file.name == name), None)
-
     def apply(self, record: Record) -> None:
-        """Takes in the next record of the log. Raises ValueError when it cannot be one."""
+        """Applies the next record of the log. Raises ValueError when it is not valid."""
         self.sequence += 1
         kind = record["kind"]
         if kind != "commit":
@@ -154,7 +158,7 @@ class LedgerState:
             self.rows_per_file = record["rows_per_file"]
             self.run_counts = Counts()
             for entry in record["files"]:
-                self._know(entry["number"], KnownFile.of(entry))
+                self._add_file(entry["number"], KnownFile.of(entry))
         elif kind == "owner":
             self.owner, self.closed = record["owner"], record["closing"]
         elif kind == "commit":
@@ -163,27 +167,27 @@ class LedgerState:
             for folder, rows, name in record["groups"]:
                 self._group(folder, rows, name)
             for name in record["published"]:
-                self._forget(name)
+                self._drop_group(name)
         elif kind == "end":
             self.owner, self.closed = None, True
         else:
             raise ValueError(f"record {self.sequence} of the log is of an unknown kind: {kind!r}")
 
     def become(self, other: "LedgerState") -> None:
-        """Takes over all that a later state of the same log says."""
+        """Replaces this state by a later one of the same log."""
         self.__dict__.update(other.__dict__)
 
-    def taken(self, rows: Rows) -> Rows:
-        """Those of the rows that are finished."""
-        found = {number: rows[number][self._is_done(number, rows[number])] for number in rows}
-        return {number: indices for number, indices in found.items() if indices.size}
+    def finished(self, rows: Rows) -> Rows:
+        """Returns those of the rows that are finished."""
+        finished = {number: rows[number][self._is_done(number, rows[number])] for number in rows}
+        return {number: indices for number, indices in finished.items() if indices.size}
 
     def pending(self, number: int, start: int, stop: int) -> npt.NDArray[np.bool_]:
-        """For rows start to stop of a file: True where a row is not finished."""
+        """Returns whether each row from start to stop of a file is unfinished: [stop - start]."""
         first = start // 8
         bits = np.unpackbits(self.done[number][first : -(-stop // 8)], bitorder="little")
-        found: npt.NDArray[np.bool_] = bits[start - first * 8 : stop - first * 8] == 0
-        return found
+        pending: npt.NDArray[np.bool_] = bits[start - first * 8 : stop - first * 8] == 0
+        return pending
 
     def _finish(self, commit: Record) -> None:
         counts = Counts(**commit["counts"])
@@ -201,30 +205,30 @@ class LedgerState:
         """Moves the folder's oldest `rows` rows into a new group."""
         if not 0 < rows <= self.waiting.get(folder, 0) or name in self.groups:
             raise ValueError(f"{name}: a group of {rows} rows that are not there")
-        taken: list[Part] = []
-        parts, left = self.parts[folder], rows
-        while left:
-            part = parts[len(taken)]
-            stop = min(part.stop, part.start + left)
-            taken.append(part._replace(stop=stop))
-            left -= stop - part.start
-        del parts[: len(taken)]
-        if stop < part.stop:  # the last one is cut in two
+        grouped: list[Part] = []
+        parts, missing = self.parts[folder], rows
+        while missing:
+            part = parts[len(grouped)]
+            stop = min(part.stop, part.start + missing)
+            grouped.append(part._replace(stop=stop))
+            missing -= stop - part.start
+        del parts[: len(grouped)]
+        if stop < part.stop:  # the last part is split
             parts.insert(0, part._replace(start=stop))
             self.tokens[part.token] += 1
         self.waiting[folder] -= rows
         if not parts:
             del self.parts[folder], self.waiting[folder]
-        self.groups[name] = Group(name, tuple(taken))
+        self.groups[name] = Group(name, tuple(grouped))
 
-    def _forget(self, name: str) -> None:
-        """The group's file is visible: its parts are needed no more."""
+    def _drop_group(self, name: str) -> None:
+        """Removes a group whose file is visible, and the references to its parts."""
         for part in self.groups.pop(name).parts:
             self.tokens[part.token] -= 1
             if not self.tokens[part.token]:
                 del self.tokens[part.token]
 
-    def _know(self, number: int, file: KnownFile) -> None:
+    def _add_file(self, number: int, file: KnownFile) -> None:
         size = -(-file.rows // 8)
         if number == len(self.files):
             self.files.append(file)
@@ -234,8 +238,8 @@ class LedgerState:
             self.done[number] = np.pad(self.done[number], (0, size - self.done[number].size))
 
     def _is_done(self, number: int, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        found: npt.NDArray[np.bool_] = (self.done[number][indices >> 3] >> (indices & 7)) & 1 == 1
-        return found
+        bits: npt.NDArray[np.bool_] = (self.done[number][indices >> 3] >> (indices & 7)) & 1 == 1
+        return bits
 
     def _mark(self, number: int, indices: npt.NDArray[np.int64]) -> None:
         bits = np.left_shift(1, indices & 7).astype(np.uint8)
@@ -243,7 +247,7 @@ class LedgerState:
 
 
 def text_of(indices: npt.NDArray[np.int64]) -> str:
-    """Ascending row indices as text: "0-63,70"."""
+    """Formats ascending row indices, like "0-63,70"."""
     if not indices.size:
         return ""
     breaks = np.flatnonzero(np.diff(indices) != 1)
@@ -256,7 +260,7 @@ def text_of(indices: npt.NDArray[np.int64]) -> str:
 
 
 def rows_of(text: str) -> npt.NDArray[np.int64]:
-    """The row indices that `text_of` wrote."""
+    """Parses the row indices that `text_of` formatted."""
     parts = [part.partition("-") for part in text.split(",") if part]
     spans = [np.arange(int(first), int(last or first) + 1) for first, _, last in parts]
     return np.concatenate(spans) if spans else np.empty(0, np.int64)

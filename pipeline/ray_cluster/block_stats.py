@@ -1,9 +1,8 @@
-"""Turns Ray Data's memory of every block into one of those that are under way.
+"""Clears Ray Data's per-block statistics, which otherwise grow without bound.
 
 For its report on an execution Ray Data keeps statistics of each block that each operator made: at
-a hundred million rows that is gigabytes in the driver. Nobody here asks for that report. Ray's
-threads also leave holes in the heap, some kilobytes for each block, unless they are given back.
-What the blocks hold is not known here.
+a hundred million rows that is gigabytes in the driver. This pipeline does not use that report.
+Ray's threads also fragment the heap, by some kilobytes for each block, so it is trimmed too.
 """
 
 import time
@@ -11,30 +10,30 @@ from typing import Any
 
 from mediamill.pipeline.ray_cluster.trim_memory import trim_memory
 
-_GIVE_BACK_S = 30.0
+_TRIM_S = 30.0
 
 
 class ClearBlockStats:
     """Ray Data's execution callback: its scheduling loop calls it after each step."""
 
     def __init__(self) -> None:
-        self._next = 0.0  # on the monotonic clock, when memory is given back again
+        self._next_trim = 0.0  # on the monotonic clock
 
     def before_execution_starts(self, executor: Any) -> None:
-        """Nothing yet."""
+        """Does nothing."""
 
     def on_execution_step(self, executor: Any) -> None:
-        """Empties the lists that grow. There is no public way to have none."""
+        """Empties the lists. Ray Data has no public way to turn the statistics off."""
         for operator in getattr(executor, "_topology", None) or ():
-            kept = getattr(operator, "_output_blocks_stats", None)
-            if isinstance(kept, list):
-                kept.clear()
-        if time.monotonic() >= self._next:
+            stats = getattr(operator, "_output_blocks_stats", None)
+            if isinstance(stats, list):
+                stats.clear()
+        if time.monotonic() >= self._next_trim:
             trim_memory()
-            self._next = time.monotonic() + _GIVE_BACK_S
+            self._next_trim = time.monotonic() + _TRIM_S
 
     def after_execution_succeeds(self, executor: Any) -> None:
-        """Nothing more."""
+        """Does nothing."""
 
     def after_execution_fails(self, executor: Any, error: Exception) -> None:
-        """Nothing more."""
+        """Does nothing."""

@@ -1,7 +1,6 @@
-"""Turns an address into a connection to Ray, and what Ray says of its nodes into sizes of pools.
+"""Connects to a Ray cluster or starts a local one, and configures Ray Data.
 
-Starts a cluster where none runs, and waits for the nodes of one that is still coming up. Knows
-resources, not stages.
+Also waits for the nodes of a cluster that is still starting.
 """
 
 import logging
@@ -26,8 +25,8 @@ from mediamill.schemas.job_resources import span
 if TYPE_CHECKING:
     from ray.data import DataContext
 
-_LEAST_CPUS = 2
-_STARTED_HERE = {"mediamill-cluster": "local"}  # a label: several runs may share such a cluster
+_MIN_CPUS = 2
+_LOCAL_LABEL = {"mediamill-cluster": "local"}  # several runs may share such a cluster
 _STARTS = 3
 _WAIT_POLL_S = 1.0
 _NO_PROGRESS_S = 2 * 3600  # loading a large model and one slow video must fit
@@ -35,22 +34,21 @@ _NO_PROGRESS_S = 2 * 3600  # loading a large model and one slow video must fit
 
 @contextmanager
 def ray_cluster(address: str | None) -> Iterator[bool]:
-    """A connection to Ray: the one that is there, the one at `address`, or a new local cluster.
+    """Connects to Ray: by this process's connection, at `address`, or to a new local cluster.
 
-    Gives whether nodes may join: a cluster that is started here stays as it is. Without `address`,
-    RAY_ADDRESS names the cluster, as `ray job submit` sets it. What was started here is stopped at
-    the end.
+    Yields whether nodes may join, which they do not in a local cluster. The default of `address` is
+    RAY_ADDRESS, which `ray job submit` sets. A local cluster is stopped at the end.
     """
     address = address or os.environ.get("RAY_ADDRESS") or None
     if "ray" not in sys.modules:
-        _settle(address)
+        _set_environment(address)
     import ray
 
     if ray.is_initialized():
         with _quiet():
-            yield not any(_STARTED_HERE.items() <= node.labels.items() for node in ray_nodes())
+            yield not any(_LOCAL_LABEL.items() <= node.labels.items() for node in ray_nodes())
         return
-    with _own_sigterm():
+    with _restored_sigterm():
         if address is not None:
             ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
         else:
@@ -59,92 +57,96 @@ def ray_cluster(address: str | None) -> Iterator[bool]:
         with _quiet():
             yield address is not None
     finally:
-        ray.shutdown(wait_for_processes=True)  # of those that were started here
+        ray.shutdown(wait_for_processes=True)  # of a local cluster
 
 
 def ray_nodes() -> list[Node]:
-    """The nodes that live now."""
+    """Returns the nodes that are alive."""
     import ray
 
-    found: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     return [
         Node(
-            cpus=one["Resources"].get("CPU", 0.0),
-            gpus=one["Resources"].get("GPU", 0.0),
-            memory=one["Resources"].get("memory", 0.0),
-            labels=one.get("Labels") or {},
+            cpus=node["Resources"].get("CPU", 0.0),
+            gpus=node["Resources"].get("GPU", 0.0),
+            memory=node["Resources"].get("memory", 0.0),
+            labels=node.get("Labels") or {},
         )
-        for one in found
-        if one["Alive"]
+        for node in nodes
+        if node["Alive"]
     ]
 
 
 def await_pools(
-    wanted: Resources,
+    resources: Resources,
     prepare_bytes: int,
     wait_s: float,
-    heed: Callable[[str], None],
+    on_wait: Callable[[str], None],
     nodes: Callable[[], list[Node]] = ray_nodes,
 ) -> Pools:
-    """The pools, as soon as the cluster has room for them, after at most `wait_s` seconds.
+    """Returns the pools as soon as the cluster has room for them, after at most `wait_s` seconds.
 
-    heed: told about once a second what is missing; what it raises ends the wait. Raises JobError
-    when the cluster stays too small. A cluster that can start nodes is asked for what is missing.
+    A cluster with an autoscaler is asked to start the missing nodes.
+
+    prepare_bytes: that one prepare actor may need.
+    on_wait: called about once a second with what is missing; what it raises ends the wait.
+    nodes: returns the nodes that are alive.
+    Raises TooSmallError, a JobError, when the cluster stays too small.
     """
-    until, asked = time.monotonic() + wait_s, False
+    deadline, requested = time.monotonic() + wait_s, False
     try:
         while True:
             try:
-                return size_pools(wanted, nodes(), prepare_bytes)
+                return size_pools(resources, nodes(), prepare_bytes)
             except TooSmallError as error:
-                if time.monotonic() >= until:
+                if time.monotonic() >= deadline:
                     waited = f", after {wait_s:g} s (resources.wait_s)" if wait_s else ""
                     raise TooSmallError(f"{error}{waited}") from None
                 missing = str(error)
-            if not asked:
-                _ask_autoscaler(wanted)
-                asked = True
-            heed(missing)
-            time.sleep(min(_WAIT_POLL_S, max(0.0, until - time.monotonic())))
+            if not requested:
+                _request_nodes(resources)
+                requested = True
+            on_wait(missing)
+            time.sleep(min(_WAIT_POLL_S, max(0.0, deadline - time.monotonic())))
     except BaseException:
-        if asked:
-            _ask_autoscaler(None)  # or nodes would be held that nobody uses
+        if requested:
+            _request_nodes(None)  # or idle nodes would be kept
         raise
 
 
-def _ask_autoscaler(wanted: Resources | None) -> None:
-    """Asks for the least that the job can start on, or for nothing; Ray Data asks for the rest.
-
-    Where nothing starts nodes, nobody listens.
+def _request_nodes(resources: Resources | None) -> None:
+    """Asks Ray's autoscaler, if there is one, for the minimum that the job can start on; Ray Data
+    asks for the rest. None withdraws the request.
     """
     from ray.autoscaler import sdk
 
     bundles: list[dict[str, float]] = []
     labels: list[dict[str, str]] = []
-    if wanted is not None:
-        on_gpu = wanted.device == "cuda"
-        cpus = {"CPU": float(_LEAST_CPUS)}
-        replica = {"GPU": float(wanted.tensor_parallel)} if on_gpu else cpus
-        copies = span(wanted.replicas)[0] or 1
-        bundles = [cpus, *([replica] * copies)]
-        labels = [dict(wanted.labels.prepare), *([dict(wanted.labels.generate)] * copies)]
+    if resources is not None:
+        on_gpu = resources.device == "cuda"
+        cpus = {"CPU": float(_MIN_CPUS)}
+        replica = {"GPU": float(resources.tensor_parallel)} if on_gpu else cpus
+        replicas = span(resources.replicas)[0] or 1
+        bundles = [cpus, *([replica] * replicas)]
+        generate = dict(resources.labels.generate)
+        labels = [dict(resources.labels.prepare), *([generate] * replicas)]
     sdk.request_resources(bundles=bundles, bundle_label_selectors=labels)
 
 
 def _start_local() -> None:
-    """Starts Ray here; a busy machine may need more than the 30 s that Ray gives it."""
+    """Starts Ray on this machine. Retries, since a busy machine may take longer than Ray's 30 s."""
     import ray
 
     for attempt in range(1, _STARTS + 1):
         try:
             with _no_stderr():
                 ray.init(
-                    # Fewer would leave Ray Data's own tasks waiting for the actors, for ever.
-                    num_cpus=max(os.cpu_count() or 1, _LEAST_CPUS),
+                    # With fewer, Ray Data's own tasks would wait for the actors for ever.
+                    num_cpus=max(os.cpu_count() or 1, _MIN_CPUS),
                     include_dashboard=False,
                     log_to_driver=False,
                     logging_level=logging.ERROR,
-                    labels=_STARTED_HERE,
+                    labels=_LOCAL_LABEL,
                 )
         except Exception:
             ray.shutdown(wait_for_processes=True)
@@ -155,8 +157,8 @@ def _start_local() -> None:
 
 
 @contextmanager
-def _own_sigterm() -> Iterator[None]:
-    """Ray puts its own handler in the place of the program's, which comes back here."""
+def _restored_sigterm() -> Iterator[None]:
+    """Restores the program's handler of SIGTERM, which Ray replaces."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -169,23 +171,23 @@ def _own_sigterm() -> Iterator[None]:
 
 @contextmanager
 def _no_stderr() -> Iterator[None]:
-    """Ray's core says on stderr that it follows the log level; what goes wrong is raised."""
+    """Hides Ray core's messages about its log level on stderr. Errors are raised anyway."""
     sys.stderr.flush()
-    kept = os.dup(2)
-    with Path(os.devnull).open("w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
+    stderr = os.dup(2)
+    with Path(os.devnull).open("w") as null:
+        os.dup2(null.fileno(), 2)
     try:
         yield
     finally:
         sys.stderr.flush()
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(stderr, 2)
+        os.close(stderr)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Ray Data's news would tear the progress line; its errors are still shown."""
-    import ray.data  # it sets its loggers up when it is imported
+    """Hides Ray Data's messages, which would break the progress line, except its errors."""
+    import ray.data  # configures its loggers
 
     logger = logging.getLogger(ray.data.__name__)
     level = logger.level
@@ -196,43 +198,44 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _settle(address: str | None) -> None:
-    """Settings that Ray reads when it is imported; what the user has set stays."""
-    # Who does not know this process's token cannot use the cluster that it starts.
+def _set_environment(address: str | None) -> None:
+    """Sets what Ray reads from the environment when it is imported, unless the user has set it."""
+    # A local cluster can only be used with this process's token.
     if address is None and os.environ.setdefault("RAY_AUTH_MODE", "token") == "token":
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if address is None:
-        # Its own history of up to 100,000 tasks is half a gigabyte that nobody here looks at.
+        # Ray's history of up to 100,000 tasks takes half a gigabyte, and is not used.
         os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
-    # Ray's core tells of every actor pool, on stderr and as an error, that it might not restart.
+    # Ray's core logs an error for every actor pool, that its actors might not restart.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
 
 def data_context(block_bytes: int, *callbacks: Any) -> "DataContext":
-    """Ray Data's settings for this job; the process's own stay as they are.
+    """Returns Ray Data's settings for this job; the current context is not changed.
 
-    block_bytes: of one object between the stages. callbacks: called by its scheduling loop, see
-    drain.py and growth.py.
+    block_bytes: of one object between the stages.
+    callbacks: execution callbacks, which Ray Data's scheduling loop calls.
     """
     from ray.data import DataContext
     from ray.data.context import AutoscalingConfig
 
     with warnings.catch_warnings():
-        # Copying touches Ray's own deprecated settings too.
+        # The copy reads Ray's deprecated settings too.
         warnings.simplefilter("ignore", DeprecationWarning)
         context = DataContext.get_current().copy()
     context.target_max_block_size = block_bytes
     context.execution_no_progress_timeout_s = _NO_PROGRESS_S
-    context.max_errored_blocks = 0  # what is wrong with a row is in the row; all else is a fault
+    context.max_errored_blocks = 0  # errors of a row are in the row; any other is a bug
     context.max_consecutive_actor_init_deaths = 2
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    # How large a pool is, growth.py alone decides; Ray Data only brings it to its least size.
+    # Only autoscaler.py resizes pools; Ray Data just starts actors up to the minimum size.
     context.autoscaling_config = AutoscalingConfig(
         actor_pool_util_upscaling_threshold=math.inf, actor_pool_util_downscaling_threshold=-1.0
     )
-    called: list[Any] = [*callbacks, ClearBlockStats]  # it only calls them, whatever they are
-    context.custom_execution_callback_classes = called
-    context.enable_fallback_to_arrow_object_ext_type = False  # never a pickle in a column
+    # Ray Data calls each of these to create a callback; an instance that returns itself will do.
+    factories: list[Any] = [*callbacks, ClearBlockStats]
+    context.custom_execution_callback_classes = factories
+    context.enable_fallback_to_arrow_object_ext_type = False  # no pickles in columns
     return context

@@ -1,6 +1,7 @@
-"""Turns what the stages have done into counts, a rate, an estimate of the end, and Ray's metrics.
+"""Counts what the stages do, estimates rate and remaining time, and exports Ray metrics.
 
-Counts are for the eye: a retried task counts twice. The truth about finished rows is the ledger's.
+The counters are approximate: a retried task counts twice. Exact counts of finished rows come from
+the ledger.
 """
 
 import threading
@@ -9,9 +10,9 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping
 
 _WINDOW_S = 30.0  # of the recent rate
-_SAMPLE_S = 2.0  # Ray sends what it was told last every 10 s
+_SAMPLE_S = 2.0  # Ray exports the last value every 10 s
 
-# Ray puts `ray_` before the names. Each metric has the tag `run`, and the one that is named here.
+# Ray prefixes the names with `ray_`. Each metric has the tag `run`, and the tag that is named here.
 ROWS, ERROR_ROWS = "mediamill_rows_total", "mediamill_error_rows_total"
 TOKENS, ENGINES = "mediamill_tokens_total", "mediamill_replaced_engines_total"
 ENGINE_ROWS = "mediamill_engine_rows"
@@ -28,7 +29,7 @@ Totals = Mapping[tuple[str, str], int]  # by name of the metric and value of its
 
 
 class Metrics:
-    """Named counters, to be held by an actor: stages add to them and do not wait."""
+    """Named counters, held by the coordinator. Stages add to them without waiting."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
@@ -39,60 +40,60 @@ class Metrics:
     def add_all(self, numbers: Mapping[str, int]) -> None:
         self._counts.update(numbers)
 
-    def counted(self) -> dict[str, int]:
+    def counters(self) -> dict[str, int]:
         return dict(self._counts)
 
 
 class Rate:
-    """Rows per second over the last seconds, and the seconds that are left."""
+    """Rows per second over the last 30 seconds."""
 
     def __init__(self) -> None:
-        self._seen: deque[tuple[float, float]] = deque()
+        self._samples: deque[tuple[float, float]] = deque()
 
     def update(self, seconds: float, rows: float) -> float:
-        """The rate, after `rows` were done `seconds` after the start."""
+        """Returns the rate. rows: done until now. seconds: since the start."""
         if rows == 0:
-            self._seen.clear()  # loading the model says nothing of the rate
-        self._seen.append((seconds, rows))
-        while len(self._seen) > 2 and seconds - self._seen[0][0] > _WINDOW_S:
-            self._seen.popleft()
-        (then, before), (now, after) = self._seen[0], self._seen[-1]
-        return (after - before) / (now - then) if now > then else 0.0
+            self._samples.clear()  # the time to load the model is not part of the rate
+        self._samples.append((seconds, rows))
+        while len(self._samples) > 2 and seconds - self._samples[0][0] > _WINDOW_S:
+            self._samples.popleft()
+        (start, before), (end, after) = self._samples[0], self._samples[-1]
+        return (after - before) / (end - start) if end > start else 0.0
 
 
 def eta_s(rows_left: float, rate: float) -> float | None:
-    """None while there is no rate."""
+    """Returns the estimated remaining seconds; None while the rate is 0."""
     return rows_left / rate if rate > 0 else None
 
 
-class Exported:
-    """The counters of one run that Ray exports. It is told totals, and adds what they have grown.
+class ExportedCounters:
+    """The counters of one run that Ray exports. Adds the increase of the totals it is given.
 
-    begun: totals that are not to be added, since another process has done that.
+    exported: totals that another process has exported already.
     """
 
-    def __init__(self, run: str, begun: Totals) -> None:
+    def __init__(self, run: str, exported: Totals) -> None:
         from ray.util.metrics import Counter as RayCounter
 
-        self._run, self._told = run, dict(begun)
+        self._run, self._exported = run, dict(exported)
         self._counters = {
-            name: RayCounter(name, says, (_RUN, tag) if tag else (_RUN,))
-            for name, (tag, says) in _COUNTERS.items()
+            name: RayCounter(name, description, (_RUN, tag) if tag else (_RUN,))
+            for name, (tag, description) in _COUNTERS.items()
         }
 
     def update(self, totals: Totals) -> None:
-        """Adds what is more than at the last call."""
+        """Adds the increase since the last call."""
         for (name, value), total in totals.items():
-            more = total - self._told.get((name, value), 0)
-            if more > 0:
+            increase = total - self._exported.get((name, value), 0)
+            if increase > 0:
                 tag, _ = _COUNTERS[name]
-                own = {tag: value} if tag else {}
-                self._counters[name].inc(more, {_RUN: self._run, **own})
-                self._told[name, value] = total
+                tags = {_RUN: self._run, **({tag: value} if tag else {})}
+                self._counters[name].inc(increase, tags)
+                self._exported[name, value] = total
 
 
 def export_engine_rows(rows: Callable[[], int], run: str) -> None:
-    """Exports, for the rest of this process, how many rows its engine works on now."""
+    """Exports the number of rows in this process's engine, from a thread that never ends."""
     from ray.util.metrics import Gauge
 
     gauge = Gauge(ENGINE_ROWS, "rows that an engine works on now", (_RUN,))

@@ -1,7 +1,7 @@
-"""Turns memory that is free inside this process into memory of the machine.
+"""Returns freed memory of this process to the operating system.
 
-Allocators keep what was freed, for who asks next. A driver that has checked a large manifest asks
-for little afterwards, for days. Whose memory it was is not known here.
+Allocators keep freed memory for later allocations. A driver that has checked a large manifest
+allocates little afterwards, for days.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ import pyarrow as pa
 
 
 def trim_memory() -> None:
-    """Lets go of what the allocators keep; it takes milliseconds. Any thread may call it."""
+    """Releases free memory of the allocators, in milliseconds. Thread-safe."""
     pa.default_memory_pool().release_unused()
-    with contextlib.suppress(OSError, AttributeError):  # glibc's; others do it by themselves
+    with contextlib.suppress(OSError, AttributeError):  # only glibc needs it
         ctypes.CDLL(None).malloc_trim(0)

@@ -1,7 +1,7 @@
-"""Turns the job's canary, a medium whose answer is known, into a check of a whole replica.
+"""The canary: a request whose answer is known, which checks a whole replica.
 
-The medium goes the way of all media, and the request the way of all requests, at the start and then
-once in a while among the rows. It never becomes a row. What answers is handed in.
+Its picture or video and its request take the same path as those of rows: at the start, and then
+from time to time. It never becomes a row.
 """
 
 import threading
@@ -23,7 +23,7 @@ _EVERY_ROWS = 1000
 
 
 def check_canary(job: JobConfig) -> None:
-    """Before anything runs. Raises JobError when the job has a canary that cannot be asked."""
+    """Raises JobError when the job has a canary that cannot be used. Needs no cluster."""
     canary = job.canary
     if canary.uri is None:
         return
@@ -35,10 +35,12 @@ def check_canary(job: JobConfig) -> None:
 
 
 class Canary:
-    """The known request. Raises JobError or a MediaError when it cannot be made.
+    """The canary of one replica. Raises JobError or MediaError when it cannot be prepared.
 
-    base: the folder that a relative path is relative to. sampling: the job's. answer: text to a
-    request. every_rows: that pass between two checks.
+    base: the folder that a relative path is relative to.
+    sampling: the job's.
+    answer: returns the text of the engine's answer to a request.
+    every_rows: rows between two checks.
     """
 
     def __init__(
@@ -56,7 +58,7 @@ class Canary:
         canary = job.canary
         if canary.uri is None or canary.text is None:
             raise JobError("canary: found no uri or no text, expected both")
-        self._shown, self._expected = storage.redact(canary.uri), canary.text
+        self._uri, self._expected = storage.redact(canary.uri), canary.text
         processor = Processor.load(
             checkpoint,
             job.image.min_pixels,
@@ -69,29 +71,29 @@ class Canary:
         ids = processor.build_prompt(messages, [visual])
         self._answer = answer
         self._request = Request("canary", ids, (visual,), sampling)
-        self._every_rows, self._passed, self._asked = every_rows, 0, 0
+        self._every_rows, self._rows, self._checks = every_rows, 0, 0
         self._lock = threading.Lock()
 
     def check(self) -> None:
-        """Asks now. Raises CanaryError when the answer is not the known one."""
+        """Runs the request now. Raises CanaryError when the answer is not the expected one."""
         with self._lock:
-            self._asked += 1
-            request = replace(self._request, id=f"canary/{self._asked}")
-        found = self._answer(request)
-        if found != self._expected:
+            self._checks += 1
+            request = replace(self._request, id=f"canary/{self._checks}")
+        answer = self._answer(request)
+        if answer != self._expected:
             raise CanaryError(
-                f"canary {self._shown}: found the answer {found!r}, expected "
+                f"canary {self._uri}: found the answer {answer!r}, expected "
                 f"{self._expected!r} (canary.text): no answer of this model and machine can be "
                 "trusted; compare checkpoint, prompt and versions with those that made the text"
             )
 
-    def pass_by(self, rows: int) -> None:
-        """Asks again when so many rows more make it due. Raises CanaryError."""
+    def count(self, rows: int) -> None:
+        """Counts rows, and checks again when enough have passed. Raises CanaryError."""
         with self._lock:
-            self._passed += rows
-            due = self._passed >= self._every_rows
+            self._rows += rows
+            due = self._rows >= self._every_rows
             if due:
-                self._passed = 0
+                self._rows = 0
         if due:
             self.check()
 

@@ -1,7 +1,4 @@
-"""Loads the engine of a replica, in this process or over several, and tells when it is broken.
-
-What it is asked is not known here.
-"""
+"""Loads the engine of a replica, in one process or several, and recognizes when it is broken."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -24,12 +21,16 @@ def load_engine(
     on_end: Callable[[BrokenEngineError], None],
     **options: Any,
 ) -> Engine:
-    """An engine over `ranks` processes, of which this one is the first; the GPUs are those that
-    this process sees.
+    """Returns an engine over `ranks` processes, of which this one is the first.
 
-    vision: how the ranks share the vision tower. threads: of each rank on a CPU. on_end: called in
-    another thread when one of the other ranks has ended or hangs, since this one may then wait for
-    it for ever. options: of `Engine.load`. Raises what that does.
+    It uses the GPUs that this process sees.
+
+    vision: how the ranks share the vision tower.
+    threads: of each rank on a CPU.
+    on_end: called in another thread when another rank has ended or hangs, since this one may then
+        wait for it for ever.
+    options: of `Engine.load`.
+    Raises what `Engine.load` raises.
     """
     if ranks == 1:
         return Engine.load(checkpoint, device, **options)
@@ -45,7 +46,7 @@ def load_engine(
 
 
 def refuse_broken(error: Exception) -> None:
-    """Raises BrokenEngineError where no further request can be answered by this process.
+    """Raises BrokenEngineError when an error means that this process can answer no more requests.
 
     After most CUDA errors every further call of the process fails too; running out of memory is
     not one of them.

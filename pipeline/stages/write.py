@@ -1,9 +1,8 @@
-"""Turns tables of finished rows into files of the output, each row once.
+"""The write stage: writes finished rows to the output, each row exactly once.
 
-A write task stages its rows in one hidden object and has the ledger commit them. When they fill
-files with what other tasks have committed, the ledger says which, and the task makes those visible.
-A task that is killed anywhere in between is done again, by Ray or by the next run, and nothing is
-lost or doubled. What makes a row finished is the ledger's knowledge.
+A write task stages its rows in one hidden object and has the ledger commit them. When the rows of
+several tasks fill a file, the ledger gives one of the tasks the group to publish. A task that is
+killed at any point is repeated, by Ray or by the next run, and no row is lost or doubled.
 """
 
 import uuid
@@ -19,9 +18,8 @@ from ray.data.datasource import Datasink
 
 from mediamill.pipeline.ledger import hive_paths, publish
 from mediamill.pipeline.ledger.ledger import Commit, CommitReply
-from mediamill.pipeline.ledger.publish import ordinals
 from mediamill.pipeline.ledger.state import Counts, Rows
-from mediamill.pipeline.records import ROW_FILE, ROW_INDEX
+from mediamill.pipeline.records import manifest_order, ordinals
 from mediamill.pipeline.storage import storage
 from mediamill.pipeline.storage.storage import Place
 from mediamill.schemas import columns as c
@@ -29,9 +27,10 @@ from mediamill.schemas import columns as c
 
 @dataclass(frozen=True)
 class OutputRules:
-    """Where results go and what they say of their origin.
+    """Where results go, and in which layout.
 
-    schema: of the result, partition columns included. constants: columns with one value.
+    output: its URL. schema: of the result, with the partition columns.
+    constants: the values of columns that are the same in every row, by name.
     """
 
     output: str
@@ -42,9 +41,9 @@ class OutputRules:
 
 
 class LedgerCalls(Protocol):
-    """How a write task reaches the ledger; see there."""
+    """The methods of `Ledger` that a write task calls."""
 
-    def taken(self, rows: Rows) -> Rows: ...
+    def finished(self, rows: Rows) -> Rows: ...
 
     def commit(self, commit: Commit) -> CommitReply: ...
 
@@ -52,7 +51,7 @@ class LedgerCalls(Protocol):
 
 
 class ResultDatasink(Datasink[None]):
-    """Ray Data's view of the output. rows_per_write: rows that Ray should gather for one task."""
+    """Ray Data's sink for the output. rows_per_write: rows that Ray should gather for one task."""
 
     def __init__(self, rules: OutputRules, ledger: LedgerCalls, rows_per_write: int) -> None:
         self._rules = rules
@@ -70,38 +69,35 @@ class ResultDatasink(Datasink[None]):
 
 
 def write_rows(table: pa.Table, rules: OutputRules, ledger: LedgerCalls) -> None:
-    """Writes those rows of a table of `parsed_schema` that are not finished yet."""
+    """Writes the rows of a table of `parsed_schema` that are not finished yet."""
     output = storage.resolve(rules.output)
-    table = _without(table, ledger.taken(_ordinals(table)))
+    table = _without(table, ledger.finished(_ordinals(table)))
     while table.num_rows:
         token = uuid.uuid4().hex
         parts = publish.stage(output, token, _parts(table, rules))
-        answer = ledger.commit(Commit(token, _ordinals(table), _counts(table), parts))
-        if not answer.taken:
-            _publish(output, answer, ledger)
+        reply = ledger.commit(Commit(token, _ordinals(table), _counts(table), parts))
+        if not reply.finished:
+            _publish(output, reply, ledger)
             return
-        # Another try of the same task was faster: what it has not, is staged again.
+        # Another attempt of the same task was faster. Only the remaining rows are staged again.
         publish.discard(output, [token])
-        table = _without(table, answer.taken)
+        table = _without(table, reply.finished)
 
 
-def _publish(output: Place, answer: CommitReply, ledger: LedgerCalls) -> None:
-    """Makes files visible as long as the ledger has some for this task."""
-    while answer.groups:
-        for group in answer.groups:
+def _publish(output: Place, reply: CommitReply, ledger: LedgerCalls) -> None:
+    """Publishes groups as long as the ledger has some for this task."""
+    while reply.groups:
+        for group in reply.groups:
             publish.publish(output, group)
-        answer = ledger.published([group.name for group in answer.groups])
-        publish.discard(output, answer.unneeded)
+        reply = ledger.published([group.name for group in reply.groups])
+        publish.discard(output, reply.unneeded)
 
 
 def _parts(table: pa.Table, rules: OutputRules) -> Iterator[tuple[str, pa.Table]]:
-    """The rows of each folder, in the manifest's order, and no more at once than a file has.
-
-    Folders come in their own order.
-    """
+    """Yields folders, sorted, with their rows in the manifest's order, at most a file's at once."""
     result = _result(table, rules)
-    inside = [name for name in rules.schema.names if name not in rules.partition_by]
-    result = result.select(inside).append_column(c.ROW, table[c.ROW])
+    columns = [name for name in rules.schema.names if name not in rules.partition_by]
+    result = result.select(columns).append_column(c.ROW, table[c.ROW])
     groups = [
         (hive_paths.folder(rules.partition_by, values), indices)
         for values, indices in _groups(table, rules.partition_by)
@@ -114,13 +110,12 @@ def _parts(table: pa.Table, rules: OutputRules) -> Iterator[tuple[str, pa.Table]
 def _groups(
     table: pa.Table, partition_by: tuple[str, ...]
 ) -> Iterator[tuple[tuple[Any, ...], "np.ndarray[Any, np.dtype[np.int64]]"]]:
-    """Values of the partition columns, and the rows that have them, in the manifest's order."""
-    order = publish.manifest_order(table)
+    """Yields partition values with the indices of their rows, in the manifest's order."""
+    order = manifest_order(table)
     if not partition_by:
         yield (), order
         return
-    rows = zip(*(table[name].to_pylist() for name in partition_by), strict=True)
-    keys = list(rows)
+    keys = list(zip(*(table[name].to_pylist() for name in partition_by), strict=True))
     groups: dict[tuple[Any, ...], list[int]] = {}
     for index in order.tolist():
         groups.setdefault(keys[index], []).append(index)
@@ -129,7 +124,7 @@ def _groups(
 
 
 def _result(table: pa.Table, rules: OutputRules) -> pa.Table:
-    """The columns of the result, in its order and types."""
+    """Returns the table in the schema of the result."""
     arrays = []
     for field in rules.schema:
         if field.name in rules.constants:
@@ -142,31 +137,29 @@ def _result(table: pa.Table, rules: OutputRules) -> pa.Table:
 
 
 def _ordinals(table: pa.Table) -> Rows:
-    files = ordinals(table, ROW_FILE).to_numpy()
-    indices = ordinals(table, ROW_INDEX).to_numpy()
+    files, indices = ordinals(table)
     return {int(file): np.sort(indices[files == file]) for file in np.unique(files)}
 
 
-def _without(table: pa.Table, taken: Rows) -> pa.Table:
-    files = ordinals(table, ROW_FILE).to_numpy()
-    indices = ordinals(table, ROW_INDEX).to_numpy()
+def _without(table: pa.Table, rows: Rows) -> pa.Table:
+    files, indices = ordinals(table)
     keep = np.ones(table.num_rows, bool)
-    for file, gone in taken.items():
-        keep &= ~((files == file) & np.isin(indices, gone))
+    for file, removed in rows.items():
+        keep &= ~((files == file) & np.isin(indices, removed))
     return table if keep.all() else table.filter(pa.array(keep))
 
 
 def _counts(table: pa.Table) -> Counts:
     errors = Counter(code for code in table[c.ERROR_CODE].to_pylist() if code is not None)
-    asked = table
-    if c.DUPLICATE_OF in table.column_names:  # what a copy says, the engine has said once
-        asked = table.filter(pc.is_null(table[c.DUPLICATE_OF]))
+    generated = table
+    if c.DUPLICATE_OF in table.column_names:  # the engine made no tokens for a copy
+        generated = table.filter(pc.is_null(table[c.DUPLICATE_OF]))
     return Counts(
         ok=table.num_rows - errors.total(),
         errors=dict(errors),
-        prompt_tokens=_total(asked, c.PROMPT_TOKENS),
-        visual_tokens=_total(asked, c.VISUAL_TOKENS),
-        output_tokens=_total(asked, c.OUTPUT_TOKENS),
+        prompt_tokens=_total(generated, c.PROMPT_TOKENS),
+        visual_tokens=_total(generated, c.VISUAL_TOKENS),
+        output_tokens=_total(generated, c.OUTPUT_TOKENS),
     )
 
 

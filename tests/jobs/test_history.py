@@ -5,7 +5,7 @@ import json
 import pytest
 
 from mediamill.jobs.cli import main
-from mediamill.pipeline.coordinator.lease import held
+from mediamill.pipeline.coordinator.lease import hold
 from mediamill.pipeline.ledger import ledger
 from mediamill.pipeline.ledger.state import KnownFile
 from mediamill.pipeline.storage import storage
@@ -54,7 +54,7 @@ def test_a_run_that_is_at_work_is_not_one_that_was_killed(tmp_path, capsys):
         assert main(["history", output.url, "--json"]) == 0
         return [json.loads(line)["end"] for line in capsys.readouterr().out.splitlines()]
 
-    with held(output, "now"):
+    with hold(output, "now"):
         assert ends() == [None, "at work"]
     assert ends() == [None, None]
 

@@ -11,11 +11,11 @@ from tests.soak.soak import Settings, soak
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    for one in fields(Settings):
-        name = f"--{one.name.replace('_', '-')}"
-        parser.add_argument(name, type=type(one.default), default=one.default)
+    for field in fields(Settings):
+        name = f"--{field.name.replace('_', '-')}"
+        parser.add_argument(name, type=type(field.default), default=field.default)
     settings = Settings(**vars(parser.parse_args()))
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started is stopped
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that everything is stopped
     report = soak(settings, lambda line: print(line, file=sys.stderr, flush=True))
     print(json.dumps(asdict(report), indent=1))
     return 1 if report.wrong else 0

@@ -1,9 +1,9 @@
 """A Ray cluster of several nodes on this machine, in a process of its own.
 
 Each node is a raylet with its own object store and workers. The first one holds the cluster's
-control service, and is the one that drivers connect to; any other can be killed and replaced. As a
-program: says on stdout where the cluster is, does what lines on stdin say, and stops everything at
-the end of stdin.
+control service, and drivers connect to it; any other can be killed and replaced. As a program:
+prints the cluster's address on stdout, starts a node for each line on stdin, and stops everything
+at the end of stdin.
 """
 
 import json
@@ -30,7 +30,7 @@ STORE_BYTES = 100 * 2**20  # of each node
 
 @dataclass(frozen=True)
 class Folders:
-    """Where everything of one cluster lies, so that what is left over can be seen."""
+    """The folders of one cluster, which are checked for leftovers."""
 
     base: Path
     memory: Path  # of the object stores
@@ -45,7 +45,7 @@ class Folders:
 
 @contextmanager
 def folders() -> Iterator[Folders]:
-    """Short names: the paths of Ray's sockets may have 107 characters."""
+    """Makes folders with short names: the paths of Ray's sockets may have 107 characters."""
     with tempfile.TemporaryDirectory(prefix="sk-", ignore_cleanup_errors=True) as base:
         memory = Path(tempfile.mkdtemp(prefix="sk-", dir=MEMORY if MEMORY.is_dir() else base))
         places = Folders(Path(base), memory)
@@ -57,10 +57,10 @@ def folders() -> Iterator[Folders]:
 
 
 def environment(places: Folders, storage: Mapping[str, str]) -> dict[str, str]:
-    """Of the cluster and of the drivers."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    """The environment of the cluster and of the drivers."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     return {
-        **kept,
+        **inherited,
         **places.variables(),
         "PYTHONPATH": str(ROOT),
         "PYTHONWARNINGS": "ignore",
@@ -74,7 +74,7 @@ def environment(places: Folders, storage: Mapping[str, str]) -> dict[str, str]:
 
 
 class LocalCluster:
-    """A cluster of `nodes` nodes with `cpus` CPUs each, as declared to Ray, not as they are.
+    """A cluster of `nodes` nodes that declare `cpus` CPUs each.
 
     gpus: of every node but the first.
     """
@@ -102,13 +102,13 @@ class LocalCluster:
 
     def start(self) -> None:
         for attempt in range(1, STARTS + 1):
-            self._begin()
-            if self._hear():
+            self._spawn()
+            if self._read_reply():
                 return
             self.kill()
             assert attempt < STARTS, "no cluster could be started"
 
-    def _begin(self) -> None:
+    def _spawn(self) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.soak.cluster", self._settings],
             cwd=ROOT,
@@ -117,11 +117,11 @@ class LocalCluster:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
-            start_new_session=True,  # the killer's signals and a Ctrl-C are not for the cluster
+            start_new_session=True,  # protects the cluster from a Ctrl-C and the killer's signals
         )
 
     def stop(self) -> None:
-        """Ends it with all that it has started."""
+        """Ends the cluster and all its processes."""
         if self._process is None:
             return
         family = self.family()
@@ -134,7 +134,7 @@ class LocalCluster:
         self._process = None
 
     def kill(self) -> int:
-        """Everything at once, as when the power fails; the number of processes that ended."""
+        """Kills everything at once, as a power failure does. Returns the number of processes."""
         assert self._process is not None
         hit = processes.end_at_once([self._process.pid, *self.family()])
         self._process.communicate()
@@ -142,50 +142,50 @@ class LocalCluster:
         return hit
 
     def kill_node(self, index: int) -> int:
-        """SIGKILLs a raylet and all its workers; the number of processes that ended."""
+        """Kills a raylet and all its workers. Returns the number of processes."""
         raylet = self.raylets[index]
         family = [raylet, *processes.descendants(raylet)]
         return processes.end_at_once(family)
 
     def replace_node(self, index: int) -> None:
-        """Starts a new node in the place of a killed one."""
-        self._say(index)
+        """Starts a new node in place of a killed one."""
+        self._start_node(index)
 
     def add_node(self) -> None:
-        """Starts one node more."""
-        self._say(len(self.raylets))
+        """Starts another node."""
+        self._start_node(len(self.raylets))
 
-    def _say(self, index: int) -> None:
+    def _start_node(self, index: int) -> None:
         assert self._process is not None
         assert self._process.stdin is not None
         self._process.stdin.write(f"{index}\n")
         self._process.stdin.flush()
-        assert self._hear(), "the cluster has ended"
+        assert self._read_reply(), "the cluster has ended"
 
     def family(self) -> set[int]:
         return set() if self._process is None else processes.descendants(self._process.pid)
 
     def workers(self) -> dict[int, str]:
-        """Processes that work for Ray, on any node, by the titles that Ray gives them."""
+        """The pids and titles of Ray's workers on all nodes."""
         titles = {pid: processes.title(pid) for pid in self.family()}
         return {pid: title for pid, title in titles.items() if title.startswith("ray::")}
 
-    def _hear(self) -> bool:
+    def _read_reply(self) -> bool:
         assert self._process is not None
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
             return False
-        said = json.loads(line)
-        self.address, self.raylets = said["address"], said["raylets"]
+        reply = json.loads(line)
+        self.address, self.raylets = reply["address"], reply["raylets"]
         return True
 
 
 def main(nodes: int, cpus: int, memory: str, gpus: int) -> None:
     from ray.cluster_utils import Cluster
 
-    # Ray and what it starts write to stdout too: what is said there must be only ours.
-    voice = os.fdopen(os.dup(1), "w")
+    # Ray and its processes write to stdout too; replies get a descriptor of their own.
+    replies = os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     options: dict[str, Any] = {
         "num_cpus": cpus,
@@ -208,12 +208,12 @@ def main(nodes: int, cpus: int, memory: str, gpus: int) -> None:
     places = [cluster.head_node, *(add() for _ in range(nodes - 1))]
     cluster.wait_for_nodes(WAIT_S)
 
-    def say() -> None:
+    def reply() -> None:
         raylets = [place.all_processes["raylet"][0].process.pid for place in places]
-        voice.write(json.dumps({"address": cluster.address, "raylets": raylets}) + "\n")
-        voice.flush()
+        replies.write(json.dumps({"address": cluster.address, "raylets": raylets}) + "\n")
+        replies.flush()
 
-    say()
+    reply()
     for line in sys.stdin:
         index = int(line)
         if index < len(places):
@@ -221,7 +221,7 @@ def main(nodes: int, cpus: int, memory: str, gpus: int) -> None:
             places[index] = add()
         else:
             places.append(add())
-        say()
+        reply()
     cluster.shutdown()
 
 

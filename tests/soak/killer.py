@@ -1,8 +1,8 @@
-"""Chooses whom to kill and when, from a seed, and does so by SIGKILL.
+"""Kills processes of a job by SIGKILL, at times and of kinds that are drawn from a seed.
 
-A few kills are of the first kinds of a list; the kinds of many come from a shuffled deck, so that
-each is met in its share. Most kills come when some more rows are answered, so that the job can end;
-one in four comes soon after the one before, in the middle of what that one has set off.
+The kinds of a few kills are the first ones of a list; those of many come from a shuffled list, in
+fixed proportions. Most kills wait for some more answered rows, so that the job can finish; one in
+four follows soon after the previous one, during the recovery from it.
 """
 
 import random
@@ -13,19 +13,19 @@ from tests import processes
 from tests.soak.cluster import LocalCluster
 from tests.soak.driver import Driver
 
-DECK = {"driver": 4, "prepare": 4, "generate": 4, "worker": 4, "node": 3, "desk": 1}
+PROPORTIONS = {"driver": 4, "prepare": 4, "generate": 4, "worker": 4, "node": 3, "desk": 1}
 FIRST = ("node", "driver", "prepare", "generate", "worker")  # of a short run
-WORDS = {"prepare": "_FetchAndPrepare", "generate": "_GenerateAndParse", "desk": "Desk"}
-# Share of the rows by which all kills are due, in a short run and in a long one: rows are seen in
-# jumps, the last ones too.
+TITLES = {"prepare": "_FetchAndPrepare", "generate": "_GenerateAndParse", "desk": "Coordinator"}
+# Fraction of the rows by which all kills are due, in a short run and in a long one: the number of
+# rows increases in jumps.
 BY_SHORT, BY_LONG = 0.4, 0.9
-SOON = 0.25  # share of kills that come soon
+SOON = 0.25  # fraction of kills that follow soon
 SOON_S = 4.0
 
 
 @dataclass
 class Kills:
-    """done: by kind. processes: that ended, more than one when a node dies."""
+    """done: number by kind. processes: that ended; several when a node is killed."""
 
     done: dict[str, int] = field(default_factory=dict)
     processes: int = 0
@@ -42,7 +42,7 @@ class Killer:
     def __init__(self, seed: int, wanted: int, rows: int, cluster: LocalCluster) -> None:
         self._random = random.Random(seed)
         self._cluster = cluster
-        self._deck = self._kinds(wanted)
+        self._kinds_left = self._kinds(wanted)
         self._wanted, self._rows = wanted, rows
         self._due_rows, self._due_s = self._next_rows(0), 0.0
         self._began = time.monotonic()
@@ -51,26 +51,26 @@ class Killer:
     def _kinds(self, wanted: int) -> list[str]:
         if wanted <= len(FIRST):
             return list(FIRST[:wanted])
-        deck: list[str] = []
-        while len(deck) < wanted:
-            cards = [kind for kind, number in DECK.items() for _ in range(number)]
-            deck += self._random.sample(cards, len(cards))
-        return deck[:wanted]
+        kinds: list[str] = []
+        while len(kinds) < wanted:
+            round_kinds = [kind for kind, number in PROPORTIONS.items() for _ in range(number)]
+            kinds += self._random.sample(round_kinds, len(round_kinds))
+        return kinds[:wanted]
 
     @property
     def left(self) -> int:
         return self._wanted - self.kills.total
 
-    def visit(self, driver: Driver, rows_seen: int) -> bool:
-        """Kills if it is time to: the kind whose turn it is, else the next that is there."""
+    def kill_if_due(self, driver: Driver, rows_seen: int) -> bool:
+        """Kills the next kind in turn that has a process, if it is time. Returns whether it did."""
         if not self.left or rows_seen < self._due_rows or time.monotonic() < self._due_s:
             return False
-        for place, kind in enumerate(self._deck):
+        for place, kind in enumerate(self._kinds_left):
             if hit := self._kill(kind, driver):
-                del self._deck[place]
+                del self._kinds_left[place]
                 break
         else:
-            return False  # it has just ended, or is just starting
+            return False  # the job has just ended, or is just starting
         self.kills.done[kind] = self.kills.done.get(kind, 0) + 1
         self.kills.processes += hit
         seconds = time.monotonic() - self._began
@@ -84,7 +84,7 @@ class Killer:
         return True
 
     def _next_rows(self, rows_seen: int) -> int:
-        """Rows after which the next kill comes: what is left is shared among those to come."""
+        """Rows at which the next kill is due: the remaining kills share the remaining rows."""
         left = self._wanted if rows_seen == 0 else self.left
         by = BY_SHORT if self._wanted <= len(FIRST) else BY_LONG
         share = max(0.0, by * self._rows - rows_seen) / (left + 1)
@@ -98,6 +98,6 @@ class Killer:
             hit = self._cluster.kill_node(index)
             self._cluster.replace_node(index)
             return hit
-        word = WORDS.get(kind, "")
-        targets = sorted(p for p, title in self._cluster.workers().items() if word in title)
+        part = TITLES.get(kind, "")
+        targets = sorted(p for p, title in self._cluster.workers().items() if part in title)
         return processes.end_at_once([self._random.choice(targets)]) if targets else 0

@@ -1,7 +1,7 @@
-"""Reads an output again and again, as any user of the dataset may, and notes what must not happen.
+"""Reads an output again and again, as users of the dataset do, and records what must not happen.
 
-As a program: reads until the end of stdin, then says on stdout what it has seen. Must not happen: a
-file that cannot be read, an id that is there twice, an id that vanishes, a text that changes.
+Must not happen: a file that cannot be read, an id that exists twice, an id that vanishes, a text
+that changes. As a program: reads until the end of stdin, then prints its report on stdout.
 """
 
 import json
@@ -16,15 +16,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-LEAST_PAUSE_S = 0.3
-SHARE = 0.2  # of the time that it may spend on reading, to leave the cores to those who work
-MOST_TOLD = 20
+MIN_PAUSE_S = 0.3
+TIME_FRACTION = 0.2  # that it spends on reading, to leave the cores to the job
+MAX_ERRORS = 20
 
 
 @dataclass
 class Seen:
-    """polls: that found rows; growths: those that found more than before. rows, files: in the last
-    one.
+    """polls: that found rows. growths: polls that found more than before.
+
+    rows, files: of the last poll. wrong: the errors.
     """
 
     polls: int = 0
@@ -35,7 +36,7 @@ class Seen:
 
 
 class Reader:
-    """Looks at one output in an S3 bucket, served at `endpoint`."""
+    """Reads one output in an S3 bucket, served at `endpoint`."""
 
     def __init__(self, path: str, endpoint: str) -> None:
         import pyarrow.fs as pafs
@@ -51,8 +52,8 @@ class Reader:
         self._known: dict[str, str] = {}
         self.seen = Seen()
 
-    def look(self) -> None:
-        """One poll: lists, and reads every file that it found."""
+    def poll(self) -> None:
+        """One poll: lists the files and reads all of them."""
         import pyarrow.dataset as pads
 
         try:
@@ -62,14 +63,14 @@ class Reader:
             table = dataset.to_table(columns=["id", "text"]) if dataset.files else None
         except FileNotFoundError:
             if self._known:
-                self._tell("the output is gone, or a file between being listed and being read")
+                self._add_error("the output is gone, or a file between being listed and being read")
             return
         except Exception as error:  # noqa: BLE001 - whatever it is, a reader was broken
-            self._tell(f"{type(error).__name__}: {error}")
+            self._add_error(f"{type(error).__name__}: {error}")
             return
         if table is None:
             if self._known:
-                self._tell("no file is left")
+                self._add_error("no file is left")
             return
         self._compare(table["id"].to_pylist(), table["text"].to_pylist())
         self.seen.polls += 1
@@ -79,24 +80,24 @@ class Reader:
     def _compare(self, ids: list[str], texts: list[str]) -> None:
         doubled = [key for key, number in Counter(ids).items() if number > 1]
         if doubled:
-            self._tell(f"{len(doubled)} ids are there twice: {doubled[:3]}")
+            self._add_error(f"{len(doubled)} ids are there twice: {doubled[:3]}")
         now = dict(zip(ids, texts, strict=True))
         gone = self._known.keys() - now.keys()
         if gone:
-            self._tell(f"{len(gone)} ids have vanished: {sorted(gone)[:3]}")
+            self._add_error(f"{len(gone)} ids have vanished: {sorted(gone)[:3]}")
         changed = [key for key in self._known.keys() & now.keys() if self._known[key] != now[key]]
         if changed:
-            self._tell(f"{len(changed)} texts have changed: {changed[:3]}")
+            self._add_error(f"{len(changed)} texts have changed: {changed[:3]}")
         self._known |= now
 
-    def _tell(self, what: str) -> None:
-        if len(self.seen.wrong) < MOST_TOLD:
-            self.seen.wrong.append(f"poll {self.seen.polls}: {what}")
+    def _add_error(self, error: str) -> None:
+        if len(self.seen.wrong) < MAX_ERRORS:
+            self.seen.wrong.append(f"poll {self.seen.polls}: {error}")
 
 
 @contextmanager
 def reading(path: str, endpoint: str) -> Iterator[Seen]:
-    """Reads in a process of its own; what it has seen is known after the end."""
+    """Reads in a process of its own; the report is filled in at the end."""
     seen = Seen()
     command = [sys.executable, "-m", "tests.soak.reader", path, endpoint]
     process = subprocess.Popen(
@@ -105,24 +106,24 @@ def reading(path: str, endpoint: str) -> Iterator[Seen]:
     try:
         yield seen
     finally:
-        told = process.communicate(timeout=60)[0]
-        vars(seen).update(json.loads(told))
+        output = process.communicate(timeout=60)[0]
+        vars(seen).update(json.loads(output))
 
 
 def main(path: str, endpoint: str) -> None:
-    over = threading.Event()
+    ended = threading.Event()
 
     def wait_for_the_end() -> None:
         sys.stdin.read()
-        over.set()
+        ended.set()
 
     threading.Thread(target=wait_for_the_end, daemon=True).start()
     reader = Reader(path, endpoint)
-    while not over.is_set():
+    while not ended.is_set():
         start = time.monotonic()
-        reader.look()
-        over.wait(max(LEAST_PAUSE_S, (time.monotonic() - start) * (1 / SHARE - 1)))
-    reader.look()
+        reader.poll()
+        ended.wait(max(MIN_PAUSE_S, (time.monotonic() - start) * (1 / TIME_FRACTION - 1)))
+    reader.poll()
     print(json.dumps(asdict(reader.seen)))
 
 

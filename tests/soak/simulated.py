@@ -1,7 +1,4 @@
-"""Stages that make valid tables and do no work, so that the driver is what is measured.
-
-Importable by workers, and given to `run` in the place of the real ones.
-"""
+"""Stages that return valid tables and do no work, to measure the driver alone."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +17,7 @@ TEXT = "a picture that nobody looked at, described in about as many words as a c
 
 
 class Prepared:
-    """Gives each row patches and token ids."""
+    """Fills in patches and token ids of each row."""
 
     def __init__(self, schema: ManifestSchema, count: Callable[[int], None], **_: Any) -> None:
         self._schema = prepared_schema(schema)
@@ -42,7 +39,7 @@ class Prepared:
 
 
 class Answered:
-    """Gives each row the same text."""
+    """Fills in the same text for each row."""
 
     def __init__(self, schema: ManifestSchema, count: Callable[[int], None], **_: Any) -> None:
         self._schema = parsed_schema(schema)
@@ -70,7 +67,7 @@ def _same(value: Any, rows: int, kind: pa.DataType) -> pa.Array:
 
 
 def _table(table: pa.Table, made: dict[str, pa.Array], schema: pa.Schema) -> pa.Table:
-    """The table's columns and what was made, nulls for the rest."""
+    """The table's columns and the made ones, nulls for the rest."""
     arrays = [
         made[field.name]
         if field.name in made

@@ -1,4 +1,4 @@
-"""One job under fire: runs it, has its processes killed, resumes it, and looks at what came out."""
+"""Runs a job while its processes are killed, resumes it, and checks the output."""
 
 import time
 from collections import Counter
@@ -14,15 +14,15 @@ from tests.soak.driver import Driver
 from tests.soak.killer import Killer, Kills
 from tests.soak.reader import Seen, reading
 
-LONGEST = 4  # faults in a row: more would be a broken storage, and rightly an error
+LONGEST = 4  # faults in a row; with more the storage counts as broken
 STUCK_S = 240.0  # without a finished row, and without a kill
 FINISHED, FINISHED_WITH_ERRORS, STOPPED = 0, 3, 1
-KEPT = {"log", "runs", "ids"}  # hidden folders that stay
+PERMANENT = {"log", "runs", "ids"}  # hidden folders that remain
 
 
 @dataclass(frozen=True)
 class Settings:
-    """fault_rate: share of the requests to the storage that go wrong. cpus: of each node."""
+    """fault_rate: fraction of the storage requests that fail. cpus: of each node."""
 
     rows: int = 500
     kills: int = 5
@@ -37,7 +37,7 @@ class Settings:
 
 @dataclass
 class Report:
-    """What happened. starts: of the command. stops: sentences of runs that ended by themselves."""
+    """What happened. starts: of the command. stops: messages of runs that stopped by themselves."""
 
     settings: dict[str, Any]
     seconds: float = 0.0
@@ -49,9 +49,10 @@ class Report:
     wrong: list[str] = field(default_factory=list)
 
 
-def soak(settings: Settings, tell: Any = None) -> Report:
-    """Raises AssertionError when the job cannot be brought to its end; what is wrong with what it
-    wrote is in the report.
+def soak(settings: Settings, log: Any = None) -> Report:
+    """Runs the soak. Errors in the output are in the report.
+
+    Raises AssertionError when the job does not finish.
     """
     report = Report(asdict(settings))
     with ExitStack() as stack:
@@ -70,7 +71,7 @@ def soak(settings: Settings, tell: Any = None) -> Report:
             server.faults.rate = settings.fault_rate
             began = time.monotonic()
             with reading(f"{world.BUCKET}/out", server.direct) as report.seen:
-                _run_under_fire(settings, place, variables, cluster, report, tell)
+                _run_with_kills(settings, place, variables, cluster, report, log)
             report.seconds = time.monotonic() - began
         report.faults = dict(server.faults.counts)
         report.wrong += _differences(place)
@@ -81,18 +82,18 @@ def soak(settings: Settings, tell: Any = None) -> Report:
 
 def _run_twin(place: world.World, variables: dict[str, str], cluster: LocalCluster) -> None:
     driver = Driver(place.twin, variables | {"RAY_ADDRESS": cluster.address})
-    _attend(driver, None, 0, None)
-    code, _, told = driver.finish()
-    assert code == FINISHED_WITH_ERRORS, told
+    _watch(driver, None, 0, None)
+    code, _, errors = driver.finish()
+    assert code == FINISHED_WITH_ERRORS, errors
 
 
-def _run_under_fire(
+def _run_with_kills(
     settings: Settings,
     place: world.World,
     variables: dict[str, str],
     cluster: LocalCluster,
     report: Report,
-    tell: Any,
+    log: Any,
 ) -> None:
     killer = Killer(settings.seed, settings.kills, settings.rows, cluster)
     report.kills = killer.kills
@@ -100,26 +101,26 @@ def _run_under_fire(
     while True:
         driver = Driver(place.job, variables | {"RAY_ADDRESS": cluster.address})
         report.starts += 1
-        rows_seen = _attend(driver, killer, rows_seen, tell)
-        code, _, told = driver.finish()
+        rows_seen = _watch(driver, killer, rows_seen, log)
+        code, _, errors = driver.finish()
         if code in (FINISHED, FINISHED_WITH_ERRORS):
             break
         if code > 0:
-            report.stops.append(told.strip().rpartition("\n")[2])
-            assert code == STOPPED, told
+            report.stops.append(errors.strip().rpartition("\n")[2])
+            assert code == STOPPED, errors
             assert len(report.stops) <= settings.kills, report.stops
     if killer.left:
         report.wrong.append(f"the job ended before {killer.left} of the kills")
 
 
-def _attend(driver: Driver, killer: Killer | None, rows_seen: int, tell: Any) -> int:
-    """Watches one start of the command to its end; the most rows that it has shown."""
+def _watch(driver: Driver, killer: Killer | None, rows_seen: int, log: Any) -> int:
+    """Waits for the end of one start of the command. Returns the largest number of rows shown."""
     try:
         while not driver.over:
             rows_seen = max(rows_seen, driver.rows)
-            if killer is not None and killer.visit(driver, rows_seen) and tell is not None:
-                tell(killer.kills.log[-1])
-            assert driver.moved_s < STUCK_S, f"stuck at {rows_seen} rows:\n{driver.told()}"
+            if killer is not None and killer.kill_if_due(driver, rows_seen) and log is not None:
+                log(killer.kills.log[-1])
+            assert driver.unchanged_s < STUCK_S, f"stuck at {rows_seen} rows:\n{driver.stderr()}"
             time.sleep(0.05)
     except BaseException:
         driver.process.kill()
@@ -128,38 +129,38 @@ def _attend(driver: Driver, killer: Killer | None, rows_seen: int, tell: Any) ->
 
 
 def _differences(place: world.World) -> list[str]:
-    """What the output has that it should not have, and the other way round."""
+    """Compares the output with the manifest and with the twin. Returns the errors."""
     rows = place.output("out").to_pylist()
-    wanted = {row["id"]: row for row in place.rows}
+    expected = {row["id"]: row for row in place.rows}
     twins = {(row["uri"], row["prompt"]): row for row in place.output("twin").to_pylist()}
     wrong = []
     counts = Counter(row["id"] for row in rows)
     doubled = [key for key, number in counts.items() if number > 1]
-    for what, found in (
-        ("lost", wanted.keys() - counts.keys()),
+    for kind, ids in (
+        ("lost", expected.keys() - counts.keys()),
         ("doubled", doubled),
-        ("not of the manifest", counts.keys() - wanted.keys()),
+        ("not of the manifest", counts.keys() - expected.keys()),
     ):
-        if found:
-            wrong.append(f"{len(found)} ids are {what}: {sorted(found)[:3]}")
+        if ids:
+            wrong.append(f"{len(ids)} ids are {kind}: {sorted(ids)[:3]}")
     same = ("text", "status", "error_code", "sha256", "finish_reason", "output_tokens")
-    other = []
+    changed = []
     for row in rows:
         twin = twins[row["uri"], row["prompt"]]
         name = row["uri"].rpartition("/")[2]
         if row["error_code"] != world.BROKEN.get(name):
-            other.append(f"{row['id']}: {row['error_code']} {row['error_message']}")
+            changed.append(f"{row['id']}: {row['error_code']} {row['error_message']}")
         elif any(row[column] != twin[column] for column in same):
-            other.append(f"{row['id']}: {[(row[column], twin[column]) for column in same]}")
-    if other:
-        wrong.append(f"{len(other)} rows are not as undisturbed: {other[:3]}")
+            changed.append(f"{row['id']}: {[(row[column], twin[column]) for column in same]}")
+    if changed:
+        wrong.append(f"{len(changed)} rows differ from the twin: {changed[:3]}")
     return wrong
 
 
 def _leftovers(place: world.World, places: Folders) -> list[str]:
     wrong = []
     hidden = place.names_below("out/_mediamill/")
-    if staged := [name for name in hidden if name.split("/")[2] not in KEPT]:
+    if staged := [name for name in hidden if name.split("/")[2] not in PERMANENT]:
         wrong.append(f"{len(staged)} hidden files are left: {staged[:3]}")
     if "out/_SUCCESS" not in place.names_below("out/_"):
         wrong.append("_SUCCESS is missing")

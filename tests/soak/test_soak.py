@@ -1,4 +1,4 @@
-"""A job whose processes are killed again and again: each row comes out once, as undisturbed."""
+"""A job whose processes are killed again and again: each row comes out once, as without kills."""
 
 import pytest
 
@@ -13,7 +13,7 @@ def assert_sound(report: Report, settings: Settings) -> None:
     assert report.kills.total == settings.kills
     assert report.seen.rows == settings.rows
     assert report.seen.growths > 2, report.seen
-    assert sum(report.faults.values()) > settings.rows * 0.01, "the storage was sound"
+    assert sum(report.faults.values()) > settings.rows * 0.01, "the storage had no faults"
 
 
 @pytest.mark.timeout(600)

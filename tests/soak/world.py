@@ -1,7 +1,7 @@
-"""A job of many rows over few media, in a bucket: what it should give is known from few rows.
+"""A job of many rows over few media, in a bucket, and its twin, a small job with the same answers.
 
-Every row is one of some pairs of medium and prompt. The twin is a job with one row for each pair:
-run undisturbed, it says what every row of the large one has to say.
+Every row is one of some pairs of medium and prompt. The twin has one row for each pair: it runs
+without kills, and each row of the large job must equal its row of the twin.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,20 +27,20 @@ BROKEN = {
     "text.jpg": "decode_unsupported",
 }
 MANIFEST_FILES, ROW_GROUP = 4, 512
-FILES, LEAST_FILE_ROWS = 150, 16  # so many files, where rows suffice
+FILES, MIN_FILE_ROWS = 150, 16  # fewer files if they had fewer rows
 
 
 def media() -> dict[str, bytes]:
-    """Contents by name. `missing.jpg` is not among them."""
-    found = {f"picture-{i}.jpg": jpeg(56, 84, seed=i) for i in range(PICTURES)}
-    found |= {
+    """The contents by name, without `missing.jpg`."""
+    contents = {f"picture-{i}.jpg": jpeg(56, 84, seed=i) for i in range(PICTURES)}
+    contents |= {
         f"clip-{i}.mp4": video(numbered_frames(6, 56, 56, seed=i), options={"preset": "fast"})
         for i in range(CLIPS)
     }
-    found["truncated.jpg"] = found["picture-0.jpg"][:500]
-    found["empty.jpg"] = b""
-    found["text.jpg"] = b"no picture at all"
-    return found
+    contents["truncated.jpg"] = contents["picture-0.jpg"][:500]
+    contents["empty.jpg"] = b""
+    contents["text.jpg"] = b"no picture at all"
+    return contents
 
 
 def medium_of(number: int) -> str:
@@ -78,7 +78,7 @@ def twins_of(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 class World:
     """A bucket with media and two manifests, and job files for them.
 
-    endpoint: of the server, without faults: for who looks at the output.
+    endpoint: of the server without faults, to check the output.
     """
 
     folder: Path
@@ -106,7 +106,7 @@ class World:
         return [entry["Key"] for page in pages for entry in page.get("Contents", [])]
 
     def output(self, name: str) -> pa.Table:
-        """What is in the output `name` ("out" or "twin"), by one look at every visible file."""
+        """The rows of the output `name` ("out" or "twin"), from all visible files."""
         import io
 
         client, tables = self.client(), []
@@ -118,7 +118,7 @@ class World:
 
 
 def make(folder: Path, endpoint: str, count: int, resources: Mapping[str, Any]) -> World:
-    """Draws the media, and puts them and the manifests into a new bucket."""
+    """Creates a bucket with the media and the manifests, and the job files."""
     world = World(folder, endpoint, rows_of(count))
     client = world.client()
     client.create_bucket(Bucket=BUCKET)
@@ -136,7 +136,7 @@ def make(folder: Path, endpoint: str, count: int, resources: Mapping[str, Any]) 
             "output": f"s3://{BUCKET}/{output}",
             "model": str(CHECKPOINT),
             "partition_by": ["kind"],
-            "rows_per_file": max(LEAST_FILE_ROWS, count // FILES),
+            "rows_per_file": max(MIN_FILE_ROWS, count // FILES),
             "generation": {"max_new_tokens": 8},
             "resources": {"wait_s": 60.0, **resources},
         }

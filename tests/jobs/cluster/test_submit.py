@@ -173,7 +173,8 @@ def test_every_metric_reaches_the_node(head, python):
     code = (
         f"import ray, time; ray.init(address={head.gcs!r}, log_to_driver=False)\n"
         "from mediamill.pipeline.ray_cluster import metrics\n"
-        f"told = metrics.Exported('r', {{}}); told.update({totals!r}); told.update({totals!r})\n"
+        f"told = metrics.ExportedCounters('r', {{}})\n"
+        f"told.update({totals!r}); told.update({totals!r})\n"
         "metrics.export_engine_rows(lambda: 4, 'r')\n"
         "time.sleep(1); ray.shutdown()"
     )

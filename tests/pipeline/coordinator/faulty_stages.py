@@ -1,10 +1,9 @@
-"""Stages that answer with the row's id and do what the row's `prompt` says, to be run by real
-actors: the death of a process is a real death.
+"""Stages for real actors that answer with the row's id, and fail as the row's `prompt` says.
 
-The prompts: "die in prepare" and "die in generate" end the process; "break" is what a device says
-that cannot go on, "break once" the same in the first process only; "swap" is a wrong answer;
-"raise" is an error that nobody expects; "fail" makes an error row; "slow" takes a second, until
-there is a trace of the name "hurry".
+The prompts: "die in prepare" and "die in generate" end the process; "break" raises the error of a
+broken device, "break once" the same in the first process only; "swap" is a wrong answer; "raise" is
+an unexpected error; "fail" makes an error row; "slow" takes a second, until a trace named "hurry"
+exists.
 """
 
 import os
@@ -40,21 +39,21 @@ class _Stage:
         self._traces = Path(job.output).parent / f"{Path(job.output).name}-traces"
         self._traces.mkdir(parents=True, exist_ok=True)
 
-    def _first_time(self, what: str) -> bool:
-        """Whether no process has been here before."""
+    def _first_time(self, event: str) -> bool:
+        """Returns whether this is the first call with this event, in any process."""
         try:
-            (self._traces / what.replace(" ", "-")).touch(exist_ok=False)
+            (self._traces / event.replace(" ", "-")).touch(exist_ok=False)
         except FileExistsError:
             return False
         return True
 
-    def _note(self, what: str, table: pa.Table) -> None:
-        """Leaves word of the company in which a row was when something happened to it."""
-        with (self._traces / "companies").open("a") as file:
-            file.write(f"{what}: {' '.join(map(str, table[c.ID].to_pylist()))}\n")
+    def _note(self, event: str, table: pa.Table) -> None:
+        """Records an event with all rows of its call."""
+        with (self._traces / "calls").open("a") as file:
+            file.write(f"{event}: {' '.join(map(str, table[c.ID].to_pylist()))}\n")
 
-    def _wish(self, table: pa.Table) -> list[str | None]:
-        """What the healthy rows ask for."""
+    def _prompts(self, table: pa.Table) -> list[str | None]:
+        """The prompts of the rows without an error."""
         prompts = table[c.PROMPT].to_pylist()
         return [
             None if failure else prompt
@@ -74,10 +73,10 @@ class _Stage:
 
 
 class FaultyPrepare(_Stage):
-    """Takes rows as they were read, and gives them as if they were prepared."""
+    """Takes rows as they were read, and returns them as if they were prepared."""
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        if "die in prepare" in self._wish(table):
+        if "die in prepare" in self._prompts(table):
             self._note("died in prepare", table)
             os._exit(7)
         self._count(table.num_rows)
@@ -85,7 +84,7 @@ class FaultyPrepare(_Stage):
 
 
 class FaultyGenerate(_Stage):
-    """Takes prepared rows, and gives them as if they were parsed."""
+    """Takes prepared rows, and returns them as if they were parsed."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -93,28 +92,28 @@ class FaultyGenerate(_Stage):
             raise RuntimeError("no such device")
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        wishes = self._wish(table)
-        if "die in generate" in wishes:
+        prompts = self._prompts(table)
+        if "die in generate" in prompts:
             self._note("died in generate", table)
             os._exit(7)
-        if "break" in wishes or ("break once" in wishes and self._first_time("break once")):
+        if "break" in prompts or ("break once" in prompts and self._first_time("break once")):
             raise BrokenEngineError("the GPU cannot be used any more: CUDA error: injected")
-        if "swap" in wishes:
+        if "swap" in prompts:
             raise IdentityError("an answer came back to the wrong row: injected")
-        if "raise" in wishes:
+        if "raise" in prompts:
             raise ValueError("unexpected: injected")
-        if "slow" in wishes and not (self._traces / "hurry").exists():
+        if "slow" in prompts and not (self._traces / "hurry").exists():
             time.sleep(1)
-        found = failures(table)
-        for number, wish in enumerate(wishes):
-            if wish == "fail":
-                found[number] = RowFailure("engine_failed", "injected")
+        errors = failures(table)
+        for number, prompt in enumerate(prompts):
+            if prompt == "fail":
+                errors[number] = RowFailure("engine_failed", "injected")
         self._count(table.num_rows)
         texts = [
             None if failure else str(name)
-            for name, failure in zip(table[c.ID].to_pylist(), found, strict=True)
+            for name, failure in zip(table[c.ID].to_pylist(), errors, strict=True)
         ]
         if table.num_rows:
             self._note("answered", table)
-        made = {**failure_columns(found), c.TEXT: texts, c.ATTEMPT: [1] * table.num_rows}
+        made = {**failure_columns(errors), c.TEXT: texts, c.ATTEMPT: [1] * table.num_rows}
         return self._table(table, made, parsed_schema(self._schema))

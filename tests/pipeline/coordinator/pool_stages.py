@@ -1,8 +1,8 @@
-"""Stages that take their time and note on which node they run; as a program, a job with them.
+"""Slow stages that record the node on which they run; as a program, a job with them.
 
 `python -m tests.pipeline.coordinator.pool_stages SETTINGS`: a JSON object of the job's keys by
 dotted name, and `slow`: seconds that each stage takes for a call, until a file `hurry` lies beside
-the traces. Says what it did in one line of JSON.
+the traces. Prints its summary as one line of JSON.
 """
 
 import json
@@ -23,8 +23,8 @@ def traces(job: JobConfig) -> Path:
     return Path(f"{job.output}-traces")
 
 
-class _Noted:
-    """A line in a file for each call: when it was over, the stage, the node and the actor."""
+class _Recorder:
+    """Writes a line for each call: its end, the stage, the node, the actor and the rows."""
 
     def __init__(self, job: JobConfig, stage: str) -> None:
         import ray
@@ -45,20 +45,20 @@ class _Noted:
 class SlowPrepared(Prepared):
     def __init__(self, job: JobConfig, **options: Any) -> None:
         super().__init__(**options)
-        self._note = _Noted(job, "prepare")
+        self._recorder = _Recorder(job, "prepare")
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        self._note.work(table.num_rows)
+        self._recorder.work(table.num_rows)
         return super().__call__(table)
 
 
 class SlowAnswered(Answered):
     def __init__(self, job: JobConfig, **options: Any) -> None:
         super().__init__(**options)
-        self._note = _Noted(job, "generate")
+        self._recorder = _Recorder(job, "generate")
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        self._note.work(table.num_rows)
+        self._recorder.work(table.num_rows)
         return super().__call__(table)
 
 
@@ -68,12 +68,12 @@ def main(settings: dict[str, Any]) -> None:
     traces(job).mkdir(parents=True, exist_ok=True)
     (traces(job) / "slow").write_text(json.dumps(slow))
 
-    def tell(progress: Progress) -> None:
+    def record(progress: Progress) -> None:
         with (traces(job) / "progress").open("a") as file:
-            told = [time.time(), progress.waits_for, progress.binds, progress.generated]
-            file.write(json.dumps(told) + "\n")
+            entry = [time.time(), progress.waits_for, progress.binds, progress.generated]
+            file.write(json.dumps(entry) + "\n")
 
-    summary = run(job, on_progress=tell, stages=Stages(SlowPrepared, SlowAnswered))
+    summary = run(job, on_progress=record, stages=Stages(SlowPrepared, SlowAnswered))
     print(json.dumps({"rows": summary.rows, "ok": summary.ok, "binds": summary.binds}))
 
 

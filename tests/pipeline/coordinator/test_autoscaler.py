@@ -1,4 +1,4 @@
-"""Runs on clusters of which nodes join and leave: every GPU is taken, and no row is lost."""
+"""Runs on clusters whose nodes join and leave: every GPU is used, and no row is lost."""
 
 import json
 import subprocess
@@ -19,7 +19,7 @@ PATIENCE_S = 240.0
 
 
 class Job:
-    """A run of its own process with stages that take their time."""
+    """A run with slow stages, in a process of its own."""
 
     def __init__(self, folder, variables, rows, slow, **resources):
         self.ids = [f"row-{number}" for number in range(rows)]
@@ -61,7 +61,7 @@ class Job:
     def hurry(self):
         (traces(self.config) / "hurry").touch()
 
-    def binds_before_hurry(self):
+    def bottleneck_before_hurry(self):
         began = (traces(self.config) / "hurry").stat().st_mtime
         return [line[2] for line in self.lines("progress") if line[0] < began][-1]
 
@@ -71,7 +71,7 @@ class Job:
         return [json.loads(line) for line in text.splitlines() if line.endswith("]")]
 
     def actors(self, stage, since=0.0):
-        """How many actors of a stage have worked on each node."""
+        """The number of actors of a stage that have worked on each node."""
         calls = {
             (call[2], call[3])
             for call in self.lines("calls")
@@ -79,20 +79,20 @@ class Job:
         }
         return Counter(node for node, _ in calls)
 
-    def wait_for(self, condition, what):
+    def wait_for(self, condition, event):
         until = time.monotonic() + PATIENCE_S
         while not condition():
-            assert self.process.poll() is None, self.told()
-            assert time.monotonic() < until, f"{what} did not come: {self.lines('progress')[-3:]}"
+            assert self.process.poll() is None, self.stderr()
+            assert time.monotonic() < until, f"{event} did not come: {self.lines('progress')[-3:]}"
             time.sleep(0.2)
 
-    def told(self):
+    def stderr(self):
         self._errors.seek(0)
         return self._errors.read()[-4000:]
 
     def finish(self):
         output, _ = self.process.communicate(timeout=PATIENCE_S)
-        assert self.process.returncode == 0, self.told()
+        assert self.process.returncode == 0, self.stderr()
         assert_each_once(read_output(self.config.output), self.ids)
         return json.loads(output.splitlines()[-1])
 
@@ -106,22 +106,22 @@ def cluster():
             yield found, variables | {"RAY_ADDRESS": found.address}
 
 
-def test_a_job_waits_for_the_first_gpu_and_then_for_what_prepares(cluster, tmp_path):
-    """More processes prepare, since the engine starves, and the summary says so."""
+def test_a_job_waits_for_the_first_gpu_and_then_for_prepare_workers(cluster, tmp_path):
+    """The prepare pool grows, since the engine starves, and the progress names the bottleneck."""
     nodes, variables = cluster
     slow = {"prepare": 0.5, "generate": 0.0}
     with Job(tmp_path, variables, 2000, slow, device="cuda", prepare_workers="1..3") as job:
-        job.wait_for(lambda: job.lines("progress"), "word of what is missing")
+        job.wait_for(lambda: job.lines("progress"), "progress that names what is missing")
         assert "no GPU" in job.lines("progress")[0][1]
         nodes.add_node()
-        job.wait_for(lambda: job.actors("prepare").total() > 1, "more processes that prepare")
+        job.wait_for(lambda: job.actors("prepare").total() > 1, "more prepare workers")
         assert job.lines("progress")[-1][1] is None
         job.hurry()
         assert job.finish()["ok"] == 2000
-        assert job.binds_before_hurry() == "prepare"
+        assert job.bottleneck_before_hurry() == "prepare"
 
 
-def test_nothing_more_prepares_while_the_engine_is_what_binds(cluster, tmp_path):
+def test_the_prepare_pool_stays_small_while_the_engine_is_the_bottleneck(cluster, tmp_path):
     _, variables = cluster
     slow = {"prepare": 0.0, "generate": 1.0}
     with Job(tmp_path, variables, 400, slow, prepare_workers="1..3") as job:
@@ -137,6 +137,6 @@ def test_a_run_takes_the_gpu_of_a_node_that_joins_and_survives_its_end(cluster, 
         nodes.add_node()
         job.wait_for(lambda: len(job.actors("generate")) == 2, "answers of the node that joined")
         assert set(job.actors("generate").values()) == {1}
-        nodes.kill_node(2)  # and nobody brings it back
+        nodes.kill_node(2)  # and it is not replaced
         job.hurry()
         assert job.finish() == {"rows": 1000, "ok": 1000, "binds": "generate"}

@@ -1,4 +1,4 @@
-"""Drivers, actors and tasks that are killed with SIGKILL: each row comes out once all the same."""
+"""Each row comes out once although drivers, actors and tasks are killed with SIGKILL."""
 
 import json
 import os
@@ -37,7 +37,7 @@ run(load_job(None, job), address=address)
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A folder, and a manifest whose rows make many commits."""
+    """A folder, a manifest whose rows make many commits, and the ids of its rows."""
     folder = tmp_path_factory.mktemp("faults")
     media = draw_media(folder / "media")
     rows = picture_rows(media, ROWS)
@@ -62,11 +62,11 @@ def done_rows(job):
     return ledger.load(storage.resolve(job.output)).counts.rows
 
 
-def wait_until(condition, what, process=None, seconds=200.0):
+def wait_until(condition, event, process=None, seconds=200.0):
     end = time.monotonic() + seconds
     while not condition():
         assert process is None or process.poll() is None, process.communicate()[1][-3000:]
-        assert time.monotonic() < end, f"waited in vain for {what}"
+        assert time.monotonic() < end, f"waited in vain for {event}"
         time.sleep(0.05)
 
 
@@ -75,9 +75,9 @@ def kill(process):
     process.communicate()
 
 
-def named(word, root):
-    """Processes that descend from `root` and have the word in their title."""
-    return [pid for pid in processes.descendants(root) if word in processes.title(pid)]
+def named(title, root):
+    """The processes that descend from `root` and have this in their title."""
+    return [pid for pid in processes.descendants(root) if title in processes.title(pid)]
 
 
 def assert_finished(world, job, summary):
@@ -92,7 +92,7 @@ def assert_finished(world, job, summary):
     for row in rows:
         if row["status"] == "ok":
             texts.setdefault(row["uri"], set()).add(row["text"])
-    assert all(len(found) == 1 for found in texts.values())  # whoever made it, the text is the same
+    assert all(len(values) == 1 for values in texts.values())  # the same text in every process
     assert not (Path(job.output) / ledger.HIDDEN / "staged").is_dir() or not list(
         (Path(job.output) / ledger.HIDDEN / "staged").iterdir()
     )
@@ -103,7 +103,9 @@ def test_a_driver_is_killed_and_its_cluster_dies_with_it(world, ray_cluster):
     job = job_for(world, "own")
     driver = start_driver(job)
     wait_until(lambda: done_rows(job) > 0, "a commit", driver)
-    family = {pid for word in ("MapWorker", "Desk", "raylet") for pid in named(word, driver.pid)}
+    family = {
+        pid for word in ("MapWorker", "Coordinator", "raylet") for pid in named(word, driver.pid)
+    }
     assert len(family) >= 4
     kill(driver)
     # Ray's own agents take up to a minute longer.
@@ -118,7 +120,7 @@ def test_a_driver_is_killed_and_its_cluster_dies_with_it(world, ray_cluster):
 
 
 @pytest.mark.slow
-def test_a_driver_is_killed_at_its_start_and_the_next_one_is_overtaken(world, ray_cluster):
+def test_a_driver_is_killed_at_its_start_and_the_next_one_loses_its_lease(world, ray_cluster):
     job = job_for(world, "driver")
     first = start_driver(job, ray_cluster)
     # Once the run has begun, before it has finished a row.
@@ -131,7 +133,7 @@ def test_a_driver_is_killed_at_its_start_and_the_next_one_is_overtaken(world, ra
     wait_until(lambda: done_rows(job) > 0, "a commit", second)
     with pytest.raises(RunError, match=rf"at work on it \(process {second.pid} on machine"):
         run(job)
-    # As where a machine is cut off for so long that it counts as dead.
+    # As if the machine had been cut off for so long that its lease expired.
     (Path(job.output) / ledger.HIDDEN / "lease.json").unlink()
     summary = run(job)
     errors = second.communicate(timeout=200)[1]
@@ -153,20 +155,22 @@ def test_actors_and_tasks_are_killed_in_the_middle(world, ray_cluster):
     driver.start()
     killed = []
 
-    def kill_first(word):
-        for pid in named(word, os.getpid())[:1]:
+    def kill_first(title):
+        for pid in named(title, os.getpid())[:1]:
             os.kill(pid, signal.SIGKILL)
-            killed.append(word)
-        return word in killed or bool(ended)
+            killed.append(title)
+        return title in killed or bool(ended)
 
-    # The words are of processes at work, by Ray's titles for them.
+    # Ray's titles of processes that are running a task.
     wait_until(lambda: kill_first("_FetchAndPrepare)).submit"), "media to be prepared")
     wait_until(lambda: kill_first("_GenerateAndParse)).submit"), "rows to be generated")
     wait_until(lambda: named("ray::Write", os.getpid()) or ended, "rows to be written")
-    kill_first("ray::Desk")  # for which who writes has to wait
+    kill_first("ray::Coordinator")  # write tasks have to wait for it
     wait_until(lambda: kill_first("ray::Write"), "rows to be written")
     wait_until(lambda: done_rows(job) or ended, "a commit")
-    processes.end_at_once(named("ray::Desk", os.getpid())[:1])  # unless that was the last commit
+    processes.end_at_once(
+        named("ray::Coordinator", os.getpid())[:1]
+    )  # unless that was the last commit
     driver.join(250)
     assert ended, "the run did not end"
     assert len(killed) == 4, killed

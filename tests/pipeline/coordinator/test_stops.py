@@ -1,4 +1,4 @@
-"""Runs in which processes die, engines break and somebody wants to stop, on a real Ray cluster.
+"""Runs in which processes die, engines break or the user stops them, on a real Ray cluster.
 
 The stages are simulated (faulty_stages.py), the deaths are not.
 """
@@ -17,12 +17,12 @@ from tests.pipeline.coordinator.faulty_stages import FaultyGenerate, FaultyPrepa
 from tests.pipeline.world import assert_each_once, make_job, read_output, write_manifest
 
 STAGES = Stages(FaultyPrepare, FaultyGenerate)
-pytestmark = pytest.mark.timeout(400)  # a busy machine takes its time to start processes
+pytestmark = pytest.mark.timeout(400)  # a busy machine starts processes slowly
 
 
 @pytest.fixture
 def make(tmp_path):
-    """A job whose rows have these prompts, by number, and the ids of its rows."""
+    """Makes a job whose rows have these prompts, by number; returns it with the ids of its rows."""
 
     def job(prompts, count=120, **changes):
         rows = [
@@ -36,15 +36,15 @@ def make(tmp_path):
     return job
 
 
-def companies(job, what):
-    """In which company rows were when it happened, one list of ids for each time."""
-    lines = Path(f"{job.output}-traces/companies").read_text().splitlines()
-    found = [line.partition(": ") for line in lines]
-    return [ids.split() for name, _, ids in found if name == what]
+def calls_with(job, event):
+    """The ids of the rows of each call in which the event happened."""
+    lines = Path(f"{job.output}-traces/calls").read_text().splitlines()
+    entries = [line.partition(": ") for line in lines]
+    return [ids.split() for name, _, ids in entries if name == event]
 
 
 def assert_nothing_hidden(job):
-    """What the ledger has finished is what a reader sees, and nothing is left behind."""
+    """Every finished row is visible, and nothing is left behind. Returns the rows."""
     seen = read_output(job.output)
     output = storage.resolve(job.output)
     assert len(seen) == ledger.load(output).counts.rows
@@ -52,7 +52,7 @@ def assert_nothing_hidden(job):
     return seen
 
 
-def test_rows_that_kill_are_found_and_their_neighbours_go_on(make, ray_cluster):
+def test_poison_rows_are_found_and_their_neighbours_go_on(make, ray_cluster):
     job, ids = make({7: "die in prepare", 50: "die in generate", 90: "break once"})
     summary = run(job, stages=STAGES)
     rows = read_output(job.output)
@@ -66,15 +66,15 @@ def test_rows_that_kill_are_found_and_their_neighbours_go_on(make, ray_cluster):
         else:
             assert (row["text"], row["status"]) == (row["id"], "ok")
     for stage, name in (("prepare", "row-00007"), ("generate", "row-00050")):
-        found = companies(job, f"died in {stage}")
-        assert all(name in company for company in found)
-        assert len(found) <= 4
-        assert found[-2:] == [[name], [name]]
-        assert len(found[0]) > 1
+        calls = calls_with(job, f"died in {stage}")
+        assert all(name in call for call in calls)
+        assert len(calls) <= 4
+        assert calls[-2:] == [[name], [name]]
+        assert len(calls[0]) > 1
 
 
 @pytest.mark.parametrize(
-    ("prompts", "changes", "words"),
+    ("prompts", "changes", "message"),
     [
         (
             {5: "break"},
@@ -93,11 +93,11 @@ def test_rows_that_kill_are_found_and_their_neighbours_go_on(make, ray_cluster):
     ],
     ids=["engines", "error rate", "identity", "mistake"],
 )
-def test_what_stops_a_run_is_said_and_what_is_finished_stays(
-    make, ray_cluster, prompts, changes, words
+def test_the_reason_of_a_stop_is_reported_and_finished_rows_stay(
+    make, ray_cluster, prompts, changes, message
 ):
     job, ids = make(prompts, **changes)
-    with pytest.raises(RunError, match=words):
+    with pytest.raises(RunError, match=message):
         run(job, stages=STAGES)
     seen = assert_nothing_hidden(job)
     assert_each_once(seen, [row["id"] for row in seen])
@@ -128,18 +128,18 @@ def test_a_run_that_is_told_to_stop_finishes_what_has_begun(make, ray_cluster):
 
     driver = threading.Thread(target=work)
     driver.start()
-    begun = Path(f"{job.output}-traces", "companies")
-    while driver.is_alive() and not (begun.exists() and companies(job, "answered")):
+    begun = Path(f"{job.output}-traces", "calls")
+    while driver.is_alive() and not (begun.exists() and calls_with(job, "answered")):
         time.sleep(0.1)
-    asked = time.monotonic()
-    stop.ask()
+    requested = time.monotonic()
+    stop.request()
     driver.join()
-    assert time.monotonic() - asked < job.resources.grace_s
+    assert time.monotonic() - requested < job.resources.grace_s
     assert isinstance(ended[0], Drained)
     assert "what had begun is finished" in str(ended[0])
     seen = assert_nothing_hidden(job)
     assert 0 < len(seen) < 1000
-    begun = {name for company in companies(job, "answered") for name in company}
+    begun = {name for call in calls_with(job, "answered") for name in call}
     assert {row["id"] for row in seen} == begun
     Path(f"{job.output}-traces", "hurry").touch()
     summary = run(job, stages=STAGES)
@@ -147,10 +147,10 @@ def test_a_run_that_is_told_to_stop_finishes_what_has_begun(make, ray_cluster):
     assert_each_once(read_output(job.output), ids)
 
 
-def test_a_run_whose_grace_is_over_stops_at_once(make, ray_cluster):
+def test_a_run_stops_at_once_after_its_grace_time(make, ray_cluster):
     job, _ = make(dict.fromkeys(range(2000), "slow"), 2000, resources__grace_s=0.0)
     stop = Stop()
-    threading.Timer(8, stop.ask).start()
+    threading.Timer(8, stop.request).start()
     with pytest.raises(Drained, match=r"resources.grace_s = 0 s did not suffice"):
         run(job, stages=STAGES, stop=stop)
     assert_nothing_hidden(job)
@@ -159,7 +159,7 @@ def test_a_run_whose_grace_is_over_stops_at_once(make, ray_cluster):
 def test_a_run_that_is_told_to_stop_before_it_begins_needs_no_cluster(make):
     job, _ = make({})
     stop = Stop()
-    stop.ask(15)
+    stop.request(15)
     with pytest.raises(Drained) as error:
         run(job, stages=STAGES, stop=stop, address="nowhere:1")
     assert error.value.signal == 15

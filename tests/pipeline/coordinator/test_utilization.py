@@ -1,4 +1,4 @@
-"""How busy a process is, and which stage the others wait for."""
+"""The utilization of a process, and the bottleneck of a run."""
 
 import threading
 
@@ -7,11 +7,11 @@ import pytest
 from mediamill.pipeline.coordinator.utilization import (
     ACTIVE,
     BUSY,
-    SILENT,
+    FINISHED,
     UP,
     UtilizationMeter,
-    binds,
-    shares,
+    bottleneck,
+    pool_utilization,
 )
 
 
@@ -23,10 +23,10 @@ class Clock:
         return self.now
 
 
-def told(calls, steps):
+def reported(calls, steps):
     """Busy and up milliseconds after calls that begin and end at the times of `steps`."""
-    clock, heard = Clock(), []
-    meter = UtilizationMeter(calls, lambda *both: heard.append(both), clock)
+    clock, reports = Clock(), []
+    meter = UtilizationMeter(calls, lambda *both: reports.append(both), clock)
     open_calls = []
     for time_s, begins in steps:
         clock.now = time_s
@@ -35,7 +35,7 @@ def told(calls, steps):
             open_calls[-1].__enter__()
         else:
             open_calls.pop().__exit__(None, None, None)
-    return tuple(sum(numbers) for numbers in zip(*heard, strict=True))
+    return tuple(sum(numbers) for numbers in zip(*reports, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -49,12 +49,12 @@ def told(calls, steps):
     ],
 )
 def test_time_of_work(calls, steps, expected):
-    assert told(calls, steps) == expected
+    assert reported(calls, steps) == expected
 
 
 def test_threads_lose_no_time():
-    clock, heard = Clock(), []
-    meter = UtilizationMeter(1, lambda *both: heard.append(both), clock)
+    clock, reports = Clock(), []
+    meter = UtilizationMeter(1, lambda *both: reports.append(both), clock)
     inside, leave = threading.Barrier(9), threading.Event()
 
     def call():
@@ -70,34 +70,34 @@ def test_threads_lose_no_time():
     leave.set()
     for thread in threads:
         thread.join()
-    assert [sum(numbers) for numbers in zip(*heard, strict=True)] == [5000, 5000]
+    assert [sum(numbers) for numbers in zip(*reports, strict=True)] == [5000, 5000]
 
 
 @pytest.mark.parametrize(
     ("prepare", "generate", "expected"),
     [(0.99, 0.6, "prepare"), (0.6, 0.99, "generate"), (1, 1, "generate"), (0.3, 0.4, None)],
 )
-def test_the_busiest_stage_binds(prepare, generate, expected):
+def test_the_busiest_pool_is_the_bottleneck(prepare, generate, expected):
     counted = {
         "prepare" + BUSY: round(prepare * 1e6),
         "prepare" + UP: 10**6,
         "generate" + BUSY: round(generate * 1e6),
         "generate" + UP: 10**6,
     }
-    assert shares(counted) == pytest.approx({"prepare": prepare, "generate": generate})
-    assert binds(shares(counted)) == expected
+    assert pool_utilization(counted) == pytest.approx({"prepare": prepare, "generate": generate})
+    assert bottleneck(pool_utilization(counted)) == expected
 
 
-def test_who_has_prepared_all_long_ago_holds_nobody_up():
+def test_a_pool_that_finished_long_ago_is_no_bottleneck():
     counted = {"prepare" + BUSY: 990, "prepare" + UP: 1000}
     counted |= {"generate" + BUSY: 7000, "generate" + UP: 10_000}
-    assert binds(shares(counted)) == "prepare"
-    assert binds(shares({**counted, ACTIVE: 3000, SILENT: 0})) == "prepare"
-    done = {**counted, ACTIVE: 3000, SILENT: 17_000}
-    assert binds(shares(done)) == "generate"
-    assert shares(done)["prepare"] == pytest.approx(0.99 * 3 / 20)
+    assert bottleneck(pool_utilization(counted)) == "prepare"
+    assert bottleneck(pool_utilization({**counted, ACTIVE: 3000, FINISHED: 0})) == "prepare"
+    done = {**counted, ACTIVE: 3000, FINISHED: 17_000}
+    assert bottleneck(pool_utilization(done)) == "generate"
+    assert pool_utilization(done)["prepare"] == pytest.approx(0.99 * 3 / 20)
 
 
-def test_nothing_binds_before_anything_is_told():
-    assert shares({"prepared": 3}) == {}
-    assert binds({}) is None
+def test_there_is_no_bottleneck_before_the_first_report():
+    assert pool_utilization({"prepared": 3}) == {}
+    assert bottleneck({}) is None

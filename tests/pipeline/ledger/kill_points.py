@@ -1,8 +1,8 @@
-"""Kills a run's writing at each of its steps in turn, and looks whether each row comes out once.
+"""Kills a run's writing at each of its steps in turn, and checks that each row comes out once.
 
-Run as a program: one process that imports everything once and forks a child for each kill. A child
-ends, as by SIGKILL, before its n-th call that changes the file system: there is nothing else that
-a kill could interrupt. What is then there is what a reader sees between two steps.
+Run as a program: one process that imports everything once and forks a process for each kill. It
+ends, as by SIGKILL, before its n-th call that changes the file system: a kill can interrupt nothing
+else. The files are then what a reader sees between two steps.
 Prints {"kills": n, "rows_seen": [...]}, or fails with a traceback. With a second argument, a seed,
 it kills resumed runs too, at steps drawn from the seed.
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from mediamill.pipeline.ledger import ledger, publish, snapshot, staging
+from mediamill.pipeline.ledger import ledger, publish, recovery, snapshot
 from mediamill.pipeline.ledger.state import KnownFile
 from mediamill.pipeline.records import ROW_STRUCT, parsed_schema
 from mediamill.pipeline.stages.write import OutputRules, write_rows
@@ -38,13 +38,13 @@ KILLED = 77
 
 
 class Calls:
-    """The ledger without Ray: what the write task calls is the same."""
+    """The ledger as a write task calls it, without Ray."""
 
     def __init__(self, output, run):
         self._ledger = ledger.Ledger(output.url, run)
 
-    def taken(self, rows):
-        return asyncio.run(self._ledger.taken(rows))
+    def finished(self, rows):
+        return asyncio.run(self._ledger.finished(rows))
 
     def commit(self, commit):
         return asyncio.run(self._ledger.commit(commit))
@@ -62,7 +62,7 @@ class Dying(Calls):
 
 
 def table(indices):
-    """Rows as they come out of the stage before write."""
+    """A table of rows as the generate stage returns them."""
     count = len(indices)
     columns = {field.name: pa.nulls(count, field.type) for field in parsed_schema(MANIFEST)}
     columns["id"] = pa.array([f"row-{index}" for index in indices])
@@ -74,7 +74,7 @@ def table(indices):
 
 
 def begin(output, name):
-    """The state of the output's log when the run has begun."""
+    """Begins a run, and returns the state of the output's log."""
     state = ledger.load(output)
     header = {"fingerprint": "f", "parts": {}, "layout": {}}
     ledger.begin(output, state, name, header, [KnownFile("m.parquet", ROWS, "d")], FILE_ROWS)
@@ -88,7 +88,7 @@ def write(output, name, indices, calls):
 
 
 def earlier_run(output):
-    """A run that was killed with files decided on and not made, and with debris of all kinds."""
+    """A run that was killed before it published its groups, with leftovers of all kinds."""
     begin(output, "earlier")
     write(output, "earlier", OLD_ROWS, Dying(output, "earlier"))
     publish.stage(output, "notcommitted", [("kind=a", table([20]))])
@@ -97,33 +97,33 @@ def earlier_run(output):
 
 
 def run(output, name):
-    """One run over all rows that are not finished, as the pipeline's."""
+    """One run over all unfinished rows, like the pipeline's."""
     # A snapshot after every few records, so that a short run has several.
     snapshot.due = lambda state, since: since >= 3
     state = begin(output, name)
-    staging.mark_unfinished(output)
-    staging.recover(output, state)
+    recovery.mark_unfinished(output)
+    recovery.recover(output, state)
     calls = Calls(output, name)
     left = np.flatnonzero(state.pending(0, 0, ROWS))
     for start in range(0, len(left), TASK_ROWS):
         write(output, name, left[start : start + TASK_ROWS].tolist(), calls)
-    staging.flush(output, state)
+    recovery.flush(output, state)
     if ledger.end(output, state, {}):
-        staging.mark_finished(output, "{}")
+        recovery.mark_finished(output, "{}")
 
 
 def forked(action):
-    """The exit code of `action` in a child."""
-    child = os.fork()
-    if child == 0:
+    """The exit code of `action` in a forked process."""
+    pid = os.fork()
+    if pid == 0:
         try:
             action()
-        except BaseException:  # noqa: BLE001 - a child must not go on as its parent
+        except BaseException:  # noqa: BLE001 - must not go on as the parent
             sys.excepthook(*sys.exc_info())
             sys.stderr.flush()
             os._exit(1)
         os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def killed_at(number, output, name):
@@ -141,12 +141,12 @@ def killed_at(number, output, name):
 
 
 def assert_readable(output, filesystem=None):
-    """What a reader sees: never a row twice, never a broken file. Returns the ids."""
+    """Checks what a reader sees: no row twice, no broken file. Returns the ids."""
     if output.is_local and not Path(output.path).exists():
         return []
     ids = [row["id"] for row in read_output(output.path, filesystem)]
     assert len(ids) == len(set(ids)), sorted(ids)
-    # Nothing that somebody could take for a result lies among the hidden objects.
+    # No hidden object can be mistaken for a result.
     assert not [name for name in storage.files_below(output / ledger.HIDDEN) if "parquet" in name]
     return ids
 
@@ -167,7 +167,7 @@ def assert_finished(output, filesystem=None):
     state = ledger.load(output)
     assert not state.pending(0, 0, ROWS).any()
     assert state.counts.rows == ROWS
-    assert staging.is_settled(output, state)
+    assert recovery.is_settled(output, state)
 
 
 def resumed(output, folder):
@@ -177,7 +177,7 @@ def resumed(output, folder):
 
 
 def check(folder, steps):
-    """Whether the last of the runs that were to be killed was so before it was over."""
+    """Returns whether the last of the runs was killed before it ended."""
     output = storage.resolve(str(folder / "out"))
     shutil.copytree(folder / "earlier", output.path)
     for number, step in enumerate(steps):

@@ -1,8 +1,8 @@
 """Runs several processes as threads of which one moves at a time, in an order drawn from a seed.
 
-Each use of the storage, which is fsspec's in memory, is a step: between two of them any other
-process may move, so that all ways in which processes can meet on a storage come up, and come again
-with the same seed. A process that is killed does no further step.
+Each use of the storage, which is fsspec's in memory, is a step. Between two steps any other process
+may move, so that all interleavings on a storage come up, and the same ones again with the same
+seed. A killed process makes no further step.
 """
 
 import contextvars
@@ -23,7 +23,7 @@ class Killed(BaseException):
 
 
 class Process:
-    """What moves on its own. patience: how rarely it is chosen; slow ones become zombies."""
+    """A simulated process. patience: how rarely it is chosen; slow ones become stale."""
 
     def __init__(self, name: str, schedule: "Schedule", patience: float) -> None:
         self.name, self.schedule, self.patience = name, schedule, patience
@@ -34,7 +34,7 @@ class Process:
 
 
 class Schedule:
-    """Chooses who moves. `moved` is called after each step, by nobody's process."""
+    """Chooses the process that moves next. moved: called after each step, in no process."""
 
     def __init__(self, seed: int, moved: Callable[[], None]) -> None:
         self.draw = random.Random(seed)
@@ -52,7 +52,7 @@ class Schedule:
                 process.result = None if process.dead else action()
             except Killed:
                 process.dead = True
-            except BaseException as error:  # noqa: BLE001 - the test looks at it
+            except BaseException as error:  # noqa: BLE001 - the test checks it
                 process.error = error
             process.over = True
             self._back.release()
@@ -62,7 +62,7 @@ class Schedule:
         return process
 
     def run(self, event: Callable[[], None]) -> None:
-        """Until every process is over. event: may kill or spawn some, before each step."""
+        """Runs until every process has ended. event: called before each step; may kill or spawn."""
         while alive := [process for process in self.processes if not process.over]:
             event()
             weights = [1 / process.patience for process in alive]
@@ -71,7 +71,7 @@ class Schedule:
             self._moved()
 
     def wait(self) -> None:
-        """What a process calls to let others move."""
+        """Lets other processes move."""
         process = _process.get()
         if process is not None:
             self._back.release()
@@ -88,7 +88,7 @@ class Schedule:
 
             def call(fs: Any, *arguments: Any, **options: Any) -> Any:
                 self.wait()
-                # One call of the storage is one step, whatever it calls itself.
+                # One call of the storage is one step, with all calls that it makes itself.
                 token = _process.set(None)
                 try:
                     return change(fs, *arguments, **options)
@@ -104,7 +104,7 @@ class Schedule:
 
 
 class Serial:
-    """A pool of threads that has none: its work is done by the process that asks for it."""
+    """A thread pool without threads: the caller does the work."""
 
     def __init__(self, threads: int) -> None:
         pass

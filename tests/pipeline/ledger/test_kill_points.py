@@ -15,11 +15,11 @@ from mediamill.pipeline.storage import storage
 from tests.pipeline.ledger import kill_points
 
 ROOT = Path(__file__).parents[3]
-MEMORY = Path("/dev/shm")  # writes are made durable hundreds of times, which disks take long for
+MEMORY = Path("/dev/shm")  # hundreds of fsyncs are slow on a disk
 
 
 def killed(tmp_path, *arguments):
-    """What the program of kills found, on a local disk."""
+    """Runs kill_points on a local disk, and returns its report."""
     where = MEMORY if os.access(MEMORY, os.W_OK) else tmp_path
     with tempfile.TemporaryDirectory(dir=where) as folder:
         command = [sys.executable, "-m", "tests.pipeline.ledger.kill_points", folder, *arguments]
@@ -46,7 +46,7 @@ class Killed(BaseException):
 
 
 def kill_before(monkeypatch, condition):
-    """From the first change of an object store on for which the condition holds, there is none."""
+    """Stops all changes of an object store from the first one on for which the condition holds."""
     dead = False
 
     def hooked(name, change):
@@ -64,7 +64,7 @@ def kill_before(monkeypatch, condition):
 
 
 def dies(run, monkeypatch, condition):
-    """Whether the run was killed before its end."""
+    """Returns whether the run was killed before its end."""
     with monkeypatch.context() as patch:
         kill_before(patch, condition)
         try:
@@ -76,7 +76,7 @@ def dies(run, monkeypatch, condition):
 
 @pytest.fixture
 def few_records(monkeypatch):
-    """Puts back what the runs change."""
+    """Restores `snapshot.due`, which the runs change."""
     monkeypatch.setattr(snapshot, "due", snapshot.due)
 
 
@@ -119,7 +119,7 @@ STEPS = {
 
 
 def arrived(steps):
-    """A condition that holds when changes like these have come, in this order."""
+    """A condition that holds after changes like these, in this order."""
     left = list(steps)
 
     def condition(name, path):

@@ -1,4 +1,4 @@
-"""The log, its one writer, and who may write."""
+"""Commits to the ledger: all rows or none, once, and only by the newest writer."""
 
 import asyncio
 
@@ -30,18 +30,18 @@ def begin(output, run, files=FILES, per_file=PER_FILE):
 
 
 def commit(token, number, *indices):
-    """Of rows that are staged as one part of the folder "k=1"."""
+    """A commit of rows that are staged as one part of the folder "k=1"."""
     rows = {number: np.array(indices, np.int64)}
     parts = (("k=1", Part(token, 0, 10, 0, len(indices))),)
     return Commit(token, rows, Counts(ok=len(indices), output_tokens=5), parts)
 
 
-def taken(rows):
+def as_lists(rows):
     return {number: indices.tolist() for number, indices in rows.items()}
 
 
 def do(coroutine):
-    """What the ledger answers, without Ray."""
+    """Calls the ledger without Ray."""
     return asyncio.run(coroutine)
 
 
@@ -54,13 +54,13 @@ def test_ranges_as_text_and_back(indices):
     assert rows_of(text_of(np.array(indices, np.int64))).tolist() == indices
 
 
-def test_what_is_committed_is_there_after_a_restart(output):
+def test_commits_are_read_after_a_restart(output):
     begin(output, "one")
     actor = Ledger(output.url, "one")
     assert do(actor.commit(commit("t1", 0, 1, 2, 3, 50))) == CommitReply()
     assert do(actor.commit(commit("t2", 1, 0))) == CommitReply()
     again = Ledger(output.url, "one")
-    assert taken(do(again.taken({0: np.arange(4), 1: np.arange(3)}))) == {
+    assert as_lists(do(again.finished({0: np.arange(4), 1: np.arange(3)}))) == {
         0: [1, 2, 3],
         1: [0],
     }
@@ -75,19 +75,19 @@ def test_all_rows_or_none(output):
     begin(output, "one")
     actor = Ledger(output.url, "one")
     do(actor.commit(commit("t1", 0, 4, 5)))
-    assert taken(do(actor.commit(commit("t2", 0, 5, 6))).taken) == {0: [5]}
+    assert as_lists(do(actor.commit(commit("t2", 0, 5, 6))).finished) == {0: [5]}
     assert pending(ledger.load(output), 0, 8) == [0, 1, 2, 3, 6, 7]
 
 
 def test_the_same_commit_twice_counts_once(output):
     begin(output, "one")
     do(Ledger(output.url, "one").commit(commit("t1", 0, 4, 5)))
-    again = Ledger(output.url, "one")  # the first answer was lost with the actor
+    again = Ledger(output.url, "one")  # the first reply was lost with the actor
     assert do(again.commit(commit("t1", 0, 4, 5))) == CommitReply()
     assert ledger.load(output).counts.ok == 2
 
 
-def test_commits_that_come_together_share_a_record_and_no_row(output):
+def test_concurrent_commits_share_a_record_and_no_row(output):
     begin(output, "one")
     actor = Ledger(output.url, "one")
 
@@ -96,9 +96,9 @@ def test_commits_that_come_together_share_a_record_and_no_row(output):
         commits += [commit(f"u{i}", 0, 2 * i + 1, 60 + i) for i in range(20)]
         return await asyncio.gather(*(actor.commit(one) for one in commits))
 
-    answers = [taken(answer.taken) for answer in do(all_at_once())]
-    assert answers[:20] == [{}] * 20
-    assert answers[20:] == [{0: [2 * i + 1]} for i in range(20)]
+    replies = [as_lists(reply.finished) for reply in do(all_at_once())]
+    assert replies[:20] == [{}] * 20
+    assert replies[20:] == [{0: [2 * i + 1]} for i in range(20)]
     state = ledger.load(output)
     assert state.counts.ok == 40
     assert state.sequence < 10
@@ -129,16 +129,16 @@ def test_of_two_actors_of_one_run_the_older_one_stops(output):
     begin(output, "one")
     old = Ledger(output.url, "one")
     do(old.commit(commit("t1", 0, 1)))
-    new = Ledger(output.url, "one")  # has not heard of the next one
+    new = Ledger(output.url, "one")  # does not know the next commit
     do(old.commit(commit("t2", 0, 2)))
-    assert taken(do(new.commit(commit("t3", 0, 2, 3))).taken) == {0: [2]}
+    assert as_lists(do(new.commit(commit("t3", 0, 2, 3))).finished) == {0: [2]}
     with pytest.raises(TakenOverError):
         do(old.commit(commit("t4", 0, 4)))
     assert do(new.commit(commit("t4", 0, 4))) == CommitReply()
     assert pending(ledger.load(output), 0, 6) == [0, 3, 5]
 
 
-def test_after_the_end_nobody_commits(output):
+def test_nothing_is_committed_after_the_end(output):
     state = begin(output, "one")
     actor = Ledger(output.url, "one")
     do(actor.commit(commit("t1", 0, 1)))
@@ -161,7 +161,7 @@ def test_a_storage_that_fails_after_it_has_stored(output, monkeypatch):
     with pytest.raises(OSError, match="connection"):
         do(actor.commit(commit("t1", 0, 1)))
     monkeypatch.setattr(storage, "put_new", put_new)
-    assert taken(do(actor.commit(commit("t2", 0, 1, 2))).taken) == {0: [1]}
+    assert as_lists(do(actor.commit(commit("t2", 0, 1, 2))).finished) == {0: [1]}
     assert do(actor.commit(commit("t1", 0, 1))) == CommitReply()
     assert ledger.load(output).counts.ok == 2
 
@@ -173,7 +173,7 @@ def test_a_folder_with_enough_rows_gets_a_file(output):
     (group,) = do(actor.commit(commit("t2", 0, 3, 4, 5))).groups
     assert group.name.startswith("k=1/part-")
     assert group.parts == (Part("t1", 0, 10, 0, 3), Part("t2", 0, 10, 0, 1))
-    assert do(actor.commit(commit("t2", 0, 3, 4, 5))).groups == ()  # it is at work on that one
+    assert do(actor.commit(commit("t2", 0, 3, 4, 5))).groups == ()  # a task is publishing that one
     first, second = do(actor.commit(commit("t3", 0, *range(6, 12)))).groups
     assert first.parts == (Part("t2", 0, 10, 1, 3), Part("t3", 0, 10, 0, 2))
     assert second.parts == (Part("t3", 0, 10, 2, 6),)
@@ -186,11 +186,11 @@ def test_a_folder_with_enough_rows_gets_a_file(output):
     assert LedgerState(parts=state.parts, groups=state.groups).tokens == state.tokens
     assert do(again.published([first.name, second.name, "no such"])).unneeded == ("t3",)
     assert ledger.load(output).tokens == {}
-    # What the ledger has forgotten is not finished twice either.
-    assert taken(do(again.commit(commit("t1", 0, 0, 1, 2))).taken) == {0: [0, 1, 2]}
+    # Rows whose token was dropped are not finished twice either.
+    assert as_lists(do(again.commit(commit("t1", 0, 0, 1, 2))).finished) == {0: [0, 1, 2]}
 
 
-def test_of_two_runs_that_start_together_one_goes_on(output):
+def test_only_one_of_two_runs_that_start_together_goes_on(output):
     begin(output, "zero")
     first, second = ledger.load(output), ledger.load(output)
     ledger.begin(output, first, "one", HEADER, FILES, PER_FILE)

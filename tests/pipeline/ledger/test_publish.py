@@ -1,4 +1,4 @@
-"""How staged parts are read: in few requests, of which only those that fail are made again."""
+"""Staged parts are read in few requests, and only those that fail are retried."""
 
 from collections import Counter
 
@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from mediamill.pipeline.ledger import publish, staging
+from mediamill.pipeline.ledger import publish, recovery
 from mediamill.pipeline.ledger.state import Group, Part
 from mediamill.pipeline.records import ROW_STRUCT
 from mediamill.pipeline.storage import storage
@@ -20,18 +20,18 @@ FOLDERS, TASKS = 40, 5
 
 
 class Counting(MemoryFileSystem):
-    """Notes the ranges that it is asked for; `broken` ones fail the first time."""
+    """Counts the requests for each range; `broken` ones fail the first time."""
 
     cachable = False
 
     def __init__(self):
         super().__init__()
-        self.asked = Counter()
+        self.requests = Counter()
         self.broken = set()
 
     def cat_file(self, path, start=None, end=None, **options):
-        self.asked[path, start] += 1
-        if (path, start) in self.broken and self.asked[path, start] == 1:
+        self.requests[path, start] += 1
+        if (path, start) in self.broken and self.requests[path, start] == 1:
             raise ConnectionResetError("in the middle of it")
         return super().cat_file(path, start, end, **options)
 
@@ -56,73 +56,73 @@ def rows(*indices, text="some text"):
 
 
 def staged(output):
-    """One part of each task for each folder, two rows each; and the groups of them."""
-    found = {f"kind={number:02}": [] for number in range(FOLDERS)}
+    """Stages a part of two rows for each task and folder. Returns the groups of the folders."""
+    parts_of = {f"kind={number:02}": [] for number in range(FOLDERS)}
     for task in range(TASKS):
         tables = [
             (folder, rows(*(2 * (task * FOLDERS + number) + i for i in (1, 0))))
-            for number, folder in enumerate(found)
+            for number, folder in enumerate(parts_of)
         ]
         for folder, part in publish.stage(output, f"t{task}", tables):
-            found[folder].append(part)
-    return [Group(f"{name}/part.parquet", tuple(parts)) for name, parts in found.items()]
+            parts_of[folder].append(part)
+    return [Group(f"{name}/part.parquet", tuple(parts)) for name, parts in parts_of.items()]
 
 
-def test_parts_that_are_neighbours_are_read_together(output):
+def test_neighbouring_parts_are_read_together(output):
     groups = staged(output)
     contents = publish.read_parts(output, groups)
-    assert output.fs.asked.total() == TASKS  # and not one for each part
+    assert output.fs.requests.total() == TASKS  # not one for each part
     assert len(contents) == TASKS * FOLDERS
     for group in groups:
         publish.publish(output, group, contents)
-    assert output.fs.asked.total() == TASKS
+    assert output.fs.requests.total() == TASKS
     for number, group in enumerate(groups):
         table = pq.read_table((output / group.name).path, filesystem=output.fs)
         wanted = [2 * (task * FOLDERS + number) + i for task in range(TASKS) for i in (0, 1)]
         assert table["id"].to_pylist() == wanted
 
 
-def test_parts_that_are_far_apart_are_read_apart(output):
+def test_distant_parts_are_read_apart(output):
     few = [("a", rows(1)), ("b", rows(*range(2, 2000))), ("c", rows(2001))]
     (_, a), (_, b), (_, c_) = publish.stage(output, "t", few)
     assert c_.offset - b.offset < publish._GAP_BYTES
     publish.read_parts(output, [Group("one", (a, c_))])
-    assert output.fs.asked.total() == 1
+    assert output.fs.requests.total() == 1
     many = [("a", rows(1)), ("b", incompressible(300_000)), ("c", rows(2001))]
     (_, a), (_, b), (_, c_) = publish.stage(output, "t", many)
     assert c_.offset - b.offset > publish._GAP_BYTES
     publish.read_parts(output, [Group("one", (a, c_))])
-    assert output.fs.asked.total() == 1 + 2
+    assert output.fs.requests.total() == 1 + 2
 
 
 def incompressible(size):
     return rows(0, text=np.random.default_rng(0).bytes(size).hex())
 
 
-def test_a_range_that_fails_is_asked_for_again_and_no_other(output):
+def test_only_a_range_that_fails_is_read_again(output):
     groups = staged(output)
     path = publish._object(output, "t2").path
     output.fs.broken = {(path, 0)}
     contents = publish.read_parts(output, groups)
     assert len(contents) == TASKS * FOLDERS
     paths = [publish._object(output, f"t{number}").path for number in range(TASKS)]
-    assert output.fs.asked == {(one, 0): 2 if one == path else 1 for one in paths}
+    assert output.fs.requests == {(one, 0): 2 if one == path else 1 for one in paths}
 
 
-def test_parts_that_are_gone_are_not_replaced_by_others(output):
+def test_missing_parts_are_not_replaced_by_others(output):
     groups = staged(output)
     publish.discard(output, ["t1"])
     contents = publish.read_parts(output, groups)
     assert {token for token, _ in contents} == {"t0", "t2", "t3", "t4"}
     with pytest.raises(FileNotFoundError):
         publish.publish(output, groups[0], contents)
-    # Somebody else has published it meanwhile: that is why they are gone.
+    # The parts are missing because another process has published the file meanwhile.
     storage.put(output / groups[0].name, b"theirs")
     publish.publish(output, groups[0], contents)
     assert storage.read(output / groups[0].name) == b"theirs"
 
 
-def test_a_shorter_object_than_was_written_is_no_content(output, monkeypatch):
+def test_a_truncated_object_is_an_error(output, monkeypatch):
     monkeypatch.setattr(storage, "_BACKOFF", Backoff(tries=2))
     group = staged(output)[0]
     path = publish._object(output, "t0").path
@@ -132,13 +132,13 @@ def test_a_shorter_object_than_was_written_is_no_content(output, monkeypatch):
         publish.read_parts(output, [group])
 
 
-def test_batches_hold_little_and_enough_to_be_made_at_once():
+def test_batches_are_small_but_keep_all_threads_busy():
     def group(name, length):
         return Group(name, (Part("t", 0, length, 0, 1),))
 
-    large = [group(f"{n:03}", staging._BATCH_BYTES) for n in range(20)]
-    assert [len(batch) for batch in staging._batches(large)] == [8, 8, 4]
+    large = [group(f"{n:03}", recovery._BATCH_BYTES) for n in range(20)]
+    assert [len(batch) for batch in recovery._batches(large)] == [8, 8, 4]
     small = [group(f"{n:03}", 1000) for n in range(600)]
-    assert [len(batch) for batch in staging._batches(small)] == [256, 256, 88]
+    assert [len(batch) for batch in recovery._batches(small)] == [256, 256, 88]
     mixed = [*small[:100], *large, *small[100:110]]
-    assert [one for batch in staging._batches(mixed) for one in batch] == mixed
+    assert [one for batch in recovery._batches(mixed) for one in batch] == mixed

@@ -1,4 +1,4 @@
-"""A snapshot says what the state said, or that it is damaged; and what may be removed for it."""
+"""A snapshot restores the state or is refused as damaged; which files it makes obsolete."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ from mediamill.pipeline.ledger.state import Counts, Group, KnownFile, LedgerStat
 
 
 def any_state(rng, files=12):
-    """A state with something in each of its fields."""
+    """A state with a value in each of its fields."""
     state = LedgerState()
     for number in range(files):
         rows = int(rng.choice([0, 1, 7, 8, 9, 1000, 4097]))
@@ -56,7 +56,7 @@ def test_there_and_back(seed):
 
 
 def test_no_field_of_the_state_is_empty_in_these_tests():
-    """A field that is added to the state is to be in a snapshot, and so in `any_state`."""
+    """A field that is added to the state must be in a snapshot, and so in `any_state`."""
     state, empty = any_state(np.random.default_rng(1)), LedgerState()
     derived = {"snapshot"}  # by the log
     for field in dataclasses.fields(LedgerState):
@@ -75,10 +75,10 @@ def test_a_state_goes_on_after_a_snapshot():
         "parts": [["k=1", 0, 9, 3]],
     }
     grown = {"number": 0, "name": state.files[0].name, "rows": 5000, "digest": "e"}
-    for one in (state, again):
+    for restored in (state, again):
         record = {"commits": [commit], "groups": [["k=1", 4, "x"]], "published": ["b"]}
-        one.apply({"kind": "commit", **record})
-        one.apply({"kind": "start", "run": "next", "rows_per_file": 7, "files": [grown]})
+        restored.apply({"kind": "commit", **record})
+        restored.apply({"kind": "start", "run": "next", "rows_per_file": 7, "files": [grown]})
     same(state, again)
 
 
@@ -93,7 +93,7 @@ def test_finished_and_untouched_files_cost_next_to_nothing():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_every_damage_is_noticed(seed):
+def test_every_damage_is_detected(seed):
     rng = np.random.default_rng(seed)
     data = snapshots.dump(any_state(rng))
     for _ in range(300):
@@ -117,16 +117,16 @@ def test_a_snapshot_of_a_later_version_is_not_guessed_at():
         snapshots.parse(snapshots.dump(LaterState()))
 
 
-def test_larger_ledgers_wait_longer_and_none_for_ever():
-    def wait(rows):
+def test_larger_ledgers_have_longer_intervals_with_a_maximum():
+    def interval(rows):
         state = LedgerState(done=[np.zeros(rows // 8, np.uint8)])
         return next(n for n in range(100_000) if snapshots.due(state, n))
 
-    assert [wait(rows) for rows in (0, 10**7, 10**8, 10**9)] == [256, 256, 762, 4096]
+    assert [interval(rows) for rows in (0, 10**7, 10**8, 10**9)] == [256, 256, 762, 4096]
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_what_is_removed_is_never_needed(seed):
+def test_removed_files_are_never_needed(seed):
     """Whichever single snapshot is damaged, the records after the next sound one are there; and a
     replaced writer's next number is taken.
     """
@@ -134,13 +134,13 @@ def test_what_is_removed_is_never_needed(seed):
     last = int(rng.integers(1, 200))
     fences = {1, 2, *(int(n) for n in rng.integers(1, last + 1, int(rng.integers(0, 6))))}
     stored = {f"{n:012}.json" for n in range(1, last + 1)}
-    taken = sorted({int(n) for n in rng.integers(1, last + 1, int(rng.integers(0, 6)))})
-    stored |= {snapshots.file_name(n) for n in taken}
-    left = stored - set(snapshots.superfluous(stored, fences))
-    kept = sorted(int(name[:12]) for name in left if name.endswith(snapshots.SUFFIX))
-    assert kept == taken[-2:]
-    for damaged in (None, *kept):
-        sound = max((n for n in kept if n != damaged), default=0)
+    numbers = sorted({int(n) for n in rng.integers(1, last + 1, int(rng.integers(0, 6)))})
+    stored |= {snapshots.file_name(n) for n in numbers}
+    left = stored - set(snapshots.obsolete(stored, fences))
+    retained = sorted(int(name[:12]) for name in left if name.endswith(snapshots.SUFFIX))
+    assert retained == numbers[-2:]
+    for damaged in (None, *retained):
+        sound = max((n for n in retained if n != damaged), default=0)
         assert {f"{n:012}.json" for n in range(sound + 1, last + 1)} <= left
     for fence in fences:  # the replaced writer knew all before the fence, or all but its last
         for known in (fence - 1, fence - 2):
@@ -149,5 +149,5 @@ def test_what_is_removed_is_never_needed(seed):
 
 def test_snapshots_are_removed_after_the_records_that_they_cover():
     names = [snapshots.file_name(n) for n in (5, 9, 12)] + [f"{n:012}.json" for n in range(1, 14)]
-    gone = snapshots.superfluous(names, {1, 2})
+    gone = snapshots.obsolete(names, {1, 2})
     assert gone == [*(f"{n:012}.json" for n in range(3, 10)), snapshots.file_name(5)]

@@ -1,6 +1,7 @@
-"""Drivers, ledger actors and write tasks that live on after they were replaced, in thousands of
-orders: no row is ever twice among the visible files, none that was visible vanishes, and the run
-that comes last has them all.
+"""Drivers, ledger actors and write tasks go on after they were replaced, in thousands of schedules.
+
+No row is ever twice among the visible files, none that was visible vanishes, and the last run has
+all rows.
 """
 
 import asyncio
@@ -13,7 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from mediamill.pipeline.ledger import ledger, log, snapshot, staging
+from mediamill.pipeline.ledger import ledger, log, recovery, snapshot
 from mediamill.pipeline.ledger.ledger import TakenOverError
 from mediamill.pipeline.storage import storage
 from tests.pipeline.ledger import kill_points
@@ -25,7 +26,7 @@ URL = "memory://mill/out"
 
 
 class Reader:
-    """Looks at the visible files whenever there are new ones."""
+    """Checks the visible files whenever there are new ones."""
 
     def __init__(self, memory):
         self._memory = memory
@@ -48,7 +49,7 @@ class Reader:
 
 
 class Actors:
-    """The ledger actors of a run: the newest one, and those that it replaced and that live on."""
+    """The ledger actors of a run: the newest one, and those that it replaced and that go on."""
 
     def __init__(self, run, schedule):
         self._run, self._schedule = run, schedule
@@ -56,11 +57,11 @@ class Actors:
         self.doomed = False  # the newest one dies at its next step
 
     def replace(self):
-        """Starts another one, as Ray does for one that it takes for dead."""
+        """Starts another actor, as Ray does when it considers one dead."""
         self._ledgers.append(None)
 
     def call(self, name, *arguments):
-        """The answer, by the rules of Ray: asked again while the actor dies, answers get lost."""
+        """Returns the reply as Ray does: replies get lost, and calls are retried."""
         draw, number = self._schedule.draw, None
         while True:
             if not self._ledgers:
@@ -69,28 +70,26 @@ class Actors:
                 number = draw.randrange(len(self._ledgers)) if draw.random() < 0.2 else -1
                 number %= len(self._ledgers)
             self._schedule.wait()
-            if (
-                number in self._busy
-            ):  # one call after the other; what comes together is another test
+            if number in self._busy:  # one call after the other; another test has concurrent calls
                 continue
             self._busy.add(number)
             try:
                 if self._ledgers[number] is None:
                     self._ledgers[number] = ledger.Ledger(URL, self._run)
                 method = getattr(self._ledgers[number], name)
-                answer = asyncio.run(method(*arguments))
+                reply = asyncio.run(method(*arguments))
             except TakenOverError:
                 if number == len(self._ledgers) - 1:
                     raise
-                number = None  # Ray asks the one that is there now
+                number = None  # Ray retries with the current actor
                 continue
             finally:
                 self._busy.discard(number)
             if draw.random() > 0.1:
-                return answer
+                return reply
 
-    def taken(self, rows):
-        return self.call("taken", rows)
+    def finished(self, rows):
+        return self.call("finished", rows)
 
     def commit(self, commit):
         return self.call("commit", commit)
@@ -100,11 +99,11 @@ class Actors:
 
 
 def drive(name, schedule, actors):
-    """A run whose write tasks are processes of their own, and are done again when they die."""
+    """A run whose write tasks are processes of their own, and are retried when they die."""
     output = storage.resolve(URL)
     state = kill_points.begin(output, name)
-    staging.mark_unfinished(output)
-    staging.recover(output, state)
+    recovery.mark_unfinished(output)
+    recovery.recover(output, state)
     left = np.flatnonzero(state.pending(0, 0, kill_points.ROWS)).tolist()
 
     def task(indices):
@@ -120,18 +119,18 @@ def drive(name, schedule, actors):
         for number, (block, process) in enumerate(tasks):
             if process.error:
                 raise process.error
-            if process.over or schedule.draw.random() < 0.005:  # or taken for dead
+            if process.over or schedule.draw.random() < 0.005:  # or considered dead
                 tasks.pop(number)
                 if process.dead or not process.over:
                     tasks.append((block, task(block)))
                 break
-    staging.flush(output, state)
+    recovery.flush(output, state)
     if ledger.end(output, state, {}):
-        staging.mark_finished(output, "{}")
+        recovery.mark_finished(output, "{}")
 
 
 def play(seed, monkeypatch):
-    """One schedule. Returns how many steps it had."""
+    """Runs one schedule. Returns the number of its steps."""
     memory = fsspec.filesystem("memory")
     memory.store.clear()
     memory.pseudo_dirs[:] = [""]
@@ -176,17 +175,17 @@ def play(seed, monkeypatch):
 @pytest.fixture
 def in_steps(monkeypatch):
     monkeypatch.setattr(log, "ThreadPoolExecutor", Serial)
-    monkeypatch.setattr(staging, "ThreadPoolExecutor", Serial)
+    monkeypatch.setattr(recovery, "ThreadPoolExecutor", Serial)
     monkeypatch.setattr(snapshot, "due", lambda state, since: since >= 3)
 
 
 @pytest.mark.parametrize("first", range(0, SEEDS, 20))
-def test_whoever_lives_on_loses_and_doubles_nothing(first, monkeypatch, in_steps):
+def test_stale_processes_lose_and_double_nothing(first, monkeypatch, in_steps):
     steps = [play(seed, monkeypatch) for seed in range(first, first + 20)]
     assert max(steps) > 200
 
 
 @pytest.mark.soak
-def test_whoever_lives_on_in_thousands_of_orders(monkeypatch, in_steps):
+def test_stale_processes_in_thousands_of_schedules(monkeypatch, in_steps):
     for seed in range(1000, 4000):
         play(seed, monkeypatch)

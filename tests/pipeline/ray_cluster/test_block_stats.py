@@ -1,4 +1,4 @@
-"""Ray Data's statistics of blocks: they grow with the blocks, unless they are forgotten."""
+"""Ray Data's statistics of blocks grow with the blocks, unless they are cleared."""
 
 import ray
 
@@ -8,13 +8,13 @@ from mediamill.pipeline.ray_cluster.cluster import data_context
 BLOCKS = 24
 
 
-class Watch(ClearBlockStats):
-    """Notes the most statistics that any operator had after a step."""
+class MeasuringCallback(ClearBlockStats):
+    """Records the largest number of statistics that any operator had after a step."""
 
-    def __init__(self, forgets):
+    def __init__(self, clears):
         super().__init__()
-        self._forgets = forgets
-        self.most = 0
+        self._clears = clears
+        self.largest = 0
 
     def __call__(self):
         return self
@@ -23,26 +23,25 @@ class Watch(ClearBlockStats):
         return self
 
     def on_execution_step(self, executor):
-        if self._forgets:
+        if self._clears:
             super().on_execution_step(executor)
-        found = [
-            len(one._output_blocks_stats) for one in executor._topology if one.input_dependencies
-        ]
-        self.most = max(self.most, *found)
+        operators = [operator for operator in executor._topology if operator.input_dependencies]
+        sizes = [len(operator._output_blocks_stats) for operator in operators]
+        self.largest = max(self.largest, *sizes)
 
 
-def most_kept(forgets):
-    watch = Watch(forgets)
-    context = data_context(2**25, watch)
-    context.custom_execution_callback_classes = [watch]
+def largest_stats(clears):
+    callback = MeasuringCallback(clears)
+    context = data_context(2**25, callback)
+    context.custom_execution_callback_classes = [callback]
     with ray.data.DataContext.current(context):
         rows = ray.data.range(BLOCKS, override_num_blocks=BLOCKS).map_batches(lambda batch: batch)
         assert rows.materialize().count() == BLOCKS
-    return watch.most
+    return callback.largest
 
 
-def test_what_is_kept_of_blocks_does_not_grow_with_them(ray_cluster):
-    assert most_kept(forgets=False) >= BLOCKS  # else there is nothing to forget any more
-    assert most_kept(forgets=True) == 0
-    classes = data_context(2**25, Watch(True)).custom_execution_callback_classes
+def test_statistics_do_not_grow_with_the_blocks(ray_cluster):
+    assert largest_stats(clears=False) >= BLOCKS  # else there is nothing to clear any more
+    assert largest_stats(clears=True) == 0
+    classes = data_context(2**25, MeasuringCallback(True)).custom_execution_callback_classes
     assert ClearBlockStats in classes

@@ -1,4 +1,4 @@
-"""What Prometheus reads of a Ray node is what a run's summary says."""
+"""The metrics that Prometheus reads from a Ray node equal the run's summary."""
 
 import re
 import time
@@ -11,30 +11,30 @@ from mediamill.pipeline.ray_cluster import metrics
 from mediamill.pipeline.run import run
 from tests.pipeline.world import draw_media, make_job, picture_rows, write_manifest
 
-pytestmark = pytest.mark.timeout(600)  # a busy machine takes its time to start Ray's workers
+pytestmark = pytest.mark.timeout(600)  # a busy machine starts Ray's workers slowly
 
-PATIENCE_S = 120  # Ray sends what it is told every 10 s
+TIMEOUT_S = 120  # Ray exports the values every 10 s
 
 
 def values(run_id):
-    """Of each of our metrics that has this run's tag, by name and its other tag."""
-    [node] = [one for one in ray.nodes() if one["Alive"]]
+    """The values of our metrics with this run's tag, by name and other tag."""
+    [node] = [node for node in ray.nodes() if node["Alive"]]
     if node["MetricsExportPort"] <= 0:
         pytest.skip("Ray's agent did not come up in the time that Ray gives it")
     url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-    with urllib.request.urlopen(url, timeout=60) as answer:
-        text = answer.read().decode()
+    with urllib.request.urlopen(url, timeout=60) as response:
+        text = response.read().decode()
     found = {}
     for name, tags, value in re.findall(r"^ray_(mediamill_\w+){(.*)} (\S+)$", text, re.M):
-        own = dict(re.findall(r'\b(run|stage|code|kind)="([^"]*)"', tags))
-        if own.pop("run", None) == run_id:
-            key = (name, *own.values())
+        labels = dict(re.findall(r'\b(run|stage|code|kind)="([^"]*)"', tags))
+        if labels.pop("run", None) == run_id:
+            key = (name, *labels.values())
             found[key] = found.get(key, 0) + float(value)
     return found
 
 
 def wait_for(key, run_id):
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + TIMEOUT_S
     while key not in (found := values(run_id)):
         assert time.monotonic() < deadline, found
         time.sleep(1)
@@ -47,7 +47,7 @@ def test_a_runs_counts(ray_cluster, tmp_path):
     manifest = write_manifest(tmp_path / "manifest.parquet", rows)
     summary = run(make_job(manifest, tmp_path / "out"))
     found = wait_for((metrics.ROWS, "write"), summary.run_id)
-    found.pop((metrics.ENGINE_ROWS,), None)  # what a process says of itself, as long as it lives
+    found.pop((metrics.ENGINE_ROWS,), None)  # exported only while the process runs
     assert found == {
         (metrics.ROWS, "prepare"): 12,
         (metrics.ROWS, "generate"): 12,
@@ -60,12 +60,12 @@ def test_a_runs_counts(ray_cluster, tmp_path):
 
 
 @pytest.mark.slow
-def test_only_growth_is_told(ray_cluster):
-    """A desk that is started again knows what the one before it has told."""
-    told = metrics.Exported("grown", {(metrics.TOKENS, "output"): 100})
+def test_only_the_increase_is_exported(ray_cluster):
+    """A restarted coordinator knows what the one before it has exported."""
+    counters = metrics.ExportedCounters("grown", {(metrics.TOKENS, "output"): 100})
     engines = (metrics.ENGINES, "")
     for tokens, broken in ((100, 0), (130, 2), (130, 2), (120, 3)):
-        told.update({(metrics.TOKENS, "output"): tokens, engines: broken})
+        counters.update({(metrics.TOKENS, "output"): tokens, engines: broken})
     metrics.export_engine_rows(lambda: 4, "grown")
     found = wait_for((metrics.ENGINE_ROWS,), "grown")
     assert found == {

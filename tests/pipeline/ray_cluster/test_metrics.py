@@ -20,4 +20,4 @@ def test_counters_add_up():
     for number in (3, 4):
         metrics.add("prepared", number)
     metrics.add("generated", 1)
-    assert metrics.counted() == {"prepared": 7, "generated": 1}
+    assert metrics.counters() == {"prepared": 7, "generated": 1}

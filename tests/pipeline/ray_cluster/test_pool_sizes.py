@@ -1,4 +1,4 @@
-"""Sizes of pools: on every cluster each actor and each task finds a place, in any order."""
+"""Pool sizes: on every cluster each actor and each task finds a place, in any order."""
 
 import random
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from mediamill.schemas.job import Resources
 from mediamill.schemas.job_resources import Labels
 
 GIB = 1024**3
-HEAD = Node(0, 0, 16 * GIB)  # one that does no work, as infra/kuberay has it
+HEAD = Node(0, 0, 16 * GIB)  # a head node without CPUs, as in infra/kuberay
 BOX = Node(128, 8, 1024 * GIB)
 CPU = Node(16, 0, 64 * GIB, {"kind": "cpu"})
 GPU = Node(8, 1, 96 * GIB, {"kind": "gpu", "ray.io/accelerator-type": "H100"})
@@ -107,7 +107,7 @@ def test_forms_of_a_label():
     assert not any(matches(node, labels) for labels in no)
 
 
-def test_memory_bounds_the_workers_that_auto_takes():
+def test_memory_limits_the_number_of_automatic_workers():
     node = Node(16, 1, 64 * GIB)
     assert size_pools(Resources(), [node], 10 * GIB).prepare_workers == 6
     wish = size_pools(Resources(prepare_workers=12), [node], 10 * GIB)
@@ -115,7 +115,7 @@ def test_memory_bounds_the_workers_that_auto_takes():
     assert wish.prepare_bytes <= 64 * GIB / 12
 
 
-def test_room_follows_nodes_that_join_and_leave():
+def test_capacity_follows_nodes_that_join_and_leave():
     wanted = Resources()
     pools = size_pools(wanted, [HEAD, CPU, GPU])
     rooms = [capacity(wanted, pools, [HEAD, CPU, *[GPU] * count]) for count in (0, 1, 2, 8)]
@@ -151,7 +151,7 @@ jobs = st.builds(
 
 
 class Places:
-    """What Ray's scheduler knows of each node, with actors put wherever they fit."""
+    """The free resources of each node, as Ray counts them; actors go wherever they fit."""
 
     def __init__(self, nodes: Sequence[Node], seed: int):
         self.free = list(nodes)
@@ -202,7 +202,7 @@ def test_everything_finds_a_place_in_any_order(wanted, nodes, seed, fullest):
 
 @quietly
 @given(jobs, nodes_of)
-def test_what_a_job_says_is_kept(wanted, nodes):
+def test_the_sizes_of_the_job_are_used(wanted, nodes):
     try:
         pools = size_pools(wanted, nodes)
     except TooSmallError:
@@ -222,7 +222,7 @@ def test_what_a_job_says_is_kept(wanted, nodes):
 
 @quietly
 @given(jobs, nodes_of, nodes_of)
-def test_more_nodes_never_have_less_room(wanted, nodes, more):
+def test_more_nodes_never_have_less_capacity(wanted, nodes, more):
     try:
         pools = size_pools(wanted, nodes)
     except TooSmallError:

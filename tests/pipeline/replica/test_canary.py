@@ -41,7 +41,7 @@ def make_stage(job, home, count=nothing):
 
 @pytest.fixture(scope="module")
 def answered(home):
-    """A picture's row as the stages answer it: its table when prepared, and its text."""
+    """The row of a picture: its prepared table, and its text."""
     media = draw_media(home / "media")
     job = make_job("m", "o", fetch__roots=[str(home)])
     rows = [
@@ -63,7 +63,7 @@ def job_with(uri, text, **changes):
     return make_job("m", "o", canary__uri=uri, canary__text=text, **changes)
 
 
-def test_the_canary_is_answered_as_the_row_is_and_is_no_row(answered, home):
+def test_the_canary_gets_the_answer_of_the_row_and_is_no_row(answered, home):
     prepared, uri, text = answered
     counted = []
     stage = make_stage(job_with(uri, text), home, counted.append)
@@ -74,7 +74,7 @@ def test_the_canary_is_answered_as_the_row_is_and_is_no_row(answered, home):
 
 
 def test_a_table_without_rows_passes_as_one(answered, home):
-    """What the stages are given once nothing more is to be begun."""
+    """The stages get such a table once the run drains."""
     prepared, _, _ = answered
     stage = make_stage(make_job("m", "o"), home)
     assert stage(prepared.slice(0, 0)).num_rows == 0
@@ -98,8 +98,8 @@ def test_another_answer_is_fatal_and_shows_both(answered, home, end):
     assert f"found the answer {text!r}, expected {text + end!r}" in str(error.value)
 
 
-def test_it_rides_along(answered, home):
-    """Asked once in so many rows, whoever brings them; what is wrong then is found then."""
+def test_it_is_checked_among_the_rows(answered, home):
+    """It runs once in so many rows, from any thread; an error is raised then."""
     _, uri, text = answered
     asked, answers = [], [text] * 3
 
@@ -112,10 +112,10 @@ def test_it_rides_along(answered, home):
     canary = Canary(job, CHECKPOINT, home, sampling, answer, every_rows=1000)
     canary.check()
     for _ in range(40):
-        canary.pass_by(64)
+        canary.count(64)
     assert len(asked) == len(set(asked)) == 1 + 2
     with pytest.raises(CanaryError, match="nonsense"):
-        canary.pass_by(1000)
+        canary.count(1000)
 
 
 @pytest.mark.parametrize(
@@ -125,14 +125,14 @@ def test_it_rides_along(answered, home):
         ({"canary__uri": "gone.jpg"}, r"canary.uri: gone.jpg cannot be read .*No such file"),
     ],
 )
-def test_a_canary_that_cannot_be_asked_is_a_wrong_job(answered, changes, words):
+def test_a_canary_that_cannot_be_used_is_a_job_error(answered, changes, words):
     _, uri, text = answered
     settings = {"canary__uri": uri, "canary__text": text, **changes}
     with pytest.raises(JobError, match=words):
         check_canary(make_job("m", "o", **settings))
 
 
-def test_the_plan_looks_at_it_and_the_fingerprint_does_not(answered, home):
+def test_the_plan_checks_it_and_the_fingerprint_ignores_it(answered, home):
     _, uri, text = answered
     rows = [{"id": "a", "uri": uri, "prompt": CAPTION_PROMPT}]
     manifest = write_manifest(home / "m.parquet", rows)

@@ -1,5 +1,7 @@
-"""Replicas of several processes on a cluster of several nodes: whichever of their processes dies or
-hangs, each row comes out once and as one process makes it, and nothing stays behind.
+"""Replicas of several processes on a cluster of several nodes.
+
+Whichever process dies or hangs, each row comes out once and with the text of a single process, and
+no process is left behind.
 """
 
 import json
@@ -28,7 +30,7 @@ from tests.soak.driver import Driver
 
 ROWS = 600
 RANK, LEADER = "mediamill.model.tensor_parallel.worker", "_GenerateAndParse"
-SILENCE_S = 15.0  # as of mediamill.model.tensor_parallel.leader_engine
+SILENCE_S = 15.0  # see mediamill.model.tensor_parallel.leader_engine
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +69,8 @@ def start(world, cluster, name, **changes):
 
 
 def finish(driver):
-    code, output, told = driver.finish()
-    assert code == 0, told
+    code, output, errors = driver.finish()
+    assert code == 0, errors
     return json.loads(output.strip().rpartition("\n")[2])
 
 
@@ -79,17 +81,17 @@ def texts(job, ids):
 
 
 def ranks(cluster):
-    """Processes of the other ranks, each with the process that has started it."""
+    """The processes of the other ranks, each with its parent."""
     parents = processes.parents()
     family = cluster.family() & parents.keys()
     return {pid: parents[pid] for pid in family if RANK in processes.title(pid)}
 
 
-def wait_for(condition, what, driver, seconds=120.0):
+def wait_for(condition, event, driver, seconds=120.0):
     end = time.monotonic() + seconds
     while not (found := condition()):
-        assert not driver.over, f"the job ended before {what}: {driver.finish()}"
-        assert time.monotonic() < end, f"waited in vain for {what}: {driver.told()}"
+        assert not driver.over, f"the job ended before {event}: {driver.finish()}"
+        assert time.monotonic() < end, f"waited in vain for {event}: {driver.stderr()}"
         time.sleep(0.05)
     return found
 
@@ -110,17 +112,17 @@ def test_a_rank_is_killed_and_its_replica_is_replaced(tmp_path, ray_cluster):
     )
     killed = []
 
-    def strike():
+    def kill_a_rank():
         while not ledger.load(storage.resolve(job.output)).counts.rows:
             time.sleep(0.05)
         ours = processes.descendants(os.getpid())
         killed.extend(pid for pid in ours if RANK in processes.title(pid))
         processes.end_at_once(killed)
 
-    striking = threading.Thread(target=strike, daemon=True)
-    striking.start()
+    killer = threading.Thread(target=kill_a_rank, daemon=True)
+    killer.start()
     summary = run(job)
-    striking.join()
+    killer.join()
     found = read_output(job.output)
     assert_each_once(found, [row["id"] for row in rows])
     assert len(killed) == summary.engines_replaced == 1
@@ -147,7 +149,7 @@ def test_ranks_and_leaders_that_die_or_hang_are_replaced(world, cluster):
     more_rows()
     (killed, first), (hung, second) = ranks(cluster).items()
     os.kill(killed, signal.SIGKILL)
-    os.kill(hung, signal.SIGSTOP)  # from here on nobody works until a replica is replaced
+    os.kill(hung, signal.SIGSTOP)  # no replica works until one is replaced
     assert not processes.wait_for_end([first], 20)
     assert not processes.wait_for_end([hung, second], SILENCE_S + 20)
 
@@ -163,7 +165,7 @@ def test_ranks_and_leaders_that_die_or_hang_are_replaced(world, cluster):
             for index, raylet in enumerate(cluster.raylets)
             for pid in processes.descendants(raylet)
         }
-        # Not the first one, which the driver lives on.
+        # Not the first one, which the driver runs on.
         return next((homes[pid] for pid in ranks(cluster) if homes.get(pid)), None)
 
     index = wait_for(node_at_work, "a replica on another node", driver)
@@ -175,5 +177,5 @@ def test_ranks_and_leaders_that_die_or_hang_are_replaced(world, cluster):
 
     summary = finish(driver)
     assert texts(job, world[2]) == expected
-    assert summary["engines_replaced"] == 2  # a leader that is killed cannot tell
+    assert summary["engines_replaced"] == 2  # a killed leader is not counted
     assert not processes.wait_for_end(ranks(cluster), 20)

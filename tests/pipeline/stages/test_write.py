@@ -1,4 +1,4 @@
-"""Files of the output: names, contents, order, sizes; and rows that another try had first."""
+"""The files of the output: names, contents, order, sizes; and rows of a faster attempt."""
 
 import asyncio
 import datetime
@@ -10,7 +10,7 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
 
-from mediamill.pipeline.ledger import hive_paths, ledger, staging
+from mediamill.pipeline.ledger import hive_paths, ledger, recovery
 from mediamill.pipeline.ledger.ledger import Commit, Ledger
 from mediamill.pipeline.ledger.state import Counts, KnownFile
 from mediamill.pipeline.records import ROW_STRUCT, parsed_schema
@@ -22,7 +22,7 @@ from mediamill.schemas.result import result_schema
 
 
 class Calls:
-    """The ledger without Ray. `thief` gives it rows to take between the question and the commit."""
+    """The ledger without Ray. `thief`: rows that another task finishes just before the commit."""
 
     def __init__(self, folder, rows_per_file=100, thief=None):
         self.output = storage.resolve(str(folder))
@@ -37,27 +37,27 @@ class Calls:
         commit = Commit("thief", {0: np.array(rows)}, Counts(ok=len(rows)))
         asyncio.run(self.ledger.commit(commit))
 
-    def taken(self, rows):
-        return asyncio.run(self.ledger.taken(rows))
+    def finished(self, rows):
+        return asyncio.run(self.ledger.finished(rows))
 
     def commit(self, commit):
         if self.thief:
             self.take(self.thief)
             self.thief = None
-        answer = asyncio.run(self.ledger.commit(commit))
-        if not answer.taken:
+        reply = asyncio.run(self.ledger.commit(commit))
+        if not reply.finished:
             self.commits.append(commit)
-        return answer
+        return reply
 
     def published(self, names):
         return asyncio.run(self.ledger.published(names))
 
     def flush(self):
-        staging.flush(self.output, self.state)
+        recovery.flush(self.output, self.state)
 
 
 def write(folder, manifest, *tables, partition_by=(), rows_per_file=100):
-    """What a run makes of these tables, each in a task of its own."""
+    """Writes these tables as a run does, each in a task of its own."""
     calls = Calls(folder, rows_per_file)
     rules = rules_for(folder, manifest, partition_by, rows_per_file)
     for table in tables:
@@ -124,10 +124,10 @@ def test_many_tasks_and_folders_make_few_files(tmp_path):
         tables.append(table)
     calls = Calls(tmp_path, per_file)
     rules = rules_for(tmp_path, manifest, ("kind",), per_file)
-    most = 0
+    max_staged = 0
     for number, table in enumerate(tables):
         write_rows(table, rules, calls)
-        # What fills a file is visible at once, what does not is hidden.
+        # Rows that fill a file are visible at once, the others are hidden.
         for kind in range(kinds):
             done = sum(
                 int(i) % kinds == kind
@@ -138,7 +138,7 @@ def test_many_tasks_and_folders_make_few_files(tmp_path):
             assert [pq.read_metadata(path).num_rows for path in seen] == [per_file] * (
                 done // per_file
             )
-        most = max(most, len(list((tmp_path / "_mediamill" / "staged").iterdir())))
+        max_staged = max(max_staged, len(list((tmp_path / "_mediamill" / "staged").iterdir())))
     calls.flush()
     assert len(files(tmp_path)) == kinds * -(-(300 // kinds) // per_file)
     found = pads.dataset(tmp_path, partitioning="hive").to_table()
@@ -147,8 +147,8 @@ def test_many_tasks_and_folders_make_few_files(tmp_path):
         ids = pq.read_table(tmp_path / name)["id"].to_pylist()
         assert ids == sorted(ids)
     assert not list((tmp_path / "_mediamill" / "staged").iterdir())
-    # What is staged is what is not visible yet: at most a file's rows for each folder.
-    assert most <= kinds * (per_file - 1)
+    # Only rows that are not visible are staged: less than a file's for each folder.
+    assert max_staged <= kinds * (per_file - 1)
 
 
 def test_one_task_with_more_rows_than_a_file(tmp_path):
@@ -161,14 +161,14 @@ def test_one_task_with_more_rows_than_a_file(tmp_path):
     assert not list((tmp_path / "_mediamill" / "staged").iterdir())
 
 
-def test_groups_of_a_task_that_died_are_finished_by_another(tmp_path):
+def test_groups_of_a_task_that_died_are_published_by_another(tmp_path):
     now = [0.0]
     calls = Calls(tmp_path, 2)
     calls.ledger = Ledger(str(tmp_path), "r", clock=lambda: now[0])
     manifest, table = rows_of([0, 1])
     rules = rules_for(tmp_path, manifest, (), 2)
     commit = calls.commit
-    calls.commit = lambda one: commit(one).__class__()  # the task dies with the ledger's answer
+    calls.commit = lambda one: commit(one).__class__()  # the task dies with the ledger's reply
     write_rows(table, rules, calls)
     calls.commit = commit
     write_rows(rows_of([2])[1], rules, calls)
@@ -178,7 +178,7 @@ def test_groups_of_a_task_that_died_are_finished_by_another(tmp_path):
     assert pads.dataset(tmp_path).to_table()["id"].to_pylist() == [0, 1, 2, 4]
 
 
-def test_what_is_counted(tmp_path):
+def test_counts_of_a_commit(tmp_path):
     manifest, table = rows_of(list(range(8)))
     counts = write(tmp_path, manifest, table).commits[0].counts
     assert (counts.ok, counts.errors, counts.output_tokens) == (7, {"engine_oom": 1}, 24)
@@ -228,7 +228,7 @@ def test_every_partition_value_is_read_back(tmp_path):
 
 @pytest.mark.parametrize("values", [["", "a", "b"], ["", "", ""], ["", None, "a"]])
 def test_an_empty_value_is_none_of_the_others(tmp_path, values):
-    """It is read back as it was by whoever reads nulls; pandas does when it is told the form."""
+    """Readers that support nulls read it back; pandas does when the partitioning is given."""
     manifest, table = rows_of([0, 1, 2], kind=pa.array(values))
     write(tmp_path, manifest, table, partition_by=("kind",))
     hive = pads.partitioning(flavor="hive")

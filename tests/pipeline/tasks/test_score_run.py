@@ -59,7 +59,7 @@ def run_with_a_stop(job, rows):
     """Runs a job that is stopped as soon as rows are finished, and goes on. rows: in all."""
     stop = Stop()
     with pytest.raises(Drained):
-        run(job, stop=stop, on_progress=lambda progress: progress.rows_done and stop.ask())
+        run(job, stop=stop, on_progress=lambda progress: progress.rows_done and stop.request())
     before = read_output(job.output)
     assert 0 < len(before) < rows
     summary = run(job)

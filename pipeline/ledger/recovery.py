@@ -1,10 +1,10 @@
-"""Turns what runs have committed into visible files, and removes what they have not: at the start
-of a run, at its end, and after a kill.
+"""Recovers an output at the start of a run, and makes all of its rows visible at the end.
 
-All of it may be cut off at any instant and begun again. How one file is made is publish.py's.
+Both publish the files that the ledger has decided on, and remove staged objects that were never
+committed. They may be cut off at any instant and repeated.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from mediamill.pipeline.ledger import publish
@@ -15,16 +15,16 @@ from mediamill.pipeline.storage import storage
 from mediamill.pipeline.storage.storage import Place
 
 SUCCESS = "_SUCCESS"
-_MOVERS = 8  # files that are made at once; each is in memory, with its parts
-_BATCH = 256  # files after which the log takes note of them
-_BATCH_BYTES = 32 * 1024**2  # of their parts, where the files are more than are made at once
+_THREADS = 8  # files that are written at once; each is in memory, with its parts
+_BATCH_FILES = 256  # at most, between two records of the log
+_BATCH_BYTES = 32 * 1024**2  # of their parts, at most, unless that is fewer files than threads
 
 
 def recover(output: Place, state: LedgerState) -> None:
-    """Makes visible what older runs have decided to, and removes what they have not committed.
+    """Publishes the groups of older runs, and removes what they have staged and not committed.
 
-    Their finished rows that do not fill a file stay hidden, and go into this run's files. Only when
-    a run has begun, and none of its tasks: so nobody else may commit.
+    Their finished rows that do not fill a file stay hidden, and go into this run's files.
+    Must be called after the run has begun and before its first task, so that nothing else commits.
     Raises TakenOverError when a newer run has begun.
     """
     run = _run_of(state)
@@ -34,9 +34,9 @@ def recover(output: Place, state: LedgerState) -> None:
 
 
 def flush(output: Place, state: LedgerState) -> None:
-    """Makes all finished rows visible: each folder's last file may have fewer rows than others.
+    """Makes all finished rows visible; the last file of a folder may have fewer rows.
 
-    For the end of a run: none of its tasks can commit after that. Brings `state` up to date.
+    Ends the run's commits. Brings `state` up to date.
     Raises TakenOverError when a newer run has begun.
     """
     run = _run_of(state)
@@ -50,19 +50,19 @@ def flush(output: Place, state: LedgerState) -> None:
 
 
 def is_settled(output: Place, state: LedgerState) -> bool:
-    """Whether all finished rows are visible, nothing is staged, and the end was noted."""
+    """Returns whether all finished rows are visible, nothing is staged, and `SUCCESS` exists."""
     if state.tokens or publish.leftovers(output, ()):
         return False
     return storage.exists(output / SUCCESS)
 
 
 def mark_finished(output: Place, summary: str) -> None:
-    """Tells readers that every row of the manifest is there; the summary says what they are."""
+    """Writes `SUCCESS` with the summary: every row of the manifest is visible to readers."""
     storage.put(output / SUCCESS, summary.encode())
 
 
 def mark_unfinished(output: Place) -> None:
-    """To be called before a run adds rows."""
+    """Removes `SUCCESS`. Must be called before a run adds rows."""
     storage.remove(output / SUCCESS)
 
 
@@ -74,21 +74,17 @@ def _run_of(state: LedgerState) -> str:
 
 def _publish(output: Place, state: LedgerState, writer: Writer) -> None:
     """Publishes every group of the state."""
-    with ThreadPoolExecutor(_MOVERS) as movers:
-        # In the order of the folders, as they lie in the staged objects: neighbours are read
-        # together, where thousands of folders would mean a request for every few rows.
+    with ThreadPoolExecutor(_THREADS) as threads:
+        # In the order of the folders, as in the staged objects: neighbouring parts are read
+        # together, while thousands of folders would otherwise need a request for every few rows.
         for groups in _batches(sorted(state.groups.values())):
-            _make_visible(output, groups, movers)
+            contents = publish.read_parts(output, groups)
+            list(threads.map(lambda group: publish.publish(output, group, contents), groups))  # noqa: B023
             names = [group.name for group in groups]
             writer.add(lambda: record_of(state, published=names))  # noqa: B023
             tokens = {part.token for group in groups for part in group.parts}
-            gone = [token for token in tokens if token not in state.tokens]
-            list(movers.map(lambda token: publish.discard(output, [token]), gone))
-
-
-def _make_visible(output: Place, groups: Sequence[Group], movers: ThreadPoolExecutor) -> None:
-    contents = publish.read_parts(output, groups)
-    list(movers.map(lambda group: publish.publish(output, group, contents), groups))
+            unneeded = [token for token in tokens if token not in state.tokens]
+            list(threads.map(lambda token: publish.discard(output, [token]), unneeded))
 
 
 def _batches(groups: Iterable[Group]) -> Iterator[list[Group]]:
@@ -96,8 +92,8 @@ def _batches(groups: Iterable[Group]) -> Iterator[list[Group]]:
     size = 0
     for group in groups:
         length = sum(part.length for part in group.parts)
-        full = len(batch) == _BATCH or size + length > _BATCH_BYTES
-        if full and len(batch) >= _MOVERS:
+        full = len(batch) == _BATCH_FILES or size + length > _BATCH_BYTES
+        if full and len(batch) >= _THREADS:
             yield batch
             batch, size = [], 0
         batch.append(group)
@@ -107,12 +103,12 @@ def _batches(groups: Iterable[Group]) -> Iterator[list[Group]]:
 
 
 def _clean(output: Place, state: LedgerState, run: str) -> None:
-    """Removes what nobody needs: staged by tasks that were killed before they committed."""
-    found = publish.leftovers(output, state.tokens)
-    # This process may have slept for hours. If no other run has begun by now, then what was found
-    # before is of tasks that cannot commit any more.
+    """Removes what was staged by tasks that were killed before they committed."""
+    leftovers = publish.leftovers(output, state.tokens)
+    # This process may have been paused for hours. If no other run has begun by now, the leftovers
+    # belong to tasks that can no longer commit.
     catch_up(output, state)
     if state.run != run:
         raise taken_over(output, state)
-    with ThreadPoolExecutor(_MOVERS) as movers:
-        list(movers.map(storage.remove, found))
+    with ThreadPoolExecutor(_THREADS) as threads:
+        list(threads.map(storage.remove, leftovers))
