@@ -8,17 +8,15 @@ import json
 import re
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 import fsspec
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from mediamill.model.errors import ModelError
+from mediamill.model.urls import decoded_path, error_text, is_url, redact
 
 _LARGEST_TEXT = 256 * 1024 * 1024  # bytes of a file that is read whole; tokenizers have some 10 MB
-_SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*(?:://|::)")
-_URL = re.compile(r"\b[a-zA-Z][a-zA-Z0-9+.-]*://[^\s'\"<>]+")
 
 
 class Folder:
@@ -42,15 +40,15 @@ class Folder:
         if isinstance(where, Folder):
             return where
         text = str(where)
-        if _SCHEME.match(text) is None or isinstance(where, Path):
+        if not is_url(text) or isinstance(where, Path):
             return cls._on_disk(text, Path(text).expanduser())
         if text.lower().startswith("file://"):
-            return cls._on_disk(text, local_path(text))
+            return cls._on_disk(text, decoded_path(text))
         try:
             # A listing that is kept would hide what is written after it.
             fs, root = fsspec.core.url_to_fs(text, use_listings_cache=False)
         except Exception as error:  # each driver has its own
-            raise ModelError(f"{redact(text)} cannot be opened: {plain(error)}") from error
+            raise ModelError(f"{redact(text)} cannot be opened: {error_text(error)}") from error
         return cls(text, fs, root.rstrip("/"))
 
     @classmethod
@@ -96,7 +94,7 @@ class Folder:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except Exception as error:
-            raise ModelError(f"{self.path(name)} cannot be read: {plain(error)}") from error
+            raise ModelError(f"{self.path(name)} cannot be read: {error_text(error)}") from error
         if info["type"] != "file":
             return None
         if info.get("size") is None:
@@ -116,7 +114,7 @@ class Folder:
         except ModelError:
             raise
         except Exception as error:
-            raise ModelError(f"{self.path(name)} cannot be read: {plain(error)}") from error
+            raise ModelError(f"{self.path(name)} cannot be read: {error_text(error)}") from error
         if len(content) != stop - start:
             raise ModelError(
                 f"{self.path(name)}: got {len(content)} bytes, expected the {stop - start} from "
@@ -154,27 +152,3 @@ def parse_json(content: bytes, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ModelError(f"{where}: found a JSON {type(value).__name__}, expected an object")
     return value
-
-
-def local_path(url: str) -> Path:
-    """The path of a file:// URL; percent signs are decoded unless such a file is there."""
-    text = re.sub(r"^file://(localhost(?=/))?", "", url, flags=re.IGNORECASE)
-    path = Path(text)
-    return path if path.exists() else Path(unquote(text))
-
-
-def redact(url: str) -> str:
-    """A path as it is; a URL without user, password, query and fragment, which may be secret."""
-    if _SCHEME.match(url) is None or url.lower().startswith("file://"):
-        return url
-    return _URL.sub(lambda found: re.sub(r"://[^/]*@|[?#].*", _bare, found.group()), url)
-
-
-def plain(error: Exception) -> str:
-    """A library's exception in words, without what may be secret."""
-    text = _URL.sub(lambda found: redact(found.group()), str(error)).strip()
-    return text.split("\n")[0] or type(error).__name__
-
-
-def _bare(found: "re.Match[str]") -> str:
-    return "://" if found.group().startswith("://") else ""
