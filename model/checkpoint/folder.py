@@ -73,6 +73,10 @@ class Folder:
     def is_local(self) -> bool:
         return isinstance(self.fs, LocalFileSystem)
 
+    def moved_to(self, root: Path) -> "Folder":
+        """A folder of this machine that messages call by this folder's name."""
+        return Folder(self._where, LocalFileSystem(), str(root))
+
     def path(self, name: str) -> str:
         """What messages call the file `name`."""
         return f"{self._where.rstrip('/')}/{name}"

@@ -4,12 +4,12 @@ Looks at files and at the configuration, not at weights: those are model/weights
 to the machines is local_copy.py's.
 """
 
-import hashlib
 import json
 from dataclasses import dataclass
 
 from fsspec.implementations.local import LocalFileSystem
 
+from mediamill.model.checkpoint.content_hash import content_hash as hash_files
 from mediamill.model.errors import ModelError
 from mediamill.model.families.qwen2_vl.config import parse_config
 from mediamill.model.tiny import CHECKPOINT
@@ -23,9 +23,6 @@ _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _CONFIG = "config.json"
 _NEEDED = (_CONFIG, "tokenizer.json")
-_WHOLE_BYTES = 64 * 1024 * 1024  # files up to here are hashed whole
-_SAMPLES, _SAMPLE_BYTES = 32, 64 * 1024  # of larger ones, besides their head
-_HEAD_BYTES = 1024 * 1024  # a safetensors header: names, types and shapes
 
 
 BUILT_IN = "built-in"  # names the model that ships with this program, wherever that is installed
@@ -77,28 +74,22 @@ class CheckpointHash:
 
 
 def content_hash(checkpoint: Place, weights: bool = True) -> str:
-    """Of names and contents of all files that decide the text, or of those that are no weights;
-    32 hex digits.
+    """The hash of all files that decide the text, or of those that are no weights; 32 hex digits.
 
-    Files up to 64 MiB count whole. Larger ones, which are weights, count with their size, their
-    first MiB and 32 samples of 64 KiB at even distances: training or quantising changes every
-    tensor, and the header names each.
+    model/checkpoint/content_hash.py says what of each file counts. Raises OSError.
     """
-    whole = hashlib.blake2b(digest_size=16)
-    for name in names_of(checkpoint, weights):
+
+    def read(name: str, start: int, stop: int) -> bytes:
         place = checkpoint / name
-        size = int(place.fs.info(place.path)["size"])
-        whole.update(f"{name}\0{size}\0".encode())
-        if size <= _WHOLE_BYTES:
-            whole.update(storage.read(place))
-            continue
-        with place.fs.open(place.path, "rb", cache_type="none") as file:
-            whole.update(file.read(_HEAD_BYTES))
-            span = size - _HEAD_BYTES - _SAMPLE_BYTES
-            for sample in range(_SAMPLES):  # the last one ends where the file does
-                file.seek(_HEAD_BYTES + span * sample // (_SAMPLES - 1))
-                whole.update(file.read(_SAMPLE_BYTES))
-    return whole.hexdigest()
+        return bytes(
+            storage.steadily(place, lambda fs: fs.cat_file(place.path, start=start, end=stop))
+        )
+
+    sizes = {
+        name: int(checkpoint.fs.info((checkpoint / name).path)["size"])
+        for name in names_of(checkpoint, weights)
+    }
+    return hash_files(sizes, read)
 
 
 def names_of(checkpoint: Place, weights: bool = True) -> list[str]:

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from fsspec.implementations.memory import MemoryFileSystem
 
-from mediamill.pipeline.checkpoint import content_hash, local_copy
+from mediamill.model.checkpoint import content_hash
+from mediamill.pipeline.checkpoint import local_copy
 from mediamill.pipeline.checkpoint.content_hash import CheckpointHash
 from mediamill.pipeline.storage import storage
 
