@@ -1,7 +1,7 @@
-"""Turns the URL of a checkpoint into what says that it can be run, and that it is still the same.
+"""Checks that the checkpoint of a job can be run, and computes the hash of its content.
 
-Looks at files and at the configuration, not at weights: those are model/weights.py's. How it comes
-to the machines is local_copy.py's.
+The check reads the names of files and the configuration. The weights are checked when they are
+loaded (model/weights.py).
 """
 
 import json
@@ -23,20 +23,18 @@ _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _CONFIG = "config.json"
 _NEEDED = (_CONFIG, "tokenizer.json")
-
-
 BUILT_IN = "built-in"  # names the model that ships with this program, wherever that is installed
 
 
 def place_of(model: str) -> Place:
-    """Where a job's model is on this machine."""
+    """The folder of a job's model as this machine reaches it. Raises JobError."""
     if model == BUILT_IN:
         return Place(LocalFileSystem(), str(CHECKPOINT), BUILT_IN)
     return storage.resolve(model)
 
 
 def check_checkpoint(model: str) -> Place:
-    """The folder, if it holds a model that can be run. Raises JobError: what it lacks, or is."""
+    """Returns the folder of a job's model. Raises JobError when it is no model that can be run."""
     place = place_of(model)
     shown = storage.redact(place.url)
     try:
@@ -45,7 +43,8 @@ def check_checkpoint(model: str) -> Place:
         names = names_of(place)
         weights = {_WEIGHTS} if _WEIGHTS in names else _shards(place, names)
     except OSError as error:
-        raise JobError(f"{shown}: the checkpoint cannot be read: {error}") from error
+        reason = storage.redact_text(str(error))
+        raise JobError(f"{shown}: the checkpoint cannot be read: {reason}") from error
     if not weights:
         raise JobError(
             f"{shown}: found no weights, expected {_WEIGHTS} or {_INDEX} with its shards"
@@ -62,14 +61,14 @@ def check_checkpoint(model: str) -> Place:
 
 @dataclass(frozen=True)
 class CheckpointHash:
-    """What a checkpoint holds, as `content_hash` has it: the whole, and all but the weights."""
+    """Two hashes of a checkpoint: `whole` of all its files, `settings` of all but the weights."""
 
     whole: str
     settings: str
 
     @classmethod
     def of(cls, checkpoint: Place) -> "CheckpointHash":
-        """What it holds now."""
+        """Computes both from the files. Raises OSError."""
         return cls(content_hash(checkpoint), content_hash(checkpoint, weights=False))
 
 
@@ -93,11 +92,11 @@ def content_hash(checkpoint: Place, weights: bool = True) -> str:
 
 
 def names_of(checkpoint: Place, weights: bool = True) -> list[str]:
-    """Files of the folder itself that decide the text, sorted; weights: those too."""
-    found = checkpoint.fs.ls(checkpoint.path, detail=True)
-    names = [str(one["name"]).rpartition("/")[2] for one in found if one["type"] == "file"]
-    wanted = [name for name in names if name[0] != "." and name.endswith(_SUFFIXES)]
-    return sorted(name for name in wanted if weights or not name.endswith(_TENSORS))
+    """The names of the folder's files that decide the text, sorted; with or without the weights."""
+    entries = checkpoint.fs.ls(checkpoint.path, detail=True)
+    names = [str(entry["name"]).rpartition("/")[2] for entry in entries if entry["type"] == "file"]
+    names = [name for name in names if name[0] != "." and name.endswith(_SUFFIXES)]
+    return sorted(name for name in names if weights or not name.endswith(_TENSORS))
 
 
 def _shards(place: Place, names: list[str]) -> set[str]:

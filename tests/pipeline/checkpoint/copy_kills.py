@@ -95,7 +95,7 @@ def main(folder: Path) -> None:
     from fsspec import register_implementation
 
     register_implementation("stamped", Stamped)
-    local_copy._PIECE_BYTES = PIECE
+    local_copy._CHUNK_BYTES = PIECE
     content_hash._WHOLE_BYTES = 10  # so that the hash takes samples, and cannot see every hole
     content_hash._HEAD_BYTES, content_hash._SAMPLES, content_hash._SAMPLE_BYTES = 8, 2, 8
     store = Stamped()

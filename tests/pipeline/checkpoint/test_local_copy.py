@@ -46,7 +46,7 @@ def server():
 @pytest.fixture
 def url(server, request, monkeypatch):
     """A checkpoint on an S3 server, whose pieces are small here."""
-    monkeypatch.setattr(local_copy, "_PIECE_BYTES", PIECE)
+    monkeypatch.setattr(local_copy, "_CHUNK_BYTES", PIECE)
     found = f"s3://copies/{request.node.name[-40:].strip('[]')}"
     upload(found)
     yield found
