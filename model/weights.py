@@ -1,8 +1,8 @@
-"""Fills a network with the tensors of a safetensors folder: one file, or shards with an index.
+"""Loads the weights of a checkpoint: one safetensors file, or several with an index.
 
-Strict: every parameter is given exactly once and in its shape, or the load fails and names what is
-    wrong, before memory is taken. Values are read straight into place, so the peak is the network
-    and one buffer. It reads no other format, and never a pickle.
+Loading is strict: every parameter is stored exactly once and in its shape, or the load fails with a
+sentence, before memory is allocated. Values are copied into place in blocks, so that the peak of
+memory is the model and one block. No other format is read, and never a pickle.
 """
 
 from collections.abc import Iterable
@@ -28,7 +28,7 @@ from mediamill.model.layers.shards import WHOLE, Shard
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
-# Files of other formats that a folder may have instead, and what the sentence says of them.
+# Files of other formats that a folder may have instead.
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 _ADAPTER = "adapter_config.json"
 # What AWQ and GPTQ, bitsandbytes and FP8 store beside or instead of a weight.
@@ -44,13 +44,15 @@ def load_model(
     shard: Shard = WHOLE,
     ranks: Collectives = SINGLE_RANK,
 ) -> Qwen2VL:
-    """Build the network of `folder` in `dtype` on `device`, with its weights, for inference.
+    """Builds the model of `folder` and loads its weights, for inference.
 
-    dtype: float32, float16 or bfloat16; None = the one in which the files hold most values.
-    shard: the part of it that is built, and read; ranks: those that have the others.
+    dtype: float32, float16 or bfloat16; None = the dtype of most stored values.
+    config: as read from the folder; None = it is read here.
+    shard: the part of the model that this rank holds, and reads.
+    ranks: the collectives that connect it with the other ranks.
     Raises ModelError when a file is missing or damaged, when a tensor is missing, unexpected,
     repeated, misshapen or not of a floating dtype, and when a stored head that the config ties to
-    the embedding differs from it. Raises ValueError for a device that is not there.
+    the embedding differs from it. Raises ValueError for a device that does not exist.
     """
     folder = Folder.of(folder)
     device = _available(device)
@@ -104,30 +106,32 @@ def _available(device: torch.device | str) -> torch.device:
 
 
 def _weight_map(folder: Folder) -> dict[str, str]:
-    """Of the index: the names of tensors and of their files."""
+    """The index: from the name of each tensor to the name of its file. Raises ModelError."""
     index = folder.read_json(INDEX)
     if index is None:
         if folder.exists(_ADAPTER):
-            found = f"an adapter ({_ADAPTER}), which has to be merged into its model first"
+            weights = f"an adapter ({_ADAPTER}), which has to be merged into its model first"
         elif any(folder.exists(name) for name in _PICKLES):
-            found = f"{_PICKLES[0]}, which is a pickle and could run any code when it is read"
+            weights = f"{_PICKLES[0]}, which is a pickle and could run any code when it is read"
         else:
-            found = "neither"
-        raise ModelError(f"{folder} holds no weights: expected {SINGLE} or {INDEX}, found {found}")
-    where, names = folder.path(INDEX), index.get("weight_map")
-    if not isinstance(names, dict) or not names:
+            weights = "neither"
         raise ModelError(
-            f"{where} is not an index of weights: weight_map is {names!r:.80}, expected an object "
+            f"{folder} holds no weights: expected {SINGLE} or {INDEX}, found {weights}"
+        )
+    where, files = folder.path(INDEX), index.get("weight_map")
+    if not isinstance(files, dict) or not files:
+        raise ModelError(
+            f"{where} is not an index of weights: weight_map is {files!r:.80}, expected an object "
             "with the names of tensors and of their files"
         )
-    for file in sorted(set(map(str, names.values()))):
-        # A name is a file of this folder, never a path out of it.
-        plain = bool(file) and file not in (".", "..") and not set(file) & set("/\\\0")
-        if not plain or not file.endswith(".safetensors") or not folder.exists(file):
+    for file in sorted(set(map(str, files.values()))):
+        # An index must not name a path outside of the folder.
+        inside = bool(file) and file not in (".", "..") and not set(file) & set("/\\\0")
+        if not inside or not file.endswith(".safetensors") or not folder.exists(file):
             raise ModelError(
                 f"{where} names {file!r:.200}, which is not a safetensors file of the folder"
             )
-    return {str(name): str(file) for name, file in names.items()}
+    return {str(name): str(file) for name, file in files.items()}
 
 
 def _matched(
@@ -217,7 +221,7 @@ def _check_head(folder: Folder, head: TensorCopy) -> None:
 
 
 def hub_name(name: str) -> str:
-    """The name on the hub of a tensor saved from memory by transformers 5.x."""
+    """Returns a tensor's name on the hub; transformers 5.x saves some under other names."""
     if name.startswith("model.visual."):
         return name.removeprefix("model.")
     if name.startswith("model.language_model."):
