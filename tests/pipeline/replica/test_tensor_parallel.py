@@ -28,7 +28,7 @@ from tests.soak.driver import Driver
 
 ROWS = 600
 RANK, LEADER = "mediamill.model.tensor_parallel.worker", "_GenerateAndParse"
-SILENCE_S = 15.0  # as of mediamill.model.tensor_parallel.leader_engine
+SILENCE_S = 15.0  # as of mediamill.model.tensor_parallel.tensor_parallel_engine
 
 
 @pytest.fixture(scope="module")
