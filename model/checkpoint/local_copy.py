@@ -19,8 +19,8 @@ from mediamill.model.checkpoint.folder import Folder
 from mediamill.model.errors import ModelError
 
 _CACHE = "~/.cache/mediamill"
-_RANGE = 4 * 1024 * 1024  # bytes of one request
-_AT_ONCE = 4  # requests
+_REQUEST_BYTES = 4 * 1024 * 1024  # bytes of one request
+_CONCURRENT_REQUESTS = 4
 
 
 def local_copy(folder: Folder, names: Sequence[str]) -> Folder:
@@ -74,7 +74,7 @@ def _has_content(copy: Folder, names: Sequence[str], digest: str) -> bool:
 
 def _download(folder: Folder, sizes: dict[str, int], target: Path) -> None:
     def copy_range(name: str, start: int) -> None:
-        data = folder.read_range(name, start, min(start + _RANGE, sizes[name]))
+        data = folder.read_range(name, start, min(start + _REQUEST_BYTES, sizes[name]))
         descriptor = os.open(target / name, os.O_WRONLY | os.O_CREAT, 0o644)
         with os.fdopen(descriptor, "wb") as file:
             file.seek(start)
@@ -82,12 +82,12 @@ def _download(folder: Folder, sizes: dict[str, int], target: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
 
-    pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="checkpoint")
+    pool = ThreadPoolExecutor(_CONCURRENT_REQUESTS, thread_name_prefix="checkpoint")
     try:
         ranges = [
             pool.submit(copy_range, name, start)
             for name, size in sizes.items()
-            for start in range(0, max(size, 1), _RANGE)
+            for start in range(0, max(size, 1), _REQUEST_BYTES)
         ]
         for copied in ranges:
             copied.result()

@@ -16,7 +16,7 @@ FILES = {"a.safetensors": bytes(range(256)) * 40, "b.safetensors": b""}
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(local_copy, "_RANGE", 1000)
+    monkeypatch.setattr(local_copy, "_REQUEST_BYTES", 1000)
     return tmp_path / ".cache" / "mediamill"
 
 
