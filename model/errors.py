@@ -1,6 +1,6 @@
-"""What can be wrong with a checkpoint, with media and with a prompt.
+"""The errors of a checkpoint, of media and of a prompt.
 
-These errors know nothing of rows or jobs; `code` is a short stable name that a caller may store.
+`code` is a short stable name that a caller may store.
 """
 
 from typing import Literal
@@ -14,7 +14,7 @@ class ModelError(ValueError):
 
 
 class MediaError(ValueError):
-    """A picture or a video cannot be turned into patches."""
+    """A picture or a video cannot be decoded or has no frames."""
 
     def __init__(self, code: MediaCode, message: str) -> None:
         super().__init__(message)
@@ -25,7 +25,7 @@ class MediaError(ValueError):
 
 
 class PromptError(ValueError):
-    """A prompt cannot be turned into token ids that the model accepts."""
+    """A prompt cannot be tokenized, or is longer than the model's context."""
 
     def __init__(self, code: PromptCode, message: str) -> None:
         super().__init__(message)

@@ -1,20 +1,25 @@
-"""Fills a network with the tensors of a safetensors folder: one file, or shards with an index.
+"""Loads the weights of a checkpoint: one safetensors file, or several with an index.
 
-Strict: every parameter is given exactly once and in its shape, or the load fails and names what is
-    wrong, before memory is taken. Values are read straight into place, so the peak is the network
-    and one buffer. It reads no other format, and never a pickle.
+Loading is strict: every parameter is stored exactly once and in its shape, or the load fails with a
+sentence, before memory is allocated. Values are copied into place in blocks, so that the peak of
+memory is the model and one block. No other format is read, and never a pickle.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 
 from mediamill.model.checkpoint.folder import Folder
-from mediamill.model.checkpoint.safetensors_file import StoredTensor, named, read_header
-from mediamill.model.checkpoint.shard_reader import read_columns, row_parts
-from mediamill.model.checkpoint.stored_values import FLOATS, read_into, read_values
+from mediamill.model.checkpoint.local_copy import local_copy
+from mediamill.model.checkpoint.safetensors_file import (
+    FLOATS,
+    StoredTensor,
+    TensorCopy,
+    read_blocks,
+    read_header,
+    shown_name,
+)
 from mediamill.model.errors import ModelError
 from mediamill.model.families.qwen2_vl.config import Qwen2VLConfig, load_config
 from mediamill.model.families.qwen2_vl.model import Qwen2VL
@@ -23,20 +28,12 @@ from mediamill.model.layers.shards import WHOLE, Shard
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
-# Files of other formats that a folder may have instead, and what the sentence says of them.
+# Files of other formats that a folder may have instead.
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 _ADAPTER = "adapter_config.json"
 # What AWQ and GPTQ, bitsandbytes and FP8 store beside or instead of a weight.
-_QUANTISED = {"qweight", "qzeros", "scales", "g_idx", "absmax", "quant_map", "SCB"}
-_QUANTISED |= {"weight_packed", "weight_scale", "weight_scale_inv"}
-
-
-@dataclass(frozen=True)
-class _Source:
-    """A stored tensor and the file that has it."""
-
-    file: str
-    tensor: StoredTensor
+_QUANTIZED = {"qweight", "qzeros", "scales", "g_idx", "absmax", "quant_map", "SCB"}
+_QUANTIZED |= {"weight_packed", "weight_scale", "weight_scale_inv"}
 
 
 def load_model(
@@ -47,44 +44,46 @@ def load_model(
     shard: Shard = WHOLE,
     ranks: Collectives = SINGLE_RANK,
 ) -> Qwen2VL:
-    """Build the network of `folder` in `dtype` on `device`, with its weights, for inference.
+    """Builds the model of `folder` and loads its weights, for inference.
 
-    dtype: float32, float16 or bfloat16; None = the one in which the files hold most values.
-    shard: the part of it that is built, and read; ranks: those that have the others.
+    dtype: float32, float16 or bfloat16; None = the dtype of most stored values.
+    config: as read from the folder; None = it is read here.
+    shard: the part of the model that this rank holds, and reads.
+    ranks: the collectives that connect it with the other ranks.
     Raises ModelError when a file is missing or damaged, when a tensor is missing, unexpected,
     repeated, misshapen or not of a floating dtype, and when a stored head that the config ties to
-    the embedding differs from it. Raises ValueError for a device that is not there.
+    the embedding differs from it. Raises ValueError for a device that does not exist.
     """
     folder = Folder.of(folder)
-    device = _present(device)
+    device = _available(device)
     config = config or load_config(folder)
     with torch.device("meta"):
         whole = Qwen2VL(config)
         model = whole if shard.size == 1 else Qwen2VL(config, shard, ranks)
-    index, headers = _headers(folder)
-    wanted = dict(whole.named_parameters())
-    _refuse_quantised(folder, headers)
-    sources = _matched(folder, headers, wanted, config.text.tie_word_embeddings)
+    # With both, the single file counts: the reference looks for it first.
+    index = {} if folder.exists(SINGLE) else _weight_map(folder)
+    files = sorted(set(index.values())) or [SINGLE]
+    folder = local_copy(folder, files)
+    headers = {file: read_header(folder, file) for file in files}
+    expected = dict(whole.named_parameters())
+    _refuse_quantized(folder, headers)
+    sources = _matched(folder, headers, expected, config.text.tie_word_embeddings)
     _check_index(folder, index, headers)
-    head = sources.pop(_HEAD) if _HEAD not in wanted and _HEAD in sources else None
-    model = model.to(dtype or _main_dtype(list(sources.values()))).to_empty(device=device)
+    head = sources.pop(_HEAD) if _HEAD not in expected and _HEAD in sources else None
+    model = model.to(dtype or _main_dtype(sources.values())).to_empty(device=device)
     model.tie()
     parameters = dict(model.named_parameters())
-    for file in headers:
-        here = {name: source.tensor for name, source in sources.items() if source.file == file}
-        parts = {name: shard.part(name, config) for name in here}
-        rows = [
-            piece
-            for name, stored in here.items()
-            for piece in row_parts(stored, parameters[name], parts[name])
+    for file in files:
+        copies = [
+            TensorCopy(stored, parameters[name], shard.part(name, config))
+            for name, stored in sources.items()
+            if stored.file == file
         ]
-        read_into(folder, file, rows)
-        for name, part in parts.items():
-            if part is not None and part.dim == 1:
-                read_columns(folder, file, here[name], parameters[name], part.spans[0])
+        for values, target in read_blocks(folder, file, copies):
+            target.copy_(values)
     if head:
-        part = shard.part(_EMBEDDING, config)
-        _check_head(folder, head, row_parts(head.tensor, parameters[_EMBEDDING], part))
+        embedding = TensorCopy(head, parameters[_EMBEDDING], shard.part(_EMBEDDING, config))
+        _check_head(folder, embedding)
     # The rotary frequencies are computed, not stored, and to_empty() has dropped them; they stay
     # float32.
     for module in (model.visual, model.model):
@@ -92,90 +91,84 @@ def load_model(
     return model.eval().requires_grad_(False)
 
 
-def _headers(folder: Folder) -> tuple[dict[str, str], dict[str, list[StoredTensor]]]:
-    """The index, empty without one, and the tensors of each file."""
-    # With both, the single file counts: the reference looks for it first.
-    index = {} if folder.exists(SINGLE) else _weight_map(folder)
-    files = sorted(set(index.values())) or [SINGLE]
-    return index, {file: read_header(folder, file) for file in files}
-
-
-def _present(device: torch.device | str) -> torch.device:
-    """The device, found before anything is read. Raises ValueError."""
+def _available(device: torch.device | str) -> torch.device:
+    """The device, checked before anything is read. Raises ValueError."""
     try:
-        found = torch.device(device)
+        checked = torch.device(device)
     except RuntimeError:
         raise ValueError(f"device is {device!r}, expected cpu, cuda or cuda:N") from None
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+    if checked.type == "cuda" and (checked.index or 0) >= torch.cuda.device_count():
         raise ValueError(
             f"device is '{device}', and torch {torch.__version__} finds "
             f"{torch.cuda.device_count()} CUDA GPUs"
         )
-    return found
+    return checked
 
 
 def _weight_map(folder: Folder) -> dict[str, str]:
-    """Of the index: the names of tensors and of their files."""
+    """The index: from the name of each tensor to the name of its file. Raises ModelError."""
     index = folder.read_json(INDEX)
     if index is None:
         if folder.exists(_ADAPTER):
-            found = f"an adapter ({_ADAPTER}), which has to be merged into its model first"
+            weights = f"an adapter ({_ADAPTER}), which has to be merged into its model first"
         elif any(folder.exists(name) for name in _PICKLES):
-            found = f"{_PICKLES[0]}, which is a pickle and could run any code when it is read"
+            weights = f"{_PICKLES[0]}, which is a pickle and could run any code when it is read"
         else:
-            found = "neither"
-        raise ModelError(f"{folder} holds no weights: expected {SINGLE} or {INDEX}, found {found}")
-    where, names = folder.path(INDEX), index.get("weight_map")
-    if not isinstance(names, dict) or not names:
+            weights = "neither"
         raise ModelError(
-            f"{where} is not an index of weights: weight_map is {names!r:.80}, expected an object "
+            f"{folder} holds no weights: expected {SINGLE} or {INDEX}, found {weights}"
+        )
+    where, files = folder.path(INDEX), index.get("weight_map")
+    if not isinstance(files, dict) or not files:
+        raise ModelError(
+            f"{where} is not an index of weights: weight_map is {files!r:.80}, expected an object "
             "with the names of tensors and of their files"
         )
-    for file in sorted(set(map(str, names.values()))):
-        # A name is a file of this folder, never a path out of it.
-        plain = bool(file) and file not in (".", "..") and not set(file) & set("/\\\0")
-        if not plain or not file.endswith(".safetensors") or not folder.exists(file):
+    for file in sorted(set(map(str, files.values()))):
+        # An index must not name a path outside of the folder.
+        inside = bool(file) and file not in (".", "..") and not set(file) & set("/\\\0")
+        if not inside or not file.endswith(".safetensors") or not folder.exists(file):
             raise ModelError(
                 f"{where} names {file!r:.200}, which is not a safetensors file of the folder"
             )
-    return {str(name): str(file) for name, file in names.items()}
+    return {str(name): str(file) for name, file in files.items()}
 
 
 def _matched(
     folder: Folder,
     headers: dict[str, list[StoredTensor]],
-    wanted: dict[str, torch.nn.Parameter],
+    expected: dict[str, torch.nn.Parameter],
     tied: bool,
-) -> dict[str, _Source]:
-    """For each parameter the tensor that is to fill it; also that of a head that is tied."""
-    sources: dict[str, _Source] = {}
+) -> dict[str, StoredTensor]:
+    """The tensor that fills each parameter; also the stored head where the config ties it."""
+    sources: dict[str, StoredTensor] = {}
     problems: dict[str, list[str]] = {
         kind: [] for kind in ("missing", "unexpected", "repeated", "misshapen", "of another dtype")
     }
-    for file, tensors in headers.items():
-        for tensor in tensors:
-            name = hub_name(tensor.name)
-            twin = _EMBEDDING if name == _HEAD and tied else name
-            if twin not in wanted:
-                problems["unexpected"].append(named(tensor.name))
-            elif name in sources:
-                first = sources[name]
-                problems["repeated"].append(f"{named(tensor.name)} ({file}, also {first.file})")
-            else:
-                sources[name] = _Source(file, tensor)
-                shape = tuple(wanted[twin].shape)
-                if tensor.shape != shape:
-                    problems["misshapen"].append(
-                        f"{tensor.name} is {list(tensor.shape)}, expected {list(shape)}"
-                    )
-                elif tensor.dtype not in FLOATS:
-                    problems["of another dtype"].append(
-                        f"{tensor.name} is {tensor.dtype}, expected one of {', '.join(FLOATS)}"
-                    )
-    problems["missing"] += sorted(set(wanted) - set(sources))
-    found = [_sentence(kind, names) for kind, names in problems.items() if names]
-    if found:
-        raise ModelError(f"{folder}: {'. '.join(found)}")
+    for tensor in (tensor for tensors in headers.values() for tensor in tensors):
+        name = hub_name(tensor.name)
+        parameter = _EMBEDDING if name == _HEAD and tied else name
+        if parameter not in expected:
+            problems["unexpected"].append(shown_name(tensor.name))
+        elif name in sources:
+            problems["repeated"].append(
+                f"{shown_name(tensor.name)} ({tensor.file}, also {sources[name].file})"
+            )
+        else:
+            sources[name] = tensor
+            shape = tuple(expected[parameter].shape)
+            if tensor.shape != shape:
+                problems["misshapen"].append(
+                    f"{tensor.name} is {list(tensor.shape)!s:.80}, expected {list(shape)}"
+                )
+            elif tensor.dtype not in FLOATS:
+                problems["of another dtype"].append(
+                    f"{tensor.name} is {tensor.dtype}, expected one of {', '.join(FLOATS)}"
+                )
+    problems["missing"] += sorted(set(expected) - set(sources))
+    sentences = [_sentence(kind, names) for kind, names in problems.items() if names]
+    if sentences:
+        raise ModelError(f"{folder}: {'. '.join(sentences)}")
     return sources
 
 
@@ -185,13 +178,14 @@ def _sentence(kind: str, names: list[str]) -> str:
     return f"{len(names)} {verb} {kind}: {'; '.join(names[:8])}{more}"
 
 
-def _refuse_quantised(folder: Folder, headers: dict[str, list[StoredTensor]]) -> None:
+def _refuse_quantized(folder: Folder, headers: dict[str, list[StoredTensor]]) -> None:
     for file, tensors in headers.items():
         for tensor in tensors:
-            if tensor.name.rpartition(".")[2] in _QUANTISED:
+            if tensor.name.rpartition(".")[2] in _QUANTIZED:
                 raise ModelError(
                     f"{folder.path(file)}: the weights are quantised (it holds "
-                    f"{named(tensor.name)}), which is not supported: use the unquantised checkpoint"
+                    f"{shown_name(tensor.name)}), which is not supported: use the unquantised "
+                    "checkpoint"
                 )
 
 
@@ -199,40 +193,35 @@ def _check_index(
     folder: Folder, index: dict[str, str], headers: dict[str, list[StoredTensor]]
 ) -> None:
     """Raises ModelError unless every tensor of the index is in the file that the index names."""
-    held = {tensor.name: file for file, tensors in headers.items() for tensor in tensors}
+    files = {tensor.name: file for file, tensors in headers.items() for tensor in tensors}
     for name, file in index.items():
-        if held.get(name) != file:
-            found = f"{held[name]} has" if name in held else "none of its files has"
+        if files.get(name) != file:
+            holder = f"{files[name]} has" if name in files else "none of its files has"
             raise ModelError(
-                f"{folder.path(INDEX)} looks for {named(name)} in {file}, but {found} it"
+                f"{folder.path(INDEX)} looks for {shown_name(name)} in {file}, but {holder} it"
             )
 
 
-def _main_dtype(sources: Sequence[_Source]) -> torch.dtype:
-    held = dict.fromkeys(FLOATS, 0)
-    for source in sources:
-        width = torch.finfo(FLOATS[source.tensor.dtype]).bits // 8
-        held[source.tensor.dtype] += (source.tensor.stop - source.tensor.start) // width
-    return FLOATS[max(held, key=lambda name: held[name])]
+def _main_dtype(tensors: Iterable[StoredTensor]) -> torch.dtype:
+    """The dtype of most values."""
+    counts = dict.fromkeys(FLOATS, 0)
+    for tensor in tensors:
+        counts[tensor.dtype] += tensor.numel
+    return FLOATS[max(counts, key=lambda dtype: counts[dtype])]
 
 
-def _check_head(
-    folder: Folder, head: _Source, rows: Sequence[tuple[StoredTensor, torch.Tensor]]
-) -> None:
-    """Raises ModelError unless the stored head is the embedding that it shall share."""
-    for stored, embedding in rows:
-        flat = embedding.view(-1)
-        for _, first, values in read_values(folder, head.file, [stored]):
-            same = flat[first : first + len(values)]
-            if not torch.equal(values.to(same.device, same.dtype), same):
-                raise ModelError(
-                    f"{folder.path(head.file)}: {head.tensor.name} differs from {_EMBEDDING}, but "
-                    "tie_word_embeddings in config.json says that they are one: set it to false"
-                )
+def _check_head(folder: Folder, head: TensorCopy) -> None:
+    """Raises ModelError unless the stored head equals the embedding, which is its target."""
+    for values, embedding in read_blocks(folder, head.stored.file, [head]):
+        if not torch.equal(values.to(embedding.device, embedding.dtype), embedding):
+            raise ModelError(
+                f"{folder.path(head.stored.file)}: {head.stored.name} differs from {_EMBEDDING}, "
+                "but tie_word_embeddings in config.json says that they are one: set it to false"
+            )
 
 
 def hub_name(name: str) -> str:
-    """The name on the hub of a tensor saved from memory by transformers 5.x."""
+    """Returns a tensor's name on the hub; transformers 5.x saves some under other names."""
     if name.startswith("model.visual."):
         return name.removeprefix("model.")
     if name.startswith("model.language_model."):

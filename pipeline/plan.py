@@ -223,7 +223,8 @@ def _open_output(output: Place) -> LedgerState:
                     "expected an empty folder or nothing yet"
                 )
     except OSError as error:
-        raise JobError(f"{shown}: the output cannot be read: {error}") from error
+        reason = storage.redact_text(str(error))
+        raise JobError(f"{shown}: the output cannot be read: {reason}") from error
     return state
 
 

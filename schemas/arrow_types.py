@@ -1,51 +1,53 @@
-"""Turns an Arrow type into answers about what its values can be used as. Knows no columns."""
+"""Says what the values of an Arrow type can be used as."""
 
 import pyarrow as pa
 
 
-def plain_type(found: pa.DataType) -> pa.DataType:
-    """The type of the values: a dictionary type is only a way to store them."""
-    return found.value_type if pa.types.is_dictionary(found) else found
+def plain_type(arrow_type: pa.DataType) -> pa.DataType:
+    """Returns the value type of a dictionary type, and any other type itself."""
+    return arrow_type.value_type if pa.types.is_dictionary(arrow_type) else arrow_type
 
 
-def is_text(found: pa.DataType) -> bool:
+def is_text(arrow_type: pa.DataType) -> bool:
     """Whether the values are strings, however they are stored."""
-    plain = plain_type(found)
+    value_type = plain_type(arrow_type)
     return bool(
-        pa.types.is_string(plain)
-        or pa.types.is_large_string(plain)
-        or pa.types.is_string_view(plain)
+        pa.types.is_string(value_type)
+        or pa.types.is_large_string(value_type)
+        or pa.types.is_string_view(value_type)
     )
 
 
-def fits_int64(found: pa.DataType) -> bool:
+def fits_int64(arrow_type: pa.DataType) -> bool:
     """Whether every value is a whole number that int64 holds."""
-    plain = plain_type(found)
-    return bool(pa.types.is_integer(plain) and plain != pa.uint64())
+    value_type = plain_type(arrow_type)
+    return bool(pa.types.is_integer(value_type) and value_type != pa.uint64())
 
 
-def is_seconds(found: pa.DataType) -> bool:
+def is_seconds(arrow_type: pa.DataType) -> bool:
     """Whether the values can be read as seconds."""
-    # A field that is always None is inferred as null, whole seconds as int64.
+    # pyarrow infers null for a field that is always None, and int64 for whole seconds.
     return bool(
-        pa.types.is_floating(found) or pa.types.is_integer(found) or pa.types.is_null(found)
+        pa.types.is_floating(arrow_type)
+        or pa.types.is_integer(arrow_type)
+        or pa.types.is_null(arrow_type)
     )
 
 
-def is_list(found: pa.DataType) -> bool:
+def is_list(arrow_type: pa.DataType) -> bool:
     """Whether each value is a list."""
     return bool(
-        pa.types.is_list(found)
-        or pa.types.is_large_list(found)
-        or pa.types.is_fixed_size_list(found)
+        pa.types.is_list(arrow_type)
+        or pa.types.is_large_list(arrow_type)
+        or pa.types.is_fixed_size_list(arrow_type)
     )
 
 
-def can_be_a_path(found: pa.DataType) -> bool:
-    """Whether values can name a folder and be read back from its name."""
+def can_be_a_path(arrow_type: pa.DataType) -> bool:
+    """Whether values can be written as folder names and read back from them."""
     return bool(
-        is_text(found)
-        or pa.types.is_integer(found)
-        or pa.types.is_boolean(found)
-        or pa.types.is_date(found)
+        is_text(arrow_type)
+        or pa.types.is_integer(arrow_type)
+        or pa.types.is_boolean(arrow_type)
+        or pa.types.is_date(arrow_type)
     )

@@ -1,6 +1,6 @@
-"""Every column name, once. Turns a typing mistake into an import error; knows no types."""
+"""Defines every column name once, so that a misspelled name is an import error."""
 
-# Manifest: what the user writes.
+# Manifest: columns that the user writes.
 ID = "id"
 URI = "uri"
 MEDIA = "media"
@@ -14,7 +14,7 @@ MEDIA_URI = "uri"
 MEDIA_START_S = "start_s"
 MEDIA_END_S = "end_s"
 
-# In flight: between stages only, never in the result.
+# In flight: columns between stages, never in the result.
 ROW = "row"
 INPUT_IDS = "input_ids"
 CONTINUATIONS = "continuations"
@@ -24,7 +24,7 @@ MEDIA_KINDS = "media_kinds"
 TENSOR_CHECKSUM = "tensor_seal"
 OUTPUT_IDS = "output_ids"
 
-# Result: what Mediamill writes.
+# Result: columns that Mediamill writes.
 TEXT = "text"
 STATUS = "status"
 ERROR_CODE = "error_code"

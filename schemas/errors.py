@@ -1,4 +1,4 @@
-"""What can be wrong: with one row (a code that the result stores) and with a job (a sentence).
+"""The errors of a row (with a code that the result stores) and of a job (a sentence).
 
 JobError (ValueError)   the job cannot start: bad configuration, manifest, model or output
 RowError (Exception)    one row cannot be answered: it becomes an error row, the job goes on
@@ -17,31 +17,31 @@ class ErrorCode(StrEnum):
     FETCH_FAILED = "fetch_failed"  # any other failure to read, after retries
     DECODE_CORRUPT = "decode_corrupt"  # a known format, broken or truncated
     DECODE_UNSUPPORTED = "decode_unsupported"  # not a picture or a video that can be read
-    DECODE_TOO_LARGE = "decode_too_large"  # beyond a ceiling on pixels, frames or seconds
+    DECODE_TOO_LARGE = "decode_too_large"  # more pixels, frames or seconds than limits allows
     DECODE_TIMEOUT = "decode_timeout"  # took longer than limits.decode_timeout_s
-    DECODE_CRASHED = "decode_crashed"  # ended the process that decoded it
+    DECODE_CRASHED = "decode_crashed"  # crashed the process that decoded it
     MEDIA_EMPTY = "media_empty"  # no bytes, no frames or no visual tokens
     PROMPT_INVALID = "prompt_invalid"
     CONTEXT_TOO_LONG = "context_too_long"
     ENGINE_OOM = "engine_oom"
     ENGINE_FAILED = "engine_failed"
     PARSE_INVALID = "parse_invalid"
-    JSON_INVALID = "json_invalid"  # an answer that is not as json_schema says
-    POISON = "poison"  # ended the processes that worked on it, also when it was alone
+    JSON_INVALID = "json_invalid"  # an answer that does not fit json_schema
+    POISON = "poison"  # crashed the processes that worked on it, also when it was processed alone
 
 
 class RowError(Exception):
-    """One row cannot be answered. `code` and `message` are what its result row will say."""
+    """One row cannot be answered. `code` and `message` are written to its result row."""
 
     def __init__(self, code: ErrorCode, message: str) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
 
-    # Rows cross processes, and by default exceptions with two arguments do not survive pickling.
+    # By default an exception whose __init__ takes two arguments cannot be unpickled.
     def __reduce__(self) -> tuple[type["RowError"], tuple[ErrorCode, str]]:
         return (RowError, (self.code, self.message))
 
 
 class JobError(ValueError):
-    """The job cannot start. The message is one sentence a line, one line for each mistake."""
+    """The job cannot start. The message has one line, a sentence, for each mistake."""

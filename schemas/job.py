@@ -1,7 +1,7 @@
-"""Turns a job file and `key=value` overrides into a JobConfig, and a JobConfig back into YAML.
+"""Reads a job file and `key=value` overrides into a JobConfig, and writes a JobConfig as YAML.
 
 Relative paths stay as they are written: they are relative to the current directory of the command,
-not to the job file. The keys themselves are in schemas/job_models.py.
+not to the job file. The keys are defined in schemas/job_models.py.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from mediamill.schemas.errors import JobError
 from mediamill.schemas.job_errors import unknown_keys, wrong_values
-from mediamill.schemas.job_keys import KEYS, SECTIONS, describe_keys, shown, takes_text
+from mediamill.schemas.job_keys import KEYS, SECTIONS, describe_keys, takes_text, to_json
 from mediamill.schemas.job_models import (
     CanaryConfig,
     FetchConfig,
@@ -22,9 +22,9 @@ from mediamill.schemas.job_models import (
     VideoConfig,
 )
 from mediamill.schemas.job_resources import Resources
-from mediamill.schemas.job_text import (
+from mediamill.schemas.job_yaml import (
     COMMAND_LINE,
-    Given,
+    LocatedValue,
     dump_yaml,
     flatten,
     parse_value,
@@ -55,30 +55,30 @@ def load_job(
     overrides: Sequence[str] | Mapping[str, object] = (),
     job: str | None = None,
 ) -> JobConfig:
-    """The job of a YAML file (None = no file), changed by overrides.
+    """Returns the job of a YAML file (None = no file), changed by overrides.
 
     overrides: `key=value` texts with dotted keys and YAML values, or a mapping from dotted keys (or
         sections) to values.
-    job: what the command makes; a file may leave its key `job` out then, not contradict it.
-    Raises JobError, one line for each mistake, naming the file and line (or "command line"), the
-    key, what was found and what was expected.
+    job: the kind of job of the command; a file may omit its key `job` then, but not contradict it.
+    Raises JobError with one line for each mistake: the file and line (or "command line"), the key,
+    the value and the expected one.
     """
     values = overrides if isinstance(overrides, Mapping) else parse_overrides(overrides)
     given = {} if path is None else read_file(path, SECTIONS)
     given |= flatten(values, SECTIONS)
     if job is not None:
-        named = given.setdefault("job", Given(job, COMMAND_LINE))
+        named = given.setdefault("job", LocatedValue(job, COMMAND_LINE))
         if named.value != job:
             raise JobError(
-                f"{named.where}: job: found {shown(named.value)}, expected {job} as the command"
+                f"{named.where}: job: found {to_json(named.value)}, expected {job} as the command"
             )
     return _build(given, path or COMMAND_LINE)
 
 
 def parse_overrides(pairs: Sequence[str]) -> dict[str, object]:
-    """`key=value` texts as a mapping from dotted keys to values.
+    """Returns `key=value` texts as a mapping from dotted keys to values.
 
-    A value is YAML, except for keys that take text: their value is taken as it stands (a prompt may
+    A value is YAML, except for keys that take text: their value is used literally (a prompt may
     hold `: ` or `#`), unless it is quoted as in YAML or null. Raises JobError.
     """
     values: dict[str, object] = {}
@@ -90,12 +90,12 @@ def parse_overrides(pairs: Sequence[str]) -> dict[str, object]:
 
 
 def job_dict(job: JobConfig) -> dict[str, Any]:
-    """Every key of the job, in sections, as values that JSON can hold."""
+    """Returns every key of the job, in sections, as values that JSON can hold."""
     return job.model_dump(mode="json")
 
 
 def render_job(job: JobConfig) -> str:
-    """The job as the text of a job file; `load_job` of it gives an equal JobConfig."""
+    """Returns the job as the text of a job file; `load_job` of it gives an equal JobConfig."""
     return dump_yaml(job_dict(job))
 
 
@@ -106,33 +106,33 @@ def _text_value(text: str) -> object:
         try:
             value = parse_value(text, COMMAND_LINE)
         except JobError:
-            return text  # a quotation that goes on after its end: `"No" is an answer`
+            return text  # text after the closing quote: `"No" is an answer`
         if isinstance(value, str):
             return value
     return text
 
 
-def _build(given: Mapping[str, Given], source: str) -> JobConfig:
+def _build(given: Mapping[str, LocatedValue], source: str) -> JobConfig:
     mistakes = unknown_keys(given)
     try:
         job = JobConfig.model_validate(_tree(given))
     except ValidationError as error:
         mistakes |= wrong_values(error, given, source)
     if mistakes:
-        order = [*given, *mistakes]  # as they stand in the file, then what is missing from it
+        order = [*given, *mistakes]  # in the order of the file, then the missing keys
         raise JobError("\n".join(mistakes[key] for key in sorted(mistakes, key=order.index)))
     return job
 
 
-def _tree(given: Mapping[str, Given]) -> dict[str, Any]:
-    """The known keys as nested mappings, in the form that the models take."""
+def _tree(given: Mapping[str, LocatedValue]) -> dict[str, Any]:
+    """Returns the known keys as nested mappings, as the models take them."""
     tree: dict[str, Any] = {}
-    for key, one in given.items():
+    for key, located in given.items():
         section, dot, name = key.partition(".")
         if key in KEYS and dot:
-            inner = tree.setdefault(section, {})
-            if isinstance(inner, dict):  # else the section itself was given a value: wrong anyway
-                inner[name] = one.value
+            members = tree.setdefault(section, {})
+            if isinstance(members, dict):  # else the section has a value of its own: a mistake
+                members[name] = located.value
         elif key in KEYS or key in SECTIONS:
-            tree[key] = one.value
+            tree[key] = located.value
     return tree

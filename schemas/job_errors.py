@@ -1,15 +1,15 @@
-"""Turns what is wrong with a job's values into sentences: where, key, what was found, expected."""
+"""Writes the sentences for mistakes in a job: place, key, found value, expected value."""
 
 from collections.abc import Mapping
 
 from pydantic import ValidationError
 
-from mediamill.schemas.job_keys import KEYS, SECTIONS, expected, shown
+from mediamill.schemas.job_keys import KEYS, SECTIONS, expected, to_json
 from mediamill.schemas.job_models import JobConfig
-from mediamill.schemas.job_text import Given
+from mediamill.schemas.job_yaml import LocatedValue
 from mediamill.schemas.nearest import nearest
 
-_KINDS: dict[type, str] = {
+_KIND_NAMES: dict[type, str] = {
     bool: "true or false",
     str: "text",
     int: "a whole number",
@@ -18,22 +18,24 @@ _KINDS: dict[type, str] = {
     tuple: "a list",
     dict: "a mapping",
 }
-_LONGEST = 60
+_MAX_SHOWN = 60
 
 
-def unknown_keys(given: Mapping[str, Given]) -> dict[str, str]:
-    """A sentence for each key that no job has, naming the nearest one that there is."""
+def unknown_keys(given: Mapping[str, LocatedValue]) -> dict[str, str]:
+    """Returns a sentence for each unknown key, naming the nearest known one."""
     return {
-        key: f"{one.where}: unknown key '{key}', {_instead(key)}"
-        for key, one in given.items()
+        key: f"{located.where}: unknown key '{key}', {_suggestion(key)}"
+        for key, located in given.items()
         if key not in KEYS and key not in SECTIONS
     }
 
 
-def wrong_values(error: ValidationError, given: Mapping[str, Given], source: str) -> dict[str, str]:
-    """A sentence for each key with a wrong value, and each key of `source` that is missing.
+def wrong_values(
+    error: ValidationError, given: Mapping[str, LocatedValue], source: str
+) -> dict[str, str]:
+    """Returns a sentence for each wrong value, and for each key that `source` lacks.
 
-    The several complaints of a union about one value are one mistake.
+    pydantic reports one error for each member of a union: the first one counts.
     """
     sentences: dict[str, str] = {}
     for detail in error.errors(include_url=False):
@@ -45,26 +47,28 @@ def wrong_values(error: ValidationError, given: Mapping[str, Given], source: str
         if detail["type"] == "missing":
             sentences[key] = f"{source}: found no key '{key}', expected {KEYS[key].description}"
         elif detail["type"] == "value_error":
-            where = next(one.where for name, one in given.items() if name.startswith(key))
+            where = next(located.where for name, located in given.items() if name.startswith(key))
             sentences[key] = f"{where}: {key}: {detail['ctx']['error']}"
         else:
-            one = given[key]
-            sentences[key] = f"{one.where}: {key}: found {_found(one)}, expected {expected(key)}"
+            located = given[key]
+            sentences[key] = (
+                f"{located.where}: {key}: found {_found(located)}, expected {expected(key)}"
+            )
     return sentences
 
 
-def _instead(key: str) -> str:
-    guess = nearest(key, KEYS if "." in key else [*KEYS, *SECTIONS])
-    if guess:
-        return f"did you mean '{guess}'?"
+def _suggestion(key: str) -> str:
+    known = nearest(key, KEYS if "." in key else [*KEYS, *SECTIONS])
+    if known:
+        return f"did you mean '{known}'?"
     model = SECTIONS.get(key.partition(".")[0], JobConfig)
-    return f"the keys there are: {', '.join(model.model_fields)}"
+    return f"the keys are: {', '.join(model.model_fields)}"
 
 
-def _found(one: Given) -> str:
-    """A value and its kind, on one short line: `"64" (text)`."""
-    text = shown(one.value)
-    if len(text) > _LONGEST:
-        text = text[: _LONGEST - 3] + "..."
-    kind = _KINDS.get(type(one.value))
+def _found(located: LocatedValue) -> str:
+    """Returns a value and its kind on one short line: `"64" (text)`."""
+    text = to_json(located.value)
+    if len(text) > _MAX_SHOWN:
+        text = text[: _MAX_SHOWN - 3] + "..."
+    kind = _KIND_NAMES.get(type(located.value))
     return f"{text} ({kind})" if kind else text

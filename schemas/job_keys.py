@@ -1,4 +1,4 @@
-"""Turns the job's models into the flat list of dotted keys, and says what each key takes."""
+"""Lists the dotted keys of a job file, and describes the value of each."""
 
 import json
 import textwrap
@@ -19,41 +19,41 @@ def _sections() -> dict[str, type[BaseModel]]:
 
 
 def _keys(sections: dict[str, type[BaseModel]]) -> dict[str, FieldInfo]:
-    keys = {name: one for name, one in JobConfig.model_fields.items() if name not in sections}
+    keys = {name: info for name, info in JobConfig.model_fields.items() if name not in sections}
     for section, model in sections.items():
-        keys |= {f"{section}.{name}": one for name, one in model.model_fields.items()}
+        keys |= {f"{section}.{name}": info for name, info in model.model_fields.items()}
     return keys
 
 
 SECTIONS = _sections()
-_WIDTH, _INDENT = 100, " " * 4  # of what is shown, in characters
+_WIDTH, _INDENT = 100, " " * 4  # of the key descriptions, in characters
 KEYS = _keys(SECTIONS)  # every dotted key of a job file, in the order of the models
 
 
 def expected(key: str) -> str:
-    """What the value of a key or section has to be, in words."""
+    """Describes the values that a key or section takes, for an error sentence."""
     if key in SECTIONS:
         return f"a mapping with keys of {', '.join(SECTIONS[key].model_fields)}"
-    return next(one.words for one in KEYS[key].metadata if isinstance(one, Expected))
+    return next(note.words for note in KEYS[key].metadata if isinstance(note, Expected))
 
 
 def takes_text(key: str) -> bool:
-    """Whether a key's value is free text, or a list of it."""
+    """Whether a key's value is free text, or a list of texts."""
     return key in KEYS and expected(key).startswith("text")
 
 
 def describe_keys() -> str:
-    """Of each key a line with its dotted name and default, then its meaning and what it takes."""
+    """Returns the help of all keys: name and default, then the meaning and the values."""
     lines = []
     for key, field in KEYS.items():
-        lines.append(key if field.is_required() else f"{key} = {shown(field.default)}")
+        lines.append(key if field.is_required() else f"{key} = {to_json(field.default)}")
         meaning = f"{field.description}: {expected(key)}"
         lines += textwrap.wrap(meaning, _WIDTH, initial_indent=_INDENT, subsequent_indent=_INDENT)
     return "\n".join(lines)
 
 
-def shown(value: object) -> str:
-    """A value as JSON text, which is also YAML."""
+def to_json(value: object) -> str:
+    """Returns a value as JSON text, which is also YAML."""
     if isinstance(value, BaseModel):
         value = value.model_dump()
     return json.dumps(list(value) if isinstance(value, tuple) else value, default=str)

@@ -1,6 +1,6 @@
-"""The keys of a job file: names, types, ranges, defaults and meanings, as strict frozen models.
+"""Defines the keys of a job file: names, types, ranges, defaults and meanings.
 
-Whether paths exist and whether a checkpoint can do what is asked is not known here.
+Whether paths exist, and whether the checkpoint supports the job, is checked in pipeline/plan.py.
 """
 
 from typing import Annotated, Literal, Self
@@ -29,8 +29,8 @@ from mediamill.schemas.job_types import (
     Positive,
     Strict,
     Text,
-    at_most,
-    listed,
+    check_order,
+    to_tuple,
 )
 
 
@@ -70,7 +70,7 @@ class GenerationConfig(Strict):
     )
     stop: Annotated[
         tuple[Annotated[str, Field(min_length=1)], ...] | None,
-        BeforeValidator(listed),
+        BeforeValidator(to_tuple),
         Expected("a list of texts that are not empty, or null"),
     ] = Field(
         default=None,
@@ -79,7 +79,7 @@ class GenerationConfig(Strict):
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
-        at_most(self, "min_new_tokens", "max_new_tokens")
+        check_order(self, "min_new_tokens", "max_new_tokens")
         return self
 
 
@@ -95,7 +95,7 @@ class ImageConfig(Strict):
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
-        at_most(self, "min_pixels", "max_pixels")
+        check_order(self, "min_pixels", "max_pixels")
         return self
 
 
@@ -131,8 +131,8 @@ class VideoConfig(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        at_most(self, "min_frames", "max_frames")
-        at_most(self, "min_pixels", "max_pixels")
+        check_order(self, "min_frames", "max_frames")
+        check_order(self, "min_pixels", "max_pixels")
         if self.fps is None and self.num_frames is None:
             raise ValueError("found null for both fps and num_frames, expected one of them")
         if self.fps is not None and self.num_frames is not None:
@@ -141,13 +141,13 @@ class VideoConfig(Strict):
                     f"found both fps ({self.fps}) and num_frames ({self.num_frames}), expected "
                     "one: fps samples by time, num_frames a fixed number; set the other to null"
                 )
-            # A frozen model may only be completed while it is being made.
+            # The model is frozen.
             object.__setattr__(self, "fps", None)
         return self
 
 
 class FetchConfig(Strict):
-    """Where media may come from, and how they are brought here."""
+    """Where media may come from, and how they are fetched."""
 
     schemes: OptionalTexts = Field(
         default=None, description="kinds of URL that rows may name; null = all that are known"
@@ -178,7 +178,7 @@ class FetchConfig(Strict):
 
 
 class CanaryConfig(Strict):
-    """A row whose answer is known: each copy of the model has to give it before it may begin."""
+    """A row with a known answer, which each copy of the model has to give before it starts."""
 
     uri: OptionalText = Field(default=None, description="a picture or video; null = no canary")
     prompt: OptionalText = Field(default=None, description="what to ask; null = the job's prompt")
@@ -187,13 +187,13 @@ class CanaryConfig(Strict):
     @model_validator(mode="after")
     def _complete(self) -> Self:
         if (self.uri is None) != (self.text is None):
-            there, missing = ("text", "uri") if self.uri is None else ("uri", "text")
-            raise ValueError(f"found {there} without {missing}, expected both or neither")
+            present, missing = ("text", "uri") if self.uri is None else ("uri", "text")
+            raise ValueError(f"found {present} without {missing}, expected both or neither")
         return self
 
 
 class Limits(Strict):
-    """Ceilings on what one row may cost; a row beyond one becomes an error row."""
+    """Limits on the cost of one row; a row beyond one becomes an error row."""
 
     max_bytes: Count = Field(default=1024**3, description="bytes of one medium")
     max_image_pixels: Count = Field(

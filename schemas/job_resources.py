@@ -1,4 +1,4 @@
-"""The keys of a job file that say what it runs on: see schemas/job_models.py."""
+"""Defines the keys of a job file for machines and processes; see schemas/job_models.py."""
 
 from collections.abc import Mapping
 from typing import Annotated, Literal
@@ -17,15 +17,15 @@ from mediamill.schemas.job_types import (
 
 
 def span(value: str | int) -> tuple[int | None, int | None]:
-    """The least and the most that a size of a pool means; None = as the cluster has it."""
+    """Returns the smallest and the largest size of a pool; None = decided by the cluster."""
     if isinstance(value, int):
         return value, value
-    found = RANGE.fullmatch(value)
-    return (int(found[1]), int(found[2])) if found else (None, None)
+    match = RANGE.fullmatch(value)
+    return (int(match[1]), int(match[2])) if match else (None, None)
 
 
 class Labels(Strict):
-    """Labels of the nodes of a Ray cluster on which the processes of a stage may live."""
+    """Labels of the Ray nodes on which the processes of a stage may run."""
 
     prepare: Mapping[str, str] = {}
     generate: Mapping[str, str] = {}

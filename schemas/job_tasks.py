@@ -14,7 +14,7 @@ from mediamill.schemas.job_types import (
     Positive,
     Strict,
     Text,
-    listed,
+    to_tuple,
 )
 
 # The names of prompts begin names of columns, of folders' readers and of SQL.
@@ -75,7 +75,7 @@ class ScoreConfig(Strict):
 
     texts: Annotated[
         tuple[Text, ...] | None,
-        BeforeValidator(listed),
+        BeforeValidator(to_tuple),
         Expected("a list of texts that are not blank, or null"),
     ] = Field(default=None, description="scored for every row")
     column: OptionalText = Field(

@@ -1,4 +1,4 @@
-"""The kinds of values that keys of a job file take, and how an error sentence names them."""
+"""Defines the types of job keys, each with the words that an error sentence uses for it."""
 
 import re
 from dataclasses import dataclass
@@ -9,22 +9,22 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 @dataclass(frozen=True)
 class Expected:
-    """How an error sentence names the values that a field takes."""
+    """The words that an error sentence uses for the values of a field."""
 
     words: str
 
 
-def listed(value: object) -> object:
-    """A YAML list as the tuple that a frozen model holds; one bare name as a list of one."""
+def to_tuple(value: object) -> object:
+    """Converts a YAML list to the tuple of a frozen model, and one bare name to a tuple of one."""
     if isinstance(value, str):
         return (value,)
     return tuple(value) if isinstance(value, list) else value
 
 
-def _once(names: tuple[str, ...]) -> tuple[str, ...]:
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
-        raise ValueError(f"found '{twice[0]}' more than once, expected each name once")
+def _unique(names: tuple[str, ...]) -> tuple[str, ...]:
+    repeated = [name for name in names if names.count(name) > 1]
+    if repeated:
+        raise ValueError(f"found '{repeated[0]}' more than once, expected each name once")
     return names
 
 
@@ -40,8 +40,8 @@ RANGE = re.compile(r"([1-9][0-9]{0,8})\.\.([1-9][0-9]{0,8})")
 
 
 def _ordered(value: str) -> str:
-    found = RANGE.fullmatch(value)
-    if found and int(found[1]) > int(found[2]):
+    match = RANGE.fullmatch(value)
+    if match and int(match[1]) > int(match[2]):
         raise ValueError(f"found {value}, expected the smaller number first")
     return value
 
@@ -57,18 +57,18 @@ OptionalPositive = Annotated[Positive | None, Expected("a number greater than 0,
 Bytes = Annotated[int, Field(ge=1024**2), Expected("a whole number of bytes, at least 1 MiB")]
 Names = Annotated[
     tuple[Text, ...],
-    BeforeValidator(listed),
-    AfterValidator(_once),
+    BeforeValidator(to_tuple),
+    AfterValidator(_unique),
     Expected("a list of column names"),
 ]
 OptionalTexts = Annotated[
-    Annotated[tuple[Text, ...], AfterValidator(_once)] | None,
-    BeforeValidator(listed),
+    Annotated[tuple[Text, ...], AfterValidator(_unique)] | None,
+    BeforeValidator(to_tuple),
     Expected("a list of texts that are not blank, or null"),
 ]
 
 
-def at_most(config: BaseModel, low: str, high: str) -> None:
+def check_order(config: BaseModel, low: str, high: str) -> None:
     """Raises ValueError when the value of the key `low` is above that of `high`."""
     smallest, largest = getattr(config, low), getattr(config, high)
     if smallest is not None and largest is not None and smallest > largest:
@@ -78,6 +78,6 @@ def at_most(config: BaseModel, low: str, high: str) -> None:
 
 
 class Strict(BaseModel):
-    """A section: unknown keys, other types and changes are refused."""
+    """A frozen section that refuses unknown keys and values of other types."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)

@@ -1,7 +1,7 @@
-"""Turns a JSON schema into the Arrow types of its values, and values into what these types hold.
+"""Derives the Arrow columns of a JSON schema, and converts values to their types.
 
-The schema was checked and has no circles without an object or list in them; the values were checked
-against it. All that a schema says only narrows, so that its `type` is enough.
+The schema is a normalized one (json_normalize.py), and the values were validated against it. All
+keywords of a schema only narrow its values, so that `type` decides the column.
 """
 
 import json
@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from mediamill.schemas.json_normalize import referred
+from mediamill.schemas.json_normalize import resolve_reference
 
 _PLAIN: dict[str, pa.DataType] = {
     "string": pa.string(),
@@ -19,7 +19,7 @@ _PLAIN: dict[str, pa.DataType] = {
     "number": pa.float64(),
     "boolean": pa.bool_(),
 }
-_KINDS = {
+_TYPE_NAMES = {
     type(None): "null",
     bool: "boolean",
     int: "integer",
@@ -32,10 +32,11 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class Column:
-    """Where values of one schema are kept.
+    """The Arrow type of the values of a schema.
 
-    is_json: as their JSON text, because they may be of several types. item: of a list. parts: of a
-    struct.
+    is_json: values are stored as JSON text, because they may have several types.
+    item: the column of the items of a list.
+    parts: names and columns of the fields of a struct.
     """
 
     type: pa.DataType
@@ -43,21 +44,21 @@ class Column:
     item: "Column | None" = None
     parts: tuple[tuple[str, "Column"], ...] = ()
 
-    def fitted(self, value: Any) -> Any:
-        """A value as pyarrow takes it. Raises ValueError where it does not fit exactly."""
+    def convert(self, value: Any) -> Any:
+        """Returns a value as pyarrow takes it. Raises ValueError when it does not fit exactly."""
         if value is None:
             return None
         if self.is_json:
-            return _text(json.dumps(value, ensure_ascii=False))
+            return _checked_text(json.dumps(value, ensure_ascii=False))
         if self.item is not None:
-            return [self.item.fitted(one) for one in value]
+            return [self.item.convert(element) for element in value]
         if self.parts:
             return {
-                name: part.fitted(value[name]) if name in value else None
+                name: part.convert(value[name]) if name in value else None
                 for name, part in self.parts
             }
         if self.type == pa.string():
-            return _text(value)
+            return _checked_text(value)
         if self.type == pa.int64():
             whole = int(value)
             if not -(2**63) <= whole < 2**63:
@@ -69,86 +70,92 @@ class Column:
 JSON = Column(pa.string(), is_json=True)
 
 
-def columns(schema: Mapping[str, Any]) -> tuple[tuple[str, Column], ...]:
-    """A column for each property of the object that a document describes; none where it is not
-    clear that it describes one.
+def columns_of(schema: Mapping[str, Any]) -> tuple[tuple[str, Column], ...]:
+    """Returns a column for each property of the object that a schema describes.
+
+    The result is empty when the schema is not one of an object.
     """
     top, _ = _resolved(schema, schema, ())
     if top.get("type") != "object":
         return ()
     return tuple(
-        (name, _column(one, schema, ())) for name, one in top.get("properties", {}).items()
+        (name, _column(member, schema, ())) for name, member in top.get("properties", {}).items()
     )
 
 
-class _RecursiveError(Exception):
-    """A schema is part of itself."""
+class _RecursiveSchemaError(Exception):
+    """A schema contains itself."""
 
 
-def _column(schema: Any, root: Mapping[str, Any], way: tuple[str, ...]) -> Column:
-    """way: the references that have led here; for a property of the top, none."""
+def _column(schema: Any, root: Mapping[str, Any], references: tuple[str, ...]) -> Column:
+    """references: those that were followed to this schema; none for a property of the top."""
     try:
-        return _deep_column(schema, root, way)
-    except _RecursiveError:
-        if way:
+        return _plain_column(schema, root, references)
+    except _RecursiveSchemaError:
+        if references:
             raise
         return JSON
 
 
-def _deep_column(schema: Any, root: Mapping[str, Any], way: tuple[str, ...]) -> Column:
-    found, way = _resolved(schema, root, way)
-    kinds = _kinds(found) - {"null"}
-    if not kinds and (branches := found.get("anyOf", found.get("oneOf"))):
-        each = [_deep_column(one, root, way) for one in branches if not _is_null(one, root)]
-        return each[0] if each and all(one == each[0] for one in each) else JSON
-    if kinds == {"integer", "number"}:
-        kinds = {"number"}
-    if len(kinds) != 1:
+def _plain_column(schema: Any, root: Mapping[str, Any], references: tuple[str, ...]) -> Column:
+    schema, references = _resolved(schema, root, references)
+    types = _type_names(schema) - {"null"}
+    if not types and (branches := schema.get("anyOf", schema.get("oneOf"))):
+        options = [
+            _plain_column(branch, root, references)
+            for branch in branches
+            if not _is_null(branch, root)
+        ]
+        return options[0] if options and all(column == options[0] for column in options) else JSON
+    if types == {"integer", "number"}:
+        types = {"number"}
+    if len(types) != 1:
         return JSON
-    (kind,) = kinds
-    if kind == "array":
-        items = found.get("items")
-        if not isinstance(items, dict) or "prefixItems" in found:
+    (name,) = types
+    if name == "array":
+        items = schema.get("items")
+        if not isinstance(items, dict) or "prefixItems" in schema:
             return JSON
-        item = _deep_column(items, root, way)
+        item = _plain_column(items, root, references)
         return Column(pa.list_(item.type), item=item)
-    if kind == "object":
-        closed = found.get("additionalProperties") is False and "patternProperties" not in found
-        if not closed or not found.get("properties"):
+    if name == "object":
+        closed = schema.get("additionalProperties") is False and "patternProperties" not in schema
+        if not closed or not schema.get("properties"):
             return JSON
         parts = tuple(
-            (name, _deep_column(one, root, way)) for name, one in found["properties"].items()
+            (name, _plain_column(member, root, references))
+            for name, member in schema["properties"].items()
         )
         return Column(pa.struct([(name, part.type) for name, part in parts]), parts=parts)
-    return Column(_PLAIN[kind])
+    return Column(_PLAIN[name])
 
 
 def _resolved(
-    schema: Any, root: Mapping[str, Any], way: tuple[str, ...]
+    schema: Any, root: Mapping[str, Any], references: tuple[str, ...]
 ) -> tuple[Mapping[str, Any], tuple[str, ...]]:
-    """The schema behind a reference, and the way there."""
+    """Follows references; returns the schema and all references that led to it."""
     while isinstance(schema, dict) and "$ref" in schema:
         reference = schema["$ref"]
-        if reference in way:
-            raise _RecursiveError
-        way = (*way, reference)
-        schema = referred(reference, root)
-    return (schema if isinstance(schema, dict) else {}), way
+        if reference in references:
+            raise _RecursiveSchemaError
+        references = (*references, reference)
+        schema = resolve_reference(reference, root)
+    return (schema if isinstance(schema, dict) else {}), references
 
 
-def _kinds(schema: Mapping[str, Any]) -> set[str]:
-    """The JSON types that a schema names; none where it names none."""
+def _type_names(schema: Mapping[str, Any]) -> set[str]:
+    """Returns the JSON types that a schema names; empty when it names none."""
     named = schema.get("type")
     if named is not None:
         return {named} if isinstance(named, str) else set(named)
     values = [schema["const"]] if "const" in schema else schema.get("enum", [])
-    return {_KINDS[type(value)] for value in values}
+    return {_TYPE_NAMES[type(value)] for value in values}
 
 
 def _is_null(schema: Any, root: Mapping[str, Any]) -> bool:
-    return _kinds(_resolved(schema, root, ())[0]) == {"null"}
+    return _type_names(_resolved(schema, root, ())[0]) == {"null"}
 
 
-def _text(text: str) -> str:
-    text.encode()  # half of a surrogate pair is JSON, but no text
+def _checked_text(text: str) -> str:
+    text.encode()  # raises for a lone surrogate, which JSON allows
     return text

@@ -1,7 +1,7 @@
-"""Turns a JSON schema into the typed columns of answers, and an answer into their values.
+"""Checks the JSON schema of a job, and parses answers into the values of its columns.
 
-Schemas come from the job file, answers from a model: nothing that an answer says raises. It does
-not know how answers are made, nor how the network is held to a schema.
+Schemas come from the job file and answers from a model: a wrong schema raises, a wrong answer never
+does.
 """
 
 import functools
@@ -16,26 +16,27 @@ import pyarrow as pa
 from referencing import Registry
 
 from mediamill.schemas.errors import JobError
-from mediamill.schemas.json_columns import Column, columns
-from mediamill.schemas.json_normalize import SchemaTypeError, normal
+from mediamill.schemas.json_columns import Column, columns_of
+from mediamill.schemas.json_normalize import UnsupportedSchemaError, normalize_schema
 
-# Characters of a schema, and of an answer that is looked at.
-_MOST_SCHEMA, _MOST_ANSWER = 100_000, 1_000_000
-# Objects and lists within one another, in either.
-_DEEPEST = 64
-_MOST_NAME = 100
-_SHOWN = 200
+# Characters of a schema and of an answer.
+_MAX_SCHEMA, _MAX_ANSWER = 100_000, 1_000_000
+# Nesting of objects and lists, in schemas and answers.
+_MAX_DEPTH = 64
+_MAX_NAME = 100
+_MAX_SHOWN = 200
 
 Values = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class AnswerSchema:
-    """A JSON schema of an object. text: the schema, as json_normalize.py leaves it.
+    """A JSON schema of an object.
 
+    text: the normalized schema (json_normalize.py).
     fields: a column for each property of the object, in the schema's order: string, int64, double
-        and boolean, lists and structs of them; what may be of several types is a string that holds
-        its JSON. All are nullable.
+        and boolean, lists and structs of them; a value that may have several types is a string
+        with its JSON. All are nullable.
     """
 
     text: str
@@ -43,77 +44,76 @@ class AnswerSchema:
 
     @classmethod
     def of(cls, given: Mapping[str, Any], where: str = "json_schema") -> Self:
-        """Raises JobError, which names `where`, for what cannot be the schema of an answer."""
+        """Checks and normalizes a schema. Raises JobError, naming `where`, for a wrong one."""
         try:
             text = json.dumps(given, allow_nan=False, ensure_ascii=False)
             text.encode()
         except (TypeError, ValueError, RecursionError) as error:
             raise JobError(f"{where}: found what JSON cannot hold: {_brief(error)}") from None
-        if len(text) > _MOST_SCHEMA:
-            raise JobError(
-                f"{where}: found {len(text)} characters, expected at most {_MOST_SCHEMA}"
-            )
-        if _deeper(text, _DEEPEST):
-            raise JobError(f"{where}: found more than {_DEEPEST} levels, expected fewer")
-        # What YAML gives beside JSON, keys that are numbers for instance, is JSON's from here on.
+        if len(text) > _MAX_SCHEMA:
+            raise JobError(f"{where}: found {len(text)} characters, expected at most {_MAX_SCHEMA}")
+        if _nests_deeper(text, _MAX_DEPTH):
+            raise JobError(f"{where}: found more than {_MAX_DEPTH} levels, expected fewer")
+        # YAML may have given values that JSON lacks, such as keys that are numbers.
         schema = json.loads(text)
-        kind = _draft(schema, where)
+        kind = _validator_class(schema, where)
         try:
             kind.check_schema(schema)
         except jsonschema.SchemaError as error:
             place = ".".join([where, *map(str, error.absolute_path)])
             raise JobError(f"{place}: is no JSON schema: {_brief(error.message)}") from None
         try:
-            schema = normal(schema)
-        except SchemaTypeError as error:
+            schema = normalize_schema(schema)
+        except UnsupportedSchemaError as error:
             raise JobError(f"{where}{error}") from None
-        found = columns(schema)
-        if not found:
+        columns = columns_of(schema)
+        if not columns:
             raise JobError(
                 f"{where}: found no object with properties at its top, expected type: object and "
                 "properties: each property is a column"
             )
-        for name, _ in found:
-            if not name or len(name) > _MOST_NAME or not name.isprintable():
+        for name, _ in columns:
+            if not name or len(name) > _MAX_NAME or not name.isprintable():
                 raise JobError(
-                    f"{where}.properties: found the name {name[:_MOST_NAME]!r}, expected 1 to "
-                    f"{_MOST_NAME} printable characters: it names a column"
+                    f"{where}.properties: found the name {name[:_MAX_NAME]!r}, expected 1 to "
+                    f"{_MAX_NAME} printable characters: it names a column"
                 )
         text = json.dumps(schema, ensure_ascii=False)
-        return cls(text, tuple(pa.field(name, column.type) for name, column in found))
+        return cls(text, tuple(pa.field(name, column.type) for name, column in columns))
 
     def parse(self, text: str) -> tuple[Values, str | None]:
-        """The values of the fields; or none, and what is wrong with the text.
+        """Returns the values of the fields and None, or no values and the reason.
 
-        Strict: no NaN, no number beyond int64 or double, no key twice, nothing beside the object.
+        Strict: NaN, numbers beyond int64 or double, repeated keys and text beside the object are
+        refused.
         """
-        if len(text) > _MOST_ANSWER:
-            return {}, f"found {len(text)} characters, expected at most {_MOST_ANSWER}"
-        if _deeper(text, _DEEPEST):
-            return {}, f"found more than {_DEEPEST} levels, expected fewer"
+        if len(text) > _MAX_ANSWER:
+            return {}, f"found {len(text)} characters, expected at most {_MAX_ANSWER}"
+        if _nests_deeper(text, _MAX_DEPTH):
+            return {}, f"found more than {_MAX_DEPTH} levels, expected fewer"
         try:
-            found = json.loads(
+            answer = json.loads(
                 text,
-                object_pairs_hook=_once,
-                parse_constant=_no_constant,
+                object_pairs_hook=_unique_keys,
+                parse_constant=_refuse_constant,
                 parse_float=_finite,
             )
         except (ValueError, RecursionError) as error:
             return {}, f"is no JSON: {_brief(error)}"
         try:
-            wrong = jsonschema.exceptions.best_match(_validator(self.text).iter_errors(found))
-            if wrong is not None:
-                return {}, f"{_brief(wrong.json_path)}: {_brief(wrong.message)}"
+            problem = jsonschema.exceptions.best_match(_validator(self.text).iter_errors(answer))
+            if problem is not None:
+                return {}, f"{_brief(problem.json_path)}: {_brief(problem.message)}"
             return {
-                name: column.fitted(found[name]) if name in found else None
+                name: column.convert(answer[name]) if name in answer else None
                 for name, column in _columns(self.text)
             }, None
-        except Exception as error:  # noqa: BLE001 - an answer must not end a job, whatever it says
+        except Exception as error:  # noqa: BLE001 - no answer may end a job
             return {}, f"cannot be read: {_brief(error)}"
 
 
-def _draft(schema: Any, where: str) -> Any:
-    """The validator's class: of the draft that the schema names."""
+def _validator_class(schema: Any, where: str) -> Any:
+    """Returns the validator class of the draft that the schema names."""
     if not isinstance(schema, dict):
         raise JobError(f"{where}: found no mapping, expected a JSON schema of an object")
     named = schema.get("$schema")
@@ -130,7 +130,7 @@ def _draft(schema: Any, where: str) -> Any:
 
 @functools.lru_cache(64)
 def _validator(text: str) -> Any:
-    """Of a schema that was checked. It can fetch nothing: the registry holds no address."""
+    """Returns the validator of a checked schema. It fetches nothing: the registry is empty."""
     schema = json.loads(text)
     kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
     return kind(schema, registry=Registry())
@@ -138,11 +138,11 @@ def _validator(text: str) -> Any:
 
 @functools.lru_cache(64)
 def _columns(text: str) -> tuple[tuple[str, Column], ...]:
-    return columns(json.loads(text))
+    return columns_of(json.loads(text))
 
 
-def _deeper(text: str, levels: int) -> bool:
-    """Whether JSON text opens more lists and objects within one another than so many."""
+def _nests_deeper(text: str, levels: int) -> bool:
+    """Whether JSON text nests lists and objects deeper than `levels`."""
     if text.count("[") + text.count("{") <= levels:
         return False
     depth, quoted, escaped = 0, False, False
@@ -161,26 +161,26 @@ def _deeper(text: str, levels: int) -> bool:
     return False
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) < len(pairs):
         names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"found the key {twice[:_SHOWN]!r} twice")
-    return found
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"found the key {repeated[:_MAX_SHOWN]!r} twice")
+    return members
 
 
-def _no_constant(word: str) -> None:
-    raise ValueError(f"found {word}")
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"found {name}")
 
 
 def _finite(digits: str) -> float:
     value = float(digits)
     if math.isinf(value):
-        raise ValueError(f"found {digits[:_SHOWN]}, which is beyond a double")
+        raise ValueError(f"found {digits[:_MAX_SHOWN]}, which is beyond a double")
     return value
 
 
-def _brief(what: object) -> str:
-    text = str(what)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]} ..."
+def _brief(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]} ..."

@@ -1,7 +1,6 @@
-"""Turns a ManifestSchema into the schema of the result, and holds what a job says of itself.
+"""Defines the schema of the result, and the summary and progress of a job.
 
-The result's rows: the manifest's columns, then the answer, then what was seen, then who said it.
-Knows nothing of how rows are made or written.
+A result row has the manifest's columns, then the answer, then the receipt, then the model and run.
 """
 
 from collections.abc import Mapping
@@ -17,23 +16,23 @@ from mediamill.schemas.task import CAPTION, Task
 # fields are those of `Receipt` in model/media/receipt.py, whose kind is the type, and the URI.
 RECEIPT_STRUCT = pa.struct(
     [
-        pa.field("type", pa.string()),  # image | video, told from the bytes
+        pa.field("type", pa.string()),  # image | video, detected from the bytes
         pa.field("uri", pa.string()),
         pa.field("sha256", pa.string()),  # of the bytes as fetched, 64 hex digits
         pa.field("source_height", pa.int32()),  # pixels as decoded (upright), before the resize
         pa.field("source_width", pa.int32()),
-        pa.field("height", pa.int32()),  # pixels as given to the model
+        pa.field("height", pa.int32()),  # pixels of the model's input
         pa.field("width", pa.int32()),
         pa.field("frame_indices", pa.list_(pa.int64())),  # of the decoded frames; [] for a picture
         pa.field("frame_times_s", pa.list_(pa.float64())),  # seconds from the start; same length
         pa.field("visual_tokens", pa.int32()),
         pa.field("notes", pa.list_(pa.string())),  # what was clamped, and why
-        pa.field("bound_by", pa.list_(pa.string())),  # which limits decided, by their names
-        pa.field("seen_sha256", pa.string()),  # of a video's frames as the model got them
+        pa.field("bound_by", pa.list_(pa.string())),  # the names of the limits that took effect
+        pa.field("seen_sha256", pa.string()),  # of a video's frames, resized
     ]
 )
 
-# Every field is nullable: an error row has what is known of it, and null for the rest.
+# Every field is nullable: an error row has null for everything that is unknown.
 ANSWER_FIELDS: tuple[pa.Field, ...] = (
     pa.field(c.TEXT, pa.string()),  # null in an error row
     pa.field(c.STATUS, pa.string()),  # ok | error
@@ -45,7 +44,7 @@ ANSWER_FIELDS: tuple[pa.Field, ...] = (
     pa.field(c.VISUAL_TOKENS, pa.int32()),  # of all media of the row
     pa.field(c.OUTPUT_TOKENS, pa.int32()),  # the end token included
     pa.field(c.MEAN_LOGPROB, pa.float64()),  # natural log, mean over the output tokens
-    # The first medium's, as plain values, since most rows have one; `receipt` has them all.
+    # Of the first medium, since most rows have one; `receipt` has all of them.
     pa.field(c.SHA256, pa.string()),
     pa.field(c.HEIGHT, pa.int32()),
     pa.field(c.WIDTH, pa.int32()),
@@ -56,44 +55,46 @@ ANSWER_FIELDS: tuple[pa.Field, ...] = (
     pa.field(c.RUN_ID, pa.string()),
 )
 
-_OF_ONE_TEXT = {c.TEXT, c.FINISH_REASON, c.MEAN_LOGPROB}
+_TEXT_COLUMNS = {c.TEXT, c.FINISH_REASON, c.MEAN_LOGPROB}
 
 
 def result_schema(manifest: ManifestSchema, task: Task = CAPTION) -> pa.Schema:
-    """The exact schema of the result, partition columns included (on disk they are in the path).
+    """Returns the exact schema of the result, with the partition columns (on disk in the path).
 
-    Order: id, user columns, the manifest's uri | media and prompt, system, messages as far as it
-    has them (so that a row can be rendered again), then what this task makes besides captions,
-    then ANSWER_FIELDS without those that it does not make, then those of copies.
+    Order: id, user columns, the manifest's own columns that are present (uri or media, prompt,
+    system, messages), the task's further columns, ANSWER_FIELDS that apply to the task, and the
+    columns of copies.
     """
-    by_name = {one.name: one for one in manifest.fields}
-    own = [one for name, one in by_name.items() if name in c.MANIFEST_COLUMNS and name != c.ID]
-    plain = {one.name for one in ANSWER_FIELDS}
-    further = [one for one in task.answer_fields if one.name not in plain]
-    left_out = _OF_ONE_TEXT - {one.name for one in task.answer_fields}
-    answer = [one for one in ANSWER_FIELDS if one.name not in left_out]
+    by_name = {column.name: column for column in manifest.fields}
+    own = [
+        column for name, column in by_name.items() if name in c.MANIFEST_COLUMNS and name != c.ID
+    ]
+    common = {column.name for column in ANSWER_FIELDS}
+    further = [column for column in task.answer_fields if column.name not in common]
+    omitted = _TEXT_COLUMNS - {column.name for column in task.answer_fields}
+    answer = [column for column in ANSWER_FIELDS if column.name not in omitted]
     copies = copy_fields(manifest) if task.dedupe else ()
     return pa.schema([by_name[c.ID], *manifest.user, *own, *further, *answer, *copies])
 
 
 def copy_fields(manifest: ManifestSchema) -> tuple[pa.Field, ...]:
-    """What rows have besides, in jobs that answer copies once."""
+    """Returns the columns of jobs that answer copies once."""
     return (
-        # Hex digits: rows with the same are copies; null where nothing could be asked.
+        # Hex digits; rows with the same hash are copies. Null when media could not be read.
         pa.field(c.CONTENT_HASH, pa.string()),
-        pa.field(c.DUPLICATE_OF, manifest.id_type),  # the id of the row that was asked instead
+        pa.field(c.DUPLICATE_OF, manifest.id_type),  # the id of the row whose answer this is
     )
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a finished job did.
+    """The totals of a finished job.
 
     rows, ok, errors (by code): of the whole output, earlier runs included.
-    skipped: how many of the rows were finished in earlier runs.
-    prompt_tokens, visual_tokens, output_tokens, seconds: this run's.
-    engines_replaced: copies of the model that broke in this run, and were loaded again.
-    binds: the stage that the others waited for, prepare or generate; None if it was neither.
+    skipped: rows that were finished in earlier runs.
+    prompt_tokens, visual_tokens, output_tokens, seconds: of this run.
+    engines_replaced: copies of the model that broke in this run and were loaded again.
+    binds: the bottleneck, prepare or generate; None if it was neither.
     """
 
     rows: int
@@ -121,21 +122,21 @@ class Summary:
 
 
 def summary_dict(summary: Summary) -> dict[str, object]:
-    """The summary as one flat JSON object (`errors` is an object from code to count)."""
-    more = {"error_rows": summary.error_rows, "exit_code": summary.exit_code}
-    return {"event": "summary", **asdict(summary), **more}
+    """Returns the summary as one JSON object; `errors` is an object from code to count."""
+    totals = {"error_rows": summary.error_rows, "exit_code": summary.exit_code}
+    return {"event": "summary", **asdict(summary), **totals}
 
 
 def summary_text(summary: Summary) -> str:
-    """The closing lines that a person reads; errors, if any, are one line with counts by code."""
+    """Returns the summary as lines for a person; errors are one line with counts by code."""
     lines = [f"{summary.rows} rows: {summary.ok} ok, {summary.error_rows} errors"]
     if summary.skipped:
         lines[0] += f" ({summary.skipped} of them from earlier runs)"
     if summary.error_rows:
         by_count = sorted(summary.errors.items(), key=lambda item: (-item[1], item[0]))
         lines.append("errors: " + ", ".join(f"{code} {count}" for code, count in by_count))
-    new = summary.rows - summary.skipped
-    rate = f", {new / summary.seconds:.1f} rows/s" if new and summary.seconds > 0 else ""
+    answered = summary.rows - summary.skipped
+    rate = f", {answered / summary.seconds:.1f} rows/s" if answered and summary.seconds > 0 else ""
     lines.append(
         f"this run: {summary.prompt_tokens} prompt tokens ({summary.visual_tokens} visual), "
         f"{summary.output_tokens} output tokens in {summary.seconds:.1f} s{rate}"
@@ -152,16 +153,20 @@ def summary_text(summary: Summary) -> str:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a running job is.
+    """The progress of a running job.
 
-    rows_total: of the manifest; rows_done: finished, earlier runs included; rows_skipped: finished
-    in earlier runs. ok, errors (by code), output_tokens: this run's. seconds: since this run began.
-    rate_rows_s: this run's, recent. eta_s: None while it cannot be told.
+    rows_total: of the manifest.
+    rows_done: finished, earlier runs included.
+    rows_skipped: finished in earlier runs.
+    ok, errors (by code), output_tokens: of this run.
+    seconds: since this run began.
+    rate_rows_s: recent rows a second of this run.
+    eta_s: seconds to the end; None while unknown.
     prepared, generated, written: rows of this run that left each stage.
-    engines_replaced: copies of the model that broke in this run, and were loaded again.
-    busy: by pool, prepare or generate, the part of its processes' time that they had work for;
-    binds: the one that the others wait for, None if neither. waits_for: what the cluster lacks
-    before the run can begin, a sentence.
+    engines_replaced: copies of the model that broke in this run and were loaded again.
+    busy: utilization of each pool (prepare, generate), from 0 to 1.
+    binds: the pool that is the bottleneck; None if neither is.
+    waits_for: a sentence that says which resources the cluster lacks before the run can begin.
     """
 
     rows_total: int

@@ -11,6 +11,7 @@ import fsspec
 import pyarrow.dataset as ds
 import pyarrow.fs as pafs
 
+from mediamill.model.urls import redact
 from mediamill.schemas import columns as c
 
 TRUTH = "truth"  # the user's column with the expected caption, if there is one
@@ -71,14 +72,15 @@ def open_result(output: str) -> ds.Dataset:
 
     Raises FileNotFoundError when the folder holds no Parquet file.
     """
+    shown = redact(output)
     files, path = fsspec.core.url_to_fs(output)
     handler = pafs.PyFileSystem(pafs.FSSpecHandler(files))
     try:
         result = ds.dataset(path, filesystem=handler, format="parquet", partitioning="hive")
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{output}: no result here; expected Parquet files") from error
+        raise FileNotFoundError(f"{shown}: no result here; expected Parquet files") from error
     if not result.files:
-        raise FileNotFoundError(f"{output}: no result here; expected Parquet files")
+        raise FileNotFoundError(f"{shown}: no result here; expected Parquet files")
     return result
 
 

@@ -1,1 +1,1 @@
-"""What is read from a checkpoint folder: its files, its settings, its stored tensors."""
+"""Reads checkpoint folders in hub format: files, settings, stored tensors."""

@@ -1,30 +1,29 @@
-"""Turns the name of a checkpoint folder, a path or any fsspec URL, into the bytes of its files.
+"""Reads the files of a checkpoint folder, which is a path or any fsspec URL.
 
-The one place where `model` touches files of a checkpoint. It does not know what the files mean.
-Credentials and endpoints are those of fsspec's file systems (for s3:// the ways of AWS).
+Credentials and endpoints come from the usual places of fsspec's file systems (for s3:// from the
+configuration and the environment variables of AWS).
 """
 
 import json
 import re
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 import fsspec
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from mediamill.model.errors import ModelError
+from mediamill.model.urls import decoded_path, error_text, is_url, redact
 
-_LARGEST_TEXT = 256 * 1024 * 1024  # bytes of a file that is read whole; tokenizers have some 10 MB
-_SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*(?:://|::)")
-_URL = re.compile(r"\b[a-zA-Z][a-zA-Z0-9+.-]*://[^\s'\"<>]+")
+_LARGEST_TEXT = 256 * 1024 * 1024  # bytes of a file that is read whole; a tokenizer has about 10 MB
 
 
 class Folder:
-    """A folder in hub format. `str()` of it is its name for messages, without what may be secret.
+    """A folder in hub format. `str()` of it is its name for messages, without secrets.
 
-    fs, root: the file system and the folder's path on it. is_local: files can be opened by path.
+    fs, root: the file system and the folder's path on it.
+    is_local: whether files can be opened by their path.
     """
 
     def __init__(self, where: str, fs: AbstractFileSystem, root: str) -> None:
@@ -34,23 +33,23 @@ class Folder:
 
     @classmethod
     def of(cls, where: "str | Path | Folder") -> "Folder":
-        """The folder at a path, or at a URL such as s3://bucket/model or hf://owner/name.
+        """Returns the folder at a path, or at a URL such as s3://bucket/model or hf://owner/name.
 
-        Of a URL nothing is read yet. Raises ModelError for a path that is no folder, and for a URL
+        A URL is not contacted yet. Raises ModelError for a path that is not a folder, and for a URL
         whose scheme is unknown or whose driver is not installed.
         """
         if isinstance(where, Folder):
             return where
         text = str(where)
-        if _SCHEME.match(text) is None or isinstance(where, Path):
+        if not is_url(text) or isinstance(where, Path):
             return cls._on_disk(text, Path(text).expanduser())
         if text.lower().startswith("file://"):
-            return cls._on_disk(text, local_path(text))
+            return cls._on_disk(text, decoded_path(text))
         try:
-            # A listing that is kept would hide what is written after it.
+            # A cached listing would hide files that are written later.
             fs, root = fsspec.core.url_to_fs(text, use_listings_cache=False)
         except Exception as error:  # each driver has its own
-            raise ModelError(f"{redact(text)} cannot be opened: {plain(error)}") from error
+            raise ModelError(f"{redact(text)} cannot be opened: {error_text(error)}") from error
         return cls(text, fs, root.rstrip("/"))
 
     @classmethod
@@ -75,8 +74,12 @@ class Folder:
     def is_local(self) -> bool:
         return isinstance(self.fs, LocalFileSystem)
 
+    def moved_to(self, root: Path) -> "Folder":
+        """A folder of this machine that messages call by this folder's name."""
+        return Folder(self._where, LocalFileSystem(), str(root))
+
     def path(self, name: str) -> str:
-        """What messages call the file `name`."""
+        """The name of the file `name` for messages."""
         return f"{self._where.rstrip('/')}/{name}"
 
     def full(self, name: str) -> str:
@@ -84,7 +87,7 @@ class Folder:
 
         Raises ModelError for a name that leads out of the folder: names also come from its files.
         """
-        if not name or name in (".", "..") or any(one in name for one in "/\\\0"):
+        if not name or name in (".", "..") or set(name) & set("/\\\0"):
             raise ModelError(f"{self}: {name!r} is no name of a file of the folder")
         return f"{self.root}/{name}"
 
@@ -96,7 +99,7 @@ class Folder:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except Exception as error:
-            raise ModelError(f"{self.path(name)} cannot be read: {plain(error)}") from error
+            raise ModelError(f"{self.path(name)} cannot be read: {error_text(error)}") from error
         if info["type"] != "file":
             return None
         if info.get("size") is None:
@@ -104,7 +107,7 @@ class Folder:
         return int(info["size"])
 
     def exists(self, name: str) -> bool:
-        """Whether the folder has a file `name`. Raises ModelError if that cannot be found out."""
+        """Whether the folder has a file `name`. Raises ModelError when the storage fails."""
         return self.size(name) is not None
 
     def read_range(self, name: str, start: int, stop: int) -> bytes:
@@ -116,7 +119,7 @@ class Folder:
         except ModelError:
             raise
         except Exception as error:
-            raise ModelError(f"{self.path(name)} cannot be read: {plain(error)}") from error
+            raise ModelError(f"{self.path(name)} cannot be read: {error_text(error)}") from error
         if len(content) != stop - start:
             raise ModelError(
                 f"{self.path(name)}: got {len(content)} bytes, expected the {stop - start} from "
@@ -125,8 +128,9 @@ class Folder:
         return content
 
     def read(self, name: str) -> bytes | None:
-        """The content of a file; None if there is no such file. Raises ModelError for any other
-        reason why it cannot be read, and for more than 256 MiB.
+        """The content of a file; None if there is no such file.
+
+        Raises ModelError when it cannot be read, and for more than 256 MiB.
         """
         size = self.size(name)
         if size is None:
@@ -138,8 +142,9 @@ class Folder:
         return self.read_range(name, 0, size)
 
     def read_json(self, name: str) -> dict[str, Any] | None:
-        """The JSON object in a file; None if there is no such file. ModelError if it holds
-        anything else.
+        """The JSON object in a file; None if there is no such file.
+
+        Raises ModelError when the file holds anything else.
         """
         content = self.read(name)
         return None if content is None else parse_json(content, self.path(name))
@@ -154,27 +159,3 @@ def parse_json(content: bytes, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ModelError(f"{where}: found a JSON {type(value).__name__}, expected an object")
     return value
-
-
-def local_path(url: str) -> Path:
-    """The path of a file:// URL; percent signs are decoded unless such a file is there."""
-    text = re.sub(r"^file://(localhost(?=/))?", "", url, flags=re.IGNORECASE)
-    path = Path(text)
-    return path if path.exists() else Path(unquote(text))
-
-
-def redact(url: str) -> str:
-    """A path as it is; a URL without user, password, query and fragment, which may be secret."""
-    if _SCHEME.match(url) is None or url.lower().startswith("file://"):
-        return url
-    return _URL.sub(lambda found: re.sub(r"://[^/]*@|[?#].*", _bare, found.group()), url)
-
-
-def plain(error: Exception) -> str:
-    """A library's exception in words, without what may be secret."""
-    text = _URL.sub(lambda found: redact(found.group()), str(error)).strip()
-    return text.split("\n")[0] or type(error).__name__
-
-
-def _bare(found: "re.Match[str]") -> str:
-    return "://" if found.group().startswith("://") else ""

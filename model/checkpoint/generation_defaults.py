@@ -1,7 +1,7 @@
-"""Turns a checkpoint's generation_config.json into the defaults that its requests begin with.
+"""Reads a checkpoint's generation_config.json: the defaults of its requests.
 
-Everything in it that bears on text is either honoured or refused; what bears on speed or on what a
-call returns is left alone, as are unknown keys.
+Every key that changes the text is either followed or refused. Keys that change speed or what a call
+returns are ignored, and so are unknown keys.
 """
 
 from collections.abc import Mapping
@@ -15,8 +15,8 @@ from mediamill.model.errors import ModelError
 
 _FILE = "generation_config.json"
 
-# Keys of the reference that would change the text, and the values with which they do not.
-_NEUTRAL: dict[str, tuple[object, ...]] = {
+# Keys of the reference that change the text, and the values with which they do not.
+_UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "num_beams": (1,),
     "num_beam_groups": (1,),
     "diversity_penalty": (0,),
@@ -50,12 +50,13 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
 
 @dataclass(frozen=True)
 class GenerationDefaults:
-    """What the checkpoint says of generation; where it is silent, what the reference then does.
+    """The checkpoint's generation settings; where it has none, the defaults of the reference.
 
-    temperature, top_k, top_p, min_p: as in `Sampling`; they count when tokens are drawn.
-    do_sample: whether tokens are drawn when a request leaves that to the file.
-    max_new_tokens, max_length: the latter counts the prompt too, and only where neither the request
-        nor the file has the former. With none of them an answer has 20 tokens.
+    temperature, top_k, top_p, min_p: as in `Sampling`; used when tokens are sampled.
+    do_sample: whether tokens are sampled when a request does not say.
+    max_new_tokens: tokens of an answer.
+    max_length: tokens of prompt and answer, used only where neither the request nor the file has
+        max_new_tokens. Without either an answer has 20 tokens.
     """
 
     eos_token_ids: tuple[int, ...]
@@ -72,23 +73,23 @@ class GenerationDefaults:
 
     @classmethod
     def load(cls, folder: str | Path | Folder) -> "GenerationDefaults":
-        """Read generation_config.json, and config.json for an end token where the former is silent.
+        """Reads generation_config.json, and config.json for an end token that it lacks.
 
-        Raises ModelError when neither names an end token, when a value is malformed, and for what
-        would change the text and is not built here: beams, biases, forced and forbidden tokens.
+        Raises ModelError when neither names an end token, when a value is malformed, and for
+        settings that are not supported: beams, biases, forced and forbidden tokens.
         """
         folder = Folder.of(folder)
         raw = folder.read_json(_FILE) or {}
         where = folder.path(_FILE)
-        for key, neutral in _NEUTRAL.items():
-            found = raw.get(key)
-            if found is not None and found not in neutral:
-                expected = f"{neutral[0]!r} or nothing" if neutral else "nothing"
-                raise ModelError(f"{where}: {key} is {found!r}, expected {expected}")
+        for key, ignorable in _UNSUPPORTED.items():
+            value = raw.get(key)
+            if value is not None and value not in ignorable:
+                expected = f"{ignorable[0]!r} or nothing" if ignorable else "nothing"
+                raise ModelError(f"{where}: {key} is {value!r}, expected {expected}")
         do_sample = raw.get("do_sample") or False
         if not isinstance(do_sample, bool):
             raise ModelError(f"{where}: do_sample is {do_sample!r}, expected true or false")
-        top_k = _whole(raw, where, "top_k", 0)
+        top_k = _integer(raw, where, "top_k", 0)
         return cls(
             eos_token_ids=_end_tokens(folder, raw),
             repetition_penalty=_number(raw, where, "repetition_penalty", 1.0, "above 0"),
@@ -97,9 +98,9 @@ class GenerationDefaults:
             top_k=50 if top_k is None else top_k,
             top_p=_number(raw, where, "top_p", 1.0, "from 0 to 1"),
             min_p=_number(raw, where, "min_p", 0.0, "from 0 to 1"),
-            min_new_tokens=_whole(raw, where, "min_new_tokens", 0) or 0,
-            max_new_tokens=_whole(raw, where, "max_new_tokens", 1),
-            max_length=_whole(raw, where, "max_length", 1),
+            min_new_tokens=_integer(raw, where, "min_new_tokens", 0) or 0,
+            max_new_tokens=_integer(raw, where, "max_new_tokens", 1),
+            max_length=_integer(raw, where, "max_length", 1),
             stop=_stop_strings(raw, where),
         )
 
@@ -119,14 +120,14 @@ def _end_tokens(folder: Folder, raw: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 def _stop_strings(raw: Mapping[str, Any], where: str) -> tuple[str, ...]:
-    found = raw.get("stop_strings")
-    listed = [found] if isinstance(found, str) else found or []
-    if not isinstance(listed, list) or not all(isinstance(one, str) and one for one in listed):
-        raise ModelError(f"{where}: stop_strings is {found!r}, expected a text or a list of texts")
-    return tuple(listed)
+    value = raw.get("stop_strings")
+    texts = [value] if isinstance(value, str) else value or []
+    if not isinstance(texts, list) or not all(isinstance(text, str) and text for text in texts):
+        raise ModelError(f"{where}: stop_strings is {value!r}, expected a text or a list of texts")
+    return tuple(texts)
 
 
-def _whole(raw: Mapping[str, Any], where: str, key: str, low: int) -> int | None:
+def _integer(raw: Mapping[str, Any], where: str, key: str, low: int) -> int | None:
     value = raw.get(key)
     if value is None:
         return None
@@ -139,11 +140,11 @@ def _number(raw: Mapping[str, Any], where: str, key: str, default: float, words:
     value = raw.get(key)
     if value is None:
         return default
-    good = is_number(value)
-    if good:
-        good = {"above 0": value > 0, "at least 0": value >= 0, "from 0 to 1": 0 <= value <= 1}[
-            words
-        ]
-    if not good:
+    valid = is_number(value) and (
+        (words == "above 0" and value > 0)
+        or (words == "at least 0" and value >= 0)
+        or (words == "from 0 to 1" and 0 <= value <= 1)
+    )
+    if not valid:
         raise ModelError(f"{where}: {key} is {value!r}, expected a number {words}")
     return float(value)

@@ -1,10 +1,11 @@
-"""Names the keys of a config.json that change no number of the network, so that only the others
-need to be shown to a user. It does not read them.
+"""Lists the keys of a config.json that do not change what the network computes.
+
+The model's description shows a user all other keys that were not read.
 """
 
 IGNORED_KEYS = frozenset(
     {
-        # what a file says of itself, ids for generation, what the reference's writers add
+        # the kind of file, token ids for generation, keys that the reference adds when it saves
         "model_type",
         "architectures",
         "transformers_version",
@@ -44,9 +45,9 @@ IGNORED_KEYS = frozenset(
         "decoder_start_token_id",
         "vision_token_id",
         "gradient_checkpointing",
-        # of the reference's visual tower: a second name of patch_size
+        # of the reference's vision tower: a second name of patch_size
         "spatial_patch_size",
-        # generation settings that writers of 4.x left here
+        # generation settings that transformers 4.x saved here
         "max_length",
         "min_length",
         "do_sample",

@@ -1,8 +1,6 @@
-"""Turns the values of a checkpoint's JSON object into typed ones, or into a sentence that names
-the key.
+"""Reads typed values from a JSON object of a checkpoint. Errors name the key.
 
-It remembers which keys were asked for, so that the others can be shown. It does not know what they
-mean.
+The reader records which keys were read, so that the others can be shown to a user.
 """
 
 import math
@@ -15,8 +13,10 @@ from mediamill.model.errors import ModelError
 class JsonReader:
     """The keys of one JSON object.
 
-    raw: the object. where: names its source in errors. prefix: what stands before a key in errors,
-        such as "vision_config.".
+    raw: the object.
+    where: the name of its file in errors.
+    prefix: stands before a key in errors, such as "vision_config.".
+    read: the keys that were read.
     """
 
     def __init__(self, raw: Mapping[str, Any], where: str, prefix: str = "") -> None:
@@ -26,7 +26,7 @@ class JsonReader:
         self.read: set[str] = set()
 
     def get(self, key: str) -> Any:
-        """The value as it stands; None if there is none."""
+        """The value, unchecked; None where the key is absent."""
         self.read.add(key)
         return self.raw.get(key)
 
@@ -37,25 +37,25 @@ class JsonReader:
             self.refuse(key, "an object")
         return value or {}
 
-    def whole(self, key: str, default: int | None, least: int = 1) -> int:
-        """An integer of at least `least`. With a default, the key may be absent or null."""
+    def whole(self, key: str, default: int | None, minimum: int = 1) -> int:
+        """An integer of at least `minimum`. With a default, the key may be absent or null."""
         value = self.get(key)
         if value is None and default is not None:
             return default
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            self.refuse(key, "a positive integer" if least == 1 else f"an integer >= {least}")
+        if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+            self.refuse(key, "a positive integer" if minimum == 1 else f"an integer >= {minimum}")
         return value
 
-    def whole_or_none(self, key: str, least: int = 0) -> int | None:
-        """An integer of at least `least`, or None where it is absent or null."""
-        return None if self.get(key) is None else self.whole(key, None, least)
+    def whole_or_none(self, key: str, minimum: int = 0) -> int | None:
+        """An integer of at least `minimum`, or None where it is absent or null."""
+        return None if self.get(key) is None else self.whole(key, None, minimum)
 
-    def number(self, key: str, default: float | None, least: float = 0.0) -> float:
-        """A finite number above 0, or from `least` on where that is not 0."""
+    def number(self, key: str, default: float | None, minimum: float = 0.0) -> float:
+        """A finite number of at least `minimum`, or above 0 where `minimum` is 0."""
         value = self.get(key)
         if value is None and default is not None:
             return default
-        if not is_number(value) or value < least or (value == 0 and least == 0):
+        if not is_number(value) or value < minimum or (value == 0 and minimum == 0):
             self.refuse(key, "a positive number")
         return float(value)
 
@@ -63,7 +63,7 @@ class JsonReader:
         """A finite number above 0, or None where it is absent or null."""
         return None if self.get(key) is None else self.number(key, None)
 
-    def share(self, key: str) -> float:
+    def fraction(self, key: str) -> float:
         """A number in [0, 1); 0 where it is absent or null."""
         value = self.get(key)
         if value is None:
@@ -87,7 +87,7 @@ class JsonReader:
         if value is None:
             return default
         if value not in allowed:
-            self.refuse(key, " or ".join(repr(one) for one in allowed))
+            self.refuse(key, " or ".join(repr(name) for name in allowed))
         return str(value)
 
     def numbers(self, key: str, length: int) -> tuple[float, ...]:
@@ -102,12 +102,12 @@ class JsonReader:
         return tuple(float(x) for x in value)
 
     def refuse(self, key: str, expected: str) -> NoReturn:
-        """Raise ModelError: what the key holds, and what it should."""
-        found = repr(self.raw.get(key))
-        found = found if len(found) <= 80 else found[:77] + "..."
-        raise ModelError(f"{self.where}: {self.prefix}{key} is {found}, expected {expected}")
+        """Raises ModelError with the value of the key and the expected one."""
+        value = repr(self.raw.get(key))
+        value = value if len(value) <= 80 else value[:77] + "..."
+        raise ModelError(f"{self.where}: {self.prefix}{key} is {value}, expected {expected}")
 
 
 def is_number(value: object) -> bool:
-    """Whether a JSON value is a finite number; true and false are none."""
+    """Whether a JSON value is a finite number; true and false are not numbers."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,7 +1,4 @@
-"""Turns the sliding-window settings of a config.json into one window per layer.
-
-It does not know how attention applies them.
-"""
+"""Reads the sliding-window settings of a config.json: one window per layer."""
 
 from mediamill.model.checkpoint.json_reader import JsonReader
 from mediamill.model.errors import ModelError
@@ -12,10 +9,10 @@ DEFAULT_MAX_WINDOW_LAYERS = 80
 
 
 def layer_windows(raw: JsonReader, layers: int) -> tuple[int | None, ...]:
-    """The window of each layer in tokens, None where it sees everything; empty if none has one.
+    """Returns the window of each layer in tokens, None for full attention.
 
-    raw: the decoder's settings. Raises ModelError for a list of another length, an unknown kind of
-    layer, and a sliding layer without a window.
+    The result is empty when no layer has a window. raw: the decoder's settings. Raises ModelError
+    for a list of another length, an unknown kind of layer, and a sliding layer without a window.
     """
     used = raw.flag("use_sliding_window", False)
     # Absent and null differ: null is no window.

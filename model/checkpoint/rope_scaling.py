@@ -1,7 +1,7 @@
-"""What a checkpoint says of the scaling of rotary positions, as plain values.
+"""Holds a checkpoint's settings for the scaling of rotary position embeddings.
 
-Apart from the frequencies made of it (model/layers/rope_types.py), so that a configuration can be
-read without torch.
+The frequencies are computed in model/layers/rope_types.py, so that a configuration can be read
+without torch.
 """
 
 from dataclasses import dataclass
@@ -14,10 +14,11 @@ RopeType = Literal["default", "linear", "dynamic", "yarn", "llama3", "longrope"]
 class RopeScaling:
     """How the frequencies of rotary positions are scaled.
 
-    factor: how far the context is stretched; for yarn and longrope None means
+    kind: the rope type.
+    factor: by which the context is extended; for yarn and longrope None means
         max_position_embeddings / original.
-    original: tokens of context before the stretch (original_max_position_embeddings).
-    attention_factor: multiplies cosine and sine; None: the type's own rule.
+    original: tokens of context before the extension (original_max_position_embeddings).
+    attention_factor: multiplies cosine and sine; None = the rule of the rope type.
     beta_fast, beta_slow, mscale, mscale_all_dim, truncate: of yarn.
     low_freq_factor, high_freq_factor: of llama3.
     short_factor, long_factor: of longrope, one divisor per frequency.

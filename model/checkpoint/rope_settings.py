@@ -1,6 +1,7 @@
-"""Turns the rope object of a config.json (`rope_parameters`, `rope_scaling`) into a RopeScaling.
+"""Reads the rope object of a config.json (`rope_parameters`, `rope_scaling`).
 
-It refuses what the network does not compute: unknown types, unknown keys, partial rotation.
+Settings that the network does not support are refused: unknown types, unknown keys and partial
+rotation.
 """
 
 from collections.abc import Mapping
@@ -11,19 +12,19 @@ from mediamill.model.checkpoint.rope_scaling import RopeScaling, RopeType
 from mediamill.model.errors import ModelError
 
 _COMMON = {"type", "rope_type", "rope_theta", "mrope_section", "partial_rotary_factor"}
-_STRETCHED = {"factor", "original_max_position_embeddings", "attention_factor"}
+_EXTENDED = {"factor", "original_max_position_embeddings", "attention_factor"}
 _KEYS: dict[RopeType, set[str]] = {
     "default": set(),
     "linear": {"factor"},
     "dynamic": {"factor"},
-    "yarn": _STRETCHED | {"beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"},
+    "yarn": _EXTENDED | {"beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"},
     "llama3": {
         "factor",
         "original_max_position_embeddings",
         "low_freq_factor",
         "high_freq_factor",
     },
-    "longrope": _STRETCHED | {"short_factor", "long_factor"},
+    "longrope": _EXTENDED | {"short_factor", "long_factor"},
 }
 _REQUIRED: dict[RopeType, tuple[str, ...]] = {
     "default": (),
@@ -38,10 +39,12 @@ _REQUIRED: dict[RopeType, tuple[str, ...]] = {
 def rope_scaling(
     raw: Mapping[str, Any], where: str, context: int, head_dim: int, original: int | None = None
 ) -> tuple[RopeScaling, JsonReader]:
-    """The scaling, and the rope object as settings, from which the caller reads its other keys.
+    """Returns the scaling, and the reader of the rope object for the caller's other keys.
 
+    raw: the rope object.
+    where: the name of its file in errors.
     context: max_position_embeddings, the default of original_max_position_embeddings.
-    original: original_max_position_embeddings beside the rope object, which wins over the one in
+    original: original_max_position_embeddings beside the rope object, which overrides the one in
         it.
     Raises ModelError, naming the key.
     """
@@ -57,13 +60,13 @@ def rope_scaling(
         rope.refuse("partial_rotary_factor", "1: the whole head is rotated")
     if kind == "default":
         return RopeScaling(), rope
-    stretched = kind in ("yarn", "llama3", "longrope")
+    extended = kind in ("yarn", "llama3", "longrope")
     may_be_null = kind in ("yarn", "longrope")
-    inside = rope.whole("original_max_position_embeddings", context) if stretched else None
+    nested = rope.whole("original_max_position_embeddings", context) if extended else None
     scaling = RopeScaling(
         kind=kind,
         factor=rope.number_or_none("factor") if may_be_null else rope.number("factor", None),
-        original=(original or inside) if stretched else None,
+        original=(original or nested) if extended else None,
         attention_factor=rope.number_or_none("attention_factor"),
         beta_fast=rope.number("beta_fast", 32.0),
         beta_slow=rope.number("beta_slow", 1.0),
@@ -78,7 +81,7 @@ def rope_scaling(
     if kind == "llama3" and scaling.high_freq_factor <= scaling.low_freq_factor:
         rope.refuse("high_freq_factor", f"more than low_freq_factor, {scaling.low_freq_factor}")
     if kind == "longrope" and scaling.original == 1:
-        # The rule for attention_factor divides by its logarithm.
+        # The rule for attention_factor divides by the logarithm of `original`.
         raise ModelError(f"{where}: original_max_position_embeddings is 1, expected at least 2")
     if kind == "dynamic" and head_dim <= 2:
         raise ModelError(f"{where}: rope type 'dynamic' needs a head size above 2")
@@ -94,8 +97,8 @@ def _kind(rope: JsonReader) -> RopeType:
         return "default"
     if kind == "mrope":
         return "default"
-    for known in get_args(RopeType):
-        if kind == known:
-            return known  # type: ignore[no-any-return]
+    for rope_type in get_args(RopeType):
+        if kind == rope_type:
+            return rope_type  # type: ignore[no-any-return]
     names = ", ".join(repr(name) for name in get_args(RopeType))
     raise ModelError(f"{rope.where}: rope type is {kind!r}, expected 'mrope', {names}")

@@ -1,193 +1,143 @@
-"""Turns the header of a safetensors file into checked descriptions of its tensors.
+"""Reads safetensors files with the safetensors library, which maps them into memory.
 
-The layout (github.com/huggingface/safetensors): eight bytes, little-endian, with the length of a
-JSON header; the header, which names each tensor's dtype, shape and bytes; the bytes. A header is
-trusted in nothing. The values of tensors are read elsewhere.
+Pages of a mapped file count as memory of the process until the file is closed. So values are read
+in blocks, and the file is opened anew after 16 MiB.
 """
 
-import json
 import math
-import re
+from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
 
 from mediamill.model.checkpoint.folder import Folder
 from mediamill.model.errors import ModelError
+from mediamill.model.layers.shards import Part
 
-SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8}
-SIZES |= {"U32": 4, "U16": 2, "U8": 1, "BOOL": 1, "C64": 8}
-SIZES |= dict.fromkeys(("F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 1)
-
-_LONGEST_HEADER = 100_000_000  # bytes, by the format
-_FIRST_READ = 256 * 1024  # most headers are shorter, and take one request
-_LONGEST_ENTRY = 4096  # characters that describe one tensor; bounds what JSON may unfold to
-_MOST_DIMENSIONS = 16
-_MOST_TENSORS = 100_000  # of one file
-_BLANKS = re.compile(r"[ \t\r\n]*")
+FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_MAPPED_BYTES = 16 * 1024 * 1024
+_MAX_MESSAGE = 300  # characters of a library's message, which may quote the file
+# What the library says of a damaged file, and what that means.
+_PROBLEMS = {
+    "header too small": "it ends before its header begins",
+    "header too large": "it announces a header of more than 100 MB",
+    "invalid header length": "it ends within its header",
+    "invalid UTF-8 in header": "its header is not UTF-8",
+    "invalid JSON in header": "its header is not the JSON of the format",
+    "invalid shape, data type, or offset": "a tensor has other bytes than its shape and dtype need",
+    "overflow computing buffer size": "a tensor has an impossible shape",
+    "invalid offset": "its tensors overlap, or there is a hole between them",
+    "incomplete metadata": "its tensors do not end where the file does, as when it was cut off",
+}
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One tensor of a file. dtype: as the format spells it. start, stop: its bytes in the file."""
+    """A tensor of `file`, a file of a folder. dtype: as the format spells it, such as BF16."""
 
+    file: str
     name: str
     dtype: str
     shape: tuple[int, ...]
-    start: int
-    stop: int
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class TensorCopy:
+    """A stored tensor and the tensor, of any float dtype and device, that it fills.
+
+    part: what `target` holds of it; None = all.
+    """
+
+    stored: StoredTensor
+    target: torch.Tensor
+    part: Part | None = None
 
 
 def read_header(folder: Folder, file: str) -> list[StoredTensor]:
-    """The tensors of a file, in the order of their bytes.
+    """The tensors of a local file, in the order of their bytes.
 
-    Raises ModelError, naming the file and the tensor, unless the header is what the format demands:
-    known dtypes, sizes that are shape times dtype, bytes in one run without holes or overlaps up to
-    the end of the file, and no name twice.
+    Raises ModelError, naming the file, when it is missing or is not a whole safetensors file: the
+    header has unknown dtypes or sizes that are not shape times dtype, or the bytes have holes or
+    overlaps or do not end where the file does.
     """
-    where = folder.path(file)
-    size = folder.size(file)
-    if size is None:
-        raise ModelError(f"{where}: found no such file, expected weights")
-    head = folder.read_range(file, 0, min(size, _FIRST_READ))
-    length = int.from_bytes(head[:8], "little")
-    if size < 8 or length > _LONGEST_HEADER or length > size - 8:
-        raise ModelError(
-            f"{where} is not a whole safetensors file: it has {size} bytes and announces a header "
-            f"of {length}, expected at most {min(_LONGEST_HEADER, max(size - 8, 0))}"
-        )
-    if len(head) < 8 + length:
-        head += folder.read_range(file, len(head), 8 + length)
-    try:
-        text = str(memoryview(head)[8 : 8 + length], "utf-8")
-        tensors = [_tensor(name, entry, 8 + length) for name, entry in _entries(text)]
-        _check_layout(tensors, 8 + length, size)
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{where} is not a readable safetensors file: {error}") from None
-    return sorted(tensors, key=lambda one: (one.start, one.stop))
+    if not folder.exists(file):
+        raise ModelError(f"{folder.path(file)}: found no such file, expected weights")
+    with _opened(folder, file) as source:
+        tensors = []
+        for name in source.offset_keys():
+            values = source.get_slice(name)
+            tensors.append(
+                StoredTensor(file, name, str(values.get_dtype()), tuple(values.get_shape()))
+            )
+        return tensors
 
 
-def named(name: str) -> str:
-    """A tensor's name for messages, whatever it holds."""
+def read_blocks(
+    folder: Folder, file: str, copies: Sequence[TensorCopy]
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Blocks of stored values of at most 16 MiB, each with the block of its target of that shape.
+
+    What nothing fills of a target, such as rows behind the last one, is set to zero. A block is
+    only valid until the next one. Raises ModelError.
+    """
+    blocks = deque(block for copy in copies for block in _blocks(copy))
+    while blocks:
+        with _opened(folder, file) as source:
+            mapped = 0
+            while blocks and mapped < _MAPPED_BYTES:
+                name, index, size, target = blocks.popleft()
+                mapped += size
+                yield source.get_slice(name)[index], target
+
+
+def shown_name(name: str) -> str:
+    """A tensor's name for messages, whatever characters it holds."""
     return name if name.isprintable() and len(name) <= 200 else f"{name!r:.200}"
 
 
-def _entries(text: str) -> Iterator[tuple[str, object]]:
-    """The members of the header but its metadata, read one by one. Raises ValueError."""
-    if not text.startswith("{"):
-        raise ValueError("its header does not begin with '{'")
-    seen: set[str] = set()
-    at = _skip(text, 1)
-    while text[at : at + 1] != "}":
-        at = _expect(text, at, ",") if seen else at
-        name, at = _text(text, at)
-        if name in seen or len(seen) == _MOST_TENSORS:
-            raise ValueError(
-                f"its header describes {named(name)} twice"
-                if name in seen
-                else f"its header describes more than {_MOST_TENSORS} tensors"
-            )
-        seen.add(name)
-        at = _expect(text, at, ":")
-        if name == "__metadata__":
-            at = _skip_metadata(text, at)
-        else:
-            part = text[at : at + _LONGEST_ENTRY]
-            try:
-                value, length = _JSON.raw_decode(part)
-            except (ValueError, RecursionError) as error:
-                raise ValueError(
-                    f"{named(name)} is described by {part:.80}, expected an object with dtype, "
-                    f"shape and data_offsets ({error})"
-                ) from None
-            at += length
-            yield name, value
-        at = _skip(text, at)
-    if _skip(text, at + 1) != len(text):
-        raise ValueError("its header goes on after the end of the JSON object")
+_Block = tuple[str, tuple[slice, ...], int, torch.Tensor]  # name, index, bytes in the file, target
 
 
-def _skip_metadata(text: str, at: int) -> int:
-    """Past an object of texts, which nobody here needs: one text after the other."""
-    at, first = _expect(text, at, "{"), True
-    while text[at : at + 1] != "}":
-        at = at if first else _expect(text, at, ",")
-        _, at = _text(text, at)
-        _, at = _text(text, _expect(text, at, ":"))
-        at, first = _skip(text, at), False
-    return at + 1
+def _blocks(copy: TensorCopy) -> Iterator[_Block]:
+    stored, target, part = copy.stored, copy.target.detach(), copy.part
+    row_bytes = math.prod(stored.shape[1:]) * FLOATS[stored.dtype].itemsize
+    most_rows = max(1, _MAPPED_BYTES // max(1, row_bytes))
+    spans: tuple[tuple[int, int], ...] = ((0, stored.shape[0]),)
+    columns: tuple[slice, ...] = ()
+    if part is not None and part.dim == 0:
+        spans = part.spans
+    elif part is not None:
+        columns = (slice(*part.spans[0]),)
+    filled = 0
+    for start, stop in spans:
+        for first in range(start, stop, most_rows):
+            rows = min(most_rows, stop - first)
+            index = (slice(first, first + rows), *columns)
+            yield stored.name, index, rows * row_bytes, target[filled : filled + rows]
+            filled += rows
+    target[filled:].zero_()
 
 
-def _text(text: str, at: int) -> tuple[str, int]:
-    """A JSON text, and where it ends."""
-    if text[at : at + 1] != '"':
-        raise ValueError(f"its header has {text[at : at + 20]!r}, expected a text")
-    value, end = _JSON.raw_decode(text, at)
-    return str(value), end
-
-
-def _unique(members: list[tuple[str, object]]) -> dict[str, object]:
-    if len(found := dict(members)) != len(members):
-        raise ValueError("a key is there twice")
-    return found
-
-
-def _skip(text: str, at: int) -> int:
-    found = _BLANKS.match(text, at)
-    return found.end() if found else at
-
-
-def _expect(text: str, at: int, sign: str) -> int:
-    """Past blanks, `sign` and more blanks."""
-    at = _skip(text, at)
-    if not text.startswith(sign, at):
-        raise ValueError(f"its header has {text[at : at + 20]!r}, expected '{sign}'")
-    return _skip(text, at + len(sign))
-
-
-_JSON = json.JSONDecoder(object_pairs_hook=_unique)
-
-
-def _tensor(name: str, entry: object, data: int) -> StoredTensor:
-    """One entry, checked. data: where in the file the bytes of tensors begin."""
-    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise ValueError(
-            f"{named(name)} is described by {entry!s:.80}, expected an object with dtype, shape "
-            "and data_offsets"
-        )
-    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in SIZES:
-        raise ValueError(f"{named(name)} has the dtype {dtype!r:.80}, which is not known")
-    if not _are_sizes(shape) or len(shape) > _MOST_DIMENSIONS:
-        raise ValueError(
-            f"{named(name)} has the shape {shape!r:.80}, expected integers of at least 0"
-        )
-    if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise ValueError(
-            f"{named(name)} has the data_offsets {offsets!r:.80}, expected its first byte and its "
-            "end"
-        )
-    begin, end = offsets
-    if math.prod(shape) * SIZES[dtype] != end - begin:
-        raise ValueError(
-            f"{named(name)} has {end - begin:.6g} bytes, expected {math.prod(shape):.6g} values of "
-            f"{SIZES[dtype]} bytes"
-        )
-    return StoredTensor(name, dtype, tuple(shape), data + begin, data + end)
-
-
-def _are_sizes(value: object) -> bool:
-    # bool is an int to Python; nothing is larger than 2**63 bytes.
-    return isinstance(value, list) and all(type(one) is int and 0 <= one < 2**63 for one in value)
-
-
-def _check_layout(tensors: Sequence[StoredTensor], data: int, size: int) -> None:
-    at = data
-    for tensor in sorted(tensors, key=lambda one: (one.start, one.stop)):
-        if tensor.start != at:
-            raise ValueError(
-                f"{named(tensor.name)} begins at byte {tensor.start - data} of the data, expected "
-                f"{at - data}, where the one before it ends"
-            )
-        at = tensor.stop
-    if at != size:
-        raise ValueError(f"its tensors end at byte {at}, and the file at byte {size}")
+@contextmanager
+def _opened(folder: Folder, file: str) -> Iterator[Any]:
+    where = folder.path(file)
+    try:
+        with safe_open(folder.full(file), framework="pt") as source:
+            yield source
+    except SafetensorError as error:
+        reason = str(error).removeprefix("Error while deserializing header: ")
+        known = next((text for start, text in _PROBLEMS.items() if reason.startswith(start)), "")
+        detail = "".join(sign if sign.isprintable() else "?" for sign in reason[:_MAX_MESSAGE])
+        raise ModelError(
+            f"{where} is not a whole safetensors file: {known}{f' ({detail})' if known else detail}"
+        ) from None
+    except OSError as error:
+        raise ModelError(f"{where} cannot be read: {error}") from None

@@ -14,7 +14,7 @@ from urllib.parse import unquote, unquote_to_bytes
 
 import fsspec
 
-from mediamill.model.checkpoint.folder import local_path, plain, redact
+from mediamill.model.urls import decoded_path, error_text, redact
 
 SCHEMES = ("file", "http", "https", "s3", "gs", "hf", "data")
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)(?=://|::)|data(?=:)", re.IGNORECASE)
@@ -59,7 +59,7 @@ def read_source(source: str | Path, rules: SourceRules) -> bytes:
         raise ValueError(f"{name:.200}: found a chain of URLs ('::'), expected one plain URL")
     try:
         if scheme == "file":
-            content = _local(local_path(text) if found else Path(text).expanduser(), rules)
+            content = _local(decoded_path(text) if found else Path(text).expanduser(), rules)
         else:
             content = _remote(text, rules)
     except _Refusal as error:
@@ -67,7 +67,7 @@ def read_source(source: str | Path, rules: SourceRules) -> bytes:
     except FileNotFoundError:
         raise ValueError(f"{name}: found no such file") from None
     except Exception as error:  # each driver has its own
-        raise ValueError(f"{name} cannot be read: {plain(error)}") from error
+        raise ValueError(f"{name} cannot be read: {error_text(error)}") from error
     if not content:
         raise ValueError(f"{name}: the file is empty")
     return content

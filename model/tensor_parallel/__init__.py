@@ -1,1 +1,1 @@
-"""One network over several processes: tensor parallelism, its shards and its ranks."""
+"""Runs one model in several processes of a machine, with tensor parallelism."""

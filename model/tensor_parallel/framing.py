@@ -1,33 +1,34 @@
-"""Turns bytes into frames on a pipe between two processes of one machine, and back.
+"""Sends and receives frames on a pipe between two processes of one machine.
 
-A frame is its kind (one byte), its length and its bytes. What they mean is not known here.
+A frame is its kind (one byte), its length (eight bytes) and its body.
 """
 
 import struct
 from typing import IO
 
-_HEAD = struct.Struct("!cQ")
-_MOST = 1 << 40  # bytes: more is no frame of ours
+_HEADER = struct.Struct("!cQ")
+_MAX_BYTES = 1 << 40  # a longer frame is a sign of a broken stream
 
 
 def send(pipe: IO[bytes], kind: bytes, *parts: bytes | memoryview) -> None:
-    """Write one frame whole. Raises OSError when nobody reads any more."""
-    pipe.write(_HEAD.pack(kind, sum(len(part) for part in parts)))
+    """Writes one frame. Raises OSError when the other end of the pipe is closed."""
+    pipe.write(_HEADER.pack(kind, sum(len(part) for part in parts)))
     for part in parts:
         pipe.write(part)
     pipe.flush()
 
 
 def receive(pipe: IO[bytes]) -> tuple[bytes, bytes] | None:
-    """The next frame: kind and bytes. None at the end, also when it comes within a frame.
+    """Returns the kind and the body of the next frame.
 
-    Raises ValueError for what is no frame.
+    Returns None at the end of the stream, also within a frame. Raises ValueError for a header that
+    cannot be one.
     """
-    head = pipe.read(_HEAD.size)
-    if len(head) < _HEAD.size:
+    header = pipe.read(_HEADER.size)
+    if len(header) < _HEADER.size:
         return None
-    kind, size = _HEAD.unpack(head)
-    if size > _MOST:
+    kind, size = _HEADER.unpack(header)
+    if size > _MAX_BYTES:
         raise ValueError(f"found a frame of {size} bytes")
     body = pipe.read(size)
     return (kind, body) if len(body) == size else None

@@ -1,7 +1,7 @@
-"""Starts and ends the process group through which the ranks of one network speak.
+"""Joins and leaves the torch process group of the ranks of one model.
 
-The ranks meet at a file in a folder of their own, so that replicas of one machine cannot meet one
-another, and no port has to be chosen. It does not know networks.
+The rendezvous is a file in a folder of each replica, so that replicas of one machine cannot be
+mixed up and no port has to be chosen.
 """
 
 from contextlib import suppress
@@ -14,16 +14,17 @@ from mediamill.model.layers.collectives import SINGLE_RANK, Collectives
 
 
 def join(folder: Path, rank: int, size: int, device: torch.device, timeout_s: float) -> Collectives:
-    """This process as rank `rank`, once all have come. NCCL on GPUs, gloo on CPUs.
+    """Joins the process group as rank `rank`, and waits for the others. NCCL on GPUs, gloo on CPUs.
 
-    timeout_s: for the others to come, and for each exchange. Raises RuntimeError when they do not.
+    folder: where the ranks meet. timeout_s: for the others to join, and for each collective.
+    Raises RuntimeError when they do not join.
     """
     if size == 1:
         return SINGLE_RANK
     import torch.distributed as dist
 
     if dist.is_initialized():
-        raise RuntimeError("this process belongs to a process group already")
+        raise RuntimeError("this process is already in a process group")
     gpu = device.type == "cuda"
     if gpu:
         torch.cuda.set_device(device)
@@ -40,7 +41,7 @@ def join(folder: Path, rank: int, size: int, device: torch.device, timeout_s: fl
 
 
 def leave() -> None:
-    """End this process's membership; the others may be gone."""
+    """Leaves the process group, if this process is in one; the other ranks may be gone."""
     import torch.distributed as dist
 
     if dist.is_initialized():

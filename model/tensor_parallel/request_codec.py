@@ -1,6 +1,6 @@
-"""Turns requests into bytes and back: patches as safetensors, all else as JSON beside them.
+"""Encodes requests for the other ranks: patches as safetensors, all else as JSON in its header.
 
-Never a pickle: what arrives can only be a request.
+No pickle is used, so that received bytes can only become a request.
 """
 
 import json
@@ -13,48 +13,48 @@ from mediamill.model.inputs import VisualInput
 from mediamill.model.requests import Request
 from mediamill.model.sampling import Sampling
 
-_HEAD = "request"
-_TUPLES = ("eos_token_ids", "stop")
+_METADATA_KEY = "request"
+_TUPLE_FIELDS = ("eos_token_ids", "stop")
 
 
-def request_bytes(request: Request) -> bytes:
-    """A request as bytes."""
-    facts = {
+def encode_request(request: Request) -> bytes:
+    """Returns the request as bytes."""
+    fields = {
         "id": request.id,
         "input_ids": [int(token) for token in request.input_ids],
-        "visuals": [[one.kind, one.grid_thw, one.merge_size] for one in request.visuals],
+        "visuals": [[v.kind, v.grid_thw, v.merge_size] for v in request.visuals],
         "sampling": asdict(request.sampling),
         "mode": request.mode,
-        "continuations": [[int(token) for token in each] for each in request.continuations],
+        "continuations": [[int(token) for token in ids] for ids in request.continuations],
         "pool": request.pool,
         "normalize": request.normalize,
         "media_names": request.media_names,
     }
-    patches = {str(i): one.patches.cpu().contiguous() for i, one in enumerate(request.visuals)}
-    return save(patches, {_HEAD: json.dumps(facts)})
+    patches = {str(i): v.patches.cpu().contiguous() for i, v in enumerate(request.visuals)}
+    return save(patches, {_METADATA_KEY: json.dumps(fields)})
 
 
-def request_of(data: bytes) -> Request:
-    """The request that `request_bytes` has turned into `data`."""
+def decode_request(data: bytes) -> Request:
+    """Returns the request that `encode_request` has encoded."""
     size = int.from_bytes(data[:8], "little")
-    head: dict[str, Any] = json.loads(data[8 : 8 + size])
-    facts = json.loads(head["__metadata__"][_HEAD])
+    header: dict[str, Any] = json.loads(data[8 : 8 + size])
+    fields = json.loads(header["__metadata__"][_METADATA_KEY])
     patches = load(data)
-    sampling = facts["sampling"]
-    for name in _TUPLES:
+    sampling = fields["sampling"]
+    for name in _TUPLE_FIELDS:
         sampling[name] = None if sampling[name] is None else tuple(sampling[name])
-    names = facts["media_names"]
+    names = fields["media_names"]
     return Request(
-        facts["id"],
-        facts["input_ids"],
+        fields["id"],
+        fields["input_ids"],
         tuple(
             VisualInput(kind, patches[str(i)], (grid[0], grid[1], grid[2]), merge)
-            for i, (kind, grid, merge) in enumerate(facts["visuals"])
+            for i, (kind, grid, merge) in enumerate(fields["visuals"])
         ),
         Sampling(**sampling),
-        facts["mode"],
-        facts["continuations"],
-        facts["pool"],
-        facts["normalize"],
+        fields["mode"],
+        fields["continuations"],
+        fields["pool"],
+        fields["normalize"],
         None if names is None else tuple(names),
     )

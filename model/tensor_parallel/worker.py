@@ -1,8 +1,7 @@
-"""What a rank other than the first runs: the same engine, told what to do by the first rank.
+"""The process of a rank other than the first: the same engine, driven by commands.
 
-`python -m mediamill.model.tensor_parallel.worker` is started by leader_engine.py. Commands come
-through stdin, and their end is this process's end: whatever becomes of the first rank, nothing
-stays behind.
+worker_processes.py starts `python -m mediamill.model.tensor_parallel.worker`. Commands come through
+stdin, and the process exits at their end, so that no process outlives the first rank.
 """
 
 import ctypes
@@ -12,38 +11,41 @@ import queue
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import IO, Any
 
 from mediamill.model.tensor_parallel.framing import receive, send
 
-# Frames to a rank, and from it.
+# Kinds of frames to a worker, and from it.
 SETTINGS, ADD, STEP, CANCEL, RESET = b"J", b"A", b"S", b"C", b"R"
 READY, ALIVE, FAILED = b"R", b"H", b"E"
-BEAT_S = 1.0
+HEARTBEAT_S = 1.0
 _PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
-    """Serves the first rank until its pipe ends."""
+    """Executes commands until their pipe ends."""
     _die_with_parent()
     commands: queue.SimpleQueue[tuple[bytes, bytes]] = queue.SimpleQueue()
-    # Libraries may print to stdout, which is the way back.
-    back = os.fdopen(os.dup(1), "wb")
+    # Libraries may print to stdout, which carries the replies.
+    replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    threading.Thread(target=_listen, args=(sys.stdin.buffer, commands), daemon=True).start()
-    told = threading.Lock()
-    threading.Thread(target=_beat, args=(back, told), daemon=True).start()
+    threading.Thread(
+        target=_receive_commands, args=(sys.stdin.buffer, commands), daemon=True
+    ).start()
+    lock = threading.Lock()
+    threading.Thread(target=_send_heartbeats, args=(replies, lock), daemon=True).start()
     try:
-        _serve(commands, back, told)
-    except BaseException as error:  # noqa: BLE001 - the first rank has to know, whatever it is
-        with told:
-            send(back, FAILED, f"{type(error).__name__}: {error}".encode(errors="replace"))
+        _execute(commands, replies, lock)
+    except BaseException as error:  # noqa: BLE001 - the first rank reports every error
+        with lock:
+            send(replies, FAILED, f"{type(error).__name__}: {error}".encode(errors="replace"))
         os._exit(1)
 
 
-def _serve(
-    commands: "queue.SimpleQueue[tuple[bytes, bytes]]", back: IO[bytes], told: threading.Lock
+def _execute(
+    commands: "queue.SimpleQueue[tuple[bytes, bytes]]", replies: IO[bytes], lock: threading.Lock
 ) -> None:
     kind, body = commands.get()
     if kind != SETTINGS:
@@ -55,11 +57,11 @@ def _serve(
     from mediamill.model.engine import Engine
     from mediamill.model.layers.shards import Shard
     from mediamill.model.tensor_parallel.process_group import join
-    from mediamill.model.tensor_parallel.request_codec import request_of
+    from mediamill.model.tensor_parallel.request_codec import decode_request
 
     rank, size = settings["rank"], settings["size"]
     device = torch.device(settings["device"])
-    ranks = join(Path(settings["meeting"]), rank, size, device, settings["timeout_s"])
+    ranks = join(Path(settings["rendezvous"]), rank, size, device, settings["timeout_s"])
     engine = Engine.load(
         settings["folder"],
         settings["device"],
@@ -67,12 +69,12 @@ def _serve(
         ranks=ranks,
         **settings["options"],
     )
-    with told:
-        send(back, READY)
+    with lock:
+        send(replies, READY)
     while True:
         kind, body = commands.get()
         if kind == ADD:
-            engine.add(request_of(body))
+            engine.add(decode_request(body))
         elif kind == STEP:
             engine.step()
         elif kind == CANCEL:
@@ -83,24 +85,24 @@ def _serve(
             raise ValueError(f"found the command {kind!r}")
 
 
-def _listen(pipe: IO[bytes], commands: "queue.SimpleQueue[tuple[bytes, bytes]]") -> None:
-    while (found := receive(pipe)) is not None:
-        commands.put(found)
+def _receive_commands(pipe: IO[bytes], commands: "queue.SimpleQueue[tuple[bytes, bytes]]") -> None:
+    while (command := receive(pipe)) is not None:
+        commands.put(command)
     os._exit(0)  # also while the main thread waits for a rank that is gone
 
 
-def _beat(back: IO[bytes], told: threading.Lock) -> None:
-    ended = threading.Event()
-    while not ended.wait(BEAT_S):
+def _send_heartbeats(replies: IO[bytes], lock: threading.Lock) -> None:
+    while True:
+        time.sleep(HEARTBEAT_S)
         try:
-            with told:
-                send(back, ALIVE)
+            with lock:
+                send(replies, ALIVE)
         except OSError:
             os._exit(0)
 
 
 def _die_with_parent() -> None:
-    """On Linux also a stopped process ends with the first rank."""
+    """Has Linux kill this process with its parent, also while it is stopped."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() == 1:

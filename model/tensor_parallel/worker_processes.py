@@ -1,7 +1,6 @@
-"""The processes of the other ranks, as the first one has them: started, told, watched and ended.
+"""Starts, monitors and ends the worker processes of the other ranks.
 
-Turns a death, a hang or a failure of one of them into one call and the end of all. It does not
-know what they are told.
+When one of them dies, hangs or fails, all of them are killed and a callback is called once.
 """
 
 import subprocess
@@ -13,14 +12,15 @@ from contextlib import suppress
 from typing import IO
 
 from mediamill.model.tensor_parallel.framing import receive, send
-from mediamill.model.tensor_parallel.worker import ALIVE, BEAT_S, FAILED, READY
+from mediamill.model.tensor_parallel.worker import ALIVE, FAILED, HEARTBEAT_S, READY
 
 
 class WorkerProcesses:
-    """`count` processes. silence_s: without a sign of life after which one counts as hung.
+    """`count` worker processes, of ranks 1 to `count`.
 
-    death: why they are gone, once one of them has died.
-    on_death: called once, with the reason, after all of them were ended.
+    silence_s: seconds without a heartbeat after which a worker counts as hung.
+    on_death: called once, with the reason, after all workers were killed because one has died.
+    death: the reason, once a worker has died.
     """
 
     def __init__(
@@ -31,38 +31,38 @@ class WorkerProcesses:
         self._on_death = on_death
         self._processes: list[subprocess.Popen[bytes]] = []
         self._ready = [threading.Event() for _ in range(count)]
-        self._seen = [time.monotonic()] * count
-        self._reasons: dict[int, str] = {}
+        self._last_frame_s = [time.monotonic()] * count
+        self._failures: dict[int, str] = {}
         self._ending = threading.Event()
-        self._watching = threading.Event()
+        self._reporting = threading.Event()
         self._lock = threading.Lock()
         started = threading.Event()
-        self._failure: OSError | None = None
-        # A process told to die with its parent dies with the thread that has started it: this one
-        # lives as long as they do.
-        threading.Thread(target=self._live, args=(count, started), daemon=True).start()
+        self._start_error: OSError | None = None
+        # The parent whose death kills a process is the thread that started it (prctl(2)): this one
+        # lives as long as the workers.
+        threading.Thread(target=self._monitor, args=(count, started), daemon=True).start()
         started.wait()
-        if self._failure is not None:
-            raise self._failure
+        if self._start_error is not None:
+            raise self._start_error
 
     @property
     def processes(self) -> list[int]:
-        """Their ids."""
+        """The ids of the processes."""
         return [process.pid for process in self._processes]
 
-    def tell(self, kind: bytes, body: bytes = b"") -> None:
-        """One frame to each. Raises OSError when one is gone."""
+    def broadcast(self, kind: bytes, body: bytes = b"") -> None:
+        """Sends one frame to each worker. Raises OSError when one is gone."""
         for number in range(len(self._processes)):
-            self.tell_one(number, kind, body)
+            self.send(number, kind, body)
 
-    def tell_one(self, number: int, kind: bytes, body: bytes = b"") -> None:
-        """One frame to one of them. Raises OSError when it is gone."""
+    def send(self, number: int, kind: bytes, body: bytes = b"") -> None:
+        """Sends one frame to one worker. Raises OSError when it is gone."""
         pipe = self._processes[number].stdin
-        assert pipe is not None, "made with a pipe"
+        assert pipe is not None, "started with a pipe"
         send(pipe, kind, body)
 
     def await_ready(self, timeout_s: float) -> None:
-        """Wait until each has said that it is ready. Raises RuntimeError when one does not."""
+        """Waits until all workers are ready. Raises RuntimeError when one dies or takes longer."""
         deadline = time.monotonic() + timeout_s
         for number, ready in enumerate(self._ready):
             while not ready.wait(0.1):
@@ -71,68 +71,68 @@ class WorkerProcesses:
                 if time.monotonic() > deadline:
                     raise RuntimeError(f"rank {number + 1} was not ready after {timeout_s:g} s")
 
-    def watch(self) -> None:
-        """From now on a death is reported to `on_death`."""
-        self._watching.set()
+    def report_deaths(self) -> None:
+        """From now on the death of a worker is reported to `on_death`."""
+        self._reporting.set()
 
     def end(self) -> None:
-        """End all of them."""
+        """Ends all workers."""
         self._ending.set()
         self._kill()
 
-    def _live(self, count: int, started: threading.Event) -> None:
+    def _monitor(self, count: int, started: threading.Event) -> None:
         try:
             for number in range(count):
                 command = [sys.executable, "-m", "mediamill.model.tensor_parallel.worker"]
                 pipe = subprocess.PIPE
                 process = subprocess.Popen(command, stdin=pipe, stdout=pipe)
                 self._processes.append(process)
-                assert process.stdout is not None, "made with a pipe"
-                listener = threading.Thread(
-                    target=self._listen, args=(number, process.stdout), daemon=True
+                assert process.stdout is not None, "started with a pipe"
+                receiver = threading.Thread(
+                    target=self._receive, args=(number, process.stdout), daemon=True
                 )
-                listener.start()
+                receiver.start()
         except OSError as error:
-            self._failure = error
+            self._start_error = error
             self.end()
             return
         finally:
             started.set()
         while not self._ending.wait(0.2):
-            if reason := self._wrong():
+            if reason := self._problem():
                 self._died(reason)
                 return
 
-    def _listen(self, number: int, pipe: IO[bytes]) -> None:
+    def _receive(self, number: int, pipe: IO[bytes]) -> None:
         with suppress(OSError, ValueError):
-            while (found := receive(pipe)) is not None:
-                self._seen[number] = time.monotonic()
-                kind, body = found
+            while (frame := receive(pipe)) is not None:
+                self._last_frame_s[number] = time.monotonic()
+                kind, body = frame
                 if kind == READY:
                     self._ready[number].set()
                 elif kind == FAILED:
-                    self._reasons[number] = body.decode(errors="replace")
+                    self._failures[number] = body.decode(errors="replace")
                 elif kind != ALIVE:
-                    self._reasons[number] = f"it said {kind!r}"
+                    self._failures[number] = f"it sent a frame of the kind {kind!r}"
 
-    def _wrong(self) -> str | None:
+    def _problem(self) -> str | None:
         now = time.monotonic()
         for number, process in enumerate(self._processes):
             rank = f"rank {number + 1} (process {process.pid})"
             code = process.poll()
-            if code is not None or number in self._reasons:
-                time.sleep(0.1)  # its last words may still be on the way
+            if code is not None or number in self._failures:
+                time.sleep(0.1)  # its last frame may not be received yet
                 code = code or 0
                 how = f"was ended by signal {-code}" if code < 0 else f"ended with {code}"
-                return f"{rank} failed: {self._reasons.get(number, how)}"
-            if now - self._seen[number] > self._silence_s + BEAT_S:
-                return f"{rank} has been silent for {now - self._seen[number]:.0f} s"
+                return f"{rank} failed: {self._failures.get(number, how)}"
+            if now - self._last_frame_s[number] > self._silence_s + HEARTBEAT_S:
+                return f"{rank} has been silent for {now - self._last_frame_s[number]:.0f} s"
         return None
 
     def _died(self, reason: str) -> None:
         self.death = reason
         self._kill()
-        if self._on_death is not None and self._watching.is_set() and not self._ending.is_set():
+        if self._on_death is not None and self._reporting.is_set() and not self._ending.is_set():
             self._on_death(reason)
 
     def _kill(self) -> None:

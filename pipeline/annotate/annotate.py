@@ -304,7 +304,8 @@ def _check_output(job: JobConfig, output: Place) -> None:
             )
         plain = storage.exists(output / VIDEOS_FOLDER / _PLAIN_NOTES)
     except OSError as error:
-        raise JobError(f"{shown}: the output cannot be read: {error}") from error
+        reason = storage.redact_text(str(error))
+        raise JobError(f"{shown}: the output cannot be read: {reason}") from error
     if job.annotate.videos and _TO_ASK in names and job.annotate.summary_prompt is None:
         raise JobError(
             f"{shown}: the output's videos were made with annotate.summary_prompt, and the job has "

@@ -1,15 +1,15 @@
-"""Turns the URL of a checkpoint into what says that it can be run, and that it is still the same.
+"""Checks that the checkpoint of a job can be run, and computes the hash of its content.
 
-Looks at files and at the configuration, not at weights: those are model/weights.py's. How it comes
-to the machines is local_copy.py's.
+The check reads the names of files and the configuration. The weights are checked when they are
+loaded (model/weights.py).
 """
 
-import hashlib
 import json
 from dataclasses import dataclass
 
 from fsspec.implementations.local import LocalFileSystem
 
+from mediamill.model.checkpoint.content_hash import content_hash as hash_files
 from mediamill.model.errors import ModelError
 from mediamill.model.families.qwen2_vl.config import parse_config
 from mediamill.model.tiny import CHECKPOINT
@@ -23,23 +23,18 @@ _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _CONFIG = "config.json"
 _NEEDED = (_CONFIG, "tokenizer.json")
-_WHOLE_BYTES = 64 * 1024 * 1024  # files up to here are hashed whole
-_SAMPLES, _SAMPLE_BYTES = 32, 64 * 1024  # of larger ones, besides their head
-_HEAD_BYTES = 1024 * 1024  # a safetensors header: names, types and shapes
-
-
 BUILT_IN = "built-in"  # names the model that ships with this program, wherever that is installed
 
 
 def place_of(model: str) -> Place:
-    """Where a job's model is on this machine."""
+    """The folder of a job's model as this machine reaches it. Raises JobError."""
     if model == BUILT_IN:
         return Place(LocalFileSystem(), str(CHECKPOINT), BUILT_IN)
     return storage.resolve(model)
 
 
 def check_checkpoint(model: str) -> Place:
-    """The folder, if it holds a model that can be run. Raises JobError: what it lacks, or is."""
+    """Returns the folder of a job's model. Raises JobError when it is no model that can be run."""
     place = place_of(model)
     shown = storage.redact(place.url)
     try:
@@ -48,7 +43,8 @@ def check_checkpoint(model: str) -> Place:
         names = names_of(place)
         weights = {_WEIGHTS} if _WEIGHTS in names else _shards(place, names)
     except OSError as error:
-        raise JobError(f"{shown}: the checkpoint cannot be read: {error}") from error
+        reason = storage.redact_text(str(error))
+        raise JobError(f"{shown}: the checkpoint cannot be read: {reason}") from error
     if not weights:
         raise JobError(
             f"{shown}: found no weights, expected {_WEIGHTS} or {_INDEX} with its shards"
@@ -65,48 +61,42 @@ def check_checkpoint(model: str) -> Place:
 
 @dataclass(frozen=True)
 class CheckpointHash:
-    """What a checkpoint holds, as `content_hash` has it: the whole, and all but the weights."""
+    """Two hashes of a checkpoint: `whole` of all its files, `settings` of all but the weights."""
 
     whole: str
     settings: str
 
     @classmethod
     def of(cls, checkpoint: Place) -> "CheckpointHash":
-        """What it holds now."""
+        """Computes both from the files. Raises OSError."""
         return cls(content_hash(checkpoint), content_hash(checkpoint, weights=False))
 
 
 def content_hash(checkpoint: Place, weights: bool = True) -> str:
-    """Of names and contents of all files that decide the text, or of those that are no weights;
-    32 hex digits.
+    """The hash of all files that decide the text, or of those that are no weights; 32 hex digits.
 
-    Files up to 64 MiB count whole. Larger ones, which are weights, count with their size, their
-    first MiB and 32 samples of 64 KiB at even distances: training or quantising changes every
-    tensor, and the header names each.
+    model/checkpoint/content_hash.py says what of each file counts. Raises OSError.
     """
-    whole = hashlib.blake2b(digest_size=16)
-    for name in names_of(checkpoint, weights):
+
+    def read(name: str, start: int, stop: int) -> bytes:
         place = checkpoint / name
-        size = int(place.fs.info(place.path)["size"])
-        whole.update(f"{name}\0{size}\0".encode())
-        if size <= _WHOLE_BYTES:
-            whole.update(storage.read(place))
-            continue
-        with place.fs.open(place.path, "rb", cache_type="none") as file:
-            whole.update(file.read(_HEAD_BYTES))
-            span = size - _HEAD_BYTES - _SAMPLE_BYTES
-            for sample in range(_SAMPLES):  # the last one ends where the file does
-                file.seek(_HEAD_BYTES + span * sample // (_SAMPLES - 1))
-                whole.update(file.read(_SAMPLE_BYTES))
-    return whole.hexdigest()
+        return bytes(
+            storage.steadily(place, lambda fs: fs.cat_file(place.path, start=start, end=stop))
+        )
+
+    sizes = {
+        name: int(checkpoint.fs.info((checkpoint / name).path)["size"])
+        for name in names_of(checkpoint, weights)
+    }
+    return hash_files(sizes, read)
 
 
 def names_of(checkpoint: Place, weights: bool = True) -> list[str]:
-    """Files of the folder itself that decide the text, sorted; weights: those too."""
-    found = checkpoint.fs.ls(checkpoint.path, detail=True)
-    names = [str(one["name"]).rpartition("/")[2] for one in found if one["type"] == "file"]
-    wanted = [name for name in names if name[0] != "." and name.endswith(_SUFFIXES)]
-    return sorted(name for name in wanted if weights or not name.endswith(_TENSORS))
+    """The names of the folder's files that decide the text, sorted; with or without the weights."""
+    entries = checkpoint.fs.ls(checkpoint.path, detail=True)
+    names = [str(entry["name"]).rpartition("/")[2] for entry in entries if entry["type"] == "file"]
+    names = [name for name in names if name[0] != "." and name.endswith(_SUFFIXES)]
+    return sorted(name for name in names if weights or not name.endswith(_TENSORS))
 
 
 def _shards(place: Place, names: list[str]) -> set[str]:

@@ -1,11 +1,11 @@
-"""Turns a checkpoint that lies elsewhere into a folder of this machine, once for all processes.
+"""Copies the checkpoint of a job to a folder of this machine, once for all of its processes.
 
-    CACHE/<hash>/             complete, and found to have that hash before it got its name
-    CACHE/<hash>.lock         who holds it may make the folder; a process that is killed lets it go
-    CACHE/.<hash>.partial/    what has come so far; `.pieces` in it says which parts that is
+    CACHE/<hash>/             a complete copy, which had that hash before it got its name
+    CACHE/<hash>.lock         locked by the process that makes the copy
+    CACHE/.<hash>.partial/    a copy that is not complete; `.pieces` in it lists what it has
 
-Large files come in pieces, several at once. After a kill the next process goes on with the pieces
-that are there. What the files mean is not known here.
+Files are fetched in chunks, several at once. After a kill the next process fetches only the chunks
+that are missing.
 """
 
 import errno
@@ -34,40 +34,42 @@ from mediamill.pipeline.storage.file_version import file_version, same_content
 from mediamill.pipeline.storage.retries import IncompleteError, classify_error
 from mediamill.pipeline.storage.storage import Place
 
-_PIECE_BYTES = 16 * 1024**2
-_AT_ONCE = 8  # pieces; all are held in memory
-_STALE_S = 24 * 3600.0  # after which nobody will go on with a copy that was cut off
-_PIECES = ".pieces"
+_CHUNK_BYTES = 16 * 1024**2
+_CONCURRENT_CHUNKS = 8  # all of them are held in memory
+_STALE_S = 24 * 3600.0  # a partial copy that was not touched for so long is removed
+_CHUNK_LOG = ".pieces"
 
 
 def local_folder(model: str, content: CheckpointHash, cache: str, weights: bool = True) -> Path:
-    """The checkpoint as a folder of this machine: itself, or a copy below `cache`, made once.
+    """Returns a local folder with the checkpoint: its own, or a copy below `cache`.
 
-    model: as the job names it. content: what it has to hold. cache: may begin with ~. weights:
-    whether they are needed; without them the copy is small. Processes of one machine wait for each
-    other.
-    Raises RunError when the checkpoint is another one by now, cannot be read, or finds no room.
+    model: as the job names it.
+    content: the hashes that the checkpoint had when the job was checked.
+    cache: a folder of this machine; may begin with ~.
+    weights: whether they are needed; without them the copy is small.
+    Processes of one machine wait for each other. Raises RunError when the checkpoint has changed or
+    cannot be read, and when there is no room for the copy.
     """
     place = place_of(model)
-    wanted = content.whole if weights else content.settings
+    digest = content.whole if weights else content.settings
     if place.is_local:
-        _check_local(place, wanted, weights)
+        _check_local(place, digest, weights)
         return Path(place.path)
     root = Path(cache).expanduser()
     try:
         root.mkdir(parents=True, exist_ok=True)
-        for name in {content.whole, wanted}:
-            if _holds(root / name, wanted, weights):
+        for name in {content.whole, digest}:
+            if _has_content(root / name, digest, weights):
                 return root / name
-        with _locked(root / f"{wanted}.lock"):
-            if not _holds(root / wanted, wanted, weights):
-                _sweep(root)
-                _make(place, root, wanted, weights)
-        return root / wanted
+        with _locked(root / f"{digest}.lock"):
+            if not _has_content(root / digest, digest, weights):
+                _remove_stale(root)
+                _make_copy(place, root, digest, weights)
+        return root / digest
     except RunError:
         raise
-    except Exception as error:  # the storage libraries' own, of any kind
-        raise RunError(_why(error, place, root)) from error
+    except Exception as error:  # each storage library has its own
+        raise RunError(_error_sentence(error, place, root)) from error
 
 
 @contextmanager
@@ -77,86 +79,86 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _check_local(place: Place, wanted: str, weights: bool) -> None:
-    """A path names another folder on each machine, unless they share it."""
+def _check_local(place: Place, digest: str, weights: bool) -> None:
+    """Raises RunError unless this machine has the checkpoint at the same path."""
     try:
-        found = content_hash(place, weights)
+        actual = content_hash(place, weights)
     except OSError as error:
         raise RunError(
             f"{place.url}: the checkpoint cannot be read on machine {os.uname().nodename} "
             f"({error.strerror or error}), expected it on every machine: put it there, or where "
             "all reach it (model)"
         ) from error
-    if found != wanted:
+    if actual != digest:
         raise RunError(
             f"{place.url}: found another checkpoint on machine {os.uname().nodename} (content "
-            f"{found}) than where the job was checked ({wanted}), expected the same everywhere: "
+            f"{actual}) than where the job was checked ({digest}), expected the same everywhere: "
             "copy it there, or put it where all reach it (model)"
         )
 
 
-def _holds(folder: Path, wanted: str, weights: bool) -> bool:
-    """Whether a copy is there and still what it was: others may write below the cache too."""
+def _has_content(folder: Path, digest: str, weights: bool) -> bool:
+    """Whether a copy is there and has this hash: other programs may write to the cache too."""
     try:
-        return content_hash(storage.resolve(str(folder)), weights) == wanted
+        return content_hash(storage.resolve(str(folder)), weights) == digest
     except OSError:
         return False
 
 
-def _make(source: Place, root: Path, wanted: str, weights: bool) -> None:
-    """Makes the folder `wanted`. The caller holds its lock."""
-    target, partial = root / wanted, root / f".{wanted}.partial"
-    shutil.rmtree(target, ignore_errors=True)  # one that is not what its name says
+def _make_copy(source: Place, root: Path, digest: str, weights: bool) -> None:
+    """Makes the folder `digest` below `root`. The caller holds its lock."""
+    target, partial = root / digest, root / f".{digest}.partial"
+    shutil.rmtree(target, ignore_errors=True)  # a copy with another content than its name says
     partial.mkdir(exist_ok=True)
     files = _files(source, weights)
-    pieces = _Pieces.of(partial, files)
+    chunks = _Chunks.of(partial, files)
     try:
-        _check_room(source, root, sum(size for _, size, _ in pieces.missing))
-        _fetch(source, partial, pieces)
-        found = content_hash(storage.resolve(str(partial)), weights)
-        if found != wanted or _changed(files, _files(source, weights)):
+        _check_free_space(source, root, sum(size for _, size, _ in chunks.missing))
+        _fetch(source, partial, chunks)
+        actual = content_hash(storage.resolve(str(partial)), weights)
+        if actual != digest or _changed(files, _files(source, weights)):
             shutil.rmtree(partial, ignore_errors=True)
             raise RunError(
                 f"{storage.redact(source.url)}: the checkpoint has changed since the job was "
-                f"checked: found content {found}, expected {wanted}; start the job again"
+                f"checked: found content {actual}, expected {digest}; start the job again"
             )
     finally:
-        pieces.close()
+        chunks.close()
     storage.sync_folder(partial)
     partial.rename(target)
     storage.sync_folder(root)
-    (target / _PIECES).unlink()
+    (target / _CHUNK_LOG).unlink()
 
 
 @dataclass(frozen=True)
 class _File:
     name: str
     size: int
-    stamp: str
+    version: str  # see file_version
 
 
 def _files(source: Place, weights: bool) -> list[_File]:
-    def found() -> list[_File]:
+    def listed() -> list[_File]:
         files = []
         for name in names_of(source, weights):
             info = source.fs.info((source / name).path)
             files.append(_File(name, int(info["size"]), file_version(source / name, info)))
         return files
 
-    return storage.steadily(source, lambda _: found())
+    return storage.steadily(source, lambda _: listed())
 
 
 def _changed(files: list[_File], later: list[_File]) -> bool:
-    return [one.name for one in files] != [one.name for one in later] or any(
-        was.size != now.size or not same_content(was.stamp, now.stamp)
+    return [file.name for file in files] != [file.name for file in later] or any(
+        was.size != now.size or not same_content(was.version, now.version)
         for was, now in zip(files, later, strict=True)
     )
 
 
-class _Pieces:
-    """The parts of files that are still missing; those that have come are noted in a file.
+class _Chunks:
+    """The parts of files that are still missing; those that are on the disk are listed in a file.
 
-    missing: name of the file, bytes, and the offset.
+    missing: name of the file, bytes and offset of each chunk.
     """
 
     def __init__(self, path: Path, missing: list[tuple[str, int, int]]) -> None:
@@ -165,32 +167,32 @@ class _Pieces:
         self._log = path.open("a", encoding="utf-8")
 
     @classmethod
-    def of(cls, partial: Path, files: list[_File]) -> "_Pieces":
-        """Goes on with what is in `partial`, if it is of these files, or begins anew."""
-        path = partial / _PIECES
-        head = json.dumps([[one.name, one.size, one.stamp] for one in files])
+    def of(cls, partial: Path, files: list[_File]) -> "_Chunks":
+        """Continues with what is in `partial` if it belongs to these files, else clears it."""
+        path = partial / _CHUNK_LOG
+        header = json.dumps([[file.name, file.size, file.version] for file in files])
         lines = path.read_text(encoding="utf-8").splitlines(True) if path.exists() else []
-        whole = [line.rstrip("\n") for line in lines if line.endswith("\n")]
-        if not whole or whole[0] != head or any(not one.stamp for one in files):
+        complete = [line.rstrip("\n") for line in lines if line.endswith("\n")]
+        if not complete or complete[0] != header or any(not file.version for file in files):
             shutil.rmtree(partial)
             partial.mkdir()
-            path.write_text(head + "\n", encoding="utf-8")
-            whole = [head]
-        elif len(whole) < len(lines):  # a kill has cut the last line off
-            path.write_text("\n".join([*whole, ""]), encoding="utf-8")
-        done = set(whole[1:])
+            path.write_text(header + "\n", encoding="utf-8")
+            complete = [header]
+        elif len(complete) < len(lines):  # a kill has cut the last line off
+            path.write_text("\n".join([*complete, ""]), encoding="utf-8")
+        done = set(complete[1:])
         return cls(
             path,
             [
-                (one.name, min(_PIECE_BYTES, one.size - offset), offset)
-                for one in files
-                for offset in range(0, max(one.size, 1), _PIECE_BYTES)
-                if f"{offset} {one.name}" not in done
+                (file.name, min(_CHUNK_BYTES, file.size - offset), offset)
+                for file in files
+                for offset in range(0, max(file.size, 1), _CHUNK_BYTES)
+                if f"{offset} {file.name}" not in done
             ],
         )
 
     def done(self, name: str, offset: int) -> None:
-        """A piece is on the disk."""
+        """Records that a chunk is on the disk."""
         with self._lock:
             self._log.write(f"{offset} {name}\n")
             self._log.flush()
@@ -199,25 +201,25 @@ class _Pieces:
         self._log.close()
 
 
-def _fetch(source: Place, partial: Path, pieces: _Pieces) -> None:
-    """Brings what is missing. Raises what the first piece that cannot be brought does."""
+def _fetch(source: Place, partial: Path, chunks: _Chunks) -> None:
+    """Fetches the missing chunks. Raises the error of the first chunk that fails."""
     failed = threading.Event()
 
-    def bring(piece: tuple[str, int, int]) -> None:
+    def fetch(chunk: tuple[str, int, int]) -> None:
         if failed.is_set():
             return
-        name, size, offset = piece
+        name, size, offset = chunk
         try:
             data = storage.steadily(source, _reader(source / name, size, offset)) if size else b""
             _write(partial / name, data, offset)
-            pieces.done(name, offset)
+            chunks.done(name, offset)
         except BaseException:
             failed.set()
             raise
 
-    with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="checkpoint") as threads:
-        for one in [threads.submit(bring, piece) for piece in pieces.missing]:
-            one.result()
+    with ThreadPoolExecutor(_CONCURRENT_CHUNKS, thread_name_prefix="checkpoint") as threads:
+        for future in [threads.submit(fetch, chunk) for chunk in chunks.missing]:
+            future.result()
 
 
 def _reader(place: Place, size: int, offset: int) -> Callable[..., bytes]:
@@ -231,7 +233,7 @@ def _reader(place: Place, size: int, offset: int) -> Callable[..., bytes]:
 
 
 def _write(path: Path, data: bytes, offset: int) -> None:
-    """Durable when it returns: a piece that is noted as there has to survive the machine's end."""
+    """Writes durably: a chunk that is listed has to be there after a crash of the machine."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
     try:
         view = memoryview(data)
@@ -243,7 +245,7 @@ def _write(path: Path, data: bytes, offset: int) -> None:
         os.close(descriptor)
 
 
-def _check_room(source: Place, root: Path, needed: int) -> None:
+def _check_free_space(source: Place, root: Path, needed: int) -> None:
     free = shutil.disk_usage(root).free
     if free < needed:
         raise RunError(
@@ -253,8 +255,8 @@ def _check_room(source: Place, root: Path, needed: int) -> None:
         )
 
 
-def _why(error: Exception, place: Place, root: Path) -> str:
-    """What to tell of an error of the storage or of the disk."""
+def _error_sentence(error: Exception, place: Place, root: Path) -> str:
+    """A sentence for an error of the storage or of the disk, without secrets."""
     where = f"{root} on machine {os.uname().nodename}"
     local = isinstance(error, OSError) and str(error.filename or "").startswith(str(root))
     number = error.errno if isinstance(error, OSError) else None
@@ -272,14 +274,14 @@ def _why(error: Exception, place: Place, root: Path) -> str:
     return f"{storage.redact(place.url)}: the checkpoint cannot be copied: {reason}"
 
 
-def _sweep(root: Path) -> None:
-    """Removes copies that were cut off long ago and that nobody makes now."""
+def _remove_stale(root: Path) -> None:
+    """Removes partial copies that no process has worked on for a day."""
     for partial in root.glob(".*.partial"):
         with (root / f"{partial.name[1:].removesuffix('.partial')}.lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                touched = [one.stat().st_mtime for one in (partial, *partial.iterdir())]
+                touched = [path.stat().st_mtime for path in (partial, *partial.iterdir())]
                 if time.time() - max(touched) > _STALE_S:
                     shutil.rmtree(partial, ignore_errors=True)
-            except OSError:  # somebody makes it, or it is gone
+            except OSError:  # another process makes it, or it is gone
                 continue

@@ -184,7 +184,7 @@ def _footer(place: Place) -> tuple[tuple[int, ...], pa.Schema]:
             groups = [footer.row_group(i).num_rows for i in range(footer.num_row_groups)]
             return tuple(groups), parquet.schema_arrow
     except (OSError, pa.ArrowInvalid) as error:
-        reason = str(error).splitlines()[0]
+        reason = storage.redact_text(str(error)).splitlines()[0]
         raise JobError(
             f"{storage.redact(place.url)}: found no readable Parquet file ({reason}), "
             "expected the manifest"

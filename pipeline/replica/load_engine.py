@@ -8,7 +8,10 @@ import torch
 
 from mediamill.model.engine import Engine
 from mediamill.model.layers.shards import VisionSplit
-from mediamill.model.tensor_parallel.leader_engine import BrokenRanksError, TensorParallelEngine
+from mediamill.model.tensor_parallel.tensor_parallel_engine import (
+    BrokenRanksError,
+    TensorParallelEngine,
+)
 from mediamill.pipeline.faults import BrokenEngineError
 
 

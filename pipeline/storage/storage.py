@@ -9,7 +9,6 @@ answer is tried again, beyond the retries of each library.
 
 import os
 import posixpath
-import re
 import shutil
 import uuid
 from collections.abc import Callable
@@ -20,13 +19,15 @@ from typing import Any, TypeVar
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from mediamill.model.urls import local_path as local_path
+from mediamill.model.urls import redact as redact
+from mediamill.model.urls import redact_text as redact_text
+from mediamill.model.urls import scheme as scheme
 from mediamill.pipeline.storage.retries import Backoff, classify_error, retry
 from mediamill.schemas.errors import JobError
 
 _BACKOFF = Backoff(tries=8)
 _FOUND = TypeVar("_FOUND")
-_SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.:-]*)://")
-_URL = re.compile(r"\b[a-zA-Z][a-zA-Z0-9+.-]*://[^\s'\"<>]+")
 
 
 @dataclass(frozen=True)
@@ -45,39 +46,12 @@ class Place:
         return isinstance(self.fs, LocalFileSystem)
 
 
-def scheme(url: str) -> str:
-    """The URL's scheme in lower case; "file" for a path."""
-    found = _SCHEME.match(url)
-    return found.group(1).lower() if found else "file"
-
-
-def local_path(url: str) -> str:
-    """The path of a `file://` URL, or of a path."""
-    return re.sub(r"^file://(localhost)?", "", url, flags=re.IGNORECASE)
-
-
 def absolute(url: str) -> str:
     """A path, made absolute against the current directory; any other URL as it is."""
     if scheme(url) != "file":
         return url.rstrip("/")
     path = Path(local_path(url)).expanduser()
     return os.path.normpath(Path.cwd() / path)  # links stay: the name is the user's choice
-
-
-def redact(url: str) -> str:
-    """The URL without what may be secret: user, password, query and fragment."""
-    if scheme(url) == "file":
-        return url
-    plain = re.split(r"[?#]", url, maxsplit=1)[0]
-    # A password may wrongly have a slash, and what looks like a port then is its beginning.
-    plain = re.sub(r"://[^/@]*:[^/@]*[^/@0-9\]][^@]*/[^@]*@", "://", plain)
-    # Also of the second URL of a chain.
-    return re.sub(r"//[^/]*@", "//", plain)
-
-
-def redact_text(text: str) -> str:
-    """A library's message, with each URL in it as `redact` has it."""
-    return _URL.sub(lambda found: redact(found.group()), text)
 
 
 def resolve(url: str, **settings: Any) -> Place:

@@ -123,7 +123,8 @@ def _json(checkpoint: Place, name: str, kind: type) -> Any:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise JobError(f"{where}: the checkpoint cannot be read: {error}") from error
+        reason = storage.redact_text(str(error))
+        raise JobError(f"{where}: the checkpoint cannot be read: {reason}") from error
     except (ValueError, RecursionError) as error:
         raise JobError(f"{where}: found no JSON ({error})") from error
     if not isinstance(found, kind):

@@ -248,7 +248,8 @@ def test_only_allowed_sources_are_read(media):
         closed.answer(ask({"type": "image", "image": bytes(101)}))
 
 
-def test_a_folder_on_s3_answers_as_on_disk(chat, media, s3):
+def test_a_folder_on_s3_answers_as_on_disk(chat, media, s3, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
     fs = fsspec.filesystem("s3", use_listings_cache=False)
     for file in CHECKPOINT.iterdir():
         fs.pipe_file(f"{s3}/tiny/{file.name}", file.read_bytes())

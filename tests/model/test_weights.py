@@ -23,6 +23,13 @@ def folder(tmp_path):
 
 
 @pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """Where checkpoints from URLs are copied to."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    return tmp_path / "home" / ".cache" / "mediamill"
+
+
+@pytest.fixture
 def sharded(tmp_path):
     return write_checkpoint(tmp_path / "model", Shape({"tie_word_embeddings": False}, shards=3))
 
@@ -157,7 +164,7 @@ def test_every_kind_of_mistake_is_named_at_once(folder):
 def test_a_truncated_file_is_refused(folder):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(ModelError, match=r"is not a readable safetensors file: its tensors end"):
+    with pytest.raises(ModelError, match=r"not a whole safetensors file: its tensors do not end"):
         load_model(folder)
 
 
@@ -260,16 +267,28 @@ def upload(folder, url):
 
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
-def test_folders_in_memory_and_on_s3(sharded, s3, dtype):
+def test_folders_in_memory_and_on_s3(sharded, s3, cache, dtype):
     expected = load_model(sharded, dtype)
     for url in ("memory://weights/model", f"{s3}/weights/model/"):
         assert equal(load_model(upload(sharded, url), dtype), expected)
+    [copy] = [path for path in cache.iterdir() if path.is_dir()]  # both have the same content
+    assert sorted(path.name for path in copy.iterdir()) == sorted(
+        path.name for path in sharded.glob("*.safetensors")
+    )
 
 
-def test_a_missing_shard_on_s3_is_named(sharded, s3):
+def test_a_missing_shard_on_s3_is_named(sharded, s3, cache):
     url = upload(sharded, f"{s3}/missing/model")
     fsspec.filesystem("s3").rm_file(f"{url}/model-00002-of-00003.safetensors")
     with pytest.raises(ModelError, match=f"{url}/model.*names 'model-00002-of-00003"):
+        load_model(url)
+    assert not cache.exists()
+
+
+def test_a_damaged_checkpoint_at_a_url_is_called_by_its_url(folder, cache):
+    (folder / "model.safetensors").write_bytes(b"x" * 100)
+    url = upload(folder, "memory://user:SECRET@damaged/model")
+    with pytest.raises(ModelError, match=r"^memory://damaged/model/model.safetensors is not"):
         load_model(url)
 
 
@@ -293,7 +312,7 @@ def large(tmp_path_factory):
         (1, "float32", "s3"),
     ],
 )
-def test_the_peak_of_a_load_is_little_more_than_the_weights(large, s3, which, dtype, place):
+def test_the_peak_of_a_load_is_little_more_than_the_weights(large, s3, cache, which, dtype, place):
     folder = str(large[which])
     if place == "s3":
         folder = upload(folder, f"{s3}/large")

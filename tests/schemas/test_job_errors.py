@@ -11,7 +11,7 @@ WHOLE = "a whole number of at least 1"
 RANGE = "a range with the smaller first such as 2..8"
 POSITIVE = "a number greater than 0"
 KEYS_THERE = (
-    "the keys there are: job, manifest, output, model, prompt, prompts, json_schema, system, "
+    "the keys are: job, manifest, output, model, prompt, prompts, json_schema, system, "
     "partition_by, rows_per_file, seed, dedupe, generation, json_answers, score, embed, annotate, "
     "image, video, fetch, resources, limits, canary"
 )
@@ -211,7 +211,7 @@ UNKNOWN_KEYS = [
     ("zzz: 1", f"5: unknown key 'zzz', {KEYS_THERE}"),
     (
         "image: {zzz: 1}",
-        "5: unknown key 'image.zzz', the keys there are: min_pixels, max_pixels",
+        "5: unknown key 'image.zzz', the keys are: min_pixels, max_pixels",
     ),
     ("5: x", f"5: unknown key '5', {KEYS_THERE}"),
     ("<<: {seed: 1}", f"5: unknown key '<<', {KEYS_THERE}"),

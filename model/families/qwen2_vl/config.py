@@ -243,7 +243,7 @@ def _text(raw: JsonReader, nested: JsonReader, tied: bool) -> TextConfig:
         rope=scaling,
         windows=layer_windows(raw, layers),
         hidden_act=raw.name("hidden_act", "silu", ACTIVATIONS),
-        attention_dropout=raw.share("attention_dropout"),
+        attention_dropout=raw.fraction("attention_dropout"),
         initializer_range=raw.number("initializer_range", default.initializer_range),
         pad_token_id=raw.whole_or_none("pad_token_id"),
     )

@@ -1,6 +1,7 @@
 """Parts of a network: together they are the whole, and each rank reads its own."""
 
-import fsspec
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given
@@ -8,9 +9,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from mediamill.model.checkpoint.folder import Folder
-from mediamill.model.checkpoint.safetensors_file import read_header
-from mediamill.model.checkpoint.shard_reader import read_columns, row_parts
-from mediamill.model.checkpoint.stored_values import read_into
+from mediamill.model.checkpoint.safetensors_file import TensorCopy, read_blocks, read_header
 from mediamill.model.errors import ModelError
 from mediamill.model.families.qwen2_vl.config import Qwen2VLConfig, TextConfig, VisionConfig
 from mediamill.model.families.qwen2_vl.model import Qwen2VL
@@ -108,46 +107,45 @@ def test_the_published_shapes_fall_into_the_usual_numbers_of_parts():
     assert (part.num_attention_heads, part.num_key_value_heads, part.head_dim) == (8, 1, 128)
 
 
-@pytest.mark.parametrize("local", [True, False])
+@pytest.mark.parametrize("block_bytes", [1, 10_000, 64 * 1024 * 1024])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_part_is_read_as_it_would_be_cut(tmp_path, local, dtype):
+def test_a_part_is_read_as_it_would_be_cut(tmp_path, monkeypatch, block_bytes, dtype):
+    monkeypatch.setattr("mediamill.model.checkpoint.safetensors_file._MAPPED_BYTES", block_bytes)
     values = torch.randn(300, 90, generator=torch.Generator().manual_seed(0)).to(dtype)
     save_file({"w": values}, tmp_path / "w.safetensors")
     folder = Folder.of(tmp_path)
-    if not local:
-        memory = fsspec.filesystem("memory")
-        memory.pipe_file("/parts/w.safetensors", (tmp_path / "w.safetensors").read_bytes())
-        folder = Folder.of("memory://parts")
     [stored] = read_header(folder, "w.safetensors")
     rows = torch.full((120, 90), 7.0, dtype=dtype)
-    pieces = row_parts(stored, rows, Part(0, ((10, 40), (200, 280))))
-    read_into(folder, "w.safetensors", pieces)
+    columns = torch.full((300, 17), 7.0)
+    nothing = torch.full((300, 90), 7.0)
+    copies = [
+        TensorCopy(stored, rows, Part(0, ((10, 40), (200, 280)))),
+        TensorCopy(stored, columns, Part(1, ((60, 77),))),
+        TensorCopy(stored, nothing, Part(0, ())),
+    ]
+    for block, target in read_blocks(folder, "w.safetensors", copies):
+        target.copy_(block)
     assert torch.equal(rows[:110], torch.cat([values[10:40], values[200:280]]))
     assert not rows[110:].any()
-    columns = torch.full((300, 17), 7.0)
-    read_columns(folder, "w.safetensors", stored, columns, (60, 77))
     assert torch.equal(columns, values[:, 60:77].float())
+    assert not nothing.any()
 
 
-def test_a_rank_reads_little_more_than_its_part(tmp_path, monkeypatch):
-    values = torch.zeros(64, 4096)
-    save_file({"w": values}, tmp_path / "w.safetensors")
+def mapped_bytes():
+    """Bytes of mapped files that were read into memory."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("RssFile:")[2].split()[0]) * 1024
+
+
+def test_a_rank_reads_no_rows_but_its_own(tmp_path):
+    save_file({"w": torch.zeros(64, 256 * 1024)}, tmp_path / "w.safetensors")
     folder = Folder.of(tmp_path)
     [stored] = read_header(folder, "w.safetensors")
-    read = 0
-    import os
-
-    real = os.preadv
-
-    def counted(descriptor, buffers, place):
-        nonlocal read
-        count = real(descriptor, buffers, place)
-        read += count
-        return count
-
-    monkeypatch.setattr("mediamill.model.checkpoint.shard_reader.os.preadv", counted)
-    read_columns(folder, "w.safetensors", stored, torch.empty(64, 512), (512, 1024))
-    assert read == 64 * 512 * 4
+    rows = TensorCopy(stored, torch.zeros(4, 256 * 1024), Part(0, ((8, 12),)))
+    before = mapped_bytes()
+    for block, target in read_blocks(folder, "w.safetensors", [rows]):
+        target.copy_(block)
+        assert 4_000_000 < mapped_bytes() - before < 8_000_000  # of 67 million
 
 
 def test_ranks_refuse_what_cannot_be():

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from fsspec.implementations.memory import MemoryFileSystem
 
-from mediamill.pipeline.checkpoint import content_hash, local_copy
+from mediamill.model.checkpoint import content_hash
+from mediamill.pipeline.checkpoint import local_copy
 from mediamill.pipeline.checkpoint.content_hash import CheckpointHash
 from mediamill.pipeline.storage import storage
 
@@ -94,7 +95,7 @@ def main(folder: Path) -> None:
     from fsspec import register_implementation
 
     register_implementation("stamped", Stamped)
-    local_copy._PIECE_BYTES = PIECE
+    local_copy._CHUNK_BYTES = PIECE
     content_hash._WHOLE_BYTES = 10  # so that the hash takes samples, and cannot see every hole
     content_hash._HEAD_BYTES, content_hash._SAMPLES, content_hash._SAMPLE_BYTES = 8, 2, 8
     store = Stamped()

@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 
+from mediamill.model.checkpoint import content_hash as hashing
 from mediamill.model.tiny import CHECKPOINT
-from mediamill.pipeline.checkpoint import content_hash as hashing
 from mediamill.pipeline.checkpoint.content_hash import (
     CheckpointHash,
     check_checkpoint,

@@ -46,7 +46,7 @@ def server():
 @pytest.fixture
 def url(server, request, monkeypatch):
     """A checkpoint on an S3 server, whose pieces are small here."""
-    monkeypatch.setattr(local_copy, "_PIECE_BYTES", PIECE)
+    monkeypatch.setattr(local_copy, "_CHUNK_BYTES", PIECE)
     found = f"s3://copies/{request.node.name[-40:].strip('[]')}"
     upload(found)
     yield found
@@ -123,8 +123,8 @@ def test_another_checkpoint_is_never_given_the_name(url, tmp_path):
 
 def test_a_change_while_it_comes_is_noticed(url, asked, server, tmp_path, monkeypatch):
     """Also one that the hash does not see, since it takes samples of large files only."""
-    monkeypatch.setattr("mediamill.pipeline.checkpoint.content_hash._WHOLE_BYTES", 1_000_000)
-    monkeypatch.setattr("mediamill.pipeline.checkpoint.content_hash._SAMPLES", 2)
+    monkeypatch.setattr("mediamill.model.checkpoint.content_hash._WHOLE_BYTES", 1_000_000)
+    monkeypatch.setattr("mediamill.model.checkpoint.content_hash._SAMPLES", 2)
     changed = bytearray((CHECKPOINT / WEIGHTS).read_bytes())
     changed[2_000_000] ^= 1
     content = CheckpointHash.of(storage.resolve(str(CHECKPOINT)))

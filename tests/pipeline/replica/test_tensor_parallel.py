@@ -30,7 +30,7 @@ from tests.soak.driver import Driver
 
 ROWS = 600
 RANK, LEADER = "mediamill.model.tensor_parallel.worker", "_GenerateAndParse"
-SILENCE_S = 15.0  # see mediamill.model.tensor_parallel.leader_engine
+SILENCE_S = 15.0  # see model/tensor_parallel/tensor_parallel_engine.py
 
 
 @pytest.fixture(scope="module")

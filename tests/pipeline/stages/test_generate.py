@@ -12,7 +12,7 @@ import torch
 from mediamill.model.engine import Engine, Request
 from mediamill.model.processor import Processor
 from mediamill.model.sampling import Sampling
-from mediamill.model.tensor_parallel.leader_engine import BrokenRanksError
+from mediamill.model.tensor_parallel.tensor_parallel_engine import BrokenRanksError
 from mediamill.model.tiny import CAPTION_PROMPT, CHECKPOINT
 from mediamill.pipeline.records import parsed_schema, prepared_schema, read_schema
 from mediamill.pipeline.replica.engine_thread import EngineThread

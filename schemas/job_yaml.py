@@ -1,7 +1,6 @@
-"""Turns YAML and `key=value` texts into values that know where they were given, and back into YAML.
+"""Reads job files and `key=value` texts into values with their places, and writes YAML.
 
 YAML means the core schema of YAML 1.2: no dates, no `yes` for true, no base 60, `1e-3` is a number.
-Knows no keys: which names are sections comes from the caller.
 """
 
 import re
@@ -16,7 +15,7 @@ from mediamill.schemas.errors import JobError
 COMMAND_LINE = "command line"
 
 _TAG = "tag:yaml.org,2002:"
-# Tag, pattern and first characters ("" = an empty scalar) of what is not text.
+# Tag, pattern and first characters ("" = an empty scalar) of the scalars that are not text.
 _CORE_SCALARS: tuple[tuple[str, re.Pattern[str], list[str]], ...] = (
     ("null", re.compile(r"(?:~|null|Null|NULL|)\Z"), ["~", "n", "N", ""]),
     ("bool", re.compile(r"(?:true|True|TRUE|false|False|FALSE)\Z"), list("tTfF")),
@@ -33,25 +32,25 @@ _CORE_SCALARS: tuple[tuple[str, re.Pattern[str], list[str]], ...] = (
 
 
 @dataclass(frozen=True)
-class Given:
-    """A value and where it was given: "job.yaml:3" or "command line"."""
+class LocatedValue:
+    """A value and its place: "job.yaml:3" or "command line"."""
 
     value: object
     where: str
 
 
 class _Loader(yaml.SafeLoader):
-    """Knows the core schema only."""
+    """Resolves the core schema only."""
 
 
 class _Dumper(yaml.SafeDumper):
-    """Keeps the resolvers of YAML 1.1 beside ours: what either schema would misread is quoted."""
+    """Quotes text that either YAML 1.1 or the core schema would read as another type."""
 
 
 _Loader.yaml_implicit_resolvers = {}
-for _name, _pattern, _first in _CORE_SCALARS:
+for _name, _pattern, _characters in _CORE_SCALARS:
     for _class in (_Loader, _Dumper):
-        _class.add_implicit_resolver(_TAG + _name, _pattern, _first)
+        _class.add_implicit_resolver(_TAG + _name, _pattern, _characters)
 _Loader.add_constructor(_TAG + "int", lambda _, node: int(node.value, 10))
 _Loader.add_constructor(
     _TAG + "float", lambda _, node: float(re.sub(r"\.(?=[a-zA-Z])", "", node.value))
@@ -59,7 +58,7 @@ _Loader.add_constructor(
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    # Only double quotes keep every line break (of which YAML has five) as it is.
+    # Only double quotes preserve each of the five line breaks of YAML.
     style = '"' if any(char in text for char in "\n\r\x85\u2028\u2029") else None
     return dumper.represent_scalar(_TAG + "str", text, style=style)
 
@@ -67,8 +66,8 @@ def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 _Dumper.add_representer(str, _represent_text)
 
 
-def read_file(path: str, sections: Collection[str]) -> dict[str, Given]:
-    """The values of a YAML file by dotted key.
+def read_file(path: str, sections: Collection[str]) -> dict[str, LocatedValue]:
+    """Returns the values of a YAML file by dotted key. sections: the names of sections.
 
     Raises JobError when there is no such file, when it is not YAML, or when a key is given twice.
     """
@@ -88,23 +87,23 @@ def read_file(path: str, sections: Collection[str]) -> dict[str, Given]:
         return {}
     if not isinstance(node, yaml.MappingNode):
         raise JobError(f"{path}:{_line(node)}: found {_kind(node)}, expected lines of `key: value`")
-    given: dict[str, Given] = {}
+    given: dict[str, LocatedValue] = {}
     for key, child, line in _entries(node, sections, path):
         where = f"{path}:{line}"
         if key in given:
             raise JobError(f"{where}: {key}: given a second time, first in {given[key].where}")
-        given[key] = Given(_value(loader, child, path), where)
+        given[key] = LocatedValue(_value(loader, child, path), where)
     return given
 
 
 def parse_value(text: str, name: str) -> object:
-    """The value of a YAML text. Raises JobError, naming `name`, when it is not YAML."""
+    """Returns the value of a YAML text. Raises JobError, naming `name`, when it is not YAML."""
     loader, node = _compose(text, name)
     return None if node is None else _value(loader, node, name)
 
 
 def split_pairs(pairs: Sequence[str]) -> dict[str, str]:
-    """`key=value` texts as a mapping. Raises JobError without a `=` and for a key given twice."""
+    """Splits `key=value` texts. Raises JobError for a text without `=` and for a repeated key."""
     texts: dict[str, str] = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")
@@ -116,20 +115,20 @@ def split_pairs(pairs: Sequence[str]) -> dict[str, str]:
     return texts
 
 
-def flatten(values: Mapping[str, object], sections: Collection[str]) -> dict[str, Given]:
-    """Values of the command line by dotted key; a mapping given for a section becomes its keys."""
-    given: dict[str, Given] = {}
+def flatten(values: Mapping[str, object], sections: Collection[str]) -> dict[str, LocatedValue]:
+    """Returns command-line values by dotted key; the mapping of a section becomes its keys."""
+    given: dict[str, LocatedValue] = {}
     for key, value in values.items():
         if key in sections and isinstance(value, Mapping):
-            for inner, inner_value in value.items():
-                given[f"{key}.{inner}"] = Given(inner_value, COMMAND_LINE)
+            for name, member in value.items():
+                given[f"{key}.{name}"] = LocatedValue(member, COMMAND_LINE)
         else:
-            given[key] = Given(value, COMMAND_LINE)
+            given[key] = LocatedValue(value, COMMAND_LINE)
     return given
 
 
 def dump_yaml(values: Mapping[str, object]) -> str:
-    """YAML text in the order of `values`, which `read_file` reads back as the same values."""
+    """Returns YAML in the order of `values`; `read_file` reads the same values from it."""
     return str(yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**9))
 
 
@@ -139,7 +138,7 @@ def _compose(text: str, name: str) -> tuple[_Loader, yaml.Node | None]:
         node = loader.get_single_node()
     except (yaml.YAMLError, RecursionError) as error:
         raise _not_yaml(error, name) from None
-    _refuse_double_keys(node, name, set())
+    _refuse_repeated_keys(node, name, set())
     return loader, node
 
 
@@ -154,7 +153,7 @@ def _value(loader: _Loader, node: yaml.Node, name: str) -> object:
 def _entries(
     node: yaml.MappingNode, sections: Collection[str], path: str, prefix: str = ""
 ) -> Iterator[tuple[str, yaml.Node, int]]:
-    """Dotted key, value node and line (from 1) of each key; sections are opened one level deep."""
+    """Yields dotted key, value node and line (from 1) of each key, also of those in sections."""
     for key_node, child in node.value:
         line = _line(key_node)
         if not isinstance(key_node, yaml.ScalarNode):
@@ -163,28 +162,28 @@ def _entries(
         if key in sections and isinstance(child, yaml.MappingNode):
             yield from _entries(child, (), path, f"{key}.")
         elif key in sections and child.tag == _TAG + "null":
-            continue  # a heading with nothing (or only comments) under it says nothing
+            continue  # an empty section, or one with comments only
         else:
             yield key, child, line
 
 
-def _refuse_double_keys(node: yaml.Node | None, name: str, seen: set[int]) -> None:
+def _refuse_repeated_keys(node: yaml.Node | None, name: str, seen: set[int]) -> None:
     if not isinstance(node, yaml.CollectionNode) or id(node) in seen:
         return
     seen.add(id(node))
     if isinstance(node, yaml.MappingNode):
-        first: dict[str, int] = {}
+        lines: dict[str, int] = {}
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
-                if key.value in first:
+                if key.value in lines:
                     raise JobError(
                         f"{name}:{_line(key)}: {key.value}: given a second time, "
-                        f"first in line {first[key.value]}"
+                        f"first in line {lines[key.value]}"
                     )
-                first[key.value] = _line(key)
+                lines[key.value] = _line(key)
     for child in node.value:
         for part in child if isinstance(child, tuple) else (child,):
-            _refuse_double_keys(part, name, seen)
+            _refuse_repeated_keys(part, name, seen)
 
 
 def _not_yaml(error: Exception, name: str) -> JobError:

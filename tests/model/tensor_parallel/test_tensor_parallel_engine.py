@@ -14,8 +14,11 @@ import torch
 from mediamill.model.engine import Engine, Request
 from mediamill.model.errors import ModelError
 from mediamill.model.sampling import Sampling
-from mediamill.model.tensor_parallel.leader_engine import BrokenRanksError, TensorParallelEngine
-from mediamill.model.tensor_parallel.request_codec import request_bytes, request_of
+from mediamill.model.tensor_parallel.request_codec import decode_request, encode_request
+from mediamill.model.tensor_parallel.tensor_parallel_engine import (
+    BrokenRanksError,
+    TensorParallelEngine,
+)
 from mediamill.model.tiny import CHECKPOINT
 from tests import processes
 from tests.model.json_schemas import SCHEMAS, text
@@ -119,7 +122,7 @@ def test_a_rank_that_is_lost_while_it_loads_is_noticed_in_seconds(how):
 
 def test_no_rank_outlives_its_leader(tmp_path):
     code = f"""
-from mediamill.model.tensor_parallel.leader_engine import TensorParallelEngine
+from mediamill.model.tensor_parallel.tensor_parallel_engine import TensorParallelEngine
 engine = TensorParallelEngine.start({str(CHECKPOINT)!r}, 2, "cpu", dtype="float32")
 print("ready", flush=True)
 import time; time.sleep(600)
@@ -148,7 +151,7 @@ def test_what_cannot_start_says_why(tmp_path):
 
 def test_a_request_comes_over_as_it_was():
     for request in requests():
-        copy = request_of(request_bytes(request))
+        copy = decode_request(encode_request(request))
         for name in ("id", "mode", "normalize", "media_names", "sampling"):
             assert getattr(copy, name) == getattr(request, name)
         assert list(copy.input_ids) == list(request.input_ids)
