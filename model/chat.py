@@ -91,7 +91,7 @@ class Chat:
         """
         folder = Folder.of(folder)
         frames = VideoRules(min_pixels=min_pixels, max_pixels=max_pixels)
-        frames = frames if video is None else video.over(frames)
+        frames = frames if video is None else video.with_defaults(frames)
         processor = Processor.load(folder, min_pixels, max_pixels, frames)
         engine = Engine.load(folder, device, dtype, batch_rows, attention, mrope)
         return cls(processor, engine, sources or SourceRules())
@@ -293,5 +293,5 @@ def _with_frames(processor: Processor, video: VideoRules) -> Processor:
     return replace(
         processor,
         frame_rules=processor.frame_rules.with_limits(video.min_pixels, video.max_pixels),
-        video_rules=video.over(processor.video_rules),
+        video_rules=video.with_defaults(processor.video_rules),
     )

@@ -66,7 +66,7 @@ def video(
     form: str = "mp4",
     codec: str = "libx264",
     rate: int = 10,
-    stamps: Sequence[int] | None = None,
+    timestamps: Sequence[int] | None = None,
     rotation: int = 0,
     pixel_format: str = "yuv420p",
     options: dict[str, str] | None = None,
@@ -74,7 +74,7 @@ def video(
 ) -> bytes:
     """The bytes of a video file.
 
-    stamps: times of the frames in milliseconds, for a variable rate. rotation: degrees, in the
+    timestamps: times of the frames in milliseconds, for a variable rate. rotation: degrees, in the
     file's metadata.
     """
     # The library reads a file again to put its index first: it has to be on disk.
@@ -85,14 +85,14 @@ def video(
             stream.height, stream.width = frames[0].shape[:2]
             stream.pix_fmt = pixel_format
             stream.thread_count = 1
-            if stamps is not None:
+            if timestamps is not None:
                 stream.codec_context.time_base = Fraction(1, 1000)
             if rotation:
                 stream.set_display_rotation(rotation)
             for index, pixels in enumerate(frames):
                 frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-                if stamps is not None:
-                    frame.pts, frame.time_base = stamps[index], Fraction(1, 1000)
+                if timestamps is not None:
+                    frame.pts, frame.time_base = timestamps[index], Fraction(1, 1000)
                 container.mux(stream.encode(frame))
             container.mux(stream.encode(None))
         return file.read_bytes()

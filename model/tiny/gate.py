@@ -18,7 +18,7 @@ from mediamill.model.processor import Processor
 from mediamill.model.sampling import Sampling
 from mediamill.model.tiny import CAPTION_PROMPT, CHECKPOINT
 from mediamill.model.tiny.encode import EXTENSIONS, clip_file, picture_file
-from mediamill.model.tiny.questions import ask
+from mediamill.model.tiny.questions import draw_question
 from mediamill.model.tiny.scenes import KINDS
 
 # The share of exact answers that each kind must reach.
@@ -28,7 +28,7 @@ SEED = 900_000
 
 
 @dataclass(frozen=True)
-class Score:
+class GateResult:
     """right of total answers were exact; wrong: the first few (truth, text) that were not."""
 
     right: int
@@ -36,14 +36,14 @@ class Score:
     wrong: tuple[tuple[str, str], ...]
 
 
-def measure(folder: Path, kind: str, count: int, seed: int = SEED) -> Score:
+def measure(folder: Path, kind: str, count: int, seed: int = SEED) -> GateResult:
     """Ask about `count` fresh scenes of `kind`; "question": questions about all kinds in turn."""
     processor, engine = Processor.load(folder), Engine.load(folder, device="cpu", batch_rows=64)
     truths: dict[str, str] = {}
     completions = engine.generate(_requests(processor, kind, count, seed, truths))
     texts = {c.id: processor.decode(c.output_ids) for c in completions}
     wrong = [(truth, texts[name]) for name, truth in truths.items() if texts[name] != truth]
-    return Score(count - len(wrong), count, tuple(wrong[:5]))
+    return GateResult(count - len(wrong), count, tuple(wrong[:5]))
 
 
 def _requests(
@@ -57,7 +57,7 @@ def _requests(
         else:
             picture = next(k for k in KINDS if k == drawn)
             scene, data = picture_file(rng, picture, EXTENSIONS[number % len(EXTENSIONS)])
-        asked = ask(rng, scene) if kind == "question" else (CAPTION_PROMPT, scene.caption)
+        asked = draw_question(rng, scene) if kind == "question" else (CAPTION_PROMPT, scene.caption)
         visual, _ = processor.prepare_media(data)
         ids = processor.build_prompt(processor.user_message(asked[0], [visual.kind]), [visual])
         truths[str(number)] = asked[1]

@@ -7,7 +7,7 @@ from collections import Counter
 
 import numpy as np
 
-from mediamill.model.tiny.scenes import Scene, Thing
+from mediamill.model.tiny.scenes import Scene, SceneObject
 
 CAPTION_PROMPTS = (
     "Describe the picture.",
@@ -37,7 +37,7 @@ def caption_prompt(rng: np.random.Generator, scene: Scene) -> str:
     return _vary(rng, str(rng.choice(CLIP_PROMPTS if scene.kind == "clip" else CAPTION_PROMPTS)))
 
 
-def ask(rng: np.random.Generator, scene: Scene) -> tuple[str, str]:
+def draw_question(rng: np.random.Generator, scene: Scene) -> tuple[str, str]:
     """A question about the scene and its answer."""
     options = questions(scene)
     question, answer = options[int(rng.integers(len(options)))]
@@ -71,7 +71,7 @@ def questions(scene: Scene) -> list[tuple[str, str]]:
     return options
 
 
-def _about(thing: Thing, only_colour: bool, only_shape: bool) -> list[tuple[str, str]]:
+def _about(thing: SceneObject, only_colour: bool, only_shape: bool) -> list[tuple[str, str]]:
     assert thing.shape
     assert thing.size
     options = []

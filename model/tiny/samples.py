@@ -39,7 +39,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Batch:
+class TrainingBatch:
     """Samples of one medium. input_ids, labels: int64 [B, S]; patches and tags packed in the same
     order.
     """
@@ -73,7 +73,7 @@ class SampleMaker:
         )
         grid = (len(frames) // 2 if kind == "clip" else 1, height // 14, width // 14)
         if rng.random() < QUESTION_SHARE:
-            prompt, answer = questions.ask(rng, scene)
+            prompt, answer = questions.draw_question(rng, scene)
         else:
             prompt, answer = questions.caption_prompt(rng, scene), scene.caption
         ids, labels = self._chat(prompt, answer, grid, kind == "clip")
@@ -132,11 +132,11 @@ def _tags(scene: Scene, grid: Grid, scale: int) -> torch.Tensor:
     return tags.flatten(0, 2)
 
 
-def collate(samples: list[Sample], pad_id: int) -> Batch:
+def collate(samples: list[Sample], pad_id: int) -> TrainingBatch:
     """One batch, samples of equal grid side by side so that attention runs in few calls."""
     samples = sorted(samples, key=lambda s: s.grid)
     length = max(len(s.input_ids) for s in samples)
-    return Batch(
+    return TrainingBatch(
         input_ids=torch.tensor(
             [s.input_ids + [pad_id] * (length - len(s.input_ids)) for s in samples]
         ),
@@ -163,7 +163,9 @@ CURRICULUM = (
 )
 
 
-def batches(maker: SampleMaker, seed: int, steps: int, size: int, pad_id: int) -> Iterator[Batch]:
+def batches(
+    maker: SampleMaker, seed: int, steps: int, size: int, pad_id: int
+) -> Iterator[TrainingBatch]:
     """The batches of a whole training. Each drawn sample is used twice, in different batches."""
     rng = np.random.default_rng(seed)
     pools: dict[bool, list[Sample]] = {False: [], True: []}

@@ -36,7 +36,7 @@ RADII = {"small": (0.12, 0.145), "large": (0.215, 0.26)}
 
 
 @dataclass(frozen=True)
-class Thing:
+class SceneObject:
     """One labelled object. `path` holds (x, y, radius) in pixels for each frame; a word has its
     box's half width as radius.
     """
@@ -61,7 +61,7 @@ class Scene:
     kind: Kind
     frames: tuple[np.ndarray, ...]
     caption: str
-    things: tuple[Thing, ...]
+    things: tuple[SceneObject, ...]
 
 
 def draw_picture(
@@ -116,14 +116,14 @@ def draw_clip(
             else (other, s, radius)
             for s in steps
         ]
-    thing = _scaled(Thing(tuple(path), colour, shape, motion=motion), unit)
+    thing = _scaled(SceneObject(tuple(path), colour, shape, motion=motion), unit)
     pictures = _paint(rng, (thing,), frames, width, height, supersample)
     return Scene("clip", pictures, f"a {colour} {shape} {motion}", (thing,))
 
 
 def _shapes(
     rng: np.random.Generator, count: int, right: float, bottom: float
-) -> tuple[tuple[Thing, ...], str]:
+) -> tuple[tuple[SceneObject, ...], str]:
     """`count` distinct shapes that do not touch, and their caption; coordinates in units."""
     looks = [(c, s) for c in COLOURS for s in SHAPES]
     chosen = [looks[i] for i in rng.choice(len(looks), size=count, replace=False)]
@@ -137,7 +137,7 @@ def _shapes(
         if spots:
             break
     things = tuple(
-        Thing((spot,), colour, shape, size)
+        SceneObject((spot,), colour, shape, size)
         for spot, (colour, shape), size in zip(spots, chosen, sizes, strict=True)
     )
     names = [f"a {t.size} {t.colour} {t.shape}" for t in things]
@@ -189,22 +189,24 @@ def _clear(
     return _apart(a, b) and (gap > 1.6 * drift if count == 2 else gap > 0.17)
 
 
-def _word(rng: np.random.Generator, right: float, bottom: float) -> tuple[tuple[Thing, ...], str]:
+def _word(
+    rng: np.random.Generator, right: float, bottom: float
+) -> tuple[tuple[SceneObject, ...], str]:
     word = str(rng.choice(WORDS))
     colour = str(rng.choice(WORD_COLOURS))
     half = rng.uniform(0.36, 0.44) * right
     x, y = rng.uniform(half, right - half), bottom * rng.uniform(0.3, 0.7)
-    return (Thing(((x, y, half),), colour, word=word),), f"the word {word}"
+    return (SceneObject(((x, y, half),), colour, word=word),), f"the word {word}"
 
 
-def _scaled(thing: Thing, unit: float) -> Thing:
+def _scaled(thing: SceneObject, unit: float) -> SceneObject:
     path = tuple((x * unit, y * unit, r * unit) for x, y, r in thing.path)
-    return Thing(path, thing.colour, thing.shape, thing.size, thing.motion, thing.word)
+    return SceneObject(path, thing.colour, thing.shape, thing.size, thing.motion, thing.word)
 
 
 def _paint(
     rng: np.random.Generator,
-    things: tuple[Thing, ...],
+    things: tuple[SceneObject, ...],
     frames: int,
     width: int,
     height: int,

@@ -25,7 +25,7 @@ from mediamill.model.layers.attention import PackedCausal
 from mediamill.model.media.image_rules import ImageRules
 from mediamill.model.tiny import CHECKPOINT
 from mediamill.model.tiny.folder import tiny_config, write_folder
-from mediamill.model.tiny.samples import TAGS, Batch, SampleMaker, batches
+from mediamill.model.tiny.samples import TAGS, SampleMaker, TrainingBatch, batches
 
 AUXILIARY_WEIGHT = 2.0
 POSITIVE_WEIGHT = 3.0
@@ -35,7 +35,7 @@ MUON_RATE, ADAM_RATE, DECAY, CLIP = 3.5e-3, 2e-3, 0.05, 1.0
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingConfig:
     """What one training does.
 
     steps, size: batches, and pictures in one. workers: processes that draw; with 0 the training
@@ -57,7 +57,7 @@ class Trainee(nn.Module):
         self.model = model
         self.tagger = nn.Linear(model.config.text.hidden_size, len(TAGS))
 
-    def loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    def loss(self, batch: TrainingBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Cross entropy of the answers, and binary cross entropy of the cells' tags."""
         model = self.model
         tokens = model.visual(batch.patches, batch.grids, "eager")
@@ -78,7 +78,7 @@ class Trainee(nn.Module):
         return answer, tags
 
 
-def initialise(model: Qwen2VL, patches: torch.Tensor) -> None:
+def initialize_weights(model: Qwen2VL, patches: torch.Tensor) -> None:
     """Weights N(0, 1/sqrt(fan_in)), residual outputs shrunk, and the patch projection from real
     patches' PCA.
     """
@@ -106,7 +106,7 @@ def initialise(model: Qwen2VL, patches: torch.Tensor) -> None:
     )
 
 
-class Optimiser:
+class Optimizer:
     """Muon and AdamW over float32 masters of a bfloat16 network."""
 
     def __init__(self, module: Trainee, steps: int, dtype: torch.dtype) -> None:
@@ -151,13 +151,13 @@ class Optimiser:
         return norm
 
 
-class Drawn(torch.utils.data.IterableDataset[Batch]):
+class TrainingBatches(torch.utils.data.IterableDataset[TrainingBatch]):
     """The batches of a run, drawn in a process of their own."""
 
-    def __init__(self, folder: Path, plan: Plan) -> None:
+    def __init__(self, folder: Path, plan: TrainingConfig) -> None:
         self.folder, self.plan = folder, plan
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[TrainingBatch]:
         torch.set_num_threads(1)
         tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
         rules = ImageRules()
@@ -180,13 +180,13 @@ def save(model: Qwen2VL, folder: Path) -> None:
     partial.replace(folder / "model.safetensors")
 
 
-def train(folder: Path, plan: Plan) -> None:
+def train(folder: Path, plan: TrainingConfig) -> None:
     """Write the folder's files and train; the weights are saved every five hundred steps."""
     torch.manual_seed(plan.seed)
     torch.set_num_threads(1)
     write_folder(folder)
     loader = torch.utils.data.DataLoader(
-        Drawn(folder, plan),
+        TrainingBatches(folder, plan),
         batch_size=None,
         num_workers=plan.workers,
         prefetch_factor=8 if plan.workers else None,
@@ -194,13 +194,13 @@ def train(folder: Path, plan: Plan) -> None:
     steps, dtype = plan.steps, plan.dtype
     model = Qwen2VL(tiny_config())
     probe = replace(plan, seed=plan.seed + 1, steps=4, size=4 * plan.size)
-    initialise(model, next(iter(Drawn(folder, probe))).patches)
+    initialize_weights(model, next(iter(TrainingBatches(folder, probe))).patches)
     trainee = Trainee(model)
     stream = iter(loader)
-    optimiser = Optimiser(trainee, steps, dtype)
+    optimiser = Optimizer(trainee, steps, dtype)
     started, seen, averages = time.monotonic(), 0, np.zeros(2)
     for step, batch in enumerate(stream):
-        batch = Batch(
+        batch = TrainingBatch(
             batch.input_ids,
             batch.labels,
             batch.patches.to(dtype),
@@ -237,14 +237,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train the embedded checkpoint.")
     add = parser.add_argument
     add("--out", type=Path, default=CHECKPOINT, help="folder to write (default: the shipped one)")
-    add("--steps", type=int, default=Plan.steps)
-    add("--batch", type=int, default=Plan.size, help="pictures in a batch; clips are half as many")
-    add("--seed", type=int, default=Plan.seed)
+    add("--steps", type=int, default=TrainingConfig.steps)
+    add(
+        "--batch",
+        type=int,
+        default=TrainingConfig.size,
+        help="pictures in a batch; clips are half as many",
+    )
+    add("--seed", type=int, default=TrainingConfig.seed)
     add("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
-    add("--workers", type=int, default=Plan.workers, help="processes that draw")
+    add("--workers", type=int, default=TrainingConfig.workers, help="processes that draw")
     told = parser.parse_args()
     dtype: torch.dtype = getattr(torch, told.dtype)
-    train(told.out, Plan(told.steps, told.batch, told.seed, dtype, told.workers))
+    train(told.out, TrainingConfig(told.steps, told.batch, told.seed, dtype, told.workers))
 
 
 if __name__ == "__main__":

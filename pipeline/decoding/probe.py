@@ -13,8 +13,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from mediamill.model.media.content import MediaFile
 from mediamill.model.media.limits import MediaLimits
+from mediamill.model.media.media_file import MediaFile
 from mediamill.pipeline.records import RowFailure
 from mediamill.schemas.errors import ErrorCode
 

@@ -12,13 +12,13 @@ import torch
 from PIL import Image
 
 from mediamill.model.errors import MediaError
-from mediamill.model.media.content import MediaFile
 from mediamill.model.media.frame_sampling import VideoRules
 from mediamill.model.media.image_rules import ImageRules
 from mediamill.model.media.images import decode_image, read_image
 from mediamill.model.media.jpeg import scan_count
 from mediamill.model.media.limits import MediaLimits
-from mediamill.model.media.mp4_boxes import told_samples
+from mediamill.model.media.media_file import MediaFile
+from mediamill.model.media.mp4_boxes import declared_samples
 from mediamill.model.media.video import decode_video
 from mediamill.model.processor import Processor
 from tests import media
@@ -97,7 +97,7 @@ def test_told_samples_are_the_packets(name: str) -> None:
     data = SAMPLES[name].data
     with av.open(io.BytesIO(data)) as container:
         count = sum(packet.size > 0 for packet in container.demux(video=0))
-    assert told_samples(MediaFile.of(data)) == count
+    assert declared_samples(MediaFile.of(data)) == count
 
 
 def test_sound_does_not_count_as_samples() -> None:
@@ -105,7 +105,7 @@ def test_sound_does_not_count_as_samples() -> None:
     data = media.audio_only(5)
     with av.open(io.BytesIO(data)) as container:
         assert container.streams.audio[0].frames > 20
-    assert told_samples(MediaFile.of(data)) == 0
+    assert declared_samples(MediaFile.of(data)) == 0
 
 
 @pytest.mark.parametrize(

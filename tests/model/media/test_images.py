@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile, ImageOps
 
 from mediamill.model.errors import MediaError, ModelError
-from mediamill.model.media.containers import recognise
+from mediamill.model.media.containers import detect_format
 from mediamill.model.media.image_rules import ImageRules
 from mediamill.model.media.images import (
     decode_image,
@@ -285,7 +285,7 @@ def test_any_damage_is_a_media_error(data):
 def test_recognising_any_bytes(data):
     # any other error than a MediaError fails this test
     with contextlib.suppress(MediaError):
-        assert recognise(data).kind in ("image", "video")
+        assert detect_format(data).kind in ("image", "video")
 
 
 # --- the checkpoint's files

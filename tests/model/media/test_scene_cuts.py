@@ -61,10 +61,10 @@ def test_in_every_container_at_the_seconds_of_windows(name):
 
 
 def test_a_variable_rate_and_a_turn():
-    stamps = np.cumsum(np.random.default_rng(0).integers(20, 150, 60)).tolist()
+    timestamps = np.cumsum(np.random.default_rng(0).integers(20, 150, 60)).tolist()
     for rotation in (0, 90):
-        data = media.video(patterns(20, 25, 15), stamps=stamps, rotation=rotation)
-        times = [(stamps[at] - stamps[0]) / 1000 for at in (20, 45)]
+        data = media.video(patterns(20, 25, 15), timestamps=timestamps, rotation=rotation)
+        times = [(timestamps[at] - timestamps[0]) / 1000 for at in (20, 45)]
         assert scene_cuts(data) == pytest.approx(times, abs=2e-3)
 
 

@@ -124,10 +124,10 @@ def test_frames_are_counted_as_decoded_not_as_packed():
 
 
 def test_variable_frame_rate():
-    stamps = [0, 40, 80, 500, 1000, 1040, 1900, 2500, 2540, 3000]
-    data = media.video(media.numbered_frames(10), stamps=stamps)
+    timestamps = [0, 40, 80, 500, 1000, 1040, 1900, 2500, 2540, 3000]
+    data = media.video(media.numbered_frames(10), timestamps=timestamps)
     video = decoded(data, VideoRules(fps=100.0))
-    assert video.times_s == pytest.approx([stamp / 1000 for stamp in stamps], abs=1e-3)
+    assert video.times_s == pytest.approx([timestamp / 1000 for timestamp in timestamps], abs=1e-3)
     # the rate is frames over duration, not the header's guess
     assert 2.5 < video.fps < 3.4
     assert_frames(video, data)

@@ -104,7 +104,7 @@ def test_pixel_options_equal_the_reference(options):
 @pytest.mark.parametrize("tokens", [1, 20, 60, 128_000])
 @pytest.mark.parametrize("count", [1, 4, 11])
 def test_capped_pixels_equal_the_reference(tokens, count):
-    rules = VideoRules(cap_pixels_per_frame=True, max_video_tokens=tokens).over(ALL)
+    rules = VideoRules(cap_pixels_per_frame=True, max_video_tokens=tokens).with_defaults(ALL)
     options = {"cap_pixels_per_frame": True, "max_video_tokens": tokens}
     assert_equals_reference(drawn(count, 120, 200), rules, options)
 
