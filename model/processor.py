@@ -188,10 +188,7 @@ class Processor:
         return prepare_frames(frames, fps, rules, self.frame_rules, self.limits)
 
     def picture_tokens(self, height: int, width: int) -> int:
-        """Returns the visual tokens of a picture of this size in pixels, before it is decoded.
-
-        Raises ValueError for a size that cannot be used.
-        """
+        """Returns the visual tokens of a picture of this size in pixels. Raises ValueError."""
         return self.image_rules.tokens_of(self.image_rules.size_of(height, width))
 
     def video_tokens(self, frames: int, height: int, width: int) -> int:
@@ -264,10 +261,7 @@ class Processor:
         return before_stop(self.tokenizer.decode(ids), stop).strip()
 
     def post_process(self, answers: Sequence[Sequence[int]]) -> list[str]:
-        """Returns the texts of answers, with surrounding white space.
-
-        Same as the reference's post_process_image_text_to_text.
-        """
+        """Returns texts with surrounding white space, as post_process_image_text_to_text does."""
         return [self.tokenizer.decode(ids) for ids in answers]
 
     def _expand(self, ids: list[int], visuals: Sequence[VisualInput]) -> list[int]:

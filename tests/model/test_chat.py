@@ -185,9 +185,9 @@ def test_a_stop_string_ends_the_text(chat, media):
 @pytest.mark.parametrize(
     ("part", "words"),
     [
-        ({"type": "image"}, "found a picture in 0 places, expected it in one of image, path"),
-        ({"type": "image", "image": None}, "found a picture in 0 places"),
-        ({"type": "image", "image": "a", "url": "b"}, "found a picture in 2 places"),
+        ({"type": "image"}, "found a picture under 0 keys, expected it under one of image, path"),
+        ({"type": "image", "image": None}, "found a picture under 0 keys"),
+        ({"type": "image", "image": "a", "url": "b"}, "found a picture under 2 keys"),
         ({"type": "image", "image": "/none.png"}, r"/none\.png: found no such file"),
         ({"type": "image", "image": b"not a picture"}, "no known picture or video"),
         ({"type": "image", "path": b"abc"}, "path is b'abc', expected a text"),

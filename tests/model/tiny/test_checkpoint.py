@@ -12,7 +12,7 @@ from mediamill.model.processor import Processor
 from mediamill.model.tiny import CAPTION_PROMPT, CHECKPOINT
 from mediamill.model.tiny.encode import EXTENSIONS, clip_file, picture_file
 from mediamill.model.tiny.folder import write_folder
-from mediamill.model.tiny.gate import BARS, measure
+from mediamill.model.tiny.gate import REQUIRED_ACCURACY, measure
 from mediamill.model.tiny.train import TrainingConfig, train
 from tests import media, oracle
 
@@ -20,10 +20,10 @@ from tests import media, oracle
 SEED, COUNT = 77_000, 40
 
 
-@pytest.mark.parametrize("kind", BARS)
+@pytest.mark.parametrize("kind", REQUIRED_ACCURACY)
 def test_fresh_scenes_are_captioned_exactly(kind):
-    score = measure(CHECKPOINT, kind, COUNT, SEED)
-    assert score.right / score.total >= 0.9, score.wrong
+    result = measure(CHECKPOINT, kind, COUNT, SEED)
+    assert result.exact / result.total >= 0.9, result.mistakes
 
 
 @pytest.fixture(scope="module")
