@@ -1,4 +1,4 @@
-"""Pictures: sizes, pixels and patches equal the reference's; damage and excess are MediaErrors."""
+"""Pictures: sizes, pixels and patches equal the reference's; other files are MediaErrors."""
 
 import contextlib
 import functools
@@ -282,7 +282,7 @@ def test_any_damage_is_a_media_error(data):
 
 
 @given(st.binary(max_size=64))
-def test_recognising_any_bytes(data):
+def test_detecting_the_format_of_any_bytes(data):
     # any other error than a MediaError fails this test
     with contextlib.suppress(MediaError):
         assert detect_format(data).kind in ("image", "video")
@@ -379,7 +379,7 @@ def test_videos_without_any_file_get_the_class_defaults(tmp_path):
         ("image_std", [0.5, 0.5, 0]),
     ],
 )
-def test_options_that_are_wrong_or_not_built(key, value, tmp_path):
+def test_options_that_are_wrong_or_not_implemented(key, value, tmp_path):
     write(tmp_path, {"preprocessor_config.json": {**FLAT, "max_pixels": 50000, key: value}})
     with pytest.raises(ModelError, match=key):
         ImageRules.from_checkpoint(tmp_path)

@@ -1,4 +1,4 @@
-"""Limits on all frames of a video together: they fit, as large and as many as they may be."""
+"""Limits on all frames of a video together: they fit, as large and as many as the limits allow."""
 
 import dataclasses
 import functools
@@ -157,7 +157,7 @@ def prepared(data: bytes = FILE, window=(None, None), **rules: object):
          ("max_video_tokens",)),
     ],
 )  # fmt: skip
-def test_the_receipt_says_what_bound(rules, bounds):
+def test_the_receipt_names_the_limits(rules, bounds):
     visual, receipt = prepared(**rules)
     assert receipt.bound_by == bounds
     assert bool(receipt.notes) == bool(bounds)
@@ -170,7 +170,7 @@ def test_windows_that_are_cut_say_so():
     assert prepared(window=(1.02, 1.08))[1].bound_by == ("window", "frames")
 
 
-def test_pictures_say_what_bound_them():
+def test_pictures_name_their_limits():
     picture = media.jpeg(300, 400)
     bounds = [
         prepare_picture(picture, ImageRules(min_pixels=low, max_pixels=high), MediaLimits())[1]
@@ -179,7 +179,7 @@ def test_pictures_say_what_bound_them():
     assert [receipt.bound_by for receipt in bounds] == [(), ("max_pixels",), ("min_pixels",)]
 
 
-def test_what_does_not_bind_changes_no_bit():
+def test_limits_that_are_not_reached_change_no_bit():
     plain, receipt = prepared(fps=2.0)
     tokens = receipt.visual_tokens
     pixels = len(receipt.frame_indices) * receipt.height * receipt.width
@@ -210,21 +210,21 @@ def test_turned_frames_and_decoded_ones_fit_as_well():
 
 
 class _WrongHeader(ProbeCache):
-    """Of a file whose header tells another size than its frames have."""
+    """The header declares another size than that of the frames."""
 
     def scan_packets(self, *arguments):
         return dataclasses.replace(super().scan_packets(*arguments), size=(1080, 1920))
 
 
 @pytest.mark.parametrize("rules", [{"fps": 5.0, "max_tokens": 100, "min_pixels": 20_000}, {}])
-def test_frames_of_another_size_than_the_header_tells(rules):
+def test_frames_of_another_size_than_the_header_declares(rules):
     right = decode_video(FILE, VideoRules(**rules), PIXELS)
     found = decode_video(FILE, VideoRules(**rules), PIXELS, probe_cache=_WrongHeader())
     assert torch.equal(found.frames, right.frames)
     assert (found.indices, found.bound_by) == (right.indices, right.bound_by)
 
 
-def test_a_processor_tells_the_tokens_before():
+def test_a_processor_counts_the_tokens_before_decoding():
     processor = Processor.load(CHECKPOINT, video=VideoRules(fps=2.0, max_tokens=20))
     visual, receipt = processor.prepare_media(FILE)
     count = len(receipt.frame_indices)

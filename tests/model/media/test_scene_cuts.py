@@ -1,4 +1,4 @@
-"""Scene cuts of films whose cuts are known."""
+"""Scene cuts of films with known cuts."""
 
 import itertools
 import tracemalloc
@@ -120,7 +120,7 @@ def test_what_is_no_video_or_damaged():
         assert caught.value.code == code
 
 
-def test_ceilings():
+def test_limits():
     data = media.video(patterns(20, 20), rate=10)
     for limits in (
         MediaLimits(max_frames_decoded=39),
@@ -155,7 +155,7 @@ def test_memory_does_not_grow_with_the_video():
 @pytest.mark.parametrize(
     "wrong", [{"threshold": 0.0}, {"threshold": 1.5}, {"min_s": -1.0}, {"min_s": float("nan")}]
 )
-def test_rules_without_sense(wrong):
+def test_rules_out_of_range(wrong):
     with pytest.raises(ValueError, match="expected"):
         SceneRules(**wrong)
 

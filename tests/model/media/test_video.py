@@ -1,4 +1,4 @@
-"""Videos: the sampled frames are the right ones, bit for bit; what cannot be shown is an error."""
+"""Videos: the sampled frames are the right ones, bit for bit; undecodable files are errors."""
 
 import contextlib
 import dataclasses
@@ -56,7 +56,7 @@ def decoded(data: bytes, rules: VideoRules | None = None, **window: float) -> Vi
 
 
 def assert_frames(video: Video, data: bytes, turns: int = 0) -> None:
-    """The kept frames are those of a plain decode at the same indices, resized."""
+    """The selected frames are those of a plain decode at the same indices, resized."""
     everything = media.all_frames(data)
     expected = torch.stack(
         [
@@ -151,7 +151,7 @@ def test_gif_is_a_video_if_asked_for_as_one():
     assert video.frames.shape[0] == 4
 
 
-def test_only_the_kept_frames_are_held():
+def test_only_the_selected_frames_are_held():
     video = decode_video(drawn("mp4 h264", 120), VideoRules(fps=1.0), SMALL)
     assert video.frames.untyped_storage().nbytes() == video.frames.numel() == 12 * 3 * 56 * 84
 
@@ -230,7 +230,7 @@ def test_notes_tell_what_clamped_the_frames(total, rate, rules, word):
         {"max_video_tokens": 0},
     ],
 )
-def test_rules_without_sense(wrong):
+def test_rules_out_of_range(wrong):
     with pytest.raises(ValueError, match="expected"):
         VideoRules(**wrong)
 
@@ -368,7 +368,7 @@ def limited(**changes: object) -> MediaLimits:
     ],
 )
 @pytest.mark.parametrize("kind", ["mp4 h264", "mkv h264", "mpeg-ts h264", "avi mpeg4", "gif"])
-def test_ceilings(kind, limits, words):
+def test_limits(kind, limits, words):
     error = error_of(drawn(kind), limits=limits)
     assert error.code == "decode_too_large"
     assert words in str(error) or "limit of 6143 pixels" in str(error)

@@ -204,7 +204,7 @@ def test_frames_that_cannot_be_used(frames, code, words):
     assert words in str(caught.value)
 
 
-def test_a_rate_that_is_none():
+def test_a_rate_out_of_range():
     with pytest.raises(ValueError, match="fps is 0"):
         own(drawn(2), ALL, {}, fps=0)
 
@@ -272,6 +272,6 @@ def test_the_cap_of_a_file_equals_the_reference(tmp_path):
         {"max_video_tokens": -1},
     ],
 )
-def test_files_without_sense(keys, tmp_path):
+def test_files_with_wrong_values(keys, tmp_path):
     with pytest.raises(ModelError, match=next(iter(keys))):
         Processor.load(folder(tmp_path, **keys))

@@ -184,7 +184,7 @@ def test_an_index_that_lies_is_not_followed(shift):
     assert_same(video, expected)
 
 
-# --- what is known of files
+# --- the cache of files
 
 
 @contextlib.contextmanager
@@ -237,7 +237,7 @@ def test_the_second_window_of_a_file_costs_no_pass(processor, tmp_path):
         assert receipt == told
 
 
-def test_two_files_are_known_and_a_third_takes_the_place_of_the_first(processor, tmp_path):
+def test_two_files_are_cached_and_a_third_replaces_the_first(processor, tmp_path):
     paths = [aged(tmp_path / name, drawn("mp4") + bytes(size)) for size, name in enumerate("abc")]
     with passes() as done:
         for index in (0, 1, 0, 1):
@@ -273,7 +273,7 @@ def test_bytes_are_looked_at_each_time(processor):
     assert len(done) == 4
 
 
-def test_what_is_kept_is_bounded(tmp_path, monkeypatch):
+def test_the_cache_is_bounded(tmp_path, monkeypatch):
     monkeypatch.setattr(probe_cache, "_MAX_BYTES", 8 * 72 * 5)  # one file takes four
     cache, limits = ProbeCache(), MediaLimits()
     paths = [
