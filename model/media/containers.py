@@ -78,7 +78,7 @@ def _video_format(data: bytes) -> FileFormat | None:
     if data[4:8] == b"ftyp":
         if data[8:12] in _HEIF_BRANDS:
             raise MediaError(
-                "decode_unsupported", "the file is a HEIF picture, which is not read here"
+                "decode_unsupported", "the file is a HEIF picture, which is not supported"
             )
         return FileFormat("video", "mov", "MP4 or MOV video")
     # "free" and "skip" also occur in text, but an atom of less than 16 MiB begins with a zero byte.

@@ -56,9 +56,7 @@ def duration_s(
         if duration is not None and duration > 0:
             return duration
     if not complete:
-        raise WholeFileNeededError(
-            f"the {file_format.label} does not tell its duration in its header"
-        )
+        raise WholeFileNeededError(f"the {file_format.label} has no duration in its header")
     scan = (probe_cache or ProbeCache()).scan_packets(media_file, file_format, limits)
     return video_timeline(media_file, file_format, scan, limits).duration_s
 

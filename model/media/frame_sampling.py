@@ -196,14 +196,14 @@ def sampling_clamp(
             f"{count} frames instead of num_frames {rules.num_frames} (of {total_frames}, "
             f"{multiple})",
         )
-    wanted = total_frames / fps * (rules.fps or DEFAULT_FPS)
+    requested = total_frames / fps * (rules.fps or DEFAULT_FPS)
     low, high = _frame_limits(rules)
-    if wanted > high and count < total_frames - 1:
-        return "max_frames", f"{count} frames instead of {wanted:.1f}: max_frames {high}"
-    if wanted > total_frames:
-        return "frames", f"{count} frames instead of {wanted:.1f}: there are {total_frames}"
-    if wanted < low:
-        return "min_frames", f"{count} frames instead of {wanted:.1f}: min_frames {low}"
+    if requested > high and count < total_frames - 1:
+        return "max_frames", f"{count} frames instead of {requested:.1f}: max_frames {high}"
+    if requested > total_frames:
+        return "frames", f"{count} frames instead of {requested:.1f}: there are {total_frames}"
+    if requested < low:
+        return "min_frames", f"{count} frames instead of {requested:.1f}: min_frames {low}"
     return None
 
 
@@ -218,9 +218,9 @@ def _count(total: int, fps: float, rules: VideoRules, group: int) -> int:
         count = round(rules.num_frames / group) * group
         return max(group, min(count, _round_down(total, group)))
     low, high = _frame_limits(rules)
-    ceiling = _round_down(min(high, total), group)
-    wanted = min(max(total / fps * (rules.fps or DEFAULT_FPS), low), ceiling, total)
-    return max(group, _round_down(wanted, group))
+    highest = _round_down(min(high, total), group)
+    requested = min(max(total / fps * (rules.fps or DEFAULT_FPS), low), highest, total)
+    return max(group, _round_down(requested, group))
 
 
 def _round_down(count: float, group: int) -> int:

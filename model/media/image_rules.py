@@ -300,6 +300,6 @@ def _resample(where: str, value: object) -> Resample:
     if isinstance(value, bool) or not isinstance(value, int) or value not in _RESAMPLE:
         raise ModelError(
             f"{where}: resample is {value!r}, expected 3 (bicubic) or 2 (bilinear); other filters "
-            "are not built here"
+            "are not supported"
         )
     return _RESAMPLE[value]

@@ -25,7 +25,7 @@ def refuse_unknown_steps(options: Mapping[str, Any], where: str) -> None:
     for key, value in options.items():
         if key.startswith("do_") and key not in _KNOWN_SWITCHES and value:
             raise ModelError(
-                f"{where}: {key} is {value!r}, expected false: this step is not built here"
+                f"{where}: {key} is {value!r}, expected false: this step is not supported"
             )
 
 

@@ -32,7 +32,7 @@ class Receipt:
     sha256: in hex, of the file's bytes; of a medium that came decoded, of its RGB pixels before the
     resize, uint8 [3, H, W] or [frames looked at, 3, H, W]. height, width: pixels after the resize.
     frame_times_s, frame_indices: of a video's sampled frames, in seconds from its first frame (none
-    if their rate is not probe_cache) and counted over all its frames; empty for a picture.
+    if their rate is not known) and counted over all its frames; empty for a picture.
     visual_tokens: in the prompt. source_height, source_width: upright pixels before the resize.
     notes: what was clamped or changed and why, in words.
     bound_by: the limits that decided the frames and the size, as in `bounds.Bound`.

@@ -142,7 +142,7 @@ def open_video(
             if context is None:
                 raise MediaError(
                     "decode_unsupported",
-                    f"the {file_format.label} is in a codec that is not read here",
+                    f"the {file_format.label} is in a codec that is not supported",
                 )
             size = context.width * context.height
             check_frame_size(file_format, context.width, context.height, limits)
@@ -156,7 +156,7 @@ def open_video(
             raise MediaError(
                 "decode_too_large",
                 f"the {file_format.label} cannot be decoded: its frames are beyond the limit of "
-                f"{limits.max_video_pixels} pixels, or their size is not told",
+                f"{limits.max_video_pixels} pixels, or their size is not declared",
             ) from error
         # Decoders raise ArgumentError for a frame beyond max_pixels, a few also for damage.
         hint = f", or a frame is beyond the limit of {limits.max_video_pixels} pixels"

@@ -85,7 +85,7 @@ def _tiff_sized(width: int, height: int, *more: tuple[int, int, int, int]) -> by
     basic = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, 1, 8), (262, 3, 1, 1)]
     given = {entry[0] for entry in more}
     defaults = [(259, 3, 1, 1), (273, 4, 1, 8), (277, 3, 1, 1), (278, 4, 1, height), (279, 4, 1, 9)]
-    entries = basic + [one for one in defaults if one[0] not in given] + list(more)
+    entries = basic + [entry for entry in defaults if entry[0] not in given] + list(more)
     return tiff(*sorted(entries), rest=bytes(64))
 
 
@@ -96,8 +96,10 @@ def _endless_directories(count: int) -> bytes:
     entries = struct.unpack_from("<H", first, 8)[0]
     pointer = 10 + 12 * entries
     first = first[:pointer] + struct.pack("<I", at) + first[pointer + 4 :]
-    one = 2 + 12 + 4
-    body = b"".join(_ifd((256, 4, 1, 1), following=at + one * (n + 1)) for n in range(count - 1))
+    directory_bytes = 2 + 12 + 4
+    body = b"".join(
+        _ifd((256, 4, 1, 1), following=at + directory_bytes * (n + 1)) for n in range(count - 1)
+    )
     return first + body + _ifd((256, 4, 1, 1))
 
 
@@ -125,7 +127,7 @@ def _bmp(width: int, height: int, bits: int = 24, compression: int = 0, body: by
 
 def _riff(*chunks: tuple[bytes, bytes]) -> bytes:
     body = b"".join(
-        name + struct.pack("<I", len(one)) + one + bytes(len(one) % 2) for name, one in chunks
+        name + struct.pack("<I", len(body)) + body + bytes(len(body) % 2) for name, body in chunks
     )
     return b"RIFF" + struct.pack("<I", len(body) + 4) + b"WEBP" + body
 

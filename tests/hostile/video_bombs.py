@@ -214,8 +214,8 @@ def _jpeg_claiming(height: int, width: int) -> bytes:
 
 def element(name: str, body: bytes, size: bytes | None = None) -> bytes:
     """An EBML element; size: None = the right size, in eight bytes."""
-    told = (len(body) | 1 << 56).to_bytes(8, "big") if size is None else size
-    return bytes.fromhex(name) + told + body
+    encoded_size = (len(body) | 1 << 56).to_bytes(8, "big") if size is None else size
+    return bytes.fromhex(name) + encoded_size + body
 
 
 UNKNOWN = b"\x01" + b"\xff" * 7
@@ -229,20 +229,24 @@ def _nested(depth: int) -> bytes:
 
 def _mkv_unknown_sizes(data: bytes) -> bytes:
     """The same file as a live recording."""
-    whole = data
-    for part in reversed(chunks_of(data)):
-        if data[part.start : part.start + 4] in (b"\x18\x53\x80\x67", b"\x1f\x43\xb6\x75"):
-            unknown = (2 ** (7 * part.size_bytes) - 1) | 1 << 7 * part.size_bytes
-            size = unknown.to_bytes(part.size_bytes, "big")
-            whole = whole[: part.size_at] + size + whole[part.size_at + part.size_bytes :]
-    return whole
+    changed = data
+    for chunk in reversed(chunks_of(data)):
+        if data[chunk.start : chunk.start + 4] in (b"\x18\x53\x80\x67", b"\x1f\x43\xb6\x75"):
+            unknown = (2 ** (7 * chunk.size_bytes) - 1) | 1 << 7 * chunk.size_bytes
+            size = unknown.to_bytes(chunk.size_bytes, "big")
+            changed = (
+                changed[: chunk.size_offset]
+                + size
+                + changed[chunk.size_offset + chunk.size_bytes :]
+            )
+    return changed
 
 
 def _with_attachments(count: int) -> bytes:
-    one = element(
+    attachment = element(
         "61a7", element("466e", b"a.ttf") + element("4660", b"font/ttf") + element("465c", b"x" * 9)
     )
-    return with_elements(element("1941a469", one * count))
+    return with_elements(element("1941a469", attachment * count))
 
 
 def with_elements(more: bytes) -> bytes:
@@ -259,9 +263,11 @@ def _tracks(count: int) -> bytes:
     data = valid_sample("MKV H.264")
     tracks = next(p for p in chunks_of(data) if data[p.start : p.start + 4] == b"\x16\x54\xae\x6b")
     track = next(p for p in chunks_of(data) if p.start >= tracks.body and data[p.start] == 0xAE)
-    one = data[track.start : track.end]
+    entry = data[track.start : track.end]
     segment = next(p for p in chunks_of(data) if data[p.start : p.start + 4] == b"\x18\x53\x80\x67")
-    body = data[segment.body : tracks.start] + element("1654ae6b", one * count) + data[tracks.end :]
+    body = (
+        data[segment.body : tracks.start] + element("1654ae6b", entry * count) + data[tracks.end :]
+    )
     return data[: segment.start] + element("18538067", body)
 
 
@@ -307,19 +313,21 @@ def _no_tables() -> bytes:
     data = valid_sample("TS H.264")
     packets = [data[at : at + 188] for at in range(0, len(data), 188)]
     return b"".join(
-        one for one in packets if int.from_bytes(one[1:3], "big") & 0x1FFF not in (0, 0x1000)
+        packet
+        for packet in packets
+        if int.from_bytes(packet[1:3], "big") & 0x1FFF not in (0, 0x1000)
     )
 
 
 def _programs(count: int) -> bytes:
     """A transport stream of `count` streams, each announced by a packet of its own."""
     packet = bytearray(valid_sample("TS H.264")[188 * 20 : 188 * 21])
-    found = []
+    packets = []
     for number in range(count):
         packet[1:3] = (0x4000 | 0x100 + number % 0x1E00).to_bytes(2, "big")
         packet[4:13] = b"\0\0\1\xe0\0\0\x80\0\0"
-        found.append(bytes(packet))
-    return b"".join(found)
+        packets.append(bytes(packet))
+    return b"".join(packets)
 
 
 def _huge(width: int, height: int) -> Image.Image:

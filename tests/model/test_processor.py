@@ -197,7 +197,7 @@ def test_tokens_are_told_from_sizes_alone(size):
         assert own().picture_tokens(*size) == own().prepare_media(picture(*size))[0].tokens
 
 
-def test_ceilings_of_the_job():
+def test_limits_of_the_job():
     limits = MediaLimits(max_image_pixels=3000, max_frames_decoded=5)
     processor = Processor.load(CHECKPOINT, limits=limits)
     for data in (picture(60, 60), clip()):
