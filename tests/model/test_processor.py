@@ -311,7 +311,7 @@ def test_no_text_makes_a_control_token(words):
     chat = [user(*map(text, words))]
     ids = own().build_prompt(chat, control_strings="text")
     control = {index: token for token, index in own().tokenizer.special.items()}
-    written = [control[one] for one in ids if one in control]
+    written = [control[token] for token in ids if token in control]
     assert written == ["<|im_start|>", "<|im_end|>"] * 2 + ["<|im_start|>"]
     assert f"user\n{''.join(words)}" in own().tokenizer.decode(ids)
 

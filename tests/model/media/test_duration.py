@@ -53,13 +53,13 @@ def test_it_is_that_of_the_packets_within_a_frame(name):
     assert duration_s(data) == pytest.approx(expected, abs=1e-9 if exact else frame)
     for source in (data, without(data)):
         try:
-            found = duration_s(source, complete=False)
+            measured = duration_s(source, complete=False)
         except WholeFileNeededError:
             first_packet_needed = detect_format(data).name != "mov" and source is not data
             assert exact or name in UNTOLD or first_packet_needed
         else:
             assert not exact
-            assert found == pytest.approx(expected, abs=frame)
+            assert measured == pytest.approx(expected, abs=frame)
 
 
 @pytest.mark.parametrize("name", [name for name in EVERY if "vp9" in name or "mp4" in name])
@@ -85,11 +85,15 @@ def film(form: str, sound_s: float, streams: int = 1) -> bytes:
                 if not packet.size:
                     continue
                 for copy in copies:
-                    one = av.Packet(bytes(packet))
-                    one.time_base, one.pts, one.dts = packet.time_base, packet.pts, packet.dts
-                    one.duration, one.is_keyframe = packet.duration, packet.is_keyframe
-                    one.stream = copy
-                    container.mux(one)
+                    copied = av.Packet(bytes(packet))
+                    copied.time_base, copied.pts, copied.dts = (
+                        packet.time_base,
+                        packet.pts,
+                        packet.dts,
+                    )
+                    copied.duration, copied.is_keyframe = packet.duration, packet.is_keyframe
+                    copied.stream = copy
+                    container.mux(copied)
         samples_left = int(16000 * sound_s)
         at = 0
         while samples_left > at:
@@ -189,7 +193,7 @@ def test_any_damage_is_a_media_error_or_a_number(data):
         damaged[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
     for complete in (True, False):
         try:
-            found = duration_s(bytes(damaged), complete=complete)
+            measured = duration_s(bytes(damaged), complete=complete)
         except (MediaError, WholeFileNeededError):
             continue
-        assert 0 <= found < float("inf")
+        assert 0 <= measured < float("inf")

@@ -149,10 +149,10 @@ def test_damaged_exif_leaves_the_pixels_alone():
 
 def test_grey_of_16_bits_is_scaled_not_clipped():
     values = np.arange(48 * 64, dtype=np.uint16).reshape(48, 64) * 20
-    found = read_image(media.encode(Image.fromarray(values), "PNG"))
+    decoded = read_image(media.encode(Image.fromarray(values), "PNG"))
     grey = torch.from_numpy((values >> 8).astype(np.uint8))
-    assert torch.equal(found.pixels, grey.expand(3, -1, -1))
-    assert "16-bit" in found.notes[0]
+    assert torch.equal(decoded.pixels, grey.expand(3, -1, -1))
+    assert "16-bit" in decoded.notes[0]
 
 
 def test_grey_of_32_bits_is_refused():

@@ -107,7 +107,7 @@ def counted() -> Iterator[list[int | None]]:
             self.container = container
 
         def demux(self, stream):
-            return (_Counting(one, counts) for one in self.container.demux(stream))
+            return (_Counting(packet, counts) for packet in self.container.demux(stream))
 
         def seek(self, *arguments, **more):
             self.container.seek(*arguments, **more)
@@ -127,13 +127,13 @@ def decoded(data: bytes, rules: VideoRules, **more: object) -> Video:
     return decode_video(data, rules, SMALL, **more)
 
 
-def assert_same(found: Video, expected: Video) -> None:
-    assert found.indices == expected.indices
-    assert found.times_s == expected.times_s
-    assert found.fps == expected.fps
-    assert found.total_frames == expected.total_frames
-    assert found.notes == expected.notes
-    assert torch.equal(found.frames, expected.frames)
+def assert_same(video: Video, expected: Video) -> None:
+    assert video.indices == expected.indices
+    assert video.times_s == expected.times_s
+    assert video.fps == expected.fps
+    assert video.total_frames == expected.total_frames
+    assert video.notes == expected.notes
+    assert torch.equal(video.frames, expected.frames)
 
 
 @pytest.mark.parametrize("kind", FILES)
@@ -144,18 +144,18 @@ def test_frames_are_the_same_with_and_without(kind):
         rules = VideoRules(num_frames=int(rng.integers(2, 16)))
         start = float(rng.uniform(0, 4)) if rng.integers(2) else None
         end = (start or 0) + float(rng.uniform(0.2, 3)) if rng.integers(2) else None
-        found = decoded(data, rules, start_s=start, end_s=end)
+        video = decoded(data, rules, start_s=start, end_s=end)
         with decoding_everything():
-            assert_same(found, decoded(data, rules, start_s=start, end_s=end))
+            assert_same(video, decoded(data, rules, start_s=start, end_s=end))
     assert_frames(decoded(data, VideoRules(fps=1.5)), data)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_single_frame_of_the_other_containers(kind):
     data = media.video(media.numbered_frames(30), **{"rate": RATE, **KINDS[kind]})
-    found = decoded(data, VideoRules(num_frames=4), start_s=0.9)
+    video = decoded(data, VideoRules(num_frames=4), start_s=0.9)
     with decoding_everything():
-        assert_same(found, decoded(data, VideoRules(num_frames=4), start_s=0.9))
+        assert_same(video, decoded(data, VideoRules(num_frames=4), start_s=0.9))
 
 
 @pytest.mark.parametrize("kind", FILES)
@@ -322,8 +322,8 @@ def _damaged(kind: str, numbers: range) -> bytes:
 def test_damage_before_the_window_does_not_matter(kind):
     data = _damaged(kind, range(26, 34))
     rules = VideoRules(num_frames=8)
-    found = decoded(data, rules, start_s=4.0, end_s=5.0)
-    assert torch.equal(found.frames, decoded(drawn(kind), rules, start_s=4.0, end_s=5.0).frames)
+    video = decoded(data, rules, start_s=4.0, end_s=5.0)
+    assert torch.equal(video.frames, decoded(drawn(kind), rules, start_s=4.0, end_s=5.0).frames)
     with pytest.raises(MediaError) as caught:
         decoded(data, VideoRules(num_frames=COUNT))
     assert caught.value.code == "decode_corrupt"
@@ -347,13 +347,13 @@ def test_any_damage_is_a_media_error_or_harmless(data):
     for _ in range(data.draw(st.integers(1, 4), label="bytes")):
         damaged[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
     rules = VideoRules(num_frames=data.draw(st.integers(2, 12)))
-    found = expected = None
+    video = expected = None
     with contextlib.suppress(MediaError):
-        found = decoded(bytes(damaged), rules)
+        video = decoded(bytes(damaged), rules)
     with decoding_everything(), contextlib.suppress(MediaError):
         expected = decoded(bytes(damaged), rules)
-    if expected is not None and found is not None and found.indices == expected.indices:
-        assert torch.equal(found.frames, expected.frames)
+    if expected is not None and video is not None and video.indices == expected.indices:
+        assert torch.equal(video.frames, expected.frames)
 
 
 # --- the index builder alone
@@ -421,8 +421,8 @@ def test_containers_and_codecs_that_tell_too_little(container, codec):
 @given(st.lists(st.integers(0, 1000), unique=True, max_size=30), st.integers(-5, 1005))
 def test_the_last_keyframe_before_a_timestamp(timestamps, timestamp):
     timestamps = sorted(timestamps)
-    found = KeyframeIndex.of([Keyframe(*pair) for pair in enumerate(timestamps)]).last_before(
+    keyframe = KeyframeIndex.of([Keyframe(*pair) for pair in enumerate(timestamps)]).last_before(
         timestamp
     )
-    earlier = [one for one in timestamps if one <= timestamp]
-    assert found == (Keyframe(len(earlier) - 1, earlier[-1]) if earlier else None)
+    earlier = [start for start in timestamps if start <= timestamp]
+    assert keyframe == (Keyframe(len(earlier) - 1, earlier[-1]) if earlier else None)

@@ -53,8 +53,8 @@ def fitted(
     budget = PixelBudget(rules, pixels, limits)
     fit = functools.partial(budget.fit_frames, source) if budget.adapts else None
     indices, bounds, _ = sample_within_budget(total, rate, rules, pixels.temporal_patch_size, fit)
-    found = budget.frame_size(source, len(indices))
-    return indices, found.size, (*bounds, *found.bound_by)
+    resized = budget.frame_size(source, len(indices))
+    return indices, resized.size, (*bounds, *resized.bound_by)
 
 
 @settings(max_examples=800, deadline=None)
@@ -219,9 +219,9 @@ class _WrongHeader(ProbeCache):
 @pytest.mark.parametrize("rules", [{"fps": 5.0, "max_tokens": 100, "min_pixels": 20_000}, {}])
 def test_frames_of_another_size_than_the_header_declares(rules):
     right = decode_video(FILE, VideoRules(**rules), PIXELS)
-    found = decode_video(FILE, VideoRules(**rules), PIXELS, probe_cache=_WrongHeader())
-    assert torch.equal(found.frames, right.frames)
-    assert (found.indices, found.bound_by) == (right.indices, right.bound_by)
+    video = decode_video(FILE, VideoRules(**rules), PIXELS, probe_cache=_WrongHeader())
+    assert torch.equal(video.frames, right.frames)
+    assert (video.indices, video.bound_by) == (right.indices, right.bound_by)
 
 
 def test_a_processor_counts_the_tokens_before_decoding():

@@ -20,16 +20,16 @@ from tests.model.media.test_video import KINDS, SMALL, drawn
 
 
 def test_every_cut_of_the_embedded_world_and_no_other():
-    found = score(embedded_world(0, clips=6))
-    assert found.cuts == 5
-    assert (found.recall, found.precision) == (1.0, 1.0)
+    result = score(embedded_world(0, clips=6))
+    assert result.cuts == 5
+    assert (result.recall, result.precision) == (1.0, 1.0)
 
 
 @pytest.mark.parametrize("name", ["still", "pan", "shake", "flashes", "fades"])
 def test_every_cut_of_drawn_films_and_no_other(name):
-    found = score(next(film for film in films(scenes=4) if film.name == name))
-    assert found.cuts == 3
-    assert (found.recall, found.precision) == (1.0, 1.0)
+    result = score(next(film for film in films(scenes=4) if film.name == name))
+    assert result.cuts == 3
+    assert (result.recall, result.precision) == (1.0, 1.0)
 
 
 def test_a_moving_shape_is_no_cut():
@@ -78,11 +78,11 @@ def test_scenes_are_not_shorter_than_asked_for():
 
 def test_a_higher_threshold_finds_less():
     film = embedded_world(0, clips=6)
-    found = [
+    result = [
         set(scene_cuts(film.data, SceneRules(threshold))) for threshold in (0.1, 0.3, 0.5, 0.9)
     ]
-    assert all(more >= less for more, less in itertools.pairwise(found))
-    assert len(found[0]) > len(found[-1])
+    assert all(more >= less for more, less in itertools.pairwise(result))
+    assert len(result[0]) > len(result[-1])
 
 
 @pytest.mark.parametrize("frames", [1, 2, 3])
@@ -99,8 +99,8 @@ def test_a_fade_begins_a_scene_where_something_is_seen_again():
     for step in range(12):
         for at in (40 - 1 - step, 40 + step):
             pictures[at] = (pictures[at] * (step / 12)).astype(np.uint8)
-    found = scene_cuts(media.video(pictures, rate=25))
-    assert found == pytest.approx([41 / 25], abs=2.1 / 25)
+    result = scene_cuts(media.video(pictures, rate=25))
+    assert result == pytest.approx([41 / 25], abs=2.1 / 25)
 
 
 def test_single_frames_and_short_videos():

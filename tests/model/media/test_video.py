@@ -180,10 +180,10 @@ def test_metadata_that_is_no_utf8():
 def test_indices_equal_the_reference_where_it_works(total, rate, fps, num_frames, low, high):
     assume(low <= high)
     rules = VideoRules(fps, None if fps else num_frames, low, high)
-    found = sample_indices(total, rate, rules)
-    assert found == sorted(set(found))
-    assert 0 <= found[0] <= found[-1] < total
-    assert len(found) == 1 if total == 1 else len(found) % 2 == 0
+    indices = sample_indices(total, rate, rules)
+    assert indices == sorted(set(indices))
+    assert 0 <= indices[0] <= indices[-1] < total
+    assert len(indices) == 1 if total == 1 else len(indices) % 2 == 0
     try:
         expected = oracle.Qwen2VLVideoProcessor.sample_frames(
             oracle.Qwen2VLVideoProcessor(),
@@ -195,8 +195,8 @@ def test_indices_equal_the_reference_where_it_works(total, rate, fps, num_frames
         ).tolist()
     except (ZeroDivisionError, ValueError):
         return  # no frame, or more than there are: the reference gives up
-    assert found == expected[: len(found)]
-    assert expected[len(found) :] in ([], [total])  # its one index too many
+    assert indices == expected[: len(indices)]
+    assert expected[len(indices) :] in ([], [total])  # its one index too many
 
 
 def test_one_index_too_many_is_dropped():

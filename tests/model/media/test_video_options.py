@@ -115,12 +115,12 @@ def test_a_capped_file_is_as_its_frames():
     rules = VideoRules(num_frames=12, cap_pixels_per_frame=True, max_video_tokens=40)
     visual, receipt = prepare_video(data, rules, pixels, MediaLimits())
     frames = np.stack(media.all_frames(data))
-    again, told = prepare_frames(frames, None, rules, pixels, MediaLimits())
+    again, expected = prepare_frames(frames, None, rules, pixels, MediaLimits())
     assert torch.equal(visual.patches, again.patches)
     assert visual.grid_thw == again.grid_thw
     assert visual.tokens <= 40
     assert any("max_pixels 4704" in note for note in receipt.notes)
-    assert receipt.frame_indices == told.frame_indices == tuple(range(12))
+    assert receipt.frame_indices == expected.frame_indices == tuple(range(12))
 
 
 def test_all_frames_of_a_file():
@@ -150,8 +150,8 @@ def test_frames_in_every_form_are_the_same():
     forms = [first, frames.transpose(0, 3, 1, 2), list(frames), list(first)]
     forms.append([Image.fromarray(frame) for frame in frames])
     for form in forms:
-        values, found = own(form, ALL, {})
-        assert found == grid
+        values, found_grid = own(form, ALL, {})
+        assert found_grid == grid
         assert torch.equal(values, expected)
     assert_equals_reference(forms[-1], ALL, {})
 

@@ -122,18 +122,18 @@ def test_sought_frames_are_those_of_decoding_everything(name, start, length, cou
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(keyframe_decode, "_MIN_SEEK_PACKETS", 1)  # short files have no far places
-        found = decoded()
+        video = decoded()
     with decoding_everything():
         expected = decoded()
     if isinstance(expected, str):
-        assert found == expected
+        assert video == expected
     else:
-        assert_same(found, expected)
+        assert_same(video, expected)
 
 
 @contextlib.contextmanager
-def lost(found: list[bool]) -> Iterator[None]:
-    """Whether each search by an index led to the place."""
+def recording_seeks(successes: list[bool]) -> Iterator[None]:
+    """Records whether each seek reached its keyframe."""
     search = keyframe_decode._seek
 
     def watched(*arguments):
@@ -141,9 +141,9 @@ def lost(found: list[bool]) -> Iterator[None]:
             packets = search(*arguments)
             first = next(packets)
         except keyframe_decode._SeekError:
-            found.append(False)
+            successes.append(False)
             raise
-        found.append(True)
+        successes.append(True)
         yield first
         yield from packets
 
@@ -154,10 +154,10 @@ def lost(found: list[bool]) -> Iterator[None]:
 
 @pytest.mark.parametrize("name", ["long mp4", "long mkv"])
 def test_an_index_is_followed(name):
-    found: list[bool] = []
-    with lost(found), counted() as timestamps:
+    successes: list[bool] = []
+    with recording_seeks(successes), counted() as timestamps:
         video = decode_video(ODD[name], VideoRules(num_frames=4), SMALL, None, 31.0, 32.0)
-    assert found == [True]
+    assert successes == [True]
     assert len(timestamps) < 40  # of 432
     with decoding_everything():
         assert_same(
@@ -168,7 +168,7 @@ def test_an_index_is_followed(name):
 @pytest.mark.parametrize("shift", [-7, 7, 100])
 def test_an_index_that_lies_is_not_followed(shift):
     """What it leads to is another packet: everything is read instead."""
-    found: list[bool] = []
+    successes: list[bool] = []
     rules = VideoRules(num_frames=4)
     expected = decode_video(ODD["long mp4"], rules, SMALL, None, 31.0, 32.0)
     search = keyframe_decode._seek
@@ -178,9 +178,9 @@ def test_an_index_that_lies_is_not_followed(shift):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(keyframe_decode, "_seek", elsewhere)
-        with lost(found):
+        with recording_seeks(successes):
             video = decode_video(ODD["long mp4"], rules, SMALL, None, 31.0, 32.0)
-    assert found == [False]
+    assert successes == [False]
     assert_same(video, expected)
 
 
@@ -232,9 +232,9 @@ def test_the_second_window_of_a_file_costs_no_pass(processor, tmp_path):
         first = [processor.prepare_media(path, None, at, at + 1.0) for at in range(6)]
     assert done == ["scan", "hash"]
     for at, (visual, receipt) in enumerate(first):
-        plain, told = processor.prepare_media(drawn("mp4"), None, float(at), at + 1.0)
+        plain, expected = processor.prepare_media(drawn("mp4"), None, float(at), at + 1.0)
         assert torch.equal(visual.patches, plain.patches)
-        assert receipt == told
+        assert receipt == expected
 
 
 def test_two_files_are_cached_and_a_third_replaces_the_first(processor, tmp_path):

@@ -92,7 +92,7 @@ def test_one_turn_chats_have_the_media_first():
             "content": [{"type": "video"}, {"type": "image"}, {"type": "text", "text": "What?"}],
         },
     ]
-    assert [one["role"] for one in user_message("What?", [])] == ["user"]
+    assert [message["role"] for message in user_message("What?", [])] == ["user"]
 
 
 def test_texts_and_what_is_left_without_them():

@@ -1,4 +1,4 @@
-"""The drawn world: captions are true of the pixels, questions have one answer, seeds repeat."""
+"""The synthetic scenes: captions are true, questions have one answer, seeds repeat."""
 
 import itertools
 
@@ -29,16 +29,16 @@ def painted(frame, colour):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_seed_gives_the_same_scene(kind):
-    one, same, other = scene_of(kind, 5), scene_of(kind, 5), scene_of(kind, 6)
-    assert one.caption == same.caption
-    assert all(np.array_equal(a, b) for a, b in zip(one.frames, same.frames, strict=True))
-    assert not np.array_equal(one.frames[0], other.frames[0])
-    assert one.frames[0].shape == (SIZE[1], SIZE[0], 3)
-    assert one.frames[0].dtype == np.uint8
+    first, same, different = scene_of(kind, 5), scene_of(kind, 5), scene_of(kind, 6)
+    assert first.caption == same.caption
+    assert all(np.array_equal(a, b) for a, b in zip(first.frames, same.frames, strict=True))
+    assert not np.array_equal(first.frames[0], different.frames[0])
+    assert first.frames[0].shape == (SIZE[1], SIZE[0], 3)
+    assert first.frames[0].dtype == np.uint8
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_thing_is_painted_where_and_as_its_label_says(kind):
+def test_every_object_is_drawn_where_and_as_its_label_says(kind):
     for seed in range(60):
         scene = scene_of(kind, seed)
         for scene_object in scene.objects:
