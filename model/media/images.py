@@ -27,29 +27,9 @@ from PIL import (
 from mediamill.model.errors import MediaError
 from mediamill.model.media.colour import upright_rgb
 from mediamill.model.media.containers import detect_format
-from mediamill.model.media.image_rules import ImageRules
 from mediamill.model.media.jpeg import decode_jpeg, scan_count
 from mediamill.model.media.limits import MediaLimits, check_size
 from mediamill.model.media.media_file import MediaFile, Source
-from mediamill.model.media.patches import (
-    normalize,
-    patchify_image,
-    patchify_video,
-    resize,
-    smart_resize,
-)
-
-__all__ = [
-    "DecodedImage",
-    "ImageRules",
-    "decode_image",
-    "normalize",
-    "patchify_image",
-    "patchify_video",
-    "read_image",
-    "resize",
-    "smart_resize",
-]
 
 # Used instead of Image.open, which warns or raises by a process-wide limit on pixels.
 _PLUGINS: dict[str, type[ImageFile.ImageFile]] = {

@@ -15,7 +15,7 @@ from PIL import Image
 
 from mediamill.model.errors import MediaError, ModelError, PromptError
 from mediamill.model.inputs import VisualInput
-from mediamill.model.media.images import normalize
+from mediamill.model.media.patches import normalize
 from mediamill.model.processor import MediaLimits, Processor, Receipt, VideoRules
 from mediamill.model.tiny import CHECKPOINT
 from tests import media, oracle

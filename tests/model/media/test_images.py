@@ -16,12 +16,11 @@ from PIL import Image, ImageFile, ImageOps
 from mediamill.model.errors import MediaError, ModelError
 from mediamill.model.media.containers import detect_format
 from mediamill.model.media.image_rules import ImageRules
-from mediamill.model.media.images import (
-    decode_image,
+from mediamill.model.media.images import decode_image, read_image
+from mediamill.model.media.patches import (
     normalize,
     patchify_image,
     patchify_video,
-    read_image,
     resize,
     smart_resize,
 )
