@@ -1,4 +1,4 @@
-"""Turns a question about pictures and videos, given on the command line, into a printed answer.
+"""The command `python -m mediamill.model`: answers one question about pictures and videos.
 
 Exit codes: 0 answered; 2 wrong usage, folder, medium or prompt; 130 interrupted (Ctrl-C).
 """
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command (default: of this process's arguments) and returns its exit code."""
+    """Runs the command and returns its exit code. argv: None = the arguments of this process."""
     try:
         return _run(_parser().parse_args(argv))
-    except (ValueError, OSError) as error:  # those of `model` are ValueErrors
+    except (ValueError, OSError) as error:  # all errors of `model` are ValueErrors
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -39,7 +39,7 @@ def _run(options: argparse.Namespace) -> int:
     sampling = _sampling(options)
     prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
     _check_device(options.device)
-    # torch takes seconds to import: wrong usage is said before.
+    # torch takes seconds to import: wrong usage is reported before.
     from mediamill.model.chat import Chat
     from mediamill.model.media.frame_sampling import VideoRules
 
@@ -61,24 +61,24 @@ def _run(options: argparse.Namespace) -> int:
     if options.system is not None:
         messages.insert(0, {"role": "system", "content": options.system})
     answer = chat.answer(messages, sampling, add_vision_id=options.add_vision_id)
-    _show(answer, options)
+    _print_answer(answer, options)
     return 0
 
 
-def _show(answer: "Answer", options: argparse.Namespace) -> None:
-    done = answer.completion
-    if options.json and done is not None:
-        facts = {
+def _print_answer(answer: "Answer", options: argparse.Namespace) -> None:
+    completion = answer.completion
+    if options.json and completion is not None:
+        fields = {
             "text": answer.text,
-            "finish_reason": done.finish_reason,
-            "prompt_tokens": done.prompt_tokens,
-            "visual_tokens": done.visual_tokens,
-            "output_tokens": len(done.output_ids),
-            "mean_logprob": done.mean_logprob,
+            "finish_reason": completion.finish_reason,
+            "prompt_tokens": completion.prompt_tokens,
+            "visual_tokens": completion.visual_tokens,
+            "output_tokens": len(completion.output_ids),
+            "mean_logprob": completion.mean_logprob,
         }
         if options.show_receipt:
-            facts["receipts"] = [asdict(receipt) for receipt in answer.receipts]
-        print(json.dumps(facts, ensure_ascii=False))
+            fields["receipts"] = [asdict(receipt) for receipt in answer.receipts]
+        print(json.dumps(fields, ensure_ascii=False))
         return
     print(answer.text)
     for receipt in answer.receipts if options.show_receipt else ():
@@ -120,13 +120,13 @@ def _check_device(name: str) -> None:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one sentence, as everything here does."""
+    """Raises usage errors as one sentence, instead of printing the usage and exiting."""
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message} ({self.prog} --help lists the arguments)")
 
 
-def _medium(kind: str, source: str) -> tuple[str, str]:
+def _kind_and_source(kind: str, source: str) -> tuple[str, str]:
     return kind, source
 
 
@@ -144,33 +144,33 @@ def _parser() -> argparse.ArgumentParser:
             dest="media",
             action="append",
             metavar="FILE",
-            type=partial(_medium, kind),
+            type=partial(_kind_and_source, kind),
             help=f"a {'picture' if kind == 'image' else 'video'}: path or URL; may be repeated, "
             "and they come in the order given",
         )
     add("--prompt", metavar="TEXT", help="the question; - reads it from stdin")
     add("--system", metavar="TEXT", help="the system message")
-    add("--describe", action="store_true", help="say what the folder is, without its weights")
+    add("--describe", action="store_true", help="describe the folder, without reading its weights")
     add("--json", action="store_true", help="print one JSON object")
-    add("--show-receipt", action="store_true", help="also say what the model saw of each medium")
+    add("--show-receipt", action="store_true", help="also print what the model saw of each medium")
     add("--add-vision-id", action="store_true", help='number the media ("Picture 1: ")')
-    group = parser.add_argument_group("generation (not given: as generation_config.json says)")
+    group = parser.add_argument_group("generation (default: as in generation_config.json)")
     add = group.add_argument
     add("--max-new-tokens", type=int, default=128, metavar="N", help="default: 128")
     add("--min-new-tokens", type=int, metavar="N")
-    add("--temperature", type=float, default=0.0, metavar="T", help="default: 0, the likeliest")
+    add("--temperature", type=float, default=0.0, metavar="T", help="default: 0, greedy")
     add("--top-k", type=int, metavar="K")
     add("--top-p", type=float, metavar="P")
     add("--min-p", type=float, metavar="P")
     add("--repetition-penalty", type=float, metavar="R")
     add("--stop", action="append", metavar="TEXT", help="end before this text; may be repeated")
     add("--seed", type=int, default=0, metavar="S")
-    group = parser.add_argument_group("what the model sees (not given: as the folder says)")
+    group = parser.add_argument_group("what the model sees (default: as in the folder)")
     add = group.add_argument
     add("--min-pixels", type=int, metavar="N", help="of pictures, height * width")
     add("--max-pixels", type=int, metavar="N")
-    add("--fps", type=float, metavar="F", help="frames looked at per second of video")
-    add("--num-frames", type=int, metavar="N", help="frames looked at, instead of --fps")
+    add("--fps", type=float, metavar="F", help="frames sampled per second of video")
+    add("--num-frames", type=int, metavar="N", help="number of sampled frames, instead of --fps")
     add("--max-frames", type=int, metavar="N")
     group = parser.add_argument_group("how it runs")
     add = group.add_argument

@@ -1,7 +1,6 @@
-"""Turns chats with their pictures and videos into answers: processor and engine in one.
+"""Answers chats about pictures and videos: the processor and the engine of a checkpoint in one.
 
-Messages have the reference's own form (apply_chat_template of transformers). Nothing here knows how
-a picture becomes patches or ids become text.
+Messages have the form of the reference (apply_chat_template of transformers).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,8 +24,8 @@ from mediamill.model.processor import ControlStrings, Processor, Receipt
 from mediamill.model.sampling import Sampling
 from mediamill.model.text.prompt import Message, check_messages, part_kind
 
-# Where a part has its medium, and what else it may say of it.
-_PLACES: dict[VisualKind, tuple[str, ...]] = {
+# The keys under which a part may hold its medium, and the options beside it.
+_MEDIUM_KEYS: dict[VisualKind, tuple[str, ...]] = {
     "image": ("image", "path", "url", "image_url", "base64"),
     "video": ("video", "path", "url"),
 }
@@ -38,17 +37,18 @@ _OPTIONS: dict[VisualKind, tuple[str, ...]] = {
 
 
 class ChatError(ValueError):
-    """A conversation that cannot be answered. It says which one, and which part of it."""
+    """A conversation that cannot be answered; the message names it and the part at fault."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model said to one conversation.
+    """The answer to one conversation.
 
-    text: without control tokens, the stop string and blanks around it; "" with an error.
-    completion: ids, log-probabilities and the reason for the end; None if the engine was not asked.
+    text: without control tokens, the stop string and surrounding white space; "" with an error.
+    completion: token ids, log-probabilities and finish reason; None if there was no request.
     receipts: what the model saw of each medium, in order.
-    prompt_ids: the prompt as token ids. error: one sentence, or None.
+    prompt_ids: the prompt as token ids.
+    error: one sentence, or None.
     """
 
     text: str
@@ -60,7 +60,14 @@ class Answer:
 
 @dataclass(frozen=True)
 class Chat:
-    """A loaded checkpoint that answers chats; `load` makes one. One caller at a time.
+    """A loaded checkpoint that answers chats; `load` makes one. It is not thread-safe.
+
+    Usage:
+
+        chat = Chat.load("hf://Qwen/Qwen2-VL-2B-Instruct")
+        picture = {"type": "image", "path": "cat.jpg"}
+        question = {"type": "text", "text": "What is this?"}
+        print(chat.answer([{"role": "user", "content": [picture, question]}]).text)
 
     sources: which media may be read, and how large they may be.
     """
@@ -83,16 +90,19 @@ class Chat:
         sources: SourceRules | None = None,
         batch_rows: int | None = None,
     ) -> "Chat":
-        """Load a hub-format folder from a path or any fsspec URL; arguments as of Engine.load.
+        """Loads a folder in hub format from a path or any fsspec URL.
 
-        min_pixels, max_pixels: of pictures and of frames, height * width; None = the checkpoint's
-            own. video: which frames are looked at, and limits for frames alone.
-        Raises ModelError when the folder cannot be used, ValueError for the other arguments.
+        device, dtype, attention, mrope, batch_rows: as for Engine.load.
+        min_pixels, max_pixels: limits on height * width of pictures and of frames; None = those of
+            the checkpoint.
+        video: which frames are sampled, and limits for frames alone.
+        sources: which media may be read; None = all kinds of sources, up to 1 GiB.
+        Raises ModelError if the folder cannot be used, and ValueError for the other arguments.
         """
         folder = Folder.of(folder)
-        frames = VideoRules(min_pixels=min_pixels, max_pixels=max_pixels)
-        frames = frames if video is None else video.over(frames)
-        processor = Processor.load(folder, min_pixels, max_pixels, frames)
+        video_rules = VideoRules(min_pixels=min_pixels, max_pixels=max_pixels)
+        video_rules = video_rules if video is None else video.with_defaults(video_rules)
+        processor = Processor.load(folder, min_pixels, max_pixels, video_rules)
         engine = Engine.load(folder, device, dtype, batch_rows, attention, mrope)
         return cls(processor, engine, sources or SourceRules())
 
@@ -127,19 +137,24 @@ class Chat:
         errors: Literal["raise", "return"] = "raise",
         control_strings: ControlStrings = "refuse",
     ) -> Answer | list[Answer]:
-        """The answer to a conversation, or to each of a list of them, in one call of the engine.
+        """Answers a conversation, or each of a list of conversations in one call of the engine.
 
-        messages: {"role", "content"}, content a text or parts. A text part is {"type": "text",
-            "text"}. A picture is {"type": "image", "image" or "path" or "url": ...} with a path,
-            URL, data URL, bytes or a decoded picture (Pillow, array, tensor), {"image_url": {"url":
-            ...}} or {"type": "image", "base64": ...}. A video is {"type": "video", "video" or
-            "path" or "url": ...} with a path, URL, bytes, or its frames: a list of pictures of any
-            of these kinds, or an array or tensor [T, ...].
-            Beside it may be min_pixels and max_pixels; for a video fps or num_frames, start_s and
-            end_s (seconds of a file), and frame_rate (of a list of frames, which fps needs).
-        sampling: None = greedy, 128 tokens at most. video: rules for frames over those of `load`.
+        messages: a list of {"role": ..., "content": ...}, where content is a text or a list of
+            parts, or a list of such conversations. The parts are
+            - a text: {"type": "text", "text": ...};
+            - a picture: {"type": "image"} with "image", "path" or "url" (a path, URL, data URL,
+              bytes, or a decoded picture: Pillow, array or tensor) or with "base64"; or
+              {"image_url": {"url": ...}};
+            - a video: {"type": "video"} with "video", "path" or "url" (a path, URL, bytes, or its
+              frames: a list of pictures, or an array or tensor [T, ...]).
+            A picture or video may also have "min_pixels" and "max_pixels"; a video "fps" or
+            "num_frames"; a video file "start_s" and "end_s", in seconds; a list of frames
+            "frame_rate", in frames per second, without which "fps" cannot be used.
+        sampling: None = greedy, at most 128 tokens.
+        add_vision_id, control_strings: as for Processor.build_prompt.
+        video: sampling rules over those of `load`.
         errors: "raise" raises ChatError for the first conversation that cannot be answered, before
-            any is; "return" answers the others and gives the sentence in `Answer.error`.
+            any is answered; "return" answers the others and sets `Answer.error`.
         """
         if errors not in ("raise", "return"):
             raise ValueError(f"errors is {errors!r}, expected raise or return")
@@ -147,15 +162,15 @@ class Chat:
         chats: list[Any] = [messages] if single else list(messages)
         processor = self.processor
         if video is not None:
-            processor = _with_frames(processor, video)
+            processor = _with_video_rules(processor, video)
         answers: list[Answer] = []
         requests: list[Request] = []
         for number, chat in enumerate(chats):
             where = "" if single else f"conversation {number}: "
             try:
                 visuals, receipts = self._media(chat, processor)
-                bare = [_without_media(message) for message in chat]
-                ids = processor.build_prompt(bare, visuals, add_vision_id, control_strings)
+                placeholders = [_with_placeholders(message) for message in chat]
+                ids = processor.build_prompt(placeholders, visuals, add_vision_id, control_strings)
             except (ChatError, MediaError, PromptError) as error:
                 if errors == "raise":
                     raise ChatError(f"{where}{error}") from error
@@ -163,16 +178,18 @@ class Chat:
                 continue
             answers.append(Answer("", None, receipts, ids))
             requests.append(Request(str(number), ids, visuals, sampling or Sampling()))
-        for done in self.engine.generate(requests):
-            number = int(done.id)
-            if done.error and errors == "raise":
-                raise ChatError(f"{'' if single else f'conversation {number}: '}{done.error}")
-            text = "" if done.error else self.text(done)
-            answers[number] = replace(answers[number], text=text, completion=done, error=done.error)
+        for completion in self.engine.generate(requests):
+            number, problem = int(completion.id), completion.error
+            if problem and errors == "raise":
+                raise ChatError(f"{'' if single else f'conversation {number}: '}{problem}")
+            text = "" if problem else self.text(completion)
+            answers[number] = replace(
+                answers[number], text=text, completion=completion, error=problem
+            )
         return answers[0] if single else answers
 
     def text(self, completion: Completion) -> str:
-        """What a completion says, up to the stop string that ended it."""
+        """Returns the text of a completion, up to the stop string that ended it."""
         stop = (completion.stop,) if completion.stop else ()
         return self.processor.decode(completion.output_ids, stop)
 
@@ -191,20 +208,22 @@ class Chat:
     def _medium(
         self, kind: VisualKind, part: Message, processor: Processor
     ) -> tuple[VisualInput, Receipt]:
-        """The patches of one part's medium. Raises ValueError: what is wrong with it."""
-        key, value = _value(kind, part)
-        said = {key: part.get(key) for key in _OPTIONS[kind]}
+        """Returns the patches and the receipt of a medium. Raises ValueError or TypeError."""
+        key, value = _medium_entry(kind, part)
+        options = {option: part.get(option) for option in _OPTIONS[kind]}
         if kind == "image":
-            limits = processor.image_rules.with_limits(said["min_pixels"], said["max_pixels"])
+            limits = processor.image_rules.with_limits(options["min_pixels"], options["max_pixels"])
             processor = replace(processor, image_rules=limits)
         else:
-            keys = ("fps", "num_frames", *_PIXELS)
-            processor = _with_frames(processor, VideoRules(**{key: said[key] for key in keys}))
+            names = ("fps", "num_frames", *_PIXELS)
+            video = VideoRules(**{name: options[name] for name in names})
+            processor = _with_video_rules(processor, video)
         if key == "base64":
             value = data_bytes(value, self.sources.max_bytes)
         if isinstance(value, str | Path):
             value = read_source(value, self.sources)
-        rate, window = said.get("frame_rate"), (said.get("start_s"), said.get("end_s"))
+        rate = options.get("frame_rate")
+        window = options.get("start_s"), options.get("end_s")
         if isinstance(value, bytes | bytearray | memoryview):
             if len(value) > self.sources.max_bytes:
                 raise ValueError(
@@ -217,14 +236,14 @@ class Chat:
             return processor.prepare_picture(value)
         if window != (None, None):
             raise ValueError("start_s and end_s are of a file, and these are frames")
-        if rate is None and said["fps"] is not None:
+        if rate is None and options["fps"] is not None:
             raise ValueError("fps needs the frame_rate of these frames, in frames a second")
         if isinstance(value, list | tuple):
-            value = [self._frame(one) for one in value]
+            value = [self._decoded_frame(frame) for frame in value]
         return processor.prepare_frames(value, rate)
 
-    def _frame(self, frame: Any) -> Image.Image | np.ndarray | torch.Tensor:
-        """One frame of a list, decoded if it is a file."""
+    def _decoded_frame(self, frame: Any) -> Image.Image | np.ndarray | torch.Tensor:
+        """Returns a frame of a list, decoded if it is a file."""
         if isinstance(frame, str | Path):
             frame = read_source(frame, self.sources)
         if isinstance(frame, bytes | bytearray | memoryview):
@@ -233,7 +252,7 @@ class Chat:
 
 
 def _media_parts(chat: Sequence[Message]) -> Iterator[tuple[str, VisualKind, Message]]:
-    """Where it stands, the kind and the part of each medium of a checked chat."""
+    """Yields (location, kind, part) of each medium of a checked chat."""
     for number, message in enumerate(chat):
         if isinstance(message["content"], str):
             continue
@@ -242,56 +261,60 @@ def _media_parts(chat: Sequence[Message]) -> Iterator[tuple[str, VisualKind, Mes
                 yield f"messages[{number}].content[{index}]", kind, part
 
 
-def _without_media(message: Message) -> Message:
-    """The message with bare pads: its template has no business with the media themselves."""
+def _with_placeholders(message: Message) -> Message:
+    """Returns the message for the chat template, with {"type": kind} in place of each medium."""
     if isinstance(message["content"], str):
         return message
     kinds = [(part_kind(part), part) for part in message["content"]]
     return {**message, "content": [{"type": kind} if kind else part for kind, part in kinds]}
 
 
-def _value(kind: VisualKind, part: Message) -> tuple[str, Any]:
-    """The key that has the medium, and the medium."""
-    said = {key for key, value in part.items() if value is not None} - {"type"}
-    unknown = sorted(map(str, said - {*_PLACES[kind], *_OPTIONS[kind]}))
+def _medium_entry(kind: VisualKind, part: Message) -> tuple[str, Any]:
+    """Returns (key, medium) of a part. Raises ValueError for unknown and missing keys."""
+    given = {key for key, value in part.items() if value is not None} - {"type"}
+    allowed = *_MEDIUM_KEYS[kind], *_OPTIONS[kind]
+    unknown = sorted(map(str, given.difference(allowed)))
     if unknown:
-        known = ", ".join((*_PLACES[kind], *_OPTIONS[kind]))
-        raise ValueError(f"{unknown[0]:.80} is no key of {_a(kind)}, expected of {known}")
-    places = [key for key in _PLACES[kind] if key in said]
-    if len(places) != 1:
         raise ValueError(
-            f"found {_a(kind)} in {len(places)} places, expected it in one of "
-            f"{', '.join(_PLACES[kind])}"
+            f"{unknown[0]:.80} is no key of {_a(kind)}, expected one of {', '.join(allowed)}"
+        )
+    medium_keys = [key for key in _MEDIUM_KEYS[kind] if key in given]
+    if len(medium_keys) != 1:
+        raise ValueError(
+            f"found {_a(kind)} under {len(medium_keys)} keys, expected it under one of "
+            f"{', '.join(_MEDIUM_KEYS[kind])}"
         )
     for name in _OPTIONS[kind]:
         _check_number(name, part.get(name))
-    value = part[places[0]]
-    if places[0] == "image_url" and isinstance(value, Mapping):
+    key = medium_keys[0]
+    value = part[key]
+    if key == "image_url" and isinstance(value, Mapping):
         value = value.get("url")
-    if places[0] in ("path", "url", "image_url", "base64") and not isinstance(value, str | Path):
-        raise ValueError(f"{places[0]} is {value!r:.80}, expected a text")
-    return places[0], value
+    if key in ("path", "url", "image_url", "base64") and not isinstance(value, str | Path):
+        raise ValueError(f"{key} is {value!r:.80}, expected a text")
+    return key, value
 
 
 def _check_number(name: str, value: object) -> None:
-    """Raises ValueError unless an option is a number of its kind, or None."""
-    whole, zero = name in (*_PIXELS, "num_frames"), name in ("start_s", "end_s")
+    """Raises ValueError unless an option is a number in its range, or None."""
+    is_whole, zero_allowed = name in (*_PIXELS, "num_frames"), name in ("start_s", "end_s")
     if value is None:
         return
-    good = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
-    if not good or not (value >= 0 if zero else value > 0):  # type: ignore[operator]
-        words = f"{'whole ' * whole}number {'of at least' if zero else 'above'} 0"
-        raise ValueError(f"{name} is {value!r:.80}, expected a {words}")
+    is_number = isinstance(value, int if is_whole else int | float) and not isinstance(value, bool)
+    if not is_number or not (value >= 0 if zero_allowed else value > 0):  # type: ignore[operator]
+        number = "whole number" if is_whole else "number"
+        bound = "of at least" if zero_allowed else "above"
+        raise ValueError(f"{name} is {value!r:.80}, expected a {number} {bound} 0")
 
 
 def _a(kind: VisualKind) -> str:
     return "a picture" if kind == "image" else "a video"
 
 
-def _with_frames(processor: Processor, video: VideoRules) -> Processor:
-    """The same processor with other rules for frames over its own."""
+def _with_video_rules(processor: Processor, video: VideoRules) -> Processor:
+    """Returns the processor with other rules for videos over its own."""
     return replace(
         processor,
         frame_rules=processor.frame_rules.with_limits(video.min_pixels, video.max_pixels),
-        video_rules=video.over(processor.video_rules),
+        video_rules=video.with_defaults(processor.video_rules),
     )

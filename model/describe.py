@@ -1,4 +1,4 @@
-"""Turns a checkpoint folder into a page of text that says what it is. Weights are not read."""
+"""Describes a checkpoint folder in a page of text, without reading its weights."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -14,8 +14,10 @@ from mediamill.model.processor import Processor
 
 
 def describe(folder: str | Path | Folder, mrope: MRopeRule = "original") -> str:
-    """Lines "name: value": shapes, parameters, positions, limits, generation defaults, and keys of
-    config.json that are not known. Raises ModelError when the folder cannot be used.
+    """Returns lines "name: value" about a checkpoint.
+
+    They are its shapes, parameters, positions, limits and generation defaults, and the keys of
+    config.json that are not known. Raises ModelError if the folder cannot be used.
     """
     folder = Folder.of(folder)
     config = load_config(folder, mrope)
@@ -24,21 +26,22 @@ def describe(folder: str | Path | Folder, mrope: MRopeRule = "original") -> str:
     with torch.device("meta"):
         model = Qwen2VL(config)
     text, vision, rules = config.text, config.vision, processor.image_rules
-    total = sum(one.numel() for one in model.parameters())
-    seen = sum(one.numel() for one in model.visual.parameters())
+    total = sum(parameter.numel() for parameter in model.parameters())
+    vision_total = sum(parameter.numel() for parameter in model.visual.parameters())
     frames = processor.video_rules
-    fewest, most = frames.min_frames or DEFAULT_MIN_FRAMES, frames.max_frames or DEFAULT_MAX_FRAMES
-    looked_at = f"{frames.fps or DEFAULT_FPS:g} frames a second, {fewest} to {most} of them"
+    min_frames = frames.min_frames or DEFAULT_MIN_FRAMES
+    max_frames = frames.max_frames or DEFAULT_MAX_FRAMES
+    sampled = f"{frames.fps or DEFAULT_FPS:g} frames a second, {min_frames} to {max_frames} of them"
     if frames.num_frames:
-        looked_at = f"{frames.num_frames} frames"
+        sampled = f"{frames.num_frames} frames"
     if frames.do_sample_frames is False:
-        looked_at = "all frames"
-    said = {name: value for name, value in asdict(defaults).items() if value is not None}
+        sampled = "all frames"
+    generation = {name: value for name, value in asdict(defaults).items() if value is not None}
     rope = {name: value for name, value in asdict(text.rope).items() if name != "kind" and value}
     scaling = f" {_listed(rope)}" if text.rope.kind != "default" else ""
     lines = {
         "folder": str(folder),
-        "parameters": f"{total:,}, of them {seen:,} in the vision tower",
+        "parameters": f"{total:,}, of them {vision_total:,} in the vision tower",
         "dtype": config.dtype or "not said",
         "decoder": f"{text.num_hidden_layers} layers of width {text.hidden_size}, "
         f"{text.num_attention_heads} heads ({text.num_key_value_heads} key-value) of "
@@ -52,9 +55,9 @@ def describe(folder: str | Path | Folder, mrope: MRopeRule = "original") -> str:
         f"{list(text.mrope_section)}, {config.mrope} rule for videos",
         "context": f"{text.max_position_embeddings} tokens",
         "pictures": f"{rules.min_pixels} to {rules.max_pixels} pixels, in steps of {rules.factor}",
-        "videos": f"{looked_at}, of "
+        "videos": f"{sampled}, of "
         f"{processor.frame_rules.min_pixels} to {processor.frame_rules.max_pixels} pixels",
-        "generation": _listed(said),
+        "generation": _listed(generation),
         "unknown keys": ", ".join(config.unknown_keys) or "none",
     }
     return "\n".join(f"{name}: {value}" for name, value in lines.items())

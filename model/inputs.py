@@ -1,4 +1,4 @@
-"""The one form in which pictures and videos reach the network: uint8 patches and a grid."""
+"""The form in which pictures and videos enter the network: uint8 patches and a grid."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -14,9 +14,9 @@ class VisualInput:
     """One picture or one video, resized and cut into patches.
 
     kind: "image" or "video".
-    patches: uint8. [h*w, 3*p*p] for a picture (its equal temporal slices are stored once),
-        [t*h*w, 3*T*p*p] for a video; p = patch size, T = temporal patch size. Patches of one merge
-        group are neighbours.
+    patches: uint8, [h*w, 3*p*p] for a picture (its equal temporal slices are stored once) and
+        [t*h*w, 3*T*p*p] for a video, where p = patch size and T = temporal patch size. The patches
+        of one merge group follow each other.
     grid_thw: (t, h, w) in patches; t counts groups of T frames.
     merge_size: merge_size x merge_size patches become one visual token.
     """
@@ -28,6 +28,6 @@ class VisualInput:
 
     @property
     def tokens(self) -> int:
-        """Visual tokens after the merge."""
+        """Number of visual tokens: t * h * w / merge_size ** 2."""
         t, h, w = self.grid_thw
         return t * h * w // self.merge_size**2

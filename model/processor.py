@@ -1,7 +1,7 @@
-"""Turns media into patches, a chat with its media into token ids, and ids into text.
+"""The processor of a checkpoint: media to patches, chats to token ids, and token ids to text.
 
-One Processor holds all that a checkpoint folder says about its inputs. It needs no network weights
-and no device; where the bytes come from and what becomes of the ids it does not know.
+It reads a checkpoint folder's tokenizer, chat template and preprocessor files. It needs no weights
+and no device.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,12 +18,12 @@ from mediamill.model.generation.stopping import before_stop
 from mediamill.model.inputs import VisualInput, VisualKind
 from mediamill.model.layers.batch import PreparedPrompt, Side, collate
 from mediamill.model.media import option_values
-from mediamill.model.media.budgets import Budget
-from mediamill.model.media.containers import recognise
-from mediamill.model.media.content import MediaFile
+from mediamill.model.media.containers import detect_format
 from mediamill.model.media.frame_sampling import SAMPLING_KEYS, VideoRules
 from mediamill.model.media.image_rules import PIXEL_KEYS, ImageRules
 from mediamill.model.media.limits import MediaLimits
+from mediamill.model.media.media_file import MediaFile
+from mediamill.model.media.pixel_budget import PixelBudget
 from mediamill.model.media.pixels import Frames, Picture
 from mediamill.model.media.prepared import Receipt, prepare_frames, prepare_picture, prepare_video
 from mediamill.model.media.probe_cache import ProbeCache
@@ -34,26 +34,37 @@ from mediamill.model.text.prompt import (
     Message,
     check_messages,
     media_kinds,
-    texts,
     user_message,
-    without_texts,
 )
 from mediamill.model.text.tokenizer import Tokenizer
-from mediamill.model.text.user_text import encode_texts_plainly
+from mediamill.model.text.user_text import encode_plainly, encode_refusing
 
 __all__ = ["MediaLimits", "Processor", "Receipt", "VideoRules"]
 
 ControlStrings = Literal["refuse", "text"]
-_PAD_TOKEN = "<|endoftext|>"  # what published checkpoints pad with
+_DEFAULT_PAD_TOKEN = "<|endoftext|>"  # the pad token of published checkpoints
 
 
 @dataclass(frozen=True)
 class Processor:
-    """All that a checkpoint says about its inputs; `load` makes one.
+    """Prepares the inputs of a checkpoint; `load` makes one.
 
-    image_rules, frame_rules: for the pixels of pictures and of frames. video_rules: which frames.
+    Usage:
+
+        processor = Processor.load(folder)
+        visual, receipt = processor.prepare_media(Path("clip.mp4"))
+        messages = processor.user_message("What happens?", [visual.kind])
+        prompt_ids = processor.build_prompt(messages, [visual])
+        ...
+        text = processor.decode(answer_ids)
+
+    image_rules, frame_rules: rules for the pixels of pictures and of frames.
+    video_rules: rules for which frames of a video are used.
+    limits: limits on media; max_visual_tokens is at most max_context.
     max_context: tokens that the model takes, prompt and answer together.
-    pad_id: pads the shorter prompts of a batch. known: the last files, from window to window.
+    image_pad_id, video_pad_id: the token that stands for one visual token in a prompt.
+    pad_id: pads the shorter prompts of a batch.
+    probe_cache: spares a second reading of a file for its next window.
     """
 
     tokenizer: Tokenizer
@@ -66,7 +77,7 @@ class Processor:
     image_pad_id: int
     video_pad_id: int
     pad_id: int
-    known: ProbeCache = field(default_factory=ProbeCache, compare=False, repr=False)
+    probe_cache: ProbeCache = field(default_factory=ProbeCache, compare=False, repr=False)
 
     @classmethod
     def load(
@@ -82,13 +93,15 @@ class Processor:
     ) -> "Processor":
         """Reads tokenizer, chat template, preprocessor files and config.json of a folder.
 
-        image, frames: options of the reference's picture and video processor over those of the
-            checkpoint, by the reference's own names, such as {"do_resize": False}; frames also for
-            sampling, such as {"num_frames": 8}. A key that there is not is an error.
-        image_min_pixels, image_max_pixels: over `image`. video: over `frames`, as far as it says
-            something. What nobody says comes from the checkpoint's file, then from the defaults:
-            2 frames a second, at least 4, at most 768.
-        Raises ModelError (a ValueError): the file or option, what was found, what was expected.
+        Arguments win over the checkpoint's files, which win over the defaults (2 frames a second,
+        4 to 768 of them).
+
+        image_min_pixels, image_max_pixels: win over `image`.
+        video: wins over `frames`, as far as its rules are set.
+        limits: None = the defaults of MediaLimits.
+        image, frames: options of the reference's image and video processor by its own names, such
+            as {"do_resize": False}; `frames` also takes those for sampling, as {"num_frames": 8}.
+        Raises ModelError (a ValueError) for unusable files and options, and for unknown keys.
         """
         folder = Folder.of(folder)
         config = load_config(folder)
@@ -111,14 +124,14 @@ class Processor:
             video_rules=video_rules,
             limits=limits,
             max_context=max_context,
-            image_pad_id=_pad_id(folder, tokenizer, IMAGE_PAD, config.image_token_id),
-            video_pad_id=_pad_id(folder, tokenizer, VIDEO_PAD, config.video_token_id),
+            image_pad_id=_media_pad_id(folder, tokenizer, IMAGE_PAD, config.image_token_id),
+            video_pad_id=_media_pad_id(folder, tokenizer, VIDEO_PAD, config.video_token_id),
             pad_id=_padding_id(folder, tokenizer),
         )
 
     @property
     def rules(self) -> dict[VisualKind, ImageRules]:
-        """The rules that this processor's patches were made by, as the engine wants them."""
+        """The pixel rules by kind of medium, which the engine needs to normalize the patches."""
         return {"image": self.image_rules, "video": self.frame_rules}
 
     def prepare_media(
@@ -128,18 +141,18 @@ class Processor:
         start_s: float | None = None,
         end_s: float | None = None,
     ) -> tuple[VisualInput, Receipt]:
-        """The patches of one picture or video file, and the receipt.
+        """Returns the patches and the receipt of one picture or video file.
 
-        data: bytes, or a file, of which a video is read as it is decoded. kind: None = told from
-            the bytes; a GIF is a picture then, unless a window is given.
-        start_s, end_s: a window of a video, in seconds; only its frames are looked at.
+        data: bytes, or a path; a video at a path is read while it is decoded.
+        kind: None = detected from the bytes; a GIF is then a picture, unless a window is given.
+        start_s, end_s: a window of a video, in seconds; only its frames are sampled.
         Raises MediaError, PromptError context_too_long for too many visual tokens, and OSError.
         """
         file = MediaFile.of(data)
         if kind is None:
-            found = recognise(file)
-            window = start_s is not None or end_s is not None
-            kind = "video" if window and found.name == "GIF" else found.kind
+            file_format = detect_format(file)
+            has_window = start_s is not None or end_s is not None
+            kind = "video" if has_window and file_format.name == "GIF" else file_format.kind
         if kind == "image":
             if start_s is not None or end_s is not None:
                 raise MediaError(
@@ -148,13 +161,13 @@ class Processor:
                 )
             return prepare_picture(file, self.image_rules, self.limits)
         rules = self.video_rules, self.frame_rules, self.limits
-        return prepare_video(file, *rules, start_s, end_s, self.known)
+        return prepare_video(file, *rules, start_s, end_s, self.probe_cache)
 
     def prepare_picture(self, picture: Picture) -> tuple[VisualInput, Receipt]:
-        """The patches of a picture that is decoded already, and the receipt.
+        """Returns the patches and the receipt of a decoded picture.
 
-        picture: of Pillow, in any mode; an array [H, W] or [H, W, 3] or a tensor [3, H, W], uint8.
-        Pillow's follow the rules of files: EXIF applied, transparency over white.
+        picture: a Pillow picture of any mode, which is treated as a file is (EXIF orientation,
+            transparency over white); a uint8 array [H, W] or [H, W, 3], or a tensor [3, H, W].
         Raises MediaError, and PromptError context_too_long.
         """
         return prepare_picture(picture, self.image_rules, self.limits)
@@ -162,30 +175,34 @@ class Processor:
     def prepare_frames(
         self, frames: Frames, fps: float | None = None, video: VideoRules | None = None
     ) -> tuple[VisualInput, Receipt]:
-        """The patches of a video whose frames are decoded already, and the receipt.
+        """Returns the patches and the receipt of a video whose frames are decoded already.
 
-        frames: a list of pictures as `prepare_picture` takes them, all of one size; an array
-            [T, H, W, 3] or a tensor [T, 3, H, W], uint8.
-        fps: of these frames, in frames a second; with it they are sampled by this processor's rules
-            (and by `video`, over them). None: all are looked at, unless num_frames is set.
-        Raises MediaError, PromptError context_too_long, and ValueError for an fps that is no rate.
+        frames: a list of pictures as `prepare_picture` takes them, all of one size; a uint8 array
+            [T, H, W, 3] or a tensor [T, 3, H, W].
+        fps: frames per second of `frames`. None: unknown; all frames are used then, unless
+            num_frames is set.
+        video: sampling rules over this processor's.
+        Raises MediaError, PromptError context_too_long, and ValueError for an fps out of range.
         """
-        rules = self.video_rules if video is None else video.over(self.video_rules)
+        rules = self.video_rules if video is None else video.with_defaults(self.video_rules)
         return prepare_frames(frames, fps, rules, self.frame_rules, self.limits)
 
     def picture_tokens(self, height: int, width: int) -> int:
-        """Visual tokens of a picture of this size in pixels. ValueError if it cannot be used."""
+        """Returns the visual tokens of a picture of this size in pixels. Raises ValueError."""
         return self.image_rules.tokens_of(self.image_rules.size_of(height, width))
 
     def video_tokens(self, frames: int, height: int, width: int) -> int:
-        """Visual tokens of so many frames looked at, of this size. Raises as `Budget.tokens_of`."""
-        budget = Budget(self.video_rules, self.frame_rules, self.limits)
-        return budget.tokens_of((height, width), frames)
+        """Returns the visual tokens of `frames` sampled frames of this size in pixels.
+
+        Raises as `PixelBudget.visual_tokens`.
+        """
+        budget = PixelBudget(self.video_rules, self.frame_rules, self.limits)
+        return budget.visual_tokens((height, width), frames)
 
     def collate(
         self, prompts: Sequence[PreparedPrompt], padding_side: Side = "left"
     ) -> dict[str, torch.Tensor]:
-        """Prompts with their media as the padded tensors of one forward pass: see `batch.collate`.
+        """Pads prompts with their media to the tensors of one forward pass: see `batch.collate`.
 
         prompts: anything with `input_ids` and `visuals`, such as the engine's Request.
         """
@@ -198,30 +215,29 @@ class Processor:
         add_vision_id: bool = False,
         control_strings: ControlStrings = "refuse",
     ) -> list[int]:
-        """Token ids of a chat, ready for the answer; each medium's pad is repeated once per token.
+        """Returns the token ids of a chat, up to the beginning of the model's answer.
 
-        visuals: the media in the order in which the messages mention them.
-        control_strings: what to do with one, such as "<|im_end|>", in a text: "refuse" the prompt,
-            or encode it as the plain "text" that it is. Texts never make a control token.
-        Raises PromptError: prompt_invalid for a malformed chat, for a control string in a text and
-        for media that do not match the messages; context_too_long.
+        A medium's pad token is repeated once for each of its visual tokens.
+
+        visuals: the media, in the order in which the messages mention them.
+        add_vision_id: numbers the media ("Picture 1: ").
+        control_strings: for a control string such as "<|im_end|>" in a text: "refuse" raises,
+            "text" encodes it as ordinary text. A text never makes a control token.
+        Raises PromptError prompt_invalid for a malformed chat, a refused control string and media
+        that do not match the messages; context_too_long for a prompt longer than the context.
         """
         if control_strings not in ("refuse", "text"):
             raise ValueError(f"control_strings is {control_strings!r}, expected refuse or text")
         check_messages(messages)
-        wanted, given = media_kinds(messages), [visual.kind for visual in visuals]
-        if wanted != given:
+        mentioned, given = media_kinds(messages), [visual.kind for visual in visuals]
+        if mentioned != given:
             raise PromptError(
                 "prompt_invalid",
-                f"the messages mention {_listed(wanted)}, but {_listed(given)} came with them",
+                f"the messages mention {_listed(mentioned)}, but {_listed(given)} came with them",
             )
-        if control_strings == "text":
-            plain = encode_texts_plainly(self.tokenizer, self.template, messages, add_vision_id)
-        else:
-            text = self.template.render(messages, add_vision_id=add_vision_id)
-            self._refuse_control_strings(messages, text, add_vision_id)
-            plain = self.tokenizer.encode(text)
-        ids = self._expand(plain, visuals)
+        encode = encode_plainly if control_strings == "text" else encode_refusing
+        unexpanded = encode(self.tokenizer, self.template, messages, add_vision_id)
+        ids = self._expand(unexpanded, visuals)
         if len(ids) > self.max_context:
             tokens = sum(visual.tokens for visual in visuals)
             raise PromptError(
@@ -234,56 +250,37 @@ class Processor:
     def user_message(
         self, prompt: str, kinds: Sequence[VisualKind], system: str | None = None
     ) -> list[Message]:
-        """A chat of one turn: the media first, then the text; before it the system text, if any."""
+        """Returns a chat of one turn: the system text, if any, then the media and the prompt."""
         return user_message(prompt, kinds, system)
 
     def decode(self, ids: Sequence[int], stop: Sequence[str] = ()) -> str:
-        """The text of an answer: without control tokens and without blanks around it.
+        """Returns the text of an answer, without control tokens and surrounding white space.
 
-        stop: the text ends before the first of these strings that it holds.
+        stop: the text ends before the first of these strings in it.
         """
         return before_stop(self.tokenizer.decode(ids), stop).strip()
 
     def post_process(self, answers: Sequence[Sequence[int]]) -> list[str]:
-        """Texts of answers without control tokens, blanks kept: post_process_image_text_to_text."""
+        """Returns texts with surrounding white space, as post_process_image_text_to_text does."""
         return [self.tokenizer.decode(ids) for ids in answers]
 
-    def _refuse_control_strings(
-        self, messages: Sequence[Message], text: str, add_vision_id: bool
-    ) -> None:
-        for one in texts(messages):
-            if found := self.tokenizer.control_tokens_in(one):
-                raise PromptError(
-                    "prompt_invalid",
-                    f"a text of the prompt holds the control string {found[0]}, which only the "
-                    "chat template may write",
-                )
-        # Texts may also join up to one across the parts of a message.
-        bare = self.template.render(without_texts(messages), add_vision_id=add_vision_id)
-        for token in self.tokenizer.special:
-            if text.count(token) != bare.count(token):
-                raise PromptError(
-                    "prompt_invalid",
-                    f"the texts of the prompt together make the control string {token}, which only "
-                    "the chat template may write",
-                )
-
     def _expand(self, ids: list[int], visuals: Sequence[VisualInput]) -> list[int]:
+        """Repeats each pad token once for each visual token of its medium."""
         expanded: list[int] = []
         kinds: dict[int, VisualKind] = {self.image_pad_id: "image", self.video_pad_id: "video"}
-        rest = iter(visuals)
+        remaining = iter(visuals)
         for token in ids:
             kind = kinds.get(token)
             if kind is None:
                 expanded.append(token)
                 continue
-            visual = next(rest, None)
+            visual = next(remaining, None)
             if visual is None or visual.kind != kind or not visual.tokens:
                 raise PromptError(
                     "prompt_invalid", f"the chat template asks for a {kind} that the messages lack"
                 )
             expanded.extend([token] * visual.tokens)
-        if next(rest, None) is not None:
+        if next(remaining, None) is not None:
             raise PromptError(
                 "prompt_invalid", "the chat template leaves out a picture or video of the messages"
             )
@@ -293,50 +290,51 @@ class Processor:
 def _frame_rules(
     folder: Folder, options: Mapping[str, Any], video: VideoRules
 ) -> tuple[ImageRules, VideoRules]:
-    """Rules for the pixels of frames, and for which frames: `video` over options over the file."""
+    """Returns the rules for pixels and for sampling: `video` over options over the checkpoint."""
     option_values.refuse_unknown_keys(options, PIXEL_KEYS | SAMPLING_KEYS, "frames")
     pixels = ImageRules.from_checkpoint(folder, "video")
-    own = {key: value for key, value in options.items() if key in PIXEL_KEYS}
-    if own:
-        pixels = pixels.with_overrides(own, "frames")
-    rules = video.over(VideoRules.from_options(options, "frames"))
-    rules = rules.over(VideoRules.from_checkpoint(folder))
+    pixel_options = {key: value for key, value in options.items() if key in PIXEL_KEYS}
+    if pixel_options:
+        pixels = pixels.with_overrides(pixel_options, "frames")
+    rules = video.with_defaults(VideoRules.from_options(options, "frames"))
+    rules = rules.with_defaults(VideoRules.from_checkpoint(folder))
     return pixels.with_limits(video.min_pixels, video.max_pixels), rules
 
 
 def _check_sizes(folder: Folder, rules: ImageRules, config: Qwen2VLConfig) -> None:
-    """The network's patches have to be those that pictures are cut into."""
+    """Raises ModelError if the patches of the preprocessor are not those of the network."""
     vision = config.vision
-    for key, found, expected in (
+    for key, size, expected in (
         ("patch_size", rules.patch_size, vision.patch_size),
         ("temporal_patch_size", rules.temporal_patch_size, vision.temporal_patch_size),
         ("merge_size", rules.merge_size, vision.spatial_merge_size),
     ):
-        if found != expected:
+        if size != expected:
             raise ModelError(
-                f"{folder}: {key} is {found} for pictures or videos, expected {expected} as in "
+                f"{folder}: {key} is {size} for pictures or videos, expected {expected} as in "
                 "vision_config of config.json"
             )
 
 
 def _padding_id(folder: Folder, tokenizer: Tokenizer) -> int:
-    """Of pad_token in tokenizer_config.json, else of the token that published checkpoints have."""
+    """Returns the id of pad_token in tokenizer_config.json, by default of _DEFAULT_PAD_TOKEN."""
     token = (folder.read_json("tokenizer_config.json") or {}).get("pad_token")
     if isinstance(token, dict):
         token = token.get("content")
-    found = tokenizer.special.get(token or _PAD_TOKEN)
-    if found is None:
+    token_id = tokenizer.special.get(token or _DEFAULT_PAD_TOKEN)
+    if token_id is None:
         raise ModelError(
             f"{folder}: pad_token is {token!r}, expected a control token of tokenizer.json"
         )
-    return found
+    return token_id
 
 
-def _pad_id(folder: Folder, tokenizer: Tokenizer, pad: str, expected: int) -> int:
-    found = tokenizer.special.get(pad)
-    if found != expected:
+def _media_pad_id(folder: Folder, tokenizer: Tokenizer, pad: str, expected: int) -> int:
+    """Returns `expected`, the id by config.json; raises ModelError if the tokenizer has another."""
+    token_id = tokenizer.special.get(pad)
+    if token_id != expected:
         raise ModelError(
-            f"{folder}: {pad} has the id {found} in tokenizer.json, expected {expected} "
+            f"{folder}: {pad} has the id {token_id} in tokenizer.json, expected {expected} "
             "as in config.json"
         )
     return expected

@@ -1,4 +1,4 @@
-"""Draws long videos whose every moment is known: clips of the embedded world in a row."""
+"""Makes long videos with known contents: concatenated clips of synthetic scenes."""
 
 import io
 import tempfile
@@ -15,7 +15,7 @@ from mediamill.model.tiny.scenes import draw_clip
 
 @dataclass(frozen=True)
 class Event:
-    """What is seen from start_s up to end_s. caption: the embedded world's."""
+    """A clip of a film, which is shown from start_s to end_s, and its caption."""
 
     start_s: float
     end_s: float
@@ -25,13 +25,13 @@ class Event:
 def film(
     seed: int, seconds: Sequence[int], side: int = 288, form: str = "mp4", **options: str
 ) -> tuple[bytes, list[Event]]:
-    """A video of square clips of so many seconds each, and what is seen when.
+    """Makes a video of square clips. Returns the file and its clips.
 
-    options: of the container.
+    seconds: length of each clip. options: of the container.
     """
     rng = np.random.default_rng(seed)
     events: list[Event] = []
-    # The library reads a file again to put its index first: it has to be on disk.
+    # FFmpeg reads the file again to put its index first, so it has to be on disk.
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "film"
         with av.open(path, "w", format=form, options=options) as container:
@@ -50,7 +50,7 @@ def film(
 
 
 def repeated(data: bytes, times: int, path: Path) -> None:
-    """Writes an MP4 file that shows a video so many times in a row, without encoding it again."""
+    """Writes an MP4 file that shows a video `times` times, without encoding it again."""
     with av.open(str(path), "w", format="mp4") as container:
         stream, at = None, 0
         for _ in range(times):

@@ -1,6 +1,6 @@
-"""Draws real picture and video files of many kinds, sound and broken, for tests.
+"""Makes picture and video files of many kinds, valid and damaged, for tests.
 
-Everything is drawn from a seed and encoded in memory; nothing is read from elsewhere.
+Everything is drawn from a seed and encoded; no file is read.
 """
 
 import io
@@ -23,7 +23,7 @@ def draw(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarra
 
 
 def encode(picture: Image.Image, form: str, **options: object) -> bytes:
-    """The bytes of a picture file."""
+    """Encodes a picture file."""
     file = io.BytesIO()
     picture.save(file, form, **options)
     return file.getvalue()
@@ -32,7 +32,7 @@ def encode(picture: Image.Image, form: str, **options: object) -> bytes:
 def jpeg(
     height: int = 90, width: int = 120, seed: int = 0, orientation: int | None = None
 ) -> bytes:
-    """A JPEG file, with an EXIF orientation if asked for."""
+    """Makes a JPEG file, with an EXIF orientation if one is given."""
     picture = Image.fromarray(draw(height, width, seed=seed))
     if orientation is None:
         return encode(picture, "JPEG")
@@ -42,7 +42,7 @@ def jpeg(
 
 
 def animation(frames: int = 3, form: str = "GIF", height: int = 48, width: int = 64) -> bytes:
-    """An animated GIF, WebP or PNG of 10 frames a second."""
+    """Makes an animated GIF, WebP or PNG of 10 frames a second."""
     pictures = [Image.fromarray(draw(height, width, seed=seed)) for seed in range(frames)]
     return encode(pictures[0], form, save_all=True, append_images=pictures[1:], duration=100)
 
@@ -50,11 +50,11 @@ def animation(frames: int = 3, form: str = "GIF", height: int = 48, width: int =
 def numbered_frames(
     count: int, height: int = 64, width: int = 96, seed: int = 0
 ) -> list[np.ndarray]:
-    """Frames uint8 [height, width, 3], all different: a ground and a moving bar."""
-    ground = draw(height, width, seed=seed)
+    """Returns frames uint8 [height, width, 3], all different: a background and a moving bar."""
+    background = draw(height, width, seed=seed)
     frames = []
     for index in range(count):
-        frame = ground.copy()
+        frame = background.copy()
         left = index * (width - 12) // max(1, count - 1)
         frame[:, left : left + 12] = (250, 30 * (index % 8), 20)
         frames.append(frame)
@@ -66,18 +66,18 @@ def video(
     form: str = "mp4",
     codec: str = "libx264",
     rate: int = 10,
-    stamps: Sequence[int] | None = None,
+    timestamps: Sequence[int] | None = None,
     rotation: int = 0,
     pixel_format: str = "yuv420p",
     options: dict[str, str] | None = None,
     container_options: dict[str, str] | None = None,
 ) -> bytes:
-    """The bytes of a video file.
+    """Makes a video file.
 
-    stamps: times of the frames in milliseconds, for a variable rate. rotation: degrees, in the
-    file's metadata.
+    timestamps: of the frames in milliseconds, for a variable rate.
+    rotation: in degrees, for the file's metadata.
     """
-    # The library reads a file again to put its index first: it has to be on disk.
+    # FFmpeg reads the file again to put its index first, so it has to be on disk.
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "video"
         with av.open(file, "w", format=form, options=container_options or {}) as container:
@@ -85,21 +85,21 @@ def video(
             stream.height, stream.width = frames[0].shape[:2]
             stream.pix_fmt = pixel_format
             stream.thread_count = 1
-            if stamps is not None:
+            if timestamps is not None:
                 stream.codec_context.time_base = Fraction(1, 1000)
             if rotation:
                 stream.set_display_rotation(rotation)
             for index, pixels in enumerate(frames):
                 frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-                if stamps is not None:
-                    frame.pts, frame.time_base = stamps[index], Fraction(1, 1000)
+                if timestamps is not None:
+                    frame.pts, frame.time_base = timestamps[index], Fraction(1, 1000)
                 container.mux(stream.encode(frame))
             container.mux(stream.encode(None))
         return file.read_bytes()
 
 
 def audio_only(seconds: float = 0.5) -> bytes:
-    """An MP4 file with sound and no picture."""
+    """Makes an MP4 file with sound and without pictures."""
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
         stream = container.add_stream("aac", rate=16000, layout="mono")
@@ -112,20 +112,20 @@ def audio_only(seconds: float = 0.5) -> bytes:
 
 
 def all_frames(data: bytes) -> list[np.ndarray]:
-    """Every frame as the decoder gives it, RGB, not turned: the plainest decode there is."""
+    """Returns all frames as the decoder returns them: RGB, not rotated."""
     with av.open(io.BytesIO(data)) as container:
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
 
 
 def all_times(data: bytes) -> list[float]:
-    """Seconds of every frame from the first one, by the same plain decode."""
+    """Returns the seconds of all frames from the first one, as the decoder returns them."""
     with av.open(io.BytesIO(data)) as container:
         times = [frame.time for frame in container.decode(video=0)]
     return [time - times[0] for time in times]
 
 
 def with_packets_that_show_nothing(data: bytes, count: int = 3) -> bytes:
-    """The same MKV video and, behind it, packets from which the decoder gets no frame."""
+    """Returns an MKV with the same video, and behind it packets that decode to no frame."""
     file = io.BytesIO()
     with av.open(io.BytesIO(data)) as source, av.open(file, "w", format="matroska") as container:
         stream = container.add_stream_from_template(source.streams.video[0])
@@ -144,5 +144,5 @@ def with_packets_that_show_nothing(data: bytes, count: int = 3) -> bytes:
 
 
 def cut(data: bytes, share: float = 0.6) -> bytes:
-    """The beginning of a file."""
+    """Returns the beginning of a file."""
     return data[: int(len(data) * share)]

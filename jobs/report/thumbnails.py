@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from PIL import Image
 
-from mediamill.model.media.containers import recognise
+from mediamill.model.media.containers import detect_format
 from mediamill.model.media.frame_sampling import VideoRules
 from mediamill.model.media.image_rules import ImageRules
 from mediamill.model.media.images import decode_image
@@ -35,7 +35,7 @@ def thumbnails(data: bytes, limits: MediaLimits) -> tuple[Thumbnail, ...]:
 
     Raises MediaError when the media cannot be decoded.
     """
-    if recognise(data).kind == "image":
+    if detect_format(data).kind == "image":
         return (_encode(_fit(decode_image(data, limits.max_image_pixels))),)
     clip = decode_video(data, VideoRules(num_frames=CLIP_FRAMES), FRAME_RULES, limits)
     return tuple(_encode(frame) for frame in clip.frames)

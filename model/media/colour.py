@@ -1,8 +1,9 @@
-"""Turns an opened Pillow picture of any mode and orientation into upright RGB bytes.
+"""Converts an open Pillow picture of any mode and EXIF orientation to upright RGB.
 
-The rules are the reference's (transparency over white, then RGB), except for 16-bit grey, which the
-reference clips to white and which is scaled here, for 32-bit modes, which are refused, and for the
-EXIF orientation, which the reference applies to files and not to open pictures.
+The rules are those of the reference (transformers): transparency over white, then RGB. There are
+three deviations: 16-bit grey is scaled to 8 bits (the reference clips it to white), 32-bit modes
+are refused, and the EXIF orientation is applied to every picture (the reference applies it to files
+only).
 """
 
 from collections.abc import Callable
@@ -13,10 +14,11 @@ from PIL import ExifTags, Image
 
 from mediamill.model.errors import MediaError
 
-_BAND = 1024**2  # pixels that are converted at once
+_BAND_PIXELS = 1024**2  # converted at once
 
-# EXIF orientation -> whether rows run upwards, columns run leftwards, and both change places then.
-_TURNS: dict[int, tuple[bool, bool, bool]] = {
+# EXIF orientation (tag 0x0112, EXIF 2.32 section 4.6.4) -> how to make the stored pixels upright:
+# flip vertically, flip horizontally, and then transpose.
+_FLIPS: dict[int, tuple[bool, bool, bool]] = {
     2: (False, True, False),
     3: (True, True, False),
     4: (True, False, False),
@@ -29,50 +31,52 @@ _TURNS: dict[int, tuple[bool, bool, bool]] = {
 
 def upright_rgb(
     picture: Image.Image,
-    note: Callable[[str], None],
+    add_note: Callable[[str], None],
     convert: bool = True,
     pixels: npt.NDArray[np.uint8] | None = None,
 ) -> npt.NDArray[np.uint8]:
-    """uint8 [H, W, 3], contiguous; `note` is told what was changed on the way.
+    """Returns the pixels as uint8 [H, W, 3], contiguous.
 
-    picture: loaded, or only opened if `pixels` are given: its RGB pixels as stored, [H, W, 3].
-    convert: False takes RGB as it is and refuses all other modes.
-    Raises MediaError decode_unsupported for those, and for 32-bit grey and float pictures.
+    picture: loaded; it need only be open if `pixels` are given.
+    add_note: is called with a sentence for each change, for the receipt.
+    convert: False refuses pictures that are not RGB.
+    pixels: the RGB pixels as stored, uint8 [H, W, 3], if they are decoded already.
+    Raises MediaError decode_unsupported for refused modes, and for 32-bit grey and float pictures.
     """
     if not convert and picture.mode != "RGB":
         raise MediaError(
             "decode_unsupported",
             f"the picture has the mode {picture.mode} and do_convert_rgb is false; expected RGB",
         )
-    # An orientation that the loader has applied already (TIFF) is no longer in the metadata.
+    # Pillow's TIFF loader applies the orientation itself and removes it from the metadata.
     orientation = _orientation(picture)
     if pixels is None:
-        pixels = _rgb(picture, note) if convert else np.array(picture, dtype=np.uint8)
-    if orientation in _TURNS:
-        note(f"turned upright (EXIF orientation {orientation})")
-        return _turned(pixels, *_TURNS[orientation])
+        pixels = _rgb(picture, add_note) if convert else np.array(picture, dtype=np.uint8)
+    if orientation in _FLIPS:
+        add_note(f"turned upright (EXIF orientation {orientation})")
+        return _flipped(pixels, *_FLIPS[orientation])
     return pixels
 
 
-def _turned(
-    pixels: npt.NDArray[np.uint8], upwards: bool, leftwards: bool, swapped: bool
+def _flipped(
+    pixels: npt.NDArray[np.uint8], vertically: bool, horizontally: bool, transpose: bool
 ) -> npt.NDArray[np.uint8]:
-    whole = pixels.view("V3")[..., 0]  # a pixel is moved in one piece
-    turned = whole[:: -1 if upwards else 1, :: -1 if leftwards else 1]
-    turned = np.ascontiguousarray(turned.T if swapped else turned)
-    return turned.view(np.uint8).reshape(*turned.shape, 3)
+    whole = pixels.view("V3")[..., 0]  # one element a pixel: numpy moves its 3 bytes at once
+    flipped = whole[:: -1 if vertically else 1, :: -1 if horizontally else 1]
+    flipped = np.ascontiguousarray(flipped.T if transpose else flipped)
+    return flipped.view(np.uint8).reshape(*flipped.shape, 3)
 
 
 def _orientation(picture: Image.Image) -> int:
     try:
         value = picture.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # noqa: BLE001 - Pillow's parser raises whatever damage makes
-        return 1  # metadata that cannot be read say nothing; the pixels are still good
+    except Exception:  # noqa: BLE001 - on damage Pillow's parser raises any exception
+        return 1  # unreadable metadata are ignored: the pixels are still good
     return value if isinstance(value, int) else 1
 
 
-def _rgb(picture: Image.Image, note: Callable[[str], None]) -> npt.NDArray[np.uint8]:
-    """uint8 [H, W, 3], band by band: no second picture of the whole size is ever made."""
+def _rgb(picture: Image.Image, add_note: Callable[[str], None]) -> npt.NDArray[np.uint8]:
+    """Returns uint8 [H, W, 3], converted band by band: no second copy of the picture is made."""
     if picture.mode in ("I", "F"):
         raise MediaError(
             "decode_unsupported",
@@ -80,37 +84,35 @@ def _rgb(picture: Image.Image, note: Callable[[str], None]) -> npt.NDArray[np.ui
             "expected 8 or 16 bits",
         )
     if picture.mode.startswith("I;16"):
-        note("16-bit grey scaled to 8 bits")
+        add_note("16-bit grey scaled to 8 bits")
     width, height = picture.size
     whole = np.empty((height, width, 3), np.uint8)
-    rows = max(1, _BAND // width)
-    transparent = False
-    for top in range(0, height, rows):
-        stop = min(height, top + rows)
-        band = picture if rows >= height else picture.crop((0, top, width, stop))
-        pixels, seen_through = _band_rgb(band)
+    band_rows = max(1, _BAND_PIXELS // width)
+    has_transparency = False
+    for top in range(0, height, band_rows):
+        stop = min(height, top + band_rows)
+        band = picture if band_rows >= height else picture.crop((0, top, width, stop))
+        pixels, is_transparent = _band_rgb(band)
         whole[top:stop] = np.asarray(pixels)
-        transparent = transparent or seen_through
-    if transparent:
-        note("transparency laid over white")
+        has_transparency = has_transparency or is_transparent
+    if has_transparency:
+        add_note("transparency laid over white")
     return whole
 
 
 def _band_rgb(picture: Image.Image) -> tuple[Image.Image | npt.NDArray[np.uint8], bool]:
-    """RGB pixels of a part of a picture, and whether any of them were transparent."""
+    """Returns a band as RGB, and whether any of its pixels are transparent."""
     if picture.mode.startswith("I;16"):
         return _from_grey16(picture)
-    if picture.mode in (
-        "La",
-        "RGBa",
-    ):  # premultiplied: Pillow converts these to their plain form only
+    # Pillow converts premultiplied modes to their plain form only.
+    if picture.mode in ("La", "RGBa"):
         picture = picture.convert("LA" if picture.mode == "La" else "RGBA")
     if "A" not in picture.getbands() and picture.info.get("transparency") is None:
         return picture.convert("RGB"), False
     rgba = picture.convert("RGBA")
     white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-    seen_through = rgba.getchannel("A").getextrema() != (255, 255)
-    return Image.alpha_composite(white, rgba).convert("RGB"), seen_through
+    is_transparent = rgba.getchannel("A").getextrema() != (255, 255)
+    return Image.alpha_composite(white, rgba).convert("RGB"), is_transparent
 
 
 def _from_grey16(picture: Image.Image) -> tuple[npt.NDArray[np.uint8], bool]:

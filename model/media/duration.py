@@ -1,7 +1,7 @@
-"""Turns the header and the index of a video file into how long it lasts.
+"""Measures how long a video lasts, from its header and index where they are reliable.
 
-The packets are only read where neither tells it, or where what they tell may be another stream's.
-Frames are decoded only where packets tell no times.
+The packets are read only if the header has no duration, or one that may be another stream's;
+frames are decoded only if the packets have no times.
 """
 
 import re
@@ -11,77 +11,84 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from mediamill.model.errors import MediaError
-from mediamill.model.media.containers import Format
-from mediamill.model.media.content import MediaFile, Source
+from mediamill.model.media.containers import FileFormat
 from mediamill.model.media.limits import MediaLimits
+from mediamill.model.media.media_file import MediaFile, Source
 from mediamill.model.media.probe_cache import ProbeCache
-from mediamill.model.media.video import as_video, frame_times
-from mediamill.model.media.video_file import check_samples, opened
+from mediamill.model.media.video import video_format, video_timeline
+from mediamill.model.media.video_file import check_sample_count, open_video
 
 _CLOCK = re.compile(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)")
-_MICROSECONDS = 1_000_000  # in which the library tells a container's duration
-_FROM_HEADER = ("mov", "matroska", "avi")
+_AV_TIME_BASE = 1_000_000  # FFmpeg counts a container's duration in microseconds
+_FORMATS_WITH_DURATION = ("mov", "matroska", "avi")
 
 
 class WholeFileNeededError(Exception):
-    """Neither header nor index tell the duration, and the file is not whole."""
+    """The header and the index have no duration, and the file is not complete."""
 
 
 def duration_s(
     source: Source,
     limits: MediaLimits | None = None,
-    whole: bool = True,
-    known: ProbeCache | None = None,
+    complete: bool = True,
+    probe_cache: ProbeCache | None = None,
 ) -> float:
-    """Seconds from the first frame to the end of the last one, of the best video stream.
+    """Returns the seconds from the first frame to the end of the last one, of the best stream.
 
-    What a header tells may be off by a frame; what packets tell is not.
-    whole: False where parts of the file, other than its head and its index, may be holes; then no
-        packet counts. known: as for `decode_video`.
-    Raises MediaError as `decode_video`, and WholeFileNeededError for a file that is not whole.
+    A header's duration may be off by a frame; that of the packets is exact.
+
+    complete: False if parts of the file may be holes, other than its beginning and its index;
+        packets are not read then.
+    probe_cache: as for `decode_video`.
+    Raises MediaError as `decode_video`, and WholeFileNeededError for a file that is not complete.
     """
     limits = limits or MediaLimits()
-    content = MediaFile.of(source)
-    found = as_video(content, whole)
-    if found.name in _FROM_HEADER:
+    media_file = MediaFile.of(source)
+    file_format = video_format(media_file, complete)
+    if file_format.name in _FORMATS_WITH_DURATION:
         try:
-            told = _told(content, found, limits, whole)
+            duration = _header_duration(media_file, file_format, limits, complete)
         except MediaError as error:
-            # What is damaged, or no video, may be so for a hole.
-            if whole or error.code == "decode_too_large":
+            # A hole may look like damage, or hide the video stream.
+            if complete or error.code == "decode_too_large":
                 raise
             raise WholeFileNeededError(str(error)) from error
-        if told is not None and told > 0:
-            return told
-    if not whole:
-        raise WholeFileNeededError(f"the {found.label} does not tell its duration in its header")
-    survey = (known or ProbeCache()).survey(content, found, limits)
-    return frame_times(content, found, survey, limits).duration_s
+        if duration is not None and duration > 0:
+            return duration
+    if not complete:
+        raise WholeFileNeededError(f"the {file_format.label} has no duration in its header")
+    scan = (probe_cache or ProbeCache()).scan_packets(media_file, file_format, limits)
+    return video_timeline(media_file, file_format, scan, limits).duration_s
 
 
-def _told(content: MediaFile, found: Format, limits: MediaLimits, whole: bool) -> float | None:
-    check_samples(content, found, limits)
-    with opened(content, found, limits) as (container, stream):
-        if found.name == "matroska":
-            return _matroska(container, stream)
-        # Where frames are counted in fragments the header counts none, and a fragment may be a
-        # hole; an AVI file that was never closed counts none either.
-        if stream.duration is None or not (stream.frames or (whole and found.name == "mov")):
+def _header_duration(
+    media_file: MediaFile, file_format: FileFormat, limits: MediaLimits, complete: bool
+) -> float | None:
+    """Returns the duration in seconds by the header or the index; None if they are not reliable."""
+    check_sample_count(media_file, file_format, limits)
+    with open_video(media_file, file_format, limits) as (container, stream):
+        if file_format.name == "matroska":
+            return _matroska_duration(container, stream)
+        # The header of a fragmented file counts no frames, and a fragment may be a hole; an AVI
+        # file that was never closed counts none either.
+        if stream.duration is None or not (
+            stream.frames or (complete and file_format.name == "mov")
+        ):
             return None
-        if found.name == "avi" and whole and len(stream.index_entries) != stream.frames:
+        if file_format.name == "avi" and complete and len(stream.index_entries) != stream.frames:
             return None
         return float(stream.duration * (stream.time_base or Fraction(0)))
 
 
-def _matroska(container: InputContainer, stream: VideoStream) -> float | None:
-    """By the tag that muxers write for each stream, or the segment's if there is one stream only.
+def _matroska_duration(container: InputContainer, stream: VideoStream) -> float | None:
+    """Returns the stream's DURATION tag, or the segment's duration if it has one stream only.
 
-    Both count from the segment's beginning to the end of the last frame. When the first frame is
-    shown its packet tells.
+    Both count from the beginning of the segment to the end of the last frame, so the first
+    frame's time is subtracted.
     """
     if container.duration is None or stream.start_time is None:
         return None
-    end = container.duration / _MICROSECONDS
+    end = container.duration / _AV_TIME_BASE
     start = float(stream.start_time * (stream.time_base or Fraction(0)))
     if len(container.streams) == 1:
         return end - start
@@ -89,6 +96,6 @@ def _matroska(container: InputContainer, stream: VideoStream) -> float | None:
     if clock is None:
         return None
     hours, minutes, seconds = (float(part) for part in clock.groups())
-    own = 3600 * hours + 60 * minutes + seconds
-    # A tag of a longer file, from which this one was cut, is no use.
-    return own - start if own <= end + 0.001 else None
+    stream_end = 3600 * hours + 60 * minutes + seconds
+    # A file that was cut from a longer one may keep the longer one's tag.
+    return stream_end - start if stream_end <= end + 0.001 else None

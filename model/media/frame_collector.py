@@ -1,7 +1,4 @@
-"""Turns the chosen frames of a video, as they come out of the decoder, into one resized tensor.
-
-Where they come from, and whether they are the right ones, is not known here.
-"""
+"""Collects the selected frames of a video, as the decoder returns them, in one resized tensor."""
 
 from dataclasses import dataclass
 
@@ -10,23 +7,25 @@ import torch
 from av.video.frame import VideoFrame
 
 from mediamill.model.errors import MediaError
-from mediamill.model.media.budgets import Budget, Size
-from mediamill.model.media.containers import Format
-from mediamill.model.media.limit_names import LimitName, in_order
+from mediamill.model.media.containers import FileFormat
+from mediamill.model.media.limit_names import LimitName, ordered
 from mediamill.model.media.patches import resize
-from mediamill.model.media.timeline import Choice, Timeline
-from mediamill.model.media.video_file import check_frame
+from mediamill.model.media.pixel_budget import PixelBudget, Size
+from mediamill.model.media.timeline import FrameSelection, Timeline
+from mediamill.model.media.video_file import check_frame_size
 
 
 @dataclass(frozen=True)
 class Video:
-    """The frames that are looked at.
+    """The frames of a video that the model sees.
 
     frames: uint8 [n, 3, H, W], upright RGB, resized; in memory [n, H, W, 3].
-    times_s, indices: of each frame: seconds from the video's first frame, and its ordinal in the
-        whole video. fps, total_frames: of the window that was asked for, or of the whole video.
+    times_s: of each frame, in seconds from the video's first frame.
+    indices: of each frame, counted over the whole video.
+    fps, total_frames: of the window, or of the whole video.
     source_height, source_width: pixels of the upright frames before the resize.
-    notes: what was clamped or changed, in words. bound_by: which limits decided.
+    notes: what was clamped or changed, in words.
+    bound_by: the limits that decided the frames and their size.
     """
 
     frames: torch.Tensor
@@ -40,8 +39,11 @@ class Video:
     bound_by: tuple[LimitName, ...] = ()
 
 
-class OtherSizeError(Exception):
-    """The frames have another size than their number was chosen for. size: (height, width)."""
+class FrameSizeError(Exception):
+    """The frames have another size than the one for which they were selected.
+
+    size: the decoded size (height, width).
+    """
 
     def __init__(self, size: Size) -> None:
         super().__init__(f"found frames of {size[1]} x {size[0]} pixels")
@@ -49,89 +51,102 @@ class OtherSizeError(Exception):
 
 
 class FrameCollector:
-    """The chosen frames, resized, as far as they have been decoded."""
+    """Resizes and stores the selected frames one by one.
+
+    count: selected frames that were stored so far.
+    """
 
     def __init__(
         self,
-        found: Format,
-        choice: Choice,
-        budget: Budget,
-        planned: Size,
+        file_format: FileFormat,
+        selection: FrameSelection,
+        budget: PixelBudget,
+        expected_size: Size,
     ) -> None:
-        """planned: size of the frames (height, width), turned or not, that `choice` is for."""
-        self.found, self.choice, self.budget, self.planned = found, choice, budget, planned
-        self.forget()
+        """expected_size: (height, width) of the frames for which `selection` was made; either side
+        may be the height, since a rotation is known only from a decoded frame.
+        """
+        self.file_format, self.selection, self.budget = file_format, selection, budget
+        self.expected_size = expected_size
+        self.reset()
 
-    def forget(self) -> None:
-        """Begins anew."""
+    def reset(self) -> None:
+        """Drops all frames."""
         self.frames: torch.Tensor | None = None
         self.count = 0
-        self.source = (0, 0)
+        self.source_size = (0, 0)
         self.notes: list[str] = []
         self.bound_by: tuple[LimitName, ...] = ()
-        self.resized: str | None = None
+        self.resize_note: str | None = None
 
     @property
     def complete(self) -> bool:
-        """Whether all have been seen."""
-        return self.count == len(self.choice.indices)
+        """Whether all selected frames are stored."""
+        return self.count == len(self.selection.indices)
 
     @property
     def next_index(self) -> int:
-        """Ordinal of the next frame to keep, if there is one."""
-        return self.choice.indices[self.count]
+        """Index of the next selected frame; only if not `complete`."""
+        return self.selection.indices[self.count]
 
-    def see(self, index: int, frame: VideoFrame) -> None:
-        """A frame that came out, by its ordinal; kept if it is wanted."""
+    def add(self, index: int, frame: VideoFrame) -> None:
+        """Takes a decoded frame and its index in the video; stores it if it is selected.
+
+        Raises MediaError for a damaged or too large frame, and FrameSizeError.
+        """
         while not self.complete and self.next_index == index:
-            self._keep(index, frame)
+            self._store(index, frame)
 
-    def video(self, timeline: Timeline, damaged: int = 0) -> Video:
-        """All of them. damaged: packets that were left out at the beginning."""
+    def video(self, timeline: Timeline, skipped_packets: int = 0) -> Video:
+        """Returns the complete video.
+
+        skipped_packets: undecodable packets before the first frame, for the notes.
+        """
         assert self.frames is not None
-        choice = self.choice
-        notes = list(choice.notes) + self.notes
-        if self.resized:
-            notes.append(self.resized)
-        if damaged:
-            notes.append(f"{damaged} packets before the first whole frame left out")
+        selection = self.selection
+        notes = list(selection.notes) + self.notes
+        if self.resize_note:
+            notes.append(self.resize_note)
+        if skipped_packets:
+            notes.append(f"{skipped_packets} packets before the first whole frame left out")
         return Video(
             frames=self.frames,
-            times_s=choice.times_s,
-            indices=choice.indices,
-            fps=choice.fps,
-            total_frames=len(timeline.stamps),
-            source_height=self.source[0],
-            source_width=self.source[1],
+            times_s=selection.times_s,
+            indices=selection.indices,
+            fps=selection.fps,
+            total_frames=len(timeline.timestamps),
+            source_height=self.source_size[0],
+            source_width=self.source_size[1],
             notes=tuple(notes),
-            bound_by=in_order(*choice.bound_by, *self.bound_by),
+            bound_by=ordered(*selection.bound_by, *self.bound_by),
         )
 
-    def _keep(self, index: int, frame: VideoFrame) -> None:
+    def _store(self, index: int, frame: VideoFrame) -> None:
         if frame.is_corrupt:
             raise MediaError(
-                "decode_corrupt", f"frame {index} of the {self.found.label} is damaged"
+                "decode_corrupt", f"frame {index} of the {self.file_format.label} is damaged"
             )
-        check_frame(self.found, frame.width, frame.height, self.budget.limits)
-        # By itself the library starts a thread for each core, for every frame anew.
+        check_frame_size(self.file_format, frame.width, frame.height, self.budget.limits)
+        # By default PyAV starts a thread per core for every frame.
         rgb = frame.to_ndarray(format="rgb24", threads=1)
-        turns = frame.rotation // 90 % 4
-        upright = torch.from_numpy(np.ascontiguousarray(np.rot90(rgb, turns))).permute(2, 0, 1)
+        quarter_turns = frame.rotation // 90 % 4  # counterclockwise, as np.rot90 turns
+        upright = np.ascontiguousarray(np.rot90(rgb, quarter_turns))
+        pixels = torch.from_numpy(upright).permute(2, 0, 1)
         if self.frames is None:
-            self.source = (upright.shape[1], upright.shape[2])
-            if self.budget.lowers and sorted(self.source) != sorted(self.planned):
-                raise OtherSizeError(self.source)
-            count = len(self.choice.indices)
-            sized = self.budget.sized(self.source, count)
-            self.bound_by, self.resized = sized.bound_by, sized.note
-            self.frames = torch.empty((count, *sized.size, 3), dtype=torch.uint8)
+            self.source_size = (pixels.shape[1], pixels.shape[2])
+            if self.budget.adapts and sorted(self.source_size) != sorted(self.expected_size):
+                raise FrameSizeError(self.source_size)
+            count = len(self.selection.indices)
+            resized = self.budget.frame_size(self.source_size, count)
+            self.bound_by, self.resize_note = resized.bound_by, resized.note
+            self.frames = torch.empty((count, *resized.size, 3), dtype=torch.uint8)
             self.frames = self.frames.permute(0, 3, 1, 2)
-            if turns:
-                self.notes.append(f"rotated by {90 * turns} degrees (file metadata)")
-        elif self.source != upright.shape[1:] and len(self.notes) < 2:
+            if quarter_turns:
+                self.notes.append(f"rotated by {90 * quarter_turns} degrees (file metadata)")
+        elif self.source_size != pixels.shape[1:] and len(self.notes) < 2:
             self.notes.append(
                 f"frame size changes at frame {index}; all resized to the first one's"
             )
         height, width = self.frames.shape[2:]
-        self.frames[self.count] = resize(upright, height, width, self.budget.pixels.resample)
+        self.frames[self.count] = resize(pixels, height, width, self.budget.pixels.resample)
         self.count += 1

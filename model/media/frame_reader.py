@@ -1,7 +1,4 @@
-"""Turns the bytes of a video file into all its frames, in the order of display.
-
-Which of them somebody wants is not known here.
-"""
+"""Decodes all frames of a video file, in display order."""
 
 from collections.abc import Callable, Generator, Iterator
 from fractions import Fraction
@@ -12,57 +9,61 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from mediamill.model.errors import MediaError
-from mediamill.model.media.containers import Format
-from mediamill.model.media.content import MediaFile
+from mediamill.model.media.containers import FileFormat
 from mediamill.model.media.limits import MediaLimits
-from mediamill.model.media.video_file import opened
+from mediamill.model.media.media_file import MediaFile
+from mediamill.model.media.video_file import open_video
 
-# What smooths the edges of blocks costs a third of a decoding, and nothing of what a picture shows.
-_ROUGH = {"skip_loop_filter": "all"}
+# Deblocking takes a third of the decoding time and changes little of what a frame shows.
+_SKIP_LOOP_FILTER = {"skip_loop_filter": "all"}
 
 
 class FrameReader:
     """One pass through the frames of a video.
 
-    count: frames that came so far; stamp: of the last one. damaged: packets that were left out
-    before the first one.
-    rate: frames a second by the header; unit: of the stamps, in seconds; both while it reads.
+    count: frames that were decoded so far. timestamp: of the last one.
+    skipped_packets: undecodable packets before the first frame.
+    rate: frames per second by the header; time_base: seconds of one timestamp unit. Both are set
+        when `read` begins.
     """
 
-    def __init__(self, found: Format, limits: MediaLimits) -> None:
-        self.found, self.limits = found, limits
-        self.count = self.stamp = 0
-        self.damaged = 0
+    def __init__(self, file_format: FileFormat, limits: MediaLimits) -> None:
+        self.file_format, self.limits = file_format, limits
+        self.count = self.timestamp = 0
+        self.skipped_packets = 0
         self.rate = 1.0
-        self.unit = Fraction(1)
+        self.time_base = Fraction(1)
 
     def read(
         self,
-        content: MediaFile,
+        media_file: MediaFile,
         seconds: Callable[[int], float] | None = None,
-        rough: bool = False,
+        skip_loop_filter: bool = False,
     ) -> Generator[tuple[int, VideoFrame]]:
-        """(time stamp, frame) of each. seconds: of a stamp, for errors.
+        """Yields (timestamp, frame) of each frame.
 
-        rough: pixels may be a little off. Raises MediaError as `opened`, and decode_too_large for
-        too many frames.
+        seconds: converts a timestamp, for error messages.
+        skip_loop_filter: decodes faster, to pixels that are slightly off.
+        Raises MediaError as `open_video`, and decode_too_large for too many frames.
         """
-        with opened(content, self.found, self.limits) as (container, stream):
-            if rough:
+        with open_video(media_file, self.file_format, self.limits) as (container, stream):
+            if skip_loop_filter:
                 context = stream.codec_context
-                context.options = {**context.options, **_ROUGH}
+                context.options = {**context.options, **_SKIP_LOOP_FILTER}
             self.rate = float(stream.average_rate or stream.base_rate or 25)
-            self.unit = stream.time_base or Fraction(1)
-            step = max(1, round(1 / (self.rate * float(self.unit))))
+            self.time_base = stream.time_base or Fraction(1)
+            step = max(1, round(1 / (self.rate * float(self.time_base))))
             for frame in self._decoded(container, stream, seconds):
-                following = self.stamp + step if self.count else 0
+                default = self.timestamp + step if self.count else 0
                 if self.count >= self.limits.max_frames_decoded:
-                    raise too_many_frames(self.found, self.count + 1, self.limits)
+                    raise too_many_frames_error(self.file_format, self.count + 1, self.limits)
                 self.count += 1
-                self.stamp = following if frame.pts is None else frame.pts
-                yield self.stamp, frame
+                self.timestamp = default if frame.pts is None else frame.pts
+                yield self.timestamp, frame
         if not self.count:
-            raise MediaError("decode_corrupt", f"no frame of the {self.found.label} can be decoded")
+            raise MediaError(
+                "decode_corrupt", f"no frame of the {self.file_format.label} can be decoded"
+            )
 
     def _decoded(
         self,
@@ -74,21 +75,21 @@ class FrameReader:
             try:
                 yield from packet.decode()
             except av.error.InvalidDataError as error:
-                # A recording may begin between key frames: nothing can be shown before the first.
+                # A recording may begin between keyframes: nothing before the first one decodes.
                 if self.count:
-                    at = seconds(self.stamp) if seconds else 0.0
+                    time_s = seconds(self.timestamp) if seconds else 0.0
                     raise MediaError(
                         "decode_corrupt",
-                        f"the {self.found.label} is damaged after frame {self.count - 1} "
-                        f"({at:.3f} s): {error.strerror}",
+                        f"the {self.file_format.label} is damaged after frame {self.count - 1} "
+                        f"({time_s:.3f} s): {error.strerror}",
                     ) from error
-                self.damaged += 1
+                self.skipped_packets += 1
 
 
-def too_many_frames(found: Format, count: int, limits: MediaLimits) -> MediaError:
-    """The error of a video whose decoding would take too long."""
+def too_many_frames_error(file_format: FileFormat, count: int, limits: MediaLimits) -> MediaError:
+    """Returns the error of a video with more than max_frames_decoded frames to decode."""
     return MediaError(
         "decode_too_large",
-        f"{count} frames of the {found.label} would have to be decoded; "
+        f"{count} frames of the {file_format.label} would have to be decoded; "
         f"the limit is {limits.max_frames_decoded}",
     )

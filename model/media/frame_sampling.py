@@ -1,8 +1,17 @@
-"""Turns the length of a video into the indices of the frames that the model looks at.
+"""Computes which frames of a video the model sees, from the number of frames and their rate.
 
-Knows numbers only. The rules are the reference's, without its faults: it crashes on about one
-length in twenty-five, where its float32 steps give one index too many, and where less than one
-group of frames would be left.
+It works on numbers only. The rules are those of the reference (Qwen2VLVideoProcessor.sample_frames
+of transformers), without its faults: it crashes on about one length in twenty-five, where its
+float32 steps give one index too many, and where less than one group of frames would be left.
+
+With N frames at `video_fps` and T = temporal_patch_size frames in a group, and floor_T(x) =
+T * floor(x / T), the number of sampled frames is
+
+    num_frames given:  n = T * round(num_frames / T), at most floor_T(N), at least T
+    otherwise:         n = floor_T(N / video_fps * fps), where the value in brackets is first raised
+                       to min_frames and then lowered to floor_T(min(max_frames, N)); at least T
+
+and the indices are floor(i * N / n) for i = 0..n-1, computed in float32.
 """
 
 import math
@@ -15,7 +24,7 @@ import torch
 
 from mediamill.model.checkpoint.folder import Folder
 from mediamill.model.errors import ModelError
-from mediamill.model.media import option_values as values
+from mediamill.model.media import option_values
 from mediamill.model.media.image_rules import ImageRules, preprocessor_options
 from mediamill.model.media.limit_names import LimitName
 
@@ -31,19 +40,24 @@ SAMPLING_KEYS = frozenset(("fps", *_COUNTS, *_SWITCHES))
 
 @dataclass(frozen=True)
 class VideoRules:
-    """Which frames of a video are looked at, and how large they may be. None = not said.
+    """Which frames of a video the model sees, and how large they may be.
 
-    fps: frames looked at per second of video; not said, and no num_frames either: 2.
-    num_frames: looked at so many frames instead.
-    min_frames, max_frames: with fps, at least (4) and at most (768) so many, of what there is.
-    min_pixels, max_pixels: limits of height * width of one frame; not said: the checkpoint's own.
-    do_sample_frames: False looks at all frames. Not said: True.
-    cap_pixels_per_frame: limits a video's frames together to nine tenths of max_video_tokens
-        (128000) visual tokens, by lowering max_pixels, at least to 1.05 min_pixels. Not said: no.
-    total_pixels: of all frames looked at together, after the resize. max_tokens: visual tokens of
-        the video. With either of them the video is made to fit the model as well: first the frames
-        get smaller, down to min_pixels, then fewer, down to min_frames. Not said: no such limit.
-    Raises ValueError for values without sense, and for fps and num_frames together.
+    None means that a rule is not set; the default is then in parentheses.
+
+    fps: frames sampled per second of video (2, unless num_frames is set).
+    num_frames: number of sampled frames, instead of fps.
+    min_frames, max_frames: with fps, limits on the number of sampled frames (4 and 768), as far as
+        the video has that many.
+    min_pixels, max_pixels: limits on height * width of one frame (those of the checkpoint).
+    do_sample_frames: False uses all frames (True).
+    cap_pixels_per_frame: lowers max_pixels, at least to 1.05 min_pixels, so that all frames take
+        at most nine tenths of max_video_tokens (False).
+    max_video_tokens: visual tokens, for cap_pixels_per_frame only (128000).
+    total_pixels: limit on the pixels of all sampled frames after the resize (no limit).
+    max_tokens: limit on the visual tokens of the video (no limit). With total_pixels or max_tokens
+        the video is also made to fit the model's context: the frames first become smaller, down to
+        min_pixels, and then fewer, down to min_frames.
+    Raises ValueError for values out of range, and for fps and num_frames together.
     """
 
     fps: float | None = None
@@ -68,81 +82,97 @@ class VideoRules:
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{key} is {value}, expected a number above 0")
 
-    def over(self, base: "VideoRules") -> "VideoRules":
-        """These rules, and what they do not say from `base`.
+    def with_defaults(self, defaults: "VideoRules") -> "VideoRules":
+        """Returns these rules, with those that are not set taken from `defaults`.
 
-        fps or num_frames, when said here, take the place of both of base's, and of its switch
-        do_sample_frames: who names a number of frames wants them sampled.
+        If fps or num_frames is set, neither of them nor do_sample_frames is taken from `defaults`:
+        a caller who sets a number of frames wants them sampled.
         """
-        said = {one.name: getattr(self, one.name) for one in fields(self)}
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
         if self.fps is not None or self.num_frames is not None:
-            base = replace(base, fps=None, num_frames=None, do_sample_frames=None)
-        return replace(base, **{key: value for key, value in said.items() if value is not None})
+            defaults = replace(defaults, fps=None, num_frames=None, do_sample_frames=None)
+        return replace(
+            defaults, **{name: value for name, value in values.items() if value is not None}
+        )
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any], where: str) -> "VideoRules":
-        """What the reference's own keys say of frames; other keys are ignored.
+        """Reads the rules from options by the reference's keys; other keys are ignored.
 
-        where: names their source in errors. Raises ModelError (a ValueError) for malformed values.
+        where: names the source in errors. Raises ModelError (a ValueError) for malformed values.
         """
-        found: dict[str, Any] = {}
+        rules: dict[str, Any] = {}
         for key in _COUNTS:
             if options.get(key) is not None:
-                found[key] = values.positive(where, key, options[key])
+                rules[key] = option_values.positive(where, key, options[key])
         for key in _SWITCHES:
             if options.get(key) is not None:
-                found[key] = values.switch(where, options, key, False)
+                rules[key] = option_values.switch(where, options, key, False)
         if options.get("fps") is not None:
-            found["fps"] = values.number(where, options, "fps", 0.0)
+            rules["fps"] = option_values.number(where, options, "fps", 0.0)
         try:
-            return cls(**found)
+            return cls(**rules)
         except ValueError as error:
             raise ModelError(f"{where}: {error}") from None
 
     @classmethod
     def from_checkpoint(cls, folder: str | Path | Folder) -> "VideoRules":
-        """What the checkpoint's file for videos says of frames; nothing, if there is no file."""
-        found = preprocessor_options(Folder.of(folder), "video")
-        return cls() if found is None else cls.from_options(found[1], found[0])
+        """Reads the rules from the checkpoint's options for videos; without a file none is set."""
+        source = preprocessor_options(Folder.of(folder), "video")
+        if source is None:
+            return cls()
+        where, options = source
+        return cls.from_options(options, where)
 
 
 def max_pixels_for(frames: int, pixels: ImageRules, rules: VideoRules) -> int:
-    """The limit of height * width for each of so many frames, with cap_pixels_per_frame if set."""
+    """Returns the limit on height * width of each of `frames` frames.
+
+    With cap_pixels_per_frame it is, by the reference's rule of that name,
+    max(min(max_pixels, total * T // frames), 1.05 * min_pixels), where total is 0.9 *
+    max_video_tokens * factor ** 2 and T = temporal_patch_size; otherwise max_pixels.
+    """
     if not rules.cap_pixels_per_frame:
         return pixels.max_pixels
     tokens = rules.max_video_tokens or DEFAULT_VIDEO_TOKENS
-    # The reference's arithmetic, with its rounding: first all pixels, then a frame's share.
+    # Rounded as in the reference: first the total, then the share of a frame.
     total = int(tokens * pixels.factor * pixels.factor * 0.9)
     share = total * pixels.temporal_patch_size // frames
     return max(min(pixels.max_pixels, share), int(pixels.min_pixels * 1.05))
 
 
-def fewest_frames(total_frames: int, count: int, rules: VideoRules, group: int = 2) -> int:
-    """The least number of frames that a limit on all of them may leave of `count`."""
+def min_sampled_frames(total_frames: int, count: int, rules: VideoRules, group: int = 2) -> int:
+    """Returns the fewest frames to which `count` sampled frames may be lowered, by min_frames."""
     if rules.do_sample_frames is False or total_frames < group:
         return count
     low = min(_frame_limits(rules)[0], count)
-    return max(group, _whole(low, group))
+    return max(group, _round_down(low, group))
 
 
 def sample_indices(
-    total_frames: int, fps: float, rules: VideoRules, group: int = 2, most: int | None = None
+    total_frames: int,
+    fps: float,
+    rules: VideoRules,
+    group: int = 2,
+    max_count: int | None = None,
 ) -> list[int]:
-    """Indices, ascending, of the frames to look at.
+    """Returns the indices of the sampled frames, ascending, spread evenly from the first frame.
 
-    total_frames, fps: of the video, in frames and frames per second. group: frames of one temporal
-    patch. Gives a multiple of `group`, spread evenly from the first frame; all frames if there are
-    less than `group`, or if do_sample_frames is False. Where the reference's sampling works, the
-    result is the same. most: at most so many, a multiple of `group`.
-    Raises ValueError for no frames.
+    Their number is a multiple of `group`. All frames are used if there are fewer than `group`, or
+    if do_sample_frames is False. The result is the reference's, wherever the reference works.
+
+    total_frames: frames of the video. fps: frames per second of the video.
+    group: frames of one temporal patch.
+    max_count: limit on the number of indices, a multiple of `group`; None = no limit.
+    Raises ValueError if total_frames is 0.
     """
     if total_frames < 1:
         raise ValueError(f"total_frames is {total_frames}, expected at least 1")
     if total_frames < group or rules.do_sample_frames is False:
         return list(range(total_frames))
     count = _count(total_frames, fps, rules, group)
-    count = count if most is None else min(count, most)
-    # float32 as in the reference: beyond some hundred frames its rounding decides single indices.
+    count = count if max_count is None else min(count, max_count)
+    # float32 as in the reference: from some hundred frames on, rounding decides single indices.
     steps = torch.arange(0, total_frames, total_frames / count).int()[:count]
     return [min(int(index), total_frames - 1) for index in steps]
 
@@ -150,12 +180,12 @@ def sample_indices(
 def sampling_clamp(
     total_frames: int, fps: float, rules: VideoRules, group: int = 2
 ) -> tuple[LimitName, str] | None:
-    """What clamped the number of frames, and in words; None if nothing did."""
+    """Returns the limit that clamped the number of frames, and a note; None if nothing did."""
     if rules.do_sample_frames is False:
         return None
     if total_frames < group:
-        only = "one frame only" if total_frames == 1 else f"{total_frames} frames only"
-        return "frames", only
+        note = "one frame only" if total_frames == 1 else f"{total_frames} frames only"
+        return "frames", note
     count = _count(total_frames, fps, rules, group)
     if rules.num_frames is not None:
         if count == rules.num_frames:
@@ -166,14 +196,14 @@ def sampling_clamp(
             f"{count} frames instead of num_frames {rules.num_frames} (of {total_frames}, "
             f"{multiple})",
         )
-    wanted = total_frames / fps * (rules.fps or DEFAULT_FPS)
+    requested = total_frames / fps * (rules.fps or DEFAULT_FPS)
     low, high = _frame_limits(rules)
-    if wanted > high and count < total_frames - 1:
-        return "max_frames", f"{count} frames instead of {wanted:.1f}: max_frames {high}"
-    if wanted > total_frames:
-        return "frames", f"{count} frames instead of {wanted:.1f}: there are {total_frames}"
-    if wanted < low:
-        return "min_frames", f"{count} frames instead of {wanted:.1f}: min_frames {low}"
+    if requested > high and count < total_frames - 1:
+        return "max_frames", f"{count} frames instead of {requested:.1f}: max_frames {high}"
+    if requested > total_frames:
+        return "frames", f"{count} frames instead of {requested:.1f}: there are {total_frames}"
+    if requested < low:
+        return "min_frames", f"{count} frames instead of {requested:.1f}: min_frames {low}"
     return None
 
 
@@ -183,15 +213,15 @@ def _frame_limits(rules: VideoRules) -> tuple[int, int]:
 
 
 def _count(total: int, fps: float, rules: VideoRules, group: int) -> int:
-    """A multiple of `group`, from `group` to total."""
+    """Returns the number of sampled frames: a multiple of `group`, from `group` to `total`."""
     if rules.num_frames is not None:
         count = round(rules.num_frames / group) * group
-        return max(group, min(count, _whole(total, group)))
+        return max(group, min(count, _round_down(total, group)))
     low, high = _frame_limits(rules)
-    ceiling = _whole(min(high, total), group)
-    wanted = min(max(total / fps * (rules.fps or DEFAULT_FPS), low), ceiling, total)
-    return max(group, _whole(wanted, group))
+    highest = _round_down(min(high, total), group)
+    requested = min(max(total / fps * (rules.fps or DEFAULT_FPS), low), highest, total)
+    return max(group, _round_down(requested, group))
 
 
-def _whole(count: float, group: int) -> int:
+def _round_down(count: float, group: int) -> int:
     return math.floor(count / group) * group

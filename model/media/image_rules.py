@@ -1,9 +1,9 @@
-"""Turns a checkpoint's preprocessor files, and a caller's wishes, into the rules for the pixels of
-pictures and of frames.
+"""The rules by which pictures and frames are resized, cut into patches and normalized.
 
-All published layouts are read: nested processor_config.json, video_preprocessor_config.json and
-flat preprocessor_config.json, each with `size` or with `min_pixels`/`max_pixels`. Which frames of a
-video are looked at is model/media/frame_sampling.py's.
+They are read from a checkpoint's preprocessor files in all published layouts: nested
+processor_config.json, video_preprocessor_config.json and flat preprocessor_config.json, each with
+`size` or with `min_pixels`/`max_pixels`. Callers' options go over them. The rules for which frames
+of a video are used are in frame_sampling.py.
 """
 
 from collections.abc import Mapping
@@ -26,12 +26,12 @@ from mediamill.model.media.patches import (
     smart_resize,
 )
 
-# What the reference takes for a limit that the file does not name (areas in pixels).
+# The reference's class defaults, for limits that no file names (areas in pixels).
 _CLASS_LIMITS: dict[VisualKind, tuple[int, int]] = {
     "image": (56 * 56, 28 * 28 * 1280),
     "video": (128 * 28 * 28, 28 * 28 * 768),
 }
-# Pillow's numbers of the filters. The reference's others are not built here.
+# Pillow's numbers of the filters (PIL.Image.Resampling) that are implemented.
 _RESAMPLE: dict[int, Resample] = {2: "bilinear", 3: "bicubic"}
 _SWITCHES = ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb")
 _SIZES = ("patch_size", "temporal_patch_size", "merge_size")
@@ -45,16 +45,17 @@ PIXEL_KEYS = frozenset(
 class ImageRules:
     """How one picture, or each frame of a video, becomes patches.
 
-    min_pixels, max_pixels: limits of height * width after the resize.
+    min_pixels, max_pixels: limits on height * width after the resize.
     mean, std: of each colour, for values in 0..1.
-    patch_size, merge_size: a patch is patch_size pixels wide; merge_size x merge_size patches make
-        a token, so heights and widths are multiples of `factor`.
+    patch_size: height and width of a patch in pixels.
     temporal_patch_size: frames in one patch.
-    do_resize: False takes pictures as they are; their sides have to be multiples of `factor` then.
-    do_rescale, rescale_factor: values are multiplied by this first. do_normalize: and then brought
-        to mean and std. do_convert_rgb: False refuses what is not RGB already.
-    resample: the filter of the resize.
-    Raises ValueError for values without sense.
+    merge_size: merge_size x merge_size patches become one visual token.
+    do_resize: False keeps the size; heights and widths then have to be multiples of `factor`.
+    do_rescale, rescale_factor: whether values are multiplied by rescale_factor.
+    do_normalize: whether mean is then subtracted, and the result divided by std.
+    do_convert_rgb: False refuses pictures that are not RGB.
+    resample: filter of the resize.
+    Raises ModelError (a ValueError) for values out of range.
     """
 
     min_pixels: int = 56 * 56
@@ -72,8 +73,8 @@ class ImageRules:
     resample: Resample = "bicubic"
 
     def __post_init__(self) -> None:
-        # A checkpoint's limits may cross (one left to its default): the reference then lets
-        # max_pixels win, and so does smart_resize.
+        # min_pixels above max_pixels is no error: a checkpoint may set only one of them. max_pixels
+        # then wins, as in the reference.
         for key in ("min_pixels", "max_pixels", *_SIZES):
             if getattr(self, key) <= 0:
                 raise ModelError(f"{key} is {getattr(self, key)}; expected a number above 0")
@@ -84,18 +85,19 @@ class ImageRules:
 
     @property
     def factor(self) -> int:
-        """Heights and widths after the resize are multiples of this, in pixels."""
+        """Height and width of a visual token in pixels; resized sides are multiples of it."""
         return self.patch_size * self.merge_size
 
     def size_of(self, height: int, width: int, max_pixels: int | None = None) -> tuple[int, int]:
-        """(height, width) in pixels that a picture or frame of this size has after the resize.
+        """Returns the (height, width) of a picture or frame after the resize, in pixels.
 
-        max_pixels: instead of the rules' own. Raises ValueError if it cannot be used: a side more
-        than 200 times the other, or with do_resize False sides that are no multiples of `factor`.
+        max_pixels: overrides the rule of that name.
+        Raises ValueError if one side is more than 200 times the other, or, with do_resize False, if
+        a side is not a multiple of `factor`.
         """
         if self.do_resize:
-            high = self.max_pixels if max_pixels is None else max_pixels
-            return smart_resize(height, width, self.factor, self.min_pixels, high)
+            limit = self.max_pixels if max_pixels is None else max_pixels
+            return smart_resize(height, width, self.factor, self.min_pixels, limit)
         if height < 1 or width < 1 or height % self.factor or width % self.factor:
             raise ValueError(
                 f"the picture is {width} x {height} pixels and do_resize is false; expected sides "
@@ -104,25 +106,32 @@ class ImageRules:
         return height, width
 
     def grid_of(self, size: tuple[int, int], frames: int | None = None) -> tuple[int, int, int]:
-        """(t, h, w) in patches of a resized picture (frames None), or of so many resized frames."""
+        """Returns (t, h, w) in patches for one size after the resize.
+
+        frames: their number; None for a picture. t = ceil(frames / temporal_patch_size).
+        """
         groups = 1 if frames is None else -(-frames // self.temporal_patch_size)
         return groups, size[0] // self.patch_size, size[1] // self.patch_size
 
     def tokens_of(self, size: tuple[int, int], frames: int | None = None) -> int:
-        """Visual tokens of a resized picture (frames None), or of so many resized frames."""
+        """Returns the visual tokens for one size after the resize: t * h * w / merge_size ** 2.
+
+        frames: their number; None for a picture.
+        """
         groups, rows, columns = self.grid_of(size, frames)
         return groups * rows * columns // self.merge_size**2
 
     def patch_values(self, kind: VisualKind) -> int:
-        """uint8 values in one stored patch: of a picture one slice, of a video all T."""
+        """Returns the number of values of a stored patch (one temporal slice of a picture)."""
         slices = 1 if kind == "image" else self.temporal_patch_size
         return 3 * slices * self.patch_size**2
 
     def normalize(self, patches: torch.Tensor, kind: VisualKind) -> torch.Tensor:
         """uint8 [N, patch_values(kind)] -> float32 [N, 3*T*p*p]: the reference's pixel_values.
 
-        On the device of `patches`. The slices of pictures are repeated T times here. Bit for bit,
-        except that with neither do_rescale nor do_normalize the reference leaves uint8.
+        The result is on the device of `patches`, with the slice of a picture repeated T times. It
+        equals the reference's bit for bit, except that with neither do_rescale nor do_normalize
+        the reference keeps uint8.
         """
         if patches.shape[-1] != self.patch_values(kind):
             raise ValueError(
@@ -141,18 +150,21 @@ class ImageRules:
     def resize_note(
         self, source: tuple[int, int], size: tuple[int, int], max_pixels: int | None = None
     ) -> str | None:
-        """Which limit decided the resize from source to size (height, width); None if none did."""
-        high = self.max_pixels if max_pixels is None else max_pixels
-        bound = self.bound_of(source, max_pixels)
-        if bound is None:
+        """Returns the receipt's note on the limit that decided the resize; None if none did.
+
+        source, size: (height, width) before and after. max_pixels: as for `size_of`.
+        """
+        name = self.resize_limit(source, max_pixels)
+        if name is None:
             return None
-        limit = f"{bound} {high if bound == 'max_pixels' else self.min_pixels}"
+        high = self.max_pixels if max_pixels is None else max_pixels
+        limit = f"{name} {high if name == 'max_pixels' else self.min_pixels}"
         return f"resized from {source[0]} x {source[1]} to {size[0]} x {size[1]} by {limit}"
 
-    def bound_of(
+    def resize_limit(
         self, source: tuple[int, int], max_pixels: int | None = None
     ) -> Literal["min_pixels", "max_pixels"] | None:
-        """The limit that decides the size of a picture or frame of this size; None if none does."""
+        """Returns the limit that decides the resize of a (height, width); None if none does."""
         high = self.max_pixels if max_pixels is None else max_pixels
         area = round(source[0] / self.factor) * round(source[1] / self.factor) * self.factor**2
         if not self.do_resize or self.min_pixels <= area <= high:
@@ -160,7 +172,10 @@ class ImageRules:
         return "max_pixels" if area > high else "min_pixels"
 
     def with_limits(self, min_pixels: int | None, max_pixels: int | None) -> "ImageRules":
-        """The same rules with other limits; None keeps one. ModelError if they cross."""
+        """Returns the rules with other limits; None keeps a limit.
+
+        Raises ModelError if min_pixels is above max_pixels.
+        """
         if min_pixels is None and max_pixels is None:
             return self
         low = self.min_pixels if min_pixels is None else min_pixels
@@ -173,10 +188,11 @@ class ImageRules:
         return replace(self, min_pixels=low, max_pixels=high)
 
     def with_options(self, options: Mapping[str, Any], where: str) -> "ImageRules":
-        """The same rules with the reference's own keys over them; null keeps what was.
+        """Returns the rules with options over them, by the reference's keys; null keeps a rule.
 
         `min_pixels` and `max_pixels` win over `size`. Keys that do not concern pixels are ignored.
-        where: names the source in errors. Raises ModelError for what is malformed or not built.
+        where: names the source in errors.
+        Raises ModelError for malformed values and steps that are not implemented.
         """
         values.refuse_unknown_steps(options, where)
         low, high = _limits(where, options, self)
@@ -185,8 +201,8 @@ class ImageRules:
             changes[key] = values.switch(where, options, key, getattr(self, key))
         for key in _SIZES:
             changes[key] = values.count(where, options, key, getattr(self, key))
-        found = values.number(where, options, "rescale_factor", self.rescale_factor)
-        changes["rescale_factor"] = found
+        rescale_factor = values.number(where, options, "rescale_factor", self.rescale_factor)
+        changes["rescale_factor"] = rescale_factor
         changes["mean"] = values.triple(where, options, "image_mean", self.mean)
         changes["std"] = values.triple(where, options, "image_std", self.std)
         if options.get("resample") is not None:
@@ -197,8 +213,10 @@ class ImageRules:
             raise ModelError(f"{where}: {error}") from None
 
     def with_overrides(self, options: Mapping[str, Any], where: str) -> "ImageRules":
-        """As `with_options`, for a caller's options: a key that is none of PIXEL_KEYS is a mistake,
-        and so are limits that cross.
+        """As `with_options`, for a caller's options, which are checked more strictly.
+
+        Raises ModelError also for a key that is not in PIXEL_KEYS, and for a new min_pixels above
+        max_pixels.
         """
         values.refuse_unknown_keys(options, PIXEL_KEYS, where)
         rules = self.with_options(options, where)
@@ -214,19 +232,21 @@ class ImageRules:
     def from_checkpoint(
         cls, folder: str | Path | Folder, kind: VisualKind = "image"
     ) -> "ImageRules":
-        """Reads the rules for pictures or for video frames.
+        """Reads the rules for pictures or for the frames of videos.
 
-        The first of these that exists decides: the part of processor_config.json, (videos only)
-        video_preprocessor_config.json, preprocessor_config.json. A video without any of them gets
-        the reference's class defaults, and so does every key that is missing or null (where the
-        reference takes null for false).
-        Raises ModelError if the files are missing, malformed or ask for what is not built here.
+        The first of these that exists counts: the part of processor_config.json, for videos
+        video_preprocessor_config.json, then preprocessor_config.json. Missing and null keys get
+        the reference's class defaults (the reference takes null for false), and so do videos
+        without any of the files.
+        Raises ModelError if the files are missing, malformed or ask for a step that is not
+        implemented.
         """
         low, high = _CLASS_LIMITS[kind]
         default = cls(min_pixels=low, max_pixels=high)
-        found = preprocessor_options(Folder.of(folder), kind)
-        if found is not None:
-            return default.with_options(found[1], found[0])
+        source = preprocessor_options(Folder.of(folder), kind)
+        if source is not None:
+            where, options = source
+            return default.with_options(options, where)
         if kind == "video":
             return default
         raise ModelError(
@@ -236,7 +256,7 @@ class ImageRules:
 
 
 def preprocessor_options(folder: Folder, kind: VisualKind) -> tuple[str, dict[str, Any]] | None:
-    """(where it stands, the keys) of the file that decides for pictures or for videos; or None."""
+    """Returns (name of the source, options) for pictures or for videos; None without a file."""
     part = f"{kind}_processor"
     nested = folder.read_json("processor_config.json")
     if nested is not None and nested.get(part) is not None:
@@ -255,7 +275,7 @@ def preprocessor_options(folder: Folder, kind: VisualKind) -> tuple[str, dict[st
 
 
 def _limits(where: str, options: Mapping[str, Any], base: ImageRules) -> tuple[int, int]:
-    """(min, max) pixels; `min_pixels`/`max_pixels` beside `size` win, as in the reference."""
+    """Returns (min, max) pixels; `min_pixels` and `max_pixels` win over `size`."""
     low: object
     high: object
     low, high = base.min_pixels, base.max_pixels
@@ -280,6 +300,6 @@ def _resample(where: str, value: object) -> Resample:
     if isinstance(value, bool) or not isinstance(value, int) or value not in _RESAMPLE:
         raise ModelError(
             f"{where}: resample is {value!r}, expected 3 (bicubic) or 2 (bilinear); other filters "
-            "are not built here"
+            "are not supported"
         )
     return _RESAMPLE[value]

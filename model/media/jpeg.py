@@ -1,7 +1,8 @@
-"""Turns the bytes of a sound JPEG file into RGB pixels, faster than Pillow and equal to it.
+"""Decodes intact JPEG files to RGB pixels, faster than Pillow and bit for bit equal to it.
 
-Both call libjpeg-turbo with its accurate settings. What it only warns of is left undecided here:
-Pillow's verdict on a damaged file is the one that counts. Orientation is not known here.
+simplejpeg and Pillow both call libjpeg-turbo with its accurate settings. A file on which simplejpeg
+so much as warns is left to Pillow, whose verdict on damaged files counts. The EXIF orientation is
+not applied.
 """
 
 import re
@@ -10,43 +11,45 @@ import numpy as np
 import numpy.typing as npt
 import simplejpeg
 
-_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # that ends the data of a scan
-_SCAN, _END = 0xDA, 0xD9
+# Any marker but a stuffed 0xFF and the restart markers, which occur in the data of a scan.
+_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
+_START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9  # ITU-T T.81 table B.1
 
-# ValueError: damage, or a picture that it does not take; the others: what it cannot make.
-_UNDECIDED = (ValueError, RuntimeError, KeyError, MemoryError)
+# What simplejpeg raises: ValueError for damage and for pictures that it does not support.
+_LEFT_TO_PILLOW = (ValueError, RuntimeError, KeyError, MemoryError)
 
 
 def decode_jpeg(data: bytes, height: int, width: int) -> npt.NDArray[np.uint8] | None:
-    """uint8 [height, width, 3] of a picture in grey or RGB, as stored; None: let Pillow decide.
+    """Returns uint8 [height, width, 3] of a grey or RGB picture as stored; None to use Pillow.
 
-    height, width: as another reader of the same header found them and has held against its limits.
+    height, width: from another reading of the header, already checked against the limits.
     """
     try:
-        found = simplejpeg.decode_jpeg_header(data)
-        # Memory is taken by the decoder's own reading of the header: it must be the checked one.
-        if found[:2] != (height, width) or found[2] not in ("YCbCr", "Gray", "RGB"):
+        header = simplejpeg.decode_jpeg_header(data)
+        # simplejpeg allocates memory by its own reading of the header, so that is checked.
+        if header[:2] != (height, width) or header[2] not in ("YCbCr", "Gray", "RGB"):
             return None
         pixels: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB", strict=True)
-    except _UNDECIDED:
+    except _LEFT_TO_PILLOW:
         return None
     return pixels
 
 
 def scan_count(data: bytes) -> int:
-    """How often a decoder has to go over the picture: a few bytes may ask for it again and again.
+    """Returns the number of scans, each of which makes a decoder go over the whole picture.
 
-    At most: markers in what is embedded in a damaged file may count as well.
+    A few bytes can declare many scans. In a damaged file the number may be too high, because
+    markers of an embedded picture count as well.
     """
-    # What lies in a scan or in other segments may look like the marker: first the quick answer.
-    upper = data.count(bytes((0xFF, _SCAN)))
-    if upper <= 2:
-        return upper
-    count, at = 0, 2
-    while found := _MARKER.search(data, at):
-        marker = data[found.start() + 1]
-        if marker == _END:
+    # Segment data may look like the marker, so this is an upper bound; it is quick to compute.
+    upper_bound = data.count(bytes((0xFF, _START_OF_SCAN)))
+    if upper_bound <= 2:
+        return upper_bound
+    count, offset = 0, 2
+    while match := _MARKER.search(data, offset):
+        marker = data[match.start() + 1]
+        if marker == _END_OF_IMAGE:
             break
-        count += marker == _SCAN
-        at = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
+        count += marker == _START_OF_SCAN
+        offset = match.end() + int.from_bytes(data[match.end() : match.end() + 2], "big")
     return count

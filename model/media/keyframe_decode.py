@@ -1,7 +1,4 @@
-"""Turns the places where decoding may begin anew into decoding no more than chosen frames need.
-
-Which frames those are, and what becomes of them, is not known here.
-"""
+"""Decodes only what the selected frames need: skips from one keyframe to the next one needed."""
 
 from bisect import bisect_left
 from collections.abc import Iterator
@@ -12,90 +9,94 @@ from av.container import InputContainer
 from av.packet import Packet
 from av.video.stream import VideoStream
 
-from mediamill.model.media.containers import Format
-from mediamill.model.media.content import MediaFile
+from mediamill.model.media.containers import FileFormat
 from mediamill.model.media.frame_collector import FrameCollector
-from mediamill.model.media.keyframes import Restart, Restarts
+from mediamill.model.media.keyframes import Keyframe, KeyframeIndex
 from mediamill.model.media.limits import MediaLimits
+from mediamill.model.media.media_file import MediaFile
 from mediamill.model.media.timeline import Timeline
-from mediamill.model.media.video_file import opened
+from mediamill.model.media.video_file import open_video
 
-_PROOF = 8  # frames at the beginning that have to be as the packets promise, before any is left out
-_FAR = 30  # packets that are sooner read than another place is found
+# The first frames must come as the packets promised before anything is skipped.
+_VERIFIED_FRAMES = 8
+_MIN_SEEK_PACKETS = 30  # reading and dropping fewer packets is faster than a seek
 
-_Numbered: TypeAlias = "tuple[int, Packet[VideoStream]]"
+_NumberedPacket: TypeAlias = "tuple[int, Packet[VideoStream]]"
 
 
-def leap(
-    content: MediaFile,
-    found: Format,
+def decode_by_keyframes(
+    media_file: MediaFile,
+    file_format: FileFormat,
     timeline: Timeline,
-    restarts: Restarts,
-    kept: FrameCollector,
+    keyframes: KeyframeIndex,
+    collector: FrameCollector,
     limits: MediaLimits,
 ) -> bool:
-    """Decodes from one place to begin anew to the next, and only what the chosen frames need.
+    """Decodes the frames that `collector` needs, and skips packets up to keyframes before them.
 
-    False: something is not as the packets promised, or is damaged; whether that matters, a decoding
-    of everything has to tell.
+    Returns False if a frame is not as the packets promised, or is damaged. The caller then has to
+    decode everything to find out whether that matters.
     """
-    if restarts.by_index:
+    if keyframes.seekable:
         try:
-            return _from_place_to_place(content, found, timeline, restarts, kept, limits, True)
-        except _LostError:
-            kept.forget()
-    return _from_place_to_place(content, found, timeline, restarts, kept, limits, False)
+            return _decode(media_file, file_format, timeline, keyframes, collector, limits, True)
+        except _SeekError:
+            collector.reset()
+    return _decode(media_file, file_format, timeline, keyframes, collector, limits, False)
 
 
-class _LostError(Exception):
-    """The container's index leads elsewhere."""
+class _SeekError(Exception):
+    """A seek did not reach its keyframe."""
 
 
-def _found_by_index(
-    container: InputContainer, stream: VideoStream, place: Restart
-) -> Iterator[_Numbered]:
-    """The packets from a place on, with their ordinals. Raises _LostError if it is not found."""
+def _seek(
+    container: InputContainer, stream: VideoStream, keyframe: Keyframe
+) -> Iterator[_NumberedPacket]:
+    """Yields the packets from a keyframe on, with their numbers. Raises _SeekError."""
     try:
-        container.seek(place.stamp, stream=stream)
+        container.seek(keyframe.timestamp, stream=stream)
         packets = container.demux(stream)
         for packet in packets:
-            # What comes earlier is read and dropped.
-            if packet.pts is None or packet.pts > place.stamp:
+            # The seek may end before the keyframe, never behind it.
+            if packet.pts is None or packet.pts > keyframe.timestamp:
                 break
-            if packet.pts == place.stamp:
-                if packet.size != place.size or not packet.is_keyframe:
+            if packet.pts == keyframe.timestamp:
+                if packet.size != keyframe.size or not packet.is_keyframe:
                     break
-                yield place.packet, packet
-                yield from enumerate(packets, place.packet + 1)
+                yield keyframe.packet, packet
+                yield from enumerate(packets, keyframe.packet + 1)
                 return
     except av.FFmpegError as error:
-        raise _LostError from error
-    raise _LostError
+        raise _SeekError from error
+    raise _SeekError
 
 
-def _from_place_to_place(
-    content: MediaFile,
-    found: Format,
+def _decode(
+    media_file: MediaFile,
+    file_format: FileFormat,
     timeline: Timeline,
-    restarts: Restarts,
-    kept: FrameCollector,
+    keyframes: KeyframeIndex,
+    collector: FrameCollector,
     limits: MediaLimits,
-    by_index: bool,
+    use_seeks: bool,
 ) -> bool:
-    """As `leap`.
+    """As `decode_by_keyframes`.
 
-    by_index: the container's index leads over what is left out, at places that are far. Otherwise
-    it is read and dropped, which gives the same packets in every container.
+    use_seeks: seeks to keyframes that are far ahead. Otherwise the packets before them are read
+        and dropped, which gives the same packets in every container.
     """
-    stamps, proof = timeline.stamps, min(_PROOF, len(timeline.stamps))
-    expected, resume, floor = 0, 0, None  # floor: stamp of the place that is decoded from
-    with opened(content, found, limits) as (container, stream):
-        packets: Iterator[_Numbered] = enumerate(container.demux(stream))
-        while (following := next(packets, None)) is not None:
-            number, packet = following
+    timestamps = timeline.timestamps
+    verified = min(_VERIFIED_FRAMES, len(timestamps))
+    # expected: index of the next frame. resume: packet of the keyframe to skip to; start: its
+    # timestamp until the keyframe has been decoded.
+    expected, resume, start = 0, 0, None
+    with open_video(media_file, file_format, limits) as (container, stream):
+        packets: Iterator[_NumberedPacket] = enumerate(container.demux(stream))
+        while (numbered := next(packets, None)) is not None:
+            number, packet = numbered
             if number < resume:
                 continue
-            if floor is not None and number == resume:
+            if start is not None and number == resume:
                 stream.codec_context.flush_buffers()
             try:
                 frames = packet.decode()
@@ -104,24 +105,25 @@ def _from_place_to_place(
             for frame in frames:
                 if frame.pts is None:
                     return False
-                if floor is not None:
-                    if frame.pts < floor:  # shown before, and decoded without what it refers to
+                if start is not None:
+                    if frame.pts < start:  # shown earlier, decoded without its references
                         continue
                     if not frame.key_frame:
                         return False
-                    floor = None
-                if expected == len(stamps) or frame.pts != stamps[expected] or frame.is_corrupt:
+                    start = None
+                is_expected = expected < len(timestamps) and frame.pts == timestamps[expected]
+                if not is_expected or frame.is_corrupt:
                     return False
-                kept.see(expected, frame)
+                collector.add(expected, frame)
                 expected += 1
-            if expected < proof or floor is not None:
+            if expected < verified or start is not None:
                 continue
-            if kept.complete:
+            if collector.complete:
                 return True
-            place = restarts.before(stamps[kept.next_index])
-            if place is not None and place.packet > number + 1:
-                if by_index and place.packet > number + _FAR:
-                    packets = _found_by_index(container, stream, place)
-                resume, floor = place.packet, place.stamp
-                expected = bisect_left(stamps, floor)
-    return kept.complete
+            keyframe = keyframes.last_before(timestamps[collector.next_index])
+            if keyframe is not None and keyframe.packet > number + 1:
+                if use_seeks and keyframe.packet > number + _MIN_SEEK_PACKETS:
+                    packets = _seek(container, stream, keyframe)
+                resume, start = keyframe.packet, keyframe.timestamp
+                expected = bisect_left(timestamps, start)
+    return collector.complete

@@ -1,7 +1,8 @@
-"""Turns the packets of a video into the places where decoding may begin anew.
+"""Builds the index of a video's keyframes at which decoding can start, from its packets.
 
-Knows the bytes of packets only: it neither opens files nor decodes. A place counts only if all that
-is shown from it on can be decoded from it on, bit for bit as after everything before it.
+It reads the bytes of packets only; it neither opens files nor decodes. A keyframe is in the index
+only if every frame that is shown from it on can be decoded from it on, bit for bit as in a decode
+of the whole file: a random access point.
 """
 
 from array import array
@@ -10,140 +11,158 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-# One packet of these is one frame that is shown, and what follows a key frame, in the order of
-# decoding and of display, refers to nothing before it. Elsewhere headers of earlier packets may
-# still hold (MPEG-2, MPEG-4), or packets may show nothing (VP8).
+# Codecs in which one packet is one frame that is shown, and in which the frames after a keyframe,
+# in decoding and in display order, refer to nothing before it. In others, headers of earlier
+# packets may still apply (MPEG-2, MPEG-4), or packets may show nothing (VP8).
 _CODECS = {"h264", "hevc", "vp9", "av1"}
-# Whose packets tell the times of display. AVI, for one, tells the order of decoding only.
+# Containers whose packets have presentation times. AVI, for one, has the decoding order only.
 _CONTAINERS = {"mov", "matroska", "mpegts", "flv"}
-# Whose demuxers go to a key frame by an index of the file; how they find others they guess.
-_INDEXED = {"mov", "matroska"}
-_START = b"\0\0\1"
-_NUMBERS = 3  # of a place
+# Containers with an index of keyframes in the file; the other demuxers seek by guessing.
+_INDEXED_CONTAINERS = {"mov", "matroska"}
+_START_CODE = b"\0\0\1"
+_FIELDS = 3  # of one keyframe in KeyframeIndex.values
 
 
-class Restart(NamedTuple):
-    """packet: ordinal in the file, counted over all packets of the stream. stamp: of its frame.
-    size: bytes of the packet.
+class Keyframe(NamedTuple):
+    """A place where decoding can start.
+
+    packet: number of its packet, counted over all packets of the stream.
+    timestamp: of its frame. size: of its packet, in bytes.
     """
 
     packet: int
-    stamp: int
+    timestamp: int
     size: int = 0
 
 
 @dataclass(frozen=True)
-class Restarts:
-    """Where decoding may begin anew: ascending by packet and by stamp.
+class KeyframeIndex:
+    """The keyframes at which decoding can start, ascending by packet and by timestamp.
 
-    numbers: int64, those of one place after the other: a long video has very many.
-    by_index: whether the container's index leads to them.
+    values: int64, the fields of one keyframe after the other; an object for each would be large
+        for a long video.
+    seekable: whether the container's own index leads to them.
     """
 
-    numbers: "array[int]" = field(default_factory=lambda: array("q"))
-    by_index: bool = False
+    values: "array[int]" = field(default_factory=lambda: array("q"))
+    seekable: bool = False
 
     @classmethod
-    def of(cls, places: Sequence[Restart], by_index: bool = False) -> "Restarts":
-        """Of a few places."""
-        return cls(array("q", [number for place in places for number in place]), by_index)
+    def of(cls, keyframes: Sequence[Keyframe], seekable: bool = False) -> "KeyframeIndex":
+        """Makes the index of a list of keyframes."""
+        values = array("q", [value for keyframe in keyframes for value in keyframe])
+        return cls(values, seekable)
 
     def __len__(self) -> int:
-        return len(self.numbers) // _NUMBERS
+        return len(self.values) // _FIELDS
 
-    def place(self, at: int) -> Restart:
-        """One of them, by its ordinal."""
-        return Restart(*self.numbers[at * _NUMBERS : (at + 1) * _NUMBERS])
+    def __getitem__(self, number: int) -> Keyframe:
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        return Keyframe(*self.values[number * _FIELDS : (number + 1) * _FIELDS])
 
-    def before(self, stamp: int) -> Restart | None:
-        """The last place from which the frame of this time stamp can be decoded; None: there is
-        none, begin at the beginning.
-        """
-        at = bisect_right(range(len(self)), stamp, key=lambda one: self.place(one).stamp)
-        return self.place(at - 1) if at else None
+    def last_before(self, timestamp: int) -> Keyframe | None:
+        """Returns the last keyframe at or before a timestamp; None if there is none."""
+        after = bisect_right(range(len(self)), timestamp, key=lambda number: self[number].timestamp)
+        return self[after - 1] if after else None
 
 
-class RestartFinder:
-    """Looks at all packets of a stream, in the order of the file."""
+class KeyframeIndexBuilder:
+    """Builds the index from all packets of a stream, in file order.
+
+    usable: whether the index can have any keyframes; if not, later packets need not be read.
+    """
 
     def __init__(self, container: str, codec: str, extradata: bytes) -> None:
-        """container, codec: the library's names. extradata: the stream's headers, may be empty."""
+        """container, codec: FFmpeg's names. extradata: the stream's headers, may be empty."""
         self.codec, self.length_size = codec, _length_size(codec, extradata)
-        self.possible = container in _CONTAINERS and codec in _CODECS
-        self.numbers = array("q")
-        self.by_index = container in _INDEXED
-        self.latest: int | None = None
-        self.with_headers: set[bool] = set()
+        self.usable = container in _CONTAINERS and codec in _CODECS
+        self.values = array("q")
+        self.seekable = container in _INDEXED_CONTAINERS
+        self.max_timestamp: int | None = None
+        self.has_headers: set[bool] = set()
 
-    def see(self, number: int, stamp: int | None, key_frame: bytes | None, shown: bool) -> None:
-        """One packet. key_frame: its bytes if the container calls it one, else None.
+    def add(
+        self, number: int, timestamp: int | None, keyframe: bytes | None, is_shown: bool
+    ) -> None:
+        """Takes the next packet.
 
-        stamp: of display. shown: False for a packet whose frame is decoded and left out.
+        number: of the packet. timestamp: of presentation.
+        keyframe: the packet's bytes if the container marks it as a keyframe, else None.
+        is_shown: False for a packet whose frame is decoded and discarded.
         """
-        if stamp is None:
-            self.give_up()
-        if not self.possible or stamp is None:
+        if timestamp is None:
+            self.disable()
+        if not self.usable or timestamp is None:
             return
-        begins = key_frame is not None and self._restarts(key_frame)
-        # Of earlier packets, no frame may be shown later.
-        if begins and shown and (self.latest is None or stamp > self.latest):
-            assert key_frame is not None
-            self.numbers.extend(Restart(number, stamp, len(key_frame)))
-        self.latest = stamp if self.latest is None else max(self.latest, stamp)
+        starts = keyframe is not None and self._is_random_access_point(keyframe)
+        # No frame of an earlier packet may be shown after the keyframe.
+        if starts and is_shown and (self.max_timestamp is None or timestamp > self.max_timestamp):
+            assert keyframe is not None
+            self.values.extend(Keyframe(number, timestamp, len(keyframe)))
+        latest = self.max_timestamp
+        self.max_timestamp = timestamp if latest is None else max(latest, timestamp)
 
-    def give_up(self) -> None:
-        """The stream changes its headers on the way, or tells no times."""
-        self.possible = False
+    def disable(self) -> None:
+        """Gives up: the stream changes its headers on the way, or has packets without times."""
+        self.usable = False
 
-    def found(self) -> Restarts:
-        """What there is. Nothing if only some key frames bring their headers: which ones hold at
-        the others depends on packets that would be left out.
+    def build(self) -> KeyframeIndex:
+        """Returns the index.
+
+        It is empty if some keyframes bring their headers and others do not: which headers apply
+        to the others depends on packets that would be skipped.
         """
-        if not self.possible or len(self.with_headers) > 1:
-            return Restarts()
-        return Restarts(self.numbers, self.by_index)
+        if not self.usable or len(self.has_headers) > 1:
+            return KeyframeIndex()
+        return KeyframeIndex(self.values, self.seekable)
 
-    def _restarts(self, packet: bytes) -> bool:
+    def _is_random_access_point(self, packet: bytes) -> bool:
         if self.codec == "h264":
-            # Only after an IDR picture (5) is nothing before it referred to.
-            kinds = nal_units(packet, self.codec, self.length_size)
-            self.with_headers.add(kinds >= {7, 8})
-            return 5 in kinds
+            # Only after an IDR picture (5) do no frames refer to earlier ones. 7, 8: SPS, PPS.
+            types = nal_unit_types(packet, self.codec, self.length_size)
+            self.has_headers.add(types >= {7, 8})
+            return 5 in types
         if self.codec == "hevc":
-            kinds = nal_units(packet, self.codec, self.length_size)
-            self.with_headers.add(kinds >= {32, 33, 34})
-            return bool(kinds & set(range(16, 22)))
+            # 16 to 21 are the IRAP types. 32, 33, 34: VPS, SPS, PPS.
+            types = nal_unit_types(packet, self.codec, self.length_size)
+            self.has_headers.add(types >= {32, 33, 34})
+            return bool(types & set(range(16, 22)))
         return True
 
 
-def nal_units(packet: bytes, codec: str, length_size: int) -> Set[int]:
-    """Types of an H.264 or H.265 packet's NAL units, up to the first one of picture data.
+def nal_unit_types(packet: bytes, codec: str, length_size: int) -> Set[int]:
+    """Returns the types of a packet's NAL units, up to the first one of picture data.
 
-    length_size: bytes of the length before each unit; 0: start codes stand between them. Malformed
-    packets give what could be read. Source: ITU-T H.264 table 7-1, H.265 table 7-1.
+    codec: h264 or hevc.
+    length_size: bytes of the length before each unit; 0 if start codes stand between the units.
+    A malformed packet gives what could be read. Source: ITU-T H.264 table 7-1, H.265 table 7-1.
     """
-    kinds: set[int] = set()
-    at = 0
+    types: set[int] = set()
+    offset = 0
     while True:
         if length_size:
-            body = at + length_size
-            size = int.from_bytes(packet[at:body], "big")
-            at = body + size
+            body = offset + length_size
+            size = int.from_bytes(packet[offset:body], "big")
+            offset = body + size
         else:
-            found = packet.find(_START, at)
-            body = found + len(_START) if found >= 0 else len(packet)
-            at = body
+            start = packet.find(_START_CODE, offset)
+            body = start + len(_START_CODE) if start >= 0 else len(packet)
+            offset = body
         if body >= len(packet):
-            return kinds
-        kind = packet[body] & 31 if codec == "h264" else packet[body] >> 1 & 63
-        kinds.add(kind)
-        if 1 <= kind <= 5 if codec == "h264" else kind < 32:
-            return kinds
+            return types
+        unit_type = packet[body] & 31 if codec == "h264" else packet[body] >> 1 & 63
+        types.add(unit_type)
+        if 1 <= unit_type <= 5 if codec == "h264" else unit_type < 32:
+            return types
 
 
 def _length_size(codec: str, extradata: bytes) -> int:
-    """Of avcC and hvcC headers (ISO/IEC 14496-15); others have start codes: 0."""
-    at = {"h264": 4, "hevc": 21}.get(codec)
-    if at is None or len(extradata) <= at or extradata[0] != 1:
+    """Returns the bytes of a NAL unit's length by an avcC or hvcC header (ISO/IEC 14496-15).
+
+    0 for other headers, whose streams have start codes.
+    """
+    offset = {"h264": 4, "hevc": 21}.get(codec)
+    if offset is None or len(extradata) <= offset or extradata[0] != 1:
         return 0
-    return (extradata[at] & 3) + 1
+    return (extradata[offset] & 3) + 1

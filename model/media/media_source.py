@@ -1,7 +1,4 @@
-"""Turns what names a medium, a path, a URL or a data URL, into its bytes.
-
-Nothing is read that is not allowed, nor beyond a ceiling. What the bytes are is not known here.
-"""
+"""Reads the bytes of a medium from a path, a URL or a data URL, if they are allowed."""
 
 import base64
 import binascii
@@ -18,16 +15,17 @@ from mediamill.model.urls import decoded_path, error_text, redact
 
 SCHEMES = ("file", "http", "https", "s3", "gs", "hf", "data")
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)(?=://|::)|data(?=:)", re.IGNORECASE)
-_CHUNK = 1024 * 1024  # bytes that are read at once of a file whose size is not known
+_CHUNK_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True)
 class SourceRules:
     """What may be read.
 
-    schemes: of URLs; "file" stands for paths too, and "data" for data URLs. Text that comes from
-        strangers should be allowed neither "file" nor addresses of one's own network.
-    max_bytes: of one medium; more is refused before memory is taken.
+    schemes: allowed URL schemes; "file" also allows paths, and "data" data URLs. For untrusted
+        text, leave out "file", and "http" and "https" if they reach a private network.
+    max_bytes: of one medium; a larger one is refused before memory is allocated.
+    Raises ValueError for values that cannot be used.
     """
 
     schemes: tuple[str, ...] = SCHEMES
@@ -41,32 +39,32 @@ class SourceRules:
 
 
 def read_source(source: str | Path, rules: SourceRules) -> bytes:
-    """The whole content of a path, of an fsspec URL or of a data URL.
+    """Returns the whole content of a path, an fsspec URL or a data URL.
 
-    Raises ValueError, in one sentence without what may be secret: for a scheme that is not allowed,
-    a file that is missing, too large or no plain file, and whatever else keeps it from being read.
+    Raises ValueError, in one sentence without secrets, for a scheme that is not allowed and for a
+    file that is missing, empty, too large, not a regular file or otherwise unreadable.
     """
     text = str(source)
-    found = None if isinstance(source, Path) else _SCHEME.match(text)
-    scheme = found.group().lower() if found else "file"
+    url = None if isinstance(source, Path) else _SCHEME.match(text)
+    scheme = url.group().lower() if url else "file"
     name = "a data URL" if scheme == "data" else redact(text)
     if scheme not in rules.schemes:
         allowed = ", ".join(rules.schemes) or "none"
         raise ValueError(f"{name:.200}: the scheme {scheme} is not allowed, expected {allowed}")
     if scheme == "data":
-        return _data(text, rules.max_bytes)
-    if "::" in text and found:
+        return _decode_data_url(text, rules.max_bytes)
+    if "::" in text and url:
         raise ValueError(f"{name:.200}: found a chain of URLs ('::'), expected one plain URL")
     try:
         if scheme == "file":
-            content = _local(decoded_path(text) if found else Path(text).expanduser(), rules)
+            content = _read_file(decoded_path(text) if url else Path(text).expanduser(), rules)
         else:
-            content = _remote(text, rules)
-    except _Refusal as error:
+            content = _read_remote(text, rules)
+    except _ReadError as error:
         raise ValueError(f"{name}: {error}") from None
     except FileNotFoundError:
         raise ValueError(f"{name}: found no such file") from None
-    except Exception as error:  # each driver has its own
+    except Exception as error:  # each fsspec driver has its own exceptions
         raise ValueError(f"{name} cannot be read: {error_text(error)}") from error
     if not content:
         raise ValueError(f"{name}: the file is empty")
@@ -74,7 +72,7 @@ def read_source(source: str | Path, rules: SourceRules) -> bytes:
 
 
 def data_bytes(text: str, max_bytes: int) -> bytes:
-    """The bytes of base64. Raises ValueError."""
+    """Decodes base64 text, with or without white space. Raises ValueError."""
     text = "".join(text.split())
     if len(text) // 4 * 3 > max_bytes + 2:
         raise ValueError(f"found about {len(text) // 4 * 3} bytes, expected at most {max_bytes}")
@@ -86,43 +84,43 @@ def data_bytes(text: str, max_bytes: int) -> bytes:
     return content
 
 
-class _Refusal(ValueError):
-    """A sentence that says why, to go behind the name of the source."""
+class _ReadError(ValueError):
+    """Why a source cannot be read; `read_source` adds its name."""
 
 
-def _local(path: Path, rules: SourceRules) -> bytes:
-    facts = path.stat()
+def _read_file(path: Path, rules: SourceRules) -> bytes:
+    status = path.stat()
     # A pipe or a device could be read for ever.
-    if not stat.S_ISREG(facts.st_mode):
-        raise _Refusal("found a folder or device, expected a file")
-    _check_size(facts.st_size, rules.max_bytes)
+    if not stat.S_ISREG(status.st_mode):
+        raise _ReadError("found a folder or device, expected a file")
+    _check_size(status.st_size, rules.max_bytes)
     with path.open("rb") as file:
-        return _bounded(file, rules.max_bytes)
+        return _read_bounded(file, rules.max_bytes)
 
 
-def _remote(url: str, rules: SourceRules) -> bytes:
+def _read_remote(url: str, rules: SourceRules) -> bytes:
     fs, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
     with fs.open(path, "rb") as file:
         size = getattr(file, "size", None)
         if isinstance(size, int):
             _check_size(size, rules.max_bytes)
-        return _bounded(file, rules.max_bytes)
+        return _read_bounded(file, rules.max_bytes)
 
 
-def _bounded(file: IO[bytes], max_bytes: int) -> bytes:
+def _read_bounded(file: IO[bytes], max_bytes: int) -> bytes:
     content = bytearray()
-    while part := file.read(_CHUNK):
-        content += part
+    while chunk := file.read(_CHUNK_BYTES):
+        content += chunk
         _check_size(len(content), max_bytes)
     return bytes(content)
 
 
-def _data(url: str, max_bytes: int) -> bytes:
-    head, comma, body = url.partition(",")
+def _decode_data_url(url: str, max_bytes: int) -> bytes:
+    header, comma, body = url.partition(",")
     if not comma:
         raise ValueError("found a data URL without a comma, expected data:image/png;base64,...")
     try:
-        if head.lower().endswith(";base64"):
+        if header.lower().endswith(";base64"):
             content = data_bytes(unquote(body) if "%" in body else body, max_bytes)
         else:
             if len(body) // 3 > max_bytes:
@@ -138,4 +136,4 @@ def _data(url: str, max_bytes: int) -> bytes:
 
 def _check_size(size: int, max_bytes: int) -> None:
     if size > max_bytes:
-        raise _Refusal(f"found at least {size} bytes, expected at most {max_bytes}")
+        raise _ReadError(f"found at least {size} bytes, expected at most {max_bytes}")

@@ -1,5 +1,7 @@
-"""Turns the values of preprocessor options into checked Python values, or into a sentence on what
-is wrong with one. Which options there are is not known here, except for steps that nobody builds.
+"""Reads and checks the values of preprocessor options.
+
+Every function raises ModelError with one sentence for a value that cannot be used; `where` names
+the source of the options in it.
 """
 
 from collections.abc import Collection, Mapping
@@ -8,7 +10,7 @@ from typing import Any
 from mediamill.model.checkpoint.json_reader import is_number
 from mediamill.model.errors import ModelError
 
-# Switches of the reference that are rules of their own elsewhere, or change no pixel.
+# Steps of the reference that are implemented.
 _KNOWN_SWITCHES = {
     "do_resize",
     "do_rescale",
@@ -19,23 +21,23 @@ _KNOWN_SWITCHES = {
 
 
 def refuse_unknown_steps(options: Mapping[str, Any], where: str) -> None:
-    """ModelError for a step that is switched on and not built here, such as do_center_crop."""
+    """Raises ModelError for a step that is switched on and not implemented, as do_center_crop."""
     for key, value in options.items():
         if key.startswith("do_") and key not in _KNOWN_SWITCHES and value:
             raise ModelError(
-                f"{where}: {key} is {value!r}, expected false: this step is not built here"
+                f"{where}: {key} is {value!r}, expected false: this step is not supported"
             )
 
 
 def refuse_unknown_keys(options: Mapping[str, Any], known: Collection[str], where: str) -> None:
-    """ModelError for a key that is none of `known`: in a caller's options it is a mistake."""
+    """Raises ModelError for a key that is not one of `known`."""
     unknown = sorted(str(key) for key in options if key not in known)
     if unknown:
         raise ModelError(f"{where}: found the key '{unknown[0]}', expected any of {sorted(known)}")
 
 
 def switch(where: str, options: Mapping[str, Any], key: str, default: bool) -> bool:
-    """A boolean; `default` if it is missing or null."""
+    """Returns a boolean; `default` if it is missing or null."""
     value = options.get(key)
     if value is None:
         return default
@@ -45,13 +47,13 @@ def switch(where: str, options: Mapping[str, Any], key: str, default: bool) -> b
 
 
 def count(where: str, options: Mapping[str, Any], key: str, default: int) -> int:
-    """A whole number above 0; `default` if it is missing or null."""
+    """Returns a whole number above 0; `default` if it is missing or null."""
     value = options.get(key)
     return default if value is None else positive(where, key, value)
 
 
 def positive(where: str, key: str, value: object) -> int:
-    """`value`, if it is a whole number above 0 (3.0 counts as one)."""
+    """Returns `value` if it is a whole number above 0; 3.0 counts as one."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
@@ -60,7 +62,7 @@ def positive(where: str, key: str, value: object) -> int:
 
 
 def number(where: str, options: Mapping[str, Any], key: str, default: float) -> float:
-    """A finite number; `default` if it is missing or null."""
+    """Returns a finite number; `default` if it is missing or null."""
     value = options.get(key)
     if value is None:
         return default
@@ -72,7 +74,7 @@ def number(where: str, options: Mapping[str, Any], key: str, default: float) -> 
 def triple(
     where: str, options: Mapping[str, Any], key: str, default: tuple[float, float, float]
 ) -> tuple[float, float, float]:
-    """Three numbers, or one that holds for all three colours."""
+    """Returns a number for each colour; one number stands for all three."""
     value = options.get(key)
     if value is None:
         return default

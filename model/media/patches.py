@@ -1,8 +1,9 @@
-"""Turns pixels into uint8 patches, and uint8 patches into the reference's numbers.
+"""Resizes pictures, cuts them into uint8 patches, and normalizes patches as the reference does.
 
-Shapes: C = 3 colours, p = patch size, T = frames of one patch, gh and gw = rows and columns of
-patches; patches of one merge group are neighbours: the order is (rows, columns) of merge groups,
-then (rows, columns) within the group. Which sizes and colours a checkpoint wants is not known here.
+Shapes: C = 3 colours, p = patch size, T = frames of one patch (temporal patch size), gh and gw =
+rows and columns of patches. The patches of one merge group (merge x merge patches, one visual
+token) follow each other: the order is (rows, columns) of merge groups, then (rows, columns) within
+a group. The reference is Qwen2VLImageProcessor of transformers.
 """
 
 import math
@@ -17,8 +18,8 @@ Resample = Literal["bicubic", "bilinear"]
 
 CLIP_MEAN: Triple = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD: Triple = (0.26862954, 0.26130258, 0.27577711)
-_BAND = 512 * 1024  # bytes: what is cut at once
-LONGEST = 200  # times the shorter side; beyond it smart_resize gives up
+_BAND_BYTES = 512 * 1024  # are cut at once, to stay in the CPU cache
+MAX_ASPECT_RATIO = 200  # of the longer side to the shorter one, in smart_resize
 
 
 def smart_resize(
@@ -28,17 +29,26 @@ def smart_resize(
     min_pixels: int = 56 * 56,
     max_pixels: int = 28 * 28 * 16384,
 ) -> tuple[int, int]:
-    """(height, width) in pixels for the network: multiples of `factor`, area within the limits.
+    """Returns the (height, width) to which a picture is resized for the network.
 
-    Exactly the reference's arithmetic, with its half-even rounding; very long pictures may leave
-    the limits by a little. Raises ValueError if one side is more than 200 times the other.
+    Both are multiples of `factor`, and their product lies within the limits. With round() to even:
+
+        h, w = factor * round(height / factor), factor * round(width / factor)
+        if h * w > max_pixels:  s = sqrt(height * width / max_pixels)
+            h, w = factor * floor(height / s / factor), the same of width, at least factor
+        if h * w < min_pixels:  s = sqrt(min_pixels / (height * width))
+            h, w = factor * ceil(height * s / factor), the same of width
+
+    Very long pictures may exceed max_pixels by a little. Source: smart_resize in
+    image_processing_qwen2_vl.py of transformers.
+    Raises ValueError if one side is more than 200 times the other.
     """
     if height < 1 or width < 1:
         raise ValueError(f"the picture is {width} x {height} pixels; expected at least 1 x 1")
-    if max(height, width) / min(height, width) > LONGEST:
+    if max(height, width) / min(height, width) > MAX_ASPECT_RATIO:
         raise ValueError(
             f"the picture is {width} x {height} pixels; "
-            f"expected no side more than {LONGEST} times the other"
+            f"expected no side more than {MAX_ASPECT_RATIO} times the other"
         )
     rows, columns = round(height / factor) * factor, round(width / factor) * factor
     if rows * columns > max_pixels:
@@ -57,14 +67,14 @@ def resize(
 ) -> torch.Tensor:
     """uint8 [..., 3, H, W] -> uint8 [..., 3, height, width], with antialiasing.
 
-    Always uint8 on the CPU: that rounds between its two passes, as the reference does; other
-    devices and dtypes give other pixels.
+    Only for uint8 on the CPU: torch's kernel rounds between its two passes there, as the reference
+    does, while other devices and dtypes give other pixels. Raises TypeError for those.
     """
     if image.dtype != torch.uint8 or image.device.type != "cpu":
         raise TypeError(f"found {image.dtype} on {image.device}, expected torch.uint8 on cpu")
     if image.shape[-2:] == (height, width):
         return image
-    # Pixel by pixel in memory is faster by a multiple, with the batch's stride as torch expects it.
+    # The channels-last layout is several times faster, if the batch has torch's own strides for it.
     batch = image.movedim(-3, -1).reshape(-1, *image.shape[-2:], image.shape[-3]).movedim(-1, 1)
     resized = functional.interpolate(
         batch, (height, width), mode=resample, antialias=True, align_corners=False
@@ -75,9 +85,10 @@ def resize(
 def patchify_image(image: torch.Tensor, patch: int = 14, merge: int = 2) -> torch.Tensor:
     """uint8 [3, H, W] -> uint8 [gh * gw, 3 * p * p], inner order (C, row, column).
 
-    The temporal slices of a picture are equal: one is kept. H and W are multiples of patch * merge.
+    The T temporal slices of a picture are equal, so one is stored. H and W are multiples of
+    patch * merge.
     """
-    return _cut(image[None], patch, merge, 1)
+    return _patchify(image[None], patch, merge, 1)
 
 
 def patchify_video(
@@ -90,20 +101,21 @@ def patchify_video(
     """
     if missing := -len(frames) % slices:
         frames = torch.cat((frames, frames[-1:].expand(missing, -1, -1, -1)))
-    return _cut(frames, patch, merge, slices)
+    return _patchify(frames, patch, merge, slices)
 
 
-def _cut(frames: torch.Tensor, patch: int, merge: int, slices: int) -> torch.Tensor:
-    """As `patchify_video`, for a multiple of `slices` frames: band by band, each within the cache,
-    and a patch's row of one colour in one piece.
+def _patchify(frames: torch.Tensor, patch: int, merge: int, slices: int) -> torch.Tensor:
+    """As `patchify_video`, for a multiple of `slices` frames.
+
+    Works on bands of rows that fit the CPU cache, and moves the row of a patch as one element.
     """
     pixels = frames.numpy()
     count, colours, height, width = pixels.shape
     factor = patch * merge
     rows, columns, groups = height // factor, width // factor, count // slices
-    piece = np.dtype(f"V{patch}")
-    patches = np.empty((groups, rows, columns, merge, merge, colours, slices, patch), piece)
-    step = max(1, min(rows, _BAND // max(1, slices * colours * factor * width)))
+    patch_row = np.dtype(f"V{patch}")
+    patches = np.empty((groups, rows, columns, merge, merge, colours, slices, patch), patch_row)
+    step = max(1, min(rows, _BAND_BYTES // max(1, slices * colours * factor * width)))
     planes = np.empty((slices, colours, step * factor, width), np.uint8)
     for group in range(groups):
         source = pixels[group * slices : (group + 1) * slices]
@@ -111,8 +123,10 @@ def _cut(frames: torch.Tensor, patch: int, merge: int, slices: int) -> torch.Ten
             count = min(step, rows - row)
             band = planes[:, :, : count * factor]
             band[...] = source[:, :, row * factor : (row + count) * factor]
-            cut = band.view(piece).reshape(slices, colours, count, merge, patch, columns, merge)
-            patches[group, row : row + count] = cut.transpose(2, 5, 3, 6, 1, 0, 4)
+            split = band.view(patch_row).reshape(
+                slices, colours, count, merge, patch, columns, merge
+            )
+            patches[group, row : row + count] = split.transpose(2, 5, 3, 6, 1, 0, 4)
     values = patches.reshape(-1).view(np.uint8)
     return torch.from_numpy(values).view(-1, colours * slices * patch * patch)
 
@@ -127,10 +141,12 @@ def normalize(
 ) -> torch.Tensor:
     """uint8 [N, 3*p*p] (pictures) or [N, 3*T*p*p] (videos) -> float32 [N, 3*T*p*p].
 
-    mean None: nothing is subtracted and divided by. factor None: nothing is multiplied by. The
-    width tells pictures, whose one slice is repeated T = slices times, from videos.
-    Bit for bit the reference's order of rounding: with both, one subtraction and one division by
-    mean and std that were scaled first; with one of them, that one alone.
+    Computes (values * factor - mean) / std for each colour, bit for bit as the reference does: with
+    both `mean` and `factor` as (values - mean / factor) / (std / factor).
+
+    mean: None leaves out mean and std. factor: None leaves out the factor.
+    patch, slices: p and T. The width of the patches tells pictures, whose one slice is repeated T
+        times, from videos.
     """
     width, area = patches.shape[-1], patch * patch
     if width not in (3 * area, 3 * slices * area):
@@ -140,11 +156,11 @@ def normalize(
         )
     colours = patches.reshape(-1, 3, width // (3 * area), area)
     if mean is not None:
-        centre, scale = torch.tensor(mean), torch.tensor(std)
+        shift, scale = torch.tensor(mean), torch.tensor(std)
         if factor is not None:
-            centre, scale = centre * (1.0 / factor), scale * (1.0 / factor)
-        centre, scale = (one.to(patches.device).view(3, 1, 1) for one in (centre, scale))
-        colours = colours.to(torch.float32).sub_(centre).div_(scale)
+            shift, scale = shift * (1.0 / factor), scale * (1.0 / factor)
+        shift, scale = (values.to(patches.device).view(3, 1, 1) for values in (shift, scale))
+        colours = colours.to(torch.float32).sub_(shift).div_(scale)
     elif factor is not None:
         colours = colours * factor
     else:

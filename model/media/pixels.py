@@ -1,7 +1,7 @@
-"""Turns pictures that are decoded already (Pillow's, arrays, tensors) into upright RGB pixels.
+"""Converts decoded pictures (Pillow pictures, arrays, tensors) to upright RGB pixels.
 
-Values are taken as they are: uint8, 0 to 255. Files are those of model/media/images.py and
-model/media/video.py.
+Arrays and tensors have to be uint8, 0 to 255, and are not rescaled. Files are decoded by images.py
+and video.py.
 """
 
 from collections.abc import Sequence
@@ -13,29 +13,30 @@ import torch
 from PIL import Image
 
 from mediamill.model.errors import MediaError
-from mediamill.model.media.images import DecodedImage, take_picture
+from mediamill.model.media.images import DecodedImage, read_open_picture
 
 Picture: TypeAlias = Image.Image | npt.NDArray[np.uint8] | torch.Tensor
 Frames: TypeAlias = Sequence[Picture] | npt.NDArray[np.uint8] | torch.Tensor
 
-_COLOURS = (1, 3, 4)  # grey, RGB, RGB with transparency
+_CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
 
 
 def picture_pixels(
     picture: Picture, max_pixels: int | None = None, convert_rgb: bool = True
 ) -> DecodedImage:
-    """uint8 [3, H, W] of one decoded picture.
+    """Returns uint8 [3, H, W] of one decoded picture.
 
-    picture: a Pillow picture of any mode, which follows the rules of files (EXIF, transparency over
-        white); an array [H, W], [H, W, C] or [C, H, W], or a tensor [H, W], [C, H, W] or [H, W, C],
-        of uint8 with C = 1, 3 or 4 colours. Where both ends could be the colours, an array's are
-        the last and a tensor's are the first.
-    max_pixels: ceiling for height * width. convert_rgb: False refuses what is not RGB.
+    picture: a Pillow picture of any mode, which is treated as a file is (EXIF orientation,
+        transparency over white); or a uint8 array or tensor [H, W], [H, W, C] or [C, H, W] with
+        C = 1, 3 or 4 channels. If both the first and the last dimension could be the channels, an
+        array has them last and a tensor has them first.
+    max_pixels: limit on height * width.
+    convert_rgb: False refuses pictures that are not RGB.
     Raises MediaError: media_empty, decode_unsupported, decode_too_large, decode_corrupt.
     """
     if isinstance(picture, Image.Image):
-        return take_picture(picture, max_pixels, convert_rgb)
-    pixels = _colours_first(picture)
+        return read_open_picture(picture, max_pixels, convert_rgb)
+    pixels = _channels_first(picture)
     height, width = pixels.shape[1:]
     if max_pixels is not None and height * width > max_pixels:
         raise MediaError(
@@ -54,7 +55,7 @@ def picture_pixels(
 
 
 def frame_count(frames: Frames) -> int:
-    """How many frames these are. Raises MediaError media_empty or decode_unsupported."""
+    """Returns the number of frames. Raises MediaError media_empty or decode_unsupported."""
     if isinstance(frames, Image.Image):
         raise MediaError("decode_unsupported", "found one picture, expected a list of frames")
     if isinstance(frames, (np.ndarray, torch.Tensor)) and frames.ndim != 4:
@@ -68,8 +69,8 @@ def frame_count(frames: Frames) -> int:
     return len(frames)
 
 
-def _colours_first(picture: Any) -> torch.Tensor:
-    """uint8 [C, H, W] of an array or a tensor."""
+def _channels_first(picture: Any) -> torch.Tensor:
+    """Returns uint8 [C, H, W] of an array or a tensor."""
     if not isinstance(picture, (np.ndarray, torch.Tensor)):
         raise MediaError(
             "decode_unsupported",
@@ -88,16 +89,16 @@ def _colours_first(picture: Any) -> torch.Tensor:
             f"found a picture of the shape {shape}, expected [H, W], [H, W, 3] or [3, H, W]",
         )
     if isinstance(picture, np.ndarray):
-        pixels = torch.from_numpy(np.array(picture))  # a copy: memory may be read-only
-        ends = (2, 0)
+        pixels = torch.from_numpy(np.array(picture))  # a copy, because the memory may be read-only
+        channel_axes = (2, 0)
     else:
         pixels = picture.detach().cpu()
-        ends = (0, 2)
+        channel_axes = (0, 2)
     if pixels.ndim == 2:
         return pixels[None]
-    for end in ends:
-        if shape[end] in _COLOURS:
-            return pixels.movedim(end, 0).contiguous()
+    for axis in channel_axes:
+        if shape[axis] in _CHANNELS:
+            return pixels.movedim(axis, 0).contiguous()
     raise MediaError(
         "decode_unsupported",
         f"found a picture of the shape {shape}, expected 1, 3 or 4 colours at one end",
@@ -105,10 +106,12 @@ def _colours_first(picture: Any) -> torch.Tensor:
 
 
 def _over_white(pixels: torch.Tensor) -> torch.Tensor:
-    """uint8 [4, H, W] -> [3, H, W], with the reference's rounding for arrays.
+    """uint8 [4, H, W] -> [3, H, W], blended over white with the reference's rounding for arrays.
 
-    It blends in float32, and truncates after stretching 0..1 to just below 256.
+    With colour c and opacity a in 0..1: floor((c * a + 1 - a) * 255.999) in float32. The factor is
+    that of torchvision's conversion from float to uint8 (transforms.v2.functional.to_dtype).
     """
-    shares = pixels.to(torch.float32).mul_(1.0 / 255)
-    blended = shares[:3] * shares[3:] + (1 - shares[3:])
+    scaled = pixels.to(torch.float32).mul_(1.0 / 255)
+    colour, opacity = scaled[:3], scaled[3:]
+    blended = colour * opacity + (1 - opacity)
     return blended.mul(255 + 1.0 - 1e-3).to(torch.uint8)

@@ -1,12 +1,8 @@
-"""Turns one picture or video, as a file's bytes or decoded already, into patches and a receipt of
-what they show.
-
-Knows pixels, frames and ceilings; prompts and token ids are none of its business.
+"""Prepares one picture or video, as a file or decoded already: patches for the network, and a
+receipt of what they show.
 """
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -14,51 +10,38 @@ import torch
 
 from mediamill.model.errors import MediaError, PromptError
 from mediamill.model.inputs import VisualInput
-from mediamill.model.media.budgets import Budget, Size
-from mediamill.model.media.content import MediaFile, Source
 from mediamill.model.media.frame_sampling import VideoRules
 from mediamill.model.media.image_rules import ImageRules
 from mediamill.model.media.images import DecodedImage, read_image
-from mediamill.model.media.limit_names import in_order
-from mediamill.model.media.limits import MediaLimits
+from mediamill.model.media.limit_names import ordered
+from mediamill.model.media.limits import MediaLimits, out_of_memory_as_media_error
+from mediamill.model.media.media_file import MediaFile, Source
 from mediamill.model.media.patches import patchify_image, patchify_video, resize
+from mediamill.model.media.pixel_budget import PixelBudget, Size
 from mediamill.model.media.pixels import Frames, Picture, frame_count, picture_pixels
 from mediamill.model.media.probe_cache import ProbeCache
 from mediamill.model.media.receipt import Receipt
-from mediamill.model.media.timeline import sampled
+from mediamill.model.media.timeline import sample_within_budget
 from mediamill.model.media.video import Video, decode_video
 
 __all__ = ["Receipt", "prepare_frames", "prepare_picture", "prepare_video"]
-
-_TORCH_HAS_NO_MEMORY = "DefaultCPUAllocator"  # in its sentence: torch has no error for it
 
 
 def prepare_picture(
     source: Source | Picture, rules: ImageRules, limits: MediaLimits
 ) -> tuple[VisualInput, Receipt]:
-    """The patches of one picture, of a file or decoded.
+    """Returns the patches and the receipt of one picture: a file, or a decoded picture.
 
     Raises as `read_image` or `picture_pixels`, and PromptError context_too_long.
     """
     if isinstance(source, (bytes, bytearray, memoryview, Path, MediaFile)):
-        content = MediaFile.of(source)
-        with _memory_may_end("picture"):
-            image = read_image(content, limits, rules.do_convert_rgb)
-            return _picture(image, content.sha256(), rules, limits)
+        media_file = MediaFile.of(source)
+        with out_of_memory_as_media_error("picture"):
+            image = read_image(media_file, limits, rules.do_convert_rgb)
+            return _picture(image, media_file.sha256(), rules, limits)
     image = picture_pixels(source, limits.max_image_pixels, rules.do_convert_rgb)
     digest = hashlib.sha256(image.pixels.contiguous().numpy().data)
     return _picture(image, digest.hexdigest(), rules, limits)
-
-
-@contextmanager
-def _memory_may_end(label: str) -> Iterator[None]:
-    """Where a process is given little memory, its end is what is wrong with the medium."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and _TORCH_HAS_NO_MEMORY not in str(error):
-            raise
-        raise MediaError("decode_too_large", f"no memory to decode the {label}") from error
 
 
 def _picture(
@@ -79,7 +62,7 @@ def _picture(
     pixels = resize(image.pixels, *size, rules.resample)
     patches = patchify_image(pixels, rules.patch_size, rules.merge_size)
     visual = VisualInput("image", patches, rules.grid_of(size), rules.merge_size)
-    note, bound = rules.resize_note(source, size), rules.bound_of(source)
+    note, limit_name = rules.resize_note(source, size), rules.resize_limit(source)
     receipt = Receipt(
         kind="image",
         sha256=sha256,
@@ -91,7 +74,7 @@ def _picture(
         source_height=source[0],
         source_width=source[1],
         notes=image.notes + ((note,) if note else ()),
-        bound_by=(bound,) if bound else (),
+        bound_by=(limit_name,) if limit_name else (),
         seen_sha256=None,
     )
     return visual, receipt
@@ -104,16 +87,16 @@ def prepare_video(
     limits: MediaLimits,
     start_s: float | None = None,
     end_s: float | None = None,
-    known: ProbeCache | None = None,
+    probe_cache: ProbeCache | None = None,
 ) -> tuple[VisualInput, Receipt]:
-    """The patches of one video file, or of a window of it. known: of files, from window to window.
+    """Returns the patches and the receipt of one video file, or of a window of it.
 
-    Raises as `decode_video`.
+    The arguments and the errors are those of `decode_video`.
     """
-    content, known = MediaFile.of(source), known or ProbeCache()
-    with _memory_may_end("video"):
-        video = decode_video(content, rules, pixels, limits, start_s, end_s, known)
-        return _video(video, known.sha256(content), pixels)
+    media_file, probe_cache = MediaFile.of(source), probe_cache or ProbeCache()
+    with out_of_memory_as_media_error("video"):
+        video = decode_video(media_file, rules, pixels, limits, start_s, end_s, probe_cache)
+        return _video(video, probe_cache.sha256(media_file), pixels)
 
 
 def prepare_frames(
@@ -123,44 +106,46 @@ def prepare_frames(
     pixels: ImageRules,
     limits: MediaLimits,
 ) -> tuple[VisualInput, Receipt]:
-    """The patches of a video whose frames are decoded already.
+    """Returns the patches and the receipt of a video whose frames are decoded already.
 
     frames: a list of pictures as `picture_pixels` takes them, an array [T, H, W, C] or a tensor
         [T, C, H, W]; all of one size.
-    fps: of these frames. None: not known; then they are sampled only by rules.num_frames, and all
-        are looked at without it. Raises MediaError, PromptError context_too_long, and ValueError
-        for an fps that is no rate.
+    fps: frames per second of `frames`. None: unknown; the frames are then sampled by
+        rules.num_frames only, and without it all are used.
+    Raises MediaError, PromptError context_too_long, and ValueError for an fps out of range.
     """
     if fps is not None and not 0 < fps < float("inf"):
         raise ValueError(f"fps is {fps}, expected a number above 0")
     total, group = frame_count(frames), pixels.temporal_patch_size
     pixels = pixels.with_limits(rules.min_pixels, rules.max_pixels)
     if fps is None and rules.num_frames is None:
-        rules = VideoRules(do_sample_frames=False).over(rules)
-    budget = Budget(rules, pixels, limits)
-    fit = partial(budget.frames, _size_of_first(frames, pixels, limits)) if budget.lowers else None
-    indices, bounds, notes = sampled(total, fps or 1.0, rules, group, fit)
-    taken: list[torch.Tensor] = []
-    digest, source, sized = hashlib.sha256(), (0, 0), None
+        rules = VideoRules(do_sample_frames=False).with_defaults(rules)
+    budget = PixelBudget(rules, pixels, limits)
+    fit = None
+    if budget.adapts:
+        fit = partial(budget.fit_frames, _size_of_first(frames, pixels, limits))
+    indices, limit_names, notes = sample_within_budget(total, fps or 1.0, rules, group, fit)
+    resized: list[torch.Tensor] = []
+    digest, source, frame_size = hashlib.sha256(), (0, 0), None
     for index in indices:
         frame = picture_pixels(frames[index], limits.max_video_pixels, pixels.do_convert_rgb)
-        found = (frame.pixels.shape[1], frame.pixels.shape[2])
-        if sized is None:
-            source, sized = found, budget.sized(found, len(indices))
+        size = (frame.pixels.shape[1], frame.pixels.shape[2])
+        if frame_size is None:
+            source, frame_size = size, budget.frame_size(size, len(indices))
             notes.extend(frame.notes)
-        elif found != source:
+        elif size != source:
             raise MediaError(
                 "decode_unsupported",
-                f"frame {index} is {found[1]} x {found[0]} pixels, expected {source[1]} x "
+                f"frame {index} is {size[1]} x {size[0]} pixels, expected {source[1]} x "
                 f"{source[0]} as the first one",
             )
         digest.update(frame.pixels.contiguous().numpy().data)
-        taken.append(resize(frame.pixels, *sized.size, pixels.resample))
-    assert sized is not None
-    if sized.note:
-        notes.append(sized.note)
+        resized.append(resize(frame.pixels, *frame_size.size, pixels.resample))
+    assert frame_size is not None
+    if frame_size.note:
+        notes.append(frame_size.note)
     video = Video(
-        frames=torch.stack(taken),
+        frames=torch.stack(resized),
         times_s=() if fps is None else tuple(index / fps for index in indices),
         indices=tuple(indices),
         fps=fps or 0.0,
@@ -168,7 +153,7 @@ def prepare_frames(
         source_height=source[0],
         source_width=source[1],
         notes=tuple(notes),
-        bound_by=in_order(*bounds, *sized.bound_by),
+        bound_by=ordered(*limit_names, *frame_size.bound_by),
     )
     return _video(video, digest.hexdigest(), pixels)
 
@@ -184,8 +169,8 @@ def _video(video: Video, sha256: str, pixels: ImageRules) -> tuple[VisualInput, 
     patches = patchify_video(video.frames, pixels.patch_size, pixels.merge_size, group)
     grid = pixels.grid_of((height, width), count)
     visual = VisualInput("video", patches, grid, pixels.merge_size)
-    whole = "a pair" if group == 2 else f"a group of {group}"
-    repeated = (f"last frame repeated to make {whole}",) if count % group else ()
+    group_name = "a pair" if group == 2 else f"a group of {group}"
+    note = (f"last frame repeated to make {group_name}",) if count % group else ()
     receipt = Receipt(
         kind="video",
         sha256=sha256,
@@ -196,7 +181,7 @@ def _video(video: Video, sha256: str, pixels: ImageRules) -> tuple[VisualInput, 
         visual_tokens=visual.tokens,
         source_height=video.source_height,
         source_width=video.source_width,
-        notes=video.notes + repeated,
+        notes=video.notes + note,
         bound_by=video.bound_by,
         seen_sha256=hashlib.sha256(patches.contiguous().numpy().data).hexdigest(),
     )

@@ -1,72 +1,76 @@
-"""Turns files into what a pass over all their bytes tells, and knows that of the last few files.
+"""Caches what reading a whole file gives (its hash and packet scan) for the last few files.
 
-The windows of a long video come one after the other: each would pay for the whole file.
+The windows of a long video are separate rows: without the cache each would read the whole file.
 """
 
 from dataclasses import dataclass, replace
 
-from mediamill.model.media.containers import Format
-from mediamill.model.media.content import Identity, MediaFile
+from mediamill.model.media.containers import FileFormat
 from mediamill.model.media.limits import MediaLimits
-from mediamill.model.media.video_file import Survey, survey
+from mediamill.model.media.media_file import FileIdentity, MediaFile
+from mediamill.model.media.video_file import PacketScan, scan_packets
 
-_MOST_FILES = 2
-_MOST_BYTES = 48 * 1024**2  # of what their packets tell; ten hours of key frames alone take 29 MB
+_MAX_FILES = 2
+_MAX_BYTES = 48 * 1024**2  # of packet scans; ten hours of keyframes alone take 29 MB
 
 
 @dataclass(frozen=True)
-class _Known:
-    identity: Identity
+class _Entry:
+    identity: FileIdentity
     sha256: str | None = None
-    survey: Survey | None = None
-    limits: MediaLimits | None = None  # that the survey was held against
+    scan: PacketScan | None = None
+    limits: MediaLimits | None = None  # for which `scan` was made
 
 
 class ProbeCache:
-    """Only of files that are sure to be the same again; bytes in memory are looked at each time.
+    """A cache of files with an identity; bytes in memory are read each time.
 
-    Threads may share it: what one of them has found another may have to find once more.
+    Threads may share it: a lost update only costs a second reading.
     """
 
     def __init__(self) -> None:
-        self._kept: tuple[_Known, ...] = ()
+        self._entries: tuple[_Entry, ...] = ()
 
-    def sha256(self, content: MediaFile) -> str:
+    def sha256(self, media_file: MediaFile) -> str:
         """As `MediaFile.sha256`."""
-        known = self._of(content)
-        if known is None or known.sha256 is None:
-            found = content.sha256()
-            if known is not None:
-                self._keep(replace(known, sha256=found))
-            return found
-        return known.sha256
+        entry = self._entry(media_file)
+        if entry is None or entry.sha256 is None:
+            sha256 = media_file.sha256()
+            if entry is not None:
+                self._store(replace(entry, sha256=sha256))
+            return sha256
+        return entry.sha256
 
-    def survey(self, content: MediaFile, found: Format, limits: MediaLimits) -> Survey:
-        """As `video_file.survey`."""
-        known = self._of(content)
-        if known is None or known.survey is None or known.limits != limits:
-            told = survey(content, found, limits)
-            if known is not None:
-                self._keep(replace(known, survey=told, limits=limits))
-            return told
-        return known.survey
+    def scan_packets(
+        self, media_file: MediaFile, file_format: FileFormat, limits: MediaLimits
+    ) -> PacketScan:
+        """As `video_file.scan_packets`."""
+        entry = self._entry(media_file)
+        if entry is None or entry.scan is None or entry.limits != limits:
+            scan = scan_packets(media_file, file_format, limits)
+            if entry is not None:
+                self._store(replace(entry, scan=scan, limits=limits))
+            return scan
+        return entry.scan
 
-    def _of(self, content: MediaFile) -> _Known | None:
-        if content.identity is None:
+    def _entry(self, media_file: MediaFile) -> _Entry | None:
+        """Returns the entry of a file, a new one if it has none; None for bytes in memory."""
+        if media_file.identity is None:
             return None
-        for one in self._kept:
-            if one.identity == content.identity:
-                return one
-        return _Known(content.identity)
+        for entry in self._entries:
+            if entry.identity == media_file.identity:
+                return entry
+        return _Entry(media_file.identity)
 
-    def _keep(self, known: _Known) -> None:
-        others = [one for one in self._kept if one.identity != known.identity]
-        size = known.survey.nbytes if known.survey else 0
-        if size > _MOST_BYTES:
-            known, size = replace(known, survey=None), 0
-        kept = [known]
-        for one in reversed(others[-_MOST_FILES + 1 :]):
-            size += one.survey.nbytes if one.survey else 0
-            if size <= _MOST_BYTES:
-                kept.insert(0, one)
-        self._kept = tuple(kept)
+    def _store(self, newest: _Entry) -> None:
+        """Puts an entry last; drops the first ones beyond the limits on files and bytes."""
+        older = [entry for entry in self._entries if entry.identity != newest.identity]
+        size = newest.scan.nbytes if newest.scan else 0
+        if size > _MAX_BYTES:
+            newest, size = replace(newest, scan=None), 0
+        entries = [newest]
+        for entry in reversed(older[-_MAX_FILES + 1 :]):
+            size += entry.scan.nbytes if entry.scan else 0
+            if size <= _MAX_BYTES:
+                entries.insert(0, entry)
+        self._entries = tuple(entries)

@@ -1,15 +1,16 @@
-"""Turns the frames of a video into the times at which a new scene begins.
+"""Detects the times at which new scenes of a video begin.
 
-One pass, in which no more than some twenty small pictures are held. Two kinds of change are found:
+It makes one pass over the frames and holds no more than some twenty thumbnails. It detects two
+kinds of changes:
 
-A cut: from one frame to the next the picture changes by `threshold`, and by three times as much as
-around it, so that steady motion is none; and none of the frames of the last fifth of a second looks
-like one of the next, so that a flash is none.
+A cut: the change from one frame to the next is at least `threshold` and three times the mean of the
+changes around it (so steady motion is no cut), and every frame of the last fifth of a second
+differs from every frame of the next (so a flash is no cut).
 
-A fade: the picture goes down to a plain one, of whatever colour, and another one comes up. The new
-scene begins with the first frame that has something to be seen again.
+A fade: the contrast goes down to a plain frame of any colour, and comes up again. The new scene
+begins with the first frame that is not plain.
 
-One scene that dissolves into another is not found.
+A dissolve from one scene to another is not detected.
 """
 
 import math
@@ -23,26 +24,26 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
 from mediamill.model.errors import MediaError
-from mediamill.model.media.content import MediaFile, Source
 from mediamill.model.media.frame_reader import FrameReader
 from mediamill.model.media.limits import MediaLimits
-from mediamill.model.media.video import as_video
-from mediamill.model.media.video_file import check_samples
+from mediamill.model.media.media_file import MediaFile, Source
+from mediamill.model.media.video import video_format
+from mediamill.model.media.video_file import check_sample_count
 
-_SIDE, _BLOCKS = 32, 8  # pixels of a side of the small picture; blocks of a side
-_STANDS_OUT = 3.0  # times the changes around
-_AROUND_S, _FLASH_S = 0.4, 0.2
-_MOST_AROUND = 12  # frames on either side
-_PLAIN = 0.02  # contrast of a picture that shows nothing: of 1, where half is black and half white
+_SIDE, _BLOCKS = 32, 8  # pixels of a thumbnail's side; blocks of a side
+_MIN_RATIO = 3.0  # of a cut's change to the mean change around it
+_NEIGHBOURHOOD_S, _FLASH_S = 0.4, 0.2
+_MAX_NEIGHBOURHOOD = 12  # frames on either side
+_PLAIN_CONTRAST = 0.02  # up to which a frame shows nothing; 1 is half black and half white
 
 
 @dataclass(frozen=True)
 class SceneRules:
     """What begins a new scene.
 
-    threshold: 0..1, how much of the picture has to change at once; less finds more.
-    min_s: seconds that a scene lasts at least; of cuts that are nearer, the first one counts.
-    Raises ValueError for values without sense.
+    threshold: 0..1, how much of the picture has to change at once; a lower one finds more cuts.
+    min_s: shortest scene in seconds; of cuts that are nearer, the first one counts.
+    Raises ValueError for values out of range.
     """
 
     threshold: float = 0.1
@@ -58,141 +59,155 @@ class SceneRules:
 def scene_cuts(
     source: Source, rules: SceneRules | None = None, limits: MediaLimits | None = None
 ) -> list[float]:
-    """Seconds from the first frame at which new scenes begin, ascending; the first one's 0 is none.
+    """Returns the times at which new scenes begin, ascending, without the first scene's 0.
 
-    Raises MediaError as `decode_video` for the whole video.
+    Times are seconds from the first frame. Raises MediaError as `decode_video` for the whole video.
     """
     rules, limits = rules or SceneRules(), limits or MediaLimits()
-    content = MediaFile.of(source)
-    found = as_video(content)
-    check_samples(content, found, limits)
-    reader = FrameReader(found, limits)
-    looks = _looks(reader, content, limits)
+    media_file = MediaFile.of(source)
+    file_format = video_format(media_file)
+    check_sample_count(media_file, file_format, limits)
+    reader = FrameReader(file_format, limits)
+    frames = _frame_summaries(reader, media_file, limits)
     cuts: list[float] = []
-    last = 0.0
-    for at in _changes(looks, reader, rules.threshold):
-        if at - last >= rules.min_s:
-            cuts.append(at)
-            last = at
+    last_cut_s = 0.0
+    for time_s in _scene_starts(frames, reader, rules.threshold):
+        if time_s - last_cut_s >= rules.min_s:
+            cuts.append(time_s)
+            last_cut_s = time_s
     return cuts
 
 
 @dataclass(frozen=True)
-class _Look:
-    """One frame. blocks: float32 [_BLOCKS, _BLOCKS, 3], mean colours, 0..1. contrast: 0..1."""
+class _FrameSummary:
+    """One frame, reduced to what the detection needs.
 
-    at_s: float
+    blocks: float32 [_BLOCKS, _BLOCKS, 3], mean colours, 0..1.
+    contrast: 0..1, twice the standard deviation of the brightness.
+    """
+
+    time_s: float
     blocks: npt.NDArray[np.float32]
     contrast: float
 
-    def change(self, other: "_Look") -> float:
-        """0..1: how different two frames are; 1 is a quarter of the whole range of colours."""
+    def change_from(self, other: "_FrameSummary") -> float:
+        """Returns 0..1: the mean difference of the blocks' colours; 1 is a quarter of the range."""
         return min(1.0, 4 * float(np.abs(self.blocks - other.blocks).mean()))
 
 
-def _looks(reader: FrameReader, content: MediaFile, limits: MediaLimits) -> Iterator[_Look]:
+def _frame_summaries(
+    reader: FrameReader, media_file: MediaFile, limits: MediaLimits
+) -> Iterator[_FrameSummary]:
     reformatter = VideoReformatter()
     first: int | None = None
-    at_s = 0.0
-    for stamp, frame in reader.read(content, rough=True):
-        first = stamp if first is None else first
-        # Some containers tell times in the order of decoding; time never runs backwards. These are
-        # the seconds of a timeline to the last bit: a window may begin with them.
-        unit = reader.unit
-        at_s = max(at_s, (stamp - first) * unit.numerator / unit.denominator)
-        if at_s > limits.max_duration_s:
+    time_s = 0.0
+    for timestamp, frame in reader.read(media_file, skip_loop_filter=True):
+        first = timestamp if first is None else first
+        # Some containers have times in decoding order; time must not run backwards. The formula is
+        # Timeline.seconds, to the last bit: a window may begin at one of these times.
+        time_base = reader.time_base
+        time_s = max(time_s, (timestamp - first) * time_base.numerator / time_base.denominator)
+        if time_s > limits.max_duration_s:
             raise MediaError(
                 "decode_too_large",
-                f"more than {at_s:.1f} s of the {reader.found.label} would have to be decoded; the "
-                f"limit is {limits.max_duration_s:g} s",
+                f"more than {time_s:.1f} s of the {reader.file_format.label} would have to be "
+                f"decoded; the limit is {limits.max_duration_s:g} s",
             )
-        yield _look(at_s, frame, reformatter)
+        yield _summarize(time_s, frame, reformatter)
 
 
-def _look(at_s: float, frame: VideoFrame, reformatter: VideoReformatter) -> _Look:
+def _summarize(time_s: float, frame: VideoFrame, reformatter: VideoReformatter) -> _FrameSummary:
     scaled = reformatter.reformat(frame, _SIDE, _SIDE, "rgb24", interpolation="AREA", threads=1)
-    small: npt.NDArray[np.uint8] = np.asarray(scaled.to_ndarray(), np.uint8)
-    pixels = small.astype(np.float32) / 255
-    within = _SIDE // _BLOCKS
-    blocks = pixels.reshape(_BLOCKS, within, _BLOCKS, within, 3).mean((1, 3))
-    return _Look(at_s, blocks, 2 * float(pixels.mean(2).std()))
+    thumbnail: npt.NDArray[np.uint8] = np.asarray(scaled.to_ndarray(), np.uint8)
+    pixels = thumbnail.astype(np.float32) / 255
+    block = _SIDE // _BLOCKS
+    blocks = pixels.reshape(_BLOCKS, block, _BLOCKS, block, 3).mean((1, 3))
+    return _FrameSummary(time_s, blocks, 2 * float(pixels.mean(2).std()))
 
 
-def _changes(looks: Iterator[_Look], reader: FrameReader, threshold: float) -> Iterator[float]:
-    """Seconds of the frames that begin something new."""
-    around = flash = 2
-    window: deque[_Look] = deque()
-    changes: deque[float] = deque()  # of each frame of the window from the one before
-    at = 0  # of the frame that is decided on next, within the window
-    fade = _Fade()
+def _scene_starts(
+    frames: Iterator[_FrameSummary], reader: FrameReader, threshold: float
+) -> Iterator[float]:
+    """Yields the time of each frame that begins a new scene, in seconds."""
+    neighbourhood = flash = 2
+    window: deque[_FrameSummary] = deque()
+    changes: deque[float] = deque()  # of each frame of the window from the one before it
+    current = 0  # the frame that is decided on, within the window
+    fade = _FadeDetector()
     ended = False
     while True:
-        while not ended and len(window) <= at + around:
-            look = next(looks, None)
-            if look is None:
+        while not ended and len(window) <= current + neighbourhood:
+            frame = next(frames, None)
+            if frame is None:
                 ended = True
                 break
             if not window:
-                around = _frames(_AROUND_S, reader.rate)
-                flash = _frames(_FLASH_S, reader.rate)
-            changes.append(window[-1].change(look) if window else 0.0)
-            window.append(look)
-        if at >= len(window):
+                neighbourhood = _frame_count(_NEIGHBOURHOOD_S, reader.rate)
+                flash = _frame_count(_FLASH_S, reader.rate)
+            changes.append(window[-1].change_from(frame) if window else 0.0)
+            window.append(frame)
+        if current >= len(window):
             return
-        jumped = _stands_out(changes, at, around, threshold)
-        came_up = fade.see(window[at], jumped)
-        if jumped and _lasts(window, changes[at], at, flash, threshold):
-            yield window[at].at_s
-            fade = _Fade()
-        elif came_up is not None:
-            yield came_up
-        at += 1
-        if at > around:
+        is_jump = _stands_out(changes, current, neighbourhood, threshold)
+        fade_start = fade.add(window[current], is_jump)
+        if is_jump and _is_lasting(window, changes[current], current, flash, threshold):
+            yield window[current].time_s
+            fade = _FadeDetector()
+        elif fade_start is not None:
+            yield fade_start
+        current += 1
+        if current > neighbourhood:
             window.popleft()
             changes.popleft()
-            at -= 1
+            current -= 1
 
 
-def _frames(seconds: float, rate: float) -> int:
-    return max(2, min(_MOST_AROUND, round(seconds * rate)))
+def _frame_count(seconds: float, rate: float) -> int:
+    return max(2, min(_MAX_NEIGHBOURHOOD, round(seconds * rate)))
 
 
-def _stands_out(changes: deque[float], at: int, around: int, threshold: float) -> bool:
-    """Whether the change to a frame is large, and much larger than those around it."""
-    change, last = changes[at], min(len(changes), at + around + 1)
-    if at == 0 or change < threshold:
+def _stands_out(changes: deque[float], current: int, neighbourhood: int, threshold: float) -> bool:
+    """Whether the change to a frame is large, and much larger than the changes around it."""
+    change, stop = changes[current], min(len(changes), current + neighbourhood + 1)
+    if current == 0 or change < threshold:
         return False
-    near = [changes[one] for one in range(max(1, at - around), last) if one != at]
-    return not near or change >= _STANDS_OUT * sum(near) / len(near)
+    first = max(1, current - neighbourhood)
+    neighbours = [changes[index] for index in range(first, stop) if index != current]
+    return not neighbours or change >= _MIN_RATIO * sum(neighbours) / len(neighbours)
 
 
-def _lasts(window: deque[_Look], change: float, at: int, flash: int, threshold: float) -> bool:
-    """Whether the frames before and behind a change are as different as the change says."""
-    before = [window[one] for one in range(max(0, at - flash), at)]
-    after = [window[one] for one in range(at, min(len(window), at + flash))]
-    least = max(threshold, change / 2)
-    return all(one.change(other) >= least for one in before for other in after)
+def _is_lasting(
+    window: deque[_FrameSummary], change: float, current: int, flash: int, threshold: float
+) -> bool:
+    """Whether all frames before a change differ from all frames after it: it is no flash."""
+    before = [window[index] for index in range(max(0, current - flash), current)]
+    after = [window[index] for index in range(current, min(len(window), current + flash))]
+    min_change = max(threshold, change / 2)
+    return all(earlier.change_from(later) >= min_change for earlier in before for later in after)
 
 
-class _Fade:
-    """Follows the contrast of frames: down from something to nothing, and up to something."""
+class _FadeDetector:
+    """Follows the contrast of frames down to a plain frame and up again."""
 
     def __init__(self) -> None:
-        self.seen = False  # something, before it went down
-        self.plain = False
-        self.least = 1.0
-        self.begins: float | None = None  # where it comes up
+        self.scene_seen = False  # a scene was seen, and no jump to a plain frame ended it
+        self.is_plain = False
+        self.min_contrast = 1.0
+        self.rise_s: float | None = None  # when the contrast began to rise
 
-    def see(self, look: _Look, jumped: bool) -> float | None:
-        """Seconds at which a new scene has begun, once one has. jumped: all changed at once."""
-        if look.contrast <= _PLAIN:
-            self.plain, self.seen = True, self.seen and not jumped
-            if self.seen and look.contrast <= self.least:
-                self.least, self.begins = look.contrast, None
-            elif self.seen and self.begins is None:
-                self.begins = look.at_s
+    def add(self, frame: _FrameSummary, is_jump: bool) -> float | None:
+        """Takes the next frame; returns when a new scene began, if it faded in with this frame.
+
+        is_jump: the frame is very different from the one before.
+        """
+        if frame.contrast <= _PLAIN_CONTRAST:
+            self.is_plain, self.scene_seen = True, self.scene_seen and not is_jump
+            if self.scene_seen and frame.contrast <= self.min_contrast:
+                self.min_contrast, self.rise_s = frame.contrast, None
+            elif self.scene_seen and self.rise_s is None:
+                self.rise_s = frame.time_s
             return None
-        begins = look.at_s if self.begins is None else self.begins
-        faded = self.plain and self.seen
-        self.seen, self.plain, self.least, self.begins = True, False, 1.0, None
-        return begins if faded else None
+        start_s = frame.time_s if self.rise_s is None else self.rise_s
+        is_fade = self.is_plain and self.scene_seen
+        self.scene_seen, self.is_plain, self.min_contrast, self.rise_s = True, False, 1.0, None
+        return start_s if is_fade else None

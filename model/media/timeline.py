@@ -1,6 +1,6 @@
-"""Turns the times of all frames of a video into the frames of a window and those to look at.
+"""Selects the frames of a video or of a window of it from the times at which frames are shown.
 
-Knows numbers only: neither files nor pixels. Times are seconds from the first frame of the video.
+It works on numbers only. Times are seconds from the first frame of the video.
 """
 
 import math
@@ -12,45 +12,46 @@ from fractions import Fraction
 
 from mediamill.model.errors import MediaError
 from mediamill.model.media.frame_sampling import VideoRules, sample_indices, sampling_clamp
-from mediamill.model.media.limit_names import LimitName, in_order
+from mediamill.model.media.limit_names import LimitName, ordered
 
 
 @dataclass(frozen=True)
 class Timeline:
     """When each frame of a video is shown.
 
-    stamps: int64, of the frames, in the order of display, never descending. end: of the last frame.
-    Both in `unit` seconds.
+    A frame is shown from its timestamp until the next one's; the last frame until `end`. In
+    seconds from the first frame, a timestamp is (timestamp - timestamps[0]) * time_base.
+
+    timestamps: int64, the frames' presentation timestamps (PTS) in display order, never descending.
+    end: end of the last frame, in the same units.
+    time_base: seconds of one unit, as FFmpeg's time_base.
     """
 
-    stamps: "array[int]"
+    timestamps: "array[int]"
     end: int
-    unit: Fraction
+    time_base: Fraction
 
     @classmethod
     def build(
-        cls, stamps: Sequence[int], end: int | None, unit: Fraction, rate: float
+        cls, timestamps: Sequence[int], end: int | None, time_base: Fraction, rate: float
     ) -> "Timeline":
-        """stamps: sorted. end: of the last frame if the file tells it, else it lasts as long as the
-        mean frame.
+        """Makes a timeline of sorted timestamps.
 
-        rate: frames a second by the header, for a video of one frame without a duration.
+        end: end of the last frame, if the file has it; otherwise the last frame lasts as long as
+            the mean frame.
+        rate: frames per second by the header, for a video of one frame without a duration.
         """
-        last = stamps[-1] if stamps else 0
+        last = timestamps[-1] if timestamps else 0
         if end is None or end <= last:
-            spans = len(stamps) - 1
-            step = (last - stamps[0]) / spans if spans > 0 else 0.0
-            end = last + max(1, round(step or 1 / (rate * float(unit))))
-        return cls(array("q", stamps), end, unit)
+            intervals = len(timestamps) - 1
+            step = (last - timestamps[0]) / intervals if intervals > 0 else 0.0
+            end = last + max(1, round(step or 1 / (rate * float(time_base))))
+        return cls(array("q", timestamps), end, time_base)
 
-    def seconds(self, stamp: int) -> float:
-        """Seconds from the first frame to a time stamp."""
-        return (stamp - self.origin) * self.unit.numerator / self.unit.denominator
-
-    @property
-    def origin(self) -> int:
-        """Stamp of the first frame."""
-        return self.stamps[0]
+    def seconds(self, timestamp: int) -> float:
+        """Returns the seconds from the first frame to a timestamp."""
+        elapsed = timestamp - self.timestamps[0]
+        return elapsed * self.time_base.numerator / self.time_base.denominator
 
     @property
     def duration_s(self) -> float:
@@ -59,88 +60,91 @@ class Timeline:
 
 
 @dataclass(frozen=True)
-class Choice:
-    """Which frames to keep.
+class FrameSelection:
+    """The frames of a video that the model sees.
 
-    indices: of the frames to look at, counted over the whole video, ascending.
+    indices: of these frames, counted over the whole video, ascending.
     times_s: their times, in seconds from the first frame of the video.
-    stop: number of frames that have to be decoded to be sure of this choice.
-    until_s: end of what has to be decoded, in seconds.
+    frames_needed: frames of the video that have to be decoded to verify the timeline up to here.
+    end_s: end of the part that has to be decoded, in seconds.
     fps: frames per second of the window, or of the whole video.
-    notes: what was clamped and why. bound_by: which limits did that.
+    notes: what was clamped and why, in words.
+    bound_by: the limits that clamped it.
     """
 
     indices: tuple[int, ...]
     times_s: tuple[float, ...]
-    stop: int
-    until_s: float
+    frames_needed: int
+    end_s: float
     fps: float
     notes: tuple[str, ...]
     bound_by: tuple[LimitName, ...] = ()
 
 
-# From the frames that there are and those that are wanted to those that fit, which limits lowered
-# them, and in words.
-Fit = Callable[[int, int], tuple[int, tuple[LimitName, ...], str]]
+# (frames of the video or window, frames sampled) -> (frames that fit, limits that lowered it, note)
+FitFrames = Callable[[int, int], tuple[int, tuple[LimitName, ...], str]]
 
 
-def choose(
+def select_frames(
     timeline: Timeline,
     rules: VideoRules,
     start_s: float | None,
     end_s: float | None,
     group: int = 2,
-    fit: Fit | None = None,
-) -> Choice:
-    """Samples frames from the window [start_s, end_s); None = from the start, to the end.
+    fit: FitFrames | None = None,
+) -> FrameSelection:
+    """Samples frames from the window [start_s, end_s); None = the video's start or end.
 
-    A window is sampled as if it were a video of its own. One that lies within a single frame gives
-    that frame. group: frames of one temporal patch. fit: for limits on all frames together.
-    Raises MediaError media_empty if the window holds nothing of the video.
+    The frames of the window are those whose timestamp lies in it. A window is sampled as if it
+    were a video of its own; its frame rate is its number of frames over the seconds that they
+    last. A window that lies within a single frame gives that frame.
+
+    group: frames of one temporal patch.
+    fit: lowers the number of frames to the limits on all frames together.
+    Raises MediaError media_empty if no part of the video lies in the window.
     """
     first, stop, notes = _window(timeline, start_s, end_s)
-    stamps = timeline.stamps
-    whole = stop == len(stamps)
-    end = timeline.end if whole else stamps[stop]
-    span = max(float((end - stamps[first]) * timeline.unit), 1e-6)
+    timestamps = timeline.timestamps
+    reaches_end = stop == len(timestamps)
+    end = timeline.end if reaches_end else timestamps[stop]
+    span_s = max(float((end - timestamps[first]) * timeline.time_base), 1e-6)
     count = stop - first
-    fps = count / span
-    bounds: tuple[LimitName, ...] = ("window",) if notes else ()
-    indices, clamps, words = sampled(count, fps, rules, group, fit)
-    notes.extend(words)
-    return Choice(
+    fps = count / span_s
+    window_limit: tuple[LimitName, ...] = ("window",) if notes else ()
+    indices, limit_names, sampling_notes = sample_within_budget(count, fps, rules, group, fit)
+    return FrameSelection(
         indices=tuple(first + index for index in indices),
-        times_s=tuple(timeline.seconds(stamps[first + index]) for index in indices),
+        times_s=tuple(timeline.seconds(timestamps[first + index]) for index in indices),
         # One frame beyond the window proves that no frame of the window is missing.
-        stop=len(stamps) if whole else stop + 1,
-        until_s=timeline.seconds(end),
+        frames_needed=len(timestamps) if reaches_end else stop + 1,
+        end_s=timeline.seconds(end),
         fps=fps,
-        notes=tuple(notes),
-        bound_by=in_order(*bounds, *clamps),
+        notes=(*notes, *sampling_notes),
+        bound_by=ordered(*window_limit, *limit_names),
     )
 
 
-def sampled(
-    total: int, fps: float, rules: VideoRules, group: int, fit: Fit | None = None
+def sample_within_budget(
+    total: int, fps: float, rules: VideoRules, group: int, fit: FitFrames | None = None
 ) -> tuple[list[int], tuple[LimitName, ...], list[str]]:
-    """The indices to look at of `total` frames, which limits decided how many, and in words."""
+    """Returns the sampled indices of `total` frames, the limits on their number, and notes."""
     indices = sample_indices(total, fps, rules, group)
     clamp = sampling_clamp(total, fps, rules, group)
-    bounds, notes = ((clamp[0],), [clamp[1]]) if clamp else ((), [])
+    limit_names, notes = ((clamp[0],), [clamp[1]]) if clamp else ((), [])
     if fit is None:
-        return indices, bounds, notes
-    count, lowered, words = fit(total, len(indices))
-    if not lowered:
-        return indices, bounds, notes
-    return sample_indices(total, fps, rules, group, count), lowered, [words]
+        return indices, limit_names, notes
+    count, lowered_by, note = fit(total, len(indices))
+    if not lowered_by:
+        return indices, limit_names, notes
+    return sample_indices(total, fps, rules, group, count), lowered_by, [note]
 
 
 def _window(
     timeline: Timeline, start_s: float | None, end_s: float | None
 ) -> tuple[int, int, list[str]]:
-    """(first, stop, notes): the frames first..stop-1 lie in the window."""
+    """Returns (first, stop, notes): the frames first..stop-1 lie in the window."""
     if start_s is None and end_s is None:
-        return 0, len(timeline.stamps), []
+        return 0, len(timeline.timestamps), []
     notes: list[str] = []
     duration = timeline.duration_s
     start = 0.0 if start_s is None else start_s
@@ -159,11 +163,11 @@ def _window(
         notes.append(f"window begins at 0 s instead of {start:g} s")
     if end_s is not None and end > duration:
         notes.append(f"window ends with the video at {duration:.3f} s instead of {end:g} s")
-    stamps = timeline.stamps
-    first = bisect_left(stamps, start, key=timeline.seconds)
-    stop = bisect_left(stamps, end, key=timeline.seconds)
+    timestamps = timeline.timestamps
+    first = bisect_left(timestamps, start, key=timeline.seconds)
+    stop = bisect_left(timestamps, end, key=timeline.seconds)
     if first == stop:
-        shown = bisect_right(stamps, max(start, 0.0), key=timeline.seconds) - 1
-        notes.append(f"window lies within the frame at {timeline.seconds(stamps[shown]):.3f} s")
+        shown = bisect_right(timestamps, max(start, 0.0), key=timeline.seconds) - 1
+        notes.append(f"window lies within the frame at {timeline.seconds(timestamps[shown]):.3f} s")
         return shown, shown + 1, notes
     return first, stop, notes

@@ -1,6 +1,6 @@
-"""Turns the bytes of a video file into an open stream, and into the times that its packets tell.
+"""Opens video files with FFmpeg, safely, and scans their packets without decoding.
 
-The only file that knows how the video library is opened. It never opens anything but the bytes.
+Only this file opens a video. FFmpeg gets a file object and never a name or a protocol.
 """
 
 from array import array
@@ -15,175 +15,173 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from mediamill.model.errors import MediaError
-from mediamill.model.media.containers import Format
-from mediamill.model.media.content import MediaFile, Source
-from mediamill.model.media.keyframes import RestartFinder, Restarts
-from mediamill.model.media.limits import MediaLimits
-from mediamill.model.media.mp4_boxes import told_samples
+from mediamill.model.media.containers import FileFormat
+from mediamill.model.media.keyframes import KeyframeIndex, KeyframeIndexBuilder
+from mediamill.model.media.limits import MediaLimits, check_size, out_of_memory_as_media_error
+from mediamill.model.media.media_file import MediaFile, Source
+from mediamill.model.media.mp4_boxes import declared_samples
 from mediamill.model.media.timeline import Timeline
 
-# A demuxer cannot follow references to other files if no protocol is allowed. The others name what
-# is the library's default: it must not depend on a version. No demuxer minds what it does not know.
-_CAUTION = {
+# Without protocols a demuxer cannot follow references to other files. The other options repeat
+# FFmpeg's defaults, so that a new version cannot change them. Demuxers ignore unknown options.
+_SAFE_OPTIONS = {
     "protocol_whitelist": "none",
     "enable_drefs": "0",
     "use_absolute_path": "0",
     "max_streams": "1000",
     "probesize": "5000000",
 }
-# The library reads beyond its list of options per stream where streams are only found on the way.
-_STREAMS_COME_LATER = ("mpeg", "mpegts", "flv")
+# These formats find streams while they are read, and FFmpeg then reads beyond the end of its list
+# of options per stream: they get no such options.
+_FORMATS_WITH_LATE_STREAMS = ("mpeg", "mpegts", "flv")
 
 
 @dataclass(frozen=True)
-class Survey:
-    """What the packets of a stream tell.
+class PacketScan:
+    """What the packets of a stream tell without decoding.
 
-    timeline: the frames' times; no stamps if they are not told. restarts: where decoding may begin
-    anew. size: (height, width) of the frames in pixels, by the header, not turned.
+    timeline: the times of the frames; without timestamps if some packets have none.
+    keyframes: where decoding can start.
+    size: (height, width) of the frames in pixels, by the header, before any rotation.
     """
 
     timeline: Timeline
-    restarts: Restarts
+    keyframes: KeyframeIndex
     size: tuple[int, int]
 
     @property
     def nbytes(self) -> int:
-        """Bytes that it takes, about."""
-        return 8 * (len(self.timeline.stamps) + len(self.restarts.numbers))
+        """Approximate size in memory, in bytes."""
+        return 8 * (len(self.timeline.timestamps) + len(self.keyframes.values))
 
 
-def survey(source: Source, found: Format, limits: MediaLimits) -> Survey:
-    """Reads all packets; decodes none.
+def scan_packets(source: Source, file_format: FileFormat, limits: MediaLimits) -> PacketScan:
+    """Reads all packets of the best video stream.
 
-    Raises MediaError as `opened`, and media_empty for a stream without packets.
+    Raises MediaError as `open_video`, and media_empty for a stream without packets.
     """
-    check_samples(source, found, limits)
-    stamps = array("q")
+    check_sample_count(source, file_format, limits)
+    timestamps = array("q")
     last_end: int | None = None
-    timed = True
-    with opened(source, found, limits) as (container, stream):
-        unit = stream.time_base or Fraction(1, 1000)
+    all_timed = True
+    with open_video(source, file_format, limits) as (container, stream):
+        time_base = stream.time_base or Fraction(1, 1000)
         rate = float(stream.average_rate or stream.base_rate or 25)
         context = stream.codec_context
         size = context.height, context.width
-        finder = RestartFinder(found.name, context.name, context.extradata or b"")
+        builder = KeyframeIndexBuilder(file_format.name, context.name, context.extradata or b"")
         for number, packet in enumerate(container.demux(stream)):
             if packet.pts is None and packet.dts is None and not packet.size:
                 continue
             if number >= limits.max_packets:
-                raise _too_many(found, number + 1, limits)
+                raise _too_many_packets(file_format, number + 1, limits)
             if packet.has_sidedata("new_extradata") or packet.has_sidedata("param_change"):
-                finder.give_up()
-            key_frame = bytes(packet) if packet.is_keyframe and finder.possible else None
-            finder.see(number, packet.pts, key_frame, shown=not packet.is_discard)
+                builder.disable()
+            keyframe = bytes(packet) if packet.is_keyframe and builder.usable else None
+            builder.add(number, packet.pts, keyframe, is_shown=not packet.is_discard)
             if packet.is_discard:
                 continue
             if packet.pts is None:
-                timed = False
+                all_timed = False
                 continue
-            stamps.append(packet.pts)
+            timestamps.append(packet.pts)
             if packet.duration:
                 end = packet.pts + packet.duration
                 last_end = end if last_end is None else max(last_end, end)
-    if timed and not stamps:
-        raise MediaError("media_empty", f"the {found.label} holds no frames")
-    if not timed:
-        return Survey(Timeline(array("q"), last_end or 0, unit), Restarts(), size)
-    timeline = Timeline.build(_sorted(stamps), last_end, unit, rate)
-    return Survey(timeline, finder.found(), size)
+    if all_timed and not timestamps:
+        raise MediaError("media_empty", f"the {file_format.label} holds no frames")
+    if not all_timed:
+        return PacketScan(Timeline(array("q"), last_end or 0, time_base), KeyframeIndex(), size)
+    timeline = Timeline.build(_sorted(timestamps), last_end, time_base, rate)
+    return PacketScan(timeline, builder.build(), size)
 
 
-def check_samples(source: Source, found: Format, limits: MediaLimits) -> None:
-    """Before a file is opened for which the library would take memory for each sample.
+def check_sample_count(source: Source, file_format: FileFormat, limits: MediaLimits) -> None:
+    """Raises MediaError decode_too_large for an MP4 file that declares more than max_packets.
 
-    Raises MediaError decode_too_large.
+    Opening the file would allocate memory for each declared sample.
     """
-    if found.name == "mov" and (told := told_samples(MediaFile.of(source))) > limits.max_packets:
-        raise _too_many(found, told, limits)
+    if file_format.name != "mov":
+        return
+    samples = declared_samples(MediaFile.of(source))
+    if samples > limits.max_packets:
+        raise _too_many_packets(file_format, samples, limits)
 
 
 @contextmanager
-def opened(
-    source: Source, found: Format, limits: MediaLimits
+def open_video(
+    source: Source, file_format: FileFormat, limits: MediaLimits
 ) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """The container and its best video stream; the library's errors become MediaErrors.
+    """Opens a file: yields the container and its best video stream.
 
-    Raises MediaError decode_unsupported, decode_too_large or decode_corrupt, also for what the
-    library raises while the stream is used.
+    Raises MediaError decode_unsupported, decode_too_large or decode_corrupt, also for what FFmpeg
+    raises while the stream is in use.
     """
     size = 0
-    ceiling = {"max_pixels": str(limits.max_video_pixels)}
+    max_pixels = {"max_pixels": str(limits.max_video_pixels)}
     try:
         with (
+            out_of_memory_as_media_error(file_format.label),
             MediaFile.of(source).open() as handle,
             av.open(
                 handle,
                 "r",
-                format=found.name,
-                container_options=_CAUTION,
-                options={} if found.name in _STREAMS_COME_LATER else ceiling,
+                format=file_format.name,
+                container_options=_SAFE_OPTIONS,
+                options={} if file_format.name in _FORMATS_WITH_LATE_STREAMS else max_pixels,
                 metadata_errors="replace",
             ) as container,
         ):
             stream = container.streams.best("video")
             if stream is None or stream.disposition & av.stream.Disposition.attached_pic:
-                raise MediaError("decode_unsupported", f"the {found.label} holds no video stream")
+                raise MediaError(
+                    "decode_unsupported", f"the {file_format.label} holds no video stream"
+                )
             assert isinstance(stream, VideoStream)
             context = stream.codec_context
             if context is None:
                 raise MediaError(
-                    "decode_unsupported", f"the {found.label} is in a codec that is not read here"
+                    "decode_unsupported",
+                    f"the {file_format.label} is in a codec that is not supported",
                 )
             size = context.width * context.height
-            check_frame(found, context.width, context.height, limits)
-            # The decoder itself refuses larger frames, before it takes memory for them.
-            context.options = ceiling
+            check_frame_size(file_format, context.width, context.height, limits)
+            # The decoder itself refuses larger frames, before it allocates memory for them.
+            context.options = max_pixels
             context.thread_count = 1
             yield container, stream
-    except MemoryError as error:  # also the library's own
-        raise MediaError("decode_too_large", f"no memory to decode the {found.label}") from error
     except av.FFmpegError as error:
-        # Where a header tells a size beyond its ceiling, the decoder hides that size and refuses.
+        # If a header declares a size beyond max_pixels, the decoder refuses and leaves the size 0.
         if isinstance(error, av.ArgumentError) and not size:
             raise MediaError(
                 "decode_too_large",
-                f"the {found.label} cannot be decoded: its frames are beyond the limit of "
-                f"{limits.max_video_pixels} pixels, or their size is not told",
+                f"the {file_format.label} cannot be decoded: its frames are beyond the limit of "
+                f"{limits.max_video_pixels} pixels, or their size is not declared",
             ) from error
-        # What a decoder says of a frame beyond its ceiling; a few say it of damage as well.
+        # Decoders raise ArgumentError for a frame beyond max_pixels, a few also for damage.
         hint = f", or a frame is beyond the limit of {limits.max_video_pixels} pixels"
         hint = hint if isinstance(error, av.ArgumentError) else ""
         raise MediaError(
-            "decode_corrupt", f"the {found.label} is damaged: {error.strerror or error}{hint}"
+            "decode_corrupt",
+            f"the {file_format.label} is damaged: {error.strerror or error}{hint}",
         ) from error
 
 
-def check_frame(found: Format, width: int, height: int, limits: MediaLimits) -> None:
-    """Raises MediaError decode_too_large for a frame beyond the ceiling."""
-    if width * height > limits.max_video_pixels:
-        raise MediaError(
-            "decode_too_large",
-            f"a frame of the {found.label} is {width} x {height} = {width * height} pixels; "
-            f"the limit is {limits.max_video_pixels}",
-        )
-    if max(width, height) > limits.max_side:
-        raise MediaError(
-            "decode_too_large",
-            f"a frame of the {found.label} is {width} x {height} pixels; "
-            f"the limit of one side is {limits.max_side}",
-        )
+def check_frame_size(file_format: FileFormat, width: int, height: int, limits: MediaLimits) -> None:
+    """Raises MediaError decode_too_large for a frame beyond max_video_pixels or max_side."""
+    subject = f"a frame of the {file_format.label}"
+    check_size(subject, width, height, limits.max_video_pixels, limits.max_side)
 
 
-def _sorted(stamps: "array[int]") -> "array[int]":
-    """Without an object for each: a day's video has millions."""
-    found = array("q")
-    found.frombytes(np.sort(np.frombuffer(stamps, np.int64), kind="stable").tobytes())
-    return found
+def _sorted(timestamps: "array[int]") -> "array[int]":
+    """Sorts without a Python object for each timestamp: a day of video has millions."""
+    ascending = array("q")
+    ascending.frombytes(np.sort(np.frombuffer(timestamps, np.int64), kind="stable").tobytes())
+    return ascending
 
 
-def _too_many(found: Format, count: int, limits: MediaLimits) -> MediaError:
+def _too_many_packets(file_format: FileFormat, count: int, limits: MediaLimits) -> MediaError:
     return MediaError(
         "decode_too_large",
-        f"the {found.label} has at least {count} packets; the limit is {limits.max_packets}",
+        f"the {file_format.label} has at least {count} packets; the limit is {limits.max_packets}",
     )

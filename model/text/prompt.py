@@ -1,8 +1,8 @@
-"""Turns a chat into the text that a checkpoint was trained on, by the checkpoint's own template.
+"""Renders chats with a checkpoint's chat template, and checks their messages.
 
 A chat is a list of messages `{"role": ..., "content": ...}`; content is a text, or a list of parts
 `{"type": "text", "text": ...}`, `{"type": "image"}`, `{"type": "video"}` (also `image_url`, or the
-medium under its own key, as the templates allow). Knows strings only: no ids, no pixels.
+medium under its own key, as the templates allow).
 """
 
 import json
@@ -26,12 +26,13 @@ VIDEO_PAD = "<|video_pad|>"
 
 
 class ChatTemplate:
-    """A checkpoint's chat template, in a sandbox: it computes text and can do nothing else.
+    """A checkpoint's Jinja template in a sandbox, where it can only compute text.
 
-    variables: what the template may name besides the messages, such as eos_token.
+    source: the template.
     """
 
     def __init__(self, source: str, variables: Mapping[str, Any] | None = None) -> None:
+        """variables: values that the template may use, such as eos_token. Raises ModelError."""
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
         )
@@ -47,14 +48,15 @@ class ChatTemplate:
 
     @classmethod
     def load(cls, folder: str | Path | Folder) -> "ChatTemplate":
-        """From the first of chat_template.jinja, chat_template.json and tokenizer_config.json that
-        has one; of several with names, the one named default.
+        """Reads the template of a checkpoint folder.
 
-        Raises ModelError if none of them holds a template, or it cannot be read.
+        The first of chat_template.jinja, chat_template.json and tokenizer_config.json that has one
+        counts; of several named templates, the one named default.
+        Raises ModelError if none of them has a template, or if it cannot be read.
         """
         folder = Folder.of(folder)
         config = folder.read_json("tokenizer_config.json") or {}
-        where, source = _find_source(folder, config)
+        file_name, source = _find_template(folder, config)
         if source is None:
             raise ModelError(
                 f"{folder}: found no chat template, expected chat_template.jinja, "
@@ -63,7 +65,7 @@ class ChatTemplate:
         try:
             return cls(source, _special_tokens(config))
         except ModelError as error:
-            raise ModelError(f"{folder.path(where)}: {error}") from error
+            raise ModelError(f"{folder.path(file_name)}: {error}") from error
 
     def render(
         self,
@@ -71,10 +73,11 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         add_vision_id: bool = False,
     ) -> str:
-        """The prompt as text, with one pad string for each picture and video.
+        """Returns the prompt as text, with one pad string for each picture and video.
 
-        add_generation_prompt: ends with the opening of the assistant's turn. add_vision_id: numbers
-        the media ("Picture 1: "). Raises PromptError prompt_invalid if the template refuses.
+        add_generation_prompt: ends with the beginning of the assistant's turn.
+        add_vision_id: numbers the media ("Picture 1: ").
+        Raises PromptError prompt_invalid if the template cannot render the messages.
         """
         try:
             return self._template.render(
@@ -92,7 +95,7 @@ class ChatTemplate:
 
 
 def check_messages(messages: Sequence[Message]) -> None:
-    """Raises PromptError prompt_invalid, saying which message is wrong, unless this is a chat."""
+    """Raises PromptError prompt_invalid for a malformed chat, naming the message or part."""
     if not isinstance(messages, (list, tuple)) or not messages:
         raise PromptError(
             "prompt_invalid", "messages is empty or no list, expected a list of messages"
@@ -120,15 +123,15 @@ def check_messages(messages: Sequence[Message]) -> None:
 
 
 def media_kinds(messages: Sequence[Message]) -> list[VisualKind]:
-    """The kinds of the media that a checked chat mentions, in order."""
+    """Returns the kinds of the media that a checked chat mentions, in order."""
     kinds = (part_kind(part) for part in _parts(messages))
     return [kind for kind in kinds if kind is not None]
 
 
 def part_kind(part: Mapping[str, Any]) -> VisualKind | None:
-    """What a part of a message shows, or None for a text.
+    """Returns the kind of medium of a message's part, or None for a text.
 
-    As the published template decides: a key counts even if its value is null.
+    The rule is that of the published template: a key counts even if its value is null.
     """
     if part.get("type") == "image" or "image" in part or "image_url" in part:
         return "image"
@@ -138,7 +141,7 @@ def part_kind(part: Mapping[str, Any]) -> VisualKind | None:
 
 
 def texts(messages: Sequence[Message]) -> Iterator[str]:
-    """All texts of a checked chat, in order."""
+    """Yields all texts of a checked chat: those of the messages first, then those of the parts."""
     for message in messages:
         if isinstance(message["content"], str):
             yield message["content"]
@@ -147,22 +150,22 @@ def texts(messages: Sequence[Message]) -> Iterator[str]:
             yield part["text"]
 
 
-def without_texts(messages: Sequence[Message]) -> list[Message]:
-    """The same checked chat with one letter for each text: what the template alone adds."""
-    bare: list[Message] = []
+def replace_texts(messages: Sequence[Message]) -> list[Message]:
+    """Returns a checked chat with each text replaced by "x", to see what the template adds."""
+    replaced: list[Message] = []
     for message in messages:
         content: object = "x"
         if not isinstance(message["content"], str):
             kinds = [part_kind(part) for part in message["content"]]
             content = [{"type": kind} if kind else {"type": "text", "text": "x"} for kind in kinds]
-        bare.append({"role": message["role"], "content": content})
-    return bare
+        replaced.append({"role": message["role"], "content": content})
+    return replaced
 
 
 def user_message(
     prompt: str, kinds: Sequence[VisualKind], system: str | None = None
 ) -> list[Message]:
-    """A chat of one turn: the media first, then the text; before it the system text, if any."""
+    """Returns a chat of one turn: the system text, if any, then the media and the prompt."""
     parts: list[dict[str, Any]] = [{"type": kind} for kind in kinds]
     messages: list[Message] = [
         {"role": "user", "content": [*parts, {"type": "text", "text": prompt}]}
@@ -188,25 +191,25 @@ def _check_part(where: str, part: object) -> None:
         )
 
 
-def _find_source(folder: Folder, tokenizer_config: Mapping[str, Any]) -> tuple[str, str | None]:
-    """The file that has the template, and the template."""
+def _find_template(folder: Folder, tokenizer_config: Mapping[str, Any]) -> tuple[str, str | None]:
+    """Returns (name of the file, template); the template is None if no file has one."""
     if (content := folder.read("chat_template.jinja")) is not None:
         try:
             return "chat_template.jinja", content.decode("utf-8")
         except UnicodeDecodeError as error:
-            where = folder.path("chat_template.jinja")
-            raise ModelError(f"{where} is no UTF-8 text: {error}") from None
-    places = {
+            path = folder.path("chat_template.jinja")
+            raise ModelError(f"{path} is no UTF-8 text: {error}") from None
+    configs = {
         "chat_template.json": folder.read_json("chat_template.json") or {},
         "tokenizer_config.json": tokenizer_config,
     }
-    for name, values in places.items():
-        found = values.get("chat_template")
-        if isinstance(found, list):  # several named templates
-            named = {one.get("name"): one.get("template") for one in found if _is_named(one)}
-            found = named.get("default")
-        if isinstance(found, str):
-            return name, found
+    for name, config in configs.items():
+        template = config.get("chat_template")
+        if isinstance(template, list):  # several named templates
+            named = {entry["name"]: entry.get("template") for entry in template if _is_named(entry)}
+            template = named.get("default")
+        if isinstance(template, str):
+            return name, template
     return "", None
 
 
@@ -215,7 +218,7 @@ def _is_named(template: object) -> bool:
 
 
 def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
-    """bos_token, eos_token, ... as text; the file has each as a string or as an object."""
+    """Returns bos_token, eos_token, ... as text; the file has each as a string or an object."""
     tokens = {}
     for key in ("bos_token", "eos_token", "unk_token", "pad_token"):
         value = config.get(key)
@@ -227,7 +230,7 @@ def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _to_json(value: object, ensure_ascii: bool = False, indent: int | None = None) -> str:
-    # jinja's own filter escapes for HTML, which no model was trained on
+    # jinja's own filter escapes for HTML, which no chat template means.
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
 
 

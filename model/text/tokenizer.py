@@ -1,7 +1,4 @@
-"""Turns text into token ids and token ids into text, with the vocabulary of a checkpoint folder.
-
-Knows which strings are control tokens; chats, pictures and videos are none of its business.
-"""
+"""The tokenizer of a checkpoint folder: text to token ids, and token ids to text or bytes."""
 
 import functools
 from collections.abc import Sequence
@@ -16,8 +13,8 @@ from mediamill.model.errors import ModelError
 class Tokenizer:
     """A checkpoint's tokenizer.json.
 
-    special: the control tokens' strings and their ids. A text that holds such a string is encoded
-    to the control token, as in the reference: the caller keeps user text free of them.
+    special: the strings of the control tokens and their ids. `encode` turns such a string in a text
+        into the control token, as the reference does, so callers check the text of users first.
     """
 
     def __init__(self, inner: tokenizers.Tokenizer) -> None:
@@ -32,30 +29,30 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: str | Path | Folder) -> "Tokenizer":
-        """Reads tokenizer.json. ModelError if it is missing or cannot be used."""
+        """Reads tokenizer.json. Raises ModelError if it is missing or cannot be used."""
         folder = Folder.of(folder)
         content = folder.read("tokenizer.json")
         if content is None:
             raise ModelError(f"{folder}: found no tokenizer.json, expected one in a model folder")
         try:
             inner = tokenizers.Tokenizer.from_buffer(content)
-        except Exception as error:  # the library raises this bare class for whatever is wrong
+        except Exception as error:  # the library raises no narrower class
             path = folder.path("tokenizer.json")
             raise ModelError(f"{path}: is no tokenizer that can be read: {error}") from error
         return cls(inner)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text; nothing is added at its ends."""
+        """Returns the token ids of a text; no tokens are added at its ends."""
         ids: list[int] = self._inner.encode(text, add_special_tokens=False).ids
         return ids
 
     def encode_plain(self, text: str) -> list[int]:
-        """As `encode`, but control strings are ordinary text: no control token comes out."""
+        """As `encode`, but with control strings as ordinary text."""
         ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
         return ids
 
     def encode_exactly(self, text: str) -> list[int]:
-        """As `encode_plain`, but without normalisation: the tokens' bytes are the text's."""
+        """As `encode_plain`, but without normalization: the bytes of the tokens are the text's."""
         ids: list[int] = self._exact.encode(text, add_special_tokens=False).ids
         return ids
 
@@ -73,19 +70,19 @@ class Tokenizer:
         return plain
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """Text of token ids. Ids that the vocabulary does not have give nothing."""
+        """Returns the text of token ids; ids outside the vocabulary are ignored."""
         text: str = self._inner.decode(list(ids), skip_special_tokens=skip_special_tokens)
         return text
 
     def control_tokens_in(self, text: str) -> list[str]:
-        """The control strings that a text holds, each once."""
+        """Returns the control strings in a text, each once."""
         return [token for token in self.special if token in text]
 
     def token_bytes(self, index: int) -> bytes:
-        """The bytes that a token adds to a text, control tokens included; nothing for an id that
-        the vocabulary does not have. They may begin or end inside a letter.
+        """Returns the bytes that a token adds to a text; none for an id outside the vocabulary.
 
-        Raises ModelError if the vocabulary is not one of bytes.
+        They may begin or end inside a UTF-8 character. Control tokens give their strings.
+        Raises ModelError if the vocabulary is not byte-level.
         """
         if index in self._added:
             return self._added[index].encode()
@@ -96,9 +93,9 @@ class Tokenizer:
             raise ModelError(
                 f"tokenizer.json has the decoder {self._inner.decoder}, expected ByteLevel"
             )
-        letters = _byte_letters()
+        byte_of = _bytes_by_character()
         try:
-            return bytes(letters[letter] for letter in token)
+            return bytes(byte_of[character] for character in token)
         except KeyError as error:
             raise ModelError(
                 f"tokenizer.json: token {index} holds {error.args[0]!r}, which stands for no byte"
@@ -106,13 +103,14 @@ class Tokenizer:
 
 
 @functools.cache
-def _byte_letters() -> dict[str, int]:
-    """The byte that each letter of a byte-level vocabulary stands for.
+def _bytes_by_character() -> dict[str, int]:
+    """Returns the byte for which each character of a byte-level vocabulary stands.
 
-    Printable bytes stand for themselves; the others were numbered upwards from 256 (A. Radford et
-    al., "Language models are unsupervised multitask learners", 2019, section 2.2, and its code).
+    Printable bytes stand for themselves; the others are numbered from 256 on. Source: A. Radford et
+    al., "Language models are unsupervised multitask learners", 2019, section 2.2, and
+    bytes_to_unicode in its code.
     """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    letters = {chr(byte): byte for byte in printable}
-    return letters | {chr(256 + number): byte for number, byte in enumerate(others)}
+    unprintable = [byte for byte in range(256) if byte not in printable]
+    characters = {chr(byte): byte for byte in printable}
+    return characters | {chr(256 + number): byte for number, byte in enumerate(unprintable)}

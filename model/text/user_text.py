@@ -1,47 +1,78 @@
-"""Turns a chat whose texts hold control strings into token ids in which they are plain text.
+"""Encodes chats so that only the chat template, and no text of a user, writes control tokens.
 
-Only what the template itself writes can become a control token; the result is proved by comparing
-its control tokens with those of the same chat without texts. Knows strings and ids, no media.
+A control string such as "<|im_end|>" in a text is either refused or encoded as ordinary text. Both
+functions verify the result against the same chat with its texts replaced.
 """
 
 import re
 from collections.abc import Callable, Sequence
 
 from mediamill.model.errors import PromptError
-from mediamill.model.text.prompt import ChatTemplate, Message, media_kinds, texts, without_texts
+from mediamill.model.text.prompt import ChatTemplate, Message, media_kinds, replace_texts, texts
 from mediamill.model.text.tokenizer import Tokenizer
 
-_PRIVATE = range(0xF0000, 0xFFFFE)  # code points that Unicode never assigns
+_PRIVATE_USE = range(0xF0000, 0xFFFFE)  # code points that Unicode never assigns
 
 
-def encode_texts_plainly(
+def encode_refusing(
     tokenizer: Tokenizer,
     template: ChatTemplate,
     messages: Sequence[Message],
     add_vision_id: bool = False,
 ) -> list[int]:
-    """Token ids of a checked chat, with every control string of its texts as ordinary tokens.
+    """Returns the token ids of a checked chat.
 
-    A control string that several texts, or a text and the template, make together counts as the
-    texts'. Raises PromptError prompt_invalid if the template rewrites texts, so that what is theirs
-    cannot be told, or if any other control tokens come out than the template alone writes.
+    Raises PromptError prompt_invalid if a text holds a control string, or if several texts make one
+    together.
     """
-    text = template.render(messages, add_vision_id=add_vision_id)
-    theirs = _spans_of_texts(text, template, messages, add_vision_id)
+    rendered = template.render(messages, add_vision_id=add_vision_id)
+    for message_text in texts(messages):
+        if control_strings := tokenizer.control_tokens_in(message_text):
+            raise PromptError(
+                "prompt_invalid",
+                f"a text of the prompt holds the control string {control_strings[0]}, which only "
+                "the chat template may write",
+            )
+    template_only = template.render(replace_texts(messages), add_vision_id=add_vision_id)
+    for control_string in tokenizer.special:
+        if rendered.count(control_string) != template_only.count(control_string):
+            raise PromptError(
+                "prompt_invalid",
+                f"the texts of the prompt together make the control string {control_string}, which "
+                "only the chat template may write",
+            )
+    return tokenizer.encode(rendered)
+
+
+def encode_plainly(
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    messages: Sequence[Message],
+    add_vision_id: bool = False,
+) -> list[int]:
+    """Returns the token ids of a checked chat, with control strings in texts as ordinary tokens.
+
+    A control string that a text makes together with another text or with the template counts as
+    the text's.
+    Raises PromptError prompt_invalid if the template rewrites texts, so that they cannot be told
+    from its own, or if the control tokens are not those that the template alone writes.
+    """
+    rendered = template.render(messages, add_vision_id=add_vision_id)
+    text_spans = _text_spans(rendered, template, messages, add_vision_id)
     longest_first = sorted(tokenizer.special, key=len, reverse=True)
-    control = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+    control_string = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
     ids: list[int] = []
-    done = 0
-    for match in control.finditer(text):
+    encoded = 0  # characters
+    for match in control_string.finditer(rendered):
         start, stop = match.span()
-        if any(start < end and first < stop for first, end in theirs):
-            ids += tokenizer.encode(text[done:start]) + tokenizer.encode_plain(match[0])
-            done = stop
-    ids += tokenizer.encode(text[done:])
-    bare = template.render(without_texts(messages), add_vision_id=add_vision_id)
-    special = set(tokenizer.special.values())
-    wanted = [one for one in tokenizer.encode(bare) if one in special]
-    if [one for one in ids if one in special] != wanted:
+        if any(start < span_stop and span_start < stop for span_start, span_stop in text_spans):
+            ids += tokenizer.encode(rendered[encoded:start]) + tokenizer.encode_plain(match[0])
+            encoded = stop
+    ids += tokenizer.encode(rendered[encoded:])
+    template_only = template.render(replace_texts(messages), add_vision_id=add_vision_id)
+    control_ids = set(tokenizer.special.values())
+    expected = [token for token in tokenizer.encode(template_only) if token in control_ids]
+    if [token for token in ids if token in control_ids] != expected:
         raise PromptError(
             "prompt_invalid",
             "the texts of the prompt change the control tokens that the chat template writes",
@@ -49,40 +80,43 @@ def encode_texts_plainly(
     return ids
 
 
-def _spans_of_texts(
-    text: str, template: ChatTemplate, messages: Sequence[Message], add_vision_id: bool
+def _text_spans(
+    rendered: str, template: ChatTemplate, messages: Sequence[Message], add_vision_id: bool
 ) -> list[tuple[int, int]]:
-    """(start, stop) of what the rendered chat has from the messages' texts."""
-    used = set(text).union(*texts(messages))
-    free = (chr(code) for code in _PRIVATE if chr(code) not in used)
-    opening, closing = next(free), next(free)
-    marked = _with_texts(messages, lambda one: f"{opening}{one}{closing}")
-    pieces = re.split(
+    """Returns (start, stop) in the rendered chat of each part that comes from a text.
+
+    The chat is rendered once more with a mark, an unused character, before and behind each text.
+    """
+    used = set(rendered).union(*texts(messages))
+    unused = (chr(code) for code in _PRIVATE_USE if chr(code) not in used)
+    opening, closing = next(unused), next(unused)
+    marked = _with_texts(messages, lambda text: f"{opening}{text}{closing}")
+    parts = re.split(
         f"([{opening}{closing}])", template.render(marked, add_vision_id=add_vision_id)
     )
     spans: list[tuple[int, int]] = []
-    at, opened = 0, False
-    for piece in pieces:
-        if piece in (opening, closing):
-            if (piece == opening) == opened:
+    offset, is_open = 0, False
+    for part in parts:
+        if part in (opening, closing):
+            if (part == opening) == is_open:
                 raise _rewritten()
-            opened = not opened
+            is_open = not is_open
             continue
-        if opened and piece:
-            spans.append((at, at + len(piece)))
-        at += len(piece)
-    if opened or "".join(one for one in pieces if one not in (opening, closing)) != text:
+        if is_open and part:
+            spans.append((offset, offset + len(part)))
+        offset += len(part)
+    if is_open or "".join(part for part in parts if part not in (opening, closing)) != rendered:
         raise _rewritten()
     return spans
 
 
 def _with_texts(messages: Sequence[Message], change: Callable[[str], str]) -> list[Message]:
-    """The same checked chat with each text changed."""
-    changed: list[Message] = []
+    """Returns a checked chat with `change` applied to each text."""
+    changed_messages: list[Message] = []
     for message in messages:
         content = message["content"]
         if isinstance(content, str):
-            changed.append({**message, "content": change(content)})
+            changed_messages.append({**message, "content": change(content)})
             continue
         parts = [
             part
@@ -90,8 +124,8 @@ def _with_texts(messages: Sequence[Message], change: Callable[[str], str]) -> li
             else {**part, "text": change(part["text"])}
             for part in content
         ]
-        changed.append({**message, "content": parts})
-    return changed
+        changed_messages.append({**message, "content": parts})
+    return changed_messages
 
 
 def _rewritten() -> PromptError:

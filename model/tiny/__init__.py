@@ -1,4 +1,4 @@
-"""The embedded default: a tiny Qwen2-VL, the drawn world it knows, and how it is trained.
+"""The embedded default model: a tiny Qwen2-VL, its synthetic scenes, and its training.
 
 `CHECKPOINT` is a folder in hub format that any Qwen2-VL tool can load.
 """

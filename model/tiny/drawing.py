@@ -1,4 +1,4 @@
-"""Paints grounds, shapes and words: turns numbers into pixels, without knowing captions."""
+"""Draws backgrounds, shapes and words on pictures."""
 
 from functools import cache
 
@@ -20,8 +20,8 @@ COLOURS: dict[str, Colour] = {
 SHAPES = ("circle", "square", "triangle", "star", "cross")
 
 
-def paint_ground(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
-    """A light, low-saturation ground, plain, graded or grainy: uint8 [height, width, 3]."""
+def draw_background(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
+    """Returns a light background, plain, graded or grainy: uint8 [height, width, 3]."""
     base = rng.uniform(208, 250) + rng.uniform(-10, 10, 3)
     style = rng.integers(3)
     if style == 0:
@@ -44,11 +44,12 @@ def paint_ground(rng: np.random.Generator, width: int, height: int) -> np.ndarra
     return np.ascontiguousarray(grain.repeat(cell, 0).repeat(cell, 1)[:height, :width])
 
 
-def paint_shape(
+def draw_shape(
     canvas: Image.Image, shape: str, x: float, y: float, radius: float, tilt: float, fill: Colour
 ) -> None:
-    """One filled shape about (x, y), turned by `tilt` degrees. The factors give all shapes a like
-    visual weight.
+    """Draws a filled shape around (x, y), in pixels, rotated by `tilt` degrees.
+
+    `radius` is scaled so that all shapes look equally large.
     """
     draw = ImageDraw.Draw(canvas)
     if shape == "circle":
@@ -57,16 +58,16 @@ def paint_shape(
         )
         return
     angles, radii = _outline(shape)
-    turned = np.radians(angles + tilt)
+    rotated = np.radians(angles + tilt)
     points = np.stack(
-        (x + radius * radii * np.sin(turned), y - radius * radii * np.cos(turned)), axis=1
+        (x + radius * radii * np.sin(rotated), y - radius * radii * np.cos(rotated)), axis=1
     )
     draw.polygon([(float(px), float(py)) for px, py in points], fill=fill)
 
 
 @cache
 def _outline(shape: str) -> tuple[np.ndarray, np.ndarray]:
-    """Corner angles (degrees, clockwise from up) and distances (in radii)."""
+    """Returns the corners' angles (degrees, clockwise from the top) and distances (in radii)."""
     if shape == "square":
         return np.array([45.0, 135, 225, 315]), np.full(4, 1.16)
     if shape == "triangle":
@@ -82,25 +83,25 @@ def _outline(shape: str) -> tuple[np.ndarray, np.ndarray]:
     return angles, np.tile([corner, corner, inner], 4)
 
 
-def paint_word(
+def draw_word(
     canvas: Image.Image, word: str, x: float, y: float, half_width: float, fill: Colour
 ) -> None:
-    """`word` centred at (x, y), 2 * half_width wide."""
-    probe = _font(64).getlength(word)
-    font = _font(max(6, round(64 * 2 * half_width / probe)))
+    """Draws a word around (x, y), 2 * half_width pixels wide."""
+    width_at_64 = _font(64).getlength(word)
+    font = _font(max(6, round(64 * 2 * half_width / width_at_64)))
     ImageDraw.Draw(canvas).text((x, y), word, font=font, fill=fill, anchor="mm")
 
 
 @cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    # Pillow carries this font in its wheel, so that the same word looks the same on every machine.
+    # This font is part of Pillow's wheel, so a word looks the same on every machine.
     font = ImageFont.load_default(size)
     assert isinstance(font, ImageFont.FreeTypeFont), "Pillow was built without FreeType"
     return font
 
 
-def shrink(canvas: Image.Image, width: int, height: int) -> np.ndarray:
-    """The canvas at width x height: uint8 [height, width, 3]."""
+def downsample(canvas: Image.Image, width: int, height: int) -> np.ndarray:
+    """Returns the canvas resized to width x height: uint8 [height, width, 3]."""
     if canvas.size != (width, height):
         canvas = canvas.resize((width, height), Image.Resampling.LANCZOS)
     return np.asarray(canvas)

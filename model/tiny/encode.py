@@ -1,4 +1,4 @@
-"""Turns drawn scenes into real media files: JPEG, PNG and WebP pictures, H.264 MP4 clips."""
+"""Encodes synthetic scenes as media files: JPEG, PNG and WebP pictures, H.264 MP4 clips."""
 
 import io
 from typing import Literal
@@ -11,7 +11,7 @@ from mediamill.model.tiny.scenes import Kind, Scene, draw_clip, draw_picture
 
 Extension = Literal["jpg", "png", "webp"]
 EXTENSIONS: tuple[Extension, ...] = ("jpg", "png", "webp")
-# Square, 4:3 and 3:4 pictures and square, 3:2 and 2:3 clips: the shapes that the tiny model knows.
+# (width, height): the aspect ratios on which the tiny model is trained.
 PICTURE_SIZES = ((400, 300), (336, 336), (300, 400))
 CLIP_SIZES = ((384, 256), (288, 288), (256, 384))
 CLIP_SECONDS = (2, 3, 4)
@@ -20,14 +20,14 @@ SUPERSAMPLE = 2
 
 
 def picture_file(rng: np.random.Generator, kind: Kind, extension: Extension) -> tuple[Scene, bytes]:
-    """A drawn picture of `kind`, and its file."""
+    """Draws a picture of a kind. Returns the scene and the file."""
     width, height = PICTURE_SIZES[int(rng.integers(len(PICTURE_SIZES)))]
     scene = draw_picture(rng, kind, width, height, SUPERSAMPLE)
     return scene, picture_bytes(scene.frames[0], extension)
 
 
 def clip_file(rng: np.random.Generator) -> tuple[Scene, bytes]:
-    """A drawn clip of two to four seconds, and its file."""
+    """Draws a clip of two to four seconds. Returns the scene and the file."""
     width, height = CLIP_SIZES[int(rng.integers(len(CLIP_SIZES)))]
     frames = int(rng.choice(CLIP_SECONDS)) * CLIP_RATE
     scene = draw_clip(rng, width, height, frames, SUPERSAMPLE)
@@ -35,7 +35,7 @@ def clip_file(rng: np.random.Generator) -> tuple[Scene, bytes]:
 
 
 def picture_bytes(pixels: np.ndarray, extension: Extension) -> bytes:
-    """The uint8 [H, W, 3] `pixels` as a JPEG, PNG or WebP file."""
+    """Encodes uint8 [H, W, 3] as a JPEG, PNG or WebP file."""
     file = io.BytesIO()
     name = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}[extension]
     quality = {} if extension == "png" else {"quality": 90}
@@ -44,13 +44,13 @@ def picture_bytes(pixels: np.ndarray, extension: Extension) -> bytes:
 
 
 def clip_bytes(frames: tuple[np.ndarray, ...]) -> bytes:
-    """The uint8 [H, W, 3] `frames` (even sides) at CLIP_RATE a second as an H.264 MP4 file."""
+    """Encodes frames uint8 [H, W, 3] (even sides) as an H.264 MP4 file of CLIP_RATE a second."""
     file = io.BytesIO()
     height, width = frames[0].shape[:2]
     with av.open(file, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=CLIP_RATE)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        # One thread, so that the bytes do not depend on the machine's number of cores.
+        # With one thread the bytes do not depend on the number of cores.
         stream.options = {"crf": "18", "preset": "fast", "threads": "1"}
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))

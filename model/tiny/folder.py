@@ -1,7 +1,7 @@
-"""Writes the embedded checkpoint's folder: configuration, tokenizer and template in hub format.
+"""Writes the files of the embedded checkpoint in hub format, except its weights.
 
-Turns the shape of the tiny model into the files that any Qwen2-VL tool reads. The weights are
-written by the training.
+They are the configuration, the preprocessor files, the tokenizer and the chat template. The
+training writes the weights.
 """
 
 import json
@@ -12,8 +12,8 @@ from mediamill.model.families.qwen2_vl.config import Qwen2VLConfig, config_from_
 from mediamill.model.tiny import CHECKPOINT
 from mediamill.model.tiny.vocabulary import SPECIALS, VOCABULARY
 
-# Areas in pixels. The upper limits lie just above 3 x 3, 3 x 4 and 2 x 3 cells of 28 pixels, so
-# that square and 4:3 media land on those grids whatever their resolution.
+# (min_pixels, max_pixels). The upper limits lie just above 3 x 4 and 3 x 3 visual tokens of 28 x 28
+# pixels, so that square, 4:3 and 3:2 media of any resolution get few tokens.
 IMAGE_PIXELS = (7056, 9800)
 VIDEO_PIXELS = (4704, 7400)
 
@@ -40,7 +40,7 @@ You are a helpful assistant.<|im_end|>
 
 
 def config_dict() -> dict[str, object]:
-    """config.json of the embedded model, in the flat layout of the hub files."""
+    """Returns config.json of the embedded model, in the flat layout of the hub files."""
     first = VOCABULARY - len(SPECIALS)
     ids = {name: first + i for i, name in enumerate(SPECIALS)}
     return {
@@ -64,7 +64,7 @@ def config_dict() -> dict[str, object]:
         "max_position_embeddings": 2048,
         "max_window_layers": 4,
         "rms_norm_eps": 1e-6,
-        # With heads of 32 the spatial frequencies nearly vanish at the usual 1e6.
+        # With a head size of 32 the usual 1e6 would make the spatial frequencies vanish.
         "rope_theta": 20.0,
         "rope_scaling": {"type": "mrope", "mrope_section": [4, 6, 6]},
         "sliding_window": 2048,
@@ -88,12 +88,12 @@ def config_dict() -> dict[str, object]:
 
 
 def tiny_config() -> Qwen2VLConfig:
-    """The shape of the embedded model."""
+    """Returns the configuration of the embedded model."""
     return config_from_dict(config_dict(), "the embedded configuration")
 
 
 def write_folder(folder: Path) -> None:
-    """Write every file of the checkpoint but its weights; the tokenizer is the shipped one."""
+    """Writes all files of the checkpoint but its weights; the tokenizer is the shipped one."""
     folder.mkdir(parents=True, exist_ok=True)
     config = config_dict()
     eos, pad = config["eos_token_id"], config["pad_token_id"]
@@ -102,7 +102,7 @@ def write_folder(folder: Path) -> None:
         folder / "generation_config.json",
         {"bos_token_id": pad, "pad_token_id": pad, "eos_token_id": [eos, pad], "do_sample": False},
     )
-    for name, (least, most), processor in (
+    for name, (min_pixels, max_pixels), processor in (
         (
             "preprocessor_config.json",
             IMAGE_PIXELS,
@@ -114,7 +114,7 @@ def write_folder(folder: Path) -> None:
             {"video_processor_type": "Qwen2VLVideoProcessor"},
         ),
     ):
-        _write_json(folder / name, _preprocessor(least, most) | processor)
+        _write_json(folder / name, _preprocessor(min_pixels, max_pixels) | processor)
     if folder.resolve() != CHECKPOINT.resolve():
         shutil.copy(CHECKPOINT / "tokenizer.json", folder / "tokenizer.json")
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
@@ -136,11 +136,11 @@ def write_folder(folder: Path) -> None:
     )
 
 
-def _preprocessor(least: int, most: int) -> dict[str, object]:
+def _preprocessor(min_pixels: int, max_pixels: int) -> dict[str, object]:
     return {
-        "min_pixels": least,
-        "max_pixels": most,
-        "size": {"shortest_edge": least, "longest_edge": most},
+        "min_pixels": min_pixels,
+        "max_pixels": max_pixels,
+        "size": {"shortest_edge": min_pixels, "longest_edge": max_pixels},
         "patch_size": 14,
         "temporal_patch_size": 2,
         "merge_size": 2,

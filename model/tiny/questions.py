@@ -1,13 +1,13 @@
-"""Asks questions about scenes: turns a scene into a prompt and its one right answer.
+"""Makes questions about synthetic scenes, each with its one right answer.
 
-Only questions with exactly one answer are asked: of two red shapes none is "the red shape".
+Ambiguous questions are left out: with two red shapes there is no question about "the red shape".
 """
 
 from collections import Counter
 
 import numpy as np
 
-from mediamill.model.tiny.scenes import Scene, Thing
+from mediamill.model.tiny.scenes import Scene, SceneObject
 
 CAPTION_PROMPTS = (
     "Describe the picture.",
@@ -33,53 +33,55 @@ NUMBERS = {1: "one", 2: "two", 3: "three"}
 
 
 def caption_prompt(rng: np.random.Generator, scene: Scene) -> str:
-    """One of the ways to ask for a caption, sometimes in lower case or without its last mark."""
+    """Draws a prompt for a caption, sometimes in lower case or without its final mark."""
     return _vary(rng, str(rng.choice(CLIP_PROMPTS if scene.kind == "clip" else CAPTION_PROMPTS)))
 
 
-def ask(rng: np.random.Generator, scene: Scene) -> tuple[str, str]:
-    """A question about the scene and its answer."""
+def draw_question(rng: np.random.Generator, scene: Scene) -> tuple[str, str]:
+    """Draws a question about the scene. Returns it with its answer."""
     options = questions(scene)
     question, answer = options[int(rng.integers(len(options)))]
     return _vary(rng, question), answer
 
 
 def questions(scene: Scene) -> list[tuple[str, str]]:
-    """Every question that has exactly one answer, with that answer."""
-    thing = scene.things[0]
+    """Returns all unambiguous questions about the scene, with their answers."""
+    scene_object = scene.objects[0]
     if scene.kind == "word":
-        assert thing.word
+        assert scene_object.word
         return [
-            ("What does it say?", thing.word),
-            ("Which word is it?", thing.word),
-            ("What colour is the word?", thing.colour),
+            ("What does it say?", scene_object.word),
+            ("Which word is it?", scene_object.word),
+            ("What colour is the word?", scene_object.colour),
         ]
     if scene.kind == "clip":
-        assert thing.motion
-        assert thing.shape
+        assert scene_object.motion
+        assert scene_object.shape
         return [
-            ("What does the shape do?", thing.motion),
-            (f"What does the {thing.shape} do?", thing.motion),
-            ("Which colour is the shape?", thing.colour),
-            ("Which shape is it?", thing.shape),
+            ("What does the shape do?", scene_object.motion),
+            (f"What does the {scene_object.shape} do?", scene_object.motion),
+            ("Which colour is the shape?", scene_object.colour),
+            ("Which shape is it?", scene_object.shape),
         ]
-    options = [("How many shapes are there?", NUMBERS[len(scene.things)])]
-    colours = Counter(t.colour for t in scene.things)
-    shapes = Counter(t.shape for t in scene.things)
-    for t in scene.things:
-        options += _about(t, colours[t.colour] == 1, shapes[t.shape] == 1)
+    options = [("How many shapes are there?", NUMBERS[len(scene.objects)])]
+    colours = Counter(shape.colour for shape in scene.objects)
+    shapes = Counter(shape.shape for shape in scene.objects)
+    for shape in scene.objects:
+        options += _shape_questions(shape, colours[shape.colour] == 1, shapes[shape.shape] == 1)
     return options
 
 
-def _about(thing: Thing, only_colour: bool, only_shape: bool) -> list[tuple[str, str]]:
-    assert thing.shape
-    assert thing.size
+def _shape_questions(
+    scene_object: SceneObject, unique_colour: bool, unique_shape: bool
+) -> list[tuple[str, str]]:
+    assert scene_object.shape
+    assert scene_object.size
     options = []
-    if only_shape:
-        options.append((f"Which colour is the {thing.shape}?", thing.colour))
-        options.append((f"Which size is the {thing.shape}?", thing.size))
-    if only_colour:
-        options.append((f"Which shape is {thing.colour}?", thing.shape))
+    if unique_shape:
+        options.append((f"Which colour is the {scene_object.shape}?", scene_object.colour))
+        options.append((f"Which size is the {scene_object.shape}?", scene_object.size))
+    if unique_colour:
+        options.append((f"Which shape is {scene_object.colour}?", scene_object.shape))
     return options
 
 

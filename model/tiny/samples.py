@@ -1,6 +1,4 @@
-"""Turns random numbers into training batches: prompts, patches, labels, and tags for each visual
-token.
-"""
+"""Makes the training batches: prompts, patches, labels, and tags for each visual token."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,8 +15,8 @@ from mediamill.model.tiny.scenes import Kind, Scene
 
 TAGS = (*COLOURS, *SHAPES, *scenes.SIZES, *scenes.MOTIONS, *scenes.WORDS)
 Triple = tuple[float, float, float]
-CELL = 28
-# (width, height) in pixels of what the checkpoint's limits make of square, 4:3 and 3:4 media.
+CELL = 28  # pixels of a visual token's side
+# (width, height) in pixels to which the checkpoint's limits resize the media of encode.py.
 PICTURE_SIZES = ((84, 84), (112, 84), (84, 112))
 CLIP_SIZES = ((84, 84), (84, 56), (56, 84))
 QUESTION_SHARE = 0.4
@@ -26,8 +24,11 @@ QUESTION_SHARE = 0.4
 
 @dataclass(frozen=True)
 class Sample:
-    """One prompt with its answer. patches: float32 [N, 1176]; tags: float32 [visual tokens,
-    len(TAGS)].
+    """One prompt with its answer.
+
+    input_ids, labels: of the same length; -100 where nothing is predicted.
+    patches: float32 [N, 1176]. grid: (t, h, w) in patches.
+    tags: float32 [visual tokens, len(TAGS)], 1 where a tag holds.
     """
 
     kind: Kind
@@ -39,9 +40,10 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Samples of one medium. input_ids, labels: int64 [B, S]; patches and tags packed in the same
-    order.
+class TrainingBatch:
+    """Samples of one kind of medium.
+
+    input_ids, labels: int64 [B, S]. patches, tags: as in Sample, concatenated in the same order.
     """
 
     input_ids: torch.Tensor
@@ -53,13 +55,14 @@ class Batch:
 
 
 class SampleMaker:
-    """Draws samples; deterministic for a given generator."""
+    """Draws samples; the same generator state gives the same sample."""
 
     def __init__(self, tokenizer: Tokenizer, mean: Triple, std: Triple) -> None:
         self.tokenizer = tokenizer
         self.mean, self.std = mean, std
 
     def sample(self, rng: np.random.Generator, kind: Kind) -> Sample:
+        """Draws a scene of a kind with a question or a prompt for its caption."""
         scale = int(rng.integers(2, 5))
         if kind == "clip":
             width, height = CLIP_SIZES[int(rng.integers(3))]
@@ -67,13 +70,13 @@ class SampleMaker:
         else:
             width, height = PICTURE_SIZES[int(rng.integers(3))]
             scene = scenes.draw_picture(rng, kind, width * scale, height * scale)
-        frames = [_seen(rng, frame, width, height) for frame in scene.frames]
+        frames = [_resized_with_noise(rng, frame, width, height) for frame in scene.frames]
         patches = (
             patchify_video(torch.stack(frames)) if kind == "clip" else patchify_image(frames[0])
         )
         grid = (len(frames) // 2 if kind == "clip" else 1, height // 14, width // 14)
         if rng.random() < QUESTION_SHARE:
-            prompt, answer = questions.ask(rng, scene)
+            prompt, answer = questions.draw_question(rng, scene)
         else:
             prompt, answer = questions.caption_prompt(rng, scene), scene.caption
         ids, labels = self._chat(prompt, answer, grid, kind == "clip")
@@ -89,41 +92,47 @@ class SampleMaker:
     def _chat(
         self, prompt: str, answer: str, grid: Grid, is_clip: bool
     ) -> tuple[list[int], list[int]]:
+        """Returns (input_ids, labels) of one turn."""
         pad = "<|video_pad|>" if is_clip else "<|image_pad|>"
         visual = f"<|vision_start|>{pad * (grid[0] * grid[1] * grid[2] // 4)}<|vision_end|>"
-        head = (
+        opening = (
             "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
             f"<|im_start|>user\n{visual}{prompt}<|im_end|>\n<|im_start|>assistant\n"
         )
-        asked = self.tokenizer.encode(head).ids
-        answered = self.tokenizer.encode(f"{answer}<|im_end|>").ids
-        return asked + answered, [-100] * len(asked) + answered
+        prompt_ids = self.tokenizer.encode(opening).ids
+        answer_ids = self.tokenizer.encode(f"{answer}<|im_end|>").ids
+        return prompt_ids + answer_ids, [-100] * len(prompt_ids) + answer_ids
 
 
-def _seen(rng: np.random.Generator, frame: np.ndarray, width: int, height: int) -> torch.Tensor:
-    """The frame as the processor resizes it, with a little of a codec's noise: uint8 [3, height,
-    width].
+def _resized_with_noise(
+    rng: np.random.Generator, frame: np.ndarray, width: int, height: int
+) -> torch.Tensor:
+    """Resizes a frame as the processor does, and adds noise like a codec's to half of them.
+
+    Returns uint8 [3, height, width].
     """
-    small = resize(torch.from_numpy(frame.copy()).permute(2, 0, 1), height, width)
+    resized = resize(torch.from_numpy(frame.copy()).permute(2, 0, 1), height, width)
     if rng.integers(2):
-        return small
+        return resized
     noise = torch.from_numpy(
         rng.normal(rng.normal(0, 2), rng.uniform(0, 4), (3, height, width)).astype(np.float32)
     )
-    return (small + noise).clamp(0, 255).round().to(torch.uint8)
+    return (resized + noise).clamp(0, 255).round().to(torch.uint8)
 
 
 def _tags(scene: Scene, grid: Grid, scale: int) -> torch.Tensor:
-    """Which labels hold of what lies in each 28-pixel cell: float32 [t * h/2 * w/2, len(TAGS)]."""
+    """Returns the tags of what each visual token covers: float32 [t * h/2 * w/2, len(TAGS)]."""
     t, rows, columns = grid[0], grid[1] // 2, grid[2] // 2
     tags = torch.zeros(t, rows, columns, len(TAGS))
     y, x = np.mgrid[0:rows, 0:columns] * CELL + CELL / 2
     per_step = len(scene.frames) // t
-    for thing in scene.things:
-        indices = [TAGS.index(tag) for tag in thing.tags]
+    for scene_object in scene.objects:
+        indices = [TAGS.index(tag) for tag in scene_object.tags]
         for step in range(t):
-            path = np.array(thing.path[step * per_step : (step + 1) * per_step]).mean(0) / scale
-            if thing.word:
+            path = (
+                np.array(scene_object.path[step * per_step : (step + 1) * per_step]).mean(0) / scale
+            )
+            if scene_object.word:
                 covered = (abs(x - path[0]) < path[2] + 4) & (abs(y - path[1]) < CELL * 0.75)
             else:
                 covered = np.hypot(x - path[0], y - path[1]) < path[2] + CELL * 0.4
@@ -132,25 +141,27 @@ def _tags(scene: Scene, grid: Grid, scale: int) -> torch.Tensor:
     return tags.flatten(0, 2)
 
 
-def collate(samples: list[Sample], pad_id: int) -> Batch:
-    """One batch, samples of equal grid side by side so that attention runs in few calls."""
-    samples = sorted(samples, key=lambda s: s.grid)
-    length = max(len(s.input_ids) for s in samples)
-    return Batch(
+def collate(samples: list[Sample], pad_id: int) -> TrainingBatch:
+    """Pads samples to a batch, sorted by grid so that attention runs in few calls."""
+    samples = sorted(samples, key=lambda sample: sample.grid)
+    length = max(len(sample.input_ids) for sample in samples)
+    return TrainingBatch(
         input_ids=torch.tensor(
-            [s.input_ids + [pad_id] * (length - len(s.input_ids)) for s in samples]
+            [sample.input_ids + [pad_id] * (length - len(sample.input_ids)) for sample in samples]
         ),
-        labels=torch.tensor([s.labels + [-100] * (length - len(s.labels)) for s in samples]),
-        patches=torch.cat([s.patches for s in samples]),
-        grids=[s.grid for s in samples],
-        tags=torch.cat([s.tags for s in samples]),
+        labels=torch.tensor(
+            [sample.labels + [-100] * (length - len(sample.labels)) for sample in samples]
+        ),
+        patches=torch.cat([sample.patches for sample in samples]),
+        grids=[sample.grid for sample in samples],
+        tags=torch.cat([sample.tags for sample in samples]),
         is_clip=samples[0].kind == "clip",
     )
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of the curriculum: the shares of the kinds from step `start` on."""
+    """A phase of the curriculum: the shares of the kinds of scenes from step `start` on."""
 
     start: int
     shares: dict[Kind, float]
@@ -163,10 +174,12 @@ CURRICULUM = (
 )
 
 
-def batches(maker: SampleMaker, seed: int, steps: int, size: int, pad_id: int) -> Iterator[Batch]:
-    """The batches of a whole training. Each drawn sample is used twice, in different batches."""
+def batches(
+    maker: SampleMaker, seed: int, steps: int, size: int, pad_id: int
+) -> Iterator[TrainingBatch]:
+    """Yields the batches of a whole training; each sample is used in two different batches."""
     rng = np.random.default_rng(seed)
-    pools: dict[bool, list[Sample]] = {False: [], True: []}
+    pools: dict[bool, list[Sample]] = {False: [], True: []}  # of clips: True
     for step in range(steps):
         shares = next(phase.shares for phase in reversed(CURRICULUM) if phase.start <= step)
         is_clip = bool(rng.random() < shares.get("clip", 0.0))
@@ -174,22 +187,22 @@ def batches(maker: SampleMaker, seed: int, steps: int, size: int, pad_id: int) -
         pool = pools[is_clip]
         pictures = [kind for kind in shares if kind != "clip"]
         weights = np.array([shares[kind] for kind in pictures])
-        fresh = []
+        new_samples = []
         for _ in range(count // 2):
             kind: Kind = (
                 "clip"
                 if is_clip
                 else pictures[int(rng.choice(len(pictures), p=weights / weights.sum()))]
             )
-            fresh.append(maker.sample(rng, kind))
-        again = [
+            new_samples.append(maker.sample(rng, kind))
+        reused = [
             pool.pop(int(rng.integers(len(pool))))
-            for _ in range(min(count - len(fresh), len(pool)))
+            for _ in range(min(count - len(new_samples), len(pool)))
         ]
-        fresh += [
+        new_samples += [
             maker.sample(rng, "clip" if is_clip else pictures[0])
-            for _ in range(count - len(fresh) - len(again))
+            for _ in range(count - len(new_samples) - len(reused))
         ]
-        yield collate(fresh + again, pad_id)
-        # A sample comes back a few batches later, not in the next one.
-        pool.extend(fresh[: count // 2])
+        yield collate(new_samples + reused, pad_id)
+        # Samples may be used again from the next batch on.
+        pool.extend(new_samples[: count // 2])

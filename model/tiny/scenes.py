@@ -1,11 +1,10 @@
-"""Draws labelled scenes and clips: the whole world that the embedded model knows.
+"""Draws the synthetic scenes of the embedded model: pictures and clips with their captions.
 
-Turns a random generator into pictures with exactly one right caption. Lengths are fractions of
-sqrt(width * height), so that a scene looks the same at any resolution. It does not know tokens or
-files.
+Every scene has exactly one right caption. Lengths are fractions of sqrt(width * height), so that a
+scene looks the same at any resolution.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
@@ -15,10 +14,10 @@ from PIL import Image
 from mediamill.model.tiny.drawing import (
     COLOURS,
     SHAPES,
-    paint_ground,
-    paint_shape,
-    paint_word,
-    shrink,
+    downsample,
+    draw_background,
+    draw_shape,
+    draw_word,
 )
 
 Kind = Literal["one", "two", "three", "word", "clip"]
@@ -27,18 +26,19 @@ SIZES = ("small", "large")
 MOTIONS = ("moving left", "moving right", "moving up", "moving down", "growing", "shrinking")
 WORDS = ("open", "sale", "stop", "exit", "taxi", "milk", "fish", "park")
 
-# A clip's caption names the colour first, and every caption of this world begins with "a" or "the".
+# A clip's caption names the colour first, and every caption begins with "a" or "the".
 CLIP_COLOURS = tuple(colour for colour in COLOURS if colour != "orange")
 # Thin strokes of the lightest colours vanish on a light ground.
 WORD_COLOURS = tuple(c for c in COLOURS if c not in ("yellow", "pink", "orange"))
-# Radii of a small and of a large shape. The gap between them keeps the label certain.
+# Radii of a small and of a large shape, far enough apart to be told from each other.
 RADII = {"small": (0.12, 0.145), "large": (0.215, 0.26)}
 
 
 @dataclass(frozen=True)
-class Thing:
-    """One labelled object. `path` holds (x, y, radius) in pixels for each frame; a word has its
-    box's half width as radius.
+class SceneObject:
+    """One labelled object of a scene: a shape or a word.
+
+    path: (x, y, radius) in pixels for each frame; the radius of a word is half its width.
     """
 
     path: tuple[tuple[float, float, float], ...]
@@ -50,44 +50,48 @@ class Thing:
 
     @property
     def tags(self) -> tuple[str, ...]:
-        """Every label that holds of this object."""
-        return tuple(t for t in (self.colour, self.shape, self.size, self.motion, self.word) if t)
+        """All labels of the object."""
+        labels = (self.colour, self.shape, self.size, self.motion, self.word)
+        return tuple(label for label in labels if label)
 
 
 @dataclass(frozen=True)
 class Scene:
-    """frames: uint8 [H, W, 3] each, one for a picture, in time order for a clip."""
+    """A picture or clip with its labels.
+
+    frames: uint8 [H, W, 3] each; one for a picture, those of a clip in order.
+    """
 
     kind: Kind
     frames: tuple[np.ndarray, ...]
     caption: str
-    things: tuple[Thing, ...]
+    objects: tuple[SceneObject, ...]
 
 
 def draw_picture(
     rng: np.random.Generator, kind: Kind, width: int, height: int, supersample: int = 1
 ) -> Scene:
-    """A picture of `kind` (not "clip"), width x height pixels, painted `supersample` times larger
-    for smooth edges.
+    """Draws a picture of a kind other than "clip", of width x height pixels.
+
+    supersample: it is drawn so many times larger and resized, for smooth edges.
     """
     unit = (width * height) ** 0.5
     if kind == "word":
-        things, caption = _word(rng, width / unit, height / unit)
+        objects, caption = _word(rng, width / unit, height / unit)
     else:
-        things, caption = _shapes(
+        objects, caption = _shapes(
             rng, {"one": 1, "two": 2, "three": 3}[kind], width / unit, height / unit
         )
-    things = tuple(_scaled(thing, unit) for thing in things)
-    return Scene(kind, _paint(rng, things, 1, width, height, supersample), caption, things)
+    objects = tuple(_scaled(scene_object, unit) for scene_object in objects)
+    return Scene(kind, _render(rng, objects, 1, width, height, supersample), caption, objects)
 
 
 def draw_clip(
     rng: np.random.Generator, width: int, height: int, frames: int, supersample: int = 1
 ) -> Scene:
-    """A clip of `frames` frames in which one shape moves, grows or shrinks; each frame width x
-    height pixels.
+    """Draws a clip in which one shape moves, grows or shrinks, of width x height pixels.
 
-    Frame i shows the moment i / frames, so that any even subset shows the same motion.
+    Frame i shows the moment i / frames, so that evenly sampled frames show the same motion.
     """
     unit = (width * height) ** 0.5
     right, bottom = width / unit, height / unit
@@ -95,10 +99,10 @@ def draw_clip(
     colour = str(rng.choice(CLIP_COLOURS))
     moments = np.arange(frames) / frames
     if motion in ("growing", "shrinking"):
-        few, many = rng.uniform(0.11, 0.14), rng.uniform(0.27, 0.34)
-        start, end = (few, many) if motion == "growing" else (many, few)
-        x, y = rng.uniform(many, right - many), rng.uniform(many, bottom - many)
-        path = [(x, y, start + (end - start) * m) for m in moments]
+        small, large = rng.uniform(0.11, 0.14), rng.uniform(0.27, 0.34)
+        start, end = (small, large) if motion == "growing" else (large, small)
+        x, y = rng.uniform(large, right - large), rng.uniform(large, bottom - large)
+        path = [(x, y, start + (end - start) * moment) for moment in moments]
     else:
         radius = rng.uniform(0.14, 0.2)
         along, across = (
@@ -106,123 +110,130 @@ def draw_clip(
         )
         travel = rng.uniform(0.65, 0.95) * (along - 2 * radius)
         first = rng.uniform(radius, along - radius - travel)
-        other = rng.uniform(radius, across - radius)
+        fixed = rng.uniform(radius, across - radius)
         steps = first + travel * (
             moments if motion in ("moving right", "moving down") else 1 - moments
         )
         path = [
-            (s, other, radius)
+            (step, fixed, radius)
             if along is right and motion in ("moving left", "moving right")
-            else (other, s, radius)
-            for s in steps
+            else (fixed, step, radius)
+            for step in steps
         ]
-    thing = _scaled(Thing(tuple(path), colour, shape, motion=motion), unit)
-    pictures = _paint(rng, (thing,), frames, width, height, supersample)
-    return Scene("clip", pictures, f"a {colour} {shape} {motion}", (thing,))
+    scene_object = _scaled(SceneObject(tuple(path), colour, shape, motion=motion), unit)
+    pictures = _render(rng, (scene_object,), frames, width, height, supersample)
+    return Scene("clip", pictures, f"a {colour} {shape} {motion}", (scene_object,))
 
 
 def _shapes(
     rng: np.random.Generator, count: int, right: float, bottom: float
-) -> tuple[tuple[Thing, ...], str]:
-    """`count` distinct shapes that do not touch, and their caption; coordinates in units."""
-    looks = [(c, s) for c in COLOURS for s in SHAPES]
-    chosen = [looks[i] for i in rng.choice(len(looks), size=count, replace=False)]
+) -> tuple[tuple[SceneObject, ...], str]:
+    """Returns `count` distinct shapes that do not touch, in relative units, and their caption."""
+    pairs = [(colour, shape) for colour in COLOURS for shape in SHAPES]
+    chosen = [pairs[index] for index in rng.choice(len(pairs), size=count, replace=False)]
     while True:
-        sizes = [str(s) for s in rng.choice(SIZES, size=count)]
-        # Three shapes of which two are large do not fit beside each other.
+        sizes = [str(size) for size in rng.choice(SIZES, size=count)]
+        # Three shapes, two of them large, do not fit into a picture.
         if count == 3 and sizes.count("large") > 1:
             continue
         relation = str(rng.choice(("left of", "above"))) if count == 2 else "left of"
-        spots = _place(rng, sizes, relation, right, bottom)
-        if spots:
+        places = _arrange(rng, sizes, relation, right, bottom)
+        if places:
             break
-    things = tuple(
-        Thing((spot,), colour, shape, size)
-        for spot, (colour, shape), size in zip(spots, chosen, sizes, strict=True)
+    objects = tuple(
+        SceneObject((place,), colour, shape, size)
+        for place, (colour, shape), size in zip(places, chosen, sizes, strict=True)
     )
-    names = [f"a {t.size} {t.colour} {t.shape}" for t in things]
+    names = [f"a {shape.size} {shape.colour} {shape.shape}" for shape in objects]
     if count == 3:
-        return things, f"{names[0]}, {names[1]} and {names[2]}"
-    return things, f" {relation} ".join(names)
+        return objects, f"{names[0]}, {names[1]} and {names[2]}"
+    return objects, f" {relation} ".join(names)
 
 
-def _place(
+def _arrange(
     rng: np.random.Generator, sizes: list[str], relation: str, right: float, bottom: float
 ) -> list[tuple[float, float, float]] | None:
-    """Centres and radii in reading order along `relation`, or None when thirty tries did not
-    fit.
+    """Returns (x, y, radius) of each shape, in the order of the relation.
+
+    None if thirty attempts did not fit.
     """
     for _ in range(30):
-        spots = []
+        places = []
         for size in sizes:
             radius = rng.uniform(*RADII[size])
             margin = 1.15 * radius
-            spots.append(
+            places.append(
                 (rng.uniform(margin, right - margin), rng.uniform(margin, bottom - margin), radius)
             )
         along, across = (0, 1) if relation == "left of" else (1, 0)
-        order = [spot[along] for spot in spots]
+        order = [place[along] for place in places]
         if order != sorted(order):
             continue
-        if all(_clear(a, b, along, across, len(sizes)) for a, b in pairwise(spots)) and (
-            len(spots) < 3 or _apart(spots[0], spots[2])
+        if all(_is_unambiguous(a, b, along, across, len(sizes)) for a, b in pairwise(places)) and (
+            len(places) < 3 or _do_not_touch(places[0], places[2])
         ):
-            return spots
+            return places
     return None
 
 
-def _apart(a: tuple[float, float, float], b: tuple[float, float, float]) -> bool:
+def _do_not_touch(a: tuple[float, float, float], b: tuple[float, float, float]) -> bool:
     return bool(np.hypot(a[0] - b[0], a[1] - b[1]) > 1.12 * (a[2] + b[2]))
 
 
-def _clear(
+def _is_unambiguous(
     a: tuple[float, float, float],
     b: tuple[float, float, float],
     along: int,
     across: int,
     count: int,
 ) -> bool:
-    """Whether nobody could doubt the relation: for two shapes one axis dominates, for three the
-    order shows.
+    """Whether the relation of two neighbours is clear.
+
+    Of two shapes, the distance along the axis has to be the larger one; of three, it has to show.
     """
     gap, drift = b[along] - a[along], abs(b[across] - a[across])
-    return _apart(a, b) and (gap > 1.6 * drift if count == 2 else gap > 0.17)
+    return _do_not_touch(a, b) and (gap > 1.6 * drift if count == 2 else gap > 0.17)
 
 
-def _word(rng: np.random.Generator, right: float, bottom: float) -> tuple[tuple[Thing, ...], str]:
+def _word(
+    rng: np.random.Generator, right: float, bottom: float
+) -> tuple[tuple[SceneObject, ...], str]:
     word = str(rng.choice(WORDS))
     colour = str(rng.choice(WORD_COLOURS))
-    half = rng.uniform(0.36, 0.44) * right
-    x, y = rng.uniform(half, right - half), bottom * rng.uniform(0.3, 0.7)
-    return (Thing(((x, y, half),), colour, word=word),), f"the word {word}"
+    half_width = rng.uniform(0.36, 0.44) * right
+    x, y = rng.uniform(half_width, right - half_width), bottom * rng.uniform(0.3, 0.7)
+    return (SceneObject(((x, y, half_width),), colour, word=word),), f"the word {word}"
 
 
-def _scaled(thing: Thing, unit: float) -> Thing:
-    path = tuple((x * unit, y * unit, r * unit) for x, y, r in thing.path)
-    return Thing(path, thing.colour, thing.shape, thing.size, thing.motion, thing.word)
+def _scaled(scene_object: SceneObject, unit: float) -> SceneObject:
+    path = tuple((x * unit, y * unit, r * unit) for x, y, r in scene_object.path)
+    return replace(scene_object, path=path)
 
 
-def _paint(
+def _render(
     rng: np.random.Generator,
-    things: tuple[Thing, ...],
+    objects: tuple[SceneObject, ...],
     frames: int,
     width: int,
     height: int,
     scale: int,
 ) -> tuple[np.ndarray, ...]:
-    ground = paint_ground(rng, width * scale, height * scale)
-    tints = [np.clip(np.array(COLOURS[t.colour]) + rng.uniform(-14, 14, 3), 0, 255) for t in things]
-    tilts = [float(rng.uniform(-9, 9)) for _ in things]
+    background = draw_background(rng, width * scale, height * scale)
+    tints = [
+        np.clip(np.array(COLOURS[item.colour]) + rng.uniform(-14, 14, 3), 0, 255)
+        for item in objects
+    ]
+    tilts = [float(rng.uniform(-9, 9)) for _ in objects]
     pictures = []
     for frame in range(frames):
-        canvas = Image.fromarray(ground)
-        for thing, tint, tilt in zip(things, tints, tilts, strict=True):
-            x, y, radius = (value * scale for value in thing.path[frame])
+        canvas = Image.fromarray(background)
+        for scene_object, tint, tilt in zip(objects, tints, tilts, strict=True):
+            x, y, radius = (value * scale for value in scene_object.path[frame])
             fill = (int(tint[0]), int(tint[1]), int(tint[2]))
-            if thing.word:
-                paint_word(canvas, thing.word, x, y, radius, fill)
+            if scene_object.word:
+                draw_word(canvas, scene_object.word, x, y, radius, fill)
             else:
-                assert thing.shape
-                paint_shape(canvas, thing.shape, x, y, radius, tilt, fill)
-        pictures.append(shrink(canvas, width, height))
+                assert scene_object.shape
+                draw_shape(canvas, scene_object.shape, x, y, radius, tilt, fill)
+        pictures.append(downsample(canvas, width, height))
     return tuple(pictures)

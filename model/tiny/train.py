@@ -1,8 +1,7 @@
 """Trains the embedded checkpoint: `python -m mediamill.model.tiny.train --out FOLDER`.
 
-Turns the drawn world into weights. Recipe: Muon for matrices (Keller Jordan 2024), AdamW for the
-rest, one cosine over the whole run, and an auxiliary loss that asks each visual token for the
-labels of its own cell.
+Recipe: Muon for matrices (Keller Jordan 2024), AdamW for the rest, one cosine schedule over the
+whole run, and an auxiliary loss by which each visual token predicts the tags of its own area.
 """
 
 import argparse
@@ -25,7 +24,7 @@ from mediamill.model.layers.attention import PackedCausal
 from mediamill.model.media.image_rules import ImageRules
 from mediamill.model.tiny import CHECKPOINT
 from mediamill.model.tiny.folder import tiny_config, write_folder
-from mediamill.model.tiny.samples import TAGS, Batch, SampleMaker, batches
+from mediamill.model.tiny.samples import TAGS, SampleMaker, TrainingBatch, batches
 
 AUXILIARY_WEIGHT = 2.0
 POSITIVE_WEIGHT = 3.0
@@ -35,11 +34,11 @@ MUON_RATE, ADAM_RATE, DECAY, CLIP = 3.5e-3, 2e-3, 0.05, 1.0
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What one training does.
+class TrainingConfig:
+    """The settings of one training.
 
-    steps, size: batches, and pictures in one. workers: processes that draw; with 0 the training
-    process draws itself.
+    steps: number of batches. size: pictures in a batch.
+    workers: processes that draw samples; with 0 the training process draws them.
     """
 
     steps: int = 11_000
@@ -49,16 +48,16 @@ class Plan:
     workers: int = 1
 
 
-class Trainee(nn.Module):
-    """The network and the head for the auxiliary loss, which is thrown away afterwards."""
+class ModelWithTagger(nn.Module):
+    """The network, and a head for the auxiliary loss that is not saved."""
 
     def __init__(self, model: Qwen2VL) -> None:
         super().__init__()
         self.model = model
         self.tagger = nn.Linear(model.config.text.hidden_size, len(TAGS))
 
-    def loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cross entropy of the answers, and binary cross entropy of the cells' tags."""
+    def loss(self, batch: TrainingBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the cross entropy of the answers and the binary cross entropy of the tags."""
         model = self.model
         tokens = model.visual(batch.patches, batch.grids, "eager")
         images, videos = (None, tokens) if batch.is_clip else (tokens, None)
@@ -69,8 +68,9 @@ class Trainee(nn.Module):
         )
         hidden = model.hidden_states(embeddings, positions, PackedCausal([length] * rows, "eager"))
         target = batch.labels.roll(-1, dims=1).flatten()
-        asked = target != -100
-        answer = F.cross_entropy(model.logits(hidden[asked]).float(), target[asked])
+        is_predicted = target != -100
+        logits = model.logits(hidden[is_predicted]).float()
+        answer = F.cross_entropy(logits, target[is_predicted])
         weight = torch.tensor(POSITIVE_WEIGHT)
         tags = F.binary_cross_entropy_with_logits(
             self.tagger(tokens).float(), batch.tags, pos_weight=weight
@@ -78,18 +78,22 @@ class Trainee(nn.Module):
         return answer, tags
 
 
-def initialise(model: Qwen2VL, patches: torch.Tensor) -> None:
-    """Weights N(0, 1/sqrt(fan_in)), residual outputs shrunk, and the patch projection from real
-    patches' PCA.
+def initialize_weights(model: Qwen2VL, patches: torch.Tensor) -> None:
+    """Initializes the weights.
+
+    Weights are N(0, 1 / sqrt(fan_in)), those of residual outputs divided by sqrt(2 * depth), and
+    the patch projection is a PCA of the given patches.
     """
-    config = model.config
+    model_config = model.config
     for name, parameter in model.named_parameters():
         if name.endswith("embed_tokens.weight"):
             nn.init.normal_(parameter, std=0.08)
         elif parameter.ndim >= 2:
             nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
             depth = (
-                config.vision.depth if name.startswith("visual.") else config.text.num_hidden_layers
+                model_config.vision.depth
+                if name.startswith("visual.")
+                else model_config.text.num_hidden_layers
             )
             if name.endswith(
                 ("attn.proj.weight", "mlp.fc2.weight", "o_proj.weight", "down_proj.weight")
@@ -99,17 +103,17 @@ def initialise(model: Qwen2VL, patches: torch.Tensor) -> None:
             nn.init.zeros_(parameter)
     centred = patches - patches.mean(0)
     values, vectors = torch.linalg.eigh(centred.T @ centred / len(patches))
-    best = values.argsort(descending=True)[: config.vision.embed_dim]
-    kernel = (vectors[:, best] * values[best].clamp_min(1e-6) ** -0.4).T
+    largest = values.argsort(descending=True)[: model_config.vision.embed_dim]
+    kernel = (vectors[:, largest] * values[largest].clamp_min(1e-6) ** -0.4).T
     model.visual.patch_embed.proj.weight.data.copy_(
         kernel.reshape(model.visual.patch_embed.proj.weight.shape)
     )
 
 
-class Optimiser:
-    """Muon and AdamW over float32 masters of a bfloat16 network."""
+class Optimizer:
+    """Muon and AdamW over float32 master copies of the weights of a bfloat16 network."""
 
-    def __init__(self, module: Trainee, steps: int, dtype: torch.dtype) -> None:
+    def __init__(self, module: ModelWithTagger, steps: int, dtype: torch.dtype) -> None:
         self.steps, self.dtype = steps, dtype
         self.masters = [p.detach().float().clone() for p in module.parameters()]
         module.to(dtype)
@@ -119,8 +123,8 @@ class Optimiser:
         matrices: list[torch.Tensor] = []
         others: list[torch.Tensor] = []
         for (name, parameter), master in zip(module.named_parameters(), self.masters, strict=True):
-            plain = parameter.ndim == 2 and "embed" not in name and "tagger" not in name
-            (matrices if plain else others).append(master)
+            is_matrix = parameter.ndim == 2 and "embed" not in name and "tagger" not in name
+            (matrices if is_matrix else others).append(master)
         self.muon = torch.optim.Muon(
             matrices,
             lr=MUON_RATE,
@@ -131,8 +135,9 @@ class Optimiser:
         self.adam = torch.optim.AdamW(others, lr=ADAM_RATE, betas=(0.9, 0.98), weight_decay=0.0)
 
     def step(self, step: int) -> float:
-        """Apply the gradients of the network to the masters, and copy them back. Returns the
-        gradient norm.
+        """Applies the network's gradients to the master weights and copies these back.
+
+        Returns the norm of the gradients.
         """
         progress = step / self.steps
         cosine = FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * progress))
@@ -141,35 +146,35 @@ class Optimiser:
             master.grad = None if parameter.grad is None else parameter.grad.float()
             parameter.grad = None
         norm = float(nn.utils.clip_grad_norm_(self.masters, CLIP))
-        for optimiser, rate in ((self.muon, MUON_RATE), (self.adam, ADAM_RATE)):
-            for group in optimiser.param_groups:
+        for optimizer, rate in ((self.muon, MUON_RATE), (self.adam, ADAM_RATE)):
+            for group in optimizer.param_groups:
                 group["lr"] = rate * scale
-            optimiser.step()  # type: ignore[no-untyped-call]
+            optimizer.step()  # type: ignore[no-untyped-call]
         with torch.no_grad():
             for master, parameter in zip(self.masters, self.parameters, strict=True):
                 parameter.copy_(master)
         return norm
 
 
-class Drawn(torch.utils.data.IterableDataset[Batch]):
-    """The batches of a run, drawn in a process of their own."""
+class TrainingBatches(torch.utils.data.IterableDataset[TrainingBatch]):
+    """The batches of a training, drawn in the processes of a DataLoader."""
 
-    def __init__(self, folder: Path, plan: Plan) -> None:
-        self.folder, self.plan = folder, plan
+    def __init__(self, folder: Path, config: TrainingConfig) -> None:
+        self.folder, self.config = folder, config
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[TrainingBatch]:
         torch.set_num_threads(1)
         tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
         rules = ImageRules()
         maker = SampleMaker(tokenizer, rules.mean, rules.std)
         pad = tokenizer.token_to_id("<|endoftext|>")
         assert pad is not None
-        plan = self.plan
-        return batches(maker, plan.seed, plan.steps, plan.size, pad)
+        config = self.config
+        return batches(maker, config.seed, config.steps, config.size, pad)
 
 
 def save(model: Qwen2VL, folder: Path) -> None:
-    """Write model.safetensors in bfloat16 under the hub's names; a tied head is not stored."""
+    """Writes model.safetensors in bfloat16 by the hub's names, without the tied head."""
     tensors = {
         name: tensor.detach().to(torch.bfloat16).contiguous()
         for name, tensor in model.state_dict().items()
@@ -180,27 +185,27 @@ def save(model: Qwen2VL, folder: Path) -> None:
     partial.replace(folder / "model.safetensors")
 
 
-def train(folder: Path, plan: Plan) -> None:
-    """Write the folder's files and train; the weights are saved every five hundred steps."""
-    torch.manual_seed(plan.seed)
+def train(folder: Path, config: TrainingConfig) -> None:
+    """Writes the files of the folder and trains; saves the weights every five hundred steps."""
+    torch.manual_seed(config.seed)
     torch.set_num_threads(1)
     write_folder(folder)
     loader = torch.utils.data.DataLoader(
-        Drawn(folder, plan),
+        TrainingBatches(folder, config),
         batch_size=None,
-        num_workers=plan.workers,
-        prefetch_factor=8 if plan.workers else None,
+        num_workers=config.workers,
+        prefetch_factor=8 if config.workers else None,
     )
-    steps, dtype = plan.steps, plan.dtype
+    steps, dtype = config.steps, config.dtype
     model = Qwen2VL(tiny_config())
-    probe = replace(plan, seed=plan.seed + 1, steps=4, size=4 * plan.size)
-    initialise(model, next(iter(Drawn(folder, probe))).patches)
-    trainee = Trainee(model)
+    pca_config = replace(config, seed=config.seed + 1, steps=4, size=4 * config.size)
+    initialize_weights(model, next(iter(TrainingBatches(folder, pca_config))).patches)
+    module = ModelWithTagger(model)
     stream = iter(loader)
-    optimiser = Optimiser(trainee, steps, dtype)
-    started, seen, averages = time.monotonic(), 0, np.zeros(2)
+    optimizer = Optimizer(module, steps, dtype)
+    started, samples, averages = time.monotonic(), 0, np.zeros(2)
     for step, batch in enumerate(stream):
-        batch = Batch(
+        batch = TrainingBatch(
             batch.input_ids,
             batch.labels,
             batch.patches.to(dtype),
@@ -208,24 +213,24 @@ def train(folder: Path, plan: Plan) -> None:
             batch.tags,
             batch.is_clip,
         )
-        answer, tags = trainee.loss(batch)
+        answer, tags = module.loss(batch)
         (answer + AUXILIARY_WEIGHT * tags).backward()  # type: ignore[no-untyped-call]
-        norm = optimiser.step(step)
-        seen += len(batch.input_ids)
+        norm = optimizer.step(step)
+        samples += len(batch.input_ids)
         averages = 0.98 * averages + 0.02 * np.array([answer.item(), tags.item()])
         if step % 50 == 0 or step == steps - 1:
             seconds = time.monotonic() - started
-            left = seconds / (step + 1) * (steps - step - 1)
-            shown = averages / (1 - 0.98 ** (step + 1))
+            remaining_s = seconds / (step + 1) * (steps - step - 1)
+            unbiased = averages / (1 - 0.98 ** (step + 1))
             line = {
                 "step": step,
                 "of": steps,
-                "answer": round(shown[0], 4),
-                "tags": round(shown[1], 4),
+                "answer": round(unbiased[0], 4),
+                "tags": round(unbiased[1], 4),
                 "norm": round(norm, 2),
-                "samples": seen,
-                "samples_s": round(seen / seconds, 1),
-                "left_min": round(left / 60, 1),
+                "samples": samples,
+                "samples_s": round(samples / seconds, 1),
+                "left_min": round(remaining_s / 60, 1),
             }
             print(json.dumps(line), flush=True)
         if step % 500 == 499 or step == steps - 1:
@@ -233,18 +238,24 @@ def train(folder: Path, plan: Plan) -> None:
 
 
 def main() -> None:
-    """The command line."""
+    """Runs the command."""
     parser = argparse.ArgumentParser(description="Train the embedded checkpoint.")
     add = parser.add_argument
     add("--out", type=Path, default=CHECKPOINT, help="folder to write (default: the shipped one)")
-    add("--steps", type=int, default=Plan.steps)
-    add("--batch", type=int, default=Plan.size, help="pictures in a batch; clips are half as many")
-    add("--seed", type=int, default=Plan.seed)
+    add("--steps", type=int, default=TrainingConfig.steps)
+    add(
+        "--batch",
+        type=int,
+        default=TrainingConfig.size,
+        help="pictures in a batch; clips are half as many",
+    )
+    add("--seed", type=int, default=TrainingConfig.seed)
     add("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
-    add("--workers", type=int, default=Plan.workers, help="processes that draw")
-    told = parser.parse_args()
-    dtype: torch.dtype = getattr(torch, told.dtype)
-    train(told.out, Plan(told.steps, told.batch, told.seed, dtype, told.workers))
+    add("--workers", type=int, default=TrainingConfig.workers, help="processes that draw")
+    options = parser.parse_args()
+    dtype: torch.dtype = getattr(torch, options.dtype)
+    config = TrainingConfig(options.steps, options.batch, options.seed, dtype, options.workers)
+    train(options.out, config)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Trains the tiny model's tokenizer on the texts of the drawn world.
+"""Trains the tiny model's tokenizer on the texts of the synthetic scenes.
 
-The weights are bound to the numbering of the shipped tokenizer.json, which stays as it is: it was
-made when clips had one colour more, and made anew it would number its tokens otherwise. Run
-`python -m mediamill.model.tiny.vocabulary` only to change the words of the world, and train the
-model after it.
+The shipped weights need the token ids of the shipped tokenizer.json. A new tokenizer would number
+its tokens differently, since the shipped one was trained when clips had one colour more. Run
+`python -m mediamill.model.tiny.vocabulary` only to change the words of the scenes, and then train
+the model again.
 """
 
 import numpy as np
@@ -29,7 +29,7 @@ SPECIALS = (
     "<|video_pad|>",
 )
 VOCABULARY = 520
-# The published Qwen2 pre-tokenizer pattern.
+# The pre-tokenizer pattern of Qwen2's published tokenizer.json.
 SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -37,7 +37,10 @@ SPLIT = (
 
 
 def train_tokenizer() -> Tokenizer:
-    """A byte-level BPE of the world's texts, with the special tokens in Qwen2-VL's order."""
+    """Trains a byte-level BPE, with the special tokens in Qwen2-VL's order.
+
+    Raises ValueError if the texts do not give VOCABULARY tokens.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -56,14 +59,14 @@ def train_tokenizer() -> Tokenizer:
     learned = tokenizer.get_vocab_size()
     if learned != size:
         raise ValueError(
-            f"the texts of the world gave {learned} tokens, expected {size}: adjust VOCABULARY"
+            f"the texts of the scenes gave {learned} tokens, expected {size}: adjust VOCABULARY"
         )
     tokenizer.add_special_tokens(list(SPECIALS))
     return tokenizer
 
 
 def _texts() -> list[str]:
-    """What the model reads and writes, frequent texts more often."""
+    """Returns what the model reads and writes, with frequent texts repeated."""
     rng = np.random.default_rng(0)
     texts = []
     for kind in scenes.KINDS:

@@ -12,8 +12,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from mediamill.model.media.content import MediaFile
 from mediamill.model.media.limits import MediaLimits
+from mediamill.model.media.media_file import MediaFile
 
 _MAX_DURATION_S = 1e9  # 30 years
 _MAX_CUTS = 500_000  # they have to fit into one reply

@@ -1,4 +1,4 @@
-"""One hostile file and what has to come of it."""
+"""One hostile file and the expected outcome of its decoding."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,9 +8,11 @@ CODES = ("decode_corrupt", "decode_unsupported", "decode_too_large", "media_empt
 
 @dataclass(frozen=True)
 class Bomb:
-    """build: makes the file. expected: the outcome, or all that are right. kind: asked for as.
+    """A hostile file.
 
-    pixels: of a picture that is large and allowed. slow: takes seconds to make.
+    build: makes the file. expected: the outcome, or a set of allowed ones.
+    kind, start_s, end_s: as for Processor.prepare_media.
+    pixels: of a large picture within the limits. slow: it takes seconds to make.
     """
 
     build: Callable[[], bytes]
@@ -23,5 +25,5 @@ class Bomb:
 
     @property
     def outcomes(self) -> set[str]:
-        """Those that are right."""
+        """The allowed outcomes."""
         return {self.expected} if isinstance(self.expected, str) else self.expected

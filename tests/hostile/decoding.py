@@ -1,6 +1,6 @@
-"""Runs the decoders on hostile media in a child process with ceilings, and tells what came of it.
+"""Decodes hostile media in a worker process with limits on memory and time.
 
-The child's memory is bounded by the system itself; its hangs and crashes are verdicts like others.
+The system itself limits the worker's memory. Hangs and crashes are outcomes like others.
 """
 
 import hashlib
@@ -22,8 +22,8 @@ _EVENTS = ("socket.connect", "subprocess.Popen", "os.exec", "os.posix_spawn", "o
 
 
 @dataclass(frozen=True)
-class Request:
-    """What to decode: bytes, or the file at a path. The rest as `Processor.prepare_media` has it.
+class DecodeRequest:
+    """What to decode: bytes, or the file at a path; the rest as for Processor.prepare_media.
 
     strict: warnings are errors, as in some programs that use the library.
     """
@@ -37,10 +37,11 @@ class Request:
 
 @dataclass(frozen=True)
 class Verdict:
-    """outcome: "ok", a code of MediaError or PromptError, "hang", "crash", "wrong" (an unsound
-    answer or another error) or "reached out" (for a network, a program or another file).
+    """The outcome of one decoding.
 
-    seconds: of the processor. peak: bytes of memory that came on top of what the child had.
+    outcome: "ok", a code of MediaError or PromptError, "hang", "crash", "wrong" (an inconsistent
+        result or another exception) or "reached out" (to a network, a program or another file).
+    seconds: processor time. peak: bytes of memory above what the worker used before.
     """
 
     outcome: str
@@ -49,11 +50,12 @@ class Verdict:
     peak: int
 
 
-class Decoding:
-    """A child process that decodes one medium after another; a new one after each that it dies of.
+class DecodeWorker:
+    """A worker process that decodes one medium after another; it is replaced when it dies.
 
-    memory: bytes that a medium may take. timeout_s: seconds. limits: of MediaLimits, by name.
-    folder: where the child works and puts temporary files; nobody else's.
+    folder: the worker's current and temporary folder, used by no other process.
+    memory: bytes that a medium may take. timeout_s: for one medium.
+    limits: fields of MediaLimits, by name.
     """
 
     def __init__(
@@ -64,7 +66,7 @@ class Decoding:
         self.process: Any = None
         self.connection: Connection
 
-    def __enter__(self) -> "Decoding":
+    def __enter__(self) -> "DecodeWorker":
         return self
 
     def __exit__(
@@ -75,8 +77,8 @@ class Decoding:
     ) -> None:
         self._stop()
 
-    def verdict(self, request: Request) -> Verdict:
-        """What comes of one medium."""
+    def verdict(self, request: DecodeRequest) -> Verdict:
+        """Decodes one medium and returns the outcome."""
         if self.process is None:
             self._start()
         began = time.monotonic()
@@ -84,22 +86,22 @@ class Decoding:
             self.connection.send(request)
             if self.connection.poll(self.timeout_s):
                 return self.connection.recv()  # type: ignore[no-any-return]
-            found = Verdict("hang", f"after {self.timeout_s:g} s", time.monotonic() - began, 0)
+            verdict = Verdict("hang", f"after {self.timeout_s:g} s", time.monotonic() - began, 0)
         except (EOFError, ConnectionError):
             self.process.join(5)
-            message = f"the child ended with {self.process.exitcode}"
-            found = Verdict("crash", message, time.monotonic() - began, 0)
+            message = f"the worker ended with {self.process.exitcode}"
+            verdict = Verdict("crash", message, time.monotonic() - began, 0)
         self._stop()
-        return found
+        return verdict
 
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        arguments = (theirs, self.folder, self.memory, self.limits)
+        self.connection, worker_end = context.Pipe()
+        arguments = (worker_end, self.folder, self.memory, self.limits)
         self.process = context.Process(target=_serve, args=arguments, daemon=True)
         self.process.start()
-        theirs.close()
-        assert self.connection.poll(120), "the child does not start"
+        worker_end.close()
+        assert self.connection.poll(120), "the worker does not start"
         self.connection.recv()
 
     def _stop(self) -> None:
@@ -123,7 +125,7 @@ def _serve(connection: Connection, folder: Path, memory: int, limits: dict[str, 
     torch.set_num_threads(1)
     checkpoint = Path(__file__).parents[2] / "model" / "tiny" / "checkpoint"
     processor = Processor.load(checkpoint, limits=MediaLimits(**limits))
-    # What is loaded at first use is no medium's.
+    # Libraries that load at first use must not count for a medium.
     processor.prepare_media(PICTURES["JPEG EXIF"]())
     processor.prepare_media(media.video(media.numbered_frames(3), codec="mpeg4"))
     reached: list[str] = []
@@ -139,29 +141,29 @@ def _serve(connection: Connection, folder: Path, memory: int, limits: dict[str, 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     limit = _status("VmData") + memory
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libtiff writes what is wrong to the terminal
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libtiff writes its errors to the terminal
     connection.send("ready")
     while True:
         try:
-            request: Request = connection.recv()
+            request: DecodeRequest = connection.recv()
         except EOFError:
             return
         reached.clear()
         opened.clear()
-        connection.send(_judged(processor, request, folder, reached, opened))
+        connection.send(_verdict(processor, request, folder, reached, opened))
 
 
-def _judged(
-    processor: Any, request: Request, folder: Path, reached: list[str], opened: list[str]
+def _verdict(
+    processor: Any, request: DecodeRequest, folder: Path, reached: list[str], opened: list[str]
 ) -> Verdict:
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before, handles, began = _status("VmRSS"), _handles(), time.process_time()
     outcome, message = _decoded(processor, request)
     seconds, peak = time.process_time() - began, _status("VmHWM") - before
-    own = [str(request.data)] if isinstance(request.data, Path) else []
-    foreign = [one for one in opened if one not in (*own, "/proc/self/clear_refs")]
-    foreign = [one for one in foreign if not one.startswith(("/proc/self/", sys.prefix))]
-    left = [one.name for one in folder.iterdir() if str(one) not in own]
+    medium = [str(request.data)] if isinstance(request.data, Path) else []
+    foreign = [path for path in opened if path not in (*medium, "/proc/self/clear_refs")]
+    foreign = [path for path in foreign if not path.startswith(("/proc/self/", sys.prefix))]
+    left = [path.name for path in folder.iterdir() if str(path) not in medium]
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text()
     if reached or foreign or left or children:
         return Verdict("reached out", f"{reached} {foreign} {left} {children}", seconds, peak)
@@ -170,7 +172,7 @@ def _judged(
     return Verdict(outcome, message, seconds, peak)
 
 
-def _decoded(processor: Any, request: Request) -> tuple[str, str]:
+def _decoded(processor: Any, request: DecodeRequest) -> tuple[str, str]:
     from mediamill.model.errors import MediaError, PromptError
 
     with warnings.catch_warnings(action="error" if request.strict else "ignore"):
@@ -180,15 +182,15 @@ def _decoded(processor: Any, request: Request) -> tuple[str, str]:
             )
         except (MediaError, PromptError) as error:
             return error.code, str(error)
-        except Exception as error:  # noqa: BLE001 - which others there are is the question
+        except Exception as error:  # noqa: BLE001 - any other exception is a finding
             return "wrong", f"{type(error).__name__}: {error!s:.500}"
     patch = processor.image_rules.patch_size
-    problem = _unsound(visual, receipt, request.data, patch)
+    problem = _inconsistency(visual, receipt, request.data, patch)
     return ("wrong", problem) if problem else ("ok", "; ".join(receipt.notes))
 
 
-def _unsound(visual: Any, receipt: Any, data: bytes | Path, patch: int) -> str | None:
-    """What is wrong with an answer, if anything."""
+def _inconsistency(visual: Any, receipt: Any, data: bytes | Path, patch: int) -> str | None:
+    """Returns what is inconsistent in a result, or None."""
     content = data.read_bytes() if isinstance(data, Path) else data
     t, h, w = visual.grid_thw
     checks = {
@@ -208,8 +210,8 @@ def _unsound(visual: Any, receipt: Any, data: bytes | Path, patch: int) -> str |
         checks["still"] = t == 1 and not receipt.frame_times_s
     else:
         checks["moving"] = t == math.ceil(len(receipt.frame_indices) / 2)
-    wrong = [name for name, right in checks.items() if not right]
-    return f"unsound: {', '.join(wrong)}: {visual.grid_thw} {receipt}" if wrong else None
+    wrong = [name for name, holds in checks.items() if not holds]
+    return f"inconsistent: {', '.join(wrong)}: {visual.grid_thw} {receipt}" if wrong else None
 
 
 def _handles() -> int:
@@ -217,7 +219,7 @@ def _handles() -> int:
 
 
 def _status(field: str) -> int:
-    """Bytes, of this process."""
+    """Returns a field of this process's status, in bytes."""
     with Path("/proc/self/status").open(encoding="ascii") as file:
         for line in file:
             if line.startswith(field + ":"):

@@ -1,4 +1,4 @@
-"""Makes files that are not what they seem, or that ask for other files, hosts or programs."""
+"""Makes files that are not what they seem, or that refer to other files, hosts or programs."""
 
 import gzip
 import io
@@ -19,43 +19,43 @@ from tests.hostile.video_bombs import (
     UNSUPPORTED,
     box,
     element,
-    sound,
+    valid_sample,
     with_elements,
 )
 
 
 def disguises(path: str, url: str) -> dict[str, Bomb]:
-    """path, url: what must never be opened. Every file that asks for anything asks for these."""
-    return {**_polyglots(path, url), **_askers(path, url), **_strangers()}
+    """path, url: what must never be opened; files that refer to anything refer to these."""
+    return {**_polyglots(path, url), **_reference_files(path, url), **_unsupported_formats()}
 
 
 def playlist(url: str) -> bytes:
-    """An HLS playlist that asks for `url`."""
-    head = "#EXTM3U\n#EXT-X-VERSION:3\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n"
-    return f"{head}{url}\n#EXT-X-ENDLIST\n".encode()
+    """Makes an HLS playlist that refers to `url`."""
+    header = "#EXTM3U\n#EXT-X-VERSION:3\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n"
+    return f"{header}{url}\n#EXT-X-ENDLIST\n".encode()
 
 
 def with_reference(target: str, kind: bytes = b"url ") -> bytes:
-    """An MP4 whose frames lie in another file."""
-    data = sound("MP4 H.264")
+    """Makes an MP4 whose frames are in another file."""
+    data = valid_sample("MP4 H.264")
     start = data.index(b"dref") - 4
     size = int.from_bytes(data[start : start + 4], "big")
     if kind == b"url ":
         entry = box(b"url ", bytes(4), target.encode() + b"\0")
     else:
         entry = box(b"alis", bytes(4), _alias(target))
-    other = box(b"dref", bytes(4), struct.pack(">I", 1), entry)
-    grown = data[:start] + other + data[start + size :]
-    more = len(other) - size
+    data_reference = box(b"dref", bytes(4), struct.pack(">I", 1), entry)
+    changed = data[:start] + data_reference + data[start + size :]
+    growth = len(data_reference) - size
     for name in (b"moov", b"trak", b"mdia", b"minf", b"dinf"):
-        at = grown.index(name) - 4
-        told = int.from_bytes(grown[at : at + 4], "big") + more
-        grown = grown[:at] + struct.pack(">I", told) + grown[at + 4 :]
-    return grown
+        offset = changed.index(name) - 4
+        new_size = int.from_bytes(changed[offset : offset + 4], "big") + growth
+        changed = changed[:offset] + struct.pack(">I", new_size) + changed[offset + 4 :]
+    return changed
 
 
 def _alias(target: str) -> bytes:
-    """A record of the Macintosh's Alias Manager, as QuickTime stores it."""
+    """Makes a record of the Macintosh's Alias Manager, as QuickTime stores it."""
     name = target.rpartition("/")[2].encode()[:63]
     path = target.encode()
     record = bytes(10) + bytes(28) + bytes(12)  # of a volume without a name
@@ -88,12 +88,14 @@ def _polyglots(path: str, url: str) -> dict[str, Bomb]:
         "PNG and JPEG": Bomb(lambda: PICTURES["PNG RGB"]() + jpeg, "ok"),
         "GIF and script": Bomb(lambda: PICTURES["GIF"]() + b"/*" + script, "ok"),
         "GIF named by a comment": Bomb(lambda: b"GIF89a/*" + script + bytes(50), {CORRUPT, LARGE}),
-        "MP4 and HTML": Bomb(lambda: sound("MP4 H.264") + box(b"free", script), "ok"),
-        "HTML and MP4": Bomb(lambda: script + sound("MP4 H.264"), UNSUPPORTED),
+        "MP4 and HTML": Bomb(lambda: valid_sample("MP4 H.264") + box(b"free", script), "ok"),
+        "HTML and MP4": Bomb(lambda: script + valid_sample("MP4 H.264"), UNSUPPORTED),
         "PDF and JPEG": Bomb(lambda: b"%PDF-1.7\n" + jpeg, UNSUPPORTED),
         "JPEG and playlist": Bomb(lambda: jpeg + playlist(url), "ok"),
-        "MP4 and playlist": Bomb(lambda: sound("MP4 H.264") + playlist(url), {"ok", CORRUPT}),
-        "TS and playlist": Bomb(lambda: sound("TS H.264") + playlist(url), {"ok", CORRUPT}),
+        "MP4 and playlist": Bomb(
+            lambda: valid_sample("MP4 H.264") + playlist(url), {"ok", CORRUPT}
+        ),
+        "TS and playlist": Bomb(lambda: valid_sample("TS H.264") + playlist(url), {"ok", CORRUPT}),
         "JPEG with PostScript": Bomb(
             lambda: jpeg[:2] + b"\xff\xed\0\x30Photoshop 3.0\0" + b"%!PS".ljust(32) + jpeg[2:],
             {"ok", CORRUPT},
@@ -102,7 +104,7 @@ def _polyglots(path: str, url: str) -> dict[str, Bomb]:
             lambda: tiff((256, 4, 1, 8), (257, 4, 1, 8), (259, 3, 1, 7), rest=_postscript(path)),
             {CORRUPT, UNSUPPORTED},
         ),
-        "ZIP and MP4": Bomb(lambda: _zip() + sound("MP4 H.264"), UNSUPPORTED),
+        "ZIP and MP4": Bomb(lambda: _zip() + valid_sample("MP4 H.264"), UNSUPPORTED),
     }
 
 
@@ -113,7 +115,7 @@ def _postscript(path: str) -> bytes:
     )
 
 
-def _askers(path: str, url: str) -> dict[str, Bomb]:
+def _reference_files(path: str, url: str) -> dict[str, Bomb]:
     dash = (
         '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static"><Period>'
         '<AdaptationSet><Representation id="1" mimeType="video/mp4" bandwidth="9">'
@@ -153,28 +155,29 @@ def _askers(path: str, url: str) -> dict[str, Bomb]:
         "URL alone": url.encode(),
         "image pattern": b"frame%03d.png",
     }
-    found = {name: Bomb(lambda data=data: data, UNSUPPORTED) for name, data in texts.items()}
+    bombs = {name: Bomb(lambda data=data: data, UNSUPPORTED) for name, data in texts.items()}
     for name, data in texts.items():
         if name.startswith(("HLS", "ffconcat", "DASH", "SDP")):
-            found[f"{name} as video"] = Bomb(lambda data=data: data, UNSUPPORTED, kind="video")
-    return found | {
+            bombs[f"{name} as video"] = Bomb(lambda data=data: data, UNSUPPORTED, kind="video")
+    return bombs | {
         "MP4 of a file": Bomb(lambda: with_reference(f"file://{path}"), {"ok", CORRUPT, EMPTY}),
         "MP4 of a URL": Bomb(lambda: with_reference(url), {"ok", CORRUPT, EMPTY}),
         "MOV of a file": Bomb(lambda: with_reference(path, b"alis"), {"ok", CORRUPT, EMPTY}),
         "MOV of a reference": Bomb(lambda: _reference_movie(url), {CORRUPT, UNSUPPORTED, EMPTY}),
         "MP4 of a playlist": Bomb(
-            lambda: sound("MP4 H.264")[:32] + box(b"mdat", playlist(url)), CORRUPT
+            lambda: valid_sample("MP4 H.264")[:32] + box(b"mdat", playlist(url)), CORRUPT
         ),
         "MKV of linked segments": Bomb(lambda: scripted, {"ok", CORRUPT}),
         "AVI of a file": Bomb(lambda: _opendml(path), {CORRUPT, UNSUPPORTED, EMPTY}),
         "WMV with a script": Bomb(
-            lambda: sound("ASF WMV2")[:-1] + f"URL {url}".encode("utf-16-le"), {"ok", CORRUPT}
+            lambda: valid_sample("ASF WMV2")[:-1] + f"URL {url}".encode("utf-16-le"),
+            {"ok", CORRUPT},
         ),
     }
 
 
 def _patched_segment(path: str) -> bytes:
-    """An MKV that says which file comes before and after it."""
+    """Makes an MKV that names the files before and after it."""
     name = path.encode()
     facts = element("2ad7b1", b"\x0f\x42\x40") + element("3c83ab", name) + element("3e83bb", name)
     uids = element("73a4", bytes(16)) + element("3cb923", bytes(16)) + element("3eb923", bytes(16))
@@ -193,7 +196,7 @@ def _opendml(path: str) -> bytes:
     return b"RIFF" + struct.pack("<I", len(body)) + body
 
 
-def _strangers() -> dict[str, Bomb]:
+def _unsupported_formats() -> dict[str, Bomb]:
     icon = Image.fromarray(media.draw(32, 32))
     files = {
         "ICO": media.encode(icon, "ICO"),
@@ -231,8 +234,8 @@ def _strangers() -> dict[str, Bomb]:
         "letters of a GIF": b"GIF88a" + bytes(100),
         "half a signature": b"\x89PNG\r\n",
     }
-    found = {name: Bomb(lambda data=data: data, UNSUPPORTED) for name, data in files.items()}
-    heads = {
+    bombs = {name: Bomb(lambda data=data: data, UNSUPPORTED) for name, data in files.items()}
+    signatures = {
         "JPEG of three bytes": b"\xff\xd8\xff",
         "PNG of eight bytes": b"\x89PNG\r\n\x1a\n",
         "GIF of six bytes": b"GIF89a",
@@ -248,5 +251,5 @@ def _strangers() -> dict[str, Bomb]:
         "ASF of eight bytes": b"\x30\x26\xb2\x75\x8e\x66\xcf\x11",
     }
     wrong = {CORRUPT, UNSUPPORTED, EMPTY}
-    found |= {name: Bomb(lambda data=data: data, wrong) for name, data in heads.items()}
-    return found | {"nothing": Bomb(lambda: b"", EMPTY)}
+    bombs |= {name: Bomb(lambda data=data: data, wrong) for name, data in signatures.items()}
+    return bombs | {"nothing": Bomb(lambda: b"", EMPTY)}

@@ -1,11 +1,11 @@
-"""Turns sound media into broken ones, each from a seed: chance, lies in headers, joined files."""
+"""Mutates valid media files by a seed: random bytes, wrong sizes and fields, joined files."""
 
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tests.hostile.samples import Sample
-from tests.hostile.structure import Part, parts, with_right_sums
+from tests.hostile.structure import Chunk, chunks_of, with_valid_checksums
 
 _NUMBERS = (0, 1, 2, 3, 8, 0x7F, 0x80, 0xFF, 0x100, 0x7FFF, 0x8000, 0xFFFF, 0x10000)
 _HUGE = (0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0xFFFFFFF0, 0x40000000, 0x01000000, 1 << 63, 1 << 40)
@@ -13,7 +13,7 @@ _HUGE = (0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0xFFFFFFF0, 0x40000000, 0x01000000,
 
 @dataclass(frozen=True)
 class Mutant:
-    """A broken file: number `seed` of those that begin from `sample`, changed in these ways."""
+    """A file that was made from `sample` by the mutations in `ways`, with this seed."""
 
     seed: int
     sample: Sample
@@ -25,7 +25,7 @@ class Mutant:
 
 
 def mutant(seed: int, samples: Sequence[Sample]) -> Mutant:
-    """The same one for the same seed and samples."""
+    """Returns the mutant of a seed; the same seed and samples give the same file."""
     rng = random.Random(seed)
     sample = samples[seed % len(samples)]
     data, ways = sample.data, []
@@ -35,10 +35,10 @@ def mutant(seed: int, samples: Sequence[Sample]) -> Mutant:
         data = way(data, rng)
     if rng.random() < 0.05:
         ways.append("joined")
-        other = rng.choice(samples).data
-        data = data[: rng.randrange(len(data) + 1)] + other if rng.random() < 0.5 else data + other
+        end = rng.choice(samples).data
+        data = data[: rng.randrange(len(data) + 1)] + end if rng.random() < 0.5 else data + end
     if rng.random() < 0.7:
-        data = with_right_sums(data)
+        data = with_valid_checksums(data)
     return Mutant(seed, sample, tuple(ways), data)
 
 
@@ -78,49 +78,49 @@ def _inserted(data: bytes, rng: random.Random) -> bytes:
     return data[:at] + rng.randbytes(rng.choice((1, 4, 100))) + data[at:]
 
 
-def _lying_number(data: bytes, rng: random.Random) -> bytes:
-    """A number somewhere, mostly near the beginning."""
+def _wrong_number(data: bytes, rng: random.Random) -> bytes:
+    """Overwrites a number at a random offset, mostly near the beginning."""
     if not data:
         return data
     at = rng.randrange(min(len(data), rng.choice((64, 1000, len(data)))))
     return _with_number(data, at, rng.choice((1, 2, 4, 8)), rng.random() < 0.5, rng)
 
 
-def _lying_size(data: bytes, rng: random.Random) -> bytes:
-    part = _part(data, rng)
-    if part is None:
-        return _lying_number(data, rng)
-    return _with_number(data, part.size_at, part.size_bytes, part.big, rng)
+def _wrong_size(data: bytes, rng: random.Random) -> bytes:
+    chunk = _random_chunk(data, rng)
+    if chunk is None:
+        return _wrong_number(data, rng)
+    return _with_number(data, chunk.size_offset, chunk.size_bytes, chunk.big_endian, rng)
 
 
-def _lying_field(data: bytes, rng: random.Random) -> bytes:
-    part = _part(data, rng)
-    if part is None or part.body >= part.end:
-        return _lying_number(data, rng)
-    at = rng.randrange(part.body, min(part.end, part.body + 64))
-    return _with_number(data, at, rng.choice((1, 2, 4, 4, 8)), part.big, rng)
+def _wrong_field(data: bytes, rng: random.Random) -> bytes:
+    chunk = _random_chunk(data, rng)
+    if chunk is None or chunk.body >= chunk.end:
+        return _wrong_number(data, rng)
+    at = rng.randrange(chunk.body, min(chunk.end, chunk.body + 64))
+    return _with_number(data, at, rng.choice((1, 2, 4, 4, 8)), chunk.big_endian, rng)
 
 
-def _part_repeated(data: bytes, rng: random.Random) -> bytes:
-    part = _part(data, rng)
-    if part is None:
+def _chunk_repeated(data: bytes, rng: random.Random) -> bytes:
+    chunk = _random_chunk(data, rng)
+    if chunk is None:
         return _repeated(data, rng)
     copies = rng.choice((1, 2, 50))
-    return data[: part.end] + data[part.start : part.end] * copies + data[part.end :]
+    return data[: chunk.end] + data[chunk.start : chunk.end] * copies + data[chunk.end :]
 
 
-def _part_removed(data: bytes, rng: random.Random) -> bytes:
-    part = _part(data, rng)
-    return _removed(data, rng) if part is None else data[: part.start] + data[part.end :]
+def _chunk_removed(data: bytes, rng: random.Random) -> bytes:
+    chunk = _random_chunk(data, rng)
+    return _removed(data, rng) if chunk is None else data[: chunk.start] + data[chunk.end :]
 
 
-def _parts_swapped(data: bytes, rng: random.Random) -> bytes:
-    one, other = _part(data, rng), _part(data, rng)
-    if one is None or other is None or one.end > other.start:
+def _chunks_swapped(data: bytes, rng: random.Random) -> bytes:
+    first, second = _random_chunk(data, rng), _random_chunk(data, rng)
+    if first is None or second is None or first.end > second.start:
         return _overwritten(data, rng)
-    between = data[one.end : other.start]
-    first, second = data[one.start : one.end], data[other.start : other.end]
-    return data[: one.start] + second + between + first + data[other.end :]
+    between = data[first.end : second.start]
+    first_bytes, second_bytes = data[first.start : first.end], data[second.start : second.end]
+    return data[: first.start] + second_bytes + between + first_bytes + data[second.end :]
 
 
 _WAYS = (
@@ -131,12 +131,12 @@ _WAYS = (
     _repeated,
     _removed,
     _inserted,
-    _lying_number,
-    _lying_size,
-    _lying_field,
-    _part_repeated,
-    _part_removed,
-    _parts_swapped,
+    _wrong_number,
+    _wrong_size,
+    _wrong_field,
+    _chunk_repeated,
+    _chunk_removed,
+    _chunks_swapped,
 )
 _WEIGHTS = (2, 3, 3, 1, 1, 1, 1, 4, 4, 8, 2, 1, 1)
 
@@ -146,21 +146,21 @@ def _range(data: bytes, rng: random.Random) -> tuple[int, int]:
     return start, min(len(data), start + rng.choice((1, 4, 16, 256, 4096)))
 
 
-def _part(data: bytes, rng: random.Random) -> Part | None:
-    found = parts(data)
-    return rng.choice(found) if found else None
+def _random_chunk(data: bytes, rng: random.Random) -> Chunk | None:
+    chunks = chunks_of(data)
+    return rng.choice(chunks) if chunks else None
 
 
-def _with_number(data: bytes, at: int, size: int, big: bool, rng: random.Random) -> bytes:
-    order = "big" if big else "little"
-    here = int.from_bytes(data[at : at + size], order)
+def _with_number(data: bytes, at: int, size: int, big_endian: bool, rng: random.Random) -> bytes:
+    order = "big" if big_endian else "little"
+    number = int.from_bytes(data[at : at + size], order)
     value = rng.choice(
         (
             rng.choice(_NUMBERS),
             rng.choice(_HUGE),
             rng.getrandbits(8 * size),
-            here + rng.choice((-1, 1, 7)),
-            here * 2,
+            number + rng.choice((-1, 1, 7)),
+            number * 2,
         )
     )
     return data[:at] + (value % (1 << 8 * size)).to_bytes(size, order) + data[at + size :]

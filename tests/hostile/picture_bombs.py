@@ -1,4 +1,4 @@
-"""Makes pictures that would cost far more than their few bytes, or that lie about themselves."""
+"""Makes pictures whose few bytes need very much memory or time, or that declare wrong facts."""
 
 import io
 import struct
@@ -15,7 +15,7 @@ CORRUPT, UNSUPPORTED, LARGE = "decode_corrupt", "decode_unsupported", "decode_to
 
 
 def png_chunk(name: bytes, body: bytes) -> bytes:
-    """One chunk of a PNG, with its check sum."""
+    """One chunk of a PNG, with its checksum."""
     return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
 
@@ -36,7 +36,7 @@ def _rows(width: int, height: int, bytes_per_pixel: int = 3) -> bytes:
 
 
 def _zeros(count: int) -> bytes:
-    """So many zeros, packed: one packed block of them again and again, which takes no time."""
+    """Compresses `count` zeros quickly, by repeating one compressed block."""
     packer = zlib.compressobj(9)
     head = packer.compress(b"") + packer.flush(zlib.Z_FULL_FLUSH)
     block = packer.compress(bytes(1024**2)) + packer.flush(zlib.Z_FULL_FLUSH)
@@ -47,7 +47,7 @@ def _zeros(count: int) -> bytes:
 
 
 def _jpeg_of(height: int, width: int, data: bytes | None = None) -> bytes:
-    """A JPEG whose frame header tells another size."""
+    """A JPEG whose frame header declares another size."""
     whole = bytearray(data or media.jpeg(16, 16))
     at = max(whole.find(b"\xff\xc0"), whole.find(b"\xff\xc2"))
     whole[at + 5 : at + 9] = struct.pack(">HH", height, width)
@@ -55,7 +55,7 @@ def _jpeg_of(height: int, width: int, data: bytes | None = None) -> bytes:
 
 
 def _many_scans(count: int, height: int = 2000, width: int = 2000) -> bytes:
-    """A progressive JPEG whose last scan comes again and again."""
+    """A progressive JPEG with its last scan repeated."""
     whole = media.encode(Image.new("L", (width, height), 90), "JPEG", progressive=True)
     start = whole.rfind(b"\xff\xda")
     scan = whole[start:-2]
@@ -85,19 +85,21 @@ def _tiff_sized(width: int, height: int, *more: tuple[int, int, int, int]) -> by
     basic = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, 1, 8), (262, 3, 1, 1)]
     given = {entry[0] for entry in more}
     defaults = [(259, 3, 1, 1), (273, 4, 1, 8), (277, 3, 1, 1), (278, 4, 1, height), (279, 4, 1, 9)]
-    entries = basic + [one for one in defaults if one[0] not in given] + list(more)
+    entries = basic + [entry for entry in defaults if entry[0] not in given] + list(more)
     return tiff(*sorted(entries), rest=bytes(64))
 
 
 def _endless_directories(count: int) -> bytes:
-    """A TIFF of one pixel and then as many directories as fit, each naming the next."""
+    """A TIFF of one pixel and then `count` directories, each naming the next."""
     first = _tiff_sized(1, 1)
     at = len(first)
     entries = struct.unpack_from("<H", first, 8)[0]
     pointer = 10 + 12 * entries
     first = first[:pointer] + struct.pack("<I", at) + first[pointer + 4 :]
-    one = 2 + 12 + 4
-    body = b"".join(_ifd((256, 4, 1, 1), following=at + one * (n + 1)) for n in range(count - 1))
+    directory_bytes = 2 + 12 + 4
+    body = b"".join(
+        _ifd((256, 4, 1, 1), following=at + directory_bytes * (n + 1)) for n in range(count - 1)
+    )
     return first + body + _ifd((256, 4, 1, 1))
 
 
@@ -110,7 +112,7 @@ def gif(
 
 
 def gif_frame(width: int = 1, height: int = 1, x: int = 0, y: int = 0, delay: int = 0) -> bytes:
-    """A frame of one pixel, whatever size it claims."""
+    """Makes a frame of one pixel, whatever size it declares."""
     control = b"!\xf9\x04\0" + struct.pack("<H", delay) + b"\0\0"
     return control + b"," + struct.pack("<HHHHB", x, y, width, height, 0) + b"\x02\x02D\x01\0"
 
@@ -125,7 +127,7 @@ def _bmp(width: int, height: int, bits: int = 24, compression: int = 0, body: by
 
 def _riff(*chunks: tuple[bytes, bytes]) -> bytes:
     body = b"".join(
-        name + struct.pack("<I", len(one)) + one + bytes(len(one) % 2) for name, one in chunks
+        name + struct.pack("<I", len(body)) + body + bytes(len(body) % 2) for name, body in chunks
     )
     return b"RIFF" + struct.pack("<I", len(body) + 4) + b"WEBP" + body
 
@@ -143,7 +145,7 @@ def _webp_frames(count: int) -> bytes:
 
 
 def _avif_of(width: int, height: int) -> bytes:
-    """An AVIF whose property tells another size."""
+    """An AVIF whose property declares another size."""
     data = bytearray(PICTURES["AVIF"]())
     at = data.index(b"ispe")
     data[at + 8 : at + 16] = struct.pack(">II", width, height)

@@ -1,4 +1,4 @@
-"""Draws one small sound file of every kind that is taken, for mutations to begin from."""
+"""Makes one small valid file of every supported format, as a start for mutations."""
 
 import io
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from tests import media
 
 @dataclass(frozen=True)
 class Sample:
-    """A sound file. video: it is to be read as one, which a GIF is not by itself."""
+    """A valid file. video: it is read as a video, which has to be asked for with a GIF."""
 
     name: str
     data: bytes
@@ -121,7 +121,7 @@ _VIDEOS: dict[str, tuple[str, str, str, dict[str, str], dict[str, str]]] = {
 
 
 def samples() -> list[Sample]:
-    """All of them, always the same."""
+    """Returns all samples; they are the same at each call."""
     pictures = [Sample(name, draw()) for name, draw in PICTURES.items()]
     frames = media.numbered_frames(9, 64, 96)
     av.logging.set_level(None)  # some encoders write to the terminal
@@ -133,7 +133,7 @@ def samples() -> list[Sample]:
 
 
 def _with_sound() -> Sample:
-    """An MP4 with two streams, whose packets lie between one another."""
+    """Makes an MP4 with two interleaved streams."""
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
         video = container.add_stream("libx264", rate=10, options={"g": "4"})

@@ -1,4 +1,4 @@
-"""Hand-made bombs: each is refused by its name or read soundly, within its memory and its time."""
+"""Hand-made bombs: each is refused with the right code or read correctly, within its limits."""
 
 import os
 import socket
@@ -11,13 +11,15 @@ import pytest
 
 from mediamill.model.media.limits import MediaLimits
 from tests.hostile.bomb import Bomb
-from tests.hostile.decoding import MIB, Decoding, Request
+from tests.hostile.decoding import MIB, DecodeRequest, DecodeWorker
 from tests.hostile.disguises import disguises, playlist, with_reference
 from tests.hostile.picture_bombs import PICTURE_BOMBS
 from tests.hostile.video_bombs import VIDEO_BOMBS
 
-MEMORY = 1024 * MIB  # for what is small when it is decoded; the large pictures say what they need
-BYTES_PER_PIXEL = 20  # as model/media/limits.py tells
+MEMORY = (
+    1024 * MIB
+)  # for files that are small when decoded; `Bomb.pixels` allows more for large pictures
+BYTES_PER_PIXEL = 20  # see MediaLimits
 BOMBS = {**PICTURE_BOMBS, **VIDEO_BOMBS}
 SLOW = [name for name, bomb in BOMBS.items() if bomb.slow]
 QUICK = [name for name in BOMBS if name not in SLOW]
@@ -25,9 +27,9 @@ DISGUISES = disguises("/canary", "http://127.0.0.1:1/canary")  # for their names
 
 
 @pytest.fixture(scope="module")
-def child(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Decoding]:
+def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DecodeWorker]:
     memory = BYTES_PER_PIXEL * MediaLimits().max_image_pixels
-    with Decoding(tmp_path_factory.mktemp("child"), memory, timeout_s=120) as decoding:
+    with DecodeWorker(tmp_path_factory.mktemp("worker"), memory, timeout_s=120) as decoding:
         yield decoding
 
 
@@ -35,15 +37,15 @@ def child(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Decoding]:
 @pytest.mark.parametrize(
     "name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
 )
-def test_bombs(child: Decoding, name: str) -> None:
+def test_bombs(worker: DecodeWorker, name: str) -> None:
     bomb = BOMBS[name]
-    verdict = child.verdict(Request(bomb.build(), bomb.kind, bomb.start_s, bomb.end_s))
+    verdict = worker.verdict(DecodeRequest(bomb.build(), bomb.kind, bomb.start_s, bomb.end_s))
     assert verdict.outcome in bomb.outcomes, verdict
     assert verdict.peak <= max(MEMORY, BYTES_PER_PIXEL * bomb.pixels), verdict
 
 
 class Canary:
-    """A pipe that hangs whoever opens it, and a server that counts who comes."""
+    """A pipe that blocks any reader, and a server that counts connections."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "canary"
@@ -53,7 +55,7 @@ class Canary:
         self.url = f"http://127.0.0.1:{self.server.getsockname()[1]}/canary.ts"
 
     def visitors(self) -> int:
-        """How many have come since the last time."""
+        """Returns the number of connections since the last call."""
         count = 0
         while True:
             try:
@@ -65,31 +67,31 @@ class Canary:
 
 @pytest.fixture(scope="module")
 def canary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Canary]:
-    found = Canary(tmp_path_factory.mktemp("canary"))
-    yield found
-    found.server.close()
+    canary = Canary(tmp_path_factory.mktemp("canary"))
+    yield canary
+    canary.server.close()
 
 
 @pytest.mark.sampled(70)
 @pytest.mark.parametrize("name", DISGUISES)
 @pytest.mark.parametrize("form", ["bytes", "file"])
 def test_disguises_open_nothing_else(
-    child: Decoding, canary: Canary, tmp_path: Path, name: str, form: str
+    worker: DecodeWorker, canary: Canary, tmp_path: Path, name: str, form: str
 ) -> None:
     bomb: Bomb = disguises(str(canary.path), canary.url)[name]
     data = bomb.build()
     if form == "file":  # also named like what it is not
         path = tmp_path / "medium.mp4"
         path.write_bytes(data)
-    verdict = child.verdict(Request(path if form == "file" else data, bomb.kind))
+    verdict = worker.verdict(DecodeRequest(path if form == "file" else data, bomb.kind))
     assert verdict.outcome in bomb.outcomes, verdict
     assert verdict.peak <= MEMORY, verdict
     assert canary.visitors() == 0
 
 
-def open_by_the_library(data: bytes, folder: Path, form: str, **options: str) -> None:
-    """The same bytes as the video library takes them by itself."""
-    path = folder / "asker.m3u8"  # the library believes a playlist by its name only
+def open_with_ffmpeg(data: bytes, folder: Path, form: str, **options: str) -> None:
+    """Opens the bytes with FFmpeg itself, without our precautions."""
+    path = folder / "playlist.m3u8"  # FFmpeg accepts a playlist by its name only
     path.write_bytes(data)
     try:
         with av.open(str(path), format=form, container_options=options, timeout=5) as container:
@@ -98,23 +100,23 @@ def open_by_the_library(data: bytes, folder: Path, form: str, **options: str) ->
         pass
 
 
-def test_the_canary_sees_who_asks_for_an_address(canary: Canary, tmp_path: Path) -> None:
-    open_by_the_library(playlist(canary.url), tmp_path, "hls", protocol_whitelist="file,http,tcp")
+def test_the_canary_notices_a_request_for_an_address(canary: Canary, tmp_path: Path) -> None:
+    open_with_ffmpeg(playlist(canary.url), tmp_path, "hls", protocol_whitelist="file,http,tcp")
     assert canary.visitors() > 0
 
 
-def test_the_canary_sees_who_asks_for_a_file(canary: Canary, tmp_path: Path) -> None:
-    came = threading.Event()
+def test_the_canary_notices_a_reader_of_the_file(canary: Canary, tmp_path: Path) -> None:
+    was_read = threading.Event()
 
-    def let_in() -> None:  # returns once somebody reads
+    def wait_for_reader() -> None:  # opening for writing waits for a reader
         os.close(os.open(canary.path, os.O_WRONLY))
-        came.set()
+        was_read.set()
 
-    threading.Thread(target=let_in, daemon=True).start()
+    threading.Thread(target=wait_for_reader, daemon=True).start()
     data = with_reference(str(canary.path), b"alis")
-    open_by_the_library(data, tmp_path, "mov", enable_drefs="1", use_absolute_path="1")
+    open_with_ffmpeg(data, tmp_path, "mov", enable_drefs="1", use_absolute_path="1")
     try:
-        assert came.wait(5)
+        assert was_read.wait(5)
     finally:
-        if not came.is_set():
+        if not was_read.is_set():
             os.close(os.open(canary.path, os.O_RDONLY | os.O_NONBLOCK))

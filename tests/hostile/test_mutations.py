@@ -1,4 +1,4 @@
-"""A thousand broken files: each is read soundly, or refused by name and no other way."""
+"""A thousand mutated files: each is read correctly, or refused with a known error code."""
 
 import collections
 from collections.abc import Iterator
@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from tests.hostile.decoding import MIB, Decoding, Request
+from tests.hostile.decoding import MIB, DecodeRequest, DecodeWorker
 from tests.hostile.mutations import mutant
 from tests.hostile.samples import Sample, samples
 
-MEMORY = 512 * MIB  # far below what a header may claim, far above what such small files need
-TYPED = {
+MEMORY = 512 * MIB  # far less than a header may declare, far more than such small files need
+KNOWN_OUTCOMES = {
     *("ok", "decode_corrupt", "decode_unsupported", "decode_too_large", "media_empty"),
     "context_too_long",
 }
@@ -20,70 +20,72 @@ COUNT = 1000
 
 
 @pytest.fixture(scope="module")
-def drawn() -> list[Sample]:
+def all_samples() -> list[Sample]:
     return samples()
 
 
 @pytest.fixture(scope="module")
-def child(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Decoding]:
-    with Decoding(tmp_path_factory.mktemp("child"), MEMORY, timeout_s=60) as decoding:
-        yield decoding
+def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DecodeWorker]:
+    with DecodeWorker(tmp_path_factory.mktemp("worker"), MEMORY, timeout_s=60) as decode_worker:
+        yield decode_worker
 
 
-def request_of(seed: int, sample: Sample, data: bytes | Path) -> Request:
-    """Every third video is asked for as one, every fifth by a window."""
-    asked = (sample.video and seed % 3 == 0) or sample.name == "GIF as video"
+def request_of(seed: int, sample: Sample, data: bytes | Path) -> DecodeRequest:
+    """Asks for every third video by its kind, and for every fifth with a window."""
+    as_video = (sample.video and seed % 3 == 0) or sample.name == "GIF as video"
     window = (0.2, 0.7) if sample.video and seed % 5 == 0 else (None, None)
-    return Request(data, "video" if asked else None, *window, strict=seed % 2 == 0)
+    return DecodeRequest(data, "video" if as_video else None, *window, strict=seed % 2 == 0)
 
 
-def test_sound_files_are_read(child: Decoding, drawn: list[Sample], tmp_path: Path) -> None:
-    for sample in drawn:
-        assert child.verdict(request_of(1, sample, sample.data)).outcome == "ok", sample.name
+def test_valid_files_are_read(
+    worker: DecodeWorker, all_samples: list[Sample], tmp_path: Path
+) -> None:
+    for sample in all_samples:
+        assert worker.verdict(request_of(1, sample, sample.data)).outcome == "ok", sample.name
         path = tmp_path / "medium"
         path.write_bytes(sample.data)
-        assert child.verdict(request_of(1, sample, path)).outcome == "ok", sample.name
+        assert worker.verdict(request_of(1, sample, path)).outcome == "ok", sample.name
 
 
-def mistakes(child: Decoding, drawn: list[Sample], seeds: range) -> list[str]:
-    """What came of broken files that may not."""
-    tally: collections.Counter[str] = collections.Counter()
-    wrong = []
+def failures(worker: DecodeWorker, all_samples: list[Sample], seeds: range) -> list[str]:
+    """Decodes the mutants of these seeds; returns those with an outcome that is not allowed."""
+    outcomes: collections.Counter[str] = collections.Counter()
+    failed = []
     for seed in seeds:
-        broken = mutant(seed, drawn)
-        verdict = child.verdict(request_of(seed, broken.sample, broken.data))
-        tally[verdict.outcome] += 1
-        if verdict.outcome not in TYPED or verdict.peak > MEMORY:
-            wrong.append(f"{broken}: {verdict}")
-    # Mutations that nothing notices, or that nothing survives, would prove little.
-    assert min(tally["ok"], tally["decode_corrupt"]) > len(seeds) / 10, tally
-    return wrong
+        mutated = mutant(seed, all_samples)
+        verdict = worker.verdict(request_of(seed, mutated.sample, mutated.data))
+        outcomes[verdict.outcome] += 1
+        if verdict.outcome not in KNOWN_OUTCOMES or verdict.peak > MEMORY:
+            failed.append(f"{mutated}: {verdict}")
+    # Mutations that are never noticed, or always, would test little.
+    assert min(outcomes["ok"], outcomes["decode_corrupt"]) > len(seeds) / 10, outcomes
+    return failed
 
 
-def test_broken_files_are_read_soundly_or_refused_by_name(
-    child: Decoding, drawn: list[Sample]
+def test_mutated_files_are_read_correctly_or_refused_by_code(
+    worker: DecodeWorker, all_samples: list[Sample]
 ) -> None:
-    assert not mistakes(child, drawn, range(COUNT))
+    assert not failures(worker, all_samples, range(COUNT))
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
-def test_many_broken_files_are_read_soundly_or_refused_by_name(
-    child: Decoding, drawn: list[Sample]
+def test_many_mutated_files_are_read_correctly_or_refused_by_code(
+    worker: DecodeWorker, all_samples: list[Sample]
 ) -> None:
-    assert not mistakes(child, drawn, range(COUNT, 100 * COUNT))
+    assert not failures(worker, all_samples, range(COUNT, 100 * COUNT))
 
 
-def test_the_child_tells_a_hang_a_crash_and_a_wrong_answer(tmp_path: Path) -> None:
-    """What finds the mistakes has to find some."""
+def test_the_worker_tells_a_hang_a_crash_and_a_wrong_answer(tmp_path: Path) -> None:
+    """The check itself has to notice failures."""
     video = samples()[-1]
-    with Decoding(tmp_path, MEMORY, timeout_s=0.0) as child:
-        assert child.verdict(Request(video.data)).outcome == "hang"
-    with Decoding(tmp_path, MEMORY, timeout_s=60) as child:
-        assert child.verdict(Request(video.data)).outcome == "ok"
+    with DecodeWorker(tmp_path, MEMORY, timeout_s=0.0) as worker:
+        assert worker.verdict(DecodeRequest(video.data)).outcome == "hang"
+    with DecodeWorker(tmp_path, MEMORY, timeout_s=60) as worker:
+        assert worker.verdict(DecodeRequest(video.data)).outcome == "ok"
         no_bytes: Any = "text"
-        assert child.verdict(Request(no_bytes)).outcome == "wrong"
-        child.process.kill()
-        assert child.verdict(Request(video.data)).outcome == "crash"
+        assert worker.verdict(DecodeRequest(no_bytes)).outcome == "wrong"
+        worker.process.kill()
+        assert worker.verdict(DecodeRequest(video.data)).outcome == "crash"
         (tmp_path / "left").write_text("")
-        assert child.verdict(Request(video.data)).outcome == "reached out"
+        assert worker.verdict(DecodeRequest(video.data)).outcome == "reached out"

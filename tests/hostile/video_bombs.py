@@ -1,4 +1,4 @@
-"""Makes videos that would cost far more than their few bytes, or that lie about themselves."""
+"""Makes videos whose few bytes need very much memory or time, or that declare wrong facts."""
 
 import functools
 import io
@@ -14,7 +14,7 @@ from tests import media
 from tests.hostile.bomb import Bomb
 from tests.hostile.picture_bombs import gif, gif_frame, png
 from tests.hostile.samples import Sample, samples
-from tests.hostile.structure import parts
+from tests.hostile.structure import chunks_of
 
 CORRUPT, UNSUPPORTED, LARGE = "decode_corrupt", "decode_unsupported", "decode_too_large"
 EMPTY = "media_empty"
@@ -26,8 +26,8 @@ def _samples() -> dict[str, Sample]:
     return {sample.name: sample for sample in samples()}
 
 
-def sound(name: str) -> bytes:
-    """The sample of this name, unbroken."""
+def valid_sample(name: str) -> bytes:
+    """Returns the valid sample of this name."""
     return _samples()[name].data
 
 
@@ -44,7 +44,7 @@ def _patched(data: bytes, name: bytes, at: int, value: bytes) -> bytes:
 
 
 def _mp4(name: bytes, at: int, value: bytes, sample: str = "MP4 H.264") -> bytes:
-    return _patched(sound(sample), name, at, value)
+    return _patched(valid_sample(sample), name, at, value)
 
 
 def mp4_of(*tables: bytes, tracks: int = 1, size: tuple[int, int] = (64, 64)) -> bytes:
@@ -77,7 +77,7 @@ def _table(name: bytes, *numbers: int) -> bytes:
 
 
 def _tables(samples: int, size: int = 1, chunks: int | None = None) -> Sequence[bytes]:
-    """Tables of so many samples of `size` bytes, in one chunk or in `chunks` of them."""
+    """Tables of `samples` samples of `size` bytes, in one chunk or in `chunks` of them."""
     return (
         _table(b"stts", 1, samples, 1),
         _table(b"stsc", 1, 1, samples if chunks is None else 1, 1),
@@ -107,7 +107,7 @@ def _h264_sps(width: int, height: int) -> bytes:
 
 
 def _escaped(body: bytes) -> bytes:
-    """With the bytes that keep a start code from appearing by chance."""
+    """Returns the body with emulation prevention bytes, so that it holds no start code."""
     out, zeros = bytearray(), 0
     for byte in body:
         if zeros >= 2 and byte <= 3:
@@ -119,7 +119,7 @@ def _escaped(body: bytes) -> bytes:
 
 
 def _huge_h264(width: int, height: int, times: int = 1, form: str = "mpegts") -> bytes:
-    """A small H.264 stream whose headers tell another size."""
+    """A small H.264 stream whose headers declare another size."""
     frames = media.numbered_frames(3, 64, 96)
     options = {"bf": "0", "g": "1", "x264-params": "cabac=0:8x8dct=0:ref=1:repeat-headers=1"}
     small = media.video(frames, "h264", "libx264", options=options)
@@ -147,7 +147,7 @@ def _remuxed(stream: bytes, form: str) -> bytes:
 
 
 def _changing(form: str, codec: str, *sizes: tuple[int, int]) -> bytes:
-    """A stream whose frames change their size on the way, as some containers allow."""
+    """A stream whose frames change their size."""
     file = io.BytesIO()
     with av.open(file, "w", format=form) as target:
         track = None
@@ -181,8 +181,8 @@ def _mjpeg(pictures: Sequence[bytes], form: str = "avi", codec: str = "mjpeg") -
 
 
 def _mpeg2(sample: str) -> bytes:
-    """A stream of MPEG-2 whose headers tell 16383 x 16383 pixels: 12 bits and two more each."""
-    data = bytearray(sound(sample))
+    """A stream of MPEG-2 whose headers declare 16383 x 16383 pixels: 12 bits and two more each."""
+    data = bytearray(valid_sample(sample))
     head, more = data.index(b"\0\0\1\xb3") + 4, data.index(b"\0\0\1\xb5") + 4
     data[head : head + 3] = b"\xff\xff\xff"
     data[more + 1] |= 1
@@ -191,13 +191,13 @@ def _mpeg2(sample: str) -> bytes:
 
 
 def _vp8() -> bytes:
-    """A WebM whose first frame says that it is 16383 x 16383 pixels."""
-    return _patched(sound("WebM VP8"), b"\x9d\x01\x2a", 0, b"\xff\x3f\xff\x3f")
+    """A WebM whose first frame declares 16383 x 16383 pixels."""
+    return _patched(valid_sample("WebM VP8"), b"\x9d\x01\x2a", 0, b"\xff\x3f\xff\x3f")
 
 
 def _vp9() -> bytes:
-    """A WebM whose first frame says that it is 65536 x 65536 pixels."""
-    data = bytearray(sound("WebM VP9"))
+    """A WebM whose first frame declares 65536 x 65536 pixels."""
+    data = bytearray(valid_sample("WebM VP9"))
     at = data.index(b"\x49\x83\x42") + 3
     data[at] |= 0x0F
     data[at + 1 : at + 4] = b"\xff\xff\xff"
@@ -213,9 +213,9 @@ def _jpeg_claiming(height: int, width: int) -> bytes:
 
 
 def element(name: str, body: bytes, size: bytes | None = None) -> bytes:
-    """An EBML element; size None: the right one, in eight bytes."""
-    told = (len(body) | 1 << 56).to_bytes(8, "big") if size is None else size
-    return bytes.fromhex(name) + told + body
+    """An EBML element; size: None = the right size, in eight bytes."""
+    encoded_size = (len(body) | 1 << 56).to_bytes(8, "big") if size is None else size
+    return bytes.fromhex(name) + encoded_size + body
 
 
 UNKNOWN = b"\x01" + b"\xff" * 7
@@ -228,46 +228,52 @@ def _nested(depth: int) -> bytes:
 
 
 def _mkv_unknown_sizes(data: bytes) -> bytes:
-    """The same file as if it had been written live."""
-    whole = data
-    for part in reversed(parts(data)):
-        if data[part.start : part.start + 4] in (b"\x18\x53\x80\x67", b"\x1f\x43\xb6\x75"):
-            unknown = (2 ** (7 * part.size_bytes) - 1) | 1 << 7 * part.size_bytes
-            size = unknown.to_bytes(part.size_bytes, "big")
-            whole = whole[: part.size_at] + size + whole[part.size_at + part.size_bytes :]
-    return whole
+    """The same file as a live recording."""
+    changed = data
+    for chunk in reversed(chunks_of(data)):
+        if data[chunk.start : chunk.start + 4] in (b"\x18\x53\x80\x67", b"\x1f\x43\xb6\x75"):
+            unknown = (2 ** (7 * chunk.size_bytes) - 1) | 1 << 7 * chunk.size_bytes
+            size = unknown.to_bytes(chunk.size_bytes, "big")
+            changed = (
+                changed[: chunk.size_offset]
+                + size
+                + changed[chunk.size_offset + chunk.size_bytes :]
+            )
+    return changed
 
 
 def _with_attachments(count: int) -> bytes:
-    one = element(
+    attachment = element(
         "61a7", element("466e", b"a.ttf") + element("4660", b"font/ttf") + element("465c", b"x" * 9)
     )
-    return with_elements(element("1941a469", one * count))
+    return with_elements(element("1941a469", attachment * count))
 
 
 def with_elements(more: bytes) -> bytes:
-    """An MKV with further elements in its segment, whose size is right."""
-    data = sound("MKV H.264")
-    segment = next(p for p in parts(data) if data[p.start : p.start + 4] == b"\x18\x53\x80\x67")
-    tracks = next(p for p in parts(data) if data[p.start : p.start + 4] == b"\x16\x54\xae\x6b")
+    """An MKV with further elements in its segment, whose size is updated."""
+    data = valid_sample("MKV H.264")
+    segment = next(p for p in chunks_of(data) if data[p.start : p.start + 4] == b"\x18\x53\x80\x67")
+    tracks = next(p for p in chunks_of(data) if data[p.start : p.start + 4] == b"\x16\x54\xae\x6b")
     body = data[segment.body : tracks.start] + more + data[tracks.start :]
     return data[: segment.start] + element("18538067", body)
 
 
 def _tracks(count: int) -> bytes:
-    """An MKV of so many tracks."""
-    data = sound("MKV H.264")
-    tracks = next(p for p in parts(data) if data[p.start : p.start + 4] == b"\x16\x54\xae\x6b")
-    track = next(p for p in parts(data) if p.start >= tracks.body and data[p.start] == 0xAE)
-    one = data[track.start : track.end]
-    segment = next(p for p in parts(data) if data[p.start : p.start + 4] == b"\x18\x53\x80\x67")
-    body = data[segment.body : tracks.start] + element("1654ae6b", one * count) + data[tracks.end :]
+    """An MKV of `count` tracks."""
+    data = valid_sample("MKV H.264")
+    tracks = next(p for p in chunks_of(data) if data[p.start : p.start + 4] == b"\x16\x54\xae\x6b")
+    track = next(p for p in chunks_of(data) if p.start >= tracks.body and data[p.start] == 0xAE)
+    entry = data[track.start : track.end]
+    segment = next(p for p in chunks_of(data) if data[p.start : p.start + 4] == b"\x18\x53\x80\x67")
+    body = (
+        data[segment.body : tracks.start] + element("1654ae6b", entry * count) + data[tracks.end :]
+    )
     return data[: segment.start] + element("18538067", body)
 
 
 def _fragments(count: int) -> bytes:
-    """An MP4 whose fragments come again and again."""
-    data = sound("MP4 fragmented")
+    """An MP4 with its fragments repeated."""
+    data = valid_sample("MP4 fragmented")
     start = data.index(b"moof") - 4
     stop = data.index(b"mfra") - 4
     return data[:start] + data[start:stop] * count + data[stop:]
@@ -303,23 +309,25 @@ def _subtitles() -> bytes:
 
 
 def _no_tables() -> bytes:
-    """A transport stream without the packets that tell what is in it."""
-    data = sound("TS H.264")
+    """A transport stream without the packets that list its streams."""
+    data = valid_sample("TS H.264")
     packets = [data[at : at + 188] for at in range(0, len(data), 188)]
     return b"".join(
-        one for one in packets if int.from_bytes(one[1:3], "big") & 0x1FFF not in (0, 0x1000)
+        packet
+        for packet in packets
+        if int.from_bytes(packet[1:3], "big") & 0x1FFF not in (0, 0x1000)
     )
 
 
 def _programs(count: int) -> bytes:
-    """A transport stream of so many streams, each told of by a packet of its own kind."""
-    packet = bytearray(sound("TS H.264")[188 * 20 : 188 * 21])
-    found = []
+    """A transport stream of `count` streams, each announced by a packet of its own."""
+    packet = bytearray(valid_sample("TS H.264")[188 * 20 : 188 * 21])
+    packets = []
     for number in range(count):
         packet[1:3] = (0x4000 | 0x100 + number % 0x1E00).to_bytes(2, "big")
         packet[4:13] = b"\0\0\1\xe0\0\0\x80\0\0"
-        found.append(bytes(packet))
-    return b"".join(found)
+        packets.append(bytes(packet))
+    return b"".join(packets)
 
 
 def _huge(width: int, height: int) -> Image.Image:
@@ -351,10 +359,12 @@ VIDEO_BOMBS: dict[str, Bomb] = {
         lambda: _mp4(b"elst", 8, struct.pack(">Ii", 9, -(2**31))), ANY
     ),
     "MP4 with a moov of 2 GB": Bomb(
-        lambda: _patched(sound("MP4 H.264"), b"moov", -8, struct.pack(">I", 2**31 - 1)), CORRUPT
+        lambda: _patched(valid_sample("MP4 H.264"), b"moov", -8, struct.pack(">I", 2**31 - 1)),
+        CORRUPT,
     ),
     "MP4 with a moov of 2^63": Bomb(
-        lambda: sound("MP4 H.264")[:32] + struct.pack(">I4sQ", 1, b"moov", 2**63 - 1), CORRUPT
+        lambda: valid_sample("MP4 H.264")[:32] + struct.pack(">I4sQ", 1, b"moov", 2**63 - 1),
+        CORRUPT,
     ),
     "MP4 of 10^12 s": Bomb(
         lambda: mp4_of(
@@ -376,10 +386,10 @@ VIDEO_BOMBS: dict[str, Bomb] = {
     "MP4 of 5000 tracks": Bomb(lambda: mp4_of(*_tables(4, 16), tracks=5000), {LARGE, CORRUPT}),
     "MP4 of 1000 fragments": Bomb(lambda: _fragments(1000), {"ok", CORRUPT, LARGE}),
     "MP4 of a million empty boxes": Bomb(
-        lambda: sound("MP4 H.264")[:32] + box(b"free") * 1_000_000, {CORRUPT}
+        lambda: valid_sample("MP4 H.264")[:32] + box(b"free") * 1_000_000, {CORRUPT}
     ),
     "MP4 of boxes in boxes": Bomb(
-        lambda: sound("MP4 H.264")[:32] + _boxes_in_boxes(100_000), CORRUPT
+        lambda: valid_sample("MP4 H.264")[:32] + _boxes_in_boxes(100_000), CORRUPT
     ),
     "MP4 with a fragment of 2^32 samples": Bomb(
         lambda: _mp4(b"trun", 4, b"\xff" * 4, "MP4 fragmented"), {"ok", CORRUPT, LARGE, EMPTY}
@@ -434,39 +444,39 @@ VIDEO_BOMBS: dict[str, Bomb] = {
     ),
     "AVI of nothing": Bomb(lambda: _mjpeg([b"\0"] * 3), {CORRUPT, LARGE}),
     "AVI with a lying index": Bomb(
-        lambda: _patched(sound("AVI MPEG-4"), b"idx1", 4, b"\xff" * 64), ANY
+        lambda: _patched(valid_sample("AVI MPEG-4"), b"idx1", 4, b"\xff" * 64), ANY
     ),
     "AVI with 2^32 frames": Bomb(
-        lambda: _patched(sound("AVI MPEG-4"), b"avih", 20, b"\xff" * 4), ANY
+        lambda: _patched(valid_sample("AVI MPEG-4"), b"avih", 20, b"\xff" * 4), ANY
     ),
     "AVI with a rate of 2^32": Bomb(
-        lambda: _patched(sound("AVI MPEG-4"), b"strh", 24, b"\1\0\0\0\xff\xff\xff\xff"), ANY
+        lambda: _patched(valid_sample("AVI MPEG-4"), b"strh", 24, b"\1\0\0\0\xff\xff\xff\xff"), ANY
     ),
     "AVI with a rate of 2^-32": Bomb(
-        lambda: _patched(sound("AVI MPEG-4"), b"strh", 24, b"\xff\xff\xff\xff\1\0\0\0"), ANY
+        lambda: _patched(valid_sample("AVI MPEG-4"), b"strh", 24, b"\xff\xff\xff\xff\1\0\0\0"), ANY
     ),
     "GIF of zero delays": Bomb(lambda: gif(16, 16, gif_frame(delay=0) * 100), ANY, kind="video"),
     # MKV and WebM
-    "MKV of unknown sizes": Bomb(lambda: _mkv_unknown_sizes(sound("MKV H.264")), "ok"),
+    "MKV of unknown sizes": Bomb(lambda: _mkv_unknown_sizes(valid_sample("MKV H.264")), "ok"),
     "MKV of elements in elements": Bomb(lambda: _nested(100_000), ANY - {"ok"}),
     "MKV of 5000 attachments": Bomb(lambda: _with_attachments(5000), {"ok", LARGE, CORRUPT}),
     "MKV of 5000 tracks": Bomb(lambda: _tracks(5000), {"ok", LARGE, CORRUPT}),
     "MKV of 2^62 x 2^62": Bomb(
-        lambda: _patched(sound("MKV H.264"), b"\xb0", 0, b"\x88" + b"\x7f" * 8), ANY
+        lambda: _patched(valid_sample("MKV H.264"), b"\xb0", 0, b"\x88" + b"\x7f" * 8), ANY
     ),
     "MKV with a cluster of 2^56": Bomb(
         lambda: _patched(
-            sound("MKV H.264"), b"\x1f\x43\xb6\x75", 0, b"\x01" + b"\xff" * 6 + b"\xfe"
+            valid_sample("MKV H.264"), b"\x1f\x43\xb6\x75", 0, b"\x01" + b"\xff" * 6 + b"\xfe"
         ),
         ANY,
     ),
     "MKV with a time base of nothing": Bomb(
-        lambda: _patched(sound("MKV H.264"), b"\x2a\xd7\xb1", 0, b"\x83\0\0\0"), ANY
+        lambda: _patched(valid_sample("MKV H.264"), b"\x2a\xd7\xb1", 0, b"\x83\0\0\0"), ANY
     ),
     "MKV with a cover for a video": Bomb(_with_cover, UNSUPPORTED),
     "MKV of subtitles": Bomb(_subtitles, UNSUPPORTED),
-    "MP4 of sound": Bomb(media.audio_only, UNSUPPORTED),
-    "MP4 of sound as video": Bomb(media.audio_only, UNSUPPORTED, kind="video"),
+    "MP4 of valid_sample": Bomb(media.audio_only, UNSUPPORTED),
+    "MP4 of valid_sample as video": Bomb(media.audio_only, UNSUPPORTED, kind="video"),
     # Transport streams
     "TS without tables": Bomb(_no_tables, {"ok", CORRUPT, UNSUPPORTED, EMPTY}),
     "TS of 5000 streams": Bomb(lambda: _programs(5000), ANY),
@@ -485,9 +495,9 @@ VIDEO_BOMBS: dict[str, Bomb] = {
         ),
         ANY - {"ok"},
     ),
-    "Windows that hold nothing": Bomb(lambda: sound("MP4 H.264"), EMPTY, None, 1e300, 1e301),
-    "Windows of no number": Bomb(lambda: sound("MP4 H.264"), EMPTY, None, float("nan"), 1.0),
-    "Windows of everything": Bomb(lambda: sound("MP4 H.264"), "ok", None, -1e300, 1e300),
+    "Windows that hold nothing": Bomb(lambda: valid_sample("MP4 H.264"), EMPTY, None, 1e300, 1e301),
+    "Windows of no number": Bomb(lambda: valid_sample("MP4 H.264"), EMPTY, None, float("nan"), 1.0),
+    "Windows of everything": Bomb(lambda: valid_sample("MP4 H.264"), "ok", None, -1e300, 1e300),
 }
 
 
@@ -499,7 +509,7 @@ def _boxes_in_boxes(depth: int) -> bytes:
 
 
 def _cmov() -> bytes:
-    """QuickTime's packed index, which says that it unpacks to 2 GB."""
+    """QuickTime's packed index, which declares an unpacked size of 2 GB."""
     import zlib
 
     packed = struct.pack(">I", 2**31 - 1) + zlib.compress(bytes(10_000_000))

@@ -65,9 +65,9 @@ def test_every_way_to_give_a_picture(chat, media, s3):
         {"image": np.asarray(decoded)},
     ]
     answers = chat.answer([ask(part) for part in parts])
-    assert [one.text for one in answers] == [scene.caption] * len(parts)
-    assert len({one.receipts[0].sha256 for one in answers[:10]}) == 1
-    assert all(one.prompt_ids == answers[0].prompt_ids for one in answers)
+    assert [answer.text for answer in answers] == [scene.caption] * len(parts)
+    assert len({answer.receipts[0].sha256 for answer in answers[:10]}) == 1
+    assert all(answer.prompt_ids == answers[0].prompt_ids for answer in answers)
     assert answers[0].error is None
     assert answers[0].completion.finish_reason == "stop"
 
@@ -92,11 +92,11 @@ def test_every_way_to_give_a_video(chat, media):
          "frame_rate": 12.0},
     ]  # fmt: skip
     answers = chat.answer([ask(part) for part in same])
-    assert [one.text for one in answers] == [scene.caption] * len(same)
-    assert {one.receipts[0].frame_indices for one in answers} == {(0, 6, 12, 18)}
+    assert [answer.text for answer in answers] == [scene.caption] * len(same)
+    assert {answer.receipts[0].frame_indices for answer in answers} == {(0, 6, 12, 18)}
     for listed in (files, [file.read_bytes() for file in files], [str(file) for file in files]):
-        found = chat.answer(ask({"type": "video", "video": listed}), SHORT)
-        assert found.receipts[0].frame_indices == (0, 1, 2, 3)
+        answer = chat.answer(ask({"type": "video", "video": listed}), SHORT)
+        assert answer.receipts[0].frame_indices == (0, 1, 2, 3)
 
 
 def test_options_of_a_part_and_of_a_call(chat, media):
@@ -110,8 +110,8 @@ def test_options_of_a_part_and_of_a_call(chat, media):
         {"type": "image", "image": folder / "a.png", "min_pixels": 784, "max_pixels": 3136},
         video,
     ]
-    receipts = [one.receipts[0] for one in chat.answer([ask(part) for part in parts], SHORT)]
-    assert [len(one.frame_indices) for one in receipts] == [8, 6, 4, 4, 0, 4]
+    receipts = [answer.receipts[0] for answer in chat.answer([ask(part) for part in parts], SHORT)]
+    assert [len(receipt.frame_indices) for receipt in receipts] == [8, 6, 4, 4, 0, 4]
     assert receipts[2].frame_times_s[0] >= 1.0
     assert receipts[3].height * receipts[3].width <= 3136
     assert receipts[4].height * receipts[4].width <= 3136
@@ -130,7 +130,7 @@ def test_load_takes_limits(media):
         {"type": "video", "path": folder / "b.mp4"},
     ]
     receipts = small.answer(ask(*parts), SHORT).receipts
-    assert [one.height * one.width <= 3136 for one in receipts] == [True, True]
+    assert [receipt.height * receipt.width <= 3136 for receipt in receipts] == [True, True]
     assert len(receipts[1].frame_indices) == 2
 
 
@@ -152,10 +152,10 @@ def test_prompts_and_answers_equal_the_reference(chat, media):
         :, inputs.input_ids.shape[1] :
     ]
     expected = processor.batch_decode(ids, skip_special_tokens=True)
-    found = chat.answer(messages, Sampling(max_new_tokens=12), add_vision_id=True)
-    assert found.prompt_ids == inputs.input_ids[0].tolist()
-    assert found.completion.output_ids == ids[0].tolist()
-    assert found.text == expected[0].strip()
+    answer = chat.answer(messages, Sampling(max_new_tokens=12), add_vision_id=True)
+    assert answer.prompt_ids == inputs.input_ids[0].tolist()
+    assert answer.completion.output_ids == ids[0].tolist()
+    assert answer.text == expected[0].strip()
 
 
 def test_a_batch_of_mixed_chats_equals_each_alone(chat, media):
@@ -167,10 +167,10 @@ def test_a_batch_of_mixed_chats_equals_each_alone(chat, media):
     ]
     together = chat.answer(chats, Sampling(max_new_tokens=24))
     assert [together[0].text, together[2].text] == [picture.caption, clip.caption]
-    for one, messages in zip(together, chats, strict=True):
+    for answer, messages in zip(together, chats, strict=True):
         alone = chat.answer(messages, Sampling(max_new_tokens=24))
-        assert (alone.text, alone.prompt_ids) == (one.text, one.prompt_ids)
-    assert [len(one.receipts) for one in together] == [1, 0, 1]
+        assert (alone.text, alone.prompt_ids) == (answer.text, answer.prompt_ids)
+    assert [len(answer.receipts) for answer in together] == [1, 0, 1]
     assert chat.answer([]) == []
 
 
@@ -178,16 +178,16 @@ def test_a_stop_string_ends_the_text(chat, media):
     picture, _, folder = media
     word = picture.caption.split()[2]
     asked = ask({"type": "image", "image": folder / "a.png"})
-    found = chat.answer(asked, Sampling(stop=(word,)))
-    assert found.text == picture.caption.partition(word)[0].strip()
+    answer = chat.answer(asked, Sampling(stop=(word,)))
+    assert answer.text == picture.caption.partition(word)[0].strip()
 
 
 @pytest.mark.parametrize(
     ("part", "words"),
     [
-        ({"type": "image"}, "found a picture in 0 places, expected it in one of image, path"),
-        ({"type": "image", "image": None}, "found a picture in 0 places"),
-        ({"type": "image", "image": "a", "url": "b"}, "found a picture in 2 places"),
+        ({"type": "image"}, "found a picture under 0 keys, expected it under one of image, path"),
+        ({"type": "image", "image": None}, "found a picture under 0 keys"),
+        ({"type": "image", "image": "a", "url": "b"}, "found a picture under 2 keys"),
         ({"type": "image", "image": "/none.png"}, r"/none\.png: found no such file"),
         ({"type": "image", "image": b"not a picture"}, "no known picture or video"),
         ({"type": "image", "path": b"abc"}, "path is b'abc', expected a text"),
@@ -254,7 +254,7 @@ def test_a_folder_on_s3_answers_as_on_disk(chat, media, s3, tmp_path, monkeypatc
     for file in CHECKPOINT.iterdir():
         fs.pipe_file(f"{s3}/tiny/{file.name}", file.read_bytes())
     scene, _, folder = media
-    found = Chat.load(f"{s3}/tiny", "cpu").answer(ask({"type": "image", "path": folder / "a.png"}))
-    assert found.text == scene.caption
+    answer = Chat.load(f"{s3}/tiny", "cpu").answer(ask({"type": "image", "path": folder / "a.png"}))
+    assert answer.text == scene.caption
     with pytest.raises(ModelError, match=f"{s3}/none"):
         Chat.load(f"{s3}/none", "cpu")

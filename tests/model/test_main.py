@@ -76,15 +76,15 @@ def call(capsys, *arguments):
 
 def test_media_keep_the_order_given(media, capsys):
     folder = media[2]
-    code, shown, told = call(
+    code, stdout, stderr = call(
         capsys, CHECKPOINT, "--video", folder / "b.mp4", "--image", folder / "a.png",
         "--num-frames", 2, "--prompt", "What?", "--system", "Be brief.", "--max-new-tokens", 2,
         "--show-receipt", "--add-vision-id", "--device", "cpu", "--dtype", "bfloat16",
         "--attention", "eager", "--mrope", "hf5", "--temperature", 1.5, "--top-k", 0, "--seed", 3,
     )  # fmt: skip
     assert code == 0
-    assert shown.strip()
-    first, second = told.splitlines()
+    assert stdout.strip()
+    first, second = stderr.splitlines()
     assert first.startswith("video of 288 x 288 seen as ")
     assert ", 2 frames, " in first
     assert second.startswith("image of 400 x 300 seen as ")
@@ -93,9 +93,9 @@ def test_media_keep_the_order_given(media, capsys):
 def test_describe_says_what_the_folder_is_without_its_weights(tmp_path, capsys):
     folder = write_checkpoint(tmp_path / "model", Shape({"num_hidden_layers": 3, "strange": 1}))
     (folder / "model.safetensors").unlink()
-    code, shown, _ = call(capsys, folder, "--describe")
+    code, stdout, _ = call(capsys, folder, "--describe")
     assert code == 0
-    lines = dict(line.split(": ", 1) for line in shown.splitlines())
+    lines = dict(line.split(": ", 1) for line in stdout.splitlines())
     assert lines["decoder"].startswith("3 layers of width 128, 4 heads (2 key-value) of 32")
     assert lines["unknown keys"] == "strange"
     assert lines["context"] == "2048 tokens"
@@ -124,11 +124,11 @@ def test_describe_says_what_the_folder_is_without_its_weights(tmp_path, capsys):
     ],
 )
 def test_wrong_use_is_one_sentence(arguments, words, capsys):
-    code, shown, told = call(capsys, *arguments)
-    assert (code, shown) == (2, "")
-    assert told.startswith("error: ")
-    assert told.count("\n") == 1
-    assert words in told
+    code, stdout, stderr = call(capsys, *arguments)
+    assert (code, stdout) == (2, "")
+    assert stderr.startswith("error: ")
+    assert stderr.count("\n") == 1
+    assert words in stderr
 
 
 def test_ctrl_c_exits_130():

@@ -15,7 +15,7 @@ from PIL import Image
 
 from mediamill.model.errors import MediaError, ModelError, PromptError
 from mediamill.model.inputs import VisualInput
-from mediamill.model.media.images import normalize
+from mediamill.model.media.patches import normalize
 from mediamill.model.processor import MediaLimits, Processor, Receipt, VideoRules
 from mediamill.model.tiny import CHECKPOINT
 from tests import media, oracle
@@ -197,7 +197,7 @@ def test_tokens_are_told_from_sizes_alone(size):
         assert own().picture_tokens(*size) == own().prepare_media(picture(*size))[0].tokens
 
 
-def test_ceilings_of_the_job():
+def test_limits_of_the_job():
     limits = MediaLimits(max_image_pixels=3000, max_frames_decoded=5)
     processor = Processor.load(CHECKPOINT, limits=limits)
     for data in (picture(60, 60), clip()):
@@ -311,7 +311,7 @@ def test_no_text_makes_a_control_token(words):
     chat = [user(*map(text, words))]
     ids = own().build_prompt(chat, control_strings="text")
     control = {index: token for token, index in own().tokenizer.special.items()}
-    written = [control[one] for one in ids if one in control]
+    written = [control[token] for token in ids if token in control]
     assert written == ["<|im_start|>", "<|im_end|>"] * 2 + ["<|im_start|>"]
     assert f"user\n{''.join(words)}" in own().tokenizer.decode(ids)
 

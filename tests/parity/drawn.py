@@ -150,9 +150,9 @@ def _turned_video(rng: np.random.Generator) -> bytes:
 
 
 def _variable_rate(rng: np.random.Generator) -> bytes:
-    stamps = np.cumsum(rng.integers(20, 400, int(rng.integers(5, 24)))).tolist()
-    frames = media.numbered_frames(len(stamps), 48, 80, seed=int(rng.integers(2**31)))
-    return media.video(frames, stamps=[stamp - stamps[0] for stamp in stamps])
+    timestamps = np.cumsum(rng.integers(20, 400, int(rng.integers(5, 24)))).tolist()
+    frames = media.numbered_frames(len(timestamps), 48, 80, seed=int(rng.integers(2**31)))
+    return media.video(frames, timestamps=[timestamp - timestamps[0] for timestamp in timestamps])
 
 
 VIDEOS: dict[str, Draw] = {

@@ -10,7 +10,7 @@ import pytest
 from mediamill.jobs.demo import demo
 from mediamill.jobs.demo.drawn_media import BROKEN_FILES, draw
 from mediamill.model.errors import MediaError
-from mediamill.model.media.containers import recognise
+from mediamill.model.media.containers import detect_format
 from mediamill.model.processor import Processor
 from mediamill.model.tiny import CHECKPOINT
 from tests.media import all_frames
@@ -48,7 +48,9 @@ def test_the_media_are_real_files_of_every_kind_and_format(tmp_path: Path) -> No
     assert manifest["id"].is_unique
     assert manifest["truth"].isna().equals(manifest["kind"] == "broken")
     whole = manifest[manifest["kind"] != "broken"]
-    formats = {(row.kind, recognise(Path(row.uri).read_bytes()).name) for row in whole.itertuples()}
+    formats = {
+        (row.kind, detect_format(Path(row.uri).read_bytes()).name) for row in whole.itertuples()
+    }
     assert {name for kind, name in formats if kind != "clip"} == {"JPEG", "PNG", "WEBP"}
     assert [name for kind, name in formats if kind == "clip"] == ["mov"]
     assert len(list((tmp_path / "manifest").glob("*.parquet"))) == 2

@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mediamill.model.errors import MediaError
-from mediamill.model.media.containers import recognise
-from mediamill.model.media.content import MediaFile
+from mediamill.model.media.containers import detect_format
 from mediamill.model.media.duration import WholeFileNeededError, duration_s
 from mediamill.model.media.frame_sampling import VideoRules
 from mediamill.model.media.limits import MediaLimits
-from mediamill.model.media.video import as_video, decode_video
-from mediamill.model.media.video_file import survey
+from mediamill.model.media.media_file import MediaFile
+from mediamill.model.media.video import decode_video, video_format
+from mediamill.model.media.video_file import scan_packets
 from tests import media
 from tests.hostile.samples import samples
 from tests.model.media.test_keyframes import drawn, remuxed
@@ -30,8 +30,8 @@ UNTOLD = ("mp4 fragmented", "small mp4 h264 fragmented", "mkv without an index")
 def truth(data: bytes) -> tuple[float, float]:
     """Seconds by the packets, and those of the longest frame."""
     content = MediaFile.of(data)
-    timeline = survey(content, as_video(content), MediaLimits()).timeline
-    times = [timeline.seconds(stamp) for stamp in (*timeline.stamps, timeline.end)]
+    timeline = scan_packets(content, video_format(content), MediaLimits()).timeline
+    times = [timeline.seconds(timestamp) for timestamp in (*timeline.timestamps, timeline.end)]
     return timeline.duration_s, float(np.diff(times).max())
 
 
@@ -49,17 +49,17 @@ def without(data: bytes) -> bytes:
 def test_it_is_that_of_the_packets_within_a_frame(name):
     data = file_of(name)
     expected, frame = truth(data)
-    exact = recognise(data).name not in HEADERS
+    exact = detect_format(data).name not in HEADERS
     assert duration_s(data) == pytest.approx(expected, abs=1e-9 if exact else frame)
     for source in (data, without(data)):
         try:
-            found = duration_s(source, whole=False)
+            measured = duration_s(source, complete=False)
         except WholeFileNeededError:
-            first_packet_needed = recognise(data).name != "mov" and source is not data
+            first_packet_needed = detect_format(data).name != "mov" and source is not data
             assert exact or name in UNTOLD or first_packet_needed
         else:
             assert not exact
-            assert found == pytest.approx(expected, abs=frame)
+            assert measured == pytest.approx(expected, abs=frame)
 
 
 @pytest.mark.parametrize("name", [name for name in EVERY if "vp9" in name or "mp4" in name])
@@ -67,7 +67,7 @@ def test_no_packet_is_read_where_the_header_tells(name, monkeypatch):
     def read(*_):
         raise AssertionError("the packets were read")
 
-    monkeypatch.setattr("mediamill.model.media.probe_cache.survey", read)
+    monkeypatch.setattr("mediamill.model.media.probe_cache.scan_packets", read)
     assert duration_s(file_of(name)) > 1
 
 
@@ -85,11 +85,15 @@ def film(form: str, sound_s: float, streams: int = 1) -> bytes:
                 if not packet.size:
                     continue
                 for copy in copies:
-                    one = av.Packet(bytes(packet))
-                    one.time_base, one.pts, one.dts = packet.time_base, packet.pts, packet.dts
-                    one.duration, one.is_keyframe = packet.duration, packet.is_keyframe
-                    one.stream = copy
-                    container.mux(one)
+                    copied = av.Packet(bytes(packet))
+                    copied.time_base, copied.pts, copied.dts = (
+                        packet.time_base,
+                        packet.pts,
+                        packet.dts,
+                    )
+                    copied.duration, copied.is_keyframe = packet.duration, packet.is_keyframe
+                    copied.stream = copy
+                    container.mux(copied)
         samples_left = int(16000 * sound_s)
         at = 0
         while samples_left > at:
@@ -121,7 +125,7 @@ def test_a_stream_of_a_longer_file_is_not_believed():
     lying = data[:at] + b"00:09:02.0" + data[at + 10 :]
     assert duration_s(lying) == pytest.approx(2.0, abs=0.1)
     with pytest.raises(WholeFileNeededError):
-        duration_s(lying, whole=False)
+        duration_s(lying, complete=False)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +151,7 @@ def test_what_is_no_video(data, code):
 )
 def test_what_may_be_a_hole_asks_for_the_whole_file(data):
     with pytest.raises(WholeFileNeededError):
-        duration_s(data, whole=False)
+        duration_s(data, complete=False)
 
 
 def test_a_sparse_file_is_read_at_its_ends_only(tmp_path):
@@ -161,7 +165,7 @@ def test_a_sparse_file_is_read_at_its_ends_only(tmp_path):
         file.write((size - (middle - 8)).to_bytes(8, "big"))
         file.seek(size)
         file.write(data[index:])
-    assert duration_s(path, whole=False) == pytest.approx(36.0, abs=0.1)
+    assert duration_s(path, complete=False) == pytest.approx(36.0, abs=0.1)
 
 
 def test_samples_beyond_the_ceiling():
@@ -189,7 +193,7 @@ def test_any_damage_is_a_media_error_or_a_number(data):
         damaged[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
     for complete in (True, False):
         try:
-            found = duration_s(bytes(damaged), whole=complete)
+            measured = duration_s(bytes(damaged), complete=complete)
         except (MediaError, WholeFileNeededError):
             continue
-        assert 0 <= found < float("inf")
+        assert 0 <= measured < float("inf")

@@ -241,7 +241,7 @@ def test_sizes_without_pixels_equal_the_reference():
 
 
 @pytest.mark.parametrize("key", ["do_center_crop", "do_pad", "do_flip_channel_order"])
-def test_steps_that_are_not_built_are_refused(key):
+def test_steps_that_are_not_implemented_are_refused(key):
     assert ImageRules().with_options({key: False, "crop_size": 224}, "x") == ImageRules()
     with pytest.raises(ModelError, match=key):
         ImageRules().with_options({key: True}, "x")

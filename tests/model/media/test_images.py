@@ -1,4 +1,4 @@
-"""Pictures: sizes, pixels and patches equal the reference's; damage and excess are MediaErrors."""
+"""Pictures: sizes, pixels and patches equal the reference's; other files are MediaErrors."""
 
 import contextlib
 import functools
@@ -14,14 +14,13 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile, ImageOps
 
 from mediamill.model.errors import MediaError, ModelError
-from mediamill.model.media.containers import recognise
+from mediamill.model.media.containers import detect_format
 from mediamill.model.media.image_rules import ImageRules
-from mediamill.model.media.images import (
-    decode_image,
+from mediamill.model.media.images import decode_image, read_image
+from mediamill.model.media.patches import (
     normalize,
     patchify_image,
     patchify_video,
-    read_image,
     resize,
     smart_resize,
 )
@@ -149,10 +148,10 @@ def test_damaged_exif_leaves_the_pixels_alone():
 
 def test_grey_of_16_bits_is_scaled_not_clipped():
     values = np.arange(48 * 64, dtype=np.uint16).reshape(48, 64) * 20
-    found = read_image(media.encode(Image.fromarray(values), "PNG"))
+    decoded = read_image(media.encode(Image.fromarray(values), "PNG"))
     grey = torch.from_numpy((values >> 8).astype(np.uint8))
-    assert torch.equal(found.pixels, grey.expand(3, -1, -1))
-    assert "16-bit" in found.notes[0]
+    assert torch.equal(decoded.pixels, grey.expand(3, -1, -1))
+    assert "16-bit" in decoded.notes[0]
 
 
 def test_grey_of_32_bits_is_refused():
@@ -283,10 +282,10 @@ def test_any_damage_is_a_media_error(data):
 
 
 @given(st.binary(max_size=64))
-def test_recognising_any_bytes(data):
+def test_detecting_the_format_of_any_bytes(data):
     # any other error than a MediaError fails this test
     with contextlib.suppress(MediaError):
-        assert recognise(data).kind in ("image", "video")
+        assert detect_format(data).kind in ("image", "video")
 
 
 # --- the checkpoint's files
@@ -380,7 +379,7 @@ def test_videos_without_any_file_get_the_class_defaults(tmp_path):
         ("image_std", [0.5, 0.5, 0]),
     ],
 )
-def test_options_that_are_wrong_or_not_built(key, value, tmp_path):
+def test_options_that_are_wrong_or_not_implemented(key, value, tmp_path):
     write(tmp_path, {"preprocessor_config.json": {**FLAT, "max_pixels": 50000, key: value}})
     with pytest.raises(ModelError, match=key):
         ImageRules.from_checkpoint(tmp_path)

@@ -1,4 +1,4 @@
-"""JPEG files: pixels and verdicts are Pillow's, whoever decodes them."""
+"""JPEG files: pixels and verdicts are Pillow's, whichever library decodes them."""
 
 import io
 import warnings
@@ -60,9 +60,9 @@ def fast(data: bytes) -> np.ndarray | None:
 def test_pixels_equal_pillows(kind, size):
     for grey in (False, True) if kind != "stored as RGB" else (False,):
         data = drawn(kind, *size, grey)
-        found = fast(data)
-        assert found is not None
-        assert np.array_equal(found, by_pillow(data))
+        pixels = fast(data)
+        assert pixels is not None
+        assert np.array_equal(pixels, by_pillow(data))
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -70,9 +70,9 @@ def test_pixels_equal_pillows(kind, size):
 def test_pixels_of_subsamplings_that_pillow_does_not_write(subsampling, size):
     pixels = np.ascontiguousarray(media.draw(*size, seed=3))
     data = simplejpeg.encode_jpeg(pixels, 85, "RGB", subsampling)
-    found = fast(data)
-    assert found is not None
-    assert np.array_equal(found, by_pillow(data))
+    pixels = fast(data)
+    assert pixels is not None
+    assert np.array_equal(pixels, by_pillow(data))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -119,8 +119,8 @@ def assert_same_verdict(data: bytes) -> bool:
                 decode_image(data)
             assert caught.value.code == "decode_corrupt"
             return False
-        found = decode_image(data)
-    assert np.array_equal(found.permute(1, 2, 0).numpy(), expected)
+        pixels = decode_image(data)
+    assert np.array_equal(pixels.permute(1, 2, 0).numpy(), expected)
     return True
 
 

@@ -16,7 +16,12 @@ from mediamill.model.errors import MediaError
 from mediamill.model.media import frame_reader, keyframe_decode
 from mediamill.model.media import video as video_module
 from mediamill.model.media.frame_sampling import VideoRules
-from mediamill.model.media.keyframes import Restart, RestartFinder, Restarts, nal_units
+from mediamill.model.media.keyframes import (
+    Keyframe,
+    KeyframeIndex,
+    KeyframeIndexBuilder,
+    nal_unit_types,
+)
 from mediamill.model.media.limits import MediaLimits
 from mediamill.model.media.video import Video, decode_video
 from tests import media
@@ -60,8 +65,8 @@ FILES = {
     "ts mpeg2": {"form": "mpegts", "codec": "mpeg2video", "rate": 25, "options": {"bf": "2"}},
     "ps mpeg2": {"form": "mpeg", "codec": "mpeg2video", "rate": 25, "options": {"bf": "2"}},
 }  # fmt: skip
-LEAPS = ["mp4", "mp4 no B-frames", "mp4 many B-frames", "mp4 intra only", "mp4 fragmented", "mkv",
-         "ts", "ts interlaced", "flv h264", "mp4 h265", "webm vp9"]  # fmt: skip
+SKIPPING = ["mp4", "mp4 no B-frames", "mp4 many B-frames", "mp4 intra only", "mp4 fragmented",
+            "mkv", "ts", "ts interlaced", "flv h264", "mp4 h265", "webm vp9"]  # fmt: skip
 
 
 @functools.cache
@@ -73,7 +78,7 @@ def drawn(kind: str) -> bytes:
 @contextlib.contextmanager
 def decoding_everything() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(video_module, "leap", lambda *_: False)
+        patch.setattr(video_module, "decode_by_keyframes", lambda *_: False)
         yield
 
 
@@ -93,16 +98,16 @@ class _Counting:
 
 @contextlib.contextmanager
 def counted() -> Iterator[list[int | None]]:
-    """The stamps of the packets that are decoded, in this order."""
+    """The timestamps of the packets that are decoded, in this order."""
     counts: list[int | None] = []
-    opened = keyframe_decode.opened
+    opened = keyframe_decode.open_video
 
     class Container:
         def __init__(self, container) -> None:
             self.container = container
 
         def demux(self, stream):
-            return (_Counting(one, counts) for one in self.container.demux(stream))
+            return (_Counting(packet, counts) for packet in self.container.demux(stream))
 
         def seek(self, *arguments, **more):
             self.container.seek(*arguments, **more)
@@ -113,8 +118,8 @@ def counted() -> Iterator[list[int | None]]:
             yield Container(container), stream
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(frame_reader, "opened", watched)
-        patch.setattr(keyframe_decode, "opened", watched)
+        patch.setattr(frame_reader, "open_video", watched)
+        patch.setattr(keyframe_decode, "open_video", watched)
         yield counts
 
 
@@ -122,13 +127,13 @@ def decoded(data: bytes, rules: VideoRules, **more: object) -> Video:
     return decode_video(data, rules, SMALL, **more)
 
 
-def assert_same(found: Video, expected: Video) -> None:
-    assert found.indices == expected.indices
-    assert found.times_s == expected.times_s
-    assert found.fps == expected.fps
-    assert found.total_frames == expected.total_frames
-    assert found.notes == expected.notes
-    assert torch.equal(found.frames, expected.frames)
+def assert_same(video: Video, expected: Video) -> None:
+    assert video.indices == expected.indices
+    assert video.times_s == expected.times_s
+    assert video.fps == expected.fps
+    assert video.total_frames == expected.total_frames
+    assert video.notes == expected.notes
+    assert torch.equal(video.frames, expected.frames)
 
 
 @pytest.mark.parametrize("kind", FILES)
@@ -139,36 +144,36 @@ def test_frames_are_the_same_with_and_without(kind):
         rules = VideoRules(num_frames=int(rng.integers(2, 16)))
         start = float(rng.uniform(0, 4)) if rng.integers(2) else None
         end = (start or 0) + float(rng.uniform(0.2, 3)) if rng.integers(2) else None
-        found = decoded(data, rules, start_s=start, end_s=end)
+        video = decoded(data, rules, start_s=start, end_s=end)
         with decoding_everything():
-            assert_same(found, decoded(data, rules, start_s=start, end_s=end))
+            assert_same(video, decoded(data, rules, start_s=start, end_s=end))
     assert_frames(decoded(data, VideoRules(fps=1.5)), data)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_single_frame_of_the_other_containers(kind):
     data = media.video(media.numbered_frames(30), **{"rate": RATE, **KINDS[kind]})
-    found = decoded(data, VideoRules(num_frames=4), start_s=0.9)
+    video = decoded(data, VideoRules(num_frames=4), start_s=0.9)
     with decoding_everything():
-        assert_same(found, decoded(data, VideoRules(num_frames=4), start_s=0.9))
+        assert_same(video, decoded(data, VideoRules(num_frames=4), start_s=0.9))
 
 
 @pytest.mark.parametrize("kind", FILES)
 def test_what_is_not_needed_is_not_decoded(kind):
-    with counted() as stamps:
+    with counted() as timestamps:
         video = decoded(drawn(kind), VideoRules(num_frames=2), start_s=4.0, end_s=4.3)
     assert len(video.indices) == 2
-    if kind in LEAPS:
-        assert len(stamps) < 36  # of 72: the first few, and from the place before the window
+    if kind in SKIPPING:
+        assert len(timestamps) < 36  # of 72: the first few, and from the place before the window
     else:
-        assert len(stamps) >= 50
+        assert len(timestamps) >= 50
 
 
 def test_a_minute_at_the_end_of_two_hours():
     data = _long_file(7200, 10)
-    with counted() as stamps:
+    with counted() as timestamps:
         video = decoded(data, VideoRules(num_frames=6), start_s=7140.0, end_s=7200.0)
-    assert len(stamps) < 100
+    assert len(timestamps) < 100
     assert video.total_frames == 7200
     assert video.indices == tuple(range(7140, 7200, 10))
     # the ceilings count what has to be decoded, not what the file holds
@@ -242,13 +247,13 @@ def test_packets_that_show_nothing_are_found_at_the_beginning_at_least():
 
 def test_variable_frame_rate():
     rng = np.random.default_rng(0)
-    stamps = np.cumsum(rng.integers(10, 400, COUNT)).tolist()
-    data = media.video(media.numbered_frames(COUNT), stamps=stamps, options=X264)
+    timestamps = np.cumsum(rng.integers(10, 400, COUNT)).tolist()
+    data = media.video(media.numbered_frames(COUNT), timestamps=timestamps, options=X264)
     for start in (None, 2.0, 9.5):
         for count in (2, 5, 9):
             video = decoded(data, VideoRules(num_frames=count), start_s=start)
             assert_frames(video, data)
-            origin = (np.array(stamps) - stamps[0]) / 1000
+            origin = (np.array(timestamps) - timestamps[0]) / 1000
             expected = [origin[i] for i in video.indices]
             assert video.times_s == pytest.approx(expected, abs=2e-3)
 
@@ -317,8 +322,8 @@ def _damaged(kind: str, numbers: range) -> bytes:
 def test_damage_before_the_window_does_not_matter(kind):
     data = _damaged(kind, range(26, 34))
     rules = VideoRules(num_frames=8)
-    found = decoded(data, rules, start_s=4.0, end_s=5.0)
-    assert torch.equal(found.frames, decoded(drawn(kind), rules, start_s=4.0, end_s=5.0).frames)
+    video = decoded(data, rules, start_s=4.0, end_s=5.0)
+    assert torch.equal(video.frames, decoded(drawn(kind), rules, start_s=4.0, end_s=5.0).frames)
     with pytest.raises(MediaError) as caught:
         decoded(data, VideoRules(num_frames=COUNT))
     assert caught.value.code == "decode_corrupt"
@@ -337,21 +342,21 @@ def test_damage_within_the_window_does(kind):
 @given(st.data())
 def test_any_damage_is_a_media_error_or_harmless(data):
     """What is shown of a damaged file is what decoding everything shows, if that shows anything."""
-    whole = drawn(data.draw(st.sampled_from(LEAPS), label="kind"))
+    whole = drawn(data.draw(st.sampled_from(SKIPPING), label="kind"))
     damaged = bytearray(whole)
     for _ in range(data.draw(st.integers(1, 4), label="bytes")):
         damaged[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
     rules = VideoRules(num_frames=data.draw(st.integers(2, 12)))
-    found = expected = None
+    video = expected = None
     with contextlib.suppress(MediaError):
-        found = decoded(bytes(damaged), rules)
+        video = decoded(bytes(damaged), rules)
     with decoding_everything(), contextlib.suppress(MediaError):
         expected = decoded(bytes(damaged), rules)
-    if expected is not None and found is not None and found.indices == expected.indices:
-        assert torch.equal(found.frames, expected.frames)
+    if expected is not None and video is not None and video.indices == expected.indices:
+        assert torch.equal(video.frames, expected.frames)
 
 
-# --- the finder alone
+# --- the index builder alone
 
 IDR, SPS, PPS, SLICE = b"\x65idr", b"\x67sps", b"\x68pps", b"\x41slice"
 
@@ -364,27 +369,30 @@ def units(*bodies: bytes, lengths: int = 0) -> bytes:
 
 @pytest.mark.parametrize("lengths", [0, 1, 2, 4])
 def test_units_of_a_packet(lengths):
-    assert nal_units(units(SPS, PPS, IDR, lengths=lengths), "h264", lengths) == {7, 8, 5}
-    assert nal_units(units(SLICE, IDR, lengths=lengths), "h264", lengths) == {1}
-    assert nal_units(units(b"\x40\1v", b"\x2a\1cra", lengths=lengths), "hevc", lengths) == {32, 21}
+    assert nal_unit_types(units(SPS, PPS, IDR, lengths=lengths), "h264", lengths) == {7, 8, 5}
+    assert nal_unit_types(units(SLICE, IDR, lengths=lengths), "h264", lengths) == {1}
+    assert nal_unit_types(units(b"\x40\1v", b"\x2a\1cra", lengths=lengths), "hevc", lengths) == {
+        32,
+        21,
+    }
 
 
 @given(st.binary(max_size=60), st.sampled_from(["h264", "hevc"]), st.sampled_from([0, 1, 2, 3, 4]))
 def test_units_of_any_bytes(data, codec, lengths):
-    assert all(0 <= kind < 64 for kind in nal_units(data, codec, lengths))
+    assert all(0 <= kind < 64 for kind in nal_unit_types(data, codec, lengths))
 
 
-def finder(container: str = "mov", codec: str = "h264") -> RestartFinder:
-    return RestartFinder(container, codec, b"\1\x64\0\x1f\xff")
+def index_builder(container: str = "mov", codec: str = "h264") -> KeyframeIndexBuilder:
+    return KeyframeIndexBuilder(container, codec, b"\1\x64\0\x1f\xff")
 
 
 def seen(*packets: tuple[int | None, bytes | None]) -> list[tuple[int, int]]:
-    """(packet, stamp) of each place."""
-    looking = finder()
-    for number, (stamp, content) in enumerate(packets):
-        looking.see(number, stamp, content, shown=True)
-    found = looking.found()
-    return [found.place(at)[:2] for at in range(len(found))]
+    """(packet, timestamp) of each keyframe of the index."""
+    builder = index_builder()
+    for number, (timestamp, data) in enumerate(packets):
+        builder.add(number, timestamp, data, is_shown=True)
+    index = builder.build()
+    return [(keyframe.packet, keyframe.timestamp) for keyframe in index]
 
 
 def test_only_idr_pictures_count_that_nothing_earlier_follows():
@@ -405,14 +413,16 @@ def test_headers_in_some_key_frames_only():
     ("container", "codec"), [("avi", "h264"), ("mov", "mpeg4"), ("asf", "av1")]
 )
 def test_containers_and_codecs_that_tell_too_little(container, codec):
-    looking = finder(container, codec)
-    looking.see(0, 0, units(IDR, lengths=4), shown=True)
-    assert not len(looking.found())
+    builder = index_builder(container, codec)
+    builder.add(0, 0, units(IDR, lengths=4), is_shown=True)
+    assert not len(builder.build())
 
 
 @given(st.lists(st.integers(0, 1000), unique=True, max_size=30), st.integers(-5, 1005))
-def test_the_last_place_before_a_stamp(stamps, stamp):
-    stamps = sorted(stamps)
-    found = Restarts.of([Restart(*pair) for pair in enumerate(stamps)]).before(stamp)
-    earlier = [one for one in stamps if one <= stamp]
-    assert found == (Restart(len(earlier) - 1, earlier[-1]) if earlier else None)
+def test_the_last_keyframe_before_a_timestamp(timestamps, timestamp):
+    timestamps = sorted(timestamps)
+    keyframe = KeyframeIndex.of([Keyframe(*pair) for pair in enumerate(timestamps)]).last_before(
+        timestamp
+    )
+    earlier = [start for start in timestamps if start <= timestamp]
+    assert keyframe == (Keyframe(len(earlier) - 1, earlier[-1]) if earlier else None)

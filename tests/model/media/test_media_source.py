@@ -1,4 +1,4 @@
-"""Bytes of media from paths and URLs: what is read, what is refused, and how large it may be."""
+"""Bytes of media from paths and URLs: which are read, which are refused, and the size limit."""
 
 import base64
 import http.server

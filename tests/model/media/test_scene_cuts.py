@@ -1,4 +1,4 @@
-"""Scene cuts of films whose cuts are known."""
+"""Scene cuts of films with known cuts."""
 
 import itertools
 import tracemalloc
@@ -20,16 +20,16 @@ from tests.model.media.test_video import KINDS, SMALL, drawn
 
 
 def test_every_cut_of_the_embedded_world_and_no_other():
-    found = score(embedded_world(0, clips=6))
-    assert found.cuts == 5
-    assert (found.recall, found.precision) == (1.0, 1.0)
+    result = score(embedded_world(0, clips=6))
+    assert result.cuts == 5
+    assert (result.recall, result.precision) == (1.0, 1.0)
 
 
 @pytest.mark.parametrize("name", ["still", "pan", "shake", "flashes", "fades"])
 def test_every_cut_of_drawn_films_and_no_other(name):
-    found = score(next(film for film in films(scenes=4) if film.name == name))
-    assert found.cuts == 3
-    assert (found.recall, found.precision) == (1.0, 1.0)
+    result = score(next(film for film in films(scenes=4) if film.name == name))
+    assert result.cuts == 3
+    assert (result.recall, result.precision) == (1.0, 1.0)
 
 
 def test_a_moving_shape_is_no_cut():
@@ -61,10 +61,10 @@ def test_in_every_container_at_the_seconds_of_windows(name):
 
 
 def test_a_variable_rate_and_a_turn():
-    stamps = np.cumsum(np.random.default_rng(0).integers(20, 150, 60)).tolist()
+    timestamps = np.cumsum(np.random.default_rng(0).integers(20, 150, 60)).tolist()
     for rotation in (0, 90):
-        data = media.video(patterns(20, 25, 15), stamps=stamps, rotation=rotation)
-        times = [(stamps[at] - stamps[0]) / 1000 for at in (20, 45)]
+        data = media.video(patterns(20, 25, 15), timestamps=timestamps, rotation=rotation)
+        times = [(timestamps[at] - timestamps[0]) / 1000 for at in (20, 45)]
         assert scene_cuts(data) == pytest.approx(times, abs=2e-3)
 
 
@@ -78,11 +78,11 @@ def test_scenes_are_not_shorter_than_asked_for():
 
 def test_a_higher_threshold_finds_less():
     film = embedded_world(0, clips=6)
-    found = [
+    result = [
         set(scene_cuts(film.data, SceneRules(threshold))) for threshold in (0.1, 0.3, 0.5, 0.9)
     ]
-    assert all(more >= less for more, less in itertools.pairwise(found))
-    assert len(found[0]) > len(found[-1])
+    assert all(more >= less for more, less in itertools.pairwise(result))
+    assert len(result[0]) > len(result[-1])
 
 
 @pytest.mark.parametrize("frames", [1, 2, 3])
@@ -99,8 +99,8 @@ def test_a_fade_begins_a_scene_where_something_is_seen_again():
     for step in range(12):
         for at in (40 - 1 - step, 40 + step):
             pictures[at] = (pictures[at] * (step / 12)).astype(np.uint8)
-    found = scene_cuts(media.video(pictures, rate=25))
-    assert found == pytest.approx([41 / 25], abs=2.1 / 25)
+    result = scene_cuts(media.video(pictures, rate=25))
+    assert result == pytest.approx([41 / 25], abs=2.1 / 25)
 
 
 def test_single_frames_and_short_videos():
@@ -120,7 +120,7 @@ def test_what_is_no_video_or_damaged():
         assert caught.value.code == code
 
 
-def test_ceilings():
+def test_limits():
     data = media.video(patterns(20, 20), rate=10)
     for limits in (
         MediaLimits(max_frames_decoded=39),
@@ -155,7 +155,7 @@ def test_memory_does_not_grow_with_the_video():
 @pytest.mark.parametrize(
     "wrong", [{"threshold": 0.0}, {"threshold": 1.5}, {"min_s": -1.0}, {"min_s": float("nan")}]
 )
-def test_rules_without_sense(wrong):
+def test_rules_out_of_range(wrong):
     with pytest.raises(ValueError, match="expected"):
         SceneRules(**wrong)
 

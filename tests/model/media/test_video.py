@@ -1,4 +1,4 @@
-"""Videos: the sampled frames are the right ones, bit for bit; what cannot be shown is an error."""
+"""Videos: the sampled frames are the right ones, bit for bit; undecodable files are errors."""
 
 import contextlib
 import dataclasses
@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from mediamill.model.errors import MediaError, PromptError
 from mediamill.model.media.frame_sampling import VideoRules, sample_indices, sampling_clamp
 from mediamill.model.media.image_rules import ImageRules
-from mediamill.model.media.images import normalize, patchify_video, resize, smart_resize
 from mediamill.model.media.limits import MediaLimits
+from mediamill.model.media.patches import normalize, patchify_video, resize, smart_resize
 from mediamill.model.media.video import Video, decode_video
 from tests import media, oracle
 
@@ -56,7 +56,7 @@ def decoded(data: bytes, rules: VideoRules | None = None, **window: float) -> Vi
 
 
 def assert_frames(video: Video, data: bytes, turns: int = 0) -> None:
-    """The kept frames are those of a plain decode at the same indices, resized."""
+    """The selected frames are those of a plain decode at the same indices, resized."""
     everything = media.all_frames(data)
     expected = torch.stack(
         [
@@ -124,10 +124,10 @@ def test_frames_are_counted_as_decoded_not_as_packed():
 
 
 def test_variable_frame_rate():
-    stamps = [0, 40, 80, 500, 1000, 1040, 1900, 2500, 2540, 3000]
-    data = media.video(media.numbered_frames(10), stamps=stamps)
+    timestamps = [0, 40, 80, 500, 1000, 1040, 1900, 2500, 2540, 3000]
+    data = media.video(media.numbered_frames(10), timestamps=timestamps)
     video = decoded(data, VideoRules(fps=100.0))
-    assert video.times_s == pytest.approx([stamp / 1000 for stamp in stamps], abs=1e-3)
+    assert video.times_s == pytest.approx([timestamp / 1000 for timestamp in timestamps], abs=1e-3)
     # the rate is frames over duration, not the header's guess
     assert 2.5 < video.fps < 3.4
     assert_frames(video, data)
@@ -151,7 +151,7 @@ def test_gif_is_a_video_if_asked_for_as_one():
     assert video.frames.shape[0] == 4
 
 
-def test_only_the_kept_frames_are_held():
+def test_only_the_selected_frames_are_held():
     video = decode_video(drawn("mp4 h264", 120), VideoRules(fps=1.0), SMALL)
     assert video.frames.untyped_storage().nbytes() == video.frames.numel() == 12 * 3 * 56 * 84
 
@@ -180,10 +180,10 @@ def test_metadata_that_is_no_utf8():
 def test_indices_equal_the_reference_where_it_works(total, rate, fps, num_frames, low, high):
     assume(low <= high)
     rules = VideoRules(fps, None if fps else num_frames, low, high)
-    found = sample_indices(total, rate, rules)
-    assert found == sorted(set(found))
-    assert 0 <= found[0] <= found[-1] < total
-    assert len(found) == 1 if total == 1 else len(found) % 2 == 0
+    indices = sample_indices(total, rate, rules)
+    assert indices == sorted(set(indices))
+    assert 0 <= indices[0] <= indices[-1] < total
+    assert len(indices) == 1 if total == 1 else len(indices) % 2 == 0
     try:
         expected = oracle.Qwen2VLVideoProcessor.sample_frames(
             oracle.Qwen2VLVideoProcessor(),
@@ -195,8 +195,8 @@ def test_indices_equal_the_reference_where_it_works(total, rate, fps, num_frames
         ).tolist()
     except (ZeroDivisionError, ValueError):
         return  # no frame, or more than there are: the reference gives up
-    assert found == expected[: len(found)]
-    assert expected[len(found) :] in ([], [total])  # its one index too many
+    assert indices == expected[: len(indices)]
+    assert expected[len(indices) :] in ([], [total])  # its one index too many
 
 
 def test_one_index_too_many_is_dropped():
@@ -230,7 +230,7 @@ def test_notes_tell_what_clamped_the_frames(total, rate, rules, word):
         {"max_video_tokens": 0},
     ],
 )
-def test_rules_without_sense(wrong):
+def test_rules_out_of_range(wrong):
     with pytest.raises(ValueError, match="expected"):
         VideoRules(**wrong)
 
@@ -368,7 +368,7 @@ def limited(**changes: object) -> MediaLimits:
     ],
 )
 @pytest.mark.parametrize("kind", ["mp4 h264", "mkv h264", "mpeg-ts h264", "avi mpeg4", "gif"])
-def test_ceilings(kind, limits, words):
+def test_limits(kind, limits, words):
     error = error_of(drawn(kind), limits=limits)
     assert error.code == "decode_too_large"
     assert words in str(error) or "limit of 6143 pixels" in str(error)

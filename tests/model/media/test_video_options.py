@@ -104,7 +104,7 @@ def test_pixel_options_equal_the_reference(options):
 @pytest.mark.parametrize("tokens", [1, 20, 60, 128_000])
 @pytest.mark.parametrize("count", [1, 4, 11])
 def test_capped_pixels_equal_the_reference(tokens, count):
-    rules = VideoRules(cap_pixels_per_frame=True, max_video_tokens=tokens).over(ALL)
+    rules = VideoRules(cap_pixels_per_frame=True, max_video_tokens=tokens).with_defaults(ALL)
     options = {"cap_pixels_per_frame": True, "max_video_tokens": tokens}
     assert_equals_reference(drawn(count, 120, 200), rules, options)
 
@@ -115,12 +115,12 @@ def test_a_capped_file_is_as_its_frames():
     rules = VideoRules(num_frames=12, cap_pixels_per_frame=True, max_video_tokens=40)
     visual, receipt = prepare_video(data, rules, pixels, MediaLimits())
     frames = np.stack(media.all_frames(data))
-    again, told = prepare_frames(frames, None, rules, pixels, MediaLimits())
+    again, expected = prepare_frames(frames, None, rules, pixels, MediaLimits())
     assert torch.equal(visual.patches, again.patches)
     assert visual.grid_thw == again.grid_thw
     assert visual.tokens <= 40
     assert any("max_pixels 4704" in note for note in receipt.notes)
-    assert receipt.frame_indices == told.frame_indices == tuple(range(12))
+    assert receipt.frame_indices == expected.frame_indices == tuple(range(12))
 
 
 def test_all_frames_of_a_file():
@@ -150,8 +150,8 @@ def test_frames_in_every_form_are_the_same():
     forms = [first, frames.transpose(0, 3, 1, 2), list(frames), list(first)]
     forms.append([Image.fromarray(frame) for frame in frames])
     for form in forms:
-        values, found = own(form, ALL, {})
-        assert found == grid
+        values, found_grid = own(form, ALL, {})
+        assert found_grid == grid
         assert torch.equal(values, expected)
     assert_equals_reference(forms[-1], ALL, {})
 
@@ -204,7 +204,7 @@ def test_frames_that_cannot_be_used(frames, code, words):
     assert words in str(caught.value)
 
 
-def test_a_rate_that_is_none():
+def test_a_rate_out_of_range():
     with pytest.raises(ValueError, match="fps is 0"):
         own(drawn(2), ALL, {}, fps=0)
 
@@ -272,6 +272,6 @@ def test_the_cap_of_a_file_equals_the_reference(tmp_path):
         {"max_video_tokens": -1},
     ],
 )
-def test_files_without_sense(keys, tmp_path):
+def test_files_with_wrong_values(keys, tmp_path):
     with pytest.raises(ModelError, match=next(iter(keys))):
         Processor.load(folder(tmp_path, **keys))

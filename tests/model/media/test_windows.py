@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from mediamill.model.errors import MediaError
 from mediamill.model.media import keyframe_decode, probe_cache
-from mediamill.model.media.content import MediaFile
 from mediamill.model.media.frame_sampling import VideoRules
 from mediamill.model.media.limits import MediaLimits
+from mediamill.model.media.media_file import MediaFile
 from mediamill.model.media.probe_cache import ProbeCache
 from mediamill.model.media.video import decode_video
 from mediamill.model.processor import Processor
@@ -35,17 +35,17 @@ from tests.model.media.test_video import KINDS, SMALL
 from tests.model.media.test_video import drawn as small_drawn
 
 ALL = VideoRules(do_sample_frames=False)
-STAMPS = np.cumsum(np.random.default_rng(0).integers(10, 400, 72)).tolist()
+TIMESTAMPS = np.cumsum(np.random.default_rng(0).integers(10, 400, 72)).tolist()
 
 
 def odd_files() -> dict[str, bytes]:
     """Those with a turn, a variable rate, frames that are not shown, or sound before pictures."""
     return {
         "variable rate mp4": media.video(
-            media.numbered_frames(72), stamps=STAMPS, options=X264
+            media.numbered_frames(72), timestamps=TIMESTAMPS, options=X264
         ),
         "variable rate mkv": media.video(
-            media.numbered_frames(72), "matroska", stamps=STAMPS, options=X264
+            media.numbered_frames(72), "matroska", timestamps=TIMESTAMPS, options=X264
         ),
         "turned": media.video(media.numbered_frames(72), rate=12, rotation=90, options=X264),
         "edit list": remuxed(
@@ -121,44 +121,44 @@ def test_sought_frames_are_those_of_decoding_everything(name, start, length, cou
             return error.code
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(keyframe_decode, "_FAR", 1)  # short files have no far places
-        found = decoded()
+        patch.setattr(keyframe_decode, "_MIN_SEEK_PACKETS", 1)  # short files have no far places
+        video = decoded()
     with decoding_everything():
         expected = decoded()
     if isinstance(expected, str):
-        assert found == expected
+        assert video == expected
     else:
-        assert_same(found, expected)
+        assert_same(video, expected)
 
 
 @contextlib.contextmanager
-def lost(found: list[bool]) -> Iterator[None]:
-    """Whether each search by an index led to the place."""
-    search = keyframe_decode._found_by_index
+def recording_seeks(successes: list[bool]) -> Iterator[None]:
+    """Records whether each seek reached its keyframe."""
+    search = keyframe_decode._seek
 
     def watched(*arguments):
         try:
             packets = search(*arguments)
             first = next(packets)
-        except keyframe_decode._LostError:
-            found.append(False)
+        except keyframe_decode._SeekError:
+            successes.append(False)
             raise
-        found.append(True)
+        successes.append(True)
         yield first
         yield from packets
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(keyframe_decode, "_found_by_index", watched)
+        patch.setattr(keyframe_decode, "_seek", watched)
         yield
 
 
 @pytest.mark.parametrize("name", ["long mp4", "long mkv"])
 def test_an_index_is_followed(name):
-    found: list[bool] = []
-    with lost(found), counted() as stamps:
+    successes: list[bool] = []
+    with recording_seeks(successes), counted() as timestamps:
         video = decode_video(ODD[name], VideoRules(num_frames=4), SMALL, None, 31.0, 32.0)
-    assert found == [True]
-    assert len(stamps) < 40  # of 432
+    assert successes == [True]
+    assert len(timestamps) < 40  # of 432
     with decoding_everything():
         assert_same(
             video, decode_video(ODD[name], VideoRules(num_frames=4), SMALL, None, 31.0, 32.0)
@@ -168,47 +168,47 @@ def test_an_index_is_followed(name):
 @pytest.mark.parametrize("shift", [-7, 7, 100])
 def test_an_index_that_lies_is_not_followed(shift):
     """What it leads to is another packet: everything is read instead."""
-    found: list[bool] = []
+    successes: list[bool] = []
     rules = VideoRules(num_frames=4)
     expected = decode_video(ODD["long mp4"], rules, SMALL, None, 31.0, 32.0)
-    search = keyframe_decode._found_by_index
+    search = keyframe_decode._seek
 
     def elsewhere(container, stream, place):
         return search(container, stream, place._replace(size=place.size + shift))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(keyframe_decode, "_found_by_index", elsewhere)
-        with lost(found):
+        patch.setattr(keyframe_decode, "_seek", elsewhere)
+        with recording_seeks(successes):
             video = decode_video(ODD["long mp4"], rules, SMALL, None, 31.0, 32.0)
-    assert found == [False]
+    assert successes == [False]
     assert_same(video, expected)
 
 
-# --- what is known of files
+# --- the cache of files
 
 
 @contextlib.contextmanager
 def passes() -> Iterator[list[str]]:
     """What is done with whole files."""
     done: list[str] = []
-    survey, sha256 = probe_cache.survey, MediaFile.sha256
+    scan_packets, sha256 = probe_cache.scan_packets, MediaFile.sha256
 
-    def surveyed(*arguments):
-        done.append("survey")
-        return survey(*arguments)
+    def scanned(*arguments):
+        done.append("scan")
+        return scan_packets(*arguments)
 
     def hashed(content):
         done.append("hash")
         return sha256(content)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(probe_cache, "survey", surveyed)
+        patch.setattr(probe_cache, "scan_packets", scanned)
         patch.setattr(MediaFile, "sha256", hashed)
         yield done
 
 
 def aged(path: Path, data: bytes, seconds: int = 10) -> Path:
-    """A file that was written some time ago; the system's own stamp says so a little later."""
+    """A file that was written some time ago; the system's own timestamp says so a little later."""
     path.write_bytes(data)
     os.utime(path, (path.stat().st_atime, path.stat().st_mtime - seconds))
     while MediaFile.of(path).identity is None:
@@ -223,21 +223,21 @@ def checkpoint() -> Processor:
 
 @pytest.fixture
 def processor(checkpoint: Processor) -> Processor:
-    return Processor(**{**vars(checkpoint), "known": ProbeCache()})
+    return Processor(**{**vars(checkpoint), "probe_cache": ProbeCache()})
 
 
 def test_the_second_window_of_a_file_costs_no_pass(processor, tmp_path):
     path = aged(tmp_path / "a", drawn("mp4"))
     with passes() as done:
         first = [processor.prepare_media(path, None, at, at + 1.0) for at in range(6)]
-    assert done == ["survey", "hash"]
+    assert done == ["scan", "hash"]
     for at, (visual, receipt) in enumerate(first):
-        plain, told = processor.prepare_media(drawn("mp4"), None, float(at), at + 1.0)
+        plain, expected = processor.prepare_media(drawn("mp4"), None, float(at), at + 1.0)
         assert torch.equal(visual.patches, plain.patches)
-        assert receipt == told
+        assert receipt == expected
 
 
-def test_two_files_are_known_and_a_third_takes_the_place_of_the_first(processor, tmp_path):
+def test_two_files_are_cached_and_a_third_replaces_the_first(processor, tmp_path):
     paths = [aged(tmp_path / name, drawn("mp4") + bytes(size)) for size, name in enumerate("abc")]
     with passes() as done:
         for index in (0, 1, 0, 1):
@@ -273,27 +273,27 @@ def test_bytes_are_looked_at_each_time(processor):
     assert len(done) == 4
 
 
-def test_what_is_kept_is_bounded(tmp_path, monkeypatch):
-    monkeypatch.setattr(probe_cache, "_MOST_BYTES", 8 * 72 * 5)  # one file takes four
-    known, limits = ProbeCache(), MediaLimits()
+def test_the_cache_is_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr(probe_cache, "_MAX_BYTES", 8 * 72 * 5)  # one file takes four
+    cache, limits = ProbeCache(), MediaLimits()
     paths = [
         aged(tmp_path / name, drawn("mp4 intra only") + bytes(n)) for n, name in enumerate("ab")
     ]
     for path in paths:
-        decode_video(path, ALL, SMALL, limits, known=known)
+        decode_video(path, ALL, SMALL, limits, probe_cache=cache)
     with passes() as done:
-        decode_video(paths[1], ALL, SMALL, limits, known=known)
+        decode_video(paths[1], ALL, SMALL, limits, probe_cache=cache)
         assert done == []
-        decode_video(paths[0], ALL, SMALL, limits, known=known)
-        assert done == ["survey"]
-        monkeypatch.setattr(probe_cache, "_MOST_BYTES", 8 * 72)
+        decode_video(paths[0], ALL, SMALL, limits, probe_cache=cache)
+        assert done == ["scan"]
+        monkeypatch.setattr(probe_cache, "_MAX_BYTES", 8 * 72)
         for _ in range(2):
-            decode_video(paths[1], ALL, SMALL, limits, known=known)
-        assert done == ["survey"] * 3
+            decode_video(paths[1], ALL, SMALL, limits, probe_cache=cache)
+        assert done == ["scan"] * 3
 
 
 def test_other_limits_are_held_against_the_file(tmp_path):
-    known, path = ProbeCache(), aged(tmp_path / "a", drawn("mp4"))
-    decode_video(path, ALL, SMALL, MediaLimits(), known=known)
+    cache, path = ProbeCache(), aged(tmp_path / "a", drawn("mp4"))
+    decode_video(path, ALL, SMALL, MediaLimits(), probe_cache=cache)
     with pytest.raises(MediaError, match="packets; the limit is 8"):
-        decode_video(path, ALL, SMALL, MediaLimits(max_packets=8), known=known)
+        decode_video(path, ALL, SMALL, MediaLimits(max_packets=8), probe_cache=cache)

@@ -12,9 +12,9 @@ from mediamill.model.text.prompt import (
     ChatTemplate,
     check_messages,
     media_kinds,
+    replace_texts,
     texts,
     user_message,
-    without_texts,
 )
 from mediamill.model.tiny import CHECKPOINT
 from tests import oracle
@@ -92,14 +92,14 @@ def test_one_turn_chats_have_the_media_first():
             "content": [{"type": "video"}, {"type": "image"}, {"type": "text", "text": "What?"}],
         },
     ]
-    assert [one["role"] for one in user_message("What?", [])] == ["user"]
+    assert [message["role"] for message in user_message("What?", [])] == ["user"]
 
 
 def test_texts_and_what_is_left_without_them():
     chat = user_message("What?", ["image"], "Be brief.")
     assert sorted(texts(chat)) == ["Be brief.", "What?"]
-    assert list(texts(without_texts(chat))) == ["x", "x"]
-    assert media_kinds(without_texts(chat)) == ["image"]
+    assert list(texts(replace_texts(chat))) == ["x", "x"]
+    assert media_kinds(replace_texts(chat)) == ["image"]
 
 
 # --- where the template stands

@@ -75,15 +75,15 @@ def test_control_tokens_are_known_by_string_and_id():
 @given(texts)
 def test_the_bytes_of_tokens_are_those_of_the_text(text):
     ids = own().encode(text)
-    found = b"".join(own().token_bytes(index) for index in ids)
-    assert found == unicodedata.normalize("NFC", text).encode()
-    assert found.decode() == own().decode(ids, skip_special_tokens=False)
+    joined = b"".join(own().token_bytes(index) for index in ids)
+    assert joined == unicodedata.normalize("NFC", text).encode()
+    assert joined.decode() == own().decode(ids, skip_special_tokens=False)
 
 
 def test_every_byte_has_a_token_and_unknown_ids_have_no_bytes():
-    found = [own().token_bytes(index) for index in range(520)]
-    assert {bytes([byte]) for byte in range(256)} <= set(found)
-    assert all(found)
+    token_bytes = [own().token_bytes(index) for index in range(520)]
+    assert {bytes([byte]) for byte in range(256)} <= set(token_bytes)
+    assert all(token_bytes)
     assert own().token_bytes(100_000) == b""
 
 

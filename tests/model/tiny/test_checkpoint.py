@@ -12,18 +12,18 @@ from mediamill.model.processor import Processor
 from mediamill.model.tiny import CAPTION_PROMPT, CHECKPOINT
 from mediamill.model.tiny.encode import EXTENSIONS, clip_file, picture_file
 from mediamill.model.tiny.folder import write_folder
-from mediamill.model.tiny.gate import BARS, measure
-from mediamill.model.tiny.train import Plan, train
+from mediamill.model.tiny.gate import REQUIRED_ACCURACY, measure
+from mediamill.model.tiny.train import TrainingConfig, train
 from tests import media, oracle
 
 # Another seed than the gate's, and fewer scenes: a checkpoint at its bar passes with room to spare.
 SEED, COUNT = 77_000, 40
 
 
-@pytest.mark.parametrize("kind", BARS)
+@pytest.mark.parametrize("kind", REQUIRED_ACCURACY)
 def test_fresh_scenes_are_captioned_exactly(kind):
-    score = measure(CHECKPOINT, kind, COUNT, SEED)
-    assert score.right / score.total >= 0.9, score.wrong
+    result = measure(CHECKPOINT, kind, COUNT, SEED)
+    assert result.exact / result.total >= 0.9, result.mistakes
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def test_the_folder_is_small():
 def test_training_learns_and_repeats(tmp_path, capsys):
     losses = []
     for name in ("one", "same"):
-        plan = Plan(steps=52, size=16, seed=1, dtype=torch.float32, workers=0)
+        plan = TrainingConfig(steps=52, size=16, seed=1, dtype=torch.float32, workers=0)
         train(tmp_path / name, plan)
         lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
         losses.append([(line["answer"], line["tags"]) for line in lines])

@@ -1,4 +1,4 @@
-"""The drawn world: captions are true of the pixels, questions have one answer, seeds repeat."""
+"""The synthetic scenes: captions are true, questions have one answer, seeds repeat."""
 
 import itertools
 
@@ -29,29 +29,32 @@ def painted(frame, colour):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_seed_gives_the_same_scene(kind):
-    one, same, other = scene_of(kind, 5), scene_of(kind, 5), scene_of(kind, 6)
-    assert one.caption == same.caption
-    assert all(np.array_equal(a, b) for a, b in zip(one.frames, same.frames, strict=True))
-    assert not np.array_equal(one.frames[0], other.frames[0])
-    assert one.frames[0].shape == (SIZE[1], SIZE[0], 3)
-    assert one.frames[0].dtype == np.uint8
+    first, same, different = scene_of(kind, 5), scene_of(kind, 5), scene_of(kind, 6)
+    assert first.caption == same.caption
+    assert all(np.array_equal(a, b) for a, b in zip(first.frames, same.frames, strict=True))
+    assert not np.array_equal(first.frames[0], different.frames[0])
+    assert first.frames[0].shape == (SIZE[1], SIZE[0], 3)
+    assert first.frames[0].dtype == np.uint8
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_thing_is_painted_where_and_as_its_label_says(kind):
+def test_every_object_is_drawn_where_and_as_its_label_says(kind):
     for seed in range(60):
         scene = scene_of(kind, seed)
-        for thing in scene.things:
-            for frame, (x, y, radius) in zip(scene.frames, thing.path, strict=True):
-                rows, columns = np.nonzero(painted(frame, thing.colour))
+        for scene_object in scene.objects:
+            for frame, (x, y, radius) in zip(scene.frames, scene_object.path, strict=True):
+                rows, columns = np.nonzero(painted(frame, scene_object.colour))
                 near = np.hypot(columns - x, rows - y) < 1.4 * radius
-                assert near.sum() > (0.06 if thing.word else 0.9) * radius**2, (seed, thing)
+                assert near.sum() > (0.06 if scene_object.word else 0.9) * radius**2, (
+                    seed,
+                    scene_object,
+                )
 
 
 def test_two_shapes_stand_as_the_caption_says():
     for seed in range(200):
         scene = scene_of("two", seed)
-        (first,), (second,) = (thing.path for thing in scene.things)
+        (first,), (second,) = (scene_object.path for scene_object in scene.objects)
         if " left of " in scene.caption:
             assert second[0] - first[0] > abs(second[1] - first[1])
         else:
@@ -62,20 +65,20 @@ def test_two_shapes_stand_as_the_caption_says():
 def test_three_shapes_are_named_from_left_to_right():
     for seed in range(200):
         scene = scene_of("three", seed)
-        centres = [thing.path[0][0] for thing in scene.things]
+        centres = [scene_object.path[0][0] for scene_object in scene.objects]
         assert centres == sorted(centres)
 
 
 def test_shapes_do_not_touch_and_lie_within_the_picture():
     for kind, seed in itertools.product(("one", "two", "three"), range(100)):
-        things = scene_of(kind, seed).things
-        for thing in things:
-            ((x, y, radius),) = thing.path
+        objects = scene_of(kind, seed).objects
+        for scene_object in objects:
+            ((x, y, radius),) = scene_object.path
             assert radius < x < SIZE[0] - radius
             assert radius < y < SIZE[1] - radius
-            low, high = RADII[thing.size]
+            low, high = RADII[scene_object.size]
             assert low * 0.99 <= radius / (SIZE[0] * SIZE[1]) ** 0.5 <= high * 1.01
-        for a, b in itertools.combinations(things, 2):
+        for a, b in itertools.combinations(objects, 2):
             distance = np.hypot(a.path[0][0] - b.path[0][0], a.path[0][1] - b.path[0][1])
             assert distance > a.path[0][2] + b.path[0][2]
 
@@ -83,9 +86,9 @@ def test_shapes_do_not_touch_and_lie_within_the_picture():
 def test_clips_move_as_the_caption_says():
     seen = set()
     for seed in range(120):
-        (thing,) = scene_of("clip", seed).things
-        seen.add(thing.motion)
-        dx, dy, grown = np.array(thing.path[-1]) - np.array(thing.path[0])
+        (scene_object,) = scene_of("clip", seed).objects
+        seen.add(scene_object.motion)
+        dx, dy, grown = np.array(scene_object.path[-1]) - np.array(scene_object.path[0])
         unit = (SIZE[0] * SIZE[1]) ** 0.5
         value = {
             "moving left": -dx,
@@ -94,7 +97,7 @@ def test_clips_move_as_the_caption_says():
             "moving down": dy,
             "growing": grown,
             "shrinking": -grown,
-        }[thing.motion]
+        }[scene_object.motion]
         assert value > 0.1 * unit
     assert seen == set(scenes.MOTIONS)
 
@@ -124,7 +127,7 @@ def test_tags_name_every_label_once():
     labels = {
         tag
         for k, s in itertools.product(KINDS, range(50))
-        for t in scene_of(k, s).things
+        for t in scene_of(k, s).objects
         for tag in t.tags
     }
     assert labels <= set(TAGS)

@@ -1,4 +1,4 @@
-"""Limits on all frames of a video together: they fit, as large and as many as they may be."""
+"""Limits on all frames of a video together: they fit, as large and as many as the limits allow."""
 
 import dataclasses
 import functools
@@ -10,14 +10,14 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from mediamill.model.errors import PromptError
-from mediamill.model.media.budgets import Budget, Size
 from mediamill.model.media.frame_sampling import VideoRules, sample_indices
 from mediamill.model.media.image_rules import ImageRules
-from mediamill.model.media.limit_names import BOUNDS
+from mediamill.model.media.limit_names import LIMIT_NAMES
 from mediamill.model.media.limits import MediaLimits
+from mediamill.model.media.pixel_budget import PixelBudget, Size
 from mediamill.model.media.prepared import prepare_frames, prepare_picture, prepare_video
 from mediamill.model.media.probe_cache import ProbeCache
-from mediamill.model.media.timeline import sampled
+from mediamill.model.media.timeline import sample_within_budget
 from mediamill.model.media.video import decode_video
 from mediamill.model.processor import Processor
 from mediamill.model.tiny import CHECKPOINT
@@ -50,11 +50,11 @@ def fitted(
     pixels: ImageRules,
     limits: MediaLimits,
 ) -> tuple[list[int], Size, tuple[str, ...]]:
-    budget = Budget(rules, pixels, limits)
-    fit = functools.partial(budget.frames, source) if budget.lowers else None
-    indices, bounds, _ = sampled(total, rate, rules, pixels.temporal_patch_size, fit)
-    found = budget.sized(source, len(indices))
-    return indices, found.size, (*bounds, *found.bound_by)
+    budget = PixelBudget(rules, pixels, limits)
+    fit = functools.partial(budget.fit_frames, source) if budget.adapts else None
+    indices, bounds, _ = sample_within_budget(total, rate, rules, pixels.temporal_patch_size, fit)
+    resized = budget.frame_size(source, len(indices))
+    return indices, resized.size, (*bounds, *resized.bound_by)
 
 
 @settings(max_examples=800, deadline=None)
@@ -77,7 +77,7 @@ def test_no_limit_is_ever_passed(total, rate, source, rules, pixels, limits):
     assert rules.total_pixels is None or count * height * width <= rules.total_pixels
     assert rules.max_tokens is None or tokens <= rules.max_tokens
     assert limits.max_visual_tokens is None or tokens <= limits.max_visual_tokens
-    assert set(bounds) <= set(BOUNDS)
+    assert set(bounds) <= set(LIMIT_NAMES)
     alone = pixels.size_of(*source)
     lowered = {"total_pixels", "max_tokens", "context"} & set(bounds)
     assert bool(lowered) == ((count, (height, width)) != (len(wanted), alone))
@@ -86,9 +86,9 @@ def test_no_limit_is_ever_passed(total, rate, source, rules, pixels, limits):
     # Frames are only left out where they are as small as they may be.
     if count < len(wanted):
         assert "min_pixels" in bounds
-        more = Budget(rules, pixels, limits)
+        more = PixelBudget(rules, pixels, limits)
         with pytest.raises(PromptError):
-            more.sized(source, count + 2)
+            more.frame_size(source, count + 2)
 
 
 @settings(max_examples=400, deadline=None)
@@ -157,7 +157,7 @@ def prepared(data: bytes = FILE, window=(None, None), **rules: object):
          ("max_video_tokens",)),
     ],
 )  # fmt: skip
-def test_the_receipt_says_what_bound(rules, bounds):
+def test_the_receipt_names_the_limits(rules, bounds):
     visual, receipt = prepared(**rules)
     assert receipt.bound_by == bounds
     assert bool(receipt.notes) == bool(bounds)
@@ -170,7 +170,7 @@ def test_windows_that_are_cut_say_so():
     assert prepared(window=(1.02, 1.08))[1].bound_by == ("window", "frames")
 
 
-def test_pictures_say_what_bound_them():
+def test_pictures_name_their_limits():
     picture = media.jpeg(300, 400)
     bounds = [
         prepare_picture(picture, ImageRules(min_pixels=low, max_pixels=high), MediaLimits())[1]
@@ -179,7 +179,7 @@ def test_pictures_say_what_bound_them():
     assert [receipt.bound_by for receipt in bounds] == [(), ("max_pixels",), ("min_pixels",)]
 
 
-def test_what_does_not_bind_changes_no_bit():
+def test_limits_that_are_not_reached_change_no_bit():
     plain, receipt = prepared(fps=2.0)
     tokens = receipt.visual_tokens
     pixels = len(receipt.frame_indices) * receipt.height * receipt.width
@@ -209,22 +209,22 @@ def test_turned_frames_and_decoded_ones_fit_as_well():
         assert receipt.bound_by == ("max_tokens",)
 
 
-class _Misled(ProbeCache):
-    """Of a file whose header tells another size than its frames have."""
+class _WrongHeader(ProbeCache):
+    """The header declares another size than that of the frames."""
 
-    def survey(self, *arguments):
-        return dataclasses.replace(super().survey(*arguments), size=(1080, 1920))
+    def scan_packets(self, *arguments):
+        return dataclasses.replace(super().scan_packets(*arguments), size=(1080, 1920))
 
 
 @pytest.mark.parametrize("rules", [{"fps": 5.0, "max_tokens": 100, "min_pixels": 20_000}, {}])
-def test_frames_of_another_size_than_the_header_tells(rules):
+def test_frames_of_another_size_than_the_header_declares(rules):
     right = decode_video(FILE, VideoRules(**rules), PIXELS)
-    found = decode_video(FILE, VideoRules(**rules), PIXELS, known=_Misled())
-    assert torch.equal(found.frames, right.frames)
-    assert (found.indices, found.bound_by) == (right.indices, right.bound_by)
+    video = decode_video(FILE, VideoRules(**rules), PIXELS, probe_cache=_WrongHeader())
+    assert torch.equal(video.frames, right.frames)
+    assert (video.indices, video.bound_by) == (right.indices, right.bound_by)
 
 
-def test_a_processor_tells_the_tokens_before():
+def test_a_processor_counts_the_tokens_before_decoding():
     processor = Processor.load(CHECKPOINT, video=VideoRules(fps=2.0, max_tokens=20))
     visual, receipt = processor.prepare_media(FILE)
     count = len(receipt.frame_indices)

@@ -1,4 +1,4 @@
-"""Media on disk, and the ceilings that hold before memory is taken."""
+"""Media on disk, and the limits that are checked before memory is allocated."""
 
 import io
 import os
@@ -12,17 +12,17 @@ import torch
 from PIL import Image
 
 from mediamill.model.errors import MediaError
-from mediamill.model.media.content import MediaFile
 from mediamill.model.media.frame_sampling import VideoRules
 from mediamill.model.media.image_rules import ImageRules
 from mediamill.model.media.images import decode_image, read_image
 from mediamill.model.media.jpeg import scan_count
 from mediamill.model.media.limits import MediaLimits
-from mediamill.model.media.mp4_boxes import told_samples
+from mediamill.model.media.media_file import MediaFile
+from mediamill.model.media.mp4_boxes import declared_samples
 from mediamill.model.media.video import decode_video
 from mediamill.model.processor import Processor
 from tests import media
-from tests.hostile.decoding import MIB, Decoding, Request
+from tests.hostile.decoding import MIB, DecodeRequest, DecodeWorker
 from tests.hostile.samples import samples
 
 CHECKPOINT = Path(__file__).parents[3] / "model" / "tiny" / "checkpoint"
@@ -93,11 +93,11 @@ def test_a_pipe_or_a_folder_is_no_medium(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["MP4 H.264", "MP4 fragmented", "MP4 HEVC", "MOV MJPEG"])
-def test_told_samples_are_the_packets(name: str) -> None:
+def test_declared_samples_are_the_packets(name: str) -> None:
     data = SAMPLES[name].data
     with av.open(io.BytesIO(data)) as container:
         count = sum(packet.size > 0 for packet in container.demux(video=0))
-    assert told_samples(MediaFile.of(data)) == count
+    assert declared_samples(MediaFile.of(data)) == count
 
 
 def test_sound_does_not_count_as_samples() -> None:
@@ -105,13 +105,13 @@ def test_sound_does_not_count_as_samples() -> None:
     data = media.audio_only(5)
     with av.open(io.BytesIO(data)) as container:
         assert container.streams.audio[0].frames > 20
-    assert told_samples(MediaFile.of(data)) == 0
+    assert declared_samples(MediaFile.of(data)) == 0
 
 
 @pytest.mark.parametrize(
     "name", [name for name in SAMPLES if name.startswith(("MP4", "MKV", "TS"))]
 )
-def test_a_ceiling_on_packets(name: str) -> None:
+def test_a_limit_on_packets(name: str) -> None:
     data = SAMPLES[name].data
     video = decode_video(data, VideoRules(), ImageRules(), MediaLimits(max_packets=9))
     assert video.total_frames == 9
@@ -120,7 +120,7 @@ def test_a_ceiling_on_packets(name: str) -> None:
     assert caught.value.code == "decode_too_large"
 
 
-def test_a_ceiling_on_one_side() -> None:
+def test_a_limit_on_one_side() -> None:
     data = media.encode(Image.new("L", (500, 3)), "PNG")
     limits = MediaLimits(max_side=499)
     assert read_image(data, MediaLimits(max_side=500)).pixels.shape == (3, 3, 500)
@@ -147,7 +147,7 @@ def test_scans_are_counted_where_a_decoder_finds_them() -> None:
     assert read_image(baseline[:2] + comment + baseline[2:]).pixels.shape == (3, 90, 120)
 
 
-def test_a_ceiling_on_scans() -> None:
+def test_a_limit_on_scans() -> None:
     data = media.encode(Image.fromarray(media.draw(90, 120)), "JPEG", progressive=True)
     scans = scan_count(data)
     assert read_image(data, MediaLimits(max_scans=scans)).pixels.shape == (3, 90, 120)
@@ -180,11 +180,11 @@ def test_large_pictures_have_the_same_pixels_as_in_one_piece(mode: str) -> None:
 
 
 def test_an_end_of_memory_is_a_medium_too_large(processor: Processor, tmp_path: Path) -> None:
-    """With real ends of memory in a child of its own."""
+    """With real ends of memory in a worker of its own."""
     picture = media.encode(Image.new("RGB", (3000, 3000)), "PNG")
     clip = media.video(media.numbered_frames(5, 1440, 2560), codec="mpeg4")
-    with Decoding(tmp_path, 12 * MIB, timeout_s=60) as child:
+    with DecodeWorker(tmp_path, 12 * MIB, timeout_s=60) as child:
         for data in (picture, clip):
-            verdict = child.verdict(Request(data))
+            verdict = child.verdict(DecodeRequest(data))
             assert verdict.outcome == "decode_too_large", verdict
-        assert child.verdict(Request(media.jpeg())).outcome == "ok"
+        assert child.verdict(DecodeRequest(media.jpeg())).outcome == "ok"
