@@ -122,9 +122,9 @@ def _make(source: Place, root: Path, wanted: str, weights: bool) -> None:
             )
     finally:
         pieces.close()
-    storage.sync_folder(partial)
+    storage.fsync_folder(partial)
     partial.rename(target)
-    storage.sync_folder(root)
+    storage.fsync_folder(root)
     (target / _PIECES).unlink()
 
 
@@ -143,7 +143,7 @@ def _files(source: Place, weights: bool) -> list[_File]:
             files.append(_File(name, int(info["size"]), file_version(source / name, info)))
         return files
 
-    return storage.steadily(source, lambda _: found())
+    return storage.with_retries(source, lambda _: found())
 
 
 def _changed(files: list[_File], later: list[_File]) -> bool:
@@ -208,7 +208,8 @@ def _fetch(source: Place, partial: Path, pieces: _Pieces) -> None:
             return
         name, size, offset = piece
         try:
-            data = storage.steadily(source, _reader(source / name, size, offset)) if size else b""
+            read = _reader(source / name, size, offset)
+            data = storage.with_retries(source, read) if size else b""
             _write(partial / name, data, offset)
             pieces.done(name, offset)
         except BaseException:

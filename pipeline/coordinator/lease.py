@@ -89,7 +89,7 @@ def at_work(output: Place) -> str | None:
 
 def _take(place: Place, sign: Sign) -> None:
     first, since = None, 0.0
-    while not storage.put_new(place, _data(sign)):
+    while not storage.put_if_absent(place, _data(sign)):
         found = _found(place)
         if found is not None and not found.is_dead:
             if first is None:

@@ -47,7 +47,7 @@ def past_runs(output: str, steps: Sequence[str] = ()) -> list[dict[str, object]]
 
 def _runs(place: Place, state: LedgerState) -> list[dict[str, object]]:
     log, notes = log_of(place), place / ledger.HIDDEN / "runs"
-    kept, working = set(storage.files_below(notes)), at_work(place)
+    kept, working = set(storage.list_files(notes)), at_work(place)
 
     def record(number: int) -> dict[str, object]:
         found: dict[str, object] = json.loads(storage.read(log / f"{number:012}.json"))

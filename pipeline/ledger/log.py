@@ -83,7 +83,7 @@ def _damaged(place: Place, error: Exception) -> JobError:
 def _numbered(log: Place) -> list[str]:
     """The log's records and snapshots, in order; not what a killed writer has left unnamed."""
     suffixes = (_RECORD, snapshots.SUFFIX)
-    return [name for name in storage.files_below(log) if name.endswith(suffixes)]
+    return [name for name in storage.list_files(log) if name.endswith(suffixes)]
 
 
 def _number(name: str) -> int:
@@ -97,7 +97,7 @@ def append(output: Place, state: LedgerState, record: Record) -> bool:
     stamped = {**record, "at": datetime.now(UTC).isoformat(timespec="milliseconds")}
     name = f"{state.sequence + 1:012}{_RECORD}"
     try:
-        added = storage.put_new(log_of(output) / name, json.dumps(stamped).encode())
+        added = storage.put_if_absent(log_of(output) / name, json.dumps(stamped).encode())
         # A fence may come from somebody who has not looked at the log for long; what a writer adds
         # after its fence cannot lie in the past, as no number after a fence is ever free again.
         if added and record["kind"] != "commit":

@@ -51,7 +51,7 @@ def staged(output: Place) -> Place:
 
 def visible_files(output: Place) -> list[str]:
     """The names of the files that readers see, sorted."""
-    names = storage.files_below(output)
+    names = storage.list_files(output)
     return [name for name in names if not name.startswith(HIDDEN) and name.endswith(".parquet")]
 
 
@@ -85,7 +85,7 @@ def discard(output: Place, tokens: Iterable[str]) -> None:
 def leftovers(output: Place, needed: Iterable[str]) -> list[Place]:
     """What is staged, besides the objects of the tokens that are `needed`."""
     keep = {f"{token}{_PARTS}" for token in needed}
-    names = storage.files_below(staged(output))
+    names = storage.list_files(staged(output))
     return [staged(output) / name for name in names if name not in keep]
 
 
@@ -119,7 +119,7 @@ def read_parts(output: Place, groups: Iterable[Group]) -> Contents:
             raise failed
 
     if spans:
-        storage.steadily(output, contents)
+        storage.with_retries(output, contents)
     cut: dict[tuple[str, int], memoryview] = {}
     for index, span in enumerate(spans):
         data = found[index]

@@ -176,13 +176,13 @@ def keep(
         text = json.dumps(listed, ensure_ascii=False).encode()
         storage.put(folder / f"{name}.json", _digest(text).encode() + text)
         stay = {name, *(segment.name for segment in beside)}
-        gone = [file for file in storage.files_below(folder) if file[: len(name)] not in stay]
+        gone = [file for file in storage.list_files(folder) if file[: len(name)] not in stay]
         list(pool.map(lambda file: storage.remove(folder / file), gone))
 
 
 def load(folder: Place) -> list[Segment]:
     """The segments that are there; damaged ones are left out."""
-    names = [name for name in storage.files_below(folder) if name.endswith(".json")]
+    names = [name for name in storage.list_files(folder) if name.endswith(".json")]
     with ThreadPoolExecutor(_THREADS) as pool:
         found = list(pool.map(lambda name: _load(folder, name), names))
     return [segment for segment in found if segment is not None]

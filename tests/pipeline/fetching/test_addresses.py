@@ -10,17 +10,18 @@ from hypothesis import strategies as st
 
 from mediamill.pipeline.fetching.addresses import (
     AddressRules,
-    addresses,
     check_host,
-    follow,
+    follow_redirect,
     is_public,
-    parse,
+    parse_url,
+    resolve_addresses,
 )
 from mediamill.pipeline.fetching.budget import Reservation
 from mediamill.pipeline.fetching.fetcher import Fetcher
 from mediamill.pipeline.fetching.http_source import HttpClient
-from mediamill.pipeline.stages.fetch import FetchRules, fetch
+from mediamill.pipeline.stages.fetch import fetch
 from mediamill.schemas.errors import RowError
+from tests.pipeline.fetching.rules import fetch_rules
 from tests.servers.faulty_http import faulty_http
 
 PUBLIC = "93.184.216.34"
@@ -147,7 +148,7 @@ def listener():
 
 
 def rules(tmp_path, **changes):
-    return FetchRules(10**6, 5.0, str(tmp_path), pause_s=0.001, **changes)
+    return fetch_rules(10**6, 5.0, str(tmp_path), pause_s=0.001, **changes)
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
@@ -275,15 +276,18 @@ def test_hosts_are_checked_on_each_hop(tmp_path, site, dial):
 
 def test_encryption_is_not_given_up():
     with pytest.raises(RowError, match="https to stay"):
-        follow(parse("https://good.test/a"), "http://good.test/a")
-    assert follow(parse("https://good.test/a/b?c"), "../d?e#f").url == "https://good.test/d?e"
+        follow_redirect(parse_url("https://good.test/a"), "http://good.test/a")
+    assert (
+        follow_redirect(parse_url("https://good.test/a/b?c"), "../d?e#f").url
+        == "https://good.test/d?e"
+    )
 
 
 def test_a_signed_path_goes_out_as_it_is():
     signed = "/a%2Fb/%C3%A9?X-Amz-Signature=a%2Bb&x=/+%20~"
-    assert parse(f"https://good.test{signed}").path == signed
-    assert parse("https://good.test/é?ü").path == "/%C3%A9?%C3%BC"
-    assert parse("https://good.test").path == "/"
+    assert parse_url(f"https://good.test{signed}").path == signed
+    assert parse_url("https://good.test/é?ü").path == "/%C3%A9?%C3%BC"
+    assert parse_url("https://good.test").path == "/"
 
 
 @given(st.ip_addresses(v=4))
@@ -313,6 +317,6 @@ def test_ipv4_inside_of_ipv6_is_as_public_as_it_is_alone(address):
 def test_public_addresses_are_allowed():
     for one in (PUBLIC, "1.1.1.1", "2606:4700::1111", "64:ff9b::1.1.1.1", "::ffff:1.1.1.1"):
         assert is_public(one)
-    target = parse("http://[2606:4700::1111]:8080/a")
-    assert addresses(target, AddressRules(), resolve) == ["2606:4700::1111"]
+    target = parse_url("http://[2606:4700::1111]:8080/a")
+    assert resolve_addresses(target, AddressRules(), resolve) == ["2606:4700::1111"]
     assert target.host_header == "[2606:4700::1111]:8080"

@@ -2,9 +2,10 @@
 
 import pytest
 
-from mediamill.pipeline.fetching.addresses import AddressRules, check_host, parse
+from mediamill.pipeline.fetching.addresses import AddressRules, check_host, parse_url
 from mediamill.pipeline.fetching.check_job import check_fetching
-from mediamill.pipeline.fetching.fetcher import SCHEMES, FetchRules
+from mediamill.pipeline.fetching.fetcher import FetchRules
+from mediamill.pipeline.storage.schemes import SCHEMES
 from mediamill.schemas.errors import JobError
 from tests.pipeline.world import make_job
 
@@ -65,7 +66,7 @@ HOSTS = {
 @pytest.mark.parametrize("pattern", HOSTS)
 def test_a_pattern_that_some_host_matches_is_taken(pattern):
     host = HOSTS[pattern]
-    check_host(parse(f"https://{f'[{host}]' if ':' in host else host}/").host, rules([pattern]))
+    check_host(parse_url(f"https://{f'[{host}]' if ':' in host else host}/").host, rules([pattern]))
     check_fetching(job_with(fetch__hosts=[pattern]))
 
 

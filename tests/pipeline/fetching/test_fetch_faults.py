@@ -15,9 +15,10 @@ from mediamill.pipeline.fetching.addresses import AddressRules
 from mediamill.pipeline.fetching.budget import Reservation
 from mediamill.pipeline.fetching.fetcher import Fetcher
 from mediamill.pipeline.fetching.http_source import HttpClient
-from mediamill.pipeline.stages.fetch import FetchRules, fetch
+from mediamill.pipeline.stages.fetch import fetch
 from mediamill.pipeline.storage import storage
 from mediamill.schemas.errors import RowError
+from tests.pipeline.fetching.rules import fetch_rules
 from tests.servers.faulty_http import KINDS, faulty_http
 from tests.servers.s3 import faulty_s3
 
@@ -49,7 +50,7 @@ def folder(tmp_path, files):
 
 def rules(**changes):
     settings = {"private_addresses": True, "tries": 12, "pause_s": 0.001, **changes}
-    return FetchRules(10**6, 60.0, "/", **settings)
+    return fetch_rules(10**6, 60.0, "/", **settings)
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +213,7 @@ def test_an_etag_that_is_no_checksum_costs_one_reading(s3_server, files):
             assert medium.data.tobytes() == files["small"]
     finally:
         s3_server.etag = None
-    assert fetcher._stores.distrusted == {"faults"}
+    assert fetcher._object_stores.distrusted == {"faults"}
 
 
 def test_https_is_verified(folder, files, tmp_path, monkeypatch):
@@ -320,21 +321,21 @@ def test_other_stores(monkeypatch, files):
 # The storage of manifests and results
 
 
-@pytest.mark.parametrize("operation", ["put_new", "put", "move", "remove", "list", "read"])
+@pytest.mark.parametrize("operation", ["put_if_absent", "put", "move", "remove", "list", "read"])
 def test_storage_operations_survive_each_fault(s3_server, operation):
     root = storage.resolve(f"s3://faults/ops-{operation}")
     for kind in ("500", "503", "reset", "lost", "cut", "slow", "expired"):
         place, other = root / f"{kind}-1", root / f"{kind}-2"
         before = s3_server.faults.counts[kind]
-        if operation not in ("put_new", "put"):
+        if operation not in ("put_if_absent", "put"):
             storage.put(place, b"content")
         s3_server.faults.plan(f"/faults/ops-{operation}/{kind}-1", [kind])
         s3_server.faults.plan(f"/faults/ops-{operation}/{kind}-2", [kind])
         if operation == "list":
             s3_server.faults.plan("/faults", [kind])
-        if operation == "put_new":
-            assert storage.put_new(place, b"mine")
-            assert not storage.put_new(place, b"another's")
+        if operation == "put_if_absent":
+            assert storage.put_if_absent(place, b"mine")
+            assert not storage.put_if_absent(place, b"another's")
             assert storage.read(place) == b"mine"
         elif operation == "put":
             storage.put(place, b"mine")
@@ -347,7 +348,7 @@ def test_storage_operations_survive_each_fault(s3_server, operation):
             storage.remove(place)
             assert not storage.exists(place)
         elif operation == "list":
-            assert f"{kind}-1" in storage.files_below(root)
+            assert f"{kind}-1" in storage.list_files(root)
         else:
             assert storage.read(place) == b"content"
         assert s3_server.faults.counts[kind] > before
@@ -359,6 +360,6 @@ def test_of_many_writers_behind_faults_one_makes_a_new_file(s3_server):
     with ThreadPoolExecutor(6) as writers:
         for number in range(4):
             place = storage.resolve(f"s3://faults/writers/{number}")
-            won = list(writers.map(storage.put_new, [place] * 6, contents))
+            won = list(writers.map(storage.put_if_absent, [place] * 6, contents))
             winners = [data for new, data in zip(won, contents, strict=True) if new]
             assert winners == [storage.read(place)]

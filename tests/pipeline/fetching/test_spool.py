@@ -74,7 +74,7 @@ def test_a_process_that_ends_takes_its_files_along(child):
     assert path.exists()
     process.communicate()
     assert process.returncode == 0
-    assert not list(spool.home().iterdir())
+    assert not list(spool.root_folder().iterdir())
 
 
 def test_what_a_killed_process_left_goes_with_the_next_sweep(child):
@@ -95,7 +95,7 @@ def test_a_spool_that_is_gone_is_removed():
     path.write_bytes(b"x")
     del one
     assert not path.exists()
-    assert not list(spool.home().iterdir())
+    assert not list(spool.root_folder().iterdir())
 
 
 def test_sweeps_and_beginnings_do_not_meet():
@@ -118,11 +118,11 @@ def test_sweeps_and_beginnings_do_not_meet():
         one.join()
     assert not wrong
     spool.sweep()
-    assert not list(spool.home().iterdir())
+    assert not list(spool.root_folder().iterdir())
 
 
 def test_a_folder_that_others_may_write_to_is_not_used():
-    home = spool.home()
+    root = spool.root_folder()
     home.mkdir()
     home.chmod(0o777)
     with pytest.raises(PermissionError, match="belongs to another user"):

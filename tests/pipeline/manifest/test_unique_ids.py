@@ -133,7 +133,7 @@ def test_new_files_are_compared_with_old_ones_that_are_not_read(output):
 def test_a_check_that_is_not_kept_changes_nothing(output):
     write(output.folder / "a.parquet", ["a", "b"])
     output.run(keep=False)
-    assert storage.files_below(output.index) == []
+    assert storage.list_files(output.index) == []
     assert output.run() == ["a.parquet"]
 
 
@@ -165,7 +165,7 @@ def test_any_history_finds_what_reading_everything_finds(output, monkeypatch, se
             )
         if not files:
             continue
-        objects = storage.files_below(output.index)
+        objects = storage.list_files(output.index)
         if objects and rng.random() < 0.3:
             lost = output.index / objects[int(rng.integers(len(objects)))]
             data = bytearray(storage.read(lost))
@@ -205,14 +205,14 @@ def test_many_small_growths_make_few_segments(output):
     rows = sorted(segment.rows for segment in id_index.load(output.index))
     assert sum(rows) == 80
     assert len(rows) <= 5
-    assert len(storage.files_below(output.index)) == 2 * len(rows)
+    assert len(storage.list_files(output.index)) == 2 * len(rows)
 
 
 def test_a_lost_index_is_made_again_when_it_is_needed(output):
     for name in "abc":
         write(output.folder / f"{name}.parquet", [f"{name}{i}" for i in range(10)])
     output.run()
-    for name in storage.files_below(output.index):
+    for name in storage.list_files(output.index):
         storage.remove(output.index / name)
     assert output.run() == []  # nothing is new: nothing is to be compared
     write(output.folder / "d.parquet", ["d0"])

@@ -20,8 +20,8 @@ from mediamill.pipeline.storage.retries import (
     Deadline,
     FetchFailure,
     classify_error,
+    parse_retry_after,
     retry,
-    retry_after,
 )
 from mediamill.schemas.errors import RowError
 
@@ -125,11 +125,11 @@ def test_a_chain_that_bites_its_tail_ends():
 
 def test_retry_after_is_a_number_or_a_date():
     soon = format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)
-    assert 50 < retry_after(soon) <= 60
-    assert retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0
-    assert retry_after(" 7 ") == 7
+    assert 50 < parse_retry_after(soon) <= 60
+    assert parse_retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0
+    assert parse_retry_after(" 7 ") == 7
     for nonsense in (None, "", "soon", "-5", "1e9", "٣", "Wed, 99 Oct 2015 07:28:00 GMT"):
-        assert retry_after(nonsense) is None
+        assert parse_retry_after(nonsense) is None
     assert classify_error(HttpError(response=Answer(503))).retry_after_s == 7
     assert classify_error(of_s3("SlowDown", 503, {"retry-after": "3"})).retry_after_s == 3
 
