@@ -12,7 +12,7 @@ import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
-from urllib.parse_url import unquote, urljoin, urlsplit
+from urllib.parse import unquote, urljoin, urlsplit
 
 from mediamill.schemas.errors import ErrorCode, RowError
 

@@ -103,5 +103,5 @@ def _check_sizes(section: str, config: Limits | FetchConfig) -> None:
             if name.endswith(suffix) and value > largest:
                 unit = "seconds, a year" if suffix == "_s" else "bytes, 256 TiB"
                 raise JobError(
-                    f"{section}.{name}: found {value:g}, expected at largest {largest:,} {unit}"
+                    f"{section}.{name}: found {value:g}, expected at most {largest:,} {unit}"
                 )

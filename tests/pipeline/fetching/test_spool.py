@@ -123,11 +123,11 @@ def test_sweeps_and_beginnings_do_not_meet():
 
 def test_a_folder_that_others_may_write_to_is_not_used():
     root = spool.root_folder()
-    home.mkdir()
-    home.chmod(0o777)
+    root.mkdir()
+    root.chmod(0o777)
     with pytest.raises(PermissionError, match="belongs to another user"):
         Spool().new()
-    home.rmdir()
-    home.symlink_to("/tmp")
+    root.rmdir()
+    root.symlink_to("/tmp")
     with pytest.raises(PermissionError):
         Spool().new()
