@@ -182,7 +182,7 @@ def run(
     if outcome.before == plan.manifest.rows and staging.is_settled(plan.output, state):
         return outcome.summary(Counts())
     with lease.held(plan.output, run_id):
-        plan.new_ids.keep()
+        plan.new_ids.save()
         try:
             bound = dict(plan.bound)
             ledger.begin(plan.output, state, run_id, bound, plan.files, job.rows_per_file)

@@ -61,7 +61,7 @@ def test_ids_are_widened(found, kept):
     assert check(id=found, uri=pa.large_string()).id_type == kept
 
 
-def test_normalise_gives_one_form_whatever_the_writer_chose():
+def test_normalize_gives_one_form_whatever_the_writer_chose():
     table = pa.table(
         {
             "kind": pa.array(["a", "b"]).dictionary_encode(),
@@ -81,7 +81,7 @@ def test_normalise_gives_one_form_whatever_the_writer_chose():
         }
     )
     manifest = check_manifest_schema(table.schema, WHERE)
-    plain = manifest.normalise(table)
+    plain = manifest.normalize(table)
     assert plain.schema == pa.schema(
         [("id", pa.int64()), ("media", MEDIA_TYPE), ("kind", pa.string())]
     )
@@ -93,14 +93,14 @@ def test_normalise_gives_one_form_whatever_the_writer_chose():
         },
         {"id": 2, "media": [], "kind": "b"},
     ]
-    assert manifest.normalise(plain) == plain
+    assert manifest.normalize(plain) == plain
 
 
 def test_seconds_that_are_always_none_are_accepted():
     table = pa.table({"id": [1], "media": [[{"uri": "x", "type": None, "start_s": None}]]})
     struct = pa.struct([("uri", pa.string()), ("type", pa.string()), ("start_s", pa.null())])
     table = table.set_column(1, "media", table["media"].cast(pa.list_(struct)))
-    plain = check_manifest_schema(table.schema, WHERE).normalise(table)
+    plain = check_manifest_schema(table.schema, WHERE).normalize(table)
     assert plain["media"].to_pylist() == [
         [{"type": None, "uri": "x", "start_s": None, "end_s": None}]
     ]
@@ -273,5 +273,5 @@ def test_wrong_partition_columns(name, expected):
 def test_user_values_pass_through_untouched():
     day = datetime.date(2024, 2, 29)
     table = pa.table({"uri": ["x"], "day": [day], "tags": [["a", None]], "id": ["1"]})
-    plain = check_manifest_schema(table.schema, WHERE).normalise(table)
+    plain = check_manifest_schema(table.schema, WHERE).normalize(table)
     assert plain.to_pylist() == [{"id": "1", "uri": "x", "day": day, "tags": ["a", None]}]

@@ -69,7 +69,7 @@ def faulty_http(
     digests: bool = True,
     context: Any = None,
 ) -> Iterator[Site]:
-    """digests: whether responses state the file's checksum. context: an ssl.SSLContext, for https."""
+    """digests: whether responses state the file's checksum. context: for https."""
     faults = Faults(seed, rate, kinds, longest, retry_after)
     site = Site("", faults, folder)
     server = Server(_handler(site, digests), context)

@@ -25,7 +25,7 @@ from tests.servers.faulty_http import faulty_http
 def table_of(rows, schema=None):
     source = pa.Table.from_pylist(rows, schema)
     manifest = check_manifest_schema(source.schema, "m")
-    table = manifest.normalise(source)
+    table = manifest.normalize(source)
     for field in read_schema(manifest):
         if field.name not in table.column_names:
             nulls = pa.nulls(table.num_rows, field.type)

@@ -25,7 +25,7 @@ def write(path, *ids, **options):
 def begin(job):
     """What a run does before it starts."""
     plan = check(job)
-    plan.new_ids.keep()
+    plan.new_ids.save()
     state = ledger.load(plan.output)
     run = f"run {state.sequence}"
     ledger.begin(plan.output, state, run, dict(plan.bound), plan.files, job.rows_per_file)

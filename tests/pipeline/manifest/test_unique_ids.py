@@ -1,5 +1,5 @@
-"""Ids that occur twice are found and named, whatever the manifest's size and whenever its files
-came; old files are not read for it.
+"""Duplicate ids are found and named, for manifests of all sizes that grow run by run; unchanged
+files are not read again.
 """
 
 import numpy as np
@@ -48,7 +48,7 @@ class Output:
         manifest = open_manifest(str(self.folder), self.known)
         files, new = unique_ids.check_ids(manifest, self.known, self.index)
         if keep:
-            new.keep()
+            new.save()
             self.known = files
         return self.reads
 
@@ -194,7 +194,7 @@ def test_any_history_finds_what_reading_everything_finds(output, monkeypatch, se
             assert {file.name: file.rows for file in output.known} == {
                 name: len(values) for name, values in files.items()
             }
-    held = [segment.rows for segment in id_index.load(output.index)]
+    held = [segment.rows for segment in id_index.load_segments(output.index)]
     assert len(held) <= 12
 
 
@@ -202,7 +202,7 @@ def test_many_small_growths_make_few_segments(output):
     for number in range(20):
         write(output.folder / f"{number:02}.parquet", [f"{number}-{i}" for i in range(4)])
         assert output.run() == [f"{number:02}.parquet"]
-    rows = sorted(segment.rows for segment in id_index.load(output.index))
+    rows = sorted(segment.rows for segment in id_index.load_segments(output.index))
     assert sum(rows) == 80
     assert len(rows) <= 5
     assert len(storage.list_files(output.index)) == 2 * len(rows)

@@ -53,7 +53,7 @@ def read_table(rows, earlier=None):
         {"id": [str(i) for i in range(len(rows))], "media": pa.array(media, pa.list_(part))}
     )
     manifest = check_manifest_schema(source.schema, "m")
-    table = manifest.normalise(source)
+    table = manifest.normalize(source)
     for field in read_schema(manifest):
         if field.name not in table.column_names:
             table = table.append_column(field, pa.nulls(len(rows), field.type))
