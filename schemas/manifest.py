@@ -130,9 +130,7 @@ def check_partition_by(manifest: ManifestSchema, partition_by: Sequence[str], wh
                 f"manifest's further columns{_in_parentheses(user)}"
             )
         elif name not in user:
-            mistakes.append(
-                f"{where}: partition_by names column '{name}', {_available(user, name)}"
-            )
+            mistakes.append(f"{where}: partition_by names column '{name}', {_existing(user, name)}")
         elif not can_be_a_path(user[name]):
             mistakes.append(
                 f"{where}: partition_by names column '{name}' of type {user[name]}, expected a "
@@ -149,7 +147,7 @@ def check_candidates(task: Task, manifest: ManifestSchema, where: str) -> None:
         return
     user = {field.name: field.type for field in manifest.user}
     if name not in user:
-        raise JobError(f"{where}: score.column names column '{name}', {_available(user, name)}")
+        raise JobError(f"{where}: score.column names column '{name}', {_existing(user, name)}")
     column_type = user[name]
     if not is_text(column_type.value_type if is_list(column_type) else column_type):
         raise JobError(
@@ -168,11 +166,11 @@ def _missing_columns(schema: pa.Schema, where: str) -> list[str]:
     mistakes = []
     names = schema.names
     if c.ID not in names:
-        mistakes.append(f"{where}: no column 'id' (string or int64), {_available(names, c.ID)}")
+        mistakes.append(f"{where}: no column 'id' (string or int64), {_existing(names, c.ID)}")
     if c.URI not in names and c.MEDIA not in names:
         mistakes.append(
             f"{where}: no column 'uri' (string) or 'media' ({_MEDIA_EXPECTED}), "
-            f"{_available(names, c.URI, c.MEDIA)}"
+            f"{_existing(names, c.URI, c.MEDIA)}"
         )
     if c.URI in names and c.MEDIA in names:
         mistakes.append(
@@ -206,7 +204,7 @@ def _media_problems(media_type: pa.DataType) -> list[str]:
     problems = []
     for name in (c.MEDIA_TYPE, c.MEDIA_URI):
         if name not in fields:
-            available = _available(fields, name, kind="fields")
+            available = _existing(fields, name, kind="fields")
             problems.append(f" has no field '{name}' (string), {available}")
         elif not is_text(fields[name]):
             problems.append(f": field '{name}' has type {fields[name]}, expected string")
@@ -231,7 +229,7 @@ def _name_clash(field: pa.Field, where: str) -> list[str]:
     ]
 
 
-def _available(names: Iterable[str], *wanted: str, kind: str = "columns") -> str:
+def _existing(names: Iterable[str], *wanted: str, kind: str = "columns") -> str:
     """Lists the names that exist, with a guess which of them was meant."""
     available = list(names)
     unreserved = [name for name in available if name not in _RESERVED[kind]]

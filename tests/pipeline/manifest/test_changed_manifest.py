@@ -1,4 +1,4 @@
-"""A manifest that changed under its output: what was only added to goes on, all else is refused."""
+"""A manifest that changed between two runs: additions are accepted, all else is refused."""
 
 import os
 
@@ -209,13 +209,15 @@ def test_all_else_is_refused_in_a_sentence(begun, change, words):
 @pytest.fixture
 def opened(monkeypatch):
     """The manifest files that were read, footers and ids."""
-    found = []
-    footer, batches = manifests._footer, unique_ids._batches
-    monkeypatch.setattr(manifests, "_footer", lambda place: found.append(place) or footer(place))
+    places = []
+    footer, batches = manifests._read_footer, unique_ids._batches
     monkeypatch.setattr(
-        unique_ids, "_batches", lambda file: found.append(file.place) or batches(file)
+        manifests, "_read_footer", lambda place: places.append(place) or footer(place)
     )
-    return lambda: {place.url.rpartition("/")[2] for place in found}
+    monkeypatch.setattr(
+        unique_ids, "_batches", lambda file: places.append(file.place) or batches(file)
+    )
+    return lambda: {place.url.rpartition("/")[2] for place in places}
 
 
 def test_of_an_unchanged_manifest_one_footer_is_read(begun, opened):
@@ -232,7 +234,7 @@ def test_of_a_changed_manifest_what_changed_is_read(begun, opened):
 
 
 def test_s3(s3, tmp_path, caplog):
-    """One listing instead of a question for each file; a new content has a new ETag."""
+    """One listing instead of a request for each file; a new content has a new ETag."""
     import fsspec
 
     fs = fsspec.filesystem("s3", use_listings_cache=False)
@@ -249,10 +251,10 @@ def test_s3(s3, tmp_path, caplog):
     caplog.set_level("INFO", logger="werkzeug")
     caplog.clear()
     check(job)
-    asked = [record.getMessage() for record in caplog.records]
-    touched = {name for name in (f"{n:02}.parquet" for n in range(12)) if name in "".join(asked)}
+    requests = [record.getMessage() for record in caplog.records]
+    touched = {name for name in (f"{n:02}.parquet" for n in range(12)) if name in "".join(requests)}
     assert touched == {"00.parquet"}
-    assert sum("prefix=" in line and "/m/" in line for line in asked) <= 2
+    assert sum("prefix=" in line and "/m/" in line for line in requests) <= 2
     put("05.parquet", "05-b", "05-a")
     with pytest.raises(JobError, match=r"m: the first 2 ids of 05.parquet are not those"):
         check(job)
