@@ -235,7 +235,7 @@ def _existing(names: Iterable[str], *wanted: str, kind: str = "columns") -> str:
     unreserved = [name for name in available if name not in _RESERVED[kind]]
     guess = next((near for name in wanted if (near := nearest(name, unreserved))), None)
     hint = f" (is '{guess}' meant?)" if guess else ""
-    return f"the {kind} there are: {', '.join(available) or 'none'}{hint}"
+    return f"the {kind} are: {', '.join(available) or 'none'}{hint}"
 
 
 def _in_parentheses(names: dict[str, pa.DataType]) -> str:

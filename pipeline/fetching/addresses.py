@@ -119,7 +119,7 @@ def parse_url(url: str) -> Target:
         raise _denied("found port 0 in the URL")
     host = parts.hostname or ""
     if ("[" in parts.netloc) != (":" in host):
-        raise _denied("found brackets around what is no IPv6 address")
+        raise _denied("found brackets around something other than an IPv6 address")
     return Target(
         scheme=scheme,
         host=_normalize_host(host),
@@ -219,11 +219,11 @@ def _normalize_host(name: str) -> str:
             # This also maps full-width digits and dots to ASCII ones.
             name = name.encode("idna").decode("ascii")
         except UnicodeError:
-            raise _denied("found a host that is no valid name") from None
+            raise _denied("found a host that is not a valid name") from None
     host = name.lower().removesuffix(".")
     labels = host.split(".")
     if len(host) > 253 or not all(_HOST_LABEL.fullmatch(label) for label in labels):
-        raise _denied("found a host that is no valid name")
+        raise _denied("found a host that is not a valid name")
     # A host that ends in a number is an address. Some parsers accept 127.1, 0177.1 or 0x7f000001
     # too; only four decimal numbers mean the same to all.
     if _NUMBER.fullmatch(labels[-1]):

@@ -18,10 +18,8 @@ from mediamill.pipeline.storage.retries import Deadline, IncompleteError
 from mediamill.schemas.errors import ErrorCode, RowError
 
 MEMORY_BYTES = 64 * 1024 * 1024
-_INITIAL_BYTES, _GROWTH_BYTES = (
-    256 * 1024,
-    8 * 1024 * 1024,
-)  # reserved at once when the size is unknown
+# While the size is unknown, the reservation starts with this and grows by at most that.
+_INITIAL_BYTES, _GROWTH_BYTES = 256 * 1024, 8 * 1024 * 1024
 
 
 class _Owner:

@@ -49,7 +49,7 @@ class StatusError(OSError):
     """A response that is not the file. `status` and `headers` are the response's."""
 
     def __init__(self, status: int, headers: HTTPMessage) -> None:
-        super().__init__(f"the server said {status}")
+        super().__init__(f"the server answered {status}")
         self.status, self.headers = status, headers
 
 
@@ -229,7 +229,7 @@ def _reply(response: HTTPResponse, requested: int) -> RangeReply:
     if headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity"):
         raise RowError(
             ErrorCode.FETCH_FAILED,
-            "found a compressed answer although none was asked for, expected the file as it is",
+            "found a compressed response, expected the file without compression",
         )
     length = _length(headers)
     version = headers.get("ETag") or headers.get("Last-Modified")
@@ -241,15 +241,15 @@ def _reply(response: HTTPResponse, requested: int) -> RangeReply:
         )
     content_range = _RANGE.fullmatch(headers.get("Content-Range", "").strip())
     if content_range is None:
-        raise IncompleteError("got a part of the file that does not say which")
+        raise IncompleteError("got a part of the file without a valid Content-Range")
     start, last = int(content_range[1]), int(content_range[2])
     total = None if content_range[3] == "*" else int(content_range[3])
     if last < start or (total is not None and last >= total):
-        raise IncompleteError("got a part of the file that cannot be")
+        raise IncompleteError("got a part of the file with an impossible Content-Range")
     if total is None:
-        raise IncompleteError("got a part of the file without the whole's size")
+        raise IncompleteError("got a part of the file without the size of the whole file")
     if start != requested:
-        raise ContentChangedError("got another part of the file than was asked for")
+        raise ContentChangedError("got another part of the file than was requested")
     whole = start == 0 and last + 1 == total
     chunks = _chunks(response, last + 1 - start)
     return RangeReply(start, total, True, chunks, version, _digest(headers, whole))

@@ -98,7 +98,7 @@ class _S3Source:
         else:
             start, last, total = (int(number) for number in content_range.groups())
             if start != requested:
-                raise ContentChangedError("got another part of the object than was asked for")
+                raise ContentChangedError("got another part of the object than was requested")
             length = last + 1 - start
         return RangeReply(
             start,

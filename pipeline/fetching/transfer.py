@@ -117,7 +117,7 @@ def transfer(
 
 class _WrongDigestError(IncompleteError):
     def __init__(self, algorithm: str, digest: bytes) -> None:
-        super().__init__(f"the bytes that came differ from the stated {algorithm} checksum")
+        super().__init__(f"the received bytes do not match the stated {algorithm} checksum")
         self.digest = digest
 
 
@@ -275,10 +275,10 @@ class _Transfer:
                 if not same or reply.start not in (offset, 0):
                     raise ContentChangedError("the file changed while it was read")
                 if reply.start != offset and not exclusive:
-                    raise ContentChangedError("the server has stopped to answer with ranges")
+                    raise ContentChangedError("the server no longer honors range requests")
                 return reply.start
             if reply.start != offset:
-                raise IncompleteError("got another range than was asked for")
+                raise IncompleteError("got another range than was requested")
             state.total, state.supports_ranges = reply.total, reply.supports_ranges
             state.version = reply.version
             state.digest, state.is_digest_certain = reply.digest, reply.is_digest_certain

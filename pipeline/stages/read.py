@@ -256,7 +256,7 @@ def _open_checked(group_slice: RowGroupSlice) -> Iterator[pq.ParquetFile]:
     try:
         source = place.fs.open(place.path, "rb")
     except FileNotFoundError as error:
-        raise _changed(group_slice, "it is gone") from error
+        raise _changed(group_slice, "it no longer exists") from error
     with source, pq.ParquetFile(source) as parquet:
         footer = parquet.metadata
         if footer.num_rows != group_slice.file_rows:
@@ -265,11 +265,11 @@ def _open_checked(group_slice: RowGroupSlice) -> Iterator[pq.ParquetFile]:
         sizes = [footer.row_group(at).num_rows for at in range(footer.num_row_groups)]
         groups = group_slice.groups
         if any(sizes[group.position : group.position + 1] != [group.rows] for group in groups):
-            raise _changed(group_slice, "its row groups are others")
+            raise _changed(group_slice, "its row groups have changed")
         # What an object store reported when the file was opened saves a request.
         version = file_version.file_version(place, getattr(source, "details", None))
         if not file_version.same_content(group_slice.version, version):
-            raise _changed(group_slice, "it was written again")
+            raise _changed(group_slice, "it was overwritten")
         largest = max(footer.row_group(group.position).total_byte_size for group in groups)
         if largest < _STREAMED_BYTES:
             yield parquet

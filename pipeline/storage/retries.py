@@ -210,7 +210,7 @@ def parse_retry_after(value: str | None) -> float | None:
 
 def failure_of_status(status: int, code: str = "", retry_after: str | None = None) -> FetchFailure:
     """The failure that an HTTP response with this status stands for."""
-    reason = f"the server said {status}" + (f" {code}" if code else "")
+    reason = f"the server answered {status}" + (f" {code}" if code else "")
     wait = parse_retry_after(retry_after)
     if status in _MISSING_STATUSES or _CODES.get(code) == "missing":
         return FetchFailure("missing", "no such file")
@@ -243,7 +243,7 @@ def _from_error_code(error: BaseException) -> FetchFailure | None:
     details, meta = response.get("Error") or {}, response.get("ResponseMetadata") or {}
     code = str(details.get("Code") or "")
     if code == "400":  # a response to HEAD has no body with a more specific code
-        return FetchFailure("expired", "the server said 400")
+        return FetchFailure("expired", "the server answered 400")
     status = meta.get("HTTPStatusCode")
     headers = meta.get("HTTPHeaders") or {}
     plain = code if code.isascii() and code.isalnum() and len(code) < 60 else ""
@@ -281,7 +281,7 @@ def _from_type(error: BaseException) -> FetchFailure | None:
     if isinstance(error, ssl.SSLCertVerificationError):
         return FetchFailure("denied", "the server's certificate is not valid")
     if isinstance(error, FileExistsError):
-        return FetchFailure("conflict", "there is a file already")
+        return FetchFailure("conflict", "the file already exists")
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         return FetchFailure("missing", "no such file")
     if isinstance(error, PermissionError):

@@ -34,7 +34,7 @@ def begin(job):
 
 @pytest.fixture
 def begun(tmp_path):
-    """A manifest, and the job of an output that was begun with it."""
+    """A manifest, and a job whose output was started with it."""
     folder = tmp_path / "m"
     write(folder / "a.parquet", "a0", "a1", "a2", "a3", row_group_size=2)
     write(folder / "b.parquet", "b0", "b1")
@@ -163,7 +163,7 @@ def long_value(folder):
         (empty_removed, 6),
     ],
 )
-def test_what_was_only_added_to_goes_on(begun, change, total):
+def test_additions_are_accepted(begun, change, total):
     folder, job = begun
     change(folder)
     assert check(job).manifest.rows == total
@@ -197,7 +197,7 @@ def test_what_was_only_added_to_goes_on(begun, change, total):
         (long_value, "c.parquet: partition_by names column 'kind', where found a value of 300"),
     ],
 )
-def test_all_else_is_refused_in_a_sentence(begun, change, words):
+def test_other_changes_are_refused_with_a_message(begun, change, words):
     folder, job = begun
     change(folder)
     for _ in range(2):
@@ -226,7 +226,7 @@ def test_of_an_unchanged_manifest_one_footer_is_read(begun, opened):
     assert opened() == {"a.parquet"}
 
 
-def test_of_a_changed_manifest_what_changed_is_read(begun, opened):
+def test_of_a_changed_manifest_only_the_changes_are_read(begun, opened):
     folder, job = begun
     added(folder)
     check(job)

@@ -51,7 +51,7 @@ A, B = "k=7/a.parquet", "k=8/b.parquet"
 
 @pytest.fixture
 def begun(tmp_path):
-    """A manifest of two files, and a function that gives its ledger after some rows were done."""
+    """A manifest of two files, and a function that returns its ledger with some finished rows."""
     write_manifest(tmp_path / "m" / A, ids(0, 100), row_group_size=10)
     write_manifest(tmp_path / "m" / B, ids(100, 5))
     manifest = open_manifest(str(tmp_path / "m"))
@@ -83,7 +83,7 @@ def test_all_rows_with_ordinals_and_partition_columns(begun):
     assert table["error_code"].null_count == 105
 
 
-def test_finished_rows_are_left_out_and_finished_files_not_opened(begun, tmp_path):
+def test_finished_rows_are_skipped_and_finished_files_not_opened(begun, tmp_path):
     manifest, done = begun
     state = done(a=[i for i in range(100) if i not in (0, 33, 99)], b=range(5))
     (tmp_path / "m" / B).unlink()
@@ -112,7 +112,7 @@ def test_only_row_groups_with_work_are_read(begun, monkeypatch):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_any_rows_of_any_row_groups(tmp_path, monkeypatch, seed):
-    """Whatever is done, tasks together give the other rows once, in order, with the right index."""
+    """All splits together have the unfinished rows once, in order, with the right index."""
     rng = np.random.default_rng(seed)
     monkeypatch.setattr(read, "_MIN_SPLIT_ROWS", int(rng.integers(1, 400)))
     monkeypatch.setattr(read, "_FILE_OPEN_ROWS", int(rng.integers(0, 100)))
@@ -150,7 +150,7 @@ def test_large_splits_come_in_bounded_tables(begun, monkeypatch):
 
 
 def simulated(files, rows, groups):
-    """A manifest of files that are not there: planning must not open them."""
+    """A manifest of files that do not exist: planning must not open them."""
     listed = tuple(
         ManifestFile(name, resolve(f"/no/{name}"), (rows // groups,) * groups, {}, "", "digest")
         for name in (f"{number}.parquet" for number in range(files))
@@ -175,7 +175,7 @@ def test_the_number_of_tasks_is_bounded(monkeypatch, files, rows, groups, share)
     assert source.tasks == len(source.get_read_tasks(1)) == len(splits)
 
 
-def test_nothing_to_do_is_no_task(tmp_path):
+def test_a_finished_manifest_has_no_splits(tmp_path):
     write_manifest(tmp_path / "empty.parquet", ids(0, 0))
     write_manifest(tmp_path / "done.parquet", ids(0, 3))
     manifest = open_manifest(str(tmp_path))
@@ -197,8 +197,8 @@ def test_a_large_row_group_is_streamed(tmp_path, monkeypatch):
     ("table", "options", "how"),
     [
         (ids(0, 99), {"row_group_size": 10}, "found 99 rows, expected 100"),
-        (ids(0, 100), {"row_group_size": 20}, "its row groups are others"),
-        (ids(1, 100), {"row_group_size": 10}, "it was written again"),
+        (ids(0, 100), {"row_group_size": 20}, "its row groups have changed"),
+        (ids(1, 100), {"row_group_size": 10}, "it was overwritten"),
     ],
 )
 def test_a_file_that_changed_since_the_plan_is_refused(begun, tmp_path, table, options, how):
@@ -210,18 +210,18 @@ def test_a_file_that_changed_since_the_plan_is_refused(begun, tmp_path, table, o
     ):
         list(read_split(split, manifest.schema, manifest.partitions))
     (tmp_path / "m" / A).unlink()
-    with pytest.raises(ManifestChangedError, match="it is gone"):
+    with pytest.raises(ManifestChangedError, match="it no longer exists"):
         list(read_split(split, manifest.schema, manifest.partitions))
 
 
-def test_another_link_to_a_file_is_no_change(begun, tmp_path):
+def test_another_hard_link_to_a_file_is_not_a_change(begun, tmp_path):
     manifest, done = begun
     (tmp_path / "copy").hardlink_to(tmp_path / "m" / A)
     assert len(read_all(manifest, done())) == 105
 
 
 def test_s3(s3, tmp_path):
-    """What S3 says of a file when it lists it and when it opens it is the same."""
+    """The version of an S3 object is the same from a listing and from opening it."""
     import fsspec
 
     write_manifest(tmp_path / "f.parquet", ids(0, 50), row_group_size=10)
@@ -232,7 +232,7 @@ def test_s3(s3, tmp_path):
     assert read_all(manifest, state)["id"].to_pylist() == [f"i{i}" for i in range(10, 50)]
     write_manifest(tmp_path / "f.parquet", ids(1, 50), row_group_size=10)
     fs.put_file(str(tmp_path / "f.parquet"), f"{s3}/read/f.parquet")
-    with pytest.raises(ManifestChangedError, match="it was written again"):
+    with pytest.raises(ManifestChangedError, match="it was overwritten"):
         read_all(manifest, state)
 
 

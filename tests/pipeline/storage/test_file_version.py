@@ -41,7 +41,7 @@ def test_another_link_changes_the_version_but_not_the_content(file):
     assert not same_content(before, version(file))
 
 
-def test_what_a_link_points_to_counts(file):
+def test_a_symbolic_link_has_the_version_of_its_target(file):
     link = file.with_name("link")
     link.symlink_to(file)
     before = version(link)
@@ -50,7 +50,7 @@ def test_what_a_link_points_to_counts(file):
 
 
 class Store:
-    """A storage that is not local; it is never asked."""
+    """A storage that is not local; no test sends it a request."""
 
     path = "x"
     is_local = False
@@ -69,11 +69,11 @@ TIME = datetime(2024, 1, 1, tzinfo=UTC)
         ({"size": None, "ETag": "ab"}, ""),
     ],
 )
-def test_what_stores_say(info, expected):
+def test_versions_of_object_stores(info, expected):
     assert file_version(Store(), info) == expected
 
 
-def test_times_of_stores_prove_no_other_content_and_names_do():
+def test_etags_show_another_content_and_times_do_not():
     assert same_content("3 @2024-01-01T00:00:00+00:00", "3 @1704067200.0")
     assert not same_content("3 ab", "3 cd")
     assert not same_content("3 ab", "4 ab")

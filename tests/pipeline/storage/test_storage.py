@@ -12,7 +12,7 @@ from mediamill.schemas.errors import JobError
 
 @pytest.fixture(params=["local", "s3"])
 def folder(request, tmp_path):
-    """An empty folder on each kind of storage."""
+    """An empty folder in each kind of storage."""
     if request.param == "local":
         return storage.resolve(str(tmp_path))
     return storage.resolve(f"{request.getfixturevalue('s3')}/storage/{tmp_path.name}")
@@ -38,7 +38,7 @@ def test_put_replaces_and_move_can_be_repeated(folder):
     assert storage.list_files(folder) == ["b=1/x"]
 
 
-def test_a_move_of_nothing_to_nowhere_is_an_error(folder):
+def test_moving_a_missing_file_to_a_missing_target_is_an_error(folder):
     with pytest.raises(FileNotFoundError):
         storage.move(folder / "none", folder / "target")
 
@@ -48,7 +48,7 @@ def test_a_folder_that_does_not_exist_is_empty_and_removing_a_missing_file_is_fi
     storage.remove(folder / "none")
 
 
-def test_a_crash_before_the_end_of_a_put_leaves_what_was_there(tmp_path):
+def test_a_crash_during_a_put_leaves_the_old_content(tmp_path):
     place = storage.resolve(str(tmp_path / "file"))
     storage.put(place, b"whole")
     process = os.fork()
@@ -68,7 +68,7 @@ def test_a_crash_before_the_end_of_a_put_leaves_what_was_there(tmp_path):
         ("/data/a?b.jpg", "/data/a?b.jpg"),
     ],
 )
-def test_shown_urls_have_no_secrets(url, expected):
+def test_redacted_urls_have_no_secrets(url, expected):
     assert storage.redact(url) == expected
     assert storage.redact_text(f"GET {url} failed") == f"GET {expected} failed"
 
@@ -82,6 +82,6 @@ def test_paths_become_absolute_and_file_urls_paths(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("url", ["nosuch://a/b", "simplecache::s3://a/b"])
-def test_unknown_urls_are_the_jobs_fault(url):
+def test_unknown_schemes_are_job_errors(url):
     with pytest.raises(JobError, match=r"nosuch|'::'"):
         storage.resolve(url)
