@@ -62,7 +62,7 @@ class FetchRules:
     pause_s: ceiling of the pause before the second try, in seconds.
     memory_bytes: larger media go to files; None for the default of content.py.
     in_place: such a local file is not copied, but read where it lies.
-    use_cache: such remote media are cache in the machine's disk cache, up to config.cache_bytes.
+    use_cache: such remote media are kept in the machine's disk cache, up to config.cache_bytes.
     """
 
     config: FetchConfig
