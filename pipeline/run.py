@@ -186,7 +186,7 @@ def run(
     if outcome.before == plan.manifest.rows and recovery.is_settled(plan.output, state):
         return outcome.summary(Counts())
     with lease.hold(plan.output, run_id):
-        plan.new_ids.keep()
+        plan.new_ids.save()
         try:
             bound = dict(plan.bound)
             ledger.begin(plan.output, state, run_id, bound, plan.files, job.rows_per_file)

@@ -1,6 +1,6 @@
-"""Turns the Arrow schema of a manifest into a ManifestSchema, or into sentences on what is wrong.
+"""Checks the Arrow schema of a manifest, and describes its columns as a ManifestSchema.
 
-Knows columns and types only: it reads no rows, so duplicate or null ids are found elsewhere.
+Reads no rows: duplicate and null ids are found in pipeline/manifest/unique_ids.py.
 """
 
 from collections.abc import Iterable, Sequence
@@ -22,7 +22,8 @@ from mediamill.schemas.errors import JobError
 from mediamill.schemas.nearest import nearest
 from mediamill.schemas.task import Task
 
-# One row's media, after `ManifestSchema.normalise`. Null seconds: from the start, to the end.
+# One medium of a row, after `ManifestSchema.normalize`. Null start_s and end_s mean the start and
+# the end of the medium.
 MEDIA_STRUCT = pa.struct(
     [
         pa.field(c.MEDIA_TYPE, pa.string()),
@@ -33,20 +34,21 @@ MEDIA_STRUCT = pa.struct(
 )
 MEDIA_TYPE = pa.list_(MEDIA_STRUCT)
 
-# Names with a meaning of their own are never what a misspelt column was meant to be.
-_SPOKEN_FOR = {"columns": c.MANIFEST_COLUMNS, "fields": tuple(f.name for f in MEDIA_STRUCT)}
+# Reserved names: never suggested for a misspelt column.
+_RESERVED = {"columns": c.MANIFEST_COLUMNS, "fields": tuple(f.name for f in MEDIA_STRUCT)}
 _OPTIONAL_TEXT = (c.PROMPT, c.SYSTEM, c.MESSAGES)
 _MEDIA_EXPECTED = "list<struct<type: string, uri: string, start_s: double?, end_s: double?>>"
 
 
 @dataclass(frozen=True)
 class ManifestSchema:
-    """What a manifest holds, in the types that the pipeline works with.
+    """The columns of a manifest, in the types that the pipeline works with.
 
     id_type: pa.string() or pa.int64().
     form: which of the columns `uri` and `media` the manifest has.
     optional: which of `prompt`, `system`, `messages` it has, in that order.
-    user: every further column, in the manifest's order; a dictionary type becomes its values'.
+    user: all further columns, in the manifest's order. A dictionary column has the type of its
+        values.
     """
 
     id_type: pa.DataType
@@ -65,16 +67,16 @@ class ManifestSchema:
 
     @property
     def arrow(self) -> pa.Schema:
-        """The schema of a table after `normalise`."""
+        """The schema of a table after `normalize`."""
         return pa.schema(self.fields)
 
     @property
     def has_prompts(self) -> bool:
-        """Whether rows may bring their own prompt or chat."""
+        """Whether rows may have their own prompt or chat."""
         return c.PROMPT in self.optional or c.MESSAGES in self.optional
 
-    def normalise(self, table: pa.Table) -> pa.Table:
-        """The table's columns in this order and these types (rows untouched).
+    def normalize(self, table: pa.Table) -> pa.Table:
+        """Returns the table with the columns of `arrow`, in that order and of these types.
 
         Raises pa.ArrowInvalid when a value does not fit, which the accepted types rule out.
         """
@@ -82,17 +84,17 @@ class ManifestSchema:
 
 
 def check_manifest_schema(schema: pa.Schema, where: str) -> ManifestSchema:
-    """What the manifest `where` (a path, for the sentences) holds.
+    """Checks the columns of a manifest; returns its schema. where: its path, for error messages.
 
-    Raises JobError, one line for each mistake, naming the file, the column, the type found and the
+    Raises JobError, with one line for each mistake: the file, the column, the type found and the
     type expected.
     """
-    mistakes = _duplicates(schema, where)
+    mistakes = _duplicate_columns(schema, where)
     if not mistakes:
         mistakes = [
-            *_missing(schema, where),
+            *_missing_columns(schema, where),
             *(line for field in schema for line in _wrong_type(field, where)),
-            *(line for field in schema for line in _clash(field, where)),
+            *(line for field in schema for line in _name_clash(field, where)),
         ]
     if mistakes:
         raise JobError("\n".join(mistakes))
@@ -110,9 +112,9 @@ def check_manifest_schema(schema: pa.Schema, where: str) -> ManifestSchema:
 
 
 def check_partition_by(manifest: ManifestSchema, partition_by: Sequence[str], where: str) -> None:
-    """Whether the result can be partitioned by these columns of the manifest `where`.
+    """Checks that the result can be partitioned by these columns of the manifest `where`.
 
-    Raises JobError when a column is missing, is not the user's own or cannot be a part of a path.
+    Raises JobError if a column is missing, is not one of the user's, or cannot be a part of a path.
     """
     user = {field.name: field.type for field in manifest.user}
     mistakes = []
@@ -120,15 +122,15 @@ def check_partition_by(manifest: ManifestSchema, partition_by: Sequence[str], wh
         if name in c.RESULT_COLUMNS:
             mistakes.append(
                 f"partition_by: column '{name}' is what the job writes, expected a column of the "
-                f"manifest {where}{_one_of(user)}"
+                f"manifest {where}{_in_parentheses(user)}"
             )
         elif name in c.MANIFEST_COLUMNS:
             mistakes.append(
                 f"partition_by: column '{name}' is read by Mediamill itself, expected one of the "
-                f"manifest's further columns{_one_of(user)}"
+                f"manifest's further columns{_in_parentheses(user)}"
             )
         elif name not in user:
-            mistakes.append(f"{where}: partition_by names column '{name}', {_there_is(user, name)}")
+            mistakes.append(f"{where}: partition_by names column '{name}', {_existing(user, name)}")
         elif not can_be_a_path(user[name]):
             mistakes.append(
                 f"{where}: partition_by names column '{name}' of type {user[name]}, expected a "
@@ -139,36 +141,36 @@ def check_partition_by(manifest: ManifestSchema, partition_by: Sequence[str], wh
 
 
 def check_candidates(task: Task, manifest: ManifestSchema, where: str) -> None:
-    """Whether the manifest `where` has the texts that the task scores. Raises JobError."""
+    """Checks that the manifest `where` has the texts that the task scores. Raises JobError."""
     name = task.score.column
     if task.kind != "score" or name is None:
         return
     user = {field.name: field.type for field in manifest.user}
     if name not in user:
-        raise JobError(f"{where}: score.column names column '{name}', {_there_is(user, name)}")
-    found = user[name]
-    if not is_text(found.value_type if is_list(found) else found):
+        raise JobError(f"{where}: score.column names column '{name}', {_existing(user, name)}")
+    column_type = user[name]
+    if not is_text(column_type.value_type if is_list(column_type) else column_type):
         raise JobError(
-            f"{where}: score.column names column '{name}' of type {found}, expected string or "
-            "list<string>"
+            f"{where}: score.column names column '{name}' of type {column_type}, expected string "
+            "or list<string>"
         )
 
 
-def _duplicates(schema: pa.Schema, where: str) -> list[str]:
+def _duplicate_columns(schema: pa.Schema, where: str) -> list[str]:
     names = schema.names
-    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
-    return [f"{where}: found {names.count(n)} columns named '{n}', expected one" for n in twice]
+    repeated = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    return [f"{where}: found {names.count(n)} columns named '{n}', expected one" for n in repeated]
 
 
-def _missing(schema: pa.Schema, where: str) -> list[str]:
+def _missing_columns(schema: pa.Schema, where: str) -> list[str]:
     mistakes = []
     names = schema.names
     if c.ID not in names:
-        mistakes.append(f"{where}: no column 'id' (string or int64), {_there_is(names, c.ID)}")
+        mistakes.append(f"{where}: no column 'id' (string or int64), {_existing(names, c.ID)}")
     if c.URI not in names and c.MEDIA not in names:
         mistakes.append(
             f"{where}: no column 'uri' (string) or 'media' ({_MEDIA_EXPECTED}), "
-            f"{_there_is(names, c.URI, c.MEDIA)}"
+            f"{_existing(names, c.URI, c.MEDIA)}"
         )
     if c.URI in names and c.MEDIA in names:
         mistakes.append(
@@ -195,26 +197,26 @@ def _wrong_type(field: pa.Field, where: str) -> list[str]:
     return []
 
 
-def _media_problems(found: pa.DataType) -> list[str]:
-    if not is_list(found) or not pa.types.is_struct(found.value_type):
-        return [f" has type {found}, expected {_MEDIA_EXPECTED}"]
-    parts = {part.name: part.type for part in found.value_type}
+def _media_problems(media_type: pa.DataType) -> list[str]:
+    if not is_list(media_type) or not pa.types.is_struct(media_type.value_type):
+        return [f" has type {media_type}, expected {_MEDIA_EXPECTED}"]
+    fields = {field.name: field.type for field in media_type.value_type}
     problems = []
     for name in (c.MEDIA_TYPE, c.MEDIA_URI):
-        if name not in parts:
-            there = _there_is(parts, name, kind="fields")
-            problems.append(f" has no field '{name}' (string), {there}")
-        elif not is_text(parts[name]):
-            problems.append(f": field '{name}' has type {parts[name]}, expected string")
-    for name, part in parts.items():
-        if name not in _SPOKEN_FOR["fields"]:
+        if name not in fields:
+            available = _existing(fields, name, kind="fields")
+            problems.append(f" has no field '{name}' (string), {available}")
+        elif not is_text(fields[name]):
+            problems.append(f": field '{name}' has type {fields[name]}, expected string")
+    for name, field_type in fields.items():
+        if name not in _RESERVED["fields"]:
             problems.append(f" has an unknown field '{name}', expected {_MEDIA_EXPECTED}")
-        elif name in (c.MEDIA_START_S, c.MEDIA_END_S) and not is_seconds(part):
-            problems.append(f": field '{name}' has type {part}, expected double (seconds)")
+        elif name in (c.MEDIA_START_S, c.MEDIA_END_S) and not is_seconds(field_type):
+            problems.append(f": field '{name}' has type {field_type}, expected double (seconds)")
     return problems
 
 
-def _clash(field: pa.Field, where: str) -> list[str]:
+def _name_clash(field: pa.Field, where: str) -> list[str]:
     if field.name in c.RESULT_COLUMNS:
         role = "is also a column that the job writes"
     elif field.name in c.IN_FLIGHT_COLUMNS:
@@ -227,13 +229,14 @@ def _clash(field: pa.Field, where: str) -> list[str]:
     ]
 
 
-def _there_is(names: Iterable[str], *wanted: str, kind: str = "columns") -> str:
-    there = list(names)
-    unclaimed = [name for name in there if name not in _SPOKEN_FOR[kind]]
-    guess = next((near for name in wanted if (near := nearest(name, unclaimed))), None)
+def _existing(names: Iterable[str], *wanted: str, kind: str = "columns") -> str:
+    """Lists the names that exist, with a guess which of them was meant."""
+    available = list(names)
+    unreserved = [name for name in available if name not in _RESERVED[kind]]
+    guess = next((near for name in wanted if (near := nearest(name, unreserved))), None)
     hint = f" (is '{guess}' meant?)" if guess else ""
-    return f"the {kind} there are: {', '.join(there) or 'none'}{hint}"
+    return f"the {kind} are: {', '.join(available) or 'none'}{hint}"
 
 
-def _one_of(names: dict[str, pa.DataType]) -> str:
+def _in_parentheses(names: dict[str, pa.DataType]) -> str:
     return f" ({', '.join(names)})" if names else " (it has none)"

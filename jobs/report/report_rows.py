@@ -15,8 +15,14 @@ from mediamill.model.media.limits import MediaLimits
 from mediamill.pipeline.stages.fetch import FetchRules, fetch
 from mediamill.schemas import columns as c
 from mediamill.schemas.errors import RowError
+from mediamill.schemas.job import FetchConfig, Limits
 
-FETCH = FetchRules(max_bytes=256 * 2**20, timeout_s=20.0, base=".", roots=("/",), tries=2)
+FETCH = FetchRules(
+    FetchConfig(tries=2),
+    Limits(max_bytes=256 * 2**20, fetch_timeout_s=20.0),
+    base=".",
+    roots=("/",),
+)
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ from mediamill.pipeline.checkpoint.content_hash import CheckpointHash
 from mediamill.pipeline.checkpoint.local_copy import local_folder
 from mediamill.pipeline.coordinator.drain import Stop
 from mediamill.pipeline.fetching import spool
-from mediamill.pipeline.fetching.fetcher import FetchRules
+from mediamill.pipeline.fetching.fetcher import allowed_roots
 from mediamill.pipeline.ledger import ledger
 from mediamill.pipeline.ledger.publish import visible_files
 from mediamill.pipeline.plan import Plan, Step, check
@@ -172,7 +172,7 @@ def annotate(
     job, output, manifest = annotation.job, annotation.output, annotation.manifest
     stop = stop or Stop()
     with _named(output), ExitStack() as stack:
-        stack.enter_context(spool.kept())
+        stack.enter_context(spool.hold_shared_folder())
         on_phase("split")
         if annotation.split.rows_left:  # then all steps have work: they share what is started now
             stack.enter_context(ray_cluster(address))
@@ -235,7 +235,7 @@ def _split_step(job: JobConfig) -> Step:
 def _windows_job(job: JobConfig) -> JobConfig:
     output = job.output.rstrip("/")
     # What rows may read follows from the user's manifest, not from the one that is made here.
-    roots = FetchRules.of(job, str(Path.cwd())).roots
+    roots = allowed_roots(job, str(Path.cwd()))
     return job.model_copy(
         update={
             "manifest": f"{output}/{_MANIFEST}",

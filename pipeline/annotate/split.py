@@ -110,7 +110,7 @@ class Split:
             self._fetcher = Fetcher(rules.fetch)
             arguments = {"limits": asdict(rules.limits)}
             self._decoder = DecoderPool(arguments, rules.decoding, _MEASURER)
-        self._threads = ThreadPoolExecutor(rules.fetch.at_once, thread_name_prefix="head")
+        self._threads = ThreadPoolExecutor(rules.fetch.config.at_once, thread_name_prefix="head")
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """A table of `read_schema` -> one of `split_in_flight_schema`."""
@@ -150,7 +150,7 @@ class Split:
         found: dict[int, _Split | RowFailure] = {}
         whole = list(rows)
         if self._rules.windows.kind == "fixed":
-            step = 2 * self._rules.fetch.at_once
+            step = 2 * self._rules.fetch.config.at_once
             whole = []
             for start in range(0, len(rows), step):
                 some, left = self._by_heads(rows[start : start + step])
@@ -193,7 +193,7 @@ class Split:
     def _head(self, uri: str | None) -> "tuple[FetchedMedium, bool] | RowFailure":
         assert self._fetcher is not None
         try:
-            return self._fetcher.fetch_head(uri, Reservation(self._fetcher.budget))
+            return self._fetcher.fetch_partial(uri, Reservation(self._fetcher.budget))
         except RowError as error:
             return RowFailure(error.code.value, error.message)
 

@@ -171,7 +171,7 @@ def merge(split: Place, windows: Place, target: Place, rules: VideoRules) -> int
 def _notes(target: Place) -> set[str]:
     """What was merged: names of the split's files; those of windows with a folder before them."""
     known: set[str] = set()
-    for name in storage.files_below(target / _MERGED):
+    for name in storage.list_files(target / _MERGED):
         listed = json.loads(storage.read(target / _MERGED / name))
         known |= set(listed["videos"]) | {f"{WINDOWS}/{one}" for one in listed["windows"]}
         known.add(f"{_MERGED}/{name.removesuffix('.json')}")
@@ -180,7 +180,7 @@ def _notes(target: Place) -> set[str]:
 
 def _discard_unfinished(target: Place, known: set[str]) -> None:
     """Removes files of a merge that was cut off: the next one may take other rows together."""
-    for name in storage.files_below(target):
+    for name in storage.list_files(target):
         if name.startswith("part-") and f"{_MERGED}/{name.split('-')[1]}" not in known:
             storage.remove(target / name)
 

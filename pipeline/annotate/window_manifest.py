@@ -46,7 +46,7 @@ def make_windows(split: Place, windows: Place, manifest: ManifestSchema) -> int:
 
     split: a finished one. Memory does not grow with the windows of a file.
     """
-    there = set(storage.files_below(windows))
+    there = set(storage.list_files(windows))
     made = 0
     for name in visible_files(split):
         if name not in there:

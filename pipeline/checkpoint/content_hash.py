@@ -81,7 +81,7 @@ def content_hash(checkpoint: Place, weights: bool = True) -> str:
     def read(name: str, start: int, stop: int) -> bytes:
         place = checkpoint / name
         return bytes(
-            storage.steadily(place, lambda fs: fs.cat_file(place.path, start=start, end=stop))
+            storage.with_retries(place, lambda fs: fs.cat_file(place.path, start=start, end=stop))
         )
 
     sizes = {

@@ -124,9 +124,9 @@ def _make_copy(source: Place, root: Path, digest: str, weights: bool) -> None:
             )
     finally:
         chunks.close()
-    storage.sync_folder(partial)
+    storage.fsync_folder(partial)
     partial.rename(target)
-    storage.sync_folder(root)
+    storage.fsync_folder(root)
     (target / _CHUNK_LOG).unlink()
 
 
@@ -145,7 +145,7 @@ def _files(source: Place, weights: bool) -> list[_File]:
             files.append(_File(name, int(info["size"]), file_version(source / name, info)))
         return files
 
-    return storage.steadily(source, lambda _: listed())
+    return storage.with_retries(source, lambda _: listed())
 
 
 def _changed(files: list[_File], later: list[_File]) -> bool:
@@ -210,7 +210,8 @@ def _fetch(source: Place, partial: Path, chunks: _Chunks) -> None:
             return
         name, size, offset = chunk
         try:
-            data = storage.steadily(source, _reader(source / name, size, offset)) if size else b""
+            read = _reader(source / name, size, offset)
+            data = storage.with_retries(source, read) if size else b""
             _write(partial / name, data, offset)
             chunks.done(name, offset)
         except BaseException:

@@ -98,7 +98,7 @@ def holder(output: Place) -> str | None:
 
 def _acquire(place: Place, lease: Lease) -> None:
     first, since = None, 0.0
-    while not storage.put_new(place, _encode(lease)):
+    while not storage.put_if_absent(place, _encode(lease)):
         stored = _load(place)
         if stored is not None and not stored.is_expired:
             if first is None:

@@ -47,7 +47,7 @@ def past_runs(output: str, steps: Sequence[str] = ()) -> list[dict[str, object]]
 
 def _runs(place: Place, state: LedgerState) -> list[dict[str, object]]:
     log, notes = log_of(place), place / ledger.HIDDEN / "runs"
-    note_names, working = set(storage.files_below(notes)), lease.holder(place)
+    note_names, working = set(storage.list_files(notes)), lease.holder(place)
 
     def record(number: int) -> dict[str, object]:
         content: dict[str, object] = json.loads(storage.read(log / f"{number:012}.json"))

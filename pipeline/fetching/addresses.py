@@ -1,8 +1,8 @@
-"""Turns an http(s) URL into the host, port and addresses that a request may go to.
+"""Parses an http(s) URL, and resolves its host to the addresses that a request may go to.
 
-A URL comes from outside: it may name this machine, its network or its cloud's metadata service in
-many disguises. What is checked here is what is connected to: names are looked up once, all their
-addresses have to be allowed, and the caller connects to one of these, not to the name.
+URLs are untrusted: they may name this machine, its network or its cloud's metadata service in many
+disguises. Therefore a name is looked up once, all its addresses have to be allowed, and the caller
+connects to one of the checked addresses, not to the name.
 """
 
 import base64
@@ -19,16 +19,16 @@ from mediamill.schemas.errors import ErrorCode, RowError
 # A name and a port -> its addresses. Raises OSError.
 Resolver = Callable[[str, int], Sequence[str]]
 
-_PORTS = {"http": 80, "https": 443}
-# IANA's special-purpose registries. Written out: what `is_global` says differs between Pythons.
-_CLOSED_V4 = tuple(
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+# IANA's special-purpose registries, written out because `is_global` differs between Pythons.
+_BLOCKED_V4 = tuple(
     IPv4Network(network)
     for network in (
         "0.0.0.0/8",  # this network; Linux connects to itself
         "10.0.0.0/8",
         "100.64.0.0/10",  # shared by carriers; some clouds' metadata
         "127.0.0.0/8",
-        "168.63.129.16/32",  # the host of an Azure machine: public in form only
+        "168.63.129.16/32",  # the host of an Azure machine, although the range is public
         "169.254.0.0/16",
         "172.16.0.0/12",
         "192.0.0.0/24",
@@ -41,27 +41,29 @@ _CLOSED_V4 = tuple(
         "224.0.0.0/3",  # multicast, reserved, broadcast
     )
 )
-_OPEN_V6 = IPv6Network("2000::/3")  # all that has been given out
-_CLOSED_V6 = tuple(
+_GLOBAL_V6 = IPv6Network("2000::/3")  # all that IANA has allocated
+_BLOCKED_V6 = tuple(
     IPv6Network(network)
     for network in (
-        "2001::/23",  # protocols, Teredo among them
+        "2001::/23",  # protocol assignments, Teredo included
         "2001:db8::/32",
         "2002::/16",  # 6to4
         "3fff::/20",
     )
 )
-_MAPPED = IPv6Network("::ffff:0:0/96")
-_TRANSLATED = IPv6Network("64:ff9b::/96")  # where a network without IPv4 reaches IPv4
-_NAME = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?", re.ASCII)
+_IPV4_MAPPED = IPv6Network("::ffff:0:0/96")
+_NAT64 = IPv6Network("64:ff9b::/96")  # IPv4 as seen from a network without IPv4
+_HOST_LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?", re.ASCII)
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*", re.ASCII)
-_UNSAFE = re.compile(r"[\x00-\x20\x7f\\]")
+_UNSAFE_CHARACTERS = re.compile(r"[\x00-\x20\x7f\\]")
 
 
 @dataclass(frozen=True)
 class AddressRules:
-    """hosts: patterns, * for any part; None for every host. private: whether addresses may be of
-    this machine or a private network.
+    """Which hosts and addresses requests may go to.
+
+    hosts: patterns, in which * matches any text; None allows every host.
+    private: whether addresses of this machine and of private networks are allowed.
     """
 
     hosts: tuple[str, ...] | None = None
@@ -70,8 +72,11 @@ class AddressRules:
 
 @dataclass(frozen=True)
 class Target:
-    """One request's aim. host: in lower case and ASCII, without brackets. path: with the query, as
-    it goes over the wire. login: of an Authorization header.
+    """Where one request goes.
+
+    host: in lower case and ASCII, without brackets.
+    path: with the query, as it is sent.
+    login: the credentials of a Basic Authorization header, in base64.
     """
 
     scheme: str
@@ -86,18 +91,18 @@ class Target:
 
     @property
     def url(self) -> str:
-        """Without login."""
+        """The URL without the login."""
         return f"{self.scheme}://{self.host_header}{self.path}"
 
     @property
     def host_header(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return host if self.port == _PORTS[self.scheme] else f"{host}:{self.port}"
+        return host if self.port == _DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}"
 
 
-def parse(url: str) -> Target:
-    """Where an http(s) URL points. Raises RowError, fetch_denied, where readers could disagree."""
-    if _UNSAFE.search(url):
+def parse_url(url: str) -> Target:
+    """Parses an http(s) URL. Raises RowError, fetch_denied, where parsers could disagree."""
+    if _UNSAFE_CHARACTERS.search(url):
         raise _denied("found a blank, backslash or control character in the URL, expected none")
     try:
         parts = urlsplit(url)
@@ -105,7 +110,7 @@ def parse(url: str) -> Target:
     except ValueError:
         raise _denied("found no valid host and port in the URL") from None
     scheme = parts.scheme.lower()
-    if scheme not in _PORTS:
+    if scheme not in _DEFAULT_PORTS:
         raise _denied(f"found the scheme '{scheme}', expected http or https")
     login, at, _ = parts.netloc.rpartition("@")
     if "@" in login:
@@ -114,90 +119,94 @@ def parse(url: str) -> Target:
         raise _denied("found port 0 in the URL")
     host = parts.hostname or ""
     if ("[" in parts.netloc) != (":" in host):
-        raise _denied("found brackets around what is no IPv6 address")
+        raise _denied("found brackets around something other than an IPv6 address")
     return Target(
         scheme=scheme,
-        host=_host(host),
-        port=_PORTS[scheme] if port is None else port,
-        path=_encoded(parts.path or "/") + (f"?{_encoded(parts.query)}" if parts.query else ""),
+        host=_normalize_host(host),
+        port=_DEFAULT_PORTS[scheme] if port is None else port,
+        path=_percent_encode(parts.path or "/")
+        + (f"?{_percent_encode(parts.query)}" if parts.query else ""),
         login=base64.b64encode(unquote(login).encode()).decode() if at else None,
     )
 
 
-def follow(target: Target, location: str) -> Target:
-    """Where a redirect goes. A login goes with it to the same host only, and encryption is never
-    given up. Raises RowError, fetch_denied.
+def follow_redirect(target: Target, location: str) -> Target:
+    """Returns the target of a redirect. The login is sent on to the same origin only.
+
+    Raises RowError, fetch_denied, also for a redirect from https to http.
     """
-    if _UNSAFE.search(location):
+    if _UNSAFE_CHARACTERS.search(location):
         raise _denied("found a redirect with a blank, backslash or control character in its URL")
     try:
         url = urljoin(target.url, location)
     except ValueError:
         raise _denied("found a redirect without a valid URL") from None
-    found = parse(url)
-    if target.scheme == "https" and found.scheme == "http":
+    redirected = parse_url(url)
+    if target.scheme == "https" and redirected.scheme == "http":
         raise _denied("found a redirect from https to http, expected https to stay")
-    # What the redirect itself brings is the other server's choice, never ours to send.
-    login = target.login if found.origin == target.origin else None
-    return Target(found.scheme, found.host, found.port, found.path, login)
+    # A login in the redirect's URL is the other server's choice, and is never sent.
+    login = target.login if redirected.origin == target.origin else None
+    return Target(redirected.scheme, redirected.host, redirected.port, redirected.path, login)
 
 
-def addresses(target: Target, rules: AddressRules, resolve: Resolver) -> list[str]:
-    """The addresses to connect to, in the order to try.
+def resolve_addresses(target: Target, rules: AddressRules, resolve: Resolver) -> list[str]:
+    """Returns the addresses to connect to, in the order to try them.
 
-    Raises RowError, fetch_denied, when the host or one of its addresses is not allowed; OSError
-    when the name is not known.
+    Raises RowError, fetch_denied, if the host or one of its addresses is not allowed; OSError if
+    the name cannot be resolved.
     """
     check_host(target.host, rules)
-    literal = _literal(target.host)
-    found = [target.host] if literal else list(dict.fromkeys(resolve(target.host, target.port)))
-    if not found:
+    if _is_ip_address(target.host):
+        addresses = [target.host]
+    else:
+        addresses = list(dict.fromkeys(resolve(target.host, target.port)))
+    if not addresses:
         raise socket.gaierror(socket.EAI_NONAME, "no address")
     if not rules.private:
-        for address in found:
+        for address in addresses:
             if not is_public(address):
-                # Which one stays unsaid: rows must not become a map of the private network.
+                # The message omits the address: rows must not become a map of the network.
                 raise _denied(
                     f"the host {target.host} has a private or reserved address, expected a public "
                     "one; fetch.private_addresses=true allows it"
                 )
-    return found
+    return addresses
 
 
 def check_host(host: str, rules: AddressRules) -> None:
-    """Raises RowError, fetch_denied, when no pattern allows the host."""
+    """Raises RowError, fetch_denied, if no pattern allows the host."""
     if rules.hosts is None:
         return
-    if not any(fnmatch.fnmatchcase(host, _pattern(one)) for one in rules.hosts):
+    if not any(fnmatch.fnmatchcase(host, _normalize_pattern(pattern)) for pattern in rules.hosts):
         raise _denied(
             f"found the host {host}, expected one of fetch.hosts: {', '.join(rules.hosts)}"
         )
 
 
 def is_public(address: str) -> bool:
-    """Whether an address is one that everybody can reach; also of IPv4 inside of IPv6."""
+    """Whether an address is globally reachable. Checks IPv4 addresses embedded in IPv6, too."""
     try:
-        found = ip_address(address)
+        parsed = ip_address(address)
     except ValueError:
         return False
-    if isinstance(found, IPv4Address):
-        return not any(found in network for network in _CLOSED_V4)
-    if found.scope_id is not None:
+    if isinstance(parsed, IPv4Address):
+        return not any(parsed in network for network in _BLOCKED_V4)
+    if parsed.scope_id is not None:
         return False
-    if found in _MAPPED or found in _TRANSLATED:
-        return is_public(str(IPv4Address(found.packed[-4:])))
-    return found in _OPEN_V6 and not any(found in network for network in _CLOSED_V6)
+    if parsed in _IPV4_MAPPED or parsed in _NAT64:
+        return is_public(str(IPv4Address(parsed.packed[-4:])))
+    return parsed in _GLOBAL_V6 and not any(parsed in network for network in _BLOCKED_V6)
 
 
 def system_resolver(name: str, port: int) -> list[str]:
-    """What this machine knows of a name. Raises OSError."""
-    found = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)
-    return [str(one[4][0]) for one in found]
+    """Looks a name up with the system's resolver. Raises OSError."""
+    entries = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)
+    return [str(socket_address[0]) for *_, socket_address in entries]
 
 
-def _host(name: str) -> str:
-    """A host in the one form that is compared, looked up and sent."""
-    if ":" in name:  # urlsplit has taken the brackets off
+def _normalize_host(name: str) -> str:
+    """Returns a host in the one form that is compared, looked up and sent."""
+    if ":" in name:  # urlsplit removes the brackets
         try:
             address = IPv6Address(name)
         except ValueError:
@@ -207,16 +216,16 @@ def _host(name: str) -> str:
         return str(address)
     if not name.isascii():
         try:
-            # Also what only looks like ASCII: full-width digits and dots become plain ones.
+            # This also maps full-width digits and dots to ASCII ones.
             name = name.encode("idna").decode("ascii")
         except UnicodeError:
-            raise _denied("found a host that is no valid name") from None
+            raise _denied("found a host that is not a valid name") from None
     host = name.lower().removesuffix(".")
     labels = host.split(".")
-    if len(host) > 253 or not all(_NAME.fullmatch(label) for label in labels):
-        raise _denied("found a host that is no valid name")
-    # Whatever ends in a number is an address, and some readers take 127.1, 0177.1 or 0x7f000001
-    # for one too: only the plain form is known to mean the same to all.
+    if len(host) > 253 or not all(_HOST_LABEL.fullmatch(label) for label in labels):
+        raise _denied("found a host that is not a valid name")
+    # A host that ends in a number is an address. Some parsers accept 127.1, 0177.1 or 0x7f000001
+    # too; only four decimal numbers mean the same to all.
     if _NUMBER.fullmatch(labels[-1]):
         try:
             return str(IPv4Address(host))
@@ -228,8 +237,8 @@ def _host(name: str) -> str:
     return host
 
 
-def _pattern(pattern: str) -> str:
-    """A host pattern as hosts are compared; [ is no wildcard."""
+def _normalize_pattern(pattern: str) -> str:
+    """Returns a host pattern in the form of `_normalize_host`, with * as the only wildcard."""
     plain = pattern.strip().removesuffix(".")
     if not plain.isascii():
         plain = ".".join(
@@ -241,7 +250,7 @@ def _pattern(pattern: str) -> str:
     return plain.lower().replace("[", "[[]").replace("?", "[?]")
 
 
-def _literal(host: str) -> bool:
+def _is_ip_address(host: str) -> bool:
     try:
         ip_address(host)
     except ValueError:
@@ -249,14 +258,14 @@ def _literal(host: str) -> bool:
     return True
 
 
-def _encoded(text: str) -> str:
-    """What is not ASCII in a path, in percent signs; signed URLs must stay as they are."""
+def _percent_encode(text: str) -> str:
+    """Percent-encodes the non-ASCII characters only: signed URLs must not change."""
     return re.sub(
         r"[^\x21-\x7e]+",
-        lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode("utf-8", "replace")),
+        lambda match: "".join(f"%{byte:02X}" for byte in match[0].encode("utf-8", "replace")),
         text,
     )
 
 
-def _denied(what: str) -> RowError:
-    return RowError(ErrorCode.FETCH_DENIED, what)
+def _denied(message: str) -> RowError:
+    return RowError(ErrorCode.FETCH_DENIED, message)

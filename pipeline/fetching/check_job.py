@@ -1,26 +1,25 @@
-"""Turns what a job says of fetching and its limits into a sentence, where it could only fail later.
+"""Checks the sections `fetch` and `limits` of a job for values that could only fail later.
 
-What one URL is worth is not known here, and nothing is looked up: the machines that fetch may see
-other folders and other names than the one that checks.
+Looks up no names and no folders: the machines that fetch may see other ones than this machine.
 """
 
 from pathlib import Path
 
-from mediamill.pipeline.fetching.addresses import is_public, parse
-from mediamill.pipeline.fetching.fetcher import SCHEMES
-from mediamill.pipeline.fetching.file_source import NEVER
+from mediamill.pipeline.fetching.addresses import is_public, parse_url
+from mediamill.pipeline.fetching.file_source import FORBIDDEN_FOLDERS
 from mediamill.pipeline.storage import storage
+from mediamill.pipeline.storage.schemes import SCHEMES
 from mediamill.schemas.errors import JobError, RowError
 from mediamill.schemas.job import FetchConfig, JobConfig, Limits
 from mediamill.schemas.nearest import nearest
 
-_YEAR_S = 366 * 24 * 3600  # longer waits are more than the system's own calls take
-_MOST_BYTES = 1 << 48  # more than any machine has
-_STAND_INS = ("x", "1", "1.1")  # for the * of a pattern; an address has numbers there
+_MAX_SECONDS = 366 * 24 * 3600  # system calls accept no longer timeouts
+_MAX_BYTES = 1 << 48  # more than any machine has
+_WILDCARD_VALUES = ("x", "1", "1.1")  # tried for the * of a pattern, a name's or an address's
 
 
 def check_fetching(job: JobConfig) -> None:
-    """Raises JobError: the key, what was found, what was expected."""
+    """Raises JobError, with the key, the value and what was expected."""
     _check_schemes(job.fetch)
     for pattern in job.fetch.hosts or ():
         _check_host(pattern, job.fetch.private_addresses)
@@ -47,7 +46,7 @@ def _check_schemes(fetch: FetchConfig) -> None:
 
 
 def _check_host(pattern: str, private: bool) -> None:
-    """A pattern that no URL's host can match is a mistake."""
+    """Raises JobError for a pattern that no URL's host can match."""
     plain = pattern.strip()
     shown = storage.redact(plain)
     if "/" in plain or "@" in plain:
@@ -60,18 +59,18 @@ def _check_host(pattern: str, private: bool) -> None:
         raise JobError(
             f"fetch.hosts: found '{shown}' with a port, expected a host alone ('{name}')"
         )
-    found: list[str] = []
-    why = ""
-    for stand_in in _STAND_INS:
-        filled = host.replace("*", stand_in)
+    hosts: list[str] = []
+    reason = ""
+    for value in _WILDCARD_VALUES:
+        filled = host.replace("*", value)
         try:
-            found.append(parse(f"https://{f'[{filled}]' if ':' in filled else filled}/").host)
+            hosts.append(parse_url(f"https://{f'[{filled}]' if ':' in filled else filled}/").host)
         except RowError as error:
-            why = why or error.message
-    if not found:
-        raise JobError(f"fetch.hosts: {why}: '{shown}', expected a name or address, with *")
-    own = found[0] == "localhost" or (_is_address(found[0]) and not is_public(found[0]))
-    if "*" not in host and own and not private:
+            reason = reason or error.message
+    if not hosts:
+        raise JobError(f"fetch.hosts: {reason}: '{shown}', expected a name or address, with *")
+    is_private = hosts[0] == "localhost" or (_is_address(hosts[0]) and not is_public(hosts[0]))
+    if "*" not in host and is_private and not private:
         raise JobError(
             f"fetch.hosts: found '{shown}', which is private, expected a public host; "
             "fetch.private_addresses=true allows it"
@@ -89,20 +88,20 @@ def _check_root(root: str) -> None:
             "what other URLs rows may name is in fetch.schemes and fetch.hosts"
         )
     path = Path(storage.absolute(root))
-    for never in NEVER:
-        if path.is_relative_to(never):
+    for forbidden in FORBIDDEN_FOLDERS:
+        if path.is_relative_to(forbidden):
             raise JobError(
-                f"fetch.roots: found '{root}', expected a folder outside {never}, whose files are "
-                "never read"
+                f"fetch.roots: found '{root}', expected a folder outside {forbidden}, whose files "
+                "are never read"
             )
 
 
 def _check_sizes(section: str, config: Limits | FetchConfig) -> None:
     for name in type(config).model_fields:
         value = getattr(config, name)
-        for ending, most in (("_s", _YEAR_S), ("_bytes", _MOST_BYTES)):
-            if name.endswith(ending) and value > most:
-                unit = "seconds, a year" if ending == "_s" else "bytes, 256 TiB"
+        for suffix, largest in (("_s", _MAX_SECONDS), ("_bytes", _MAX_BYTES)):
+            if name.endswith(suffix) and value > largest:
+                unit = "seconds, a year" if suffix == "_s" else "bytes, 256 TiB"
                 raise JobError(
-                    f"{section}.{name}: found {value:g}, expected at most {most:,} {unit}"
+                    f"{section}.{name}: found {value:g}, expected at most {largest:,} {unit}"
                 )

@@ -1,7 +1,6 @@
-"""Turns pieces of one medium, as they arrive, into its whole content: in memory, or in a file.
+"""Assembles one medium from the chunks of its transfer, in memory or in a spooled file.
 
-Media beyond a size go to a temporary file, so that a process can hold several of any size.
-Where the pieces come from is not known.
+Large media go to a temporary file, so that a process can hold several media of any size.
 """
 
 import contextlib
@@ -19,150 +18,156 @@ from mediamill.pipeline.storage.retries import Deadline, IncompleteError
 from mediamill.schemas.errors import ErrorCode, RowError
 
 MEMORY_BYTES = 64 * 1024 * 1024
-_LEAST, _STEP = 256 * 1024, 8 * 1024 * 1024  # room that a content of unknown size takes at once
+# While the size is unknown, the reservation starts with this and grows by at most that.
+_INITIAL_BYTES, _GROWTH_BYTES = 256 * 1024, 8 * 1024 * 1024
 
 
-class _Hold:
-    """Stands for a file's room in the budget."""
+class _Owner:
+    """Owns the budget reservation of a spooled file."""
 
 
 @dataclass(frozen=True)
 class FetchedMedium:
-    """A whole content: `data` (uint8), or the `path` of a temporary file. Its room in the budget is
-    given back when nobody holds the data, or for a file the `hold`, any more.
+    """One fetched medium, in memory or in a file.
+
+    size: in bytes.
+    data: the content, uint8; None for a file.
+    path: the file; the receiver removes it with `Spool.release`.
+    owner: the budget reservation lives as long as `data`, or for a file, as long as this object.
     """
 
     size: int
     data: npt.NDArray[np.uint8] | None
     path: Path | None = None
-    hold: object = None
+    owner: object = None
 
 
 class FetchedContent:
-    """A medium that is being fetched. Several threads may write, each to its own place."""
+    """A medium that is being fetched. Several threads may write, each its own byte range."""
 
     def __init__(
         self,
-        room: Reservation,
+        reservation: Reservation,
         spool: Spool,
         max_bytes: int,
         deadline: Deadline,
         memory_bytes: int | None = None,
     ) -> None:
-        self._room, self._spool, self._max = room, spool, max_bytes
+        self._reservation, self._spool, self._max_bytes = reservation, spool, max_bytes
         self._memory_bytes = MEMORY_BYTES if memory_bytes is None else memory_bytes
         self._deadline = deadline
         self._memory: npt.NDArray[np.uint8] = _empty(0)
         self._file: int | None = None
-        self._path: Path | None = None
-        self._reserved = 0  # while the size is unknown
+        self._spool_path: Path | None = None
+        self._capacity = 0  # bytes that are reserved while the size is unknown
         self.total: int | None = None
 
     def expect(self, total: int) -> None:
-        """So many bytes will come, from the first on; makes room for them, and waits for it.
+        """Starts anew for a content of `total` bytes; waits until they are reserved.
 
         Raises RowError, fetch_too_large; OSError when the disk is full.
         """
         self.reset()
-        self._check(total)
+        self._check_size(total)
         with self._deadline.paused():
-            self._room.resize(total)
+            self._reservation.resize(total)
         self.total = total
         if total > self._memory_bytes:
-            self._to_file()
+            self._spill()
         else:
             self._memory = _empty(total)
 
-    def write(self, start: int, piece: bytes | memoryview) -> None:
-        """Puts bytes in their place. Raises IncompleteError beyond the expected size, RowError."""
-        end = start + len(piece)
+    def write(self, start: int, chunk: bytes | memoryview) -> None:
+        """Writes bytes at an offset. Raises IncompleteError beyond the expected size; RowError."""
+        end = start + len(chunk)
         if self.total is not None:
             if end > self.total:
                 raise IncompleteError(f"got more than the {self.total} bytes that were announced")
         else:
-            self._make_room(end)
+            self._grow(end)
         if self._file is None:
-            self._memory[start:end] = np.frombuffer(piece, np.uint8)
+            self._memory[start:end] = np.frombuffer(chunk, np.uint8)
             return
         written = 0
-        while written < len(piece):
-            written += os.pwrite(self._file, piece[written:], start + written)
+        while written < len(chunk):
+            written += os.pwrite(self._file, chunk[written:], start + written)
 
     def reset(self) -> None:
-        """Forgets what came."""
-        self._drop_file()
+        """Discards all bytes."""
+        self._remove_file()
         self._memory = _empty(0)
-        self._reserved = 0
+        self._capacity = 0
         self.total = None
 
     def finish(self, size: int) -> FetchedMedium:
-        """The medium of the first `size` bytes."""
-        self._room.resize(size)
+        """Returns the medium, which consists of the first `size` bytes."""
+        self._reservation.resize(size)
         if self._file is None:
             data = self._memory[:size]
             if len(self._memory) > size:
-                data = data.copy()  # or the room of what came too much would stay taken
-            self._room.keep_for(data)
+                data = data.copy()  # a view would keep the memory of the surplus bytes
+            self._reservation.bind_to(data)
             return FetchedMedium(size, data)
         os.ftruncate(self._file, size)
         os.close(self._file)
         self._file = None
-        hold = _Hold()
-        self._room.keep_for(hold)
-        return FetchedMedium(size, None, self._path, hold)
+        owner = _Owner()
+        self._reservation.bind_to(owner)
+        return FetchedMedium(size, None, self._spool_path, owner)
 
     def abandon(self) -> None:
-        """Gives everything back."""
+        """Discards all bytes and releases the reservation."""
         self.reset()
-        self._room.resize(0)
+        self._reservation.resize(0)
 
     def digest(self, algorithm: str, size: int) -> bytes:
-        """The hash of the first `size` bytes."""
+        """Returns the hash of the first `size` bytes."""
         if self._file is None:
             return hashlib.new(algorithm, self._memory[:size].data, usedforsecurity=False).digest()
-        found = hashlib.new(algorithm, usedforsecurity=False)
-        for start in range(0, size, _STEP):
-            found.update(os.pread(self._file, min(_STEP, size - start), start))
-        return found.digest()
+        hasher = hashlib.new(algorithm, usedforsecurity=False)
+        for start in range(0, size, _GROWTH_BYTES):
+            hasher.update(os.pread(self._file, min(_GROWTH_BYTES, size - start), start))
+        return hasher.digest()
 
-    def _make_room(self, end: int) -> None:
-        """For bytes of a content whose size nobody has said."""
-        self._check(end)
-        if end <= self._reserved:
+    def _grow(self, end: int) -> None:
+        """Makes the capacity at least `end` bytes, for a content of unknown size."""
+        self._check_size(end)
+        if end <= self._capacity:
             return
-        self._reserved = min(max(end, 2 * self._reserved, _LEAST), end + _STEP)
+        self._capacity = min(max(end, 2 * self._capacity, _INITIAL_BYTES), end + _GROWTH_BYTES)
         with self._deadline.paused():
-            self._room.resize(self._reserved)
-        if self._reserved > self._memory_bytes:
-            self._to_file()
+            self._reservation.resize(self._capacity)
+        if self._capacity > self._memory_bytes:
+            self._spill()
         else:
-            grown = _empty(self._reserved)
+            grown = _empty(self._capacity)
             grown[: len(self._memory)] = self._memory
             self._memory = grown
 
-    def _to_file(self) -> None:
+    def _spill(self) -> None:
         if self._file is not None:
             return
-        self._path = self._spool.new()
-        self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        self._spool_path = self._spool.new()
+        self._file = os.open(self._spool_path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         if self._memory.size:
             os.pwrite(self._file, self._memory.data, 0)
         self._memory = _empty(0)
 
-    def _drop_file(self) -> None:
+    def _remove_file(self) -> None:
         if self._file is not None:
             with contextlib.suppress(OSError):
                 os.close(self._file)
             self._file = None
-        if self._path is not None:
-            Spool.release([self._path])
-            self._path = None
+        if self._spool_path is not None:
+            Spool.release([self._spool_path])
+            self._spool_path = None
 
-    def _check(self, size: int) -> None:
-        if size > self._max:
+    def _check_size(self, size: int) -> None:
+        if size > self._max_bytes:
             raise RowError(
                 ErrorCode.FETCH_TOO_LARGE,
-                f"found at least {size} bytes, expected at most limits.max_bytes = {self._max}",
+                f"found at least {size} bytes, "
+                f"expected at most limits.max_bytes = {self._max_bytes}",
             )
 
 

@@ -1,9 +1,10 @@
-"""Turns remote media that many rows name into one file of this machine, for all its processes.
+"""Caches remote media that many rows name on the local disk, for all processes of a machine.
 
-A file is kept under the hash of its URL, version and size: whoever asks has just heard the last two
-from the source, so that a content that has changed is another file. Of many processes that want the
-same one, one fetches it. The files are gone with the last process that uses them, or with the next
-sweep of the spools; what was not used for longest goes first when they are more than is allowed.
+The key of an entry is the hash of its URL, version and size. The caller has just read the version
+and size from the source, so a changed content has another key. Of several processes that need the
+same entry, one fetches it and the others wait. When the cache is full, the least recently used
+files are evicted. The files are removed when the last process that uses the cache ends, or by the
+next sweep of the spools.
 """
 
 import contextlib
@@ -17,82 +18,80 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from mediamill.pipeline.fetching.spool import Spool, join
+from mediamill.pipeline.fetching.spool import Spool, join_shared_folder
 
 _LOCK = ".lock"
-_POLL_S, _LONGEST_POLL_S = 0.02, 0.5  # while another process fetches
+_POLL_S, _MAX_POLL_S = 0.02, 0.5  # while another process holds the lock
 
 
 class DiskCache:
-    """The files that this machine's processes share; threads too."""
+    """The cache that the processes and threads of this machine share."""
 
     def __init__(self, spool: Spool, max_bytes: int) -> None:
         """max_bytes: of all files together. Raises OSError."""
-        self._spool, self._max = spool, max_bytes
-        self._folder = join(self)
+        self._spool, self._max_bytes = spool, max_bytes
+        self._folder = join_shared_folder(self)
 
     @contextmanager
-    def entry(self, url: str, version: str, size: int) -> Iterator["CachedFile"]:
-        """The place of one content, which nobody else fills meanwhile. Raises OSError."""
-        named = hashlib.blake2b(
-            f"{url}\0{version}\0{size}".encode(errors="replace"), digest_size=16
-        )
-        path = self._folder / named.hexdigest()
-        with _alone(path.with_name(path.name + _LOCK)) as lock:
-            os.utime(lock.fileno())  # when it was last used
-            yield CachedFile(self, path, size)
+    def entry(self, url: str, version: str, size: int) -> Iterator["CacheEntry"]:
+        """Locks the entry of one content for this thread. Raises OSError."""
+        key = hashlib.blake2b(f"{url}\0{version}\0{size}".encode(errors="replace"), digest_size=16)
+        path = self._folder / key.hexdigest()
+        with _locked(path.with_name(path.name + _LOCK)) as lock:
+            os.utime(lock.fileno())  # the lock's mtime is the time of the entry's last use
+            yield CacheEntry(self, path, size)
 
-    def make_room(self, size: int) -> None:
-        """Removes the files that were not used for longest until one more of `size` fits."""
-        found = []
+    def evict(self, size: int) -> None:
+        """Removes least recently used files until a new one of `size` bytes fits."""
+        files = []
         for path in self._folder.iterdir():
             if not path.name.endswith(_LOCK):
                 with contextlib.suppress(OSError):  # another process has just removed it
                     used = path.with_name(path.name + _LOCK).stat().st_mtime_ns
-                    found.append((used, path, path.stat().st_size))
-        total = sum(one for _, _, one in found)
-        for _, path, one in sorted(found):
-            if total + size <= self._max:
+                    files.append((used, path, path.stat().st_size))
+        total = sum(file_size for _, _, file_size in files)
+        for _, path, file_size in sorted(files):
+            if total + size <= self._max_bytes:
                 return
-            path.unlink(missing_ok=True)  # who reads it holds it by another name
-            total -= one
+            path.unlink(missing_ok=True)  # readers have their own hard links
+            total -= file_size
 
     def link(self, path: Path) -> Path:
-        """Another name for a file, in this process's spool."""
-        own = self._spool.new()
-        own.hardlink_to(path)
-        return own
+        """Returns a new hard link to a file, in this process's spool."""
+        link = self._spool.new()
+        link.hardlink_to(path)
+        return link
 
 
-class CachedFile:
-    """The place of one content."""
+class CacheEntry:
+    """The locked entry of one content."""
 
-    def __init__(self, kept: DiskCache, path: Path, size: int) -> None:
-        self._kept, self._path, self._size = kept, path, size
+    def __init__(self, cache: DiskCache, path: Path, size: int) -> None:
+        self._cache, self._path, self._size = cache, path, size
 
-    def find(self) -> Path | None:
-        """The content, by a name in this process's spool; None when it is not there."""
+    def get(self) -> Path | None:
+        """Returns a link to the content in this process's spool; None if it is not cached."""
         try:
-            found = self._kept.link(self._path)
+            link = self._cache.link(self._path)
         except FileNotFoundError:
             return None
-        if found.stat().st_size == self._size:
-            return found
-        Spool.release([found, self._path])  # somebody's mistake
+        if link.stat().st_size == self._size:
+            return link
+        Spool.release([link, self._path])  # a corrupt entry
         return None
 
-    def keep(self, spooled: Path) -> None:
-        """Keeps a file of this process's spool. A disk that is full keeps it from being kept."""
+    def put(self, spooled: Path) -> None:
+        """Caches a file of this process's spool; does nothing when the disk is full."""
         with contextlib.suppress(OSError):
-            self._kept.make_room(self._size)
-            other = self._path.with_name(f"{self._path.name}-{uuid.uuid4().hex}")
-            other.hardlink_to(spooled)
-            other.replace(self._path)
+            self._cache.evict(self._size)
+            temporary = self._path.with_name(f"{self._path.name}-{uuid.uuid4().hex}")
+            temporary.hardlink_to(spooled)
+            temporary.replace(self._path)
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[BinaryIO]:
-    """While this thread is the only one, of all processes, that holds the lock."""
+def _locked(path: Path) -> Iterator[BinaryIO]:
+    """Holds a file lock, exclusively among the threads of all processes."""
     pause = _POLL_S
     with path.open("ab") as file:
         while True:
@@ -101,5 +100,5 @@ def _alone(path: Path) -> Iterator[BinaryIO]:
                 break
             except BlockingIOError:
                 time.sleep(pause)
-                pause = min(2 * pause, _LONGEST_POLL_S)
+                pause = min(2 * pause, _MAX_POLL_S)
         yield file

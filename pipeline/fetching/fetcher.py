@@ -1,7 +1,7 @@
-"""Turns one URI into its whole content, by the source that its scheme asks for.
+"""Fetches the whole content of a URI, from the storage that its scheme names.
 
-Here is what a job allows, and which error a row gets; how each kind of storage is read is in the
-sources' files, and rows are not known.
+Applies what the job allows (schemes, hosts, folders, sizes), and converts the errors of all
+storages to row errors. How a storage is read is in the *_source.py files.
 """
 
 import os
@@ -16,24 +16,35 @@ from pathlib import Path
 import numpy as np
 
 from mediamill.pipeline.fetching.addresses import AddressRules
-from mediamill.pipeline.fetching.budget import Budget, Reservation
+from mediamill.pipeline.fetching.budget import ByteBudget, Reservation
 from mediamill.pipeline.fetching.content import MEMORY_BYTES, FetchedContent, FetchedMedium
 from mediamill.pipeline.fetching.disk_cache import DiskCache
-from mediamill.pipeline.fetching.file_source import opened
+from mediamill.pipeline.fetching.file_source import open_file
 from mediamill.pipeline.fetching.http_source import HttpClient, HttpSource
 from mediamill.pipeline.fetching.object_source import ObjectStores
-from mediamill.pipeline.fetching.partial_fetch import HEAD_BYTES, Facts, fill, look
+from mediamill.pipeline.fetching.partial_fetch import (
+    HEADER_BYTES,
+    ContentInfo,
+    fetch_first_bytes,
+    write_header_and_index,
+)
 from mediamill.pipeline.fetching.spool import Spool
 from mediamill.pipeline.fetching.transfer import Source, transfer
 from mediamill.pipeline.storage import storage
-from mediamill.pipeline.storage.retries import Backoff, Deadline, Kind, classify_error, retry
+from mediamill.pipeline.storage.retries import (
+    Backoff,
+    Deadline,
+    FailureKind,
+    classify_error,
+    retry,
+)
+from mediamill.pipeline.storage.schemes import READERS, SCHEMES
 from mediamill.schemas.errors import ErrorCode, JobError, RowError
-from mediamill.schemas.job import JobConfig
+from mediamill.schemas.job import FetchConfig, JobConfig, Limits
 
-SCHEMES = ("file", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf", "http", "https")
-_PIECE = 1024 * 1024
-_SMALL_BYTES = 256 * 1024  # of a video that is rather in memory, although many rows name it
-_CODES: dict[Kind, ErrorCode] = {
+_CHUNK_BYTES = 1024 * 1024
+_SMALL_BYTES = 256 * 1024  # a video up to this size stays in memory, even if many rows name it
+_CODES: dict[FailureKind, ErrorCode] = {
     "missing": ErrorCode.FETCH_NOT_FOUND,
     "denied": ErrorCode.FETCH_DENIED,
     "expired": ErrorCode.FETCH_DENIED,
@@ -43,112 +54,112 @@ _CODES: dict[Kind, ErrorCode] = {
 
 @dataclass(frozen=True)
 class FetchRules:
-    """max_bytes: of one medium. timeout_s: for one medium, all tries together, without the time
-    that it waits for room. base: the folder that relative paths are relative to. roots: folders
-    that files may lie in; None for the base alone. schemes, hosts: None for all that are known.
-    pause_s: ceiling of the pause before the second try. memory_bytes: larger media are
-    files; None = as content.py has it. in_place: a local one is not copied then, but read where it
-    lies. cache_bytes: of such remote ones that this machine's processes keep for each other. The
-    others: the job's keys of that name.
+    """What rows may fetch, and how it is fetched.
+
+    config, limits: the job's sections `fetch` and `limits`.
+    base: the folder that relative paths are relative to.
+    roots: folders that files may lie in, see `allowed_roots`; None for the base alone.
+    pause_s: ceiling of the pause before the second try, in seconds.
+    memory_bytes: larger media go to files; None for the default of content.py.
+    in_place: such a local file is not copied, but read where it lies.
+    use_cache: such remote media are kept in the machine's disk cache, up to config.cache_bytes.
     """
 
-    max_bytes: int
-    timeout_s: float
+    config: FetchConfig
+    limits: Limits
     base: str
     roots: tuple[str, ...] | None = None
-    schemes: tuple[str, ...] | None = None
-    hosts: tuple[str, ...] | None = None
-    private_addresses: bool = False
-    tries: int = 6
-    at_once: int = 16
-    ahead_bytes: int = 512 * 1024**2
     pause_s: float = 0.5
     memory_bytes: int | None = None
     in_place: bool = False
-    cache_bytes: int = 0
+    use_cache: bool = False
 
     @classmethod
     def of(cls, job: JobConfig, base: str) -> "FetchRules":
-        """What `job` says of fetching; base: the folder that it was started in."""
-        windows = job.job == "annotate"  # many rows name one video
+        """Returns the rules of a job. base: the folder that it was started in."""
+        annotate = job.job == "annotate"  # many rows name the same video
         return cls(
-            max_bytes=job.limits.max_bytes,
-            timeout_s=job.limits.fetch_timeout_s,
-            base=base,
-            roots=_roots(job, base),
-            schemes=job.fetch.schemes,
-            hosts=job.fetch.hosts,
-            private_addresses=job.fetch.private_addresses,
-            tries=job.fetch.tries,
-            at_once=job.fetch.at_once,
-            ahead_bytes=job.fetch.ahead_bytes,
-            memory_bytes=_SMALL_BYTES if windows else None,
-            in_place=windows and sys.platform == "linux",
-            cache_bytes=job.fetch.cache_bytes if windows else 0,
+            job.fetch,
+            job.limits,
+            base,
+            allowed_roots(job, base),
+            memory_bytes=_SMALL_BYTES if annotate else None,
+            in_place=annotate and sys.platform == "linux",
+            use_cache=annotate and job.fetch.cache_bytes > 0,
         )
 
 
-def _roots(job: JobConfig, base: str) -> tuple[str, ...]:
-    """By default the folder in which the manifest lies, and the one where the job was started."""
+def allowed_roots(job: JobConfig, base: str) -> tuple[str, ...]:
+    """Returns the folders that rows may read files of.
+
+    By default these are the folder of a local manifest, and `base`, the folder that the job was
+    started in.
+    """
     if job.fetch.roots is not None:
-        paths = (Path(storage.local_path(one)).expanduser() for one in job.fetch.roots)
+        paths = (Path(storage.local_path(root)).expanduser() for root in job.fetch.roots)
         return tuple(str(base / path) for path in paths)
     if storage.scheme(job.manifest) != "file":
         return ()
     path = Path(base) / Path(storage.local_path(job.manifest)).expanduser()
     names = path.parts
-    wild = next((i for i, name in enumerate(names) if set(name) & set("*?[")), len(names))
-    place = Path(*names[:wild]) if wild < len(names) else path.parent
-    if place.parent == place:  # a manifest in / does not open the whole machine
-        place = path
-    return (str(place), base)
+    wildcard = next((i for i, name in enumerate(names) if set(name) & set("*?[")), len(names))
+    folder = Path(*names[:wildcard]) if wildcard < len(names) else path.parent
+    if folder.parent == folder:  # a manifest in / does not allow the whole machine
+        folder = path
+    return (str(folder), base)
 
 
 class Fetcher:
-    """All that one process needs to fetch. Threads share it.
+    """Fetches media for all threads of one process.
 
-    http: a client with rules of its own; by default one that keeps those of `rules`.
+    http: a client with its own address rules; by default it follows those of `rules`.
     """
 
     def __init__(self, rules: FetchRules, http: HttpClient | None = None) -> None:
-        self.budget = Budget(rules.ahead_bytes)
+        config = rules.config
+        self.budget = ByteBudget(config.ahead_bytes)
         self._rules = rules
-        self._backoff = Backoff(rules.tries, rules.pause_s)
+        self._backoff = Backoff(config.tries, rules.pause_s)
         self._spool = Spool()
-        self._kept = DiskCache(self._spool, rules.cache_bytes) if rules.cache_bytes else None
-        self._http = http or HttpClient(AddressRules(rules.hosts, rules.private_addresses))
-        self._stores = ObjectStores()
-        self._ranges = ThreadPoolExecutor(rules.at_once, thread_name_prefix="range")
+        self._cache = DiskCache(self._spool, config.cache_bytes) if rules.use_cache else None
+        self._http = http or HttpClient(AddressRules(config.hosts, config.private_addresses))
+        self._object_stores = ObjectStores()
+        self._range_executor = ThreadPoolExecutor(config.at_once, thread_name_prefix="range")
 
-    def fetch(self, uri: str | None, room: Reservation) -> FetchedMedium:
-        """The whole content of a URI. Raises RowError: a `fetch_` code, or media_empty."""
-        return self._guarded(uri, room, self._fetch)
+    def fetch(self, uri: str | None, reservation: Reservation) -> FetchedMedium:
+        """Fetches the whole content of a URI. Raises RowError: a `fetch_` code, or media_empty."""
+        return self._convert_errors(uri, reservation, self._fetch)
 
-    def fetch_head(self, uri: str | None, room: Reservation) -> tuple[FetchedMedium, bool]:
-        """A content of which only header and index need be there, and whether it is whole: a file
-        of its size with holes, if it is large and remote. Raises as `fetch`.
+    def fetch_partial(
+        self, uri: str | None, reservation: Reservation
+    ) -> tuple[FetchedMedium, bool]:
+        """Fetches header and index of a large remote content, into a sparse file of its size; any
+        other content whole. Returns the medium, and whether it is whole. Raises as `fetch`.
         """
         whole = True
 
-        def head(uri: str, content: FetchedContent, deadline: Deadline) -> FetchedMedium:
+        def fetch(uri: str, content: FetchedContent, deadline: Deadline) -> FetchedMedium:
             nonlocal whole
-            medium = self._head(uri, deadline)
+            medium = self._fetch_partial(uri, deadline)
             whole = medium is None
             return medium or self._fetch(uri, content, deadline)
 
-        return self._guarded(uri, room, head), whole
+        return self._convert_errors(uri, reservation, fetch), whole
 
-    def _guarded(
+    def _convert_errors(
         self,
         uri: str | None,
-        room: Reservation,
+        reservation: Reservation,
         fetch: Callable[[str, FetchedContent, Deadline], FetchedMedium],
     ) -> FetchedMedium:
         rules = self._rules
         if not uri:
             raise RowError(ErrorCode.FETCH_NOT_FOUND, "the row names no file: its uri is empty")
-        deadline = Deadline(rules.timeout_s)
-        content = FetchedContent(room, self._spool, rules.max_bytes, deadline, rules.memory_bytes)
+        limits = rules.limits
+        deadline = Deadline(limits.fetch_timeout_s)
+        content = FetchedContent(
+            reservation, self._spool, limits.max_bytes, deadline, rules.memory_bytes
+        )
         try:
             medium = fetch(uri, content, deadline)
         except RowError as error:
@@ -157,7 +168,7 @@ class Fetcher:
         except JobError as error:  # a package for that scheme is not installed
             content.abandon()
             raise RowError(ErrorCode.FETCH_DENIED, str(error)) from None
-        except Exception as error:  # each library has its own; all are told apart
+        except Exception as error:  # each library has its own
             content.abandon()
             failure = classify_error(error)
             code = _CODES.get(failure.kind, ErrorCode.FETCH_FAILED)
@@ -170,110 +181,116 @@ class Fetcher:
         source = self._source(uri)
         if source is None:
             return retry(lambda: self._read_file(uri, content), self._backoff, deadline=deadline)
-        if self._kept is None:
-            return transfer(source, content, deadline, self._backoff, self._ranges)
-        return self._fetch_once(uri, self._kept, source, content, deadline)
+        if self._cache is None:
+            return transfer(source, content, deadline, self._backoff, self._range_executor)
+        return self._fetch_cached(uri, self._cache, source, content, deadline)
 
-    def _fetch_once(
-        self, uri: str, kept: DiskCache, source: Source, content: FetchedContent, deadline: Deadline
+    def _fetch_cached(
+        self,
+        uri: str,
+        cache: DiskCache,
+        source: Source,
+        content: FetchedContent,
+        deadline: Deadline,
     ) -> FetchedMedium:
-        """From what this machine keeps, or into it."""
-
-        def whole() -> FetchedMedium:
-            return transfer(source, content, deadline, self._backoff, self._ranges)
-
-        facts = self._facts(source, deadline)
-        if facts is None or facts.version is None or not self._is_kept(facts.size):
-            return whole()
+        """Fetches a content from the disk cache; on a miss, from its source into the cache."""
+        info = self._probe(source, deadline)
+        if info is None or info.version is None or not self._is_cacheable(info.size):
+            return transfer(source, content, deadline, self._backoff, self._range_executor)
         with ExitStack() as stack:
             with deadline.paused():  # another process may be fetching it
-                entry = stack.enter_context(kept.entry(uri, facts.version, facts.size))
-            if path := entry.find():
-                return FetchedMedium(facts.size, None, path)
-            medium = whole()
-            if medium.path is not None and medium.size == facts.size:
-                entry.keep(medium.path)
+                entry = stack.enter_context(cache.entry(uri, info.version, info.size))
+            if path := entry.get():
+                return FetchedMedium(info.size, None, path)
+            medium = transfer(source, content, deadline, self._backoff, self._range_executor)
+            if medium.path is not None and medium.size == info.size:
+                entry.put(medium.path)
             return medium
 
-    def _is_kept(self, size: int) -> bool:
+    def _is_cacheable(self, size: int) -> bool:
         rules = self._rules
         in_memory = MEMORY_BYTES if rules.memory_bytes is None else rules.memory_bytes
-        return in_memory < size <= min(rules.max_bytes, rules.cache_bytes)
+        return in_memory < size <= min(rules.limits.max_bytes, rules.config.cache_bytes)
 
-    def _facts(self, source: Source, deadline: Deadline) -> Facts | None:
-        """None where they are not told, or not at once: a whole transfer says what is wrong."""
+    def _probe(self, source: Source, deadline: Deadline) -> ContentInfo | None:
+        """Size and version; None if the first attempt fails: the transfer reports the error."""
         try:
-            found = look(source, 1, deadline, replace(self._backoff, tries=1))
+            probe = fetch_first_bytes(source, 1, deadline, replace(self._backoff, tries=1))
         except Exception:  # noqa: BLE001 - each library has its own
             return None
-        return None if found is None else found[0]
+        return None if probe is None else probe[0]
 
-    def _head(self, uri: str, deadline: Deadline) -> FetchedMedium | None:
-        """Header and index, in a file with holes; None for a content that should come whole."""
+    def _fetch_partial(self, uri: str, deadline: Deadline) -> FetchedMedium | None:
+        """Header and index in a sparse file; None for a content that has to be fetched whole."""
         source = self._source(uri)
-        found = None if source is None else look(source, HEAD_BYTES, deadline, self._backoff)
-        if source is None or found is None or found[0].size <= 2 * HEAD_BYTES:
+        if source is None:
             return None
-        facts, head = found
-        if facts.size > self._rules.max_bytes:
-            return None  # which then says so
+        probe = fetch_first_bytes(source, HEADER_BYTES, deadline, self._backoff)
+        if probe is None or probe[0].size <= 2 * HEADER_BYTES:
+            return None
+        info, header = probe
+        if info.size > self._rules.limits.max_bytes:
+            return None  # fetching the whole then raises the error
         path = self._spool.new()
         try:
             with path.open("xb", buffering=0) as file:
-                fill(file.fileno(), head, facts, source, deadline, self._backoff)
+                write_header_and_index(file.fileno(), header, info, source, deadline, self._backoff)
         except BaseException:
             Spool.release([path])
             raise
-        return FetchedMedium(facts.size, None, path)
+        return FetchedMedium(info.size, None, path)
 
     def _source(self, uri: str) -> Source | None:
-        """Where the content comes from; None for a file of this machine. Raises RowError."""
+        """Returns the source of a URI; None for a local file. Raises RowError."""
         scheme = storage.scheme(uri)
-        allowed = SCHEMES if self._rules.schemes is None else self._rules.schemes
-        if scheme not in allowed or scheme not in SCHEMES:
+        schemes = self._rules.config.schemes
+        allowed = SCHEMES if schemes is None else schemes
+        reader = READERS.get(scheme) if scheme in allowed else None
+        if reader is None:
             raise RowError(
                 ErrorCode.FETCH_DENIED,
                 f"found the scheme '{scheme}', expected one of {', '.join(allowed)}",
             )
-        if scheme == "file":
+        if reader == "file":
             return None
-        http = scheme in ("http", "https")
-        return HttpSource(uri, self._http) if http else self._stores.source(uri)
+        if reader == "http":
+            return HttpSource(uri, self._http)
+        return self._object_stores.source(uri)
 
     def _read_file(self, uri: str, content: FetchedContent) -> FetchedMedium:
         rules = self._rules
         roots = (rules.base,) if rules.roots is None else rules.roots
-        with opened(uri, rules.base, roots) as (descriptor, size):
-            if rules.in_place and (rules.memory_bytes or 0) < size <= rules.max_bytes:
-                return _in_place(descriptor, size)
+        with open_file(uri, rules.base, roots) as (descriptor, size):
+            if rules.in_place and (rules.memory_bytes or 0) < size <= rules.limits.max_bytes:
+                return _open_descriptor_path(descriptor, size)
             content.expect(size)
-            place = 0
-            # As much as was there at first: a file that grows is read to where it was.
-            while place < size:
-                piece = os.pread(descriptor, min(_PIECE, size - place), place)
-                if not piece:
+            offset = 0
+            # A file that grows meanwhile is read up to its size at the start.
+            while offset < size:
+                chunk = os.pread(descriptor, min(_CHUNK_BYTES, size - offset), offset)
+                if not chunk:
                     break
-                content.write(place, piece)
-                place += len(piece)
-        return content.finish(place)
+                content.write(offset, chunk)
+                offset += len(chunk)
+        return content.finish(offset)
 
 
-class _Hold:
-    """Keeps a file open."""
+class _Descriptor:
+    """Keeps a file descriptor open as long as it lives."""
 
 
-def _in_place(descriptor: int, size: int) -> FetchedMedium:
-    """The file that is open here, by a name that leads to it and to no other.
+def _open_descriptor_path(descriptor: int, size: int) -> FetchedMedium:
+    """Returns an open file by a path that names its descriptor.
 
-    A way through folders could lead elsewhere by the time that another process follows it.
+    Another process that opens the file by its own path could be led to another file by then.
     """
-    kept, hold = os.dup(descriptor), _Hold()
-    weakref.finalize(hold, os.close, kept)
-    return FetchedMedium(size, None, Path(f"/proc/{os.getpid()}/fd/{kept}"), hold)
+    duplicate, owner = os.dup(descriptor), _Descriptor()
+    weakref.finalize(owner, os.close, duplicate)
+    return FetchedMedium(size, None, Path(f"/proc/{os.getpid()}/fd/{duplicate}"), owner)
 
 
 def fetch(uri: str | None, rules: FetchRules, http: HttpClient | None = None) -> bytes:
-    """The whole content of one URI, for who wants no more of them. Raises as `Fetcher.fetch`."""
+    """Fetches one URI without a Fetcher to share. Raises as `Fetcher.fetch`."""
     fetcher = Fetcher(rules, http)
     medium = fetcher.fetch(uri, Reservation(fetcher.budget))
     if medium.data is not None:

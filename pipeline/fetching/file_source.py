@@ -1,8 +1,8 @@
-"""Turns a path that a row names into an open file, if it lies where rows may read.
+"""Opens a file that a row names, if it lies in a folder that rows may read.
 
-A row comes from outside: links, dots and devices must not lead it out of the allowed folders. What
-is checked is what is opened: the links are followed first, and the way that they lead to is then
-walked from the allowed folder on, step by step, where no step may be a link any more.
+Rows are untrusted: links, dots and devices must not lead out of the allowed folders. Links are
+resolved first; the resolved path is then opened component by component below the allowed folder,
+without following links, so that the file that was checked is the file that is opened.
 """
 
 import contextlib
@@ -18,55 +18,56 @@ from urllib.parse import unquote
 from mediamill.schemas.errors import ErrorCode, RowError
 
 _URL = re.compile(r"file:", re.IGNORECASE)
-_HERE = ("", "localhost")
-# What lies there is no file, whatever it says: devices, and this process's own secrets.
-NEVER = (Path("/proc"), Path("/sys"), Path("/dev"))
-_STEP = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_LAST = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_LOCAL_HOSTS = ("", "localhost")
+# Devices, and this process's own secrets.
+FORBIDDEN_FOLDERS = (Path("/proc"), Path("/sys"), Path("/dev"))
+_FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
 @contextmanager
-def opened(uri: str, base: str, roots: tuple[str, ...]) -> Iterator[tuple[int, int]]:
-    """A descriptor of the file that a path or file:// URL names, and its size in bytes.
+def open_file(uri: str, base: str, roots: tuple[str, ...]) -> Iterator[tuple[int, int]]:
+    """Opens the file that a path or file:// URL names; yields its descriptor and size in bytes.
 
-    base: what a relative path is relative to. roots: folders that the file may lie in.
+    base: the folder that relative paths are relative to.
+    roots: folders that the file may lie in.
     Raises RowError, fetch_denied or fetch_not_found; OSError.
     """
-    for path in _paths(uri, base):
-        real = _real(path)
-        root = _root(real, roots)
+    for path in _candidate_paths(uri, base):
+        real = _resolve_links(path)
+        root = _find_root(real, roots)
         try:
-            descriptor = _walk(root, real)
+            descriptor = _open_below(root, real)
         except (FileNotFoundError, NotADirectoryError):
             continue
         except OSError as error:
             if error.errno == errno.ENAMETOOLONG:
                 continue
             if error.errno in (errno.ELOOP, errno.ENXIO):
-                raise _no_file() from error
+                raise _not_a_file() from error
             raise
         try:
-            facts = os.fstat(descriptor)
-            if not stat.S_ISREG(facts.st_mode):
-                raise _no_file()
-            yield descriptor, facts.st_size
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise _not_a_file()
+            yield descriptor, status.st_size
         finally:
             os.close(descriptor)
         return
     raise RowError(ErrorCode.FETCH_NOT_FOUND, "no such file")
 
 
-def _paths(uri: str, base: str) -> list[str]:
-    """What a URI may mean: itself, and for a URL that has percent signs, what they stand for."""
+def _candidate_paths(uri: str, base: str) -> list[str]:
+    """The paths that a URI may mean: a URL with percent signs literally, and decoded."""
     if "\0" in uri:
         raise _denied("found a NUL character in the path")
     if not _URL.match(uri):
-        return [os.path.join(base, uri)]  # noqa: PTH118 - pathlib would take the dots away
+        return [os.path.join(base, uri)]  # noqa: PTH118 - pathlib would remove dots
     rest = uri[len("file:") :]
     if not rest.startswith("//"):
         raise _denied("found a file: URL without //, expected file:///path")
     host, _, path = rest[2:].partition("/")
-    if host.lower() not in _HERE:
+    if host.lower() not in _LOCAL_HOSTS:
         raise _denied(f"found the host '{host}' in a file:// URL, expected none")
     decoded = unquote(path, errors="surrogateescape")
     if "\0" in decoded:
@@ -74,46 +75,47 @@ def _paths(uri: str, base: str) -> list[str]:
     return [f"/{path}"] if decoded == path else [f"/{path}", f"/{decoded}"]
 
 
-def _real(path: str) -> Path:
+def _resolve_links(path: str) -> Path:
     try:
         return Path(os.path.realpath(path))
     except OSError as error:
         raise RowError(ErrorCode.FETCH_NOT_FOUND, "no such file") from error
 
 
-def _root(real: Path, roots: tuple[str, ...]) -> Path:
-    """The allowed folder that the file lies in."""
+def _find_root(real: Path, roots: tuple[str, ...]) -> Path:
+    """Returns the allowed folder that the file lies in. Raises RowError, fetch_denied."""
     for root in roots:
-        found = Path(os.path.realpath(root))
-        if real.is_relative_to(found) and not any(real.is_relative_to(one) for one in NEVER):
-            return found
+        folder = Path(os.path.realpath(root))
+        forbidden = any(real.is_relative_to(other) for other in FORBIDDEN_FOLDERS)
+        if real.is_relative_to(folder) and not forbidden:
+            return folder
     raise _denied(
         "found a file outside of the folders that rows may read, expected one below fetch.roots"
         + (f" ({', '.join(roots)})" if roots else ", which has none; name its folder there")
     )
 
 
-def _walk(root: Path, real: Path) -> int:
-    """Opens `real`, which has no links in it, without following any. Raises OSError."""
-    steps = real.relative_to(root).parts
-    if not steps:
-        raise _no_file()
+def _open_below(root: Path, real: Path) -> int:
+    """Opens `real`, a path without links, without following links. Raises OSError."""
+    parts = real.relative_to(root).parts
+    if not parts:
+        raise _not_a_file()
     with contextlib.ExitStack() as stack:
         folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         stack.callback(os.close, folder)
-        for step in steps[:-1]:
-            folder = os.open(step, _STEP, dir_fd=folder)
+        for part in parts[:-1]:
+            folder = os.open(part, _FOLDER_FLAGS, dir_fd=folder)
             stack.callback(os.close, folder)
-        # Opening a device can do something by itself, so its kind is looked at before, too.
-        facts = os.stat(steps[-1], dir_fd=folder, follow_symlinks=False)
-        if not stat.S_ISREG(facts.st_mode):
-            raise _no_file()
-        return os.open(steps[-1], _LAST, dir_fd=folder)
+        # Opening a device can have effects, so the file type is checked before opening, too.
+        status = os.stat(parts[-1], dir_fd=folder, follow_symlinks=False)
+        if not stat.S_ISREG(status.st_mode):
+            raise _not_a_file()
+        return os.open(parts[-1], _FILE_FLAGS, dir_fd=folder)
 
 
-def _no_file() -> RowError:
+def _not_a_file() -> RowError:
     return _denied("found a folder, link, pipe or device, expected a file")
 
 
-def _denied(what: str) -> RowError:
-    return RowError(ErrorCode.FETCH_DENIED, what)
+def _denied(message: str) -> RowError:
+    return RowError(ErrorCode.FETCH_DENIED, message)

@@ -1,9 +1,8 @@
-"""Turns an http(s) URL into requests for its bytes, to addresses that have been checked.
+"""Requests byte ranges of http(s) URLs, at addresses that have been checked.
 
-Redirects are followed here, each hop checked anew; the connection goes to the address that was
-checked, never to the name. Proxies of the environment are not used: a proxy looks names up itself,
-and what it would reach could not be checked. Bodies are taken as they are: nothing is decompressed,
-so that no few bytes can become many. How requests are tried again is not known.
+Redirects are followed here, and each hop is checked; connections go to the checked address, never
+to the name. Proxies of the environment are not used: a proxy looks names up itself, so what it
+would reach cannot be checked. Bodies are not decompressed, so that a few bytes cannot become many.
 """
 
 import base64
@@ -25,48 +24,49 @@ from mediamill.pipeline.fetching.addresses import (
     AddressRules,
     Resolver,
     Target,
-    addresses,
     check_host,
-    follow,
-    parse,
+    follow_redirect,
+    parse_url,
+    resolve_addresses,
     system_resolver,
 )
 from mediamill.pipeline.fetching.transfer import RangeReply
 from mediamill.pipeline.storage.retries import ContentChangedError, Deadline, IncompleteError
 from mediamill.schemas.errors import ErrorCode, RowError
 
-# An address and port, and a timeout in seconds -> a connection. Raises OSError.
-Connect = Callable[[tuple[str, int], float], socket.socket]
+# (address, port), timeout in seconds -> a connection. Raises OSError.
+Connector = Callable[[tuple[str, int], float], socket.socket]
 
-_REDIRECTS = 5
-_CONNECT_S, _STALL_S = 10.0, 20.0  # without a byte, after which another try is more promising
-_PIECE = 256 * 1024
-_IDLE_PER_ORIGIN = 16
+_MAX_REDIRECTS = 5
+_CONNECT_TIMEOUT_S, _READ_TIMEOUT_S = 10.0, 20.0  # without a byte; then a retry is better
+_CHUNK_BYTES = 256 * 1024
+_MAX_IDLE_PER_ORIGIN = 16
 _RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", re.ASCII)
-_DIGESTS = {"md5": 16, "sha-256": 32}  # algorithms of Digest headers, and their lengths
+_DIGESTS = {"md5": 16, "sha-256": 32}  # algorithms of Digest headers, and lengths in bytes
 
 
 class StatusError(OSError):
-    """An answer that is not the file. `status` and `headers` are what it said."""
+    """A response that is not the file. `status` and `headers` are the response's."""
 
     def __init__(self, status: int, headers: HTTPMessage) -> None:
-        super().__init__(f"the server said {status}")
+        super().__init__(f"the server answered {status}")
         self.status, self.headers = status, headers
 
 
 class HttpClient:
-    """Connections of this process, kept open for the next request. Threads share it.
+    """A pool of this process's connections. Threads share it.
 
-    resolve: finds a name's addresses. connect: makes a connection to a checked address and port.
+    resolve: looks up the addresses of a name.
+    connect: opens a connection to a checked address and port.
     """
 
     def __init__(
         self,
         rules: AddressRules,
         resolve: Resolver = system_resolver,
-        connect: Connect = socket.create_connection,
+        connect: Connector = socket.create_connection,
     ) -> None:
-        self._rules, self._resolve, self._connect_to = rules, resolve, connect
+        self._rules, self._resolve, self._connector = rules, resolve, connect
         self._idle: defaultdict[tuple[str, str, int], deque[HTTPConnection]] = defaultdict(deque)
         self._mutex = threading.Lock()
         weakref.finalize(self, _close_all, self._idle)
@@ -79,19 +79,19 @@ class HttpClient:
     def get(
         self, target: Target, headers: dict[str, str], deadline: Deadline
     ) -> Iterator[tuple[HTTPResponse, Target]]:
-        """The answer to one request, after its redirects, and who gave it.
+        """Sends a request and follows redirects; yields the response and the target that sent it.
 
         Raises RowError, fetch_denied; OSError or HTTPException when the connection fails.
         """
-        for _ in range(_REDIRECTS + 1):
-            with self._exchange(target, headers, deadline) as answer:
-                location = answer.headers.get("Location")
-                if answer.status not in (301, 302, 303, 307, 308) or location is None:
-                    yield answer, target
+        for _ in range(_MAX_REDIRECTS + 1):
+            with self._exchange(target, headers, deadline) as response:
+                location = response.headers.get("Location")
+                if response.status not in (301, 302, 303, 307, 308) or location is None:
+                    yield response, target
                     return
-            target = follow(target, location)
+            target = follow_redirect(target, location)
         raise RowError(
-            ErrorCode.FETCH_DENIED, f"found more than {_REDIRECTS} redirects, expected fewer"
+            ErrorCode.FETCH_DENIED, f"found more than {_MAX_REDIRECTS} redirects, expected fewer"
         )
 
     @contextmanager
@@ -100,80 +100,80 @@ class HttpClient:
     ) -> Iterator[HTTPResponse]:
         check_host(target.host, self._rules)
         connection = self._connection(target, deadline)
-        keep = False
+        reusable = False
         try:
-            with _ends_at(deadline, connection.sock):
+            with _cut_at(deadline, connection.sock):
                 _send(connection, target, headers, deadline)
-                with connection.getresponse() as answer:
-                    yield answer
-                    keep = _is_finished(answer)
+                with connection.getresponse() as response:
+                    yield response
+                    reusable = _is_reusable(response)
         finally:
-            if keep:
+            if reusable:
                 self._put_back(target, connection)
             else:
                 connection.close()
 
     def _connection(self, target: Target, deadline: Deadline) -> HTTPConnection:
-        """An idle connection, whose address was checked when it was made, or a new one."""
+        """Returns an idle connection, checked when it was opened, or a new one."""
         while True:
             with self._mutex:
                 idle = self._idle[target.origin]
                 connection = idle.pop() if idle else None
             if connection is None:
                 return self._connect(target, deadline)
-            if not _has_ended(connection.sock):
+            if not _is_stale(connection.sock):
                 return connection
             connection.close()
 
     def _connect(self, target: Target, deadline: Deadline) -> HTTPConnection:
-        last: Exception | None = None
-        for address in addresses(target, self._rules, self._resolve):
+        failure: Exception | None = None
+        for address in resolve_addresses(target, self._rules, self._resolve):
             deadline.check()
             connection = HTTPConnection(target.host, target.port)
             try:
-                connection.sock = self._socket(target, address, deadline)
+                connection.sock = self._open_socket(target, address, deadline)
             except OSError as error:
-                last = error
+                failure = error
             else:
                 return connection
         deadline.check()
-        assert last is not None  # there is at least one address
+        assert failure is not None  # there is at least one address
         try:
-            raise last
+            raise failure
         finally:
-            del last  # its traceback leads here, and would keep this call's data alive
+            del failure  # its traceback refers to this frame, and would keep the call's data
 
-    def _socket(self, target: Target, address: str, deadline: Deadline) -> socket.socket:
-        timeout = min(_CONNECT_S, max(deadline.left_s, 0.001))
-        plain = self._connect_to((address, target.port), timeout)
+    def _open_socket(self, target: Target, address: str, deadline: Deadline) -> socket.socket:
+        timeout = min(_CONNECT_TIMEOUT_S, max(deadline.left_s, 0.001))
+        tcp_socket = self._connector((address, target.port), timeout)
         if target.scheme == "http":
-            return plain
-        # The handshake apart, or nothing could end one that comes byte by byte.
-        secure = self._tls.wrap_socket(
-            plain, server_hostname=target.host, do_handshake_on_connect=False
+            return tcp_socket
+        # A separate handshake, so that the deadline ends one that arrives byte by byte.
+        tls_socket = self._tls.wrap_socket(
+            tcp_socket, server_hostname=target.host, do_handshake_on_connect=False
         )
         try:
-            with _ends_at(deadline, secure):
-                secure.do_handshake()
+            with _cut_at(deadline, tls_socket):
+                tls_socket.do_handshake()
         except BaseException:
-            secure.close()
+            tls_socket.close()
             raise
-        return secure
+        return tls_socket
 
     def _put_back(self, target: Target, connection: HTTPConnection) -> None:
         with self._mutex:
             idle = self._idle[target.origin]
             idle.append(connection)
-            surplus = idle.popleft() if len(idle) > _IDLE_PER_ORIGIN else None
+            surplus = idle.popleft() if len(idle) > _MAX_IDLE_PER_ORIGIN else None
         if surplus is not None:
             surplus.close()
 
 
 class HttpSource:
-    """One URL. `Source` says what its methods do. Raises RowError where the URL is not allowed."""
+    """The `Source` of one URL. Raises RowError if the URL is not allowed."""
 
     def __init__(self, url: str, client: HttpClient) -> None:
-        self._target = parse(url)
+        self._target = parse_url(url)
         self._client = client
 
     @contextmanager
@@ -185,18 +185,18 @@ class HttpSource:
             headers["Range"] = f"bytes={start}-{'' if stop is None else stop - 1}"
             if version is not None and start:
                 headers["If-Range"] = version
-        with self._client.get(self._target, headers, deadline) as (answer, _):
-            yield _read(answer, start)
+        with self._client.get(self._target, headers, deadline) as (response, _):
+            yield _reply(response, start)
 
-    def confirm(self, version: str | None, deadline: Deadline) -> None:
-        """Each answer has its version."""
+    def check_unchanged(self, version: str | None, deadline: Deadline) -> None:
+        """Does nothing: each response reports its version."""
 
     def renew(self) -> bool:
-        """A URL's login does not change."""
+        """Returns False: a URL's login cannot be renewed."""
         return False
 
     def distrust_digest(self) -> None:
-        """Stated digests are certain."""
+        """Does nothing: stated digests are certain."""
 
 
 def _close_all(idle: dict[tuple[str, str, int], deque[HTTPConnection]]) -> None:
@@ -208,7 +208,7 @@ def _close_all(idle: dict[tuple[str, str, int], deque[HTTPConnection]]) -> None:
 def _send(
     connection: HTTPConnection, target: Target, headers: dict[str, str], deadline: Deadline
 ) -> None:
-    connection.sock.settimeout(min(_STALL_S, max(deadline.left_s, 0.001)))
+    connection.sock.settimeout(min(_READ_TIMEOUT_S, max(deadline.left_s, 0.001)))
     all_headers = {
         "Host": target.host_header,
         "User-Agent": "mediamill",
@@ -221,50 +221,50 @@ def _send(
     connection.request("GET", target.path, headers=all_headers)
 
 
-def _read(answer: HTTPResponse, asked: int) -> RangeReply:
-    """What an answer says of the content, and its body."""
-    headers = answer.headers
-    if answer.status not in (200, 206):
-        raise StatusError(answer.status, headers)
+def _reply(response: HTTPResponse, requested: int) -> RangeReply:
+    """Checks a response; returns its body and what its headers report of the content."""
+    headers = response.headers
+    if response.status not in (200, 206):
+        raise StatusError(response.status, headers)
     if headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity"):
         raise RowError(
             ErrorCode.FETCH_FAILED,
-            "found a compressed answer although none was asked for, expected the file as it is",
+            "found a compressed response, expected the file without compression",
         )
     length = _length(headers)
     version = headers.get("ETag") or headers.get("Last-Modified")
     if version is not None and version.startswith("W/"):
-        version = headers.get("Last-Modified")  # a weak tag is no promise of the same bytes
-    if answer.status == 200:
+        version = headers.get("Last-Modified")  # a weak ETag does not guarantee the same bytes
+    if response.status == 200:
         return RangeReply(
-            0, length, False, _pieces(answer, length), version, _digest(headers, True)
+            0, length, False, _chunks(response, length), version, _digest(headers, True)
         )
-    found = _RANGE.fullmatch(headers.get("Content-Range", "").strip())
-    if found is None:
-        raise IncompleteError("got a part of the file that does not say which")
-    start, last = int(found[1]), int(found[2])
-    total = None if found[3] == "*" else int(found[3])
+    content_range = _RANGE.fullmatch(headers.get("Content-Range", "").strip())
+    if content_range is None:
+        raise IncompleteError("got a part of the file without a valid Content-Range")
+    start, last = int(content_range[1]), int(content_range[2])
+    total = None if content_range[3] == "*" else int(content_range[3])
     if last < start or (total is not None and last >= total):
-        raise IncompleteError("got a part of the file that cannot be")
+        raise IncompleteError("got a part of the file with an impossible Content-Range")
     if total is None:
-        raise IncompleteError("got a part of the file without the whole's size")
-    if start != asked:
-        raise ContentChangedError("got another part of the file than was asked for")
+        raise IncompleteError("got a part of the file without the size of the whole file")
+    if start != requested:
+        raise ContentChangedError("got another part of the file than was requested")
     whole = start == 0 and last + 1 == total
-    pieces = _pieces(answer, last + 1 - start)
-    return RangeReply(start, total, True, pieces, version, _digest(headers, whole))
+    chunks = _chunks(response, last + 1 - start)
+    return RangeReply(start, total, True, chunks, version, _digest(headers, whole))
 
 
-def _pieces(answer: HTTPResponse, length: int | None) -> Iterator[bytes]:
-    """The body. Raises IncompleteError when it is shorter or longer than `length`."""
-    got = 0
-    while piece := answer.read1(_PIECE):
-        got += len(piece)
-        if length is not None and got > length:
+def _chunks(response: HTTPResponse, length: int | None) -> Iterator[bytes]:
+    """Yields the body. Raises IncompleteError if it is shorter or longer than `length`."""
+    received = 0
+    while chunk := response.read1(_CHUNK_BYTES):
+        received += len(chunk)
+        if length is not None and received > length:
             raise IncompleteError("got more bytes than were announced")
-        yield piece
-    if length is not None and got < length:
-        raise IncompleteError(f"got {got} of {length} bytes")
+        yield chunk
+    if length is not None and received < length:
+        raise IncompleteError(f"got {received} of {length} bytes")
 
 
 def _length(headers: HTTPMessage) -> int | None:
@@ -275,11 +275,11 @@ def _length(headers: HTTPMessage) -> int | None:
 
 
 def _digest(headers: HTTPMessage, whole: bool) -> tuple[str, bytes] | None:
-    """A checksum of the whole content, where the answer states one in a way that we know."""
+    """The algorithm and value of a checksum of the whole content, if a header has one."""
     stated: dict[str, str] = {}
     for name in ("Digest", "Repr-Digest", "X-Goog-Hash"):
-        for one in headers.get(name, "").split(","):
-            algorithm, _, text = one.strip().partition("=")
+        for item in headers.get(name, "").split(","):
+            algorithm, _, text = item.strip().partition("=")
             stated[algorithm.lower()] = text.strip(":")
     if whole and "Content-MD5" in headers:
         stated["md5"] = headers["Content-MD5"].strip()
@@ -293,32 +293,32 @@ def _digest(headers: HTTPMessage, whole: bool) -> tuple[str, bytes] | None:
     return None
 
 
-def _is_finished(answer: HTTPResponse) -> bool:
-    """Whether the whole body was read, and the server keeps the connection."""
-    at_the_end = answer.isclosed() if answer.chunked else answer.length == 0
-    return at_the_end and not answer.will_close
+def _is_reusable(response: HTTPResponse) -> bool:
+    """Whether the whole body was read and the server keeps the connection open."""
+    at_end = response.isclosed() if response.chunked else response.length == 0
+    return at_end and not response.will_close
 
 
-def _has_ended(sock: socket.socket) -> bool:
-    """Whether an idle connection was closed by the other side, or says what nobody asked for."""
+def _is_stale(sock: socket.socket) -> bool:
+    """Whether the server has closed an idle connection, or sent data without a request."""
     readable, _, _ = select.select([sock], [], [], 0)
     return bool(readable)
 
 
 @contextmanager
-def _ends_at(deadline: Deadline, sock: socket.socket) -> Iterator[None]:
-    """Cuts the connection when the time is over: a socket's own timeout begins anew with each byte.
+def _cut_at(deadline: Deadline, sock: socket.socket) -> Iterator[None]:
+    """Shuts the connection down at the deadline: a socket's own timeout restarts with each byte.
 
-    Raises TimeoutError then, whatever the cut looked like.
+    Raises TimeoutError after the deadline, whichever error the shutdown caused.
     """
-    over = threading.Event()
+    finished = threading.Event()
 
     def cut() -> None:
-        while (left := deadline.left_s) > 0:  # it may have moved on
-            if over.wait(left):
+        while (left_s := deadline.left_s) > 0:  # a pause may have extended the deadline
+            if finished.wait(left_s):
                 return
         with contextlib.suppress(OSError):
-            # Of the socket, not of its TLS: another thread is reading from that.
+            # The plain socket's method: another thread reads from the TLS layer.
             socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
     threading.Thread(target=cut, name="fetch-deadline", daemon=True).start()
@@ -329,4 +329,4 @@ def _ends_at(deadline: Deadline, sock: socket.socket) -> Iterator[None]:
             raise TimeoutError("took too long") from error
         raise
     finally:
-        over.set()
+        finished.set()

@@ -1,8 +1,8 @@
-"""Turns a URL of an object store into requests for its bytes, through fsspec's file systems.
+"""Reads byte ranges of objects in object stores, through fsspec's file systems.
 
-S3 and its likes are asked by get_object, whose one answer has the bytes, the size and the ETag;
-other stores by what all fsspec file systems can do. How requests are tried again is not known: the
-libraries' own retries are off where they can be, or each would multiply the other.
+S3 and compatible stores are read with get_object, whose response has the bytes, the size and the
+ETag. Other stores are read with the operations that every fsspec file system has. The libraries'
+own retries are disabled where possible, because transfer.py retries.
 """
 
 import base64
@@ -18,12 +18,12 @@ from fsspec.asyn import sync
 from mediamill.pipeline.fetching.transfer import RangeReply, Source
 from mediamill.pipeline.storage import storage
 from mediamill.pipeline.storage.retries import ContentChangedError, Deadline, IncompleteError
+from mediamill.pipeline.storage.schemes import READERS, TIME_FIELDS, VERSION_FIELDS
 from mediamill.pipeline.storage.storage import Place
 
-_PIECE = 1024 * 1024
+_CHUNK_BYTES = 1024 * 1024
 _MD5 = re.compile(r"[0-9a-f]{32}", re.ASCII)
 _RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", re.ASCII)
-_S3 = ("s3", "s3a")
 _S3_SETTINGS = {
     "config_kwargs": {
         "retries": {"total_max_attempts": 1},
@@ -35,27 +35,34 @@ _S3_SETTINGS = {
 
 
 class ObjectStores:
-    """What this process has learnt of the stores it reads from. Threads share it."""
+    """Creates the sources of objects, and remembers per process which ETags are no checksums.
+
+    Threads share it.
+    """
 
     def __init__(self) -> None:
         self.distrusted: set[str] = set()  # buckets whose ETags are no checksums
         self.mutex = threading.Lock()
 
     def source(self, url: str) -> Source:
-        """The object at `url`. Raises JobError when nothing here can read that kind of URL."""
-        if storage.scheme(url) in _S3:
+        """Returns the source of the object at `url`.
+
+        Raises JobError when no installed file system can read that kind of URL.
+        """
+        if READERS.get(storage.scheme(url)) == "s3":
             place = storage.resolve(url, **_S3_SETTINGS)
             place.fs.retries = 1
             return _S3Source(place, self)
-        return _ObjectSource(url)
+        return _FsspecSource(url)
 
 
 class _S3Source:
-    """An object of S3 or its likes.
+    """An object of S3 or a compatible store.
 
-    The ETag of an object that was uploaded in one piece is the MD5 of its bytes; one of several
-    pieces has a dash. With some encryption or another maker than AWS it may be 32 digits and no
-    MD5: then two readings that agree are right, and the bucket's ETags are not looked at any more.
+    The ETag of an object that was uploaded in one part is the MD5 of its bytes; that of a multipart
+    upload has a dash. With some kinds of encryption, or other vendors, it may be 32 digits and no
+    MD5. Then two transfers that agree are accepted, and the ETags of the bucket are no longer used
+    as checksums.
     """
 
     def __init__(self, place: Place, stores: ObjectStores) -> None:
@@ -68,54 +75,62 @@ class _S3Source:
     def open(
         self, start: int, stop: int | None, version: str | None, deadline: Deadline
     ) -> Iterator[RangeReply]:
-        asked: dict[str, Any] = {"Bucket": self._bucket, "Key": self._key}
+        arguments: dict[str, Any] = {"Bucket": self._bucket, "Key": self._key}
         if start or stop is not None:
-            asked["Range"] = f"bytes={start}-{'' if stop is None else stop - 1}"
+            arguments["Range"] = f"bytes={start}-{'' if stop is None else stop - 1}"
         if version is not None:
-            asked["IfMatch"] = version
+            arguments["IfMatch"] = version
         if self._object_version:
-            asked["VersionId"] = self._object_version
-        found = self._fs.call_s3("get_object", timeout=max(deadline.left_s, 0.001), **asked)
+            arguments["VersionId"] = self._object_version
+        timeout = max(deadline.left_s, 0.001)
+        response = self._fs.call_s3("get_object", timeout=timeout, **arguments)
         try:
-            yield self._answer(found, start, deadline)
+            yield self._reply(response, start, deadline)
         finally:
-            found["Body"].close()
+            response["Body"].close()
 
-    def _answer(self, found: dict[str, Any], asked: int, deadline: Deadline) -> RangeReply:
-        etag = found.get("ETag")
-        length = int(found["ContentLength"])
-        stated = _RANGE.fullmatch(found.get("ContentRange") or "")
-        if stated is None:
+    def _reply(self, response: dict[str, Any], requested: int, deadline: Deadline) -> RangeReply:
+        etag = response.get("ETag")
+        length = int(response["ContentLength"])
+        content_range = _RANGE.fullmatch(response.get("ContentRange") or "")
+        if content_range is None:
             start, total = 0, length
         else:
-            start, last, total = (int(number) for number in stated.groups())
-            if start != asked:
-                raise ContentChangedError("got another part of the object than was asked for")
+            start, last, total = (int(number) for number in content_range.groups())
+            if start != requested:
+                raise ContentChangedError("got another part of the object than was requested")
             length = last + 1 - start
-        pieces = self._pieces(found["Body"], length, deadline)
-        digest = self._digest(etag, found)
-        return RangeReply(start, total, stated is not None, pieces, etag, digest, certain=False)
+        return RangeReply(
+            start,
+            total,
+            supports_ranges=content_range is not None,
+            chunks=self._chunks(response["Body"], length, deadline),
+            version=etag,
+            digest=self._digest(etag, response),
+            is_digest_certain=False,
+        )
 
-    def _pieces(self, body: Any, length: int, deadline: Deadline) -> Iterator[bytes]:
-        got = 0
-        while got < length:
-            left = max(deadline.left_s, 0.001)
-            piece = sync(self._fs.loop, body.read, min(_PIECE, length - got), timeout=left)
-            if not piece:
-                raise IncompleteError(f"got {got} of {length} bytes")
-            got += len(piece)
-            yield piece
+    def _chunks(self, body: Any, length: int, deadline: Deadline) -> Iterator[bytes]:
+        received = 0
+        while received < length:
+            timeout = max(deadline.left_s, 0.001)
+            count = min(_CHUNK_BYTES, length - received)
+            chunk = sync(self._fs.loop, body.read, count, timeout=timeout)
+            if not chunk:
+                raise IncompleteError(f"got {received} of {length} bytes")
+            received += len(chunk)
+            yield chunk
 
-    def _digest(self, etag: str | None, found: dict[str, Any]) -> tuple[str, bytes] | None:
-        plain = (etag or "").strip('"').lower()
-        encrypted = found.get("ServerSideEncryption") not in (None, "AES256")
-        encrypted = encrypted or bool(found.get("SSECustomerAlgorithm"))
-        if encrypted or not _MD5.fullmatch(plain) or self._bucket in self._stores.distrusted:
+    def _digest(self, etag: str | None, response: dict[str, Any]) -> tuple[str, bytes] | None:
+        digits = (etag or "").strip('"').lower()
+        encrypted = response.get("ServerSideEncryption") not in (None, "AES256")
+        encrypted = encrypted or bool(response.get("SSECustomerAlgorithm"))
+        if encrypted or not _MD5.fullmatch(digits) or self._bucket in self._stores.distrusted:
             return None
-        return "md5", bytes.fromhex(plain)
+        return "md5", bytes.fromhex(digits)
 
-    def confirm(self, version: str | None, deadline: Deadline) -> None:
-        """Each request named the version."""
+    def check_unchanged(self, version: str | None, deadline: Deadline) -> None:
+        """Does nothing: each request named the version."""
 
     def renew(self) -> bool:
         storage.renew(self._place)
@@ -126,32 +141,32 @@ class _S3Source:
             self._stores.distrusted.add(self._bucket)
 
 
-class _ObjectSource:
-    """An object of any other store, whose file system can tell its size and read a range."""
+class _FsspecSource:
+    """An object of any other store whose file system reports its size and reads ranges."""
 
     def __init__(self, url: str) -> None:
         self._url = url
         self._place = storage.resolve(url)
-        self._facts: dict[str, Any] | None = None
+        self._info: dict[str, Any] | None = None
 
     @contextmanager
     def open(
         self, start: int, stop: int | None, version: str | None, deadline: Deadline
     ) -> Iterator[RangeReply]:
-        if self._facts is None or version is None:
-            self._facts = self._info(deadline)
-        size = int(self._facts["size"])
+        if self._info is None or version is None:
+            self._info = self._read_info(deadline)
+        size = int(self._info["size"])
         end = size if stop is None else min(stop, size)
         data = b""
         if end > start:
             data = bytes(self._call("cat_file", deadline, start=start, end=end))
         if len(data) > end - start:
             raise IncompleteError(f"got {len(data)} bytes of {end - start}")
-        digest = _stated_md5(self._facts)
-        yield RangeReply(start, size, True, iter((data,)), _version(self._facts), digest)
+        digest = _stated_md5(self._info)
+        yield RangeReply(start, size, True, iter((data,)), _version(self._info), digest)
 
-    def confirm(self, version: str | None, deadline: Deadline) -> None:
-        if _version(self._info(deadline)) != version:
+    def check_unchanged(self, version: str | None, deadline: Deadline) -> None:
+        if _version(self._read_info(deadline)) != version:
             raise ContentChangedError("the object changed while it was read")
 
     def renew(self) -> bool:
@@ -159,32 +174,32 @@ class _ObjectSource:
         return True
 
     def distrust_digest(self) -> None:
-        """Stated digests are certain."""
+        """Does nothing: stated digests are certain."""
 
-    def _info(self, deadline: Deadline) -> dict[str, Any]:
-        facts: dict[str, Any] = self._call("info", deadline)
-        if facts.get("type") == "directory":
+    def _read_info(self, deadline: Deadline) -> dict[str, Any]:
+        info: dict[str, Any] = self._call("info", deadline)
+        if info.get("type") == "directory":
             raise FileNotFoundError(self._place.path)
-        return facts
+        return info
 
     def _call(self, name: str, deadline: Deadline, **arguments: Any) -> Any:
         fs = self._place.fs
-        if getattr(fs, "async_impl", False):  # others know no timeout but their library's
+        if getattr(fs, "async_impl", False):  # other file systems take no timeout
             arguments["timeout"] = max(deadline.left_s, 0.001)
         return getattr(fs, name)(self._place.path, **arguments)
 
 
-def _version(facts: dict[str, Any]) -> str:
-    """What tells one content of a name from the next, by the names of several stores."""
-    names = ("etag", "ETag", "generation", "blob_id", "mtime", "last_modified", "updated", "size")
-    return "\n".join(f"{name}={facts[name]}" for name in names if facts.get(name) is not None)
+def _version(info: dict[str, Any]) -> str:
+    """All fields of fsspec's `info` that differ between two contents of one name."""
+    fields = (*VERSION_FIELDS, *TIME_FIELDS, "size")
+    return "\n".join(f"{field}={info[field]}" for field in fields if info.get(field) is not None)
 
 
-def _stated_md5(facts: dict[str, Any]) -> tuple[str, bytes] | None:
+def _stated_md5(info: dict[str, Any]) -> tuple[str, bytes] | None:
     """Google's md5Hash (base64) or Azure's content_md5 (bytes)."""
-    found = facts.get("md5Hash") or (facts.get("content_settings") or {}).get("content_md5")
+    stated = info.get("md5Hash") or (info.get("content_settings") or {}).get("content_md5")
     try:
-        value = base64.b64decode(found) if isinstance(found, str) else bytes(found or b"")
+        digest = base64.b64decode(stated) if isinstance(stated, str) else bytes(stated or b"")
     except (binascii.Error, TypeError, ValueError):
         return None
-    return ("md5", value) if len(value) == 16 else None
+    return ("md5", digest) if len(digest) == 16 else None

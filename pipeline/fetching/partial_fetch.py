@@ -1,8 +1,9 @@
-"""Turns a large remote file into one of its true size that holds its header and index only.
+"""Fetches only the header and the index of a large remote file, into a sparse file of its size.
 
-The rest are holes, which take no place on the disk. For who asks how long a video lasts; whether
-what is there tells it, is for the reader to say. Knows the boxes of MP4 and MOV files, whose index
-may be anywhere; other kinds have at the beginning what they have.
+The rest of the file is holes, which take no space on the disk. This is enough for a reader that
+needs a video's duration. In MP4 and MOV files the index (the moov box) may be anywhere, so their
+boxes are followed with range requests; of other containers only the first bytes are fetched. The
+reader decides whether they suffice.
 """
 
 import os
@@ -18,112 +19,116 @@ from mediamill.pipeline.storage.retries import (
     retry,
 )
 
-HEAD_BYTES = 1024 * 1024
-_AHEAD_BYTES = 64 * 1024  # behind the header of a box: the next one may be there too
-_MOST_BOXES = 16  # a file of more is made of fragments; its head tells or nothing does
-_MOST_INDEX_BYTES = 256 * 1024**2
-_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")
+HEADER_BYTES = 1024 * 1024
+_READ_AHEAD_BYTES = 64 * 1024  # read with the header of a box, which may include the next header
+_MAX_BOXES = 16  # a file with more is fragmented: its first bytes hold the duration, or none do
+_MAX_INDEX_BYTES = 256 * 1024**2
+_BOX_TYPES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What a source says of a content: its size in bytes, and its version, None = not told."""
+class ContentInfo:
+    """What a source reports of a content: its size in bytes, and its version if it has one."""
 
     size: int
     version: str | None
 
 
-def look(
+def fetch_first_bytes(
     source: Source, count: int, deadline: Deadline, backoff: Backoff
-) -> tuple[Facts, bytes] | None:
-    """The facts and the first bytes, at most `count`; None where the source knows no ranges or no
-    sizes. Raises what the last try raised.
+) -> tuple[ContentInfo, bytes] | None:
+    """Returns the size and version of a content and its first bytes, at most `count`.
+
+    Returns None if the source does not support ranges or does not report the size.
+    Raises what the last attempt raised.
     """
 
-    def first() -> tuple[Facts, bytes] | None:
-        with source.open(0, count, None, deadline) as answer:
-            if answer.total is None or not answer.ranged:
+    def attempt() -> tuple[ContentInfo, bytes] | None:
+        with source.open(0, count, None, deadline) as reply:
+            if reply.total is None or not reply.supports_ranges:
                 return None
-            data = _taken(answer.pieces, min(count, answer.total), deadline)
-            return Facts(answer.total, answer.version), data
+            data = _read_exactly(reply.chunks, min(count, reply.total), deadline)
+            return ContentInfo(reply.total, reply.version), data
 
-    return retry(first, backoff, source.renew, deadline)
+    return retry(attempt, backoff, source.renew, deadline)
 
 
-def fill(
+def write_header_and_index(
     descriptor: int,
-    head: bytes,
-    facts: Facts,
+    header: bytes,
+    info: ContentInfo,
     source: Source,
     deadline: Deadline,
     backoff: Backoff,
 ) -> None:
-    """Writes the head, and the index wherever it is, into an empty file.
+    """Writes the header, and the index wherever it is, into an empty file.
 
-    Raises what the last try raised; ContentChangedError when the content is another one by now.
+    Raises what the last attempt raised; ContentChangedError if the content has changed since
+    `info`.
     """
-    os.ftruncate(descriptor, facts.size)
-    os.pwrite(descriptor, head, 0)
-    if head[4:8] not in _BOXES:
+    os.ftruncate(descriptor, info.size)
+    os.pwrite(descriptor, header, 0)
+    if header[4:8] not in _BOX_TYPES:
         return
 
-    def part(start: int, stop: int) -> bytes:
-        data = _part(source, start, min(stop, facts.size), facts, deadline, backoff)
+    def fetch_range(start: int, stop: int) -> bytes:
+        data = _fetch_range(source, start, min(stop, info.size), info, deadline, backoff)
         os.pwrite(descriptor, data, start)
         return data
 
-    _find_index(part, head, facts.size)
+    _fetch_index(fetch_range, header, info.size)
 
 
-def _find_index(part: Callable[[int, int], bytes], head: bytes, size: int) -> None:
-    """Walks the outermost boxes up to the index (moov) and brings all of it.
+def _fetch_index(fetch_range: Callable[[int, int], bytes], header: bytes, size: int) -> None:
+    """Follows the top-level boxes to the index (moov) and fetches all of it.
 
     Source: ISO/IEC 14496-12, 4.2.
     """
-    at, there, begin = 0, head, 0
-    for _ in range(_MOST_BOXES):
-        if at + 8 > size:
+    box_start, buffer, buffer_start = 0, header, 0
+    for _ in range(_MAX_BOXES):
+        if box_start + 8 > size:
             return
-        if at + 16 > begin + len(there):
-            there, begin = part(at, at + _AHEAD_BYTES), at
-        box = there[at - begin : at - begin + 16]
-        length, name = int.from_bytes(box[:4], "big"), box[4:8]
+        if box_start + 16 > buffer_start + len(buffer):
+            buffer_start = box_start
+            buffer = fetch_range(box_start, box_start + _READ_AHEAD_BYTES)
+        box = buffer[box_start - buffer_start : box_start - buffer_start + 16]
+        length, box_type = int.from_bytes(box[:4], "big"), box[4:8]
         if length == 1:
             length = int.from_bytes(box[8:], "big")
         elif length == 0:
-            length = size - at
+            length = size - box_start
         if length < 8:
-            return  # no box: what to make of it is the reader's affair
-        if name == b"moov":
-            missing = begin + len(there)
-            if missing < at + length <= at + _MOST_INDEX_BYTES:
-                part(missing, at + length)
+            return  # not a box; the reader reports what is wrong
+        if box_type == b"moov":
+            missing = buffer_start + len(buffer)
+            if missing < box_start + length <= box_start + _MAX_INDEX_BYTES:
+                fetch_range(missing, box_start + length)
             return
-        at += length
+        box_start += length
 
 
-def _part(
+def _fetch_range(
     source: Source,
     start: int,
     stop: int,
-    facts: Facts,
+    info: ContentInfo,
     deadline: Deadline,
     backoff: Backoff,
 ) -> bytes:
-    def once() -> bytes:
-        with source.open(start, stop, facts.version, deadline) as answer:
-            same = answer.version == facts.version and answer.total == facts.size
-            if not same or answer.start != start:
+    def attempt() -> bytes:
+        with source.open(start, stop, info.version, deadline) as reply:
+            same = reply.version == info.version and reply.total == info.size
+            if not same or reply.start != start:
                 raise ContentChangedError("the file changed while it was read")
-            return _taken(answer.pieces, stop - start, deadline)
+            return _read_exactly(reply.chunks, stop - start, deadline)
 
-    return retry(once, backoff, source.renew, deadline)
+    return retry(attempt, backoff, source.renew, deadline)
 
 
-def _taken(pieces: Iterator[bytes], count: int, deadline: Deadline) -> bytes:
+def _read_exactly(chunks: Iterator[bytes], count: int, deadline: Deadline) -> bytes:
     data = bytearray()
-    for piece in pieces:
-        data += piece
+    for chunk in chunks:
+        data += chunk
         deadline.check()
         if len(data) >= count:
             break

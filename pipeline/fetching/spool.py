@@ -1,8 +1,8 @@
-"""Turns media that are too large for memory into temporary files, and removes them.
+"""Stores media that are too large for memory in temporary files, and removes them.
 
-Each process has a folder of its own below the system's temporary one, made when it is first
-needed. It goes when the process ends; of a process that was killed, with the next sweep: the lock
-on a file beside the folder says whether its process still lives. What the files hold is not known.
+Each process has its own folder below the system's temporary one, created when it is first needed.
+The folder is removed when the process ends. The folder of a killed process is removed by the next
+sweep: a lock on a file beside the folder shows whether its process is alive.
 """
 
 import contextlib
@@ -21,16 +21,16 @@ from typing import BinaryIO
 
 _FOLDER = "spool"
 _LOCK = "lock"
-_KEPT = "kept"  # the one place that processes share
+_SHARED = "kept"  # the folder that all processes share (see disk_cache.py)
 
 
-def home() -> Path:
+def root_folder() -> Path:
     """The folder of all spools of this user on this machine."""
     return Path(tempfile.gettempdir()) / f"mediamill-{os.getuid()}"
 
 
 class Spool:
-    """Temporary files of this process. Threads may share it."""
+    """The temporary files of this process. Threads may share it."""
 
     def __init__(self) -> None:
         self._mutex = threading.Lock()
@@ -38,27 +38,28 @@ class Spool:
         sweep()
 
     def new(self) -> Path:
-        """The path of a new file, which does not exist yet. Raises OSError."""
+        """Returns the path of a new file, which does not exist yet. Raises OSError."""
         with self._mutex:
             if self._folder is None:
-                self._folder, lock = _claim(home())
-                weakref.finalize(self, _end, self._folder.parent, lock, os.getpid())
+                self._folder, lock = _create_folder(root_folder())
+                weakref.finalize(self, _remove_own, self._folder.parent, lock, os.getpid())
             return self._folder / uuid.uuid4().hex
 
     @staticmethod
     def share(path: Path) -> Path:
-        """Another name for a file, which is there until all its names are released; the same name
-        for what is not spooled.
+        """Returns a new hard link to a spooled file; other paths unchanged.
+
+        The file exists until all its links are released.
         """
         if not _is_spooled(path):
             return path
-        other = path.with_name(uuid.uuid4().hex)
-        other.hardlink_to(path)
-        return other
+        link = path.with_name(uuid.uuid4().hex)
+        link.hardlink_to(path)
+        return link
 
     @staticmethod
     def release(paths: Iterable[str | Path | None]) -> None:
-        """Removes files that were spooled; fine when they are gone. Others are left alone."""
+        """Removes those of the paths that are spooled files and exist."""
         for path in paths:
             if path is not None and _is_spooled(Path(path)):
                 with contextlib.suppress(OSError):
@@ -66,46 +67,45 @@ class Spool:
 
 
 def sweep() -> None:
-    """Removes what processes have left that were killed."""
-    root = home()
-    if not _is_ours(root):
+    """Removes the files that killed processes have left."""
+    root = root_folder()
+    if not _is_private(root):
         return
-    for place in root.iterdir():
-        with contextlib.suppress(OSError):  # its process has just begun, or ended
-            if not (place / _LOCK).exists():
-                place.rmdir()  # fails when the lock has come meanwhile
+    for process_folder in root.iterdir():
+        with contextlib.suppress(OSError):  # its process has just started or ended
+            if not (process_folder / _LOCK).exists():
+                process_folder.rmdir()  # fails if the lock was created meanwhile
                 continue
-            lock = _lock(place / _LOCK)
+            lock = _lock(process_folder / _LOCK)
             if lock is not None:
-                _remove(place, lock)
+                _remove(process_folder, lock)
 
 
-def join(owner: object) -> Path:
-    """The folder of files that all processes of this user share, as long as `owner` is there; it
-    goes with the first sweep after its last user. Raises OSError.
+def join_shared_folder(user: object) -> Path:
+    """Returns the folder of the files that all processes of this user share.
+
+    The folder exists as long as one of the `user` objects; the first sweep after that removes it.
+    Raises OSError.
     """
-    root = _own(home())
-    place = root / _KEPT
+    folder = _create_root(root_folder()) / _SHARED
     while True:
         with contextlib.suppress(FileNotFoundError):  # a sweep has just removed it
-            place.mkdir(mode=0o700, exist_ok=True)
-            lock = (place / _LOCK).open("ab")
+            folder.mkdir(mode=0o700, exist_ok=True)
+            lock = (folder / _LOCK).open("ab")
             fcntl.flock(lock, fcntl.LOCK_SH)
-            if _is_at(lock, place / _LOCK):
-                (place / _FOLDER).mkdir(mode=0o700, exist_ok=True)
-                weakref.finalize(owner, lock.close)
-                return place / _FOLDER
+            if _is_same_file(lock, folder / _LOCK):
+                (folder / _FOLDER).mkdir(mode=0o700, exist_ok=True)
+                weakref.finalize(user, lock.close)
+                return folder / _FOLDER
             lock.close()
 
 
 @contextmanager
-def kept() -> Iterator[None]:
-    """While it lasts, what processes of this machine keep for each other stays, also when the last
-    of them ends.
-    """
-    user = _User()
-    with contextlib.suppress(OSError):  # then nothing is kept
-        join(user)
+def hold_shared_folder() -> Iterator[None]:
+    """Keeps the shared files inside the block, also while no other process uses them."""
+    user = _SharedFolderUser()
+    with contextlib.suppress(OSError):  # then there is no shared folder
+        join_shared_folder(user)
     try:
         yield
     finally:
@@ -113,38 +113,41 @@ def kept() -> Iterator[None]:
         sweep()
 
 
-class _User:
-    """Somebody who uses the shared files."""
+class _SharedFolderUser:
+    """Holds the lock of the shared folder as long as it lives."""
 
 
-def _own(root: Path) -> Path:
-    with contextlib.suppress(FileExistsError):  # also where something else has the name
+def _create_root(root: Path) -> Path:
+    with contextlib.suppress(FileExistsError):  # also raised if the name is not a folder
         root.mkdir(mode=0o700)
-    if not _is_ours(root):
+    if not _is_private(root):
         raise PermissionError(f"{root}: belongs to another user, expected a folder of this one")
     return root
 
 
-def _claim(root: Path) -> tuple[Path, BinaryIO]:
-    """A folder of this process, and the file whose lock says so."""
-    _own(root)
+def _create_folder(root: Path) -> tuple[Path, BinaryIO]:
+    """Creates this process's folder, and the locked file that shows that the process is alive."""
+    _create_root(root)
     while True:
-        place = root / uuid.uuid4().hex
-        place.mkdir(mode=0o700)
+        process_folder = root / uuid.uuid4().hex
+        process_folder.mkdir(mode=0o700)
         with contextlib.suppress(OSError):
-            lock = _lock(place / _LOCK, create=True)
+            lock = _lock(process_folder / _LOCK, create=True)
             if lock is not None:
-                folder = place / _FOLDER
+                folder = process_folder / _FOLDER
                 folder.mkdir(mode=0o700)
                 return folder, lock
 
 
 def _lock(path: Path, create: bool = False) -> BinaryIO | None:
-    """The file, locked; None when another process has it. Raises OSError when there is none."""
+    """Opens and locks a file; None if another process holds the lock.
+
+    Raises OSError if the file does not exist, or with `create`, if it does.
+    """
     file = path.open("xb" if create else "r+b")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if _is_at(file, path):
+        if _is_same_file(file, path):
             return file
     except OSError:
         file.close()
@@ -153,35 +156,35 @@ def _lock(path: Path, create: bool = False) -> BinaryIO | None:
     return None
 
 
-def _is_at(file: BinaryIO, path: Path) -> bool:
-    """A sweep may have removed the file between our opening and locking it."""
+def _is_same_file(file: BinaryIO, path: Path) -> bool:
+    """Whether the path still names the open file: a sweep may remove it before it is locked."""
     return os.path.samestat(os.fstat(file.fileno()), path.stat())
 
 
-def _end(place: Path, lock: BinaryIO, process: int) -> None:
-    if os.getpid() == process:  # and not a fork of it, which ends earlier
-        _remove(place, lock)
+def _remove_own(process_folder: Path, lock: BinaryIO, process: int) -> None:
+    if os.getpid() == process:  # not in a fork, which ends earlier
+        _remove(process_folder, lock)
 
 
-def _remove(place: Path, lock: BinaryIO) -> None:
-    """A process's place; the lock goes last, or a sweep could meet half of it."""
-    shutil.rmtree(place / _FOLDER, ignore_errors=True)
+def _remove(process_folder: Path, lock: BinaryIO) -> None:
+    """Removes a process's folder. The lock goes last, so that no sweep sees half of the folder."""
+    shutil.rmtree(process_folder / _FOLDER, ignore_errors=True)
     with contextlib.suppress(OSError):
-        (place / _LOCK).unlink()
-        place.rmdir()
+        (process_folder / _LOCK).unlink()
+        process_folder.rmdir()
     lock.close()
 
 
-def _is_ours(root: Path) -> bool:
-    """A folder that others could write to would let them choose what is decoded."""
+def _is_private(root: Path) -> bool:
+    """Whether only this user can write to the folder: others could choose what is decoded."""
     try:
-        facts = root.lstat()
+        status = root.lstat()
     except FileNotFoundError:
         return False
-    private = not facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-    return stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.getuid() and private
+    private = not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and private
 
 
 def _is_spooled(path: Path) -> bool:
     folder = path.parent
-    return folder.name == _FOLDER and folder.parent.parent == home()
+    return folder.name == _FOLDER and folder.parent.parent == root_folder()

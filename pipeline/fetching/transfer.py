@@ -1,8 +1,8 @@
-"""Turns a source that answers requests for ranges into a whole content, through faults.
+"""Transfers a whole content from a source that serves byte ranges, in spite of faults.
 
-A request that breaks is tried again from the byte where it broke; large contents come in several
-ranges at once; a content that changed meanwhile is begun anew; lengths and, where the source states
-them, checksums are compared. What a source is, a web server or an object store, is not known.
+An interrupted request is resumed at the byte where it broke. Large contents are fetched in several
+ranges at once. A content that changed meanwhile is fetched again from the start. Lengths are
+checked, and checksums where the source states them.
 """
 
 import threading
@@ -24,57 +24,64 @@ from mediamill.pipeline.storage.retries import (
 from mediamill.schemas.errors import RowError
 
 RANGE_BYTES = 8 * 1024 * 1024
-_PARALLEL = 4  # ranges of one content at once
-_BEGINNINGS = 3  # of a content that changes, or comes with wrong bytes
+_PARALLEL_RANGES = 4  # of one content
+_MAX_STARTS = 3  # of a content that changes, or arrives with a wrong checksum
 
 
 @dataclass
 class RangeReply:
-    """start: the first byte's place in the content. total: bytes of the content, None when the
-    source does not say. ranged: the source would have left out bytes. digest: algorithm and value
-    of the whole content's; `certain` when it is known to be one.
+    """The response to one request for a byte range.
+
+    start: offset of the first byte in the content.
+    total: size of the content in bytes; None if the source does not report it.
+    supports_ranges: whether the source honored the range, so that further ones can be requested.
+    chunks: the bytes.
+    version: identifies this content (an ETag, for example).
+    digest: algorithm and value of the checksum of the whole content.
+    is_digest_certain: False if `digest` may be something other than a checksum.
     """
 
     start: int
     total: int | None
-    ranged: bool
-    pieces: Iterator[bytes]
+    supports_ranges: bool
+    chunks: Iterator[bytes]
     version: str | None = None
     digest: tuple[str, bytes] | None = None
-    certain: bool = True
+    is_digest_certain: bool = True
 
 
 class Source(Protocol):
-    """One content, somewhere."""
+    """One content in a storage."""
 
     def open(
         self, start: int, stop: int | None, version: str | None, deadline: Deadline
     ) -> AbstractContextManager[RangeReply]:
-        """Bytes from `start` on, at least to `stop` (None: to the end) unless fewer are there.
+        """Requests the bytes from `start` to `stop` (None: to the end).
 
-        (0, None) asks for no range at all. Raises ContentChangedError when the content is not the
-        one of `version` any more; whatever its library raises.
+        The reply may end before `stop` only where the content ends. (0, None) requests the content
+        without a range. Raises ContentChangedError if the content no longer has `version`; and
+        whatever its library raises.
         """
 
-    def confirm(self, version: str | None, deadline: Deadline) -> None:
-        """After several requests for one content: raises ContentChangedError if it is another."""
+    def check_unchanged(self, version: str | None, deadline: Deadline) -> None:
+        """Called after several requests. Raises ContentChangedError if the content has changed."""
 
     def renew(self) -> bool:
-        """Makes new credentials, after old ones have expired; False where that cannot be."""
+        """Obtains new credentials when the old ones have expired; False if that is impossible."""
 
     def distrust_digest(self) -> None:
-        """A digest that was not certain was none: two readings agreed with each other only."""
+        """Called when an uncertain digest was wrong: two transfers agreed with each other only."""
 
 
 @dataclass
-class _Facts:
-    """What the answers have told of the content so far."""
+class _ReplyState:
+    """What the replies of one transfer have reported of the content so far."""
 
     total: int | None = None
-    ranged: bool = False
+    supports_ranges: bool = False
     version: str | None = None
     digest: tuple[str, bytes] | None = None
-    certain: bool = True
+    is_digest_certain: bool = True
     requests: int = 0
     renewed: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -85,52 +92,52 @@ def transfer(
     content: FetchedContent,
     deadline: Deadline,
     backoff: Backoff,
-    threads: Executor,
+    executor: Executor,
 ) -> FetchedMedium:
-    """The whole content. threads: for ranges beyond the first.
+    """Fetches the whole content. executor: runs the requests for ranges after the first.
 
-    Raises what the last try raised; RowError when the content is too large.
+    Raises what the last attempt raised; RowError if the content is too large.
     """
-    wrong: bytes | None = None  # digest of a whole reading that was not the stated one
-    for beginning in range(_BEGINNINGS):
-        one = _Transfer(source, content, deadline, backoff)
+    rejected: bytes | None = None  # digest of a complete transfer that differs from the stated one
+    for start in range(1, _MAX_STARTS + 1):
+        run = _Transfer(source, content, deadline, backoff)
         try:
-            size = one.run(threads if beginning == 0 else None)
-            wrong = _check_digest(one.facts, content, size, wrong, source)
+            size = run.run(executor if start == 1 else None)
+            _check_digest(run.state, content, size, rejected, source)
             return content.finish(size)
         except (ContentChangedError, _WrongDigestError) as error:
             if isinstance(error, _WrongDigestError):
-                wrong = error.found
-            if beginning + 1 == _BEGINNINGS:
+                rejected = error.digest
+            if start == _MAX_STARTS:
                 raise
             content.reset()
-            one.wait(beginning + 1, classify_error(error), error)
-    raise AssertionError("the last beginning returns or raises")
+            run.wait(start, classify_error(error), error)
+    raise AssertionError("the last start returns or raises")
 
 
 class _WrongDigestError(IncompleteError):
-    def __init__(self, algorithm: str, found: bytes) -> None:
-        super().__init__(f"the bytes that came differ from the stated {algorithm} checksum")
-        self.found = found
+    def __init__(self, algorithm: str, digest: bytes) -> None:
+        super().__init__(f"the received bytes do not match the stated {algorithm} checksum")
+        self.digest = digest
 
 
 def _check_digest(
-    facts: _Facts, content: FetchedContent, size: int, before: bytes | None, source: Source
-) -> bytes | None:
-    if facts.digest is None:
-        return None
-    algorithm, stated = facts.digest
-    found = content.digest(algorithm, size)
-    if found == stated:
-        return None
-    if not facts.certain and found == before:
-        source.distrust_digest()
-        return None
-    raise _WrongDigestError(algorithm, found)
+    state: _ReplyState, content: FetchedContent, size: int, rejected: bytes | None, source: Source
+) -> None:
+    """Raises _WrongDigestError. An uncertain digest is ignored if two transfers agree."""
+    if state.digest is None:
+        return
+    algorithm, stated = state.digest
+    digest = content.digest(algorithm, size)
+    if digest == stated:
+        return
+    if state.is_digest_certain or digest != rejected:
+        raise _WrongDigestError(algorithm, digest)
+    source.distrust_digest()
 
 
 class _Transfer:
-    """One beginning."""
+    """One transfer from the start of the content."""
 
     def __init__(
         self, source: Source, content: FetchedContent, deadline: Deadline, backoff: Backoff
@@ -138,24 +145,24 @@ class _Transfer:
         self._source, self._content = source, content
         self._deadline, self._backoff = deadline, backoff
         self._stopped = threading.Event()
-        self.facts = _Facts()
+        self.state = _ReplyState()
 
-    def run(self, threads: Executor | None) -> int:
-        """Fetches all; the size. threads: None asks for one thing after the other."""
-        first = RANGE_BYTES if threads is not None else None
-        size = self._read(0, first)
-        total = self.facts.total
+    def run(self, executor: Executor | None) -> int:
+        """Fetches the content and returns its size. executor: None for sequential requests."""
+        first_stop = RANGE_BYTES if executor is not None else None
+        size = self._read(0, first_stop)
+        total = self.state.total
         if total is None or size >= total:
             return size
-        if threads is not None and self.facts.ranged:
-            self._read_parts(size, total, threads)
+        if executor is not None and self.state.supports_ranges:
+            self._read_parallel(size, total, executor)
         else:
             self._read(size, total)
-        self._source.confirm(self.facts.version, self._deadline)
+        self._source.check_unchanged(self.state.version, self._deadline)
         return total
 
     def wait(self, attempt: int, failure: FetchFailure, error: BaseException) -> None:
-        """Pauses before the next try. Raises `error` when there is no time for it."""
+        """Pauses before the next attempt. Raises `error` if the deadline comes first."""
         seconds = self._backoff.pause_s(attempt, failure)
         if self._deadline.left_s <= 0:
             raise TimeoutError("took too long") from error
@@ -166,124 +173,130 @@ class _Transfer:
     def _sleep(self, seconds: float) -> None:
         self._stopped.wait(seconds)
 
-    def _read_parts(self, start: int, total: int, threads: Executor) -> None:
-        """The rest, in ranges: `_PARALLEL` workers take one after the other."""
+    def _read_parallel(self, start: int, total: int, executor: Executor) -> None:
+        """Fetches [start, total): `_PARALLEL_RANGES` workers take one range after the other."""
         starts = iter(range(start, total, RANGE_BYTES))
         lock = threading.Lock()
 
         def work() -> None:
             while not self._stopped.is_set():
                 with lock:
-                    place = next(starts, None)
-                if place is None:
+                    offset = next(starts, None)
+                if offset is None:
                     return
-                self._read(place, min(place + RANGE_BYTES, total), alone=False)
+                self._read(offset, min(offset + RANGE_BYTES, total), exclusive=False)
 
-        count = min(_PARALLEL, -(-(total - start) // RANGE_BYTES))
-        workers: list[Future[None]] = [threads.submit(work) for _ in range(count)]
+        count = min(_PARALLEL_RANGES, -(-(total - start) // RANGE_BYTES))
+        workers: list[Future[None]] = [executor.submit(work) for _ in range(count)]
         try:
             wait(workers, return_when=FIRST_EXCEPTION)
-            for one in workers:
-                if one.done():
-                    one.result()
+            for worker in workers:
+                if worker.done():
+                    worker.result()
         finally:
             self._stopped.set()
-            wait(workers)  # the content must not be written to by anyone after this
-            # An error's traceback leads here: what it kept alive would stay in the budget.
+            wait(workers)  # no worker may write to the content after this
+            # An error's traceback refers to this frame, and would keep the data and its budget.
             workers.clear()
-            del one
+            del worker
 
-    def _read(self, start: int, stop: int | None, alone: bool = True) -> int:
-        """Fetches [start, stop), or to the end; where it ended. Tries again while there is hope.
+    def _read(self, start: int, stop: int | None, exclusive: bool = True) -> int:
+        """Fetches [start, stop), or to the end, with retries; returns the offset of its end.
 
-        alone: nothing else is being written, so an answer may also begin at 0 instead.
+        exclusive: nothing else is written meanwhile, so a reply may also start at 0.
         """
-        place, attempt, whole = start, 0, stop is None
+        offset, attempt, no_range = start, 0, stop is None
         while True:
-            begun, error = place, None
+            before, error = offset, None
             try:
-                place = self._request(place, None if whole and place == 0 else stop, alone)
-            except _Broken as broken:
-                error, place = broken.cause, broken.place
-            if self._is_complete(place, stop, error):
-                return place
-            if place > begun:
-                attempt = 0  # each piece is a step on: only standing still is counted
-            if self.facts.total is None:
-                place = start  # nobody knows whether a second answer would go with the first
-            error = error or IncompleteError(f"got no more than {place} bytes")
+                offset = self._request(
+                    offset, None if no_range and offset == 0 else stop, exclusive
+                )
+            except _InterruptedRequestError as interrupted:
+                error, offset = interrupted.cause, interrupted.offset
+            if self._is_complete(offset, stop, error):
+                return offset
+            if offset > before:
+                attempt = 0  # only attempts without progress are counted
+            if self.state.total is None:
+                offset = start  # nothing shows that a second reply has the same content
+            error = error or IncompleteError(f"got no more than {offset} bytes")
             failure = classify_error(error)
-            if failure.kind == "range" and place == 0 and not whole:
-                whole = True  # some servers know no ranges of what is empty, or made on the way
+            if failure.kind == "range" and offset == 0 and not no_range:
+                no_range = True  # some servers refuse ranges of empty or generated files
                 continue
             if failure.kind == "expired" and self._renew():
                 continue
-            late = self._deadline.left_s <= 0
-            if self._stopped.is_set() or not (failure.may_pass or late):
+            too_late = self._deadline.left_s <= 0
+            if self._stopped.is_set() or not (failure.may_pass or too_late):
                 raise error
             attempt += 1
-            if attempt >= self._backoff.tries and not late:
+            if attempt >= self._backoff.tries and not too_late:
                 raise error
             self.wait(attempt, failure, error)
 
-    def _is_complete(self, place: int, stop: int | None, error: Exception | None) -> bool:
-        total = self.facts.total
+    def _is_complete(self, offset: int, stop: int | None, error: Exception | None) -> bool:
+        total = self.state.total
         if total is None:
-            return error is None  # the source has ended it, and nobody knows better
-        return place >= (total if stop is None else min(stop, total))
+            return error is None  # the end of the reply is the only sign of the end
+        return offset >= (total if stop is None else min(stop, total))
 
-    def _request(self, place: int, stop: int | None, alone: bool) -> int:
-        """One request: the place after the last byte that it brought. Raises _Broken."""
-        facts = self.facts
+    def _request(self, offset: int, stop: int | None, exclusive: bool) -> int:
+        """Sends one request; returns the offset after its last byte.
+
+        Raises _InterruptedRequestError.
+        """
+        state = self.state
         try:
             self._deadline.check()
-            with self._source.open(place, stop, facts.version, self._deadline) as answer:
-                place = self._accept(answer, place, alone)
-                for piece in answer.pieces:
-                    self._content.write(place, piece)
-                    place += len(piece)
+            with self._source.open(offset, stop, state.version, self._deadline) as reply:
+                offset = self._accept(reply, offset, exclusive)
+                for chunk in reply.chunks:
+                    self._content.write(offset, chunk)
+                    offset += len(chunk)
                     self._deadline.check()
                     if self._stopped.is_set():
                         break
         except (ContentChangedError, RowError):
             raise
         except Exception as error:
-            if classify_error(error).kind == "changed":  # in the words of some library
+            if classify_error(error).kind == "changed":  # a library's exception for it
                 raise ContentChangedError("the file changed while it was read") from error
-            raise _Broken(error, place) from error
-        return place
+            raise _InterruptedRequestError(error, offset) from error
+        return offset
 
-    def _accept(self, answer: RangeReply, place: int, alone: bool) -> int:
-        """Looks at an answer before its bytes; the place of its first one."""
-        facts = self.facts
-        with facts.lock:
-            facts.requests += 1
-            if facts.requests > 1:
-                same = answer.version == facts.version and answer.total == facts.total
-                if not same or answer.start not in (place, 0):
+    def _accept(self, reply: RangeReply, offset: int, exclusive: bool) -> int:
+        """Checks a reply before its bytes are used; returns the offset of its first byte."""
+        state = self.state
+        with state.lock:
+            state.requests += 1
+            if state.requests > 1:
+                same = reply.version == state.version and reply.total == state.total
+                if not same or reply.start not in (offset, 0):
                     raise ContentChangedError("the file changed while it was read")
-                if answer.start != place and not alone:
-                    raise ContentChangedError("the server has stopped to answer with ranges")
-                return answer.start
-            if answer.start != place:
-                raise IncompleteError("got another range than was asked for")
-            facts.total, facts.ranged, facts.version = answer.total, answer.ranged, answer.version
-            facts.digest, facts.certain = answer.digest, answer.certain
-        if answer.total is not None:
-            self._content.expect(answer.total)
-        return place
+                if reply.start != offset and not exclusive:
+                    raise ContentChangedError("the server no longer honors range requests")
+                return reply.start
+            if reply.start != offset:
+                raise IncompleteError("got another range than was requested")
+            state.total, state.supports_ranges = reply.total, reply.supports_ranges
+            state.version = reply.version
+            state.digest, state.is_digest_certain = reply.digest, reply.is_digest_certain
+        if reply.total is not None:
+            self._content.expect(reply.total)
+        return offset
 
     def _renew(self) -> bool:
-        with self.facts.lock:
-            if self.facts.renewed:
+        with self.state.lock:
+            if self.state.renewed:
                 return False
-            self.facts.renewed = True
+            self.state.renewed = True
         return self._source.renew()
 
 
-class _Broken(Exception):
-    """A request that failed after it had brought all bytes before `place`."""
+class _InterruptedRequestError(Exception):
+    """A request that failed after it had brought all bytes before `offset`."""
 
-    def __init__(self, cause: Exception, place: int) -> None:
+    def __init__(self, cause: Exception, offset: int) -> None:
         super().__init__()
-        self.cause, self.place = cause, place
+        self.cause, self.offset = cause, offset

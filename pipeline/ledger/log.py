@@ -83,7 +83,7 @@ def _damaged(place: Place, error: Exception) -> JobError:
 def _numbered(log: Place) -> list[str]:
     """Returns the log's records and snapshots, in order, without temporary files."""
     suffixes = (_RECORD, snapshots.SUFFIX)
-    return [name for name in storage.files_below(log) if name.endswith(suffixes)]
+    return [name for name in storage.list_files(log) if name.endswith(suffixes)]
 
 
 def _number(name: str) -> int:
@@ -99,7 +99,7 @@ def append(output: Place, state: LedgerState, record: Record) -> bool:
     timed = {**record, "at": datetime.now(UTC).isoformat(timespec="milliseconds")}
     name = f"{state.sequence + 1:012}{_RECORD}"
     try:
-        added = storage.put_new(log_of(output) / name, json.dumps(timed).encode())
+        added = storage.put_if_absent(log_of(output) / name, json.dumps(timed).encode())
         # A stale process may write a fence at a number that compaction has already removed. Commits
         # cannot: numbers after a fence are never free again.
         if added and record["kind"] != "commit":

@@ -50,7 +50,7 @@ def staged(output: Place) -> Place:
 
 def visible_files(output: Place) -> list[str]:
     """Returns the names of the files that readers see, sorted."""
-    names = storage.files_below(output)
+    names = storage.list_files(output)
     return [name for name in names if not name.startswith(HIDDEN) and name.endswith(".parquet")]
 
 
@@ -84,7 +84,7 @@ def discard(output: Place, tokens: Iterable[str]) -> None:
 def leftovers(output: Place, needed: Iterable[str]) -> list[Place]:
     """Returns the staged objects except those of the `needed` tokens."""
     needed_names = {f"{token}{_PARTS}" for token in needed}
-    names = storage.files_below(staged(output))
+    names = storage.list_files(staged(output))
     return [staged(output) / name for name in names if name not in needed_names]
 
 
@@ -117,7 +117,7 @@ def read_parts(output: Place, groups: Iterable[Group]) -> Contents:
             raise error
 
     if ranges:
-        storage.steadily(output, read)
+        storage.with_retries(output, read)
     contents: dict[tuple[str, int], memoryview] = {}
     for index, byte_range in enumerate(ranges):
         content = data[index]

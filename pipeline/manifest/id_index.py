@@ -1,10 +1,13 @@
-"""Turns the hashes of ids into sorted shards: in a temporary file while a manifest is checked, and
-below the output, so that a later check need not read the ids of old files again.
+"""An index of the id hashes of a manifest: a log-structured merge (LSM) index of sorted segments.
 
-What is kept is a segment: shards by the highest bits of the hashes, and an object that says which
-rows of which files they are of. Segments are a help and no truth: which of them to believe follows
-from the ledger, and whoever misses one, or finds it damaged, reads the files instead. How ids are
-hashed is not known here.
+A check of new ids collects their hashes in a `HashSorter`: in memory, and in sorted runs of a
+temporary file. The sorted hashes are merged into a new segment below the output, so that a later
+check need not read the ids of old files again. Compaction (unique_ids.py) merges small segments
+into the new one, so that there are few.
+
+A segment is immutable. It consists of shards, by the highest bits of the hashes, and a metadata
+object that lists the rows that it covers. Segments are a cache: the ledger decides which of them
+are consistent with it, and the files are read again where a segment is missing or damaged.
 """
 
 import hashlib
@@ -28,17 +31,17 @@ from mediamill.pipeline.storage import storage
 from mediamill.pipeline.storage.storage import Place
 
 Hashes = npt.NDArray[np.uint64]
-_In = TypeVar("_In")
-_Out = TypeVar("_Out")
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 _VERSION = 1
-_SHARD_HASHES = 2_000_000  # 16 MB, and a few times that while they are sorted and written
+_SHARD_HASHES = 2_000_000  # 16 MB; sorting and writing takes a few times as much memory
 _THREADS = 4
-_DIGEST = 32  # hexadecimal digits
+_DIGEST_DIGITS = 32  # hexadecimal
 
 
-class DamagedError(RuntimeError):
-    """A shard is not there, or not what was written. `segment` is its segment's name."""
+class DamagedSegmentError(RuntimeError):
+    """A shard is missing or corrupt. `segment` is the name of its segment."""
 
     def __init__(self, segment: str) -> None:
         super().__init__(f"segment {segment} of the ids' index is damaged")
@@ -46,9 +49,12 @@ class DamagedError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Entry:
-    """Rows start to stop of a file. before: digest of its ids up to start, "" for 0; digest: of
-    those up to stop.
+class SegmentEntry:
+    """A range of a file's rows, [start, stop), that a segment covers.
+
+    name: of the file.
+    before: digest of the file's ids up to start; "" for 0.
+    digest: of the file's ids up to stop.
     """
 
     name: str
@@ -60,12 +66,12 @@ class Entry:
 
 @dataclass(frozen=True)
 class Segment:
-    """Hashes that are kept, in 2 ** bits shards; shards: the digest of each."""
+    """Stored hashes in 2 ** bits shards. shards: the digest of each."""
 
     folder: Place
     name: str
     bits: int
-    entries: tuple[Entry, ...]
+    entries: tuple[SegmentEntry, ...]
     shards: tuple[str, ...]
 
     @property
@@ -73,47 +79,47 @@ class Segment:
         return sum(entry.stop - entry.start for entry in self.entries)
 
     def read(self, shard: int) -> Hashes:
-        """The hashes of one shard, ascending. Raises DamagedError."""
+        """Reads the hashes of one shard, ascending. Raises DamagedSegmentError."""
         try:
             data = storage.read(self.folder / _shard_name(self.name, shard))
         except FileNotFoundError as error:
-            raise DamagedError(self.name) from error
+            raise DamagedSegmentError(self.name) from error
         if _digest(data) != self.shards[shard]:
-            raise DamagedError(self.name)
+            raise DamagedSegmentError(self.name)
         return np.frombuffer(data, "<u8").astype(np.uint64, copy=False)
 
 
-class Sorter:
-    """The hashes of one check, in 2 ** bits buckets by their highest bits.
+class HashSorter:
+    """An external merge sort of the hashes of one check, in 2 ** bits buckets by highest bits.
 
-    What is more than one shard lies in a temporary file without a name, which is gone with the
-    process. Threads may add at once; when all is added, buckets come out sorted.
+    Hashes beyond the size of one shard are written as sorted runs to an unnamed temporary file,
+    which disappears with the process. Several threads may add; afterwards, buckets can be read.
     """
 
-    def __init__(self, rows: int, most_bits: int = 64) -> None:
-        self.bits = min(max(0, (-(-rows // _SHARD_HASHES) - 1).bit_length()), most_bits)
+    def __init__(self, rows: int, max_bits: int = 64) -> None:
+        self.bits = min(max(0, (-(-rows // _SHARD_HASHES) - 1).bit_length()), max_bits)
         self.closed = False
         self._lock = threading.Lock()
-        self._added: list[Hashes] = []
-        self._size = 0
-        self._rest: list[Hashes] = []  # what is added and in no file, by bucket
+        self._buffer: list[Hashes] = []  # what is in no run yet
+        self._buffered = 0
+        self._buckets: list[Hashes] = []  # the sorted buffer by bucket, while buckets are read
         self._file: IO[bytes] | None = None
-        self._runs: list[npt.NDArray[np.int64]] = []  # where in the file each bucket's part begins
+        self._runs: list[npt.NDArray[np.int64]] = []  # byte offset of each bucket in each run
 
     def add(self, hashes: Hashes) -> None:
         with self._lock:
-            self._added.append(hashes)
-            self._rest = []
-            self._size += hashes.size
-            if self._size >= _SHARD_HASHES:
-                self._spill()
+            self._buffer.append(hashes)
+            self._buckets = []
+            self._buffered += hashes.size
+            if self._buffered >= _SHARD_HASHES:
+                self._write_run()
 
     def bucket(self, number: int) -> Hashes:
-        """The hashes of one bucket, ascending."""
+        """Merges one bucket of all runs; returns its hashes, ascending."""
         with self._lock:
-            if not self._rest:
-                self._rest = cut(_sorted(self._added), self.bits)
-            parts = [self._rest[number]]
+            if not self._buckets:
+                self._buckets = split_by_prefix(_sorted(self._buffer), self.bits)
+            parts = [self._buckets[number]]
         if self._file is not None:
             for run in self._runs:
                 start, stop = run[number : number + 2].tolist()
@@ -122,111 +128,120 @@ class Sorter:
         return _sorted(parts)
 
     def close(self) -> None:
-        """Lets go of all hashes."""
+        """Frees the memory and the temporary file."""
         self.closed = True
-        self._added, self._rest, self._runs = [], [], []
+        self._buffer, self._buckets, self._runs = [], [], []
         if self._file is not None:
             self._file.close()
 
-    def _spill(self) -> None:
+    def _write_run(self) -> None:
         if self._file is None:
             self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - see the next line
             weakref.finalize(self, self._file.close)
         start = self._file.tell()
-        ordered = _sorted(self._added)
-        self._file.write(ordered.data)
-        sizes = [part.nbytes for part in cut(ordered, self.bits)]
+        run = _sorted(self._buffer)
+        self._file.write(run.data)
+        sizes = [part.nbytes for part in split_by_prefix(run, self.bits)]
         self._runs.append(start + np.cumsum([0, *sizes]))
-        self._added, self._size = [], 0
+        self._buffer, self._buffered = [], 0
 
 
 def _sorted(parts: Sequence[Hashes]) -> Hashes:
-    found = np.concatenate([*parts, np.empty(0, np.uint64)])
-    found.sort()
-    return found
+    hashes = np.concatenate([*parts, np.empty(0, np.uint64)])
+    hashes.sort()
+    return hashes
 
 
-def cut(ordered: Hashes, bits: int) -> list[Hashes]:
-    """Ascending hashes as 2 ** bits parts, by their highest bits."""
+def split_by_prefix(hashes: Hashes, bits: int) -> list[Hashes]:
+    """Splits ascending hashes into 2 ** bits parts, by their highest bits."""
     if not bits:
-        return [ordered]
+        return [hashes]
     firsts = np.arange(1, 1 << bits, dtype=np.uint64) << np.uint64(64 - bits)
-    return np.split(ordered, np.searchsorted(ordered, firsts))
+    return np.split(hashes, np.searchsorted(hashes, firsts))
 
 
-def keep(
-    folder: Place, hashes: Sorter, entries: Sequence[Entry], beside: Sequence[Segment]
+def write_segment(
+    folder: Place,
+    hashes: HashSorter,
+    entries: Sequence[SegmentEntry],
+    unmerged: Sequence[Segment],
 ) -> None:
-    """Writes a segment, durable when this returns; of what was there only `beside` stays."""
+    """Writes a segment durably, then removes all others except `unmerged`."""
     name = uuid.uuid4().hex
 
-    def write(shard: int) -> str:
+    def write_shard(shard: int) -> str:
         data = hashes.bucket(shard).astype("<u8", copy=False).tobytes()
         storage.put(folder / _shard_name(name, shard), data)
         return _digest(data)
 
     with ThreadPoolExecutor(_THREADS) as pool:
-        shards = list(pool.map(write, range(1 << hashes.bits)))
-        listed = {
+        shards = list(pool.map(write_shard, range(1 << hashes.bits)))
+        metadata = {
             "version": _VERSION,
             "bits": hashes.bits,
             "entries": [asdict(entry) for entry in entries],
             "shards": shards,
         }
-        text = json.dumps(listed, ensure_ascii=False).encode()
+        text = json.dumps(metadata, ensure_ascii=False).encode()
         storage.put(folder / f"{name}.json", _digest(text).encode() + text)
-        stay = {name, *(segment.name for segment in beside)}
-        gone = [file for file in storage.files_below(folder) if file[: len(name)] not in stay]
-        list(pool.map(lambda file: storage.remove(folder / file), gone))
+        live = {name, *(segment.name for segment in unmerged)}
+        obsolete = [file for file in storage.list_files(folder) if file[: len(name)] not in live]
+        list(pool.map(lambda file: storage.remove(folder / file), obsolete))
 
 
-def load(folder: Place) -> list[Segment]:
-    """The segments that are there; damaged ones are left out."""
-    names = [name for name in storage.files_below(folder) if name.endswith(".json")]
+def load_segments(folder: Place) -> list[Segment]:
+    """Returns the segments in a folder, without those whose metadata is damaged."""
+    names = [name for name in storage.list_files(folder) if name.endswith(".json")]
     with ThreadPoolExecutor(_THREADS) as pool:
-        found = list(pool.map(lambda name: _load(folder, name), names))
-    return [segment for segment in found if segment is not None]
+        segments = list(pool.map(lambda name: _load_segment(folder, name), names))
+    return [segment for segment in segments if segment is not None]
 
 
-def _load(folder: Place, name: str) -> Segment | None:
+def _load_segment(folder: Place, name: str) -> Segment | None:
     try:
         data = storage.read(folder / name)
     except FileNotFoundError:
         return None
-    digest, text = data[:_DIGEST], data[_DIGEST:]
+    digest, text = data[:_DIGEST_DIGITS], data[_DIGEST_DIGITS:]
     if digest != _digest(text).encode():
         return None
-    listed = json.loads(text)
-    if listed["version"] != _VERSION:
+    metadata = json.loads(text)
+    if metadata["version"] != _VERSION:
         return None
-    entries = tuple(Entry(**entry) for entry in listed["entries"])
-    name = name.removesuffix(".json")
-    return Segment(folder, name, listed["bits"], entries, tuple(listed["shards"]))
+    entries = tuple(SegmentEntry(**entry) for entry in metadata["entries"])
+    shards = tuple(metadata["shards"])
+    return Segment(folder, name.removesuffix(".json"), metadata["bits"], entries, shards)
 
 
-def usable(segments: Sequence[Segment], known: Mapping[str, KnownFile]) -> list[Segment]:
-    """Those that hold rows of the known files and no others, each row in one of them only."""
-    left = sorted(segments, key=lambda segment: segment.rows, reverse=True)
+def consistent_segments(
+    segments: Sequence[Segment], known: Mapping[str, KnownFile]
+) -> list[Segment]:
+    """Returns the segments that cover rows of the known files only, and no row twice."""
+    candidates = sorted(segments, key=lambda segment: segment.rows, reverse=True)
     while True:
-        by_end: dict[tuple[str, str], Entry] = {}
-        for segment in left:  # where two segments hold the same rows, the larger one counts
+        by_end: dict[tuple[str, str], SegmentEntry] = {}
+        for segment in candidates:  # of two segments that cover the same rows, the larger counts
             for entry in segment.entries:
                 by_end.setdefault((entry.name, entry.digest), entry)
-        chosen = {id(entry) for file in known.values() for entry in _chain(file, by_end)}
-        sound = [one for one in left if all(id(entry) in chosen for entry in one.entries)]
-        if len(sound) == len(left):
-            return sound
-        left = sound
+        used = {id(entry) for file in known.values() for entry in _entry_chain(file, by_end)}
+        consistent = [
+            segment for segment in candidates if all(id(entry) in used for entry in segment.entries)
+        ]
+        if len(consistent) == len(candidates):
+            return consistent
+        candidates = consistent
 
 
-def covered(segments: Sequence[Segment]) -> set[str]:
-    """The names of the files whose rows `usable` segments hold."""
+def covered_files(segments: Sequence[Segment]) -> set[str]:
+    """Returns the names of the files that `consistent_segments` cover."""
     return {entry.name for segment in segments for entry in segment.entries}
 
 
-def _chain(file: KnownFile, by_end: Mapping[tuple[str, str], Entry]) -> list[Entry]:
-    """The entries that make up all rows of the file, as it grew; empty when one is missing."""
-    chain: list[Entry] = []
+def _entry_chain(
+    file: KnownFile, by_end: Mapping[tuple[str, str], SegmentEntry]
+) -> list[SegmentEntry]:
+    """The entries that together cover all rows of a file; empty if one is missing."""
+    chain: list[SegmentEntry] = []
     digest, stop = file.digest, file.rows
     while stop:
         entry = by_end.get((file.name, digest))
@@ -237,16 +252,18 @@ def _chain(file: KnownFile, by_end: Mapping[tuple[str, str], Entry]) -> list[Ent
     return chain
 
 
-def ahead(work: Callable[[_In], _Out], items: Iterable[_In]) -> Iterator[_Out]:
-    """work(item) of each item in turn, a few of them begun before they are asked for."""
+def map_with_prefetch(
+    function: Callable[[_Item], _Result], items: Iterable[_Item]
+) -> Iterator[_Result]:
+    """Yields function(item) of each item in order, and runs it in threads for a few items ahead."""
     with ThreadPoolExecutor(_THREADS) as pool:
-        begun: deque[Future[_Out]] = deque()
+        pending: deque[Future[_Result]] = deque()
         for item in items:
-            begun.append(pool.submit(work, item))
-            if len(begun) > _THREADS:
-                yield begun.popleft().result()
-        while begun:
-            yield begun.popleft().result()
+            pending.append(pool.submit(function, item))
+            if len(pending) > _THREADS:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
 
 
 def _shard_name(segment: str, shard: int) -> str:
@@ -254,4 +271,4 @@ def _shard_name(segment: str, shard: int) -> str:
 
 
 def _digest(data: bytes) -> str:
-    return hashlib.blake2b(data, digest_size=_DIGEST // 2).hexdigest()
+    return hashlib.blake2b(data, digest_size=_DIGEST_DIGITS // 2).hexdigest()

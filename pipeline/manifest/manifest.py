@@ -1,7 +1,7 @@
-"""Turns a manifest's URL into the list of its Parquet files: rows, row groups and partition values.
+"""Lists the Parquet files of a manifest, with their row groups and partition values.
 
-Lists once, and reads the footers of those files only that are not known already. What the columns
-mean is schemas/manifest.py's; reading the rows is read.py's.
+The storage is listed once, and only the footers of new and changed files are read. The columns are
+checked in schemas/manifest.py; the rows are read in stages/read.py.
 """
 
 import posixpath
@@ -23,23 +23,25 @@ from mediamill.schemas.manifest import ManifestSchema, check_manifest_schema
 
 _SUFFIXES = (".parquet", ".parq", ".pq")
 _FOOTER_READERS = 16
-_WHOLE = re.compile(r"0|-?[1-9][0-9]{0,17}")
+_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")
 
 
 @dataclass(frozen=True)
 class ManifestFile:
     """One file of a manifest.
 
-    name: its path relative to the manifest, the same when the manifest is moved as a whole.
-    row_groups: rows of each. partitions: the columns that its hive path gives, with their values.
-    stamp: see stamps.py. digest: of its ids, None when they have to be read.
+    name: its path relative to the manifest; does not change when the manifest is moved.
+    row_groups: number of rows of each.
+    partitions: values of the columns that its hive path gives.
+    version: see file_version.py.
+    digest: of its ids; None if they have to be read.
     """
 
     name: str
     place: Place
     row_groups: tuple[int, ...]
     partitions: Mapping[str, Any]
-    stamp: str
+    version: str
     digest: str | None
 
     @property
@@ -49,7 +51,7 @@ class ManifestFile:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All files, in the order of their paths; `schema` holds for each of them."""
+    """All files, ordered by path; `schema` applies to each of them."""
 
     url: str
     files: tuple[ManifestFile, ...]
@@ -62,40 +64,46 @@ class Manifest:
 
 
 def open_manifest(url: str, known: Sequence[KnownFile] = ()) -> Manifest:
-    """The manifest at a Parquet file, a folder or a glob.
+    """Opens the manifest at a Parquet file, a folder or a glob.
 
-    known: files as an earlier run found them, all of one schema; of those whose stamps are still
-    the same only one is read.
-    Raises JobError when there is none, when a file is not Parquet, when the columns are wrong or
-    when the files do not agree on them.
+    known: the files that an earlier run found, all of one schema. Of the files that have not
+        changed since, only one footer is read.
+    Raises JobError if there is no manifest, if a file is not Parquet, if the columns are wrong or
+    differ between the files.
     """
     root = storage.resolve(url)
-    base, listed = _list(root)
+    base, listed = _list_files(root)
     names = sorted(listed)
-    same = {file.name: file for file in known if file.stamp and listed.get(file.name) == file.stamp}
-    witness = next((name for name in names if name in same), None)
-    read = [name for name in names if name not in same or name == witness]
+    unchanged = {
+        file.name: file for file in known if file.stamp and listed.get(file.name) == file.stamp
+    }
+    # One unchanged file stands for the columns of all.
+    sample = next((name for name in names if name in unchanged), None)
+    read = [name for name in names if name not in unchanged or name == sample]
     with ThreadPoolExecutor(_FOOTER_READERS) as readers:
-        footers = dict(zip(read, readers.map(lambda name: _footer(base / name), read), strict=True))
-    found, values = _partitions(names)
-    # A column of the file itself counts, and not what its path says of it.
-    fields = [field for field in found if field.name not in footers[read[0]][1].names]
-    schema = _common_schema(base, {name: inside for name, (_, inside) in footers.items()}, fields)
+        footers = dict(
+            zip(read, readers.map(lambda name: _read_footer(base / name), read), strict=True)
+        )
+    path_fields, values = _hive_partitions(names)
+    # A column of the file itself takes precedence over one of its path.
+    fields = [field for field in path_fields if field.name not in footers[read[0]][1].names]
+    schemas = {name: file_schema for name, (_, file_schema) in footers.items()}
+    schema = _common_schema(base, schemas, fields)
     files = []
     for name, row in zip(names, values, strict=True):
-        groups = same[name].row_groups if name in same else footers[name][0]
-        kept = {field.name: row[field.name] for field in fields}
-        digest = same[name].digest if name in same else None
-        files.append(ManifestFile(name, base / name, groups, kept, listed[name], digest))
+        groups = unchanged[name].row_groups if name in unchanged else footers[name][0]
+        partitions = {field.name: row[field.name] for field in fields}
+        digest = unchanged[name].digest if name in unchanged else None
+        files.append(ManifestFile(name, base / name, groups, partitions, listed[name], digest))
     return Manifest(root.url, tuple(files), schema, pa.schema(fields))
 
 
 def _common_schema(
-    base: Place, inside: Mapping[str, pa.Schema], fields: Sequence[pa.Field]
+    base: Place, schemas: Mapping[str, pa.Schema], fields: Sequence[pa.Field]
 ) -> ManifestSchema:
-    """What all files hold: their own columns and those of their paths."""
+    """Returns the schema that all files share: their own columns and those of their paths."""
     first: tuple[str, ManifestSchema] | None = None
-    for name, columns in inside.items():
+    for name, columns in schemas.items():
         where = storage.redact((base / name).url)
         schema = check_manifest_schema(pa.schema([*columns, *fields]), where)
         first = first or (where, schema)
@@ -105,22 +113,22 @@ def _common_schema(
     return first[1]
 
 
-def _list(root: Place) -> tuple[Place, dict[str, str]]:
-    """The folder that names are relative to, and the stamps of all files by name."""
+def _list_files(root: Place) -> tuple[Place, dict[str, str]]:
+    """Returns the folder that names are relative to, and the versions of all files by name."""
     shown = storage.redact(root.url)
     try:
         try:
             info = root.fs.info(root.path)
         except (FileNotFoundError, NotADirectoryError):
             info = {"type": None}
-        except PermissionError:  # only what lies in the folder of an object store may be read
+        except PermissionError:  # an object store may allow only what is below the folder
             if not root.fs.isdir(root.path):
                 raise
             info = {"type": "directory"}
         if info["type"] == "file":
             folder = Place(root.fs, posixpath.dirname(root.path), posixpath.dirname(root.url))
             name = posixpath.basename(root.path)
-            return folder, _stamps(folder, {name: info})
+            return folder, _versions(folder, {name: info})
         if info["type"] == "directory":
             base, infos = root, root.fs.find(root.path, detail=True)
         elif any(sign in root.path for sign in "*?["):
@@ -129,19 +137,19 @@ def _list(root: Place) -> tuple[Place, dict[str, str]]:
             raise JobError(f"{shown}: found no such file or folder, expected the manifest")
         names = {posixpath.relpath(path, base.path): info for path, info in infos.items()}
         visible = {n: i for n, i in names.items() if not any(p[0] in "._" for p in n.split("/"))}
-        found = {n: info for n, info in visible.items() if n.lower().endswith(_SUFFIXES)}
-        if not found:
+        parquet = {n: info for n, info in visible.items() if n.lower().endswith(_SUFFIXES)}
+        if not parquet:
             raise JobError(
                 f"{shown}: found {len(visible)} files and none of them ends in .parquet, "
                 "expected Parquet files"
             )
-        return base, _stamps(base, found)
+        return base, _versions(base, parquet)
     except (PermissionError, OSError) as error:
         reason = storage.redact_text(str(error))
         raise JobError(f"{shown}: the manifest cannot be read: {reason}") from error
 
 
-def _stamps(base: Place, infos: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+def _versions(base: Place, infos: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     return {name: file_version.file_version(base / name, info) for name, info in infos.items()}
 
 
@@ -151,24 +159,25 @@ def _glob(root: Place) -> tuple[Place, dict[str, Any]]:
     folder = "/".join(parts[:fixed])
     cut = root.url.split("/")
     base = Place(root.fs, folder, "/".join(cut[: len(cut) - (len(parts) - fixed)]))
-    found = root.fs.glob(root.path, detail=True)
-    return base, {path: info for path, info in found.items() if info["type"] != "directory"}
+    matches = root.fs.glob(root.path, detail=True)
+    return base, {path: info for path, info in matches.items() if info["type"] != "directory"}
 
 
-def _partitions(names: Sequence[str]) -> tuple[list[pa.Field], list[dict[str, int | str | None]]]:
-    """The columns that folders like `date=2024-01-01` make, and each file's values.
+def _hive_partitions(
+    names: Sequence[str],
+) -> tuple[list[pa.Field], list[dict[str, int | str | None]]]:
+    """Returns the columns that folders like `date=2024-01-01` give, and each file's values.
 
-    A column is int64 if all its values are whole numbers as they are usually written, so that "01"
-    stays text.
+    A column is int64 if all its values are integers in canonical form: "01" stays text.
     """
-    found = [hive_paths.values(posixpath.dirname(name)) for name in names]
+    by_file = [hive_paths.values(posixpath.dirname(name)) for name in names]
     fields = []
-    for column in dict.fromkeys(column for values in found for column in values):
-        texts = {values[column] for values in found if values.get(column) is not None}
-        whole = all(text is not None and _WHOLE.fullmatch(text) for text in texts)
-        fields.append(pa.field(column, pa.int64() if texts and whole else pa.string()))
+    for column in dict.fromkeys(column for values in by_file for column in values):
+        texts = {values[column] for values in by_file if values.get(column) is not None}
+        is_integer = all(text is not None and _INTEGER.fullmatch(text) for text in texts)
+        fields.append(pa.field(column, pa.int64() if texts and is_integer else pa.string()))
     typed: list[dict[str, int | str | None]] = []
-    for values in found:
+    for values in by_file:
         row: dict[str, int | str | None] = {}
         for field in fields:
             text = values.get(field.name)
@@ -177,7 +186,7 @@ def _partitions(names: Sequence[str]) -> tuple[list[pa.Field], list[dict[str, in
     return fields, typed
 
 
-def _footer(place: Place) -> tuple[tuple[int, ...], pa.Schema]:
+def _read_footer(place: Place) -> tuple[tuple[int, ...], pa.Schema]:
     try:
         with place.fs.open(place.path, "rb") as file, pq.ParquetFile(file) as parquet:
             footer = parquet.metadata
@@ -192,11 +201,11 @@ def _footer(place: Place) -> tuple[tuple[int, ...], pa.Schema]:
 
 
 def _difference(first: ManifestSchema, other: ManifestSchema) -> str | None:
-    """A column that the files do not agree on; their order does not matter."""
+    """Describes a column that two files do not share; None if there is none. Ignores the order."""
     known = {field.name: field.type for field in first.fields}
-    found = {field.name: field.type for field in other.fields}
-    for name in known | found:
-        if known.get(name) != found.get(name):
-            has, expected = found.get(name, "missing"), known.get(name, "no such column")
-            return f"column '{name}' is {has}, expected {expected}"
+    types = {field.name: field.type for field in other.fields}
+    for name in known | types:
+        if known.get(name) != types.get(name):
+            actual, expected = types.get(name, "missing"), known.get(name, "no such column")
+            return f"column '{name}' is {actual}, expected {expected}"
     return None

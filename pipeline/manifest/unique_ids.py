@@ -1,9 +1,9 @@
-"""Turns a manifest's id column into digests, compares them with the ledger's, and finds ids that
-occur twice, in bounded memory.
+"""Checks a manifest's ids in bounded memory: that none is null, none occurs twice, and those of
+earlier runs have not changed.
 
-Files that are as an earlier run found them are not read: their hashes are kept (id_index.py). Ids
-are compared by 64-bit hashes first. What seems equal is read again and compared itself, so that
-two ids with one hash are not called equal.
+Unchanged files are not read, because the index (id_index.py) has their hashes. Ids are compared by
+64-bit hashes first. Ids with equal hashes are read again and compared, so that a hash collision is
+not reported as a duplicate.
 """
 
 import hashlib
@@ -19,24 +19,24 @@ import pyarrow.parquet as pq
 
 from mediamill.pipeline.ledger.state import KnownFile
 from mediamill.pipeline.manifest import id_index
-from mediamill.pipeline.manifest.id_index import Entry, Hashes, Segment, Sorter
+from mediamill.pipeline.manifest.id_index import Hashes, HashSorter, Segment, SegmentEntry
 from mediamill.pipeline.manifest.manifest import Manifest, ManifestFile
 from mediamill.pipeline.storage import storage
 from mediamill.pipeline.storage.storage import Place
 from mediamill.schemas import columns as c
 from mediamill.schemas.errors import JobError
 
-_BATCH_ROWS = 8192  # of one file at once: each id is an object of its own, of a hundred bytes
-_READERS = 8  # files that are read at once
-_BUFFER_BYTES = 4 << 20  # of one file's column: a large row group is not held whole
-_SUSPECTS = 1000  # hashes that are looked at again
+_BATCH_ROWS = 8192  # read from one file at once: each id is an object of about 100 bytes
+_READERS = 8  # files that are read in parallel
+_BUFFER_BYTES = 4 << 20  # of a column; without it, a row group is read whole
+_MAX_CANDIDATES = 1000  # hashes whose ids are compared
 _ADVICE = "write to a new output folder, or undo the change"
-_NAMED, _PLACES = 5, 3  # duplicates that the sentence names, and places of each
+_SHOWN_IDS, _SHOWN_PLACES = 5, 3  # duplicates that the message names, and places of each
 
 
 @dataclass(frozen=True)
 class Digests:
-    """Of one file: the digest of all its ids in order, and that of its first rows if asked for."""
+    """Digests of one file's ids in order: of all rows, and of the rows that the ledger knows."""
 
     whole: str
     prefix: str | None
@@ -44,116 +44,122 @@ class Digests:
 
 @dataclass(frozen=True)
 class NewIds:
-    """What the index below the output is to hold more. entries and hashes are of the same rows;
-    beside: segments that stay.
+    """A segment that is to be added to the index below the output.
+
+    hashes, entries: of the same rows; they include those of the compacted segments.
+    unmerged: the segments that remain.
     """
 
     folder: Place
-    hashes: Sorter
-    entries: tuple[Entry, ...]
-    beside: tuple[Segment, ...]
+    hashes: HashSorter
+    entries: tuple[SegmentEntry, ...]
+    unmerged: tuple[Segment, ...]
 
-    def keep(self) -> None:
-        """Writes it, durable when this returns: before the ledger is told of the files. Once."""
+    def save(self) -> None:
+        """Writes the segment durably, once. Call it before the ledger records the files."""
         if self.entries and not self.hashes.closed:
-            id_index.keep(self.folder, self.hashes, self.entries, self.beside)
+            id_index.write_segment(self.folder, self.hashes, self.entries, self.unmerged)
         self.hashes.close()
 
 
 def check_ids(
     manifest: Manifest, known: Sequence[KnownFile], folder: Place
 ) -> tuple[tuple[KnownFile, ...], NewIds]:
-    """The manifest's files as the ledger should know them, and their hashes.
+    """Checks all ids; returns the manifest's files for the ledger, and the new ids for the index.
 
-    known: the files as the ledger knows them. folder: of the index; only read.
-    Raises JobError when an id is null or occurs twice, naming ids and places, and when the manifest
-    has changed otherwise than by new files and new rows at the end of files.
+    known: the files that the ledger knows.
+    folder: of the index; it is only read.
+    Raises JobError if an id is null or occurs twice, with ids and places; and if the manifest has
+    changed in another way than by new files and new rows at the end of files.
     """
     before = {file.name: file for file in known}
-    _refuse_lost(manifest, before)
+    _check_no_file_lost(manifest, before)
     damaged: set[str] = set()
     while True:
         try:
-            return _Check(manifest, before, folder, damaged).result()
-        except id_index.DamagedError as error:
-            damaged.add(error.segment)  # its files are read instead
+            return _Check(manifest, before, folder, damaged).run()
+        except id_index.DamagedSegmentError as error:
+            damaged.add(error.segment)  # the next attempt reads its files
 
 
 class _Check:
-    """One try, which does without the damaged segments."""
+    """One attempt, which does not use the damaged segments."""
 
     def __init__(
         self, manifest: Manifest, before: dict[str, KnownFile], folder: Place, damaged: set[str]
     ) -> None:
         self._manifest, self._before, self._folder = manifest, before, folder
         rows = {file.name: 0 for file in manifest.files} | {n: f.rows for n, f in before.items()}
-        # Without a new row there is nothing to compare.
-        self._grown = any(file.rows > rows[file.name] for file in manifest.files)
+        # Without new rows no ids need to be compared.
+        self._has_new_rows = any(file.rows > rows[file.name] for file in manifest.files)
         segments: list[Segment] = []
-        if self._grown and before:
-            found = [one for one in id_index.load(folder) if one.name not in damaged]
-            segments = id_index.usable(found, before)
-        held = id_index.covered(segments)
-        # The index of the first row whose hash is to be taken, by name.
-        self._starts = {name: rows[name] if name in held else 0 for name in rows}
+        if self._has_new_rows and before:
+            stored = id_index.load_segments(folder)
+            sound = [segment for segment in stored if segment.name not in damaged]
+            segments = id_index.consistent_segments(sound, before)
+        covered = id_index.covered_files(segments)
+        # By file, the index of the first row whose hash is not in the index.
+        self._starts = {name: rows[name] if name in covered else 0 for name in rows}
         size = sum(file.rows - self._starts[file.name] for file in manifest.files)
-        self._merged, self._beside = _smaller(segments, size)
-        size += sum(segment.rows for segment in self._merged)
-        self._hashes = Sorter(size, min((one.bits for one in self._beside), default=64))
+        self._compacted, self._unmerged = _choose_compaction(segments, size)
+        size += sum(segment.rows for segment in self._compacted)
+        self._hashes = HashSorter(
+            size, min((segment.bits for segment in self._unmerged), default=64)
+        )
 
-    def result(self) -> tuple[tuple[KnownFile, ...], NewIds]:
-        read = [file for file in self._manifest.files if self._is_to_be_read(file)]
+    def run(self) -> tuple[tuple[KnownFile, ...], NewIds]:
+        read = [file for file in self._manifest.files if self._must_read(file)]
         with ThreadPoolExecutor(_READERS) as readers:
             digests = dict(zip((f.name for f in read), readers.map(self._read, read), strict=True))
         for file in read:
-            self._refuse_changed(file, digests[file.name])
+            self._check_prefix(file, digests[file.name])
         files = tuple(
             KnownFile(
                 file.name,
                 file.rows,
                 digests[file.name].whole if file.name in digests else file.digest or "",
-                file.stamp,
+                file.version,
                 file.row_groups,
             )
             for file in self._manifest.files
         )
-        entries: list[Entry] = []
-        if self._grown:
+        entries: list[SegmentEntry] = []
+        if self._has_new_rows:
             entries = [*self._entries(files)]
-            for segment in self._merged:
+            for segment in self._compacted:
                 entries += segment.entries
                 for shard in range(len(segment.shards)):
                     self._hashes.add(segment.read(shard))
-            suspects = self._twice()
-            if suspects.size:
-                _refuse_duplicates(self._manifest, suspects)
-        new = NewIds(self._folder, self._hashes, tuple(entries), tuple(self._beside))
+            candidates = self._duplicate_hashes()
+            if candidates.size:
+                _check_duplicates(self._manifest, candidates)
+        new = NewIds(self._folder, self._hashes, tuple(entries), tuple(self._unmerged))
         return files, new
 
-    def _is_to_be_read(self, file: ManifestFile) -> bool:
-        return file.digest is None or (self._grown and file.rows > self._starts[file.name])
+    def _must_read(self, file: ManifestFile) -> bool:
+        return file.digest is None or (self._has_new_rows and file.rows > self._starts[file.name])
 
     def _read(self, file: ManifestFile) -> Digests:
         whole, prefix = hashlib.blake2b(digest_size=16), None
         known = self._before.get(file.name)
-        left = known.rows if known else None
+        prefix_rows = known.rows if known else None  # that are still to come
         for start, ids in _batches(file):
             hashes = _hash(ids)
-            if left is not None and prefix is None and left <= hashes.size:
-                head = whole.copy()
-                head.update(hashes[:left].tobytes())
-                prefix = head.hexdigest()
-            left = None if left is None else left - hashes.size
+            if prefix_rows is not None and prefix is None and prefix_rows <= hashes.size:
+                hasher = whole.copy()
+                hasher.update(hashes[:prefix_rows].tobytes())
+                prefix = hasher.hexdigest()
+            prefix_rows = None if prefix_rows is None else prefix_rows - hashes.size
             whole.update(hashes.tobytes())
-            if self._grown:
+            if self._has_new_rows:
                 self._hashes.add(hashes[max(self._starts[file.name] - start, 0) :])
-        if left == 0 and prefix is None:
+        if prefix_rows == 0 and prefix is None:
             prefix = whole.hexdigest()
         return Digests(whole.hexdigest(), prefix)
 
-    def _refuse_changed(self, file: ManifestFile, found: Digests) -> None:
+    def _check_prefix(self, file: ManifestFile, digests: Digests) -> None:
         known = self._before.get(file.name)
-        if known is None or found.prefix == known.digest:
+        if known is None or digests.prefix == known.digest:
             return
         where = storage.redact(self._manifest.url)
         if file.rows < known.rows:
@@ -166,61 +172,68 @@ class _Check:
             f"begun with, or not in their order: {_ADVICE}"
         )
 
-    def _entries(self, files: Sequence[KnownFile]) -> Iterator[Entry]:
+    def _entries(self, files: Sequence[KnownFile]) -> Iterator[SegmentEntry]:
         for file in files:
             start = self._starts[file.name]
             if file.rows > start:
                 digest = self._before[file.name].digest if start else ""
-                yield Entry(file.name, start, file.rows, digest, file.digest)
+                yield SegmentEntry(file.name, start, file.rows, digest, file.digest)
 
-    def _twice(self) -> Hashes:
-        """Hashes that occur twice; the first ones, when they are many."""
-        found = [np.empty(0, np.uint64)]
+    def _duplicate_hashes(self) -> Hashes:
+        """Returns hashes that occur more than once, at most _MAX_CANDIDATES + 1."""
+        duplicates = np.empty(0, np.uint64)
         for bucket in range(1 << self._hashes.bits):
             hashes = self._hashes.bucket(bucket)
-            found.append(hashes[1:][hashes[1:] == hashes[:-1]])
+            in_bucket = [duplicates, hashes[1:][hashes[1:] == hashes[:-1]]]
             shards = [
                 (segment, shard)
-                for segment in self._beside  # whose shards are parts of buckets
-                for shard in _split(bucket, segment.bits - self._hashes.bits)
+                for segment in self._unmerged  # their shards are subsets of buckets
+                for shard in _shards_of_bucket(bucket, segment.bits - self._hashes.bits)
             ]
-            kept = id_index.ahead(lambda one: one[0].read(one[1]), shards)
-            found.extend(_common(hashes, old) for old in kept)
-            found = [np.unique(np.concatenate(found))[: _SUSPECTS + 1]]
-            if found[0].size > _SUSPECTS:
+            stored = id_index.map_with_prefetch(_read_shard, shards)
+            in_bucket.extend(_intersection(hashes, old) for old in stored)
+            duplicates = np.unique(np.concatenate(in_bucket))[: _MAX_CANDIDATES + 1]
+            if duplicates.size > _MAX_CANDIDATES:
                 break
-        return found[0]
+        return duplicates
 
 
-def _split(bucket: int, finer: int) -> range:
-    """The parts of a bucket when each is cut into 2 ** finer."""
+def _read_shard(shard: tuple[Segment, int]) -> Hashes:
+    segment, number = shard
+    return segment.read(number)
+
+
+def _shards_of_bucket(bucket: int, finer: int) -> range:
+    """The numbers of the shards of a bucket, if each bucket has 2 ** finer shards."""
     return range(bucket << finer, (bucket + 1) << finer)
 
 
-def _smaller(segments: Sequence[Segment], size: int) -> tuple[list[Segment], list[Segment]]:
-    """Segments to become one with `size` new hashes, and those to stay.
+def _choose_compaction(
+    segments: Sequence[Segment], size: int
+) -> tuple[list[Segment], list[Segment]]:
+    """Chooses the segments to merge with `size` new hashes; returns these, and those that remain.
 
-    As each segment is larger than all that are smaller together, there are never many, and a hash
-    is written again only when its segment at least doubles.
+    After a compaction each segment is larger than all smaller ones together. So there are few, and
+    a hash is written again only when its segment at least doubles in size.
     """
-    merged: list[Segment] = []
-    stay = sorted(segments, key=lambda segment: segment.rows)
-    while stay and stay[0].rows <= size:
-        size += stay[0].rows
-        merged.append(stay.pop(0))
-    return merged, stay
+    compacted: list[Segment] = []
+    unmerged = sorted(segments, key=lambda segment: segment.rows)
+    while unmerged and unmerged[0].rows <= size:
+        size += unmerged[0].rows
+        compacted.append(unmerged.pop(0))
+    return compacted, unmerged
 
 
-def _common(left: Hashes, right: Hashes) -> Hashes:
-    """What is in both; both are ascending."""
-    few, many = sorted((left, right), key=len)
-    at = np.searchsorted(many, few)
-    inside = at < many.size
-    found: Hashes = few[inside][many[at[inside]] == few[inside]]
-    return found
+def _intersection(left: Hashes, right: Hashes) -> Hashes:
+    """The hashes in both arrays; both are ascending."""
+    smaller, larger = sorted((left, right), key=len)
+    positions = np.searchsorted(larger, smaller)
+    inside = positions < larger.size
+    common: Hashes = smaller[inside][larger[positions[inside]] == smaller[inside]]
+    return common
 
 
-def _refuse_lost(manifest: Manifest, before: Mapping[str, KnownFile]) -> None:
+def _check_no_file_lost(manifest: Manifest, before: Mapping[str, KnownFile]) -> None:
     names = {file.name for file in manifest.files}
     for name, known in before.items():
         if known.rows and name not in names:
@@ -231,7 +244,7 @@ def _refuse_lost(manifest: Manifest, before: Mapping[str, KnownFile]) -> None:
 
 
 def _batches(file: ManifestFile) -> Iterator[tuple[int, pa.Array]]:
-    """The file's ids with the index of the first row of each batch. Raises JobError for a null."""
+    """Yields batches of ids, each with the index of its first row. Raises JobError for a null."""
     start = 0
     with (
         file.place.fs.open(file.place.path, "rb", cache_type="none") as source,
@@ -249,31 +262,33 @@ def _batches(file: ManifestFile) -> Iterator[tuple[int, pa.Array]]:
 
 def _hash(ids: pa.Array) -> Hashes:
     values = ids.to_numpy(zero_copy_only=False)
-    # Integers of every width hash alike, so that an id is equal to itself in each of the files.
+    # Integers of all widths hash alike, so that an id has the same hash in each file.
     plain = values.astype(np.int64) if pa.types.is_integer(ids.type) else values.astype(object)
     hashes: Hashes = pd.util.hash_array(plain, categorize=False)
     return hashes
 
 
-def _refuse_duplicates(manifest: Manifest, suspects: Hashes) -> None:
-    """Raises JobError if ids with these hashes are equal, and not only their hashes."""
-    looked_at = suspects[:_SUSPECTS]
+def _check_duplicates(manifest: Manifest, candidates: Hashes) -> None:
+    """Raises JobError if ids with these hashes are equal."""
+    compared = candidates[:_MAX_CANDIDATES]
     places: dict[int | str, list[str]] = {}
     for file in manifest.files:
         for start, ids in _batches(file):
-            for index in np.flatnonzero(np.isin(_hash(ids), looked_at)).tolist():
-                known = places.setdefault(ids[index].as_py(), [])
-                if len(known) <= _PLACES:
-                    known.append(f"{file.name} row {start + index}")
-    twice = {key: known for key, known in places.items() if len(known) > 1}
-    if not twice:
+            for index in np.flatnonzero(np.isin(_hash(ids), compared)).tolist():
+                id_places = places.setdefault(ids[index].as_py(), [])
+                if len(id_places) <= _SHOWN_PLACES:
+                    id_places.append(f"{file.name} row {start + index}")
+    duplicates = {key: rows for key, rows in places.items() if len(rows) > 1}
+    if not duplicates:
         return
-    named = "; ".join(
-        f"{key!r} in {', '.join(known[:_PLACES])}" + (", ..." if len(known) > _PLACES else "")
-        for key, known in list(twice.items())[:_NAMED]
+    shown = "; ".join(
+        f"{key!r} in {', '.join(rows[:_SHOWN_PLACES])}"
+        + (", ..." if len(rows) > _SHOWN_PLACES else "")
+        for key, rows in list(duplicates.items())[:_SHOWN_IDS]
     )
-    number = f"more than {len(twice)}" if suspects.size > _SUSPECTS else f"{len(twice)}"
+    count = len(duplicates)
+    number = f"more than {count}" if candidates.size > _MAX_CANDIDATES else f"{count}"
     raise JobError(
         f"{storage.redact(manifest.url)}: column '{c.ID}': found {number} ids that occur more than "
-        f"once, expected each once: {named}" + ("; ..." if len(twice) > _NAMED else "")
+        f"once, expected each once: {shown}" + ("; ..." if count > _SHOWN_IDS else "")
     )

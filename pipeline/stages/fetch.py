@@ -43,7 +43,7 @@ class Fetch:
     def __init__(self, manifest: ManifestSchema, rules: FetchRules) -> None:
         self._manifest = manifest
         self._fetcher = Fetcher(rules)
-        self._threads = ThreadPoolExecutor(rules.at_once, thread_name_prefix="fetch")
+        self._threads = ThreadPoolExecutor(rules.config.at_once, thread_name_prefix="fetch")
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """A table of `read_schema` -> one of `fetched_schema`, with all its media at once."""

@@ -1,11 +1,11 @@
-"""Turns manifest files into tables of the rows that are not finished yet, each with its ordinal.
+"""Reads the unfinished rows of a manifest, each with its ordinal, as a Ray Data source.
 
-One read task takes row groups with something to do, of one file or of several small ones, and
-carries at most one bit for each of their rows. Groups and files without an unfinished row are not
-read. Which rows are finished is handed in.
+A read split is the work of one read task: the row groups with unfinished rows of one file, or of
+several small files, and a bitmap of these rows. Row groups and files without an unfinished row are
+not read.
 
-A row group is never split over tasks: each would have to decode all that lies before its rows. A
-very large one is streamed instead, so that it needs no more memory than a small one.
+A row group is never divided among tasks: each task would decode all rows before its own. A very
+large row group is streamed instead, so that it needs no more memory than a small one.
 """
 
 import zlib
@@ -28,20 +28,20 @@ from mediamill.pipeline.storage import file_version, storage
 from mediamill.schemas import columns as c
 from mediamill.schemas.manifest import ManifestSchema
 
-_TASK_ROWS = 16_384  # a task has at least so many rows to do, where they are there
-_TASKS = 1000  # so many tasks at most, about: the driver and Ray keep each of them
-_FILE_ROWS = 1024  # opening a file takes as long as so many rows, or more
+_MIN_SPLIT_ROWS = 16_384  # of unfinished rows in a split, if there are as many
+_MAX_SPLITS = 1000  # about: the driver and Ray keep each task in memory
+_FILE_OPEN_ROWS = 1024  # opening a file takes at least as long as reading so many rows
 _BATCH_ROWS = 1024
-_MASK_ROWS = 1 << 20  # of one mask while tasks are planned; a multiple of 8
-_ROW_BYTES = 400  # a guess, for Ray's planning only
-_STREAMED_BYTES = 64 << 20  # of a row group, decoded; from here on it is not read at once
-_BUFFER_BYTES = 4 << 20  # of each column of such a row group
+_MASK_ROWS = 1 << 20  # of one mask while splits are planned; a multiple of 8
+_ROW_BYTES = 400  # an estimate, for Ray's planning only
+_STREAMED_BYTES = 64 << 20  # decoded; larger row groups are streamed
+_BUFFER_BYTES = 4 << 20  # of each column of a streamed row group
 
-Bits = npt.NDArray[np.uint8]
+Bitmap = npt.NDArray[np.uint8]
 
 
 class ManifestChangedError(RuntimeError):
-    """A file is not the one that the run was planned with. The message says which."""
+    """A file has changed since the run was planned. The message names it."""
 
 
 class RowGroup(NamedTuple):
@@ -54,57 +54,61 @@ class RowGroup(NamedTuple):
 
 @dataclass(frozen=True)
 class RowGroupSlice:
-    """Row groups of one file, each with a row to do.
+    """Row groups of one file, each with at least one unfinished row.
 
-    number: of the file in the ledger. file_rows: of all its row groups. pending: a bitmap for each
-    group, of whole bytes, all of them compressed together; bit i set = the group's row i is to be
-    done. Empty where that is so for every row.
+    number: of the file in the ledger.
+    version: see file_version.py.
+    file_rows: of the whole file.
+    pending: a bitmap of each group, padded to whole bytes, concatenated and compressed with zlib.
+        Bit i is set if row i of the group is unfinished. Empty if all rows are.
+    partitions: values of the columns that the file's hive path gives.
     """
 
     url: str
     number: int
-    stamp: str
+    version: str
     file_rows: int
     groups: tuple[RowGroup, ...]
     pending: bytes
     partitions: dict[str, Any]
 
-    def masks(self) -> Iterator[tuple[RowGroup, Bits]]:
-        """Each group with its bitmap."""
-        bits = np.frombuffer(zlib.decompress(self.pending), np.uint8) if self.pending else None
-        used = 0
+    def bitmaps(self) -> Iterator[tuple[RowGroup, Bitmap]]:
+        """Yields each group with the bitmap of its unfinished rows."""
+        bitmaps = np.frombuffer(zlib.decompress(self.pending), np.uint8) if self.pending else None
+        offset = 0
         for group in self.groups:
             size = -(-group.rows // 8)
-            if bits is None:
+            if bitmaps is None:
                 yield group, np.full(size, 0xFF, np.uint8)
             else:
-                yield group, bits[used : used + size]
-            used += size
+                yield group, bitmaps[offset : offset + size]
+            offset += size
 
 
 @dataclass(frozen=True)
 class ReadSplit:
-    """What one task reads. rows: how many it will find to do."""
+    """What one task reads. rows: the number of unfinished rows."""
 
-    stretches: tuple[RowGroupSlice, ...]
+    slices: tuple[RowGroupSlice, ...]
     rows: int
 
 
 class ManifestDatasource(Datasource):
-    """Ray Data's view of the rows that are to be done."""
+    """A Ray Data source of the unfinished rows."""
 
     def __init__(self, manifest: Manifest, state: LedgerState) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._schema = manifest.schema
         self._partitions = manifest.partitions
-        self._pieces = pieces(manifest, state)
+        self._splits = plan_splits(manifest, state)
 
     @property
     def tasks(self) -> int:
-        return len(self._pieces)
+        """The number of read tasks."""
+        return len(self._splits)
 
     def estimate_inmemory_data_size(self) -> int:
-        return sum(piece.rows for piece in self._pieces) * _ROW_BYTES
+        return sum(split.rows for split in self._splits) * _ROW_BYTES
 
     def get_read_tasks(
         self,
@@ -112,59 +116,62 @@ class ManifestDatasource(Datasource):
         per_task_row_limit: int | None = None,
         data_context: Any = None,
     ) -> list[ReadTask]:
-        """One task for each piece, whatever parallelism is asked for: pieces follow row groups."""
+        """Returns one task a split. Ignores `parallelism`, because splits follow row groups."""
         schema = read_schema(self._schema)
         return [
             ReadTask(
-                _Reader(piece, self._schema, self._partitions),
+                _Reader(split, self._schema, self._partitions),
                 BlockMetadata(
-                    num_rows=piece.rows,
-                    size_bytes=piece.rows * _ROW_BYTES,
+                    num_rows=split.rows,
+                    size_bytes=split.rows * _ROW_BYTES,
                     input_files=None,
                     exec_stats=None,
                 ),
                 schema=schema,
                 per_task_row_limit=per_task_row_limit,
             )
-            for piece in self._pieces
+            for split in self._splits
         ]
 
 
-def pieces(manifest: Manifest, state: LedgerState) -> list[ReadSplit]:
-    """What is to be read, in the manifest's order. The ledger knows every file of the manifest."""
-    numbers = {known.name: number for number, known in enumerate(state.files)}
+def plan_splits(manifest: Manifest, state: LedgerState) -> list[ReadSplit]:
+    """Returns the splits of all unfinished rows, in the order of the manifest.
+
+    The ledger has to know every file of the manifest.
+    """
+    numbers = {file.name: number for number, file in enumerate(state.files)}
     files = [(file, numbers[file.name]) for file in manifest.files]
-    left = {number: file.rows - _finished(state, number) for file, number in files}
-    weight = sum(rows + _FILE_ROWS for rows in left.values() if rows)
-    wanted = max(_TASK_ROWS, -(-weight // _TASKS))
-    found: list[ReadSplit] = []
-    stretches: list[RowGroupSlice] = []
-    have = rows = 0
+    unfinished = {number: file.rows - _finished_rows(state, number) for file, number in files}
+    total_cost = sum(rows + _FILE_OPEN_ROWS for rows in unfinished.values() if rows)
+    target_cost = max(_MIN_SPLIT_ROWS, -(-total_cost // _MAX_SPLITS))
+    splits: list[ReadSplit] = []
+    slices: list[RowGroupSlice] = []
+    cost = rows = 0
     for file, number in files:
-        if not left[number]:
+        if not unfinished[number]:
             continue
-        groups: list[tuple[RowGroup, Bits]] = []
-        have += _FILE_ROWS
-        for group, bits, to_do in _groups(file, number, state):
-            groups.append((group, bits))
-            rows += to_do
-            have += to_do
-            if have >= wanted:
-                found.append(ReadSplit((*stretches, _stretch(file, number, groups)), rows))
-                stretches, groups, have, rows = [], [], 0, 0
+        groups: list[tuple[RowGroup, Bitmap]] = []
+        cost += _FILE_OPEN_ROWS
+        for group, bitmap, group_rows in _pending_groups(file, number, state):
+            groups.append((group, bitmap))
+            rows += group_rows
+            cost += group_rows
+            if cost >= target_cost:
+                splits.append(ReadSplit((*slices, _slice(file, number, groups)), rows))
+                slices, groups, cost, rows = [], [], 0, 0
         if groups:
-            stretches.append(_stretch(file, number, groups))
-    return [*found, ReadSplit(tuple(stretches), rows)] if stretches else found
+            slices.append(_slice(file, number, groups))
+    return [*splits, ReadSplit(tuple(slices), rows)] if slices else splits
 
 
-def _finished(state: LedgerState, number: int) -> int:
+def _finished_rows(state: LedgerState, number: int) -> int:
     return int(np.bitwise_count(state.done[number]).sum(dtype=np.int64))
 
 
-def _groups(
+def _pending_groups(
     file: ManifestFile, number: int, state: LedgerState
-) -> Iterator[tuple[RowGroup, Bits, int]]:
-    """The row groups with something to do, a bitmap of it, and how much it is."""
+) -> Iterator[tuple[RowGroup, Bitmap, int]]:
+    """Yields the row groups with unfinished rows, with a bitmap and the number of these rows."""
     start = 0
     for position, rows in enumerate(file.row_groups):
         stop = start + rows
@@ -174,96 +181,100 @@ def _groups(
             )
             for first in range(start, stop, _MASK_ROWS)
         ]
-        bits = np.concatenate([*masks, np.empty(0, np.uint8)])
-        if to_do := int(np.bitwise_count(bits).sum(dtype=np.int64)):
-            yield RowGroup(position, start, rows), bits, to_do
+        bitmap = np.concatenate([*masks, np.empty(0, np.uint8)])
+        if pending := int(np.bitwise_count(bitmap).sum(dtype=np.int64)):
+            yield RowGroup(position, start, rows), bitmap, pending
         start = stop
 
 
-def _stretch(
-    file: ManifestFile, number: int, groups: Sequence[tuple[RowGroup, Bits]]
+def _slice(
+    file: ManifestFile, number: int, groups: Sequence[tuple[RowGroup, Bitmap]]
 ) -> RowGroupSlice:
-    bits = np.concatenate([bits for _, bits in groups])
-    whole = int(np.bitwise_count(bits).sum(dtype=np.int64)) == sum(g.rows for g, _ in groups)
+    bitmaps = np.concatenate([bitmap for _, bitmap in groups])
+    pending = int(np.bitwise_count(bitmaps).sum(dtype=np.int64))
+    all_pending = pending == sum(group.rows for group, _ in groups)
     return RowGroupSlice(
         file.place.url,
         number,
-        file.stamp,
+        file.version,
         file.rows,
         tuple(group for group, _ in groups),
-        b"" if whole else zlib.compress(bits.data, level=1),
+        b"" if all_pending else zlib.compress(bitmaps.data, level=1),
         dict(file.partitions),
     )
 
 
 @dataclass(frozen=True)
 class _Reader:
-    """What a read task runs, in a worker."""
+    """The function of a read task, which runs in a Ray worker."""
 
-    piece: ReadSplit
+    split: ReadSplit
     schema: ManifestSchema
     partitions: pa.Schema
-    __name__ = "read_manifest"  # Ray puts it into a warning
+    __name__ = "read_manifest"  # Ray's warnings show it
 
     def __call__(self) -> Iterable[pa.Table]:
-        return read_piece(self.piece, self.schema, self.partitions)
+        return read_split(self.split, self.schema, self.partitions)
 
 
-def read_piece(
-    piece: ReadSplit, manifest: ManifestSchema, partitions: pa.Schema
+def read_split(
+    split: ReadSplit, manifest: ManifestSchema, partitions: pa.Schema
 ) -> Iterator[pa.Table]:
-    """The unfinished rows of a piece, in order and in bounded tables of `read_schema`.
+    """Yields the unfinished rows of a split, in order, in tables of `read_schema`.
 
-    Raises ManifestChangedError.
+    A table has at most _BATCH_ROWS rows. Raises ManifestChangedError.
     """
-    inside = [name for name in manifest.arrow.names if name not in partitions.names]
-    for stretch in piece.stretches:
-        with _opened(stretch) as parquet:
-            for group, bits in stretch.masks():
-                done = 0
-                for batch in parquet.iter_batches(_BATCH_ROWS, [group.position], inside):
-                    wanted = _set(bits, done, done + batch.num_rows)
-                    if wanted.size:
-                        table = pa.Table.from_batches([batch]).take(wanted)
+    file_columns = [name for name in manifest.arrow.names if name not in partitions.names]
+    for group_slice in split.slices:
+        with _open_checked(group_slice) as parquet:
+            for group, bitmap in group_slice.bitmaps():
+                start = 0
+                for batch in parquet.iter_batches(_BATCH_ROWS, [group.position], file_columns):
+                    pending = _set_bits(bitmap, start, start + batch.num_rows)
+                    if pending.size:
+                        table = pa.Table.from_batches([batch]).take(pending)
                         for field in partitions:
-                            value = pa.scalar(stretch.partitions[field.name], field.type)
-                            table = table.append_column(field, pa.repeat(value, len(wanted)))
-                        indices = wanted + (group.start + done)
-                        yield _with_ordinals(manifest.normalise(table), stretch.number, indices)
-                    done += batch.num_rows
+                            value = pa.scalar(group_slice.partitions[field.name], field.type)
+                            table = table.append_column(field, pa.repeat(value, len(pending)))
+                        indices = pending + (group.start + start)
+                        table = manifest.normalize(table)
+                        yield _with_ordinals(table, group_slice.number, indices)
+                    start += batch.num_rows
 
 
-def _set(bits: Bits, start: int, stop: int) -> npt.NDArray[np.int64]:
-    """The bits that are set from start to stop, counted from start."""
+def _set_bits(bitmap: Bitmap, start: int, stop: int) -> npt.NDArray[np.int64]:
+    """The positions of the set bits in [start, stop), relative to start."""
     first = start // 8
-    mask = np.unpackbits(bits[first : -(-stop // 8)], bitorder="little")
+    mask = np.unpackbits(bitmap[first : -(-stop // 8)], bitorder="little")
     return np.flatnonzero(mask[start - first * 8 : stop - first * 8])
 
 
 @contextmanager
-def _opened(stretch: RowGroupSlice) -> Iterator[pq.ParquetFile]:
-    """The file, if it is still the one that was planned with."""
-    place = storage.resolve(stretch.url)
+def _open_checked(group_slice: RowGroupSlice) -> Iterator[pq.ParquetFile]:
+    """Opens the file. Raises ManifestChangedError if it is not the one of the plan."""
+    place = storage.resolve(group_slice.url)
     try:
         source = place.fs.open(place.path, "rb")
     except FileNotFoundError as error:
-        raise _changed(stretch, "it is gone") from error
+        raise _changed(group_slice, "it no longer exists") from error
     with source, pq.ParquetFile(source) as parquet:
         footer = parquet.metadata
-        if footer.num_rows != stretch.file_rows:
-            raise _changed(stretch, f"found {footer.num_rows} rows, expected {stretch.file_rows}")
+        if footer.num_rows != group_slice.file_rows:
+            found = f"found {footer.num_rows} rows, expected {group_slice.file_rows}"
+            raise _changed(group_slice, found)
         sizes = [footer.row_group(at).num_rows for at in range(footer.num_row_groups)]
-        if any(sizes[one.position : one.position + 1] != [one.rows] for one in stretch.groups):
-            raise _changed(stretch, "its row groups are others")
-        if not file_version.same_content(
-            stretch.stamp, file_version.file_version(place, _details(source))
-        ):
-            raise _changed(stretch, "it was written again")
-        groups = [footer.row_group(group.position) for group in stretch.groups]
-        if max(group.total_byte_size for group in groups) < _STREAMED_BYTES:
+        groups = group_slice.groups
+        if any(sizes[group.position : group.position + 1] != [group.rows] for group in groups):
+            raise _changed(group_slice, "its row groups have changed")
+        # What an object store reported when the file was opened saves a request.
+        version = file_version.file_version(place, getattr(source, "details", None))
+        if not file_version.same_content(group_slice.version, version):
+            raise _changed(group_slice, "it was overwritten")
+        largest = max(footer.row_group(group.position).total_byte_size for group in groups)
+        if largest < _STREAMED_BYTES:
             yield parquet
             return
-    # Columns take turns in the file: a cache that reads ahead would throw most of it away.
+    # Reads alternate between the columns: a read-ahead cache would discard most of its bytes.
     with (
         place.fs.open(place.path, "rb", cache_type="none") as source,
         pq.ParquetFile(source, metadata=footer, buffer_size=_BUFFER_BYTES) as parquet,
@@ -271,19 +282,15 @@ def _opened(stretch: RowGroupSlice) -> Iterator[pq.ParquetFile]:
         yield parquet
 
 
-def _details(source: Any) -> Any:
-    """What an object store said of the file when it was opened, which spares asking again."""
-    return getattr(source, "details", None)
-
-
-def _changed(stretch: RowGroupSlice, how: str) -> ManifestChangedError:
+def _changed(group_slice: RowGroupSlice, how: str) -> ManifestChangedError:
     return ManifestChangedError(
-        f"{storage.redact(stretch.url)}: the manifest's file has changed while the job ran: {how}: "
-        "run the same job again, which checks it anew"
+        f"{storage.redact(group_slice.url)}: the manifest's file has changed while the job ran: "
+        f"{how}: run the same job again, which checks it anew"
     )
 
 
 def _with_ordinals(table: pa.Table, number: int, indices: npt.NDArray[np.int64]) -> pa.Table:
+    """Adds the column ROW (file number and row index), and empty status and error columns."""
     ordinals = pa.StructArray.from_arrays(
         [pa.array(np.full(len(indices), number, np.int32)), pa.array(indices)],
         fields=list(ROW_STRUCT),

@@ -1,7 +1,7 @@
-"""Turns the exceptions of storage libraries into kinds of failure, and tries again what may pass.
+"""Classifies the exceptions of storage libraries, and retries actions that fail transiently.
 
-Each library has exceptions of its own; they are told apart by the status and the code of the
-answer that they carry, not by their text. No library is imported here.
+Each library has its own exceptions. They are classified by the HTTP status and error code that
+they carry, not by their text, so this module imports none of the libraries.
 """
 
 import os
@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar
 
 from mediamill.schemas.errors import JobError, RowError
 
-Kind = Literal[
+FailureKind = Literal[
     "passing",
     "timeout",
     "missing",
@@ -30,10 +30,10 @@ Kind = Literal[
     "other",
 ]
 
-_PASSING = (408, 425, 429, 500, 502, 503, 504, 507, 509, 520, 521, 522, 523, 524, 530)
-_MISSING = (404, 410)
-# Codes of S3 and its likes, which say more than the status.
-_CODES: dict[str, Kind] = {
+_TRANSIENT_STATUSES = (408, 425, 429, 500, 502, 503, 504, 507, 509, 520, 521, 522, 523, 524, 530)
+_MISSING_STATUSES = (404, 410)
+# Error codes of S3 and compatible stores, which are more specific than the status.
+_CODES: dict[str, FailureKind] = {
     **dict.fromkeys(
         (
             *("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired"),
@@ -57,28 +57,37 @@ _CODES: dict[str, Kind] = {
     **dict.fromkeys(("PreconditionFailed", "ConditionNotMet", "412"), "changed"),
     **dict.fromkeys(("InvalidRange", "416"), "range"),
 }
-# In the names of what aiohttp, httpx, http.client and botocore raise when an answer breaks off;
-# some carry a status of their own that no server said.
-_BROKEN = ("Payload", "ContentLength", "TransferEncoding", "Disconnected", "ConnectionClosed")
-_LONGEST_WAIT_S = 30.0  # whatever a Retry-After says
-_ANSWER = TypeVar("_ANSWER")
+# Parts of the names of the exceptions that aiohttp, httpx, http.client and botocore raise when a
+# response is interrupted. Some carry a status that no server sent, so names are checked first.
+_INTERRUPTED_NAMES = (
+    "Payload",
+    "ContentLength",
+    "TransferEncoding",
+    "Disconnected",
+    "ConnectionClosed",
+)
+_MAX_RETRY_AFTER_S = 30.0  # a longer Retry-After is shortened to this
+_Result = TypeVar("_Result")
 
 
 class ContentChangedError(OSError):
-    """The file is another one than it was a moment ago."""
+    """The file changed while it was read."""
 
 
 class IncompleteError(OSError):
-    """Fewer bytes came than were announced, or not those that were."""
+    """Fewer bytes arrived than were announced, or other bytes."""
 
 
 @dataclass(frozen=True)
 class FetchFailure:
-    """kind: passing and timeout may be tried again; expired, with new credentials. reason: holds
-    only what is known to be no secret. retry_after_s: what the server asks for.
+    """A classified exception.
+
+    kind: "passing" and "timeout" may be retried; "expired" may be retried with new credentials.
+    reason: a text without secrets.
+    retry_after_s: the pause that the server asks for, in seconds.
     """
 
-    kind: Kind
+    kind: FailureKind
     reason: str
     retry_after_s: float | None = None
 
@@ -89,9 +98,12 @@ class FetchFailure:
 
 @dataclass(frozen=True)
 class Backoff:
-    """tries: in a row without success. base_s: ceiling of the first pause, doubled for each
-    further one up to cap_s; a pause is drawn at random between nothing and its ceiling, so that
-    many clients of a busy server do not come back at once.
+    """Exponential backoff with full jitter: a pause is drawn at random between zero and its
+    ceiling, so that many clients of a busy server do not return at the same moment.
+
+    tries: attempts in a row without progress before giving up.
+    base_s: ceiling of the first pause, in seconds; it doubles with each further one.
+    cap_s: the largest ceiling.
     """
 
     tries: int = 6
@@ -99,13 +111,13 @@ class Backoff:
     cap_s: float = 20.0
 
     def pause_s(self, attempt: int, failure: FetchFailure) -> float:
-        """After this many failed tries."""
-        drawn = random.uniform(0.0, min(self.cap_s, self.base_s * 2 ** (attempt - 1)))
-        return drawn + min(failure.retry_after_s or 0.0, _LONGEST_WAIT_S)
+        """The pause in seconds after the `attempt`-th failure in a row."""
+        jitter = random.uniform(0.0, min(self.cap_s, self.base_s * 2 ** (attempt - 1)))
+        return jitter + min(failure.retry_after_s or 0.0, _MAX_RETRY_AFTER_S)
 
 
 class Deadline:
-    """A point in time that moves on while the work waits for something that is not its fault."""
+    """A deadline that can be paused while the work waits for something else."""
 
     def __init__(self, seconds: float) -> None:
         self._end = time.monotonic() + seconds
@@ -113,35 +125,36 @@ class Deadline:
 
     @property
     def left_s(self) -> float:
-        """Seconds until then; not positive when it is over."""
+        """Seconds that are left; zero or negative when the deadline has passed."""
         return self._end - (self._paused_at or time.monotonic())
 
     def check(self) -> None:
-        """Raises TimeoutError when it is over."""
+        """Raises TimeoutError when the deadline has passed."""
         if self.left_s <= 0:
             raise TimeoutError("took too long")
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Time in here does not count. For one thread at a time."""
-        self._paused_at = began = time.monotonic()
+        """Extends the deadline by the time spent in the block. For one thread at a time."""
+        self._paused_at = start = time.monotonic()
         try:
             yield
         finally:
-            self._end += time.monotonic() - began
+            self._end += time.monotonic() - start
             self._paused_at = None
 
 
 def retry(
-    action: Callable[[], _ANSWER],
+    action: Callable[[], _Result],
     backoff: Backoff,
     renew: Callable[[], object] | None = None,
     deadline: Deadline | None = None,
-) -> _ANSWER:
-    """What `action` returns, tried again while its failures may pass.
+) -> _Result:
+    """Calls `action` until it succeeds, and returns its value; retries transient failures only.
 
-    renew: makes new credentials, once, when the old ones have expired. Raises what the last try
-    raised.
+    renew: obtains new credentials; called at most once, when the old ones have expired.
+    deadline: no attempt starts after it.
+    Raises what the last attempt raised.
     """
     attempt, renewed = 0, False
     while True:
@@ -157,30 +170,30 @@ def retry(
                 continue
             attempt += 1
             pause = backoff.pause_s(attempt, failure)
-            late = deadline is not None and pause >= deadline.left_s
-            if not failure.may_pass or late or attempt >= backoff.tries:
+            too_late = deadline is not None and pause >= deadline.left_s
+            if not failure.may_pass or too_late or attempt >= backoff.tries:
                 raise
         time.sleep(pause)
 
 
 def classify_error(error: BaseException) -> FetchFailure:
-    """Which kind of failure an exception is, by what it and its causes carry."""
-    chain = list(_chain(error))
-    for one in chain:
-        if any(word in type(one).__name__ for word in _BROKEN):
+    """Returns the failure that an exception stands for, by what it and its causes carry."""
+    causes = list(_causes(error))
+    for cause in causes:
+        if any(part in type(cause).__name__ for part in _INTERRUPTED_NAMES):
             return FetchFailure("passing", "the connection broke")
-        found = _by_code(one) or _by_status(one)
-        if found is not None:
-            return found
-    for one in chain:
-        found = _by_type(one)
-        if found is not None:
-            return found
+        failure = _from_error_code(cause) or _from_status(cause)
+        if failure is not None:
+            return failure
+    for cause in causes:
+        failure = _from_type(cause)
+        if failure is not None:
+            return failure
     return FetchFailure("passing", type(error).__name__)
 
 
-def retry_after(value: str | None) -> float | None:
-    """Seconds that a Retry-After header asks for: a number or a date."""
+def parse_retry_after(value: str | None) -> float | None:
+    """The seconds that a Retry-After header (a number or a date) asks for; None if unreadable."""
     if value is None:
         return None
     text = str(value).strip()
@@ -195,15 +208,15 @@ def retry_after(value: str | None) -> float | None:
     return max(0.0, (when - datetime.now(UTC)).total_seconds())
 
 
-def by_status(status: int, code: str = "", after: str | None = None) -> FetchFailure:
-    """The failure that an HTTP answer with this status is."""
-    reason = f"the server said {status}" + (f" {code}" if code else "")
-    wait = retry_after(after)
-    if status in _MISSING or _CODES.get(code) == "missing":
+def failure_of_status(status: int, code: str = "", retry_after: str | None = None) -> FetchFailure:
+    """The failure that an HTTP response with this status stands for."""
+    reason = f"the server answered {status}" + (f" {code}" if code else "")
+    wait = parse_retry_after(retry_after)
+    if status in _MISSING_STATUSES or _CODES.get(code) == "missing":
         return FetchFailure("missing", "no such file")
     if code in _CODES:
         return FetchFailure(_CODES[code], reason, wait)
-    if status in _PASSING:
+    if status in _TRANSIENT_STATUSES:
         return FetchFailure("passing", reason, wait)
     if status == 401:
         return FetchFailure("expired", reason)
@@ -212,33 +225,34 @@ def by_status(status: int, code: str = "", after: str | None = None) -> FetchFai
     return FetchFailure("denied", reason)
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The exception, its cause, the cause's cause, ...; ends where they form a cycle."""
     seen: set[int] = set()
-    following: BaseException | None = error
-    while following is not None and id(following) not in seen:
-        seen.add(id(following))
-        yield following
-        following = following.__cause__ or following.__context__
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        yield cause
+        cause = cause.__cause__ or cause.__context__
 
 
-def _by_code(error: BaseException) -> FetchFailure | None:
-    """A ClientError of botocore: a `response` with the answer's code, status and headers."""
+def _from_error_code(error: BaseException) -> FetchFailure | None:
+    """Botocore's ClientError: its `response` has the error code, status and headers."""
     response: Any = getattr(error, "response", None)
     if not isinstance(response, dict):
         return None
-    said, meta = response.get("Error") or {}, response.get("ResponseMetadata") or {}
-    code = str(said.get("Code") or "")
-    if code == "400":  # the answer to a HEAD, which has no body that would say more
-        return FetchFailure("expired", "the server said 400")
+    details, meta = response.get("Error") or {}, response.get("ResponseMetadata") or {}
+    code = str(details.get("Code") or "")
+    if code == "400":  # a response to HEAD has no body with a more specific code
+        return FetchFailure("expired", "the server answered 400")
     status = meta.get("HTTPStatusCode")
     headers = meta.get("HTTPHeaders") or {}
     plain = code if code.isascii() and code.isalnum() and len(code) < 60 else ""
     number = int(status) if isinstance(status, int) else (int(code) if code.isdigit() else 0)
-    return by_status(number, plain, headers.get("retry-after"))
+    return failure_of_status(number, plain, headers.get("retry-after"))
 
 
-def _by_status(error: BaseException) -> FetchFailure | None:
-    """aiohttp, gcsfs, azure-core, huggingface_hub, requests: a number somewhere."""
+def _from_status(error: BaseException) -> FetchFailure | None:
+    """aiohttp, gcsfs, azure-core, huggingface_hub and requests: an attribute has the status."""
     response: Any = getattr(error, "response", None)
     for holder, names in ((error, ("status", "status_code", "code")), (response, ("status_code",))):
         for name in names:
@@ -247,27 +261,27 @@ def _by_status(error: BaseException) -> FetchFailure | None:
                 status = int(status)
             if isinstance(status, int) and 400 <= status <= 599:
                 headers: Any = getattr(error, "headers", None) or getattr(response, "headers", {})
-                after = headers.get("Retry-After") if hasattr(headers, "get") else None
+                wait = headers.get("Retry-After") if hasattr(headers, "get") else None
                 code = str(getattr(error, "error_code", "") or "")  # azure-core's
-                return by_status(status, code if code.isalnum() else "", after)
+                return failure_of_status(status, code if code.isalnum() else "", wait)
     return None
 
 
-def _by_type(error: BaseException) -> FetchFailure | None:
+def _from_type(error: BaseException) -> FetchFailure | None:
     name = type(error).__name__
     if isinstance(error, ContentChangedError):
         return FetchFailure("changed", "the file changed while it was read")
     if isinstance(error, IncompleteError):
         return FetchFailure("passing", str(error))
     if isinstance(error, socket.gaierror):
-        unknown = {getattr(socket, one, None) for one in ("EAI_NONAME", "EAI_NODATA")}
+        unknown = {getattr(socket, name, None) for name in ("EAI_NONAME", "EAI_NODATA")}
         if error.errno in unknown:
             return FetchFailure("missing", "no such host")
         return FetchFailure("passing", "the host's name could not be looked up")
     if isinstance(error, ssl.SSLCertVerificationError):
         return FetchFailure("denied", "the server's certificate is not valid")
     if isinstance(error, FileExistsError):
-        return FetchFailure("conflict", "there is a file already")
+        return FetchFailure("conflict", "the file already exists")
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         return FetchFailure("missing", "no such file")
     if isinstance(error, PermissionError):
@@ -281,9 +295,9 @@ def _by_type(error: BaseException) -> FetchFailure | None:
     if isinstance(error, ImportError):
         return FetchFailure("denied", f"the package {error.name} is not installed")
     if isinstance(error, TypeError | AttributeError | LookupError | NameError | RuntimeError):
-        return FetchFailure("other", name)  # a mistake, here or in a library
+        return FetchFailure("other", name)  # a bug, ours or a library's
     if isinstance(error, OSError) and error.errno:
         return FetchFailure("passing", os.strerror(error.errno))
-    if "Param" in name and "Validation" in name:  # botocore's, of an impossible bucket or key
+    if "Param" in name and "Validation" in name:  # botocore's, for an invalid bucket or key
         return FetchFailure("denied", "the name of the bucket or key is not valid")
     return None

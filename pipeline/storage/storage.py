@@ -1,10 +1,11 @@
-"""Turns a URL into a file system and a path, and writes to it in ways that survive a crash.
+"""Resolves URLs to file systems and paths, and reads and writes files so that they survive a crash.
 
-Two kinds of storage differ in what is atomic: a local file system renames, an object store puts
-whole objects. The functions here hide that difference; what the bytes mean is not known.
-Credentials and endpoints come from the environment of each process in the usual ways of fsspec's
-file systems (for s3:// those of AWS, AWS_ENDPOINT_URL included). What a busy or broken store may
-answer is tried again, beyond the retries of each library.
+Storages differ in what is atomic: a local file system renames files, an object store puts whole
+objects. The functions of this module hide that difference.
+
+Credentials and endpoints come from the environment of each process, as fsspec's file systems
+read them (s3:// reads AWS's variables, AWS_ENDPOINT_URL included). Transient errors of a store are
+retried, in addition to the retries of each library.
 """
 
 import os
@@ -32,7 +33,7 @@ _FOUND = TypeVar("_FOUND")
 
 @dataclass(frozen=True)
 class Place:
-    """A file or folder: `fs.open(path)` opens it. `url` is absolute, without a slash at the end."""
+    """A file or folder. `fs.open(path)` opens it; `url` is absolute, without a trailing slash."""
 
     fs: Any  # fsspec.AbstractFileSystem, which has no types
     path: str
@@ -47,17 +48,17 @@ class Place:
 
 
 def absolute(url: str) -> str:
-    """A path, made absolute against the current directory; any other URL as it is."""
+    """Returns a path made absolute against the current directory; other URLs unchanged."""
     if scheme(url) != "file":
         return url.rstrip("/")
     path = Path(local_path(url)).expanduser()
-    return os.path.normpath(Path.cwd() / path)  # links stay: the name is the user's choice
+    return os.path.normpath(Path.cwd() / path)  # symbolic links stay: the user chose the name
 
 
 def resolve(url: str, **settings: Any) -> Place:
-    """Where `url` is. settings: further ones of its file system.
+    """Returns the place of `url`. settings: further arguments of its fsspec file system.
 
-    Raises JobError when nothing here can read that kind of URL.
+    Raises JobError when no installed file system can read that kind of URL.
     """
     full = absolute(url)
     if scheme(full) == "file":
@@ -65,7 +66,7 @@ def resolve(url: str, **settings: Any) -> Place:
     if "::" in full:
         raise JobError(f"{redact(full)}: found a chain of URLs ('::'), expected one plain URL")
     try:
-        # Listings are cached per process by default, and other processes write here too.
+        # fsspec caches listings per process by default; other processes write here too.
         fs, path = fsspec.url_to_fs(full, use_listings_cache=False, **settings)
     except (ImportError, ValueError) as error:
         reason = redact_text(str(error))
@@ -74,38 +75,40 @@ def resolve(url: str, **settings: Any) -> Place:
 
 
 def renew(place: Place) -> Place:
-    """The same place with credentials that are looked up anew."""
-    if hasattr(place.fs, "connect"):  # s3fs: those who share the file system have them too
+    """Returns the same place with credentials that are looked up again."""
+    if hasattr(place.fs, "connect"):  # s3fs: all users of the file system object get them
         place.fs.connect(refresh=True)
         return place
-    # fsspec keeps one instance for all who ask with the same settings, and knows no other way.
-    cached = type(place.fs)._cache
-    if cached.get(place.fs._fs_token) is place.fs:
-        del cached[place.fs._fs_token]
+    # fsspec shares one instance for equal settings; there is no public way to replace it.
+    instances = type(place.fs)._cache
+    if instances.get(place.fs._fs_token) is place.fs:
+        del instances[place.fs._fs_token]
     return replace(place, fs=resolve(place.url).fs)
 
 
-def steadily(place: Place, action: Callable[[Any], _FOUND]) -> _FOUND:
-    """What `action` returns when it is called with the place's file system, through faults of the
-    store that pass. It may be called several times. Raises what it raises at last.
+def with_retries(place: Place, action: Callable[[Any], _FOUND]) -> _FOUND:
+    """Calls `action` with the place's file system, again after transient errors; returns its value.
+
+    `action` may run several times. Raises what its last call raises.
     """
     if place.is_local:
         return action(place.fs)
-    fs = [place.fs]
+    fs = place.fs
 
-    def renewed() -> None:
-        fs[0] = renew(replace(place, fs=fs[0])).fs
+    def renew_credentials() -> None:
+        nonlocal fs
+        fs = renew(replace(place, fs=fs)).fs
 
-    return retry(lambda: action(fs[0]), _BACKOFF, renewed)
+    return retry(lambda: action(fs), _BACKOFF, renew_credentials)
 
 
 def read(place: Place) -> bytes:
-    """The whole content. Raises FileNotFoundError."""
-    return bytes(steadily(place, lambda fs: fs.cat_file(place.path)))
+    """Returns the whole content. Raises FileNotFoundError."""
+    return bytes(with_retries(place, lambda fs: fs.cat_file(place.path)))
 
 
-def put_new(place: Place, data: bytes) -> bool:
-    """Writes `place` whole and durable, or not at all; False when something is there already.
+def put_if_absent(place: Place, data: bytes) -> bool:
+    """Writes `place` atomically and durably if nothing is there; False if something is.
 
     Of several writers of one place, at any time and from any machine, exactly one gets True.
     """
@@ -113,12 +116,12 @@ def put_new(place: Place, data: bytes) -> bool:
         target = Path(place.path)
         temporary = _write_temporary(target, data)
         try:
-            target.hardlink_to(temporary)  # the local call that fails when the name is taken
+            target.hardlink_to(temporary)  # unlike a rename, fails when the name is taken
         except FileExistsError:
             return False
         finally:
             temporary.unlink()
-        sync_folder(target.parent)
+        fsync_folder(target.parent)
         return True
 
     def create(fs: Any) -> bool:
@@ -130,41 +133,37 @@ def put_new(place: Place, data: bytes) -> bool:
             return False
         return True
 
-    # A try may have made the object although its answer was lost: then the next one meets it.
-    return steadily(place, create) or read(place) == data
+    # A try may have created the object although its response was lost; the retry then finds it.
+    return with_retries(place, create) or read(place) == data
 
 
 def put(place: Place, data: bytes) -> None:
-    """Writes `place` whole and durable, over what was there."""
+    """Writes `place` atomically and durably; replaces what is there."""
     if not place.is_local:
-        steadily(place, lambda fs: fs.pipe_file(place.path, data))
+        with_retries(place, lambda fs: fs.pipe_file(place.path, data))
         return
     target = Path(place.path)
     _write_temporary(target, data).replace(target)
-    sync_folder(target.parent)
+    fsync_folder(target.parent)
 
 
 def put_file(place: Place, source: Path) -> None:
-    """Writes `place` whole and durable, over what was there, from a local file of any size."""
+    """Copies a local file of any size to `place` atomically and durably; replaces what is there."""
     if not place.is_local:
-        steadily(place, lambda fs: fs.put_file(str(source), place.path))
+        with_retries(place, lambda fs: fs.put_file(str(source), place.path))
         return
     target = Path(place.path)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.parent / f".{uuid.uuid4().hex}.tmp"
     shutil.copyfile(source, temporary)
-    descriptor = os.open(temporary, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    _fsync(temporary)
     temporary.replace(target)
-    sync_folder(target.parent)
+    fsync_folder(target.parent)
 
 
 def move(source: Place, target: Place) -> None:
-    """Gives a file its final name, over what was there. May be done again after it was cut off:
-    a source that is gone counts as moved when the target exists.
+    """Renames a file; replaces what is there. Idempotent, so that an interrupted move can be
+    repeated: a missing source counts as moved when the target exists.
 
     Raises FileNotFoundError when neither exists.
     """
@@ -172,9 +171,9 @@ def move(source: Place, target: Place) -> None:
         if source.is_local:
             Path(target.path).parent.mkdir(parents=True, exist_ok=True)
             Path(source.path).replace(target.path)
-            sync_folder(Path(target.path).parent)
+            fsync_folder(Path(target.path).parent)
         else:
-            steadily(source, lambda fs: fs.cp_file(source.path, target.path))
+            with_retries(source, lambda fs: fs.cp_file(source.path, target.path))
     except FileNotFoundError:
         if not exists(target):
             raise
@@ -183,37 +182,29 @@ def move(source: Place, target: Place) -> None:
 
 
 def exists(place: Place) -> bool:
-    """Whether there is a file or folder."""
+    """Whether a file or folder exists."""
     try:
-        steadily(place, lambda fs: fs.info(place.path))
+        with_retries(place, lambda fs: fs.info(place.path))
     except FileNotFoundError:
         return False
     return True
 
 
 def remove(place: Place) -> None:
-    """Removes a file; fine when there is none."""
+    """Removes a file, if it exists."""
     try:
-        steadily(place, lambda fs: fs.rm_file(place.path))
+        with_retries(place, lambda fs: fs.rm_file(place.path))
     except FileNotFoundError:
         return
 
 
-def remove_folder(place: Place) -> None:
-    """Removes a folder and all in it; fine when there is none."""
+def list_files(place: Place) -> list[str]:
+    """The paths of all files below a folder, relative to it, sorted; empty if it does not exist."""
     try:
-        steadily(place, lambda fs: fs.rm(place.path, recursive=True))
-    except FileNotFoundError:
-        return
-
-
-def files_below(place: Place) -> list[str]:
-    """The paths of all files below a folder, relative to it, sorted; empty without a folder."""
-    try:
-        found = steadily(place, lambda fs: fs.find(place.path))
-    except FileNotFoundError:  # s3fs, when there is no bucket
+        paths = with_retries(place, lambda fs: fs.find(place.path))
+    except FileNotFoundError:  # s3fs, when the bucket does not exist
         return []
-    return sorted(posixpath.relpath(path, place.path) for path in found)
+    return sorted(posixpath.relpath(path, place.path) for path in paths)
 
 
 def _write_temporary(target: Path, data: bytes) -> Path:
@@ -226,9 +217,13 @@ def _write_temporary(target: Path, data: bytes) -> Path:
     return temporary
 
 
-def sync_folder(folder: Path) -> None:
-    """Makes the names in a local folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def fsync_folder(folder: Path) -> None:
+    """Makes the file names in a local folder durable."""
+    _fsync(folder)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -48,7 +48,7 @@ def _row_groups(file: Place, columns: Sequence[str]) -> Iterator[pa.Table]:
     """One after the other: a file may be larger than memory. Most have one, and are opened once."""
     done, count = 0, 1
     while done < count:
-        table, count = storage.steadily(file, partial(_read, file.path, done, columns))
+        table, count = storage.with_retries(file, partial(_read, file.path, done, columns))
         yield table
         done += 1
 

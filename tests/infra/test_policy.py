@@ -27,20 +27,19 @@ from mediamill.pipeline.storage import storage
 manifest, model, media, output = map(storage.resolve, sys.argv[1:])
 for place in (manifest, model, media):
     assert storage.read(place / "file") == b"data"
-    assert storage.files_below(place)
+    assert storage.list_files(place)
     try:
         storage.put(place / "file", b"changed")
         sys.exit("could write " + place.url)
     except PermissionError:
         pass
-assert storage.put_new(output / "_ledger/1.json", b"{}")
-assert not storage.put_new(output / "_ledger/1.json", b"other")
+assert storage.put_if_absent(output / "_ledger/1.json", b"{}")
+assert not storage.put_if_absent(output / "_ledger/1.json", b"other")
 storage.put(output / "_staging/part.parquet", b"x" * (60 << 20))  # in several parts
 storage.move(output / "_staging/part.parquet", output / "date=1/part.parquet")
 assert storage.exists(output / "date=1/part.parquet")
-storage.remove_folder(output / "_staging")
 storage.remove(output / "date=1/part.parquet")
-assert len(storage.files_below(output)) == 1
+assert len(storage.list_files(output)) == 1
 try:
     storage.put(storage.resolve(sys.argv[4].rstrip("/") + "-of-others/") / "file", b"x")
     sys.exit("could write beside the output")

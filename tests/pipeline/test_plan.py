@@ -29,7 +29,7 @@ def test_a_right_job_has_a_plan(here):
     assert (plan.manifest.rows, plan.rows_done, plan.rows_left) == (5, 0, 5)
     assert len(plan.fingerprint) == 32
     assert plan.schema.names[:2] == ["id", "kind"]
-    assert storage.files_below(plan.output) == []  # it has left nothing behind
+    assert storage.list_files(plan.output) == []  # it has left nothing behind
 
 
 def test_the_fingerprint_follows_what_decides_the_text(here):

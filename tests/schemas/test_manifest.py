@@ -1,4 +1,4 @@
-"""What a manifest may hold, and the sentence for each way in which it cannot be used."""
+"""Which columns a manifest may have, and the message for each mistake."""
 
 import datetime
 
@@ -46,7 +46,7 @@ def test_long_form():
 
 
 @pytest.mark.parametrize(
-    ("found", "kept"),
+    ("found", "widened"),
     [
         (pa.large_string(), pa.string()),
         (pa.string_view(), pa.string()),
@@ -57,11 +57,11 @@ def test_long_form():
         (pa.dictionary(pa.int8(), pa.int32()), pa.int64()),
     ],
 )
-def test_ids_are_widened(found, kept):
-    assert check(id=found, uri=pa.large_string()).id_type == kept
+def test_ids_are_widened(found, widened):
+    assert check(id=found, uri=pa.large_string()).id_type == widened
 
 
-def test_normalise_gives_one_form_whatever_the_writer_chose():
+def test_normalize_returns_one_form_for_all_writers():
     table = pa.table(
         {
             "kind": pa.array(["a", "b"]).dictionary_encode(),
@@ -81,7 +81,7 @@ def test_normalise_gives_one_form_whatever_the_writer_chose():
         }
     )
     manifest = check_manifest_schema(table.schema, WHERE)
-    plain = manifest.normalise(table)
+    plain = manifest.normalize(table)
     assert plain.schema == pa.schema(
         [("id", pa.int64()), ("media", MEDIA_TYPE), ("kind", pa.string())]
     )
@@ -93,14 +93,14 @@ def test_normalise_gives_one_form_whatever_the_writer_chose():
         },
         {"id": 2, "media": [], "kind": "b"},
     ]
-    assert manifest.normalise(plain) == plain
+    assert manifest.normalize(plain) == plain
 
 
 def test_seconds_that_are_always_none_are_accepted():
     table = pa.table({"id": [1], "media": [[{"uri": "x", "type": None, "start_s": None}]]})
     struct = pa.struct([("uri", pa.string()), ("type", pa.string()), ("start_s", pa.null())])
     table = table.set_column(1, "media", table["media"].cast(pa.list_(struct)))
-    plain = check_manifest_schema(table.schema, WHERE).normalise(table)
+    plain = check_manifest_schema(table.schema, WHERE).normalize(table)
     assert plain["media"].to_pylist() == [
         [{"type": None, "uri": "x", "start_s": None, "end_s": None}]
     ]
@@ -111,18 +111,17 @@ def test_seconds_that_are_always_none_are_accepted():
     [
         (
             {"uid": pa.string(), "uri": pa.string()},
-            "m.parquet: no column 'id' (string or int64), the columns there are: uid, uri "
+            "m.parquet: no column 'id' (string or int64), the columns are: uid, uri "
             "(is 'uid' meant?)",
         ),
         (
             {"id": pa.string(), "url": pa.string()},
             f"m.parquet: no column 'uri' (string) or 'media' ({MEDIA}), "
-            "the columns there are: id, url (is 'url' meant?)",
+            "the columns are: id, url (is 'url' meant?)",
         ),
         (
             {"id": pa.string(), "path": pa.string()},
-            f"m.parquet: no column 'uri' (string) or 'media' ({MEDIA}), "
-            "the columns there are: id, path",
+            f"m.parquet: no column 'uri' (string) or 'media' ({MEDIA}), the columns are: id, path",
         ),
         (
             {**ID_URI, "media": MEDIA_TYPE},
@@ -171,7 +170,7 @@ def test_seconds_that_are_always_none_are_accepted():
         ),
     ],
 )
-def test_sentences(columns, expected):
+def test_messages(columns, expected):
     assert sentence(**columns) == expected
 
 
@@ -182,7 +181,7 @@ def test_sentences(columns, expected):
             [("type", pa.string()), ("url", pa.string())],
             [
                 "m.parquet: column 'media' has no field 'uri' (string), "
-                "the fields there are: type, url (is 'url' meant?)",
+                "the fields are: type, url (is 'url' meant?)",
                 f"m.parquet: column 'media' has an unknown field 'url', expected {MEDIA}",
             ],
         ),
@@ -196,7 +195,7 @@ def test_sentences(columns, expected):
         ),
     ],
 )
-def test_sentences_about_media(struct, expected):
+def test_messages_about_media(struct, expected):
     media = pa.list_(pa.struct(struct))
     assert sentence(id=pa.string(), media=media).split("\n") == expected
 
@@ -211,7 +210,7 @@ def test_no_column_of_the_job_can_be_a_users(name):
     assert f"column '{name}' is also a column" in sentence(**ID_URI, **{name: pa.string()})
 
 
-def test_every_mistake_is_told():
+def test_every_mistake_is_reported():
     said = sentence(ident=pa.string(), uri=pa.int64(), status=pa.string()).split("\n")
     assert ["'id'" in said[0], "'uri'" in said[1], "'status'" in said[2]] == [True] * 3
 
@@ -239,7 +238,7 @@ def test_partition_columns():
     [
         (
             "kinds",
-            "m.parquet: partition_by names column 'kinds', the columns there are: "
+            "m.parquet: partition_by names column 'kinds', the columns are: "
             "kind, day, shard, good, score, at, tags (is 'kind' meant?)",
         ),
         (
@@ -273,5 +272,5 @@ def test_wrong_partition_columns(name, expected):
 def test_user_values_pass_through_untouched():
     day = datetime.date(2024, 2, 29)
     table = pa.table({"uri": ["x"], "day": [day], "tags": [["a", None]], "id": ["1"]})
-    plain = check_manifest_schema(table.schema, WHERE).normalise(table)
+    plain = check_manifest_schema(table.schema, WHERE).normalize(table)
     assert plain.to_pylist() == [{"id": "1", "uri": "x", "day": day, "tags": ["a", None]}]

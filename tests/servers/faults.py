@@ -1,4 +1,4 @@
-"""Which requests go wrong, and how: drawn from a seed, or planned for one path."""
+"""Draws the faults of a server's requests from a seed, or follows a plan for one path."""
 
 import random
 import socket
@@ -9,18 +9,18 @@ from collections.abc import Iterable, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-# What a server of object storage does when it is busy or breaks.
+# Responses of an object store that is busy or broken.
 STATUSES = {"500": "InternalError", "503": "SlowDown", "429": "TooManyRequests"}
-# reset: before the request is looked at. lost: after it was carried out, instead of an answer.
-# cut: in the middle of the body, whose right length was stated. slow: the body takes a while.
+# reset: before the request is read. lost: after it was carried out, instead of a response.
+# cut: in the middle of the body, whose correct length was stated. slow: the body takes a while.
 KINDS = ("500", "503", "reset", "lost", "cut", "slow")
 
 
 class Faults:
     """Draws a fault, or none, for each request; counts them by kind.
 
-    longest: faults in a row for one request (method and path), after which it is let through; a
-    bound on bad luck, None for none. Planned faults come first, in their order.
+    longest: the most faults in a row for one request (method and path); None for no bound.
+    Planned faults come first, in their order.
     """
 
     def __init__(
@@ -44,12 +44,12 @@ class Faults:
         self._lock = threading.Lock()
 
     def plan(self, path: str, faults: Iterable[str | None]) -> None:
-        """The next requests for `path` (without a query) meet these; None for a sound answer."""
+        """Plans the faults of the next requests for `path` (without a query); None for no fault."""
         with self._lock:
             self._plans[path].extend(faults)
 
     def draw(self, method: str, path: str) -> str | None:
-        """What befalls this request."""
+        """Returns the fault of this request, or None."""
         with self._lock:
             plain, request = path.partition("?")[0], f"{method} {path}"
             if self._plans[plain]:
@@ -70,7 +70,7 @@ class Faults:
 
 
 class Server(ThreadingHTTPServer):
-    """A server of this machine on a free port, in threads of its own."""
+    """A server on a free local port, which handles each request in its own thread."""
 
     daemon_threads = True
     request_queue_size = 256
@@ -78,7 +78,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self, handler: type[BaseHTTPRequestHandler], context: Any = None) -> None:
         super().__init__(("127.0.0.1", 0), handler)
         scheme = "http"
-        if context is not None:  # the handshake is each thread's own: a bad one stops no other
+        if context is not None:  # handshakes in the threads: a bad one blocks no other
             self.socket = context.wrap_socket(
                 self.socket, server_side=True, do_handshake_on_connect=False
             )
@@ -90,7 +90,7 @@ class Server(ThreadingHTTPServer):
         self._thread.start()
 
     def handle_error(self, request: object, client_address: object) -> None:
-        pass  # clients hang up on answers that they do not want, as they should
+        pass  # clients may close a connection before the end of a response
 
     def stop(self) -> None:
         self.shutdown()
@@ -99,6 +99,6 @@ class Server(ThreadingHTTPServer):
 
 
 def reset(connection: socket.socket) -> None:
-    """Closes a connection with a TCP reset instead of an end."""
+    """Closes a connection with a TCP reset (RST) instead of a FIN."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     connection.close()

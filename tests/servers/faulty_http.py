@@ -1,13 +1,14 @@
-"""A web server of a folder, whose answers go wrong as planned or drawn from a seed.
+"""Serves a folder over HTTP, with faults that are planned or drawn from a seed.
 
     with faulty_http(folder, seed=1, rate=0.2) as site:
         fetch(f"{site.url}/a.jpg")
         assert site.seen["/a.jpg"] == 1
 
-More kinds than those of `faults.KINDS` can be planned or drawn, see `KINDS` here.
+More kinds of faults than those of `faults.KINDS` can be planned or drawn, see `KINDS`.
 """
 
 import hashlib
+import threading
 import time
 from base64 import b64encode
 from collections import Counter
@@ -21,8 +22,8 @@ from urllib.parse import unquote
 
 from tests.servers.faults import STATUSES, Faults, Server, reset
 
-# understated: a shorter body than the file, and a length that agrees: only the digest tells.
-# short_range: fewer bytes than were asked for, told truly. no_range: the whole file instead.
+# understated: a shorter body than the file, with the same length stated: only the digest differs.
+# short_range: fewer bytes than requested, with a correct header. no_range: the whole file instead.
 # redirect: to the same file. flip: a wrong byte. trickle: a byte at a time, for seconds.
 # changed: the file has another content and ETag from now on.
 KINDS = (
@@ -33,9 +34,14 @@ KINDS = (
 
 @dataclass
 class Site:
-    """url: of the folder. seen: requests by path; ranges: their Range headers, in order; headers:
-    all that came with the last one. answers: paths with an answer of their own: status, headers,
-    body. hold: is called with the path and the Range before an answer.
+    """A running server.
+
+    url: of the folder.
+    seen: number of requests by path.
+    ranges: path and Range header of each request, in order.
+    headers: by path, all headers of the last request.
+    answers: paths with a fixed response: status, headers, body.
+    hold: is called with the path and the Range header before each response.
     """
 
     url: str
@@ -63,7 +69,7 @@ def faulty_http(
     digests: bool = True,
     context: Any = None,
 ) -> Iterator[Site]:
-    """digests: whether answers state the file's checksum. context: an ssl.SSLContext, for https."""
+    """digests: whether responses state the file's checksum. context: for https."""
     faults = Faults(seed, rate, kinds, longest, retry_after)
     site = Site("", faults, folder)
     server = Server(_handler(site, digests), context)
@@ -75,6 +81,8 @@ def faulty_http(
 
 
 def _handler(site: Site, digests: bool) -> type[BaseHTTPRequestHandler]:
+    file_lock = threading.Lock()  # a "changed" file must not be read half written
+
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
         disable_nagle_algorithm = True
@@ -99,11 +107,13 @@ def _handler(site: Site, digests: bool) -> type[BaseHTTPRequestHandler]:
             if path in site.answers:
                 return self._send(*site.answers[path])
             file = site.folder / unquote(path).lstrip("/")
-            if fault == "changed":
-                file.write_bytes(file.read_bytes()[::-1])
-            if not file.is_file():
+            with file_lock:
+                if fault == "changed":
+                    file.write_bytes(file.read_bytes()[::-1])
+                data = file.read_bytes() if file.is_file() else None
+            if data is None:
                 return self._refuse(404)
-            return self._file(file.read_bytes(), fault)
+            return self._file(data, fault)
 
         def _file(self, data: bytes, fault: str | None) -> None:
             tag = f'"{hashlib.sha256(data).hexdigest()[:16]}"'
@@ -115,24 +125,24 @@ def _handler(site: Site, digests: bool) -> type[BaseHTTPRequestHandler]:
                 digest = b64encode(hashlib.sha256(data).digest()).decode()
                 headers["Repr-Digest"] = f"sha-256=:{digest}:"
             if span is None:
-                status, part = 200, data
+                status, body = 200, data
             else:
                 start, stop = span
                 if fault == "short_range":
                     stop = max(start + 1, (start + stop) // 2)
-                status, part = 206, data[start:stop]
+                status, body = 206, data[start:stop]
                 headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(data)}"
             if fault == "understated":
-                part = part[: max(1, len(part) // 2)]
-            if fault == "flip" and part:
-                part = bytes([part[0] ^ 1]) + part[1:]
-            return self._send(status, headers, part, fault)
+                body = body[: max(1, len(body) // 2)]
+            if fault == "flip" and body:
+                body = bytes([body[0] ^ 1]) + body[1:]
+            return self._send(status, headers, body, fault)
 
         def _span(self, size: int, tag: str) -> tuple[int, int] | None:
-            asked, condition = self.headers.get("Range"), self.headers.get("If-Range")
-            if asked is None or (condition is not None and condition != tag):
+            requested, condition = self.headers.get("Range"), self.headers.get("If-Range")
+            if requested is None or (condition is not None and condition != tag):
                 return None
-            first, _, last = asked.removeprefix("bytes=").partition("-")
+            first, _, last = requested.removeprefix("bytes=").partition("-")
             return int(first), min(size, int(last) + 1 if last else size)
 
         def _send(

@@ -1,10 +1,10 @@
-"""Ports of this machine that nobody listens at."""
+"""Finds local ports that no process listens on."""
 
 import socket
 
 
 def free_ports(count: int) -> list[int]:
-    """So many different ones; another process may still take one before it is used."""
+    """Returns `count` different ports; another process may still take one before it is used."""
     probes = [socket.socket() for _ in range(count)]
     try:
         for probe in probes:

@@ -1,11 +1,11 @@
-"""An S3 server that is really served by HTTP, behind a proxy that injects faults.
+"""Runs an S3 server behind an HTTP proxy that injects faults.
 
     with faulty_s3(seed=1, rate=0.2) as server:
         subprocess.run(command, env={**os.environ, **server.environment})
         assert server.faults.total
 
-What the server does to a request is in `faults.KINDS`. `server.direct` is the server itself, for
-setting up without faults.
+The faults are in `faults.KINDS`. `server.direct` is the server itself, for setting up without
+faults.
 """
 
 import http.client
@@ -23,14 +23,17 @@ from moto.server import ThreadedMotoServer
 from tests.servers.faults import KINDS, STATUSES, Faults, Server, reset
 
 _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "te", "trailer", "upgrade"}
-_EXPIRED = "expired"  # only by plan: credentials that were good until now
+_EXPIRED = "expired"  # only by plan: the credentials have expired
 
 
 @dataclass
 class FaultyS3:
-    """endpoint: of the proxy; direct: of the server behind it. environment: what points a process
-    of this machine to the proxy, in the way of AWS. hooks: by path, what is called before each of
-    the next requests. etag: what all objects say instead of theirs.
+    """A running proxy.
+
+    endpoint: URL of the proxy.
+    direct: URL of the server behind it.
+    hooks: by path, what is called before each of the next requests.
+    etag: replaces the ETag of all objects.
     """
 
     endpoint: str
@@ -41,6 +44,7 @@ class FaultyS3:
 
     @property
     def environment(self) -> dict[str, str]:
+        """The environment variables with which AWS clients use the proxy."""
         return {
             "AWS_ENDPOINT_URL": self.endpoint,
             "AWS_ACCESS_KEY_ID": "testing",
@@ -59,7 +63,7 @@ def faulty_s3(
     upstream: str | None = None,
     retry_after: str | None = "0",
 ) -> Iterator[FaultyS3]:
-    """upstream: the endpoint of a server that is there already; by default one is started."""
+    """upstream: the endpoint of a running server; by default one is started."""
     moto = None
     if upstream is None:
         logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request
@@ -67,11 +71,11 @@ def faulty_s3(
         moto.start()
         host, port = moto.get_host_and_port()
         upstream = f"http://{host}:{port}"
-    found = FaultyS3("", upstream, Faults(seed, rate, kinds, longest, retry_after))
-    server = Server(_proxy(found))
-    found.endpoint = server.endpoint
+    s3 = FaultyS3("", upstream, Faults(seed, rate, kinds, longest, retry_after))
+    server = Server(_proxy(s3))
+    s3.endpoint = server.endpoint
     try:
-        yield found
+        yield s3
     finally:
         server.stop()
         if moto is not None:
@@ -88,7 +92,7 @@ def _proxy(s3: FaultyS3) -> type[BaseHTTPRequestHandler]:
         def log_message(self, *arguments: Any) -> None:
             pass
 
-        def _answer(self) -> None:
+        def _handle(self) -> None:
             waiting = s3.hooks.get(self.path.partition("?")[0])
             hook = waiting.pop(0) if waiting else None
             if hook is not None:
@@ -107,7 +111,7 @@ def _proxy(s3: FaultyS3) -> type[BaseHTTPRequestHandler]:
             self._relay(status, headers, data, fault)
             return None
 
-        do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _answer
+        do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _handle
 
         def _body(self) -> bytes:
             if "chunked" not in self.headers.get("Transfer-Encoding", ""):
@@ -129,8 +133,8 @@ def _proxy(s3: FaultyS3) -> type[BaseHTTPRequestHandler]:
             }
             try:
                 connection.request(self.command, self.path, body=body, headers=headers)
-                answer = connection.getresponse()
-                return answer.status, answer.getheaders(), answer.read()
+                response = connection.getresponse()
+                return response.status, response.getheaders(), response.read()
             finally:
                 connection.close()
 

@@ -13,10 +13,11 @@ from mediamill.model.media.duration import duration_s
 from mediamill.pipeline.fetching import spool
 from mediamill.pipeline.fetching.budget import Reservation
 from mediamill.pipeline.fetching.disk_cache import DiskCache
-from mediamill.pipeline.fetching.fetcher import Fetcher, FetchRules
+from mediamill.pipeline.fetching.fetcher import Fetcher
 from mediamill.pipeline.fetching.spool import Spool
 from mediamill.schemas.errors import ErrorCode, RowError
 from tests.films import film
+from tests.pipeline.fetching.rules import fetch_rules
 from tests.servers.faulty_http import faulty_http
 
 MIB = 1024**2
@@ -39,7 +40,7 @@ def rules(folder, **changes):
         "cache_bytes": 20 * MIB,
         "pause_s": 0.01,
     }
-    return FetchRules(**{**settings, **changes})
+    return fetch_rules(**{**settings, **changes})
 
 
 def got(fetcher, uri):
@@ -144,7 +145,7 @@ def test_between_two_steps_of_a_job_the_files_stay_and_after_them_they_go(tmp_pa
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "video").write_bytes(np.random.default_rng(4).bytes(MIB))
     with faulty_http(tmp_path / "site") as site:
-        with spool.kept():
+        with spool.hold_shared_folder():
             for _ in range(2):
                 fetcher = Fetcher(rules(tmp_path))
                 Spool.release([got(fetcher, f"{site.url}/video").path])
@@ -157,7 +158,7 @@ def test_between_two_steps_of_a_job_the_files_stay_and_after_them_they_go(tmp_pa
 
 def _fill_and_die(folder, url):
     fetcher = Fetcher(rules(folder))
-    with fetcher._kept.entry(url, "v", 5):
+    with fetcher._cache.entry(url, "v", 5):
         os._exit(9)
 
 
@@ -167,9 +168,9 @@ def test_who_is_killed_while_fetching_holds_nobody_up(tmp_path):
     )
     process.start()
     process.join()
-    kept = DiskCache(Spool(), MIB)
-    with kept.entry("http://x/y", "v", 5) as entry:
-        assert entry.find() is None
+    cache = DiskCache(Spool(), MIB)
+    with cache.entry("http://x/y", "v", 5) as entry:
+        assert entry.get() is None
 
 
 def test_without_a_version_nothing_is_kept(tmp_path):
@@ -184,7 +185,7 @@ def test_without_a_version_nothing_is_kept(tmp_path):
 
 
 def head_of(fetcher, uri):
-    return fetcher.fetch_head(uri, Reservation(fetcher.budget))
+    return fetcher.fetch_partial(uri, Reservation(fetcher.budget))
 
 
 @pytest.mark.parametrize("faults", [0.0, 0.3])

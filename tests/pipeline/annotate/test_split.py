@@ -11,7 +11,6 @@ from mediamill.pipeline.annotate.window_rules import WindowRules
 from mediamill.pipeline.decoding.decoder_pool import DecodeRules
 from mediamill.pipeline.decoding.probe import ProbeResult
 from mediamill.pipeline.decoding.reply import DecodeReply, parse_probe_reply
-from mediamill.pipeline.fetching.fetcher import FetchRules
 from mediamill.pipeline.records import RowFailure, failure_columns, read_schema
 from mediamill.pipeline.stages.fetch import Fetch
 from mediamill.schemas.errors import ErrorCode, RowError
@@ -19,13 +18,14 @@ from mediamill.schemas.manifest import MEDIA_TYPE, check_manifest_schema
 from tests.films import film
 from tests.media import audio_only, cut, jpeg
 from tests.pipeline.annotate.test_partial_fetch import MIB, padded
+from tests.pipeline.fetching.rules import fetch_rules
 from tests.servers.faulty_http import faulty_http
 
 
 def table_of(rows, schema=None):
     source = pa.Table.from_pylist(rows, schema)
     manifest = check_manifest_schema(source.schema, "m")
-    table = manifest.normalise(source)
+    table = manifest.normalize(source)
     for field in read_schema(manifest):
         if field.name not in table.column_names:
             nulls = pa.nulls(table.num_rows, field.type)
@@ -37,7 +37,7 @@ def split(folder, rows, windows, schema=None, **fetching):
     """The rows after the split, as dictionaries."""
     manifest, table = table_of(rows, schema)
     settings = {"memory_bytes": 1000, "in_place": True, "pause_s": 0.01, "private_addresses": True}
-    fetch = FetchRules(10**8, 30.0, str(folder), **{**settings, **fetching})
+    fetch = fetch_rules(10**8, 30.0, str(folder), **{**settings, **fetching})
     rules = SplitRules(windows, fetch, MediaLimits(), DecodeRules(60.0, 10**9, 1))
     counts = []
     stage = Split(manifest, rules, Fetch(manifest, fetch), counts.append)

@@ -304,7 +304,7 @@ def test_an_object_store_holds_windows_and_videos_as_a_disk_does(tmp_path, s3):
     assert made == (tmp_path / "manifest" / "part-1.parquet").read_bytes()
     assert merge(*far, plain_videos(MANIFEST, CAPTION)) == 30
     assert merge(*far, plain_videos(MANIFEST, CAPTION)) == 0
-    for name in storage.files_below(far[2]):
+    for name in storage.list_files(far[2]):
         if name.endswith(".parquet"):
             storage.put(place(tmp_path / "near") / name, storage.read(far[2] / name))
     assert read_videos(tmp_path / "near") == expected_of(rows, done)

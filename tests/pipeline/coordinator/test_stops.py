@@ -48,7 +48,7 @@ def assert_nothing_hidden(job):
     seen = read_output(job.output)
     output = storage.resolve(job.output)
     assert len(seen) == ledger.load(output).counts.rows
-    assert not storage.files_below(output / ledger.HIDDEN / "staged")
+    assert not storage.list_files(output / ledger.HIDDEN / "staged")
     return seen
 
 

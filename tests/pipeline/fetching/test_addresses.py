@@ -10,17 +10,18 @@ from hypothesis import strategies as st
 
 from mediamill.pipeline.fetching.addresses import (
     AddressRules,
-    addresses,
     check_host,
-    follow,
+    follow_redirect,
     is_public,
-    parse,
+    parse_url,
+    resolve_addresses,
 )
 from mediamill.pipeline.fetching.budget import Reservation
 from mediamill.pipeline.fetching.fetcher import Fetcher
 from mediamill.pipeline.fetching.http_source import HttpClient
-from mediamill.pipeline.stages.fetch import FetchRules, fetch
+from mediamill.pipeline.stages.fetch import fetch
 from mediamill.schemas.errors import RowError
+from tests.pipeline.fetching.rules import fetch_rules
 from tests.servers.faulty_http import faulty_http
 
 PUBLIC = "93.184.216.34"
@@ -93,7 +94,7 @@ REFUSED = [
 
 
 class Dial:
-    """Connects to the site instead of any public address, and notes what was asked for."""
+    """Connects to the site instead of any public address; `seen` has the requested addresses."""
 
     def __init__(self, port):
         self.port, self.seen = port, []
@@ -147,11 +148,11 @@ def listener():
 
 
 def rules(tmp_path, **changes):
-    return FetchRules(10**6, 5.0, str(tmp_path), pause_s=0.001, **changes)
+    return fetch_rules(10**6, 5.0, str(tmp_path), pause_s=0.001, **changes)
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_no_request_leaves_for_what_is_refused(tmp_path, listener, scheme):
+def test_no_request_is_sent_to_a_refused_host(tmp_path, listener, scheme):
     port, came = listener
     fetcher = Fetcher(rules(tmp_path), HttpClient(AddressRules(), resolve))
     codes = {}
@@ -163,7 +164,7 @@ def test_no_request_leaves_for_what_is_refused(tmp_path, listener, scheme):
     assert not came
 
 
-def test_the_listener_would_have_seen_a_request(tmp_path, listener):
+def test_the_listener_sees_a_request(tmp_path, listener):
     port, came = listener
     with pytest.raises(RowError, match="connection broke"):
         fetch(f"http://[::1]:{port}/a", rules(tmp_path, private_addresses=True, tries=1))
@@ -191,7 +192,7 @@ def test_the_listener_would_have_seen_a_request(tmp_path, listener):
         ),
     ],
 )
-def test_redirects_are_checked_as_the_first_url_was(tmp_path, site, dial, location):
+def test_redirects_are_checked_like_the_first_url(tmp_path, site, dial, location):
     site.answers["/away"] = (302, {"Location": location}, b"")
     with pytest.raises(RowError) as error:
         fetch("http://good.test/away", rules(tmp_path), HttpClient(AddressRules(), resolve, dial))
@@ -199,7 +200,7 @@ def test_redirects_are_checked_as_the_first_url_was(tmp_path, site, dial, locati
     assert dial.seen == [PUBLIC]
 
 
-def test_good_redirects_are_followed_five_times(tmp_path, site, dial):
+def test_at_most_five_redirects_are_followed(tmp_path, site, dial):
     client = HttpClient(AddressRules(), resolve, dial)
     for hop in range(7):
         site.answers[f"/hop{hop}"] = (307, {"Location": f"hop{hop + 1}"}, b"")
@@ -209,7 +210,7 @@ def test_good_redirects_are_followed_five_times(tmp_path, site, dial):
         fetch("http://good.test/hop1", rules(tmp_path), client)
 
 
-def test_a_login_goes_to_its_own_host_only(tmp_path, site, dial):
+def test_a_login_is_sent_to_its_own_origin_only(tmp_path, site, dial):
     client = HttpClient(AddressRules(), resolve, dial)
     site.answers["/same"] = (302, {"Location": "/a"}, b"")
     site.answers["/other"] = (302, {"Location": "http://bücher.test/a"}, b"")
@@ -219,7 +220,7 @@ def test_a_login_goes_to_its_own_host_only(tmp_path, site, dial):
         assert ("Authorization" in site.headers["/a"]) == sent
 
 
-def test_what_was_checked_is_what_is_connected_to(tmp_path, site):
+def test_connections_go_to_the_checked_address(tmp_path, site):
     """A name whose address changes after the check: it is looked up once for a connection."""
     answers = iter([["127.0.0.1"], ["127.0.0.2"], ["127.0.0.2"]])
     asked = []
@@ -273,17 +274,20 @@ def test_hosts_are_checked_on_each_hop(tmp_path, site, dial):
     assert set(dial.seen) == {PUBLIC}
 
 
-def test_encryption_is_not_given_up():
+def test_a_redirect_from_https_to_http_is_refused():
     with pytest.raises(RowError, match="https to stay"):
-        follow(parse("https://good.test/a"), "http://good.test/a")
-    assert follow(parse("https://good.test/a/b?c"), "../d?e#f").url == "https://good.test/d?e"
+        follow_redirect(parse_url("https://good.test/a"), "http://good.test/a")
+    assert (
+        follow_redirect(parse_url("https://good.test/a/b?c"), "../d?e#f").url
+        == "https://good.test/d?e"
+    )
 
 
-def test_a_signed_path_goes_out_as_it_is():
+def test_a_signed_path_is_sent_unchanged():
     signed = "/a%2Fb/%C3%A9?X-Amz-Signature=a%2Bb&x=/+%20~"
-    assert parse(f"https://good.test{signed}").path == signed
-    assert parse("https://good.test/é?ü").path == "/%C3%A9?%C3%BC"
-    assert parse("https://good.test").path == "/"
+    assert parse_url(f"https://good.test{signed}").path == signed
+    assert parse_url("https://good.test/é?ü").path == "/%C3%A9?%C3%BC"
+    assert parse_url("https://good.test").path == "/"
 
 
 @given(st.ip_addresses(v=4))
@@ -305,7 +309,7 @@ def test_an_ipv6_address_is_public_only_if_python_says_so(address):
 
 
 @given(st.ip_addresses(v=4))
-def test_ipv4_inside_of_ipv6_is_as_public_as_it_is_alone(address):
+def test_ipv4_embedded_in_ipv6_is_public_if_the_ipv4_address_is(address):
     for inside in (f"::ffff:{address}", f"64:ff9b::{address}"):
         assert is_public(inside) == is_public(str(address))
 
@@ -313,6 +317,6 @@ def test_ipv4_inside_of_ipv6_is_as_public_as_it_is_alone(address):
 def test_public_addresses_are_allowed():
     for one in (PUBLIC, "1.1.1.1", "2606:4700::1111", "64:ff9b::1.1.1.1", "::ffff:1.1.1.1"):
         assert is_public(one)
-    target = parse("http://[2606:4700::1111]:8080/a")
-    assert addresses(target, AddressRules(), resolve) == ["2606:4700::1111"]
+    target = parse_url("http://[2606:4700::1111]:8080/a")
+    assert resolve_addresses(target, AddressRules(), resolve) == ["2606:4700::1111"]
     assert target.host_header == "[2606:4700::1111]:8080"

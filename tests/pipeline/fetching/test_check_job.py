@@ -1,10 +1,11 @@
-"""What a job says of fetching and can only fail later: one sentence before anything is started."""
+"""Values of a job's sections `fetch` and `limits` that could only fail later are refused."""
 
 import pytest
 
-from mediamill.pipeline.fetching.addresses import AddressRules, check_host, parse
+from mediamill.pipeline.fetching.addresses import AddressRules, check_host, parse_url
 from mediamill.pipeline.fetching.check_job import check_fetching
-from mediamill.pipeline.fetching.fetcher import SCHEMES, FetchRules
+from mediamill.pipeline.fetching.fetcher import FetchRules
+from mediamill.pipeline.storage.schemes import SCHEMES
 from mediamill.schemas.errors import JobError
 from tests.pipeline.world import make_job
 
@@ -26,7 +27,10 @@ def job_with(**changes):
         ({"fetch__hosts": ["https://a.com"]}, "found 'https://a.com', expected a host alone"),
         ({"fetch__hosts": ["a.com/b"]}, "found 'a.com/b', expected a host alone"),
         ({"fetch__hosts": ["a.com:443"]}, r"'a.com:443' with a port, expected .* \('a.com'\)"),
-        ({"fetch__hosts": ["a..com"]}, "fetch.hosts: found a host that is no valid name: 'a..com'"),
+        (
+            {"fetch__hosts": ["a..com"]},
+            "fetch.hosts: found a host that is not a valid name: 'a..com'",
+        ),
         ({"fetch__hosts": ["a b.com"]}, "fetch.hosts: found a blank"),
         ({"fetch__hosts": ["300.1.1.1"]}, "fetch.hosts: .*: '300.1.1.1', expected a name"),
         ({"fetch__hosts": ["*.a.com", "10.0.0.7"]}, "found '10.0.0.7', which is private"),
@@ -39,14 +43,14 @@ def job_with(**changes):
         ({"limits__fetch_timeout_s": 1e12}, "found 1e.12, expected at most 31,622,400 seconds"),
     ],
 )
-def test_what_can_only_fail_is_refused(changes, words):
+def test_values_that_can_only_fail_are_refused(changes, words):
     with pytest.raises(JobError, match=words) as error:
         check_fetching(job_with(**changes))
     assert "\n" not in str(error.value)
     assert "secret" not in str(error.value)
 
 
-# Patterns, and a host that each has to let through.
+# Patterns, and a host that each has to allow.
 HOSTS = {
     "*": "a.com",
     "a.com": "a.com",
@@ -63,9 +67,9 @@ HOSTS = {
 
 
 @pytest.mark.parametrize("pattern", HOSTS)
-def test_a_pattern_that_some_host_matches_is_taken(pattern):
+def test_a_pattern_that_some_host_matches_is_accepted(pattern):
     host = HOSTS[pattern]
-    check_host(parse(f"https://{f'[{host}]' if ':' in host else host}/").host, rules([pattern]))
+    check_host(parse_url(f"https://{f'[{host}]' if ':' in host else host}/").host, rules([pattern]))
     check_fetching(job_with(fetch__hosts=[pattern]))
 
 
@@ -73,13 +77,13 @@ def rules(hosts):
     return AddressRules(tuple(hosts))
 
 
-def test_what_may_work_is_taken():
+def test_values_that_may_work_are_accepted():
     check_fetching(job_with())
-    for one in SCHEMES:
-        check_fetching(job_with(fetch__schemes=[one]))
+    for scheme in SCHEMES:
+        check_fetching(job_with(fetch__schemes=[scheme]))
     private = {"fetch__private_addresses": True, "fetch__hosts": ["localhost", "10.0.0.7", "::1"]}
     check_fetching(job_with(**private))
-    # Other machines may have folders that this one has not.
+    # Other machines may have folders that this machine does not have.
     check_fetching(job_with(fetch__roots=["/no/such/folder", "~/media", "file:///data", "media"]))
     check_fetching(job_with(limits__decode_bytes=64 * GIB, limits__decode_timeout_s=86400.0))
 

@@ -1,4 +1,4 @@
-"""Whole contents through faults: nothing but the right bytes, or an error that says why."""
+"""Contents are complete in spite of faults, or the fetch fails with a reason."""
 
 import datetime
 import ssl
@@ -15,9 +15,10 @@ from mediamill.pipeline.fetching.addresses import AddressRules
 from mediamill.pipeline.fetching.budget import Reservation
 from mediamill.pipeline.fetching.fetcher import Fetcher
 from mediamill.pipeline.fetching.http_source import HttpClient
-from mediamill.pipeline.stages.fetch import FetchRules, fetch
+from mediamill.pipeline.stages.fetch import fetch
 from mediamill.pipeline.storage import storage
 from mediamill.schemas.errors import RowError
+from tests.pipeline.fetching.rules import fetch_rules
 from tests.servers.faulty_http import KINDS, faulty_http
 from tests.servers.s3 import faulty_s3
 
@@ -27,7 +28,7 @@ RANGE = 64 * 1024
 
 @pytest.fixture(autouse=True)
 def _small_ranges(monkeypatch):
-    """So that a few hundred kilobytes take what gigabytes would."""
+    """A few hundred kilobytes are fetched the way gigabytes would be."""
     monkeypatch.setattr(transfer, "RANGE_BYTES", RANGE)
     monkeypatch.setattr(content, "MEMORY_BYTES", 400_000)
 
@@ -49,12 +50,12 @@ def folder(tmp_path, files):
 
 def rules(**changes):
     settings = {"private_addresses": True, "tries": 12, "pause_s": 0.001, **changes}
-    return FetchRules(10**6, 60.0, "/", **settings)
+    return fetch_rules(10**6, 60.0, "/", **settings)
 
 
 @pytest.fixture(scope="module")
 def s3_faults(files):
-    """A bucket behind faults, and this process pointed to it."""
+    """A bucket behind a faulty proxy, which this process's environment names."""
     with faulty_s3(seed=3, rate=0.0) as server, pytest.MonkeyPatch.context() as patch:
         for name, value in server.environment.items():
             patch.setenv(name, value)
@@ -76,20 +77,20 @@ def s3_server(s3_faults):
 # Any faults
 
 
-def test_http_contents_are_whole_through_faults(folder, files):
+def test_http_contents_are_complete_in_spite_of_faults(folder, files):
     with faulty_http(folder, seed=1, rate=0.3) as site:
         fetcher = Fetcher(rules())
         for _ in range(12):
             for name, data in files.items():
                 medium = fetcher.fetch(f"{site.url}/{name}", Reservation(fetcher.budget))
-                found = medium.path.read_bytes() if medium.path else medium.data.tobytes()
-                assert found == data
+                received = medium.path.read_bytes() if medium.path else medium.data.tobytes()
+                assert received == data
                 del medium
     assert set(KINDS) <= set(site.faults.counts)
     assert fetcher.budget.held == 0
 
 
-def test_s3_contents_are_whole_through_faults(s3_server, files):
+def test_s3_contents_are_complete_in_spite_of_faults(s3_server, files):
     s3_server.faults.rate = 0.3
     for _ in range(3):
         for name, data in files.items():
@@ -99,9 +100,9 @@ def test_s3_contents_are_whole_through_faults(s3_server, files):
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("slow", "redirect")])
 def test_a_server_that_never_recovers_is_an_error(folder, kind):
-    """And never wrong bytes, whatever it does."""
+    """Wrong bytes are never returned, whatever the server does."""
     with faulty_http(folder, rate=1.0, kinds=[kind]) as site:
-        if kind in ("short_range", "no_range", "understated"):  # these can be worked with
+        if kind in ("short_range", "no_range", "understated"):  # not fatal
             assert fetch(f"{site.url}/large", rules()) == (folder / "large").read_bytes()
             return
         with pytest.raises(RowError) as error:
@@ -113,42 +114,44 @@ def test_a_server_that_never_recovers_is_an_error(folder, kind):
 # Single faults
 
 
-def test_a_broken_answer_is_gone_on_with_and_not_begun_again(folder, files):
+def test_an_interrupted_response_is_resumed(folder, files):
     with faulty_http(folder) as site:
         site.faults.plan("/small", ["cut"])
         assert fetch(f"{site.url}/small", rules()) == files["small"]
-        first, second = (asked for _, asked in site.ranges)
+        first, second = (requested for _, requested in site.ranges)
     assert first == f"bytes=0-{RANGE - 1}"
     assert 0 < int(second.removeprefix("bytes=").partition("-")[0]) <= 2_500
     assert site.headers["/small"]["If-Range"].startswith('"')
 
 
-def test_each_byte_is_asked_for_once(folder, files):
+def test_each_byte_is_requested_once(folder, files):
     with faulty_http(folder) as site:
         assert fetch(f"{site.url}/huge", rules()) == files["huge"]
-        asked = sorted(int(one.removeprefix("bytes=").partition("-")[0]) for _, one in site.ranges)
-    assert asked == list(range(0, SIZES["huge"], RANGE))
+        starts = sorted(
+            int(header.removeprefix("bytes=").partition("-")[0]) for _, header in site.ranges
+        )
+    assert starts == list(range(0, SIZES["huge"], RANGE))
 
 
-def test_ranges_of_one_file_are_fetched_side_by_side(folder, files):
-    """The server holds each range back until another one is there too."""
+def test_ranges_of_one_file_are_fetched_in_parallel(folder, files):
+    """The server delays each range until another one is requested too."""
     together = threading.Barrier(2, timeout=30)
     with faulty_http(folder) as site:
-        site.hold = lambda path, asked: (
-            asked and not asked.startswith("bytes=0-") and together.wait()
+        site.hold = lambda path, requested: (
+            requested and not requested.startswith("bytes=0-") and together.wait()
         )
         even = RANGE * 5  # the first, and two pairs
         (folder / "even").write_bytes(files["large"][:even])
         assert fetch(f"{site.url}/even", rules()) == files["large"][:even]
 
 
-def test_a_file_that_changes_between_ranges_is_begun_again(folder, files):
+def test_a_file_that_changes_between_ranges_is_restarted(folder, files):
     with faulty_http(folder, digests=False) as site:
         site.faults.plan("/huge", [None, None, "changed"])
         assert fetch(f"{site.url}/huge", rules()) == files["huge"][::-1]
 
 
-def test_a_file_that_always_changes_is_taken_in_one_answer(folder, files):
+def test_a_file_that_always_changes_is_fetched_in_one_response(folder, files):
     with faulty_http(folder, rate=1.0, kinds=["changed"], digests=False) as site:
         assert fetch(f"{site.url}/huge", rules()) in (files["huge"], files["huge"][::-1])
         assert site.ranges[-1] == ("/huge", None)
@@ -172,7 +175,7 @@ def test_a_server_without_lengths_or_ranges(folder, files):
         assert error.value.code == "fetch_too_large"
 
 
-def test_retry_after_is_waited_for(folder, monkeypatch):
+def test_retries_wait_as_long_as_retry_after(folder, monkeypatch):
     waited = []
     monkeypatch.setattr(transfer._Transfer, "_sleep", lambda self, seconds: waited.append(seconds))
     with faulty_http(folder, retry_after="3") as site:
@@ -190,7 +193,7 @@ def test_expired_credentials_are_renewed_once(s3_server, files):
     assert error.value.code == "fetch_denied"
 
 
-def test_an_object_that_changes_between_ranges_is_begun_again(s3_server, files):
+def test_an_object_that_changes_between_ranges_is_restarted(s3_server, files):
     fs = fsspec.filesystem("s3", use_listings_cache=False)
     fs.pipe_file("faults/changing", files["huge"])
 
@@ -202,8 +205,8 @@ def test_an_object_that_changes_between_ranges_is_begun_again(s3_server, files):
     assert fetch("s3://faults/changing", rules()) == files["huge"][::-1]
 
 
-def test_an_etag_that_is_no_checksum_costs_one_reading(s3_server, files):
-    """As with encryption, or a maker that counts otherwise: 32 digits, of something else."""
+def test_an_etag_that_is_no_checksum_costs_one_extra_transfer(s3_server, files):
+    """With encryption or other vendors, an ETag may be 32 digits and no MD5."""
     s3_server.etag = f'"{"0" * 32}"'
     try:
         fetcher = Fetcher(rules())
@@ -212,7 +215,7 @@ def test_an_etag_that_is_no_checksum_costs_one_reading(s3_server, files):
             assert medium.data.tobytes() == files["small"]
     finally:
         s3_server.etag = None
-    assert fetcher._stores.distrusted == {"faults"}
+    assert fetcher._object_stores.distrusted == {"faults"}
 
 
 def test_https_is_verified(folder, files, tmp_path, monkeypatch):
@@ -265,11 +268,11 @@ def _certificate(folder, name):
     return public, context
 
 
-# Other stores, by what every fsspec file system can do
+# Other stores, through the operations of every fsspec file system
 
 
 def test_other_stores(monkeypatch, files):
-    """A memory file system stands for Google's or Azure's, with their checksums and versions."""
+    """A memory file system with the checksums and versions of Google's and Azure's."""
     import base64
     import hashlib
 
@@ -320,21 +323,21 @@ def test_other_stores(monkeypatch, files):
 # The storage of manifests and results
 
 
-@pytest.mark.parametrize("operation", ["put_new", "put", "move", "remove", "list", "read"])
+@pytest.mark.parametrize("operation", ["put_if_absent", "put", "move", "remove", "list", "read"])
 def test_storage_operations_survive_each_fault(s3_server, operation):
     root = storage.resolve(f"s3://faults/ops-{operation}")
     for kind in ("500", "503", "reset", "lost", "cut", "slow", "expired"):
         place, other = root / f"{kind}-1", root / f"{kind}-2"
         before = s3_server.faults.counts[kind]
-        if operation not in ("put_new", "put"):
+        if operation not in ("put_if_absent", "put"):
             storage.put(place, b"content")
         s3_server.faults.plan(f"/faults/ops-{operation}/{kind}-1", [kind])
         s3_server.faults.plan(f"/faults/ops-{operation}/{kind}-2", [kind])
         if operation == "list":
             s3_server.faults.plan("/faults", [kind])
-        if operation == "put_new":
-            assert storage.put_new(place, b"mine")
-            assert not storage.put_new(place, b"another's")
+        if operation == "put_if_absent":
+            assert storage.put_if_absent(place, b"mine")
+            assert not storage.put_if_absent(place, b"another's")
             assert storage.read(place) == b"mine"
         elif operation == "put":
             storage.put(place, b"mine")
@@ -347,18 +350,18 @@ def test_storage_operations_survive_each_fault(s3_server, operation):
             storage.remove(place)
             assert not storage.exists(place)
         elif operation == "list":
-            assert f"{kind}-1" in storage.files_below(root)
+            assert f"{kind}-1" in storage.list_files(root)
         else:
             assert storage.read(place) == b"content"
         assert s3_server.faults.counts[kind] > before
 
 
-def test_of_many_writers_behind_faults_one_makes_a_new_file(s3_server):
+def test_of_many_writers_behind_faults_exactly_one_creates_the_file(s3_server):
     s3_server.faults.rate = 0.2
     contents = [f"writer {number}".encode() for number in range(6)]
     with ThreadPoolExecutor(6) as writers:
         for number in range(4):
             place = storage.resolve(f"s3://faults/writers/{number}")
-            won = list(writers.map(storage.put_new, [place] * 6, contents))
+            won = list(writers.map(storage.put_if_absent, [place] * 6, contents))
             winners = [data for new, data in zip(won, contents, strict=True) if new]
             assert winners == [storage.read(place)]

@@ -1,4 +1,4 @@
-"""Temporary files of living, ended and killed processes."""
+"""Temporary files of running, ended and killed processes."""
 
 import signal
 import subprocess
@@ -11,7 +11,7 @@ import pytest
 from mediamill.pipeline.fetching import spool
 from mediamill.pipeline.fetching.spool import Spool
 
-CHILD = """
+PROCESS = """
 import sys, tempfile
 from mediamill.pipeline.fetching.spool import Spool
 tempfile.tempdir = sys.argv[1]
@@ -29,13 +29,13 @@ def _temporary(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def child(tmp_path):
+def other_process(tmp_path):
     """Another process with a file in its spool."""
     started = []
 
     def start():
         process = subprocess.Popen(
-            [sys.executable, "-c", CHILD, str(tmp_path)],
+            [sys.executable, "-c", PROCESS, str(tmp_path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -49,7 +49,7 @@ def child(tmp_path):
         process.communicate()
 
 
-def test_files_go_when_they_are_released(tmp_path):
+def test_released_files_are_removed(tmp_path):
     one = Spool()
     path = one.new()
     path.write_bytes(b"x")
@@ -64,70 +64,70 @@ def test_files_go_when_they_are_released(tmp_path):
     assert not again.exists()
 
 
-def test_nothing_is_made_before_it_is_needed(tmp_path):
+def test_no_folder_is_created_before_it_is_needed(tmp_path):
     Spool()
     assert not list(tmp_path.iterdir())
 
 
-def test_a_process_that_ends_takes_its_files_along(child):
-    process, path = child()
+def test_a_process_removes_its_files_when_it_ends(other_process):
+    process, path = other_process()
     assert path.exists()
     process.communicate()
     assert process.returncode == 0
-    assert not list(spool.home().iterdir())
+    assert not list(spool.root_folder().iterdir())
 
 
-def test_what_a_killed_process_left_goes_with_the_next_sweep(child):
-    living, kept = child()
-    killed, left = child()
+def test_the_next_sweep_removes_the_files_of_a_killed_process(other_process):
+    running, running_file = other_process()
+    killed, killed_file = other_process()
     killed.send_signal(signal.SIGKILL)
     killed.wait()
-    assert left.exists()
+    assert killed_file.exists()
     Spool()
-    assert not left.parent.parent.exists()
-    assert kept.exists()
-    living.communicate()
+    assert not killed_file.parent.parent.exists()
+    assert running_file.exists()
+    running.communicate()
 
 
-def test_a_spool_that_is_gone_is_removed():
+def test_a_deleted_spool_removes_its_files():
     one = Spool()
     path = one.new()
     path.write_bytes(b"x")
     del one
     assert not path.exists()
-    assert not list(spool.home().iterdir())
+    assert not list(spool.root_folder().iterdir())
 
 
-def test_sweeps_and_beginnings_do_not_meet():
-    """Many begin and sweep at once; nobody loses what it has."""
-    wrong = []
+def test_sweeps_do_not_remove_new_spools():
+    """Many spools are created and swept in parallel; none loses a file."""
+    lost = []
 
-    def begin():
+    def create_and_sweep():
         for _ in range(30):
             one = Spool()
             path = one.new()
             path.write_bytes(b"x")
             spool.sweep()
             if not path.exists():
-                wrong.append(path)
+                lost.append(path)
 
-    threads = [threading.Thread(target=begin) for _ in range(8)]
+    threads = [threading.Thread(target=create_and_sweep) for _ in range(8)]
     for one in threads:
         one.start()
     for one in threads:
         one.join()
-    assert not wrong
+    assert not lost
     spool.sweep()
-    assert not list(spool.home().iterdir())
+    assert not list(spool.root_folder().iterdir())
 
 
-def test_a_folder_that_others_may_write_to_is_not_used():
-    home = spool.home()
-    home.mkdir()
-    home.chmod(0o777)
+def test_a_folder_that_other_users_can_write_to_is_refused():
+    root = spool.root_folder()
+    root.mkdir()
+    root.chmod(0o777)
     with pytest.raises(PermissionError, match="belongs to another user"):
         Spool().new()
-    home.rmdir()
-    home.symlink_to("/tmp")
+    root.rmdir()
+    root.symlink_to("/tmp")
     with pytest.raises(PermissionError):
         Spool().new()

@@ -147,7 +147,7 @@ def assert_readable(output, filesystem=None):
     ids = [row["id"] for row in read_output(output.path, filesystem)]
     assert len(ids) == len(set(ids)), sorted(ids)
     # No hidden object can be mistaken for a result.
-    assert not [name for name in storage.files_below(output / ledger.HIDDEN) if "parquet" in name]
+    assert not [name for name in storage.list_files(output / ledger.HIDDEN) if "parquet" in name]
     return ids
 
 

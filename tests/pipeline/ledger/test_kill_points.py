@@ -59,7 +59,7 @@ def kill_before(monkeypatch, condition):
 
         return call
 
-    for name in ("put", "put_new", "remove", "move", "remove_folder"):
+    for name in ("put", "put_if_absent", "remove", "move"):
         monkeypatch.setattr(storage, name, hooked(name, getattr(storage, name)))
 
 
@@ -105,7 +105,7 @@ def test_killed_at_every_change_of_an_object_store(monkeypatch, few_records):
 
 # In this order by one write task; a run is killed right before the last one.
 DATA = ("put", ".parts")
-LEDGER = ("put_new", ".json")
+LEDGER = ("put_if_absent", ".json")
 FILE = ("put", ".parquet")
 STEPS = {
     "before data": [DATA],

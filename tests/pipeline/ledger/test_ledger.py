@@ -151,16 +151,16 @@ def test_a_storage_that_fails_after_it_has_stored(output, monkeypatch):
     begin(output, "one")
     actor = Ledger(output.url, "one")
     do(actor.commit(commit("t0", 0, 0)))
-    put_new = storage.put_new
+    put_if_absent = storage.put_if_absent
 
     def put_and_fail(place, data):
-        put_new(place, data)
+        put_if_absent(place, data)
         raise OSError("the connection was lost")
 
-    monkeypatch.setattr(storage, "put_new", put_and_fail)
+    monkeypatch.setattr(storage, "put_if_absent", put_and_fail)
     with pytest.raises(OSError, match="connection"):
         do(actor.commit(commit("t1", 0, 1)))
-    monkeypatch.setattr(storage, "put_new", put_new)
+    monkeypatch.setattr(storage, "put_if_absent", put_if_absent)
     assert as_lists(do(actor.commit(commit("t2", 0, 1, 2))).finished) == {0: [1]}
     assert do(actor.commit(commit("t1", 0, 1))) == CommitReply()
     assert ledger.load(output).counts.ok == 2

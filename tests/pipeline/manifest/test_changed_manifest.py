@@ -1,4 +1,4 @@
-"""A manifest that changed under its output: what was only added to goes on, all else is refused."""
+"""A manifest that changed between two runs: additions are accepted, all else is refused."""
 
 import os
 
@@ -25,7 +25,7 @@ def write(path, *ids, **options):
 def begin(job):
     """What a run does before it starts."""
     plan = check(job)
-    plan.new_ids.keep()
+    plan.new_ids.save()
     state = ledger.load(plan.output)
     run = f"run {state.sequence}"
     ledger.begin(plan.output, state, run, dict(plan.bound), plan.files, job.rows_per_file)
@@ -34,7 +34,7 @@ def begin(job):
 
 @pytest.fixture
 def begun(tmp_path):
-    """A manifest, and the job of an output that was begun with it."""
+    """A manifest, and a job whose output was started with it."""
     folder = tmp_path / "m"
     write(folder / "a.parquet", "a0", "a1", "a2", "a3", row_group_size=2)
     write(folder / "b.parquet", "b0", "b1")
@@ -163,7 +163,7 @@ def long_value(folder):
         (empty_removed, 6),
     ],
 )
-def test_what_was_only_added_to_goes_on(begun, change, total):
+def test_additions_are_accepted(begun, change, total):
     folder, job = begun
     change(folder)
     assert check(job).manifest.rows == total
@@ -197,7 +197,7 @@ def test_what_was_only_added_to_goes_on(begun, change, total):
         (long_value, "c.parquet: partition_by names column 'kind', where found a value of 300"),
     ],
 )
-def test_all_else_is_refused_in_a_sentence(begun, change, words):
+def test_other_changes_are_refused_with_a_message(begun, change, words):
     folder, job = begun
     change(folder)
     for _ in range(2):
@@ -209,13 +209,15 @@ def test_all_else_is_refused_in_a_sentence(begun, change, words):
 @pytest.fixture
 def opened(monkeypatch):
     """The manifest files that were read, footers and ids."""
-    found = []
-    footer, batches = manifests._footer, unique_ids._batches
-    monkeypatch.setattr(manifests, "_footer", lambda place: found.append(place) or footer(place))
+    places = []
+    footer, batches = manifests._read_footer, unique_ids._batches
     monkeypatch.setattr(
-        unique_ids, "_batches", lambda file: found.append(file.place) or batches(file)
+        manifests, "_read_footer", lambda place: places.append(place) or footer(place)
     )
-    return lambda: {place.url.rpartition("/")[2] for place in found}
+    monkeypatch.setattr(
+        unique_ids, "_batches", lambda file: places.append(file.place) or batches(file)
+    )
+    return lambda: {place.url.rpartition("/")[2] for place in places}
 
 
 def test_of_an_unchanged_manifest_one_footer_is_read(begun, opened):
@@ -224,7 +226,7 @@ def test_of_an_unchanged_manifest_one_footer_is_read(begun, opened):
     assert opened() == {"a.parquet"}
 
 
-def test_of_a_changed_manifest_what_changed_is_read(begun, opened):
+def test_of_a_changed_manifest_only_the_changes_are_read(begun, opened):
     folder, job = begun
     added(folder)
     check(job)
@@ -232,7 +234,7 @@ def test_of_a_changed_manifest_what_changed_is_read(begun, opened):
 
 
 def test_s3(s3, tmp_path, caplog):
-    """One listing instead of a question for each file; a new content has a new ETag."""
+    """One listing instead of a request for each file; a new content has a new ETag."""
     import fsspec
 
     fs = fsspec.filesystem("s3", use_listings_cache=False)
@@ -249,10 +251,10 @@ def test_s3(s3, tmp_path, caplog):
     caplog.set_level("INFO", logger="werkzeug")
     caplog.clear()
     check(job)
-    asked = [record.getMessage() for record in caplog.records]
-    touched = {name for name in (f"{n:02}.parquet" for n in range(12)) if name in "".join(asked)}
+    requests = [record.getMessage() for record in caplog.records]
+    touched = {name for name in (f"{n:02}.parquet" for n in range(12)) if name in "".join(requests)}
     assert touched == {"00.parquet"}
-    assert sum("prefix=" in line and "/m/" in line for line in asked) <= 2
+    assert sum("prefix=" in line and "/m/" in line for line in requests) <= 2
     put("05.parquet", "05-b", "05-a")
     with pytest.raises(JobError, match=r"m: the first 2 ids of 05.parquet are not those"):
         check(job)

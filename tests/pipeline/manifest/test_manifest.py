@@ -1,4 +1,4 @@
-"""Which files a manifest is, and what their paths say."""
+"""The files of a manifest, and the columns of their hive paths."""
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,8 +22,8 @@ def test_a_file_a_folder_and_a_glob(tmp_path):
     assert [file.row_groups for file in folder.files] == [(2, 1), (3,)]
     assert folder.rows == 6
     assert open_manifest(f"file://{tmp_path}/m/b.parquet").files[0].name == "b.parquet"
-    found = open_manifest(str(tmp_path / "*" / "[a]*.parquet"))
-    assert [file.name for file in found.files] == ["m/a.parquet"]
+    manifest = open_manifest(str(tmp_path / "*" / "[a]*.parquet"))
+    assert [file.name for file in manifest.files] == ["m/a.parquet"]
 
 
 def test_hive_folders_become_columns(tmp_path):
@@ -44,7 +44,7 @@ def test_numbers_with_zeros_stay_text_and_escapes_are_undone(tmp_path):
     assert values == [{"month": "01", "name": "a/b"}, {"month": "12", "name": "c"}]
 
 
-def test_a_column_of_the_file_counts_and_not_its_path(tmp_path):
+def test_a_column_of_the_file_takes_precedence_over_its_path(tmp_path):
     table = ROWS.append_column("kind", [["x", "y", "z"]])
     write_manifest(tmp_path / "kind=q" / "f.parquet", table)
     manifest = open_manifest(str(tmp_path))
@@ -68,7 +68,7 @@ def storage_path(manifest):
     return manifest.files[0].place.url
 
 
-def test_what_is_no_manifest(tmp_path):
+def test_what_is_not_a_manifest_is_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 no footer")
     write_manifest(tmp_path / "mixed" / "a.parquet", ROWS)

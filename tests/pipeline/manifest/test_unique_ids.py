@@ -1,5 +1,5 @@
-"""Ids that occur twice are found and named, whatever the manifest's size and whenever its files
-came; old files are not read for it.
+"""Duplicate ids are found and named, for manifests of all sizes that grow run by run; unchanged
+files are not read again.
 """
 
 import numpy as np
@@ -31,7 +31,7 @@ def index(tmp_path):
 
 
 class Output:
-    """What a job does with the ids of a manifest, run by run; `reads` names the files it read."""
+    """Checks the ids of a manifest, run by run. reads: names of the files that were read."""
 
     def __init__(self, folder, index, monkeypatch):
         self.folder, self.index, self.known, self.reads = folder, index, (), []
@@ -43,12 +43,12 @@ class Output:
 
         monkeypatch.setattr(unique_ids, "_batches", noted)
 
-    def run(self, keep=True):
+    def run(self, save=True):
         self.reads.clear()
         manifest = open_manifest(str(self.folder), self.known)
         files, new = unique_ids.check_ids(manifest, self.known, self.index)
-        if keep:
-            new.keep()
+        if save:
+            new.save()
             self.known = files
         return self.reads
 
@@ -67,7 +67,7 @@ def test_duplicates_are_named_with_their_places(tmp_path, index):
     assert "'a' in 0.parquet row 0, 1.parquet row 2" in str(error.value)
 
 
-def test_integers_too(tmp_path, index):
+def test_duplicate_integers_are_named(tmp_path, index):
     manifest = manifest_of(tmp_path, pa.array([5, 7], pa.int64()), pa.array([7, 8], pa.int64()))
     with pytest.raises(JobError, match=r"7 in 0.parquet row 1, 1.parquet row 0"):
         unique_ids.check_ids(manifest, (), index)
@@ -130,18 +130,18 @@ def test_new_files_are_compared_with_old_ones_that_are_not_read(output):
         output.run()
 
 
-def test_a_check_that_is_not_kept_changes_nothing(output):
+def test_a_check_that_is_not_saved_changes_nothing(output):
     write(output.folder / "a.parquet", ["a", "b"])
-    output.run(keep=False)
-    assert storage.files_below(output.index) == []
+    output.run(save=False)
+    assert storage.list_files(output.index) == []
     assert output.run() == ["a.parquet"]
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_any_history_finds_what_reading_everything_finds(output, monkeypatch, seed):
-    """Files come and grow; runs die before the ledger knows what the index says already; objects of
-    the index are lost or damaged; now and then an id comes twice. Each time the answer is that of
-    a dictionary of all ids.
+    """Files are added and grow; runs die between writing the index and the ledger; objects of the
+    index are lost or damaged; some ids are duplicates. The result is always that of a dictionary of
+    all ids.
     """
     rng = np.random.default_rng(seed)
     monkeypatch.setattr(id_index, "_SHARD_HASHES", int(rng.integers(2, 40)))
@@ -165,7 +165,7 @@ def test_any_history_finds_what_reading_everything_finds(output, monkeypatch, se
             )
         if not files:
             continue
-        objects = storage.files_below(output.index)
+        objects = storage.list_files(output.index)
         if objects and rng.random() < 0.3:
             lost = output.index / objects[int(rng.integers(len(objects)))]
             data = bytearray(storage.read(lost))
@@ -187,32 +187,32 @@ def test_any_history_finds_what_reading_everything_finds(output, monkeypatch, se
                     (output.folder / name).unlink()
         elif rng.random() < 0.2:
             known = output.known
-            output.run()  # it kept the hashes, and died before the ledger knew
+            output.run()  # writes the index, and dies before the ledger is written
             output.known = known
         else:
             output.run()
             assert {file.name: file.rows for file in output.known} == {
                 name: len(values) for name, values in files.items()
             }
-    held = [segment.rows for segment in id_index.load(output.index)]
+    held = [segment.rows for segment in id_index.load_segments(output.index)]
     assert len(held) <= 12
 
 
-def test_many_small_growths_make_few_segments(output):
+def test_compaction_leaves_few_segments(output):
     for number in range(20):
         write(output.folder / f"{number:02}.parquet", [f"{number}-{i}" for i in range(4)])
         assert output.run() == [f"{number:02}.parquet"]
-    rows = sorted(segment.rows for segment in id_index.load(output.index))
+    rows = sorted(segment.rows for segment in id_index.load_segments(output.index))
     assert sum(rows) == 80
     assert len(rows) <= 5
-    assert len(storage.files_below(output.index)) == 2 * len(rows)
+    assert len(storage.list_files(output.index)) == 2 * len(rows)
 
 
-def test_a_lost_index_is_made_again_when_it_is_needed(output):
+def test_a_lost_index_is_rebuilt_when_it_is_needed(output):
     for name in "abc":
         write(output.folder / f"{name}.parquet", [f"{name}{i}" for i in range(10)])
     output.run()
-    for name in storage.files_below(output.index):
+    for name in storage.list_files(output.index):
         storage.remove(output.index / name)
     assert output.run() == []  # nothing is new: nothing is to be compared
     write(output.folder / "d.parquet", ["d0"])
@@ -223,7 +223,7 @@ def test_a_lost_index_is_made_again_when_it_is_needed(output):
 
 
 def test_s3(s3, tmp_path, monkeypatch):
-    """Shards on an object store, and listings that spare reading."""
+    """Shards in an object store; listings show which files have not changed."""
     import fsspec
 
     fs = fsspec.filesystem("s3", use_listings_cache=False)
@@ -244,8 +244,8 @@ def test_s3(s3, tmp_path, monkeypatch):
         output.run()
 
 
-def test_a_large_row_group_is_not_held_whole(tmp_path, index):
-    """The id column of one row group is larger than what the check takes."""
+def test_a_large_row_group_is_not_read_whole(tmp_path, index):
+    """The id column of one row group is larger than the memory that the check takes."""
     rows = 300_000
     names = pa.array([f"{number:0100}" for number in range(rows)])
     table = pa.table({"id": names, "uri": names})

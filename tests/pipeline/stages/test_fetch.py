@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mediamill.pipeline.fetching.budget import Budget, Reservation
+from mediamill.pipeline.fetching.budget import ByteBudget, Reservation
 from mediamill.pipeline.fetching.fetcher import Fetcher
 from mediamill.pipeline.records import MEDIA_BYTES, MEDIA_PATHS, fetched_schema, read_schema
 from mediamill.pipeline.stages.fetch import Fetch, FetchRules, fetch
@@ -19,6 +19,7 @@ from mediamill.schemas import columns as c
 from mediamill.schemas.errors import RowError
 from mediamill.schemas.job import load_job
 from mediamill.schemas.manifest import check_manifest_schema
+from tests.pipeline.fetching.rules import fetch_rules
 from tests.servers.faulty_http import faulty_http
 
 DATA = bytes(range(256)) * 40
@@ -35,7 +36,7 @@ def site(tmp_path):
 
 @pytest.fixture
 def rules(tmp_path):
-    return FetchRules(100_000, 5.0, str(tmp_path), private_addresses=True, tries=4, pause_s=0.01)
+    return fetch_rules(100_000, 5.0, str(tmp_path), private_addresses=True, tries=4, pause_s=0.01)
 
 
 def code_of(uri, rules):
@@ -52,7 +53,7 @@ def read_table(rows, earlier=None):
         {"id": [str(i) for i in range(len(rows))], "media": pa.array(media, pa.list_(part))}
     )
     manifest = check_manifest_schema(source.schema, "m")
-    table = manifest.normalise(source)
+    table = manifest.normalize(source)
     for field in read_schema(manifest):
         if field.name not in table.column_names:
             table = table.append_column(field, pa.nulls(len(rows), field.type))
@@ -99,7 +100,7 @@ def test_files_that_rows_may_not_read(tmp_path):
     (inside / "to-inside").symlink_to(inside / "sub")
     (inside / "to-proc").symlink_to("/proc/self")
     os.mkfifo(inside / "pipe")
-    rules = FetchRules(10**6, 5.0, str(inside), pause_s=0.01)
+    rules = fetch_rules(10**6, 5.0, str(inside), pause_s=0.01)
     assert fetch("to-inside/ok", rules) == fetch("sub/../sub/./ok", rules) == DATA
     refused = [
         *(str(secret), f"file://{secret}", "../out/secret", "sub/../../out/secret", "to-file"),
@@ -138,7 +139,7 @@ def test_files_that_rows_may_not_read(tmp_path):
 
 
 def test_system_files_are_refused_below_any_root(tmp_path):
-    rules = FetchRules(10**6, 5.0, str(tmp_path), roots=("/",))
+    rules = fetch_rules(10**6, 5.0, str(tmp_path), roots=("/",))
     for path in ("/proc/self/environ", "/proc/self/cmdline", "/dev/null", "/sys/kernel/vmcoreinfo"):
         assert code_of(path, rules) == "fetch_denied"
 
@@ -193,7 +194,7 @@ def test_roots_of_a_job(manifest, roots):
 
 
 def test_schemes_of_a_job(tmp_path, site):
-    only = FetchRules(10**6, 5.0, str(tmp_path), schemes=("s3",), private_addresses=True)
+    only = fetch_rules(10**6, 5.0, str(tmp_path), schemes=("s3",), private_addresses=True)
     with pytest.raises(RowError, match="found the scheme 'http', expected one of s3"):
         fetch(f"{site.url}/a", only)
     assert site.requests == 0
@@ -247,7 +248,7 @@ def test_http_failures_by_kind(site, rules, faults, code, requests):
 
 def test_a_trickle_of_bytes_times_out(site, rules):
     site.faults.plan("/a", ["trickle"])
-    quick = FetchRules(100_000, 0.5, "/", private_addresses=True)
+    quick = fetch_rules(100_000, 0.5, "/", private_addresses=True)
     started = time.monotonic()
     assert code_of(f"{site.url}/a", quick) == "fetch_timeout"
     assert time.monotonic() - started < 15  # the trickle takes thirty seconds
@@ -277,7 +278,7 @@ def test_a_stated_size_beyond_the_ceiling_is_enough(site, rules):
 
 
 def test_the_budget_lets_others_wait_and_the_first_go_on():
-    budget = Budget(100)
+    budget = ByteBudget(100)
     first, other = Reservation(budget), Reservation(budget, lambda: False)
     other.resize(90)
     first.resize(500)  # may always
@@ -298,7 +299,7 @@ def test_a_table_larger_than_the_budget_comes_in_parts(tmp_path):
     files = [rng.bytes(size) for size in sizes]
     for number, data in enumerate(files):
         (tmp_path / f"{number}").write_bytes(data)
-    rules = FetchRules(10**7, 30.0, str(tmp_path), at_once=4, ahead_bytes=1_000_000)
+    rules = fetch_rules(10**7, 30.0, str(tmp_path), at_once=4, ahead_bytes=1_000_000)
     manifest, table = read_table([[str(number)] for number in range(len(sizes))])
     stage = Fetch(manifest, rules)
     budget = stage._fetcher.budget
@@ -322,7 +323,7 @@ def test_small_media_come_as_one_table(tmp_path):
     for number in range(50):
         (tmp_path / f"{number}").write_bytes(DATA)
     manifest, table = read_table([[str(number)] for number in range(50)])
-    rules = FetchRules(10**6, 30.0, str(tmp_path))
+    rules = fetch_rules(10**6, 30.0, str(tmp_path))
     assert [part.num_rows for part in Fetch(manifest, rules).parts(table)] == [50]
 
 
@@ -330,7 +331,7 @@ def test_two_calls_share_a_budget_without_standing_still(tmp_path):
     for number in range(12):
         (tmp_path / f"{number}").write_bytes(bytes([number]) * 800_000)
     manifest, table = read_table([[str(number)] for number in range(12)])
-    stage = Fetch(manifest, FetchRules(10**7, 30.0, str(tmp_path), at_once=2, ahead_bytes=10**6))
+    stage = Fetch(manifest, fetch_rules(10**7, 30.0, str(tmp_path), at_once=2, ahead_bytes=10**6))
     results: list[list[bytes]] = [[], [], []]
 
     def call(number):
@@ -354,7 +355,7 @@ def test_media_beyond_memory_go_to_files_and_these_go_away(tmp_path, monkeypatch
     (tmp_path / "small").write_bytes(b"small")
     rows = [["large", "small"], ["large"], ["small"], ["large", "none"], ["large"]]
     manifest, table = read_table(rows)
-    stage = Fetch(manifest, FetchRules(10**6, 30.0, str(tmp_path)))
+    stage = Fetch(manifest, fetch_rules(10**6, 30.0, str(tmp_path)))
     left = []
     for part in stage.parts(table):
         paths = part[MEDIA_PATHS].to_pylist()
@@ -385,7 +386,7 @@ def test_an_unfinished_call_leaves_nothing(tmp_path, monkeypatch):
     for name in names:
         (tmp_path / name).write_bytes(DATA)
     manifest, table = read_table([[name] for name in names])
-    stage = Fetch(manifest, FetchRules(10**6, 30.0, str(tmp_path), ahead_bytes=3 * len(DATA)))
+    stage = Fetch(manifest, fetch_rules(10**6, 30.0, str(tmp_path), ahead_bytes=3 * len(DATA)))
     parts = stage.parts(table)
     next(parts)
     parts.close()
@@ -424,7 +425,7 @@ def test_what_rows_share_is_fetched_once(site, rules):
 def test_a_single_medium_is_not_copied(tmp_path):
     (tmp_path / "a").write_bytes(DATA)
     manifest, table = read_table([["a"], ["a"]])
-    media = Fetch(manifest, FetchRules(10**6, 5.0, str(tmp_path)))(table)[MEDIA_BYTES]
+    media = Fetch(manifest, fetch_rules(10**6, 5.0, str(tmp_path)))(table)[MEDIA_BYTES]
     first, second = (media[row].values[0].as_buffer().address for row in range(2))
     assert first == second
 
@@ -440,8 +441,10 @@ def test_messages_have_no_secrets(site, rules, s3):
     site.answers["/large"] = (200, {"Content-Length": "999999999"}, b"")
     site.answers["/length"] = (200, {"Content-Length": secret, "Connection": "close"}, b"")
     site.answers["/range"] = (206, {"Content-Range": secret}, b"x")
-    strict = FetchRules(100_000, 5.0, rules.base, tries=1)
-    open_rules = FetchRules(100_000, 5.0, rules.base, private_addresses=True, tries=1, pause_s=0.01)
+    strict = fetch_rules(100_000, 5.0, rules.base, tries=1)
+    open_rules = fetch_rules(
+        100_000, 5.0, rules.base, private_addresses=True, tries=1, pause_s=0.01
+    )
     uris = [
         *(
             f"http://u:{secret}@{host}/{path}?sig={secret}#{secret}"

@@ -48,7 +48,7 @@ def prepared(tmp_path_factory):
     rows.append({"id": "clip", "uri": str(media["clip"]), "kind": "v"})
     source = pa.Table.from_pylist(rows)
     manifest = check_manifest_schema(source.schema, "m")
-    table = manifest.normalise(source)
+    table = manifest.normalize(source)
     ordinals = pa.array([{"file": 0, "index": i} for i in range(len(rows))])
     columns = {field.name: pa.nulls(len(rows), field.type) for field in read_schema(manifest)}
     columns |= {name: table[name] for name in table.column_names} | {c.ROW: ordinals}

@@ -1,4 +1,4 @@
-"""Unfinished rows come out of a manifest with their ordinals, the others do not."""
+"""Unfinished rows are read with their ordinals; finished rows are not read."""
 
 import numpy as np
 import pyarrow as pa
@@ -11,8 +11,8 @@ from mediamill.pipeline.stages import read
 from mediamill.pipeline.stages.read import (
     ManifestChangedError,
     ManifestDatasource,
-    pieces,
-    read_piece,
+    plan_splits,
+    read_split,
 )
 from mediamill.pipeline.storage.storage import resolve
 from mediamill.schemas.manifest import check_manifest_schema
@@ -38,7 +38,9 @@ def ledger_of(manifest, done=None, order=1):
     ]
     numbers = {file["name"]: file["number"] for file in files}
     state.apply({"kind": "start", "run": "run", "rows_per_file": 1, "files": files})
-    rows = {str(numbers[name]): text_of(np.array(found)) for name, found in (done or {}).items()}
+    rows = {
+        str(numbers[name]): text_of(np.array(indices)) for name, indices in (done or {}).items()
+    }
     commit = {"token": "t", "rows": rows, "counts": {}, "parts": []}
     state.apply({"kind": "commit", "commits": [commit], "groups": [], "published": []})
     return state
@@ -49,7 +51,7 @@ A, B = "k=7/a.parquet", "k=8/b.parquet"
 
 @pytest.fixture
 def begun(tmp_path):
-    """A manifest of two files, and a function that gives its ledger after some rows were done."""
+    """A manifest of two files, and a function that returns its ledger with some finished rows."""
     write_manifest(tmp_path / "m" / A, ids(0, 100), row_group_size=10)
     write_manifest(tmp_path / "m" / B, ids(100, 5))
     manifest = open_manifest(str(tmp_path / "m"))
@@ -64,8 +66,8 @@ def begun(tmp_path):
 def read_all(manifest, state):
     tables = [
         table
-        for piece in pieces(manifest, state)
-        for table in read_piece(piece, manifest.schema, manifest.partitions)
+        for split in plan_splits(manifest, state)
+        for table in read_split(split, manifest.schema, manifest.partitions)
     ]
     return pa.concat_tables(tables)
 
@@ -81,7 +83,7 @@ def test_all_rows_with_ordinals_and_partition_columns(begun):
     assert table["error_code"].null_count == 105
 
 
-def test_finished_rows_are_left_out_and_finished_files_not_opened(begun, tmp_path):
+def test_finished_rows_are_skipped_and_finished_files_not_opened(begun, tmp_path):
     manifest, done = begun
     state = done(a=[i for i in range(100) if i not in (0, 33, 99)], b=range(5))
     (tmp_path / "m" / B).unlink()
@@ -92,16 +94,16 @@ def test_finished_rows_are_left_out_and_finished_files_not_opened(begun, tmp_pat
 
 def test_only_row_groups_with_work_are_read(begun, monkeypatch):
     manifest, done = begun
-    monkeypatch.setattr(read, "_TASK_ROWS", 20)
-    monkeypatch.setattr(read, "_FILE_ROWS", 0)
+    monkeypatch.setattr(read, "_MIN_SPLIT_ROWS", 20)
+    monkeypatch.setattr(read, "_FILE_OPEN_ROWS", 0)
     state = done(a=[*range(45), *range(60, 70)], b=[0])
-    found = pieces(manifest, state)
-    assert [[g.position for s in piece.stretches for g in s.groups] for piece in found] == [
+    splits = plan_splits(manifest, state)
+    assert [[g.position for s in split.slices for g in s.groups] for split in splits] == [
         [4, 5, 7],
         [8, 9],
         [0],
     ]
-    assert [piece.rows for piece in found] == [25, 20, 4]
+    assert [split.rows for split in splits] == [25, 20, 4]
     assert read_all(manifest, state)["id"].to_pylist() == [
         *(f"i{number}" for number in (*range(45, 60), *range(70, 100))),
         *(f"i{number}" for number in range(101, 105)),
@@ -110,10 +112,10 @@ def test_only_row_groups_with_work_are_read(begun, monkeypatch):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_any_rows_of_any_row_groups(tmp_path, monkeypatch, seed):
-    """Whatever is done, tasks together give the other rows once, in order, with the right index."""
+    """All splits together have the unfinished rows once, in order, with the right index."""
     rng = np.random.default_rng(seed)
-    monkeypatch.setattr(read, "_TASK_ROWS", int(rng.integers(1, 400)))
-    monkeypatch.setattr(read, "_FILE_ROWS", int(rng.integers(0, 100)))
+    monkeypatch.setattr(read, "_MIN_SPLIT_ROWS", int(rng.integers(1, 400)))
+    monkeypatch.setattr(read, "_FILE_OPEN_ROWS", int(rng.integers(0, 100)))
     monkeypatch.setattr(read, "_MASK_ROWS", 8 * int(rng.integers(1, 9)))
     monkeypatch.setattr(read, "_BATCH_ROWS", int(rng.integers(1, 50)))
     monkeypatch.setattr(read, "_STREAMED_BYTES", int(rng.choice([0, 1 << 30])))
@@ -131,24 +133,24 @@ def test_any_rows_of_any_row_groups(tmp_path, monkeypatch, seed):
         ]
         first += rows
     manifest = open_manifest(str(tmp_path))
-    found = pieces(manifest, ledger_of(manifest, done))
-    tables = [list(read_piece(p, manifest.schema, manifest.partitions)) for p in found]
-    assert [sum(map(len, each)) for each in tables] == [piece.rows for piece in found]
+    splits = plan_splits(manifest, ledger_of(manifest, done))
+    tables = [list(read_split(split, manifest.schema, manifest.partitions)) for split in splits]
+    assert [sum(map(len, each)) for each in tables] == [split.rows for split in splits]
     rows = pa.concat_tables([table for each in tables for table in each]).to_pylist()
     assert [(r["id"], r["row"]["file"], r["row"]["index"]) for r in rows] == expected
 
 
-def test_large_pieces_come_in_bounded_tables(begun, monkeypatch):
+def test_large_splits_come_in_bounded_tables(begun, monkeypatch):
     manifest, done = begun
     monkeypatch.setattr(read, "_BATCH_ROWS", 16)
-    piece = pieces(manifest, done())[0]
-    sizes = [t.num_rows for t in read_piece(piece, manifest.schema, manifest.partitions)]
+    split = plan_splits(manifest, done())[0]
+    sizes = [t.num_rows for t in read_split(split, manifest.schema, manifest.partitions)]
     assert max(sizes) <= 16
     assert sum(sizes) == 105
 
 
 def simulated(files, rows, groups):
-    """A manifest of files that are not there: planning must not open them."""
+    """A manifest of files that do not exist: planning must not open them."""
     listed = tuple(
         ManifestFile(name, resolve(f"/no/{name}"), (rows // groups,) * groups, {}, "", "digest")
         for name in (f"{number}.parquet" for number in range(files))
@@ -160,24 +162,24 @@ def simulated(files, rows, groups):
 @pytest.mark.parametrize(("files", "rows", "groups"), [(3, 30, 1), (3000, 50, 1), (10, 2**18, 64)])
 @pytest.mark.parametrize("share", [0.0, 0.9])
 def test_the_number_of_tasks_is_bounded(monkeypatch, files, rows, groups, share):
-    monkeypatch.setattr(read, "_TASKS", 30)
+    monkeypatch.setattr(read, "_MAX_SPLITS", 30)
     manifest = simulated(files, rows, groups)
     finished = np.flatnonzero(np.random.default_rng(0).random(rows) < share)
     state = ledger_of(manifest, {file.name: finished for file in manifest.files})
-    found = pieces(manifest, state)
-    assert 1 <= len(found) <= 31
-    assert sum(piece.rows for piece in found) == files * (rows - len(finished))
+    splits = plan_splits(manifest, state)
+    assert 1 <= len(splits) <= 31
+    assert sum(split.rows for split in splits) == files * (rows - len(finished))
     if share == 0:
-        assert all(stretch.pending == b"" for piece in found for stretch in piece.stretches)
+        assert all(group_slice.pending == b"" for split in splits for group_slice in split.slices)
     source = ManifestDatasource(manifest, state)
-    assert source.tasks == len(source.get_read_tasks(1)) == len(found)
+    assert source.tasks == len(source.get_read_tasks(1)) == len(splits)
 
 
-def test_nothing_to_do_is_no_task(tmp_path):
+def test_a_finished_manifest_has_no_splits(tmp_path):
     write_manifest(tmp_path / "empty.parquet", ids(0, 0))
     write_manifest(tmp_path / "done.parquet", ids(0, 3))
     manifest = open_manifest(str(tmp_path))
-    assert pieces(manifest, ledger_of(manifest, {"done.parquet": [0, 1, 2]})) == []
+    assert plan_splits(manifest, ledger_of(manifest, {"done.parquet": [0, 1, 2]})) == []
 
 
 def test_a_large_row_group_is_streamed(tmp_path, monkeypatch):
@@ -195,31 +197,31 @@ def test_a_large_row_group_is_streamed(tmp_path, monkeypatch):
     ("table", "options", "how"),
     [
         (ids(0, 99), {"row_group_size": 10}, "found 99 rows, expected 100"),
-        (ids(0, 100), {"row_group_size": 20}, "its row groups are others"),
-        (ids(1, 100), {"row_group_size": 10}, "it was written again"),
+        (ids(0, 100), {"row_group_size": 20}, "its row groups have changed"),
+        (ids(1, 100), {"row_group_size": 10}, "it was overwritten"),
     ],
 )
 def test_a_file_that_changed_since_the_plan_is_refused(begun, tmp_path, table, options, how):
     manifest, done = begun
-    found = pieces(manifest, done())[0]
+    split = plan_splits(manifest, done())[0]
     write_manifest(tmp_path / "m" / A, table, **options)
     with pytest.raises(
         ManifestChangedError, match=f"a.parquet: .* changed .*: {how}: run the same"
     ):
-        list(read_piece(found, manifest.schema, manifest.partitions))
+        list(read_split(split, manifest.schema, manifest.partitions))
     (tmp_path / "m" / A).unlink()
-    with pytest.raises(ManifestChangedError, match="it is gone"):
-        list(read_piece(found, manifest.schema, manifest.partitions))
+    with pytest.raises(ManifestChangedError, match="it no longer exists"):
+        list(read_split(split, manifest.schema, manifest.partitions))
 
 
-def test_another_link_to_a_file_is_no_change(begun, tmp_path):
+def test_another_hard_link_to_a_file_is_not_a_change(begun, tmp_path):
     manifest, done = begun
     (tmp_path / "copy").hardlink_to(tmp_path / "m" / A)
     assert len(read_all(manifest, done())) == 105
 
 
 def test_s3(s3, tmp_path):
-    """What S3 says of a file when it lists it and when it opens it is the same."""
+    """The version of an S3 object is the same from a listing and from opening it."""
     import fsspec
 
     write_manifest(tmp_path / "f.parquet", ids(0, 50), row_group_size=10)
@@ -230,7 +232,7 @@ def test_s3(s3, tmp_path):
     assert read_all(manifest, state)["id"].to_pylist() == [f"i{i}" for i in range(10, 50)]
     write_manifest(tmp_path / "f.parquet", ids(1, 50), row_group_size=10)
     fs.put_file(str(tmp_path / "f.parquet"), f"{s3}/read/f.parquet")
-    with pytest.raises(ManifestChangedError, match="it was written again"):
+    with pytest.raises(ManifestChangedError, match="it was overwritten"):
         read_all(manifest, state)
 
 

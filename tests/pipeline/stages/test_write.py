@@ -95,7 +95,7 @@ def rules_for(folder, manifest, partition_by=(), rows_per_file=100):
 
 
 def files(folder):
-    return [name for name in storage.files_below(storage.resolve(str(folder))) if name[0] != "_"]
+    return [name for name in storage.list_files(storage.resolve(str(folder))) if name[0] != "_"]
 
 
 def test_files_are_sorted_and_full_and_the_same_each_time(tmp_path):

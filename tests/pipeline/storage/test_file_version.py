@@ -1,4 +1,4 @@
-"""A stamp differs where a content may differ."""
+"""Versions differ where contents may differ."""
 
 import os
 from datetime import UTC, datetime
@@ -16,41 +16,41 @@ def file(tmp_path):
     return path
 
 
-def stamp(path):
+def version(path):
     return file_version(storage.resolve(str(path)))
 
 
-def test_a_file_that_rests_has_one_stamp(file):
-    assert stamp(file) == stamp(file) != ""
+def test_an_unchanged_file_has_one_version(file):
+    assert version(file) == version(file) != ""
 
 
-def test_another_content_of_the_same_size_and_time_is_another_stamp(file):
-    before, was = stamp(file), file.stat()
+def test_another_content_of_the_same_size_and_time_has_another_version(file):
+    before, was = version(file), file.stat()
     file.write_bytes(b"two")
     os.utime(file, ns=(was.st_atime_ns, was.st_mtime_ns))
     assert (file.stat().st_size, file.stat().st_mtime_ns) == (was.st_size, was.st_mtime_ns)
-    assert stamp(file) != before
+    assert version(file) != before
 
 
-def test_another_link_is_another_stamp_but_no_other_content(file):
-    before = stamp(file)
+def test_another_link_changes_the_version_but_not_the_content(file):
+    before = version(file)
     file.with_name("link").hardlink_to(file)
-    assert stamp(file) != before
-    assert same_content(before, stamp(file))
+    assert version(file) != before
+    assert same_content(before, version(file))
     file.write_bytes(b"three")
-    assert not same_content(before, stamp(file))
+    assert not same_content(before, version(file))
 
 
-def test_what_a_link_points_to_counts(file):
+def test_a_symbolic_link_has_the_version_of_its_target(file):
     link = file.with_name("link")
     link.symlink_to(file)
-    before = stamp(link)
+    before = version(link)
     file.write_bytes(b"other")
-    assert stamp(link) != before
+    assert version(link) != before
 
 
 class Store:
-    """A storage that is not local; it is never asked."""
+    """A storage that is not local; no test sends it a request."""
 
     path = "x"
     is_local = False
@@ -69,11 +69,11 @@ TIME = datetime(2024, 1, 1, tzinfo=UTC)
         ({"size": None, "ETag": "ab"}, ""),
     ],
 )
-def test_what_stores_say(info, expected):
+def test_versions_of_object_stores(info, expected):
     assert file_version(Store(), info) == expected
 
 
-def test_times_of_stores_prove_no_other_content_and_names_do():
+def test_etags_show_another_content_and_times_do_not():
     assert same_content("3 @2024-01-01T00:00:00+00:00", "3 @1704067200.0")
     assert not same_content("3 ab", "3 cd")
     assert not same_content("3 ab", "4 ab")

@@ -1,4 +1,4 @@
-"""Exceptions of real libraries, told apart by their status and code; pauses; tries."""
+"""Exceptions of real libraries are classified by status and code; pauses; retries."""
 
 import socket
 import ssl
@@ -20,16 +20,16 @@ from mediamill.pipeline.storage.retries import (
     Deadline,
     FetchFailure,
     classify_error,
+    parse_retry_after,
     retry,
-    retry_after,
 )
 from mediamill.schemas.errors import RowError
 
 
 def of_s3(code, status, headers=None):
     meta = {"HTTPStatusCode": status, "HTTPHeaders": headers or {}}
-    answer = {"Error": {"Code": code, "Message": "secret words"}, "ResponseMetadata": meta}
-    return translate_boto_error(boto.ClientError(answer, "GetObject"))
+    response = {"Error": {"Code": code, "Message": "secret words"}, "ResponseMetadata": meta}
+    return translate_boto_error(boto.ClientError(response, "GetObject"))
 
 
 def of_aiohttp(status):
@@ -39,14 +39,14 @@ def of_aiohttp(status):
 
 
 class HttpError(Exception):
-    """As gcsfs's: the status is `code`; as azure-core's: `status_code` and `error_code`."""
+    """Like gcsfs's, with the status in `code`; like azure-core's, in `status_code`."""
 
     def __init__(self, **facts):
         super().__init__("secret words")
         self.__dict__.update(facts)
 
 
-class Answer:
+class Response:
     def __init__(self, status):
         self.status_code, self.headers = status, {"Retry-After": "7"}
 
@@ -65,7 +65,7 @@ def caused(error, cause):
         (of_s3("RequestTimeout", 400), "passing"),
         (of_s3("ConditionalRequestConflict", 409), "passing"),
         (of_s3("ExpiredToken", 400), "expired"),
-        (of_s3("400", 400), "expired"),  # a HEAD's answer has no body
+        (of_s3("400", 400), "expired"),  # the response to HEAD has no body
         (of_s3("NoSuchKey", 404), "missing"),
         (of_s3("404", 404), "missing"),
         (of_s3("AccessDenied", 403), "denied"),
@@ -92,9 +92,9 @@ def caused(error, cause):
         (HttpError(code="404"), "missing"),
         (HttpError(status_code=503, error_code="ServerBusy"), "passing"),
         (HttpError(status_code=403, error_code="AuthenticationFailed"), "denied"),
-        (HttpError(response=Answer(429)), "passing"),
-        (HttpError(response=Answer(404)), "missing"),
-        (caused(OSError("wrapped"), HttpError(response=Answer(403))), "denied"),
+        (HttpError(response=Response(429)), "passing"),
+        (HttpError(response=Response(404)), "missing"),
+        (caused(OSError("wrapped"), HttpError(response=Response(403))), "denied"),
         (FSTimeoutError(), "timeout"),
         (TimeoutError(), "timeout"),
         (ConnectionResetError(), "passing"),
@@ -111,13 +111,13 @@ def caused(error, cause):
     ],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
-def test_kinds(error, kind):
+def test_kinds_of_failures(error, kind):
     failure = classify_error(error)
     assert failure.kind == kind
     assert "secret" not in failure.reason
 
 
-def test_a_chain_that_bites_its_tail_ends():
+def test_a_cycle_of_causes_ends():
     first, second = ValueError(), ValueError()
     first.__cause__, second.__cause__ = second, first
     assert classify_error(first).kind == "passing"
@@ -125,24 +125,24 @@ def test_a_chain_that_bites_its_tail_ends():
 
 def test_retry_after_is_a_number_or_a_date():
     soon = format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)
-    assert 50 < retry_after(soon) <= 60
-    assert retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0
-    assert retry_after(" 7 ") == 7
+    assert 50 < parse_retry_after(soon) <= 60
+    assert parse_retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0
+    assert parse_retry_after(" 7 ") == 7
     for nonsense in (None, "", "soon", "-5", "1e9", "٣", "Wed, 99 Oct 2015 07:28:00 GMT"):
-        assert retry_after(nonsense) is None
-    assert classify_error(HttpError(response=Answer(503))).retry_after_s == 7
+        assert parse_retry_after(nonsense) is None
+    assert classify_error(HttpError(response=Response(503))).retry_after_s == 7
     assert classify_error(of_s3("SlowDown", 503, {"retry-after": "3"})).retry_after_s == 3
 
 
-def test_pauses_double_up_to_a_ceiling_and_differ():
+def test_pauses_double_up_to_a_ceiling_with_jitter():
     backoff = Backoff(tries=9, base_s=1.0, cap_s=8.0)
     passing = FetchFailure("passing", "")
     for attempt, ceiling in enumerate((1, 2, 4, 8, 8, 8), start=1):
         drawn = [backoff.pause_s(attempt, passing) for _ in range(300)]
         assert 0 <= min(drawn) < ceiling * 0.1
         assert ceiling * 0.9 < max(drawn) <= ceiling
-    asked = FetchFailure("passing", "", retry_after_s=5.0)
-    assert min(backoff.pause_s(1, asked) for _ in range(100)) >= 5
+    requested_pause = FetchFailure("passing", "", retry_after_s=5.0)
+    assert min(backoff.pause_s(1, requested_pause) for _ in range(100)) >= 5
     assert backoff.pause_s(1, FetchFailure("passing", "", retry_after_s=1e9)) < 60
 
 
@@ -154,7 +154,7 @@ def no_pause(monkeypatch):
 
 
 def failing(*errors):
-    """A function that raises these, one a call, and then returns how often it was called."""
+    """A function that raises these, one a call, and then returns the number of its calls."""
     calls = []
 
     def action():
@@ -166,7 +166,7 @@ def failing(*errors):
     return action
 
 
-def test_what_passes_is_tried_again_and_the_rest_is_not(no_pause):
+def test_only_transient_failures_are_retried(no_pause):
     busy, missing = of_s3("SlowDown", 503), FileNotFoundError()
     assert retry(failing(*[busy] * 5), Backoff(6)) == 6
     with pytest.raises(OSError, match="secret words"):
@@ -187,13 +187,13 @@ def test_expired_credentials_are_renewed_once(no_pause):
     assert not no_pause
 
 
-def test_no_try_begins_after_the_deadline(no_pause):
+def test_no_attempt_starts_after_the_deadline(no_pause):
     with pytest.raises(ConnectionError):
         retry(failing(*[ConnectionError()] * 3), Backoff(6), deadline=Deadline(0))
     assert not no_pause
 
 
-def test_time_that_is_paused_does_not_count():
+def test_paused_time_does_not_count():
     deadline = Deadline(100)
     left = deadline.left_s
     with deadline.paused():

@@ -1,4 +1,4 @@
-"""Places, names without secrets, and writes that are whole or not there."""
+"""Places, URLs without secrets, and atomic writes."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -12,52 +12,51 @@ from mediamill.schemas.errors import JobError
 
 @pytest.fixture(params=["local", "s3"])
 def folder(request, tmp_path):
-    """An empty folder on each kind of storage."""
+    """An empty folder in each kind of storage."""
     if request.param == "local":
         return storage.resolve(str(tmp_path))
     return storage.resolve(f"{request.getfixturevalue('s3')}/storage/{tmp_path.name}")
 
 
-def test_of_many_writers_one_makes_a_new_file(folder):
+def test_of_many_writers_exactly_one_creates_the_file(folder):
     place = folder / "log" / "1.json"
     contents = [f"writer {number}".encode() * 100 for number in range(12)]
     with ThreadPoolExecutor(12) as writers:
-        won = list(writers.map(lambda data: storage.put_new(place, data), contents))
+        won = list(writers.map(lambda data: storage.put_if_absent(place, data), contents))
     assert won.count(True) == 1
     assert storage.read(place) == contents[won.index(True)]
-    assert storage.files_below(folder) == ["log/1.json"]
+    assert storage.list_files(folder) == ["log/1.json"]
 
 
-def test_put_replaces_and_move_may_be_done_twice(folder):
+def test_put_replaces_and_move_can_be_repeated(folder):
     source, target = folder / "a" / "x.staged", folder / "b=1" / "x"
     storage.put(source, b"old")
     storage.put(source, b"new")
     storage.move(source, target)
     storage.move(source, target)
     assert storage.read(target) == b"new"
-    assert storage.files_below(folder) == ["b=1/x"]
+    assert storage.list_files(folder) == ["b=1/x"]
 
 
-def test_a_move_of_nothing_to_nowhere_is_an_error(folder):
+def test_moving_a_missing_file_to_a_missing_target_is_an_error(folder):
     with pytest.raises(FileNotFoundError):
         storage.move(folder / "none", folder / "target")
 
 
-def test_a_folder_that_is_not_there_is_empty_and_can_be_removed(folder):
-    assert storage.files_below(folder / "none") == []
-    storage.remove_folder(folder / "none")
+def test_a_folder_that_does_not_exist_is_empty_and_removing_a_missing_file_is_fine(folder):
+    assert storage.list_files(folder / "none") == []
     storage.remove(folder / "none")
 
 
-def test_a_crash_before_the_end_of_a_put_leaves_what_was_there(tmp_path):
+def test_a_crash_during_a_put_leaves_the_old_content(tmp_path):
     place = storage.resolve(str(tmp_path / "file"))
     storage.put(place, b"whole")
-    child = os.fork()
-    if child == 0:
-        os.fsync = lambda descriptor: os._exit(9)  # the bytes are written, the name is not given
+    process = os.fork()
+    if process == 0:
+        os.fsync = lambda descriptor: os._exit(9)  # the bytes are written, the file is not renamed
         storage.put(place, b"half")
         os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 9
     assert storage.read(place) == b"whole"
 
 
@@ -69,7 +68,7 @@ def test_a_crash_before_the_end_of_a_put_leaves_what_was_there(tmp_path):
         ("/data/a?b.jpg", "/data/a?b.jpg"),
     ],
 )
-def test_shown_urls_have_no_secrets(url, expected):
+def test_redacted_urls_have_no_secrets(url, expected):
     assert storage.redact(url) == expected
     assert storage.redact_text(f"GET {url} failed") == f"GET {expected} failed"
 
@@ -83,6 +82,6 @@ def test_paths_become_absolute_and_file_urls_paths(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("url", ["nosuch://a/b", "simplecache::s3://a/b"])
-def test_unknown_urls_are_the_jobs_fault(url):
+def test_unknown_schemes_are_job_errors(url):
     with pytest.raises(JobError, match=r"nosuch|'::'"):
         storage.resolve(url)

@@ -199,7 +199,7 @@ def fetched(world):
     source = pa.Table.from_pylist(rows, pa.schema(fields))
     write_manifest(world / "few.parquet", source)
     manifest = check_manifest_schema(source.schema, "m")
-    table = manifest.normalise(source)
+    table = manifest.normalize(source)
     columns = {field.name: pa.nulls(len(rows), field.type) for field in read_schema(manifest)}
     ordinals = pa.array([{"file": 0, "index": i} for i in range(len(rows))])
     columns |= {name: table[name] for name in table.column_names} | {c.ROW: ordinals}
