@@ -131,7 +131,6 @@ class Engine:
         vision_patches: int = VISION_PATCHES,
         share_prefixes: bool = True,
         graphs: bool = True,
-        fp8: bool = False,
         shard: Shard = WHOLE,
         ranks: Collectives = SINGLE_RANK,
     ) -> Self:
@@ -141,8 +140,7 @@ class Engine:
             "bfloat16", "float16", or "auto": the file's own on a GPU, float32 on a CPU. batch_rows:
             None = 64 on a CPU, 256 on a GPU. attention: "auto" (the fastest that can run here),
             "sdpa", "eager", "flash" or "products". mrope: how videos are positioned; "original" as
-            the model was trained, "hf5" as transformers 5 does. fp8: linear layers in float8, which
-            changes answers a little; see model/layers/fp8.py. shard, ranks: see
+            the model was trained, "hf5" as transformers 5 does. shard, ranks: see
             model/tensor_parallel/.
         Raises ModelError when the folder cannot be used, ValueError for the other arguments.
         """
@@ -164,7 +162,7 @@ class Engine:
         model = load_model(folder, kind, device, config, shard, ranks)
         kernel = attention if attention != "auto" else fastest_attention(model.device, model.dtype)
         name = check_attention(kernel, model.device, model.dtype)
-        prepare(model, fp8)
+        prepare(model)
         return cls(
             model,
             rules,

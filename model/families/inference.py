@@ -11,23 +11,19 @@ from mediamill.model.families.qwen2_vl.model import Qwen2VL
 from mediamill.model.layers.attention import AttentionName
 from mediamill.model.layers.decoder import DecoderLayer
 from mediamill.model.layers.flash import missing
-from mediamill.model.layers.fp8 import convert_linears
 from mediamill.model.layers.packed_linear import PackedLinear, can_pack
 
 
-def prepare(model: Qwen2VL, fp8: bool = False) -> Qwen2VL:
+def prepare(model: Qwen2VL) -> Qwen2VL:
     """Change the network in place, for good, and return it: no training, casting or moving after.
 
     Its results stay the same up to rounding. The embedding table stays as it is: a head that is
-    tied to it is packed as a copy of its own. fp8: the layers' products in float8, which does
-    change results; see `mediamill.model.layers.fp8`.
+    tied to it is packed as a copy of its own.
     """
     for layer in model.model.layers:
         assert isinstance(layer, DecoderLayer)
         layer.self_attn.join()
         layer.mlp.join()
-    if fp8:
-        convert_linears(model)
     if can_pack(model.device, model.dtype):
         _pack(model)
     return model
