@@ -18,9 +18,9 @@ import torch
 
 from mediamill.model.checkpoint.generation_defaults import GenerationDefaults
 from mediamill.model.engine import Engine, Request
-from mediamill.model.families.inference import prepare
 from mediamill.model.families.qwen2_vl.config import load_config
 from mediamill.model.inputs import VisualInput
+from mediamill.model.layers.optimize import optimize_for_inference
 from mediamill.model.media.image_rules import ImageRules
 from mediamill.model.media.patches import patchify_image
 from mediamill.model.sampling import Sampling
@@ -57,7 +57,7 @@ def drawn(folder: Path, count: int, new: int) -> list[Request]:
 
 
 def ours(folder: Path, requests: list[Request], dtype: torch.dtype, device: str) -> Answers:
-    model = prepare(load_model(folder, dtype, device))
+    model = optimize_for_inference(load_model(folder, dtype, device))
     rules = {kind: ImageRules.from_checkpoint(folder, kind) for kind in ("image", "video")}
     engine = Engine(model, rules, GenerationDefaults.load(folder))  # type: ignore[arg-type]
     done = {one.id: one.output_ids for one in engine.generate(requests)}

@@ -23,8 +23,8 @@ from benchmarks import gpu_jobs, gpu_parts, roofline
 from benchmarks.gpu_jobs import Job, Preparers
 from benchmarks.gpu_parts import MINIATURE, Row, Sizes
 from benchmarks.gpu_setup import Clock, built
-from mediamill.model.families.inference import prepare
 from mediamill.model.families.qwen2_vl.model import Qwen2VL
+from mediamill.model.layers.optimize import optimize_for_inference
 
 
 class Report:
@@ -134,7 +134,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     rows = 4 if options.cpu else 256
     try:
         for shape in ["miniature"] if options.cpu else options.shapes.split(","):
-            model = prepare(built(shape, device, dtype))
+            model = optimize_for_inference(built(shape, device, dtype))
             jobs = jobs_of(options)
 
             def whole(model: Qwen2VL = model, jobs: list[Job] = jobs) -> list[Row]:

@@ -26,13 +26,14 @@ from mediamill.model.engine_core.request_checks import placed_media, request_pro
 from mediamill.model.engine_core.scheduler import SchedulerLimits
 from mediamill.model.engine_core.sequence import Row
 from mediamill.model.engine_core.stats import EngineStats
-from mediamill.model.families.inference import fastest_attention, prepare
 from mediamill.model.families.qwen2_vl.config import MRopeRule, load_config
 from mediamill.model.families.qwen2_vl.model import Qwen2VL
 from mediamill.model.inputs import VisualKind
 from mediamill.model.layers.attention import AttentionName, check_attention
 from mediamill.model.layers.collectives import SINGLE_RANK, Collectives
-from mediamill.model.layers.dtypes import wanted_dtype
+from mediamill.model.layers.dtypes import dtype_of
+from mediamill.model.layers.kernels import fastest_attention
+from mediamill.model.layers.optimize import optimize_for_inference
 from mediamill.model.layers.shards import WHOLE, Shard
 from mediamill.model.media.image_rules import ImageRules
 from mediamill.model.requests import Completion, FinishReason, Request, Score, failed
@@ -147,7 +148,7 @@ class Engine:
         folder = Folder.of(folder)
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        kind = wanted_dtype(dtype, device)
+        kind = dtype_of(dtype, device)
         if mrope not in ("original", "hf5"):
             raise ValueError(f"mrope is {mrope!r}, expected original or hf5")
         # Before weights are read for nothing; and again below, where the dtype is known.
@@ -162,7 +163,7 @@ class Engine:
         model = load_model(folder, kind, device, config, shard, ranks)
         kernel = attention if attention != "auto" else fastest_attention(model.device, model.dtype)
         name = check_attention(kernel, model.device, model.dtype)
-        prepare(model)
+        optimize_for_inference(model)
         return cls(
             model,
             rules,
@@ -319,7 +320,9 @@ class Engine:
             limits.prefill_tokens,
             limits.vision_patches,
         )
-        tokens = self.model.ranks.least(tokens, device)  # all ranks have to admit the same rows
+        tokens = self.model.collectives.all_reduce_min(
+            tokens, device
+        )  # all ranks have to admit the same rows
         if self._page_size is None:
             return ContiguousCache(text, tokens, PAGE_SIZE, kind, device, self.attention)
         cache = PagedCache(text, tokens, self._page_size, kind, device)

@@ -72,7 +72,7 @@ def load_model(
     parameters = dict(model.named_parameters())
     for file in headers:
         here = {name: source.tensor for name, source in sources.items() if source.file == file}
-        parts = {name: shard.part(name, config) for name in here}
+        parts = {name: shard.tensor_slice(name, config.text) for name in here}
         rows = [
             piece
             for name, stored in here.items()
@@ -83,7 +83,7 @@ def load_model(
             if part is not None and part.dim == 1:
                 read_columns(folder, file, here[name], parameters[name], part.spans[0])
     if head:
-        part = shard.part(_EMBEDDING, config)
+        part = shard.tensor_slice(_EMBEDDING, config.text)
         _check_head(folder, head, row_parts(head.tensor, parameters[_EMBEDDING], part))
     # The rotary frequencies are computed, not stored, and to_empty() has dropped them; they stay
     # float32.

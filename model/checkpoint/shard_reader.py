@@ -13,14 +13,14 @@ import torch
 from mediamill.model.checkpoint.folder import Folder
 from mediamill.model.checkpoint.safetensors_file import SIZES, StoredTensor
 from mediamill.model.checkpoint.stored_values import FLOATS, read_values
+from mediamill.model.checkpoint.tensor_slice import TensorSlice
 from mediamill.model.errors import ModelError
-from mediamill.model.layers.shards import Part
 
 _BLOCK = 8 * 1024 * 1024  # bytes of columns that are gathered before they are copied
 
 
 def row_parts(
-    stored: StoredTensor, target: torch.Tensor, part: Part | None
+    stored: StoredTensor, target: torch.Tensor, part: TensorSlice | None
 ) -> list[tuple[StoredTensor, torch.Tensor]]:
     """Spans of rows of a stored tensor, each with the rows of `target` that it fills; what none
     fills is set to zero. Empty for a part that is columns.

@@ -29,7 +29,7 @@ def _kernel() -> tuple[Callable[..., Any] | None, frozenset[str]]:
     return varlen_attn, frozenset(inspect.signature(varlen_attn).parameters)
 
 
-def missing(device: torch.device, dtype: torch.dtype) -> str | None:
+def missing_requirement(device: torch.device, dtype: torch.dtype) -> str | None:
     """What flash attention lacks here, as the end of a sentence; None if it can run."""
     if device.type != "cuda":
         return f"it needs an NVIDIA GPU, and the device is {device.type}"
@@ -43,12 +43,12 @@ def missing(device: torch.device, dtype: torch.dtype) -> str | None:
     return None
 
 
-def does_windows() -> bool:
+def supports_windows() -> bool:
     """Whether the kernel of this torch takes a sliding window."""
     return "window_size" in _kernel()[1]
 
 
-def does_cached_keys() -> bool:
+def supports_cached_keys() -> bool:
     """Whether the kernel of this torch reads only the filled part of each row of a cache, without
     a copy of it for grouped heads.
     """
@@ -56,13 +56,13 @@ def does_cached_keys() -> bool:
 
 
 @functools.cache
-def does_pages(device: torch.device, dtype: torch.dtype, head_dim: int, page_size: int) -> bool:
+def supports_pages(device: torch.device, dtype: torch.dtype, head_dim: int, page_size: int) -> bool:
     """Whether the kernel of this torch reads keys and values from pages of that size, rightly.
 
     Tried on a few numbers, once: its signature has the arguments in some builds whose kernel
     refuses them, and which page sizes it takes depends on the flash kernel that is active.
     """
-    if missing(device, dtype) is not None or PAGED - _kernel()[1]:
+    if missing_requirement(device, dtype) is not None or PAGED - _kernel()[1]:
         return False
     draw = torch.Generator().manual_seed(0)
     q, keys, values = (

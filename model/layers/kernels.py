@@ -13,7 +13,12 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
-from mediamill.model.layers.flash import Boundaries, does_windows, flash_packed, missing
+from mediamill.model.layers.flash import (
+    Boundaries,
+    flash_packed,
+    missing_requirement,
+    supports_windows,
+)
 
 AttentionName = Literal["sdpa", "eager", "flash", "products"]
 # Scores that "products" holds at once: few enough for the last cache, enough for large products.
@@ -29,11 +34,20 @@ def check_attention(name: str, device: torch.device, dtype: torch.dtype) -> Atte
     if name == "sdpa" or name == "eager" or name == "products":
         return name  # type: ignore[return-value]
     if name in ("flash", "flash_attention_2"):
-        lack = missing(torch.device(device), dtype)
+        lack = missing_requirement(torch.device(device), dtype)
         if lack is not None:
             raise ValueError(f"attention {name!r} cannot be used: {lack}; use 'sdpa' instead")
         return "flash"
     raise ValueError(f"attention is {name!r}, expected 'sdpa', 'eager' or 'flash'")
+
+
+def fastest_attention(device: torch.device, dtype: torch.dtype) -> AttentionName:
+    """Returns what "auto" stands for: "flash" where it can run, "products" in bfloat16 on a CPU,
+    else "sdpa".
+    """
+    if missing_requirement(device, dtype) is None:
+        return "flash"
+    return "products" if device.type == "cpu" and dtype == torch.bfloat16 else "sdpa"
 
 
 def attention(
@@ -174,7 +188,7 @@ def packed_attention(
     Neighbours of equal length go through one batched call; with "flash", all go through one. The
     flash kernel knows no dropout: with it, "flash" falls back to "sdpa".
     """
-    if name == "flash" and not dropout and (window is None or does_windows()):
+    if name == "flash" and not dropout and (window is None or supports_windows()):
         edges = boundaries or Boundaries(lengths, q.device)
         return flash_packed(q, k, v, edges, causal=causal, window=window)
     pieces, start = [], 0

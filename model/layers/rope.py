@@ -5,11 +5,8 @@ Qwen2-VL paper (arXiv 2409.12191, section 2.1, M-RoPE) and RoFormer (arXiv 2104.
 """
 
 from collections.abc import Sequence
-from itertools import groupby
 
 import torch
-
-from mediamill.model.families.qwen2_vl.config import MRopeRule
 
 Grid = tuple[int, int, int]
 
@@ -26,59 +23,6 @@ def grid_list(grids: torch.Tensor | Sequence[Grid], merge: int) -> list[Grid]:
                 f"a grid is {row}, expected t, h and w, h and w being multiples of {merge}"
             )
     return [(t, h, w) for t, h, w in rows]
-
-
-def mrope_positions(
-    input_ids: Sequence[int],
-    grids: Sequence[Grid],
-    visual_token_ids: tuple[int, int],
-    rule: MRopeRule = "original",
-    merge: int = 2,
-) -> tuple[torch.Tensor, int]:
-    """Positions of one prompt.
-
-    input_ids: the prompt, visual pad tokens expanded.
-    grids: (t, h, w) in patches of each picture or video, in the order of their runs of pad tokens.
-    visual_token_ids: the image and the video pad token.
-    rule: "original" goes on after a vision run at max(t, h', w'), as the checkpoints were trained;
-        "hf5" (transformers 5.x) at max(h', w').
-
-    Returns int64 [3, len(input_ids)] and the position of the first token after the prompt.
-    Raises ValueError when the runs of pad tokens do not match the grids.
-    """
-    axes: list[torch.Tensor] = []
-    remaining = iter(grids)
-    start = 0
-    for is_visual, run in groupby(input_ids, key=lambda token: token in visual_token_ids):
-        length = sum(1 for _ in run)
-        if not is_visual:
-            axes.append(torch.arange(start, start + length).expand(3, -1))
-            start += length
-            continue
-        # Media that touch each other (no vision_end between them) share one run of pad tokens.
-        while length > 0:
-            t, h, w = next(remaining, (0, 0, 0))
-            h, w = h // merge, w // merge
-            if t * h * w == 0 or t * h * w > length:
-                raise ValueError(
-                    f"a run of {length} visual tokens does not match the grid ({t}, {h}, {w})"
-                )
-            axes.append(start + _grid_index(t, h, w))
-            start += max(t, h, w) if rule == "original" else max(h, w)
-            length -= t * h * w
-    if next(remaining, None) is not None:
-        raise ValueError("there are more grids than runs of visual tokens")
-    positions = torch.cat(axes, dim=1) if axes else torch.zeros(3, 0, dtype=torch.long)
-    # Generation counts on from the last prompt token on every axis.
-    following = int(positions[:, -1].max()) + 1 if positions.shape[1] else 0
-    return positions, following
-
-
-def _grid_index(t: int, h: int, w: int) -> torch.Tensor:
-    """Row-major (t, h, w) indices: int64 [3, t*h*w]."""
-    return torch.stack(
-        torch.meshgrid(torch.arange(t), torch.arange(h), torch.arange(w), indexing="ij")
-    ).flatten(1)
 
 
 def text_rotation(

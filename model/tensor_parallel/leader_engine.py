@@ -19,7 +19,7 @@ import torch
 from mediamill.model.checkpoint.folder import Folder
 from mediamill.model.engine import Engine
 from mediamill.model.families.qwen2_vl.config import MRopeRule, load_config
-from mediamill.model.layers.shards import Shard, VisionSplit
+from mediamill.model.layers.shards import Shard
 from mediamill.model.requests import Completion, Request
 from mediamill.model.tensor_parallel.process_group import join, leave
 from mediamill.model.tensor_parallel.request_codec import request_bytes
@@ -65,7 +65,6 @@ class TensorParallelEngine(Engine):
         folder: str | Path,
         size: int,
         device: str = "auto",
-        vision: VisionSplit = "data",
         threads: int = 1,
         timeout_s: float = 600.0,
         silence_s: float = 15.0,
@@ -75,7 +74,7 @@ class TensorParallelEngine(Engine):
         """Load the folder over `size` processes, of which this one is the first.
 
         device: "cuda" gives rank i the GPU i of those that this process sees; "cpu"; "auto".
-        vision: see model/layers/shards.py. threads: of each rank, on a CPU. timeout_s: for ranks
+        threads: of each rank, on a CPU. timeout_s: for ranks
             to come, to load and to answer within a step. silence_s: without a sign of life after
             which a rank counts as hung. options: as of `Engine.load`.
         on_death: called in another thread when a rank has died, hangs or fails, with the reason:
@@ -91,16 +90,15 @@ class TensorParallelEngine(Engine):
         if device not in ("cpu", "cuda"):
             raise ValueError(f"device is {device!r}, expected auto, cpu or cuda")
         mrope: MRopeRule = options.get("mrope", "original")
-        shard = Shard(0, size, vision)
+        shard = Shard(0, size)
         # What is wrong with the checkpoint is said before processes are started.
-        shard.check(load_config(Folder.of(folder), mrope))
+        shard.check(load_config(Folder.of(folder), mrope).text)
         meeting = Path(tempfile.mkdtemp(prefix="mediamill-ranks-"))
         places = [f"cuda:{rank}" if device == "cuda" else "cpu" for rank in range(size)]
         common = {
             "size": size,
             "folder": str(folder),
             "meeting": str(meeting),
-            "vision": vision,
             "threads": threads,
             "timeout_s": timeout_s,
             "options": options,

@@ -63,7 +63,7 @@ def _serve(
     engine = Engine.load(
         settings["folder"],
         settings["device"],
-        shard=Shard(rank, size, settings["vision"]),
+        shard=Shard(rank, size),
         ranks=ranks,
         **settings["options"],
     )

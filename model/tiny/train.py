@@ -20,8 +20,9 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import nn
 
+from mediamill.model.families.initialize import initialize_weights
 from mediamill.model.families.qwen2_vl.model import Qwen2VL
-from mediamill.model.layers.attention import PackedCausal
+from mediamill.model.layers.attention import PackedCausalAttention
 from mediamill.model.media.image_rules import ImageRules
 from mediamill.model.tiny import CHECKPOINT
 from mediamill.model.tiny.folder import tiny_config, write_folder
@@ -67,7 +68,9 @@ class Trainee(nn.Module):
         positions = model.positions(
             batch.input_ids, *(([], batch.grids) if batch.is_clip else (batch.grids, []))
         )
-        hidden = model.hidden_states(embeddings, positions, PackedCausal([length] * rows, "eager"))
+        hidden = model.hidden_states(
+            embeddings, positions, PackedCausalAttention([length] * rows, "eager")
+        )
         target = batch.labels.roll(-1, dims=1).flatten()
         asked = target != -100
         answer = F.cross_entropy(model.logits(hidden[asked]).float(), target[asked])
@@ -78,25 +81,24 @@ class Trainee(nn.Module):
         return answer, tags
 
 
-def initialise(model: Qwen2VL, patches: torch.Tensor) -> None:
+def initialize(model: Qwen2VL, patches: torch.Tensor) -> None:
     """Weights N(0, 1/sqrt(fan_in)), residual outputs shrunk, and the patch projection from real
     patches' PCA.
     """
     config = model.config
+
+    def spread(name: str, parameter: nn.Parameter) -> float:
+        embedding = name.endswith("embed_tokens.weight")
+        return 0.08 if embedding else float(parameter[0].numel() ** -0.5)
+
+    initialize_weights(model, seed=None, spread=spread)
+    residual = ("attn.proj.weight", "mlp.fc2.weight", "o_proj.weight", "down_proj.weight")
     for name, parameter in model.named_parameters():
-        if name.endswith("embed_tokens.weight"):
-            nn.init.normal_(parameter, std=0.08)
-        elif parameter.ndim >= 2:
-            nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
+        if name.endswith(residual):
             depth = (
                 config.vision.depth if name.startswith("visual.") else config.text.num_hidden_layers
             )
-            if name.endswith(
-                ("attn.proj.weight", "mlp.fc2.weight", "o_proj.weight", "down_proj.weight")
-            ):
-                parameter.data.div_(math.sqrt(2 * depth))
-        elif name.endswith("bias"):
-            nn.init.zeros_(parameter)
+            parameter.data.div_(math.sqrt(2 * depth))
     centred = patches - patches.mean(0)
     values, vectors = torch.linalg.eigh(centred.T @ centred / len(patches))
     best = values.argsort(descending=True)[: config.vision.embed_dim]
@@ -194,7 +196,7 @@ def train(folder: Path, plan: Plan) -> None:
     steps, dtype = plan.steps, plan.dtype
     model = Qwen2VL(tiny_config())
     probe = replace(plan, seed=plan.seed + 1, steps=4, size=4 * plan.size)
-    initialise(model, next(iter(Drawn(folder, probe))).patches)
+    initialize(model, next(iter(Drawn(folder, probe))).patches)
     trainee = Trainee(model)
     stream = iter(loader)
     optimiser = Optimiser(trainee, steps, dtype)

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from mediamill.model.engine import Engine
-from mediamill.model.layers.shards import VisionSplit
 from mediamill.model.tensor_parallel.leader_engine import BrokenRanksError, TensorParallelEngine
 from mediamill.pipeline.faults import BrokenEngineError
 
@@ -19,7 +18,6 @@ def load_engine(
     checkpoint: Path,
     device: str,
     ranks: int,
-    vision: VisionSplit,
     threads: int,
     on_end: Callable[[BrokenEngineError], None],
     **options: Any,
@@ -27,7 +25,7 @@ def load_engine(
     """An engine over `ranks` processes, of which this one is the first; the GPUs are those that
     this process sees.
 
-    vision: how the ranks share the vision tower. threads: of each rank on a CPU. on_end: called in
+    threads: of each rank on a CPU. on_end: called in
     another thread when one of the other ranks has ended or hangs, since this one may then wait for
     it for ever. options: of `Engine.load`. Raises what that does.
     """
@@ -37,7 +35,6 @@ def load_engine(
         checkpoint,
         ranks,
         device,
-        vision,
         threads,
         on_death=lambda reason: on_end(_broken(reason)),
         **options,

@@ -8,8 +8,8 @@ import torch
 
 from mediamill.model.families.qwen2_vl.vision import VisionTower
 from mediamill.model.inputs import VisualInput
-from mediamill.model.layers import vision_encoder
-from mediamill.model.layers.patch_embedding import embed_patches, folded
+from mediamill.model.layers import frame_batches
+from mediamill.model.layers.patch_embedding import embed_patches, fold_normalization
 from mediamill.model.media.image_rules import ImageRules
 from tests.checkpoints import SHAPES, write_checkpoint
 from tests.model.batches import ours
@@ -58,8 +58,8 @@ def test_groups_of_frames_change_nothing(tower, monkeypatch, limit):
     visuals = media(1)
     whole = tower.encode(visuals, RULES)
     widest = max(int(tower.config.embed_dim * tower.config.mlp_ratio), 3 * tower.config.embed_dim)
-    monkeypatch.setattr(vision_encoder, "CACHED", 4 * widest * limit)
-    found = list(vision_encoder._groups(visuals, limit))
+    monkeypatch.setattr(frame_batches, "CPU_ACTIVATION_BYTES", 4 * widest * limit)
+    found = list(frame_batches._batches(visuals, limit))
     assert len(found) > 1
     assert all(len(g) == 1 or sum(len(f.patches) for f in g) <= limit for g in found)
     assert (tower.encode(visuals, RULES) - whole).abs().max() < 2e-5
@@ -106,7 +106,7 @@ def test_the_folded_projection_is_that_of_normalised_patches(rules, kind):
         0, 256, (40, rules.patch_values(kind)), dtype=torch.uint8, generator=generator
     )
     want = rules.normalize(patches, kind).double() @ weight.flatten(1).double().T
-    got = embed_patches(patches, *folded(weight, rules, kind))
+    got = embed_patches(patches, *fold_normalization(weight, rules, kind))
     assert (got - want).abs().max() < 1e-5 * want.abs().max()
 
 
