@@ -166,9 +166,8 @@ def prefill(model: Qwen2VL, clock: Clock, top: roofline.Ceilings, sizes: Sizes) 
                 embeddings: torch.Tensor = embeddings,
                 last: torch.Tensor = last,
             ) -> torch.Tensor:
-                hidden = model.hidden_states(
-                    embeddings, positions, PackedCausalAttention(lengths, name)
-                )
+                backend = PackedCausalAttention(lengths, name)
+                hidden = model.hidden_states(embeddings, positions, backend)
                 return model.logits(hidden[last])
 
             seconds = clock.seconds(work)

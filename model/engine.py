@@ -320,9 +320,8 @@ class Engine:
             limits.prefill_tokens,
             limits.vision_patches,
         )
-        tokens = self.model.collectives.all_reduce_min(
-            tokens, device
-        )  # all ranks have to admit the same rows
+        # All ranks have to admit the same rows.
+        tokens = self.model.collectives.all_reduce_min(tokens, device)
         if self._page_size is None:
             return ContiguousCache(text, tokens, PAGE_SIZE, kind, device, self.attention)
         cache = PagedCache(text, tokens, self._page_size, kind, device)

@@ -211,9 +211,8 @@ class ModelRunner:
         tokens = encoded.new_zeros(total, encoded.shape[1])
         chosen = [own for own, one in zip(mine, group, strict=True) for _ in range(one.tokens)]
         tokens[torch.tensor(chosen)] = encoded
-        return model.collectives.all_reduce_(
-            tokens
-        )  # the others' tokens are zeros here: nothing is rounded
+        # The tokens of other ranks are zeros here, so the sum rounds nothing.
+        return model.collectives.all_reduce_(tokens)
 
     def decode(self, tokens: torch.Tensor, positions: torch.Tensor, batch: Batch) -> torch.Tensor:
         """The last tokens, int64 [B], at `positions` [B] -> logits of the next ones [B, V]."""

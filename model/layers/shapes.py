@@ -7,7 +7,7 @@ from mediamill.model.checkpoint.rope_scaling import RopeScaling
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """The vision tower. `hidden_size` is the width of the decoder that it feeds."""
+    """The dimensions of a vision tower; `hidden_size` is the width of the visual tokens."""
 
     depth: int = 32
     embed_dim: int = 1280
@@ -28,17 +28,17 @@ class VisionConfig:
 
     @property
     def patch_dim(self) -> int:
-        """Values in one patch with all its temporal slices: C * T * ph * pw."""
+        """Values of a patch with all its temporal slices: C * T * ph * pw."""
         return self.in_channels * self.temporal_patch_size * self.patch_size**2
 
 
 @dataclass(frozen=True)
 class TextConfig:
-    """The decoder.
+    """The dimensions of a decoder.
 
-    windows: the sliding window of each layer in tokens, None where it sees everything; empty: no
-        layer has one.
-    head_size: of a part of a network, which has fewer heads; None = hidden_size / heads.
+    windows: the sliding window of each layer in tokens, None for full attention; empty: no layer
+        has a window.
+    head_size: set for a part of a network, which has fewer heads; None = hidden_size / heads.
     """
 
     vocab_size: int = 152064
@@ -67,8 +67,10 @@ class TextConfig:
 
     @property
     def context_length(self) -> int:
-        """Tokens that the model takes. Files with rope type linear, dynamic or yarn give the length
-        before the stretch, and often repeat it as max_position_embeddings.
+        """Returns the longest sequence that the model supports, in tokens.
+
+        Files with rope type linear, dynamic or yarn give the length before the scaling, and often
+        repeat it as max_position_embeddings.
         """
         rope, trained = self.rope, self.max_position_embeddings
         if rope.kind not in ("linear", "dynamic", "yarn") or rope.factor is None:

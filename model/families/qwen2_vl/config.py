@@ -1,8 +1,7 @@
-"""Turns a checkpoint's config.json into the numbers that shape the network.
+"""Reads the network's dimensions from a checkpoint's config.json.
 
-Reads the flat layout of the 2024 hub files, the nested `text_config` of transformers 4.5x, and
-`rope_parameters` of 5.x. What it cannot honour it refuses with a sentence, before any weight is
-read. It does not know how pictures are resized or how a prompt is written.
+Supports the flat layout of the 2024 hub files, the nested `text_config` of transformers 4.5x, and
+`rope_parameters` of 5.x. Settings that the network does not implement are refused with a ModelError.
 """
 
 from collections.abc import Mapping
@@ -25,10 +24,11 @@ DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
 
 @dataclass(frozen=True)
 class Qwen2VLConfig:
-    """A whole model: decoder, vision tower, and the token ids that join them.
+    """A whole model: decoder, vision tower, and the ids of the tokens that stand for media.
 
-    unknown_keys: keys of config.json (`text_config.x`, `vision_config.x` below the top) that are
-        neither read nor known to change nothing.
+    mrope: how the positions of videos are counted.
+    unknown_keys: keys of config.json (`text_config.x`, `vision_config.x` for nested ones) that are
+        neither read nor known to be irrelevant.
     """
 
     text: TextConfig
@@ -43,7 +43,7 @@ class Qwen2VLConfig:
 
 
 def load_config(folder: str | Path | Folder, mrope: MRopeRule = "original") -> Qwen2VLConfig:
-    """Read config.json of `folder`.
+    """Reads config.json of `folder`.
 
     Raises ModelError, naming the file and key, for a missing or malformed file and for settings
     that this network does not implement.
@@ -56,14 +56,14 @@ def load_config(folder: str | Path | Folder, mrope: MRopeRule = "original") -> Q
 
 
 def parse_config(content: bytes, where: str, mrope: MRopeRule = "original") -> Qwen2VLConfig:
-    """Build a config from the `content` of a config.json; `where` names it in errors."""
+    """Parses the `content` of a config.json; `where` names it in errors."""
     return config_from_dict(parse_json(content, where), where, mrope)
 
 
 def config_from_dict(
     raw: Mapping[str, Any], where: str, mrope: MRopeRule = "original"
 ) -> Qwen2VLConfig:
-    """Build a config from the parsed JSON `raw`; `where` names its source in errors."""
+    """Builds a config from the parsed JSON `raw`; `where` names its source in errors."""
     if mrope not in ("original", "hf5"):
         raise ValueError(f"mrope is {mrope!r}, expected 'original' or 'hf5'")
     top = JsonReader(raw, where)
@@ -72,8 +72,8 @@ def config_from_dict(
     nested = JsonReader(top.part("text_config"), where, "text_config.")
     tower = JsonReader(top.part("vision_config"), where, "vision_config.")
     for part in (top, nested):
-        _refuse_quantised(part)
-    # Nested wins over flat: files of 4.5x hold both, and the flat copy may be stale.
+        _refuse_quantized(part)
+    # Nested keys win: files of 4.5x have both, and the flat copy may be stale.
     text = JsonReader({**raw, **nested.raw}, where)
     config = Qwen2VLConfig(
         text=_text(text, nested, tied=_tied(top, nested)),
@@ -94,10 +94,10 @@ def config_from_dict(
     return config
 
 
-def _refuse_quantised(part: JsonReader) -> None:
-    found = part.get("quantization_config")
-    if found:
-        method = found.get("quant_method", "unknown") if isinstance(found, dict) else found
+def _refuse_quantized(part: JsonReader) -> None:
+    config = part.get("quantization_config")
+    if config:
+        method = config.get("quant_method", "unknown") if isinstance(config, dict) else config
         raise ModelError(
             f"{part.where}: the weights are quantised ({method}), which is not supported: use the "
             "unquantised checkpoint"
@@ -117,7 +117,7 @@ def _dtype(part: JsonReader) -> str | None:
 
 
 def _tied(top: JsonReader, nested: JsonReader) -> bool:
-    # Writers before 5.x put it into text_config; the reference takes it from either.
+    # Writers before 5.x put it into text_config; the reference accepts both places.
     flags = [part.flag("tie_word_embeddings", False) for part in (top, nested)]
     return any(flags)
 
@@ -135,7 +135,7 @@ def _text(raw: JsonReader, nested: JsonReader, tied: bool) -> TextConfig:
         raw.refuse("partial_rotary_factor", "1: the whole head is rotated")
     if raw.whole("head_dim", hidden // heads) != hidden // heads:
         raw.refuse("head_dim", f"hidden_size / num_attention_heads, {hidden // heads}")
-    # A stale flat rope object must not stand beside a nested one. Of two in one object the
+    # A nested rope object replaces a flat one, which may be stale. If one object has both keys, the
     # reference reads rope_scaling.
     has_own = nested.raw.get("rope_scaling") or nested.raw.get("rope_parameters")
     holder = nested if has_own else raw
@@ -151,7 +151,7 @@ def _text(raw: JsonReader, nested: JsonReader, tied: bool) -> TextConfig:
     )
     flat = raw.whole_or_none("original_max_position_embeddings", 1)
     if scaling.original is not None and flat not in (None, scaling.original):
-        # The reference would leave it unread here, and read it in a text_config.
+        # The reference ignores the key here, but reads it in a text_config.
         raw.refuse("original_max_position_embeddings", f"{scaling.original}, as in the rope object")
     return TextConfig(
         vocab_size=raw.whole("vocab_size", None),
@@ -175,7 +175,7 @@ def _text(raw: JsonReader, nested: JsonReader, tied: bool) -> TextConfig:
 
 
 def _key_value_heads(raw: JsonReader, heads: int) -> int:
-    # As in the reference, null means as many as query heads, and only an absent key its default.
+    # As in the reference, null means as many as query heads; an absent key means the default.
     if raw.get("num_key_value_heads") is None and "num_key_value_heads" in raw.raw:
         return heads
     return raw.whole("num_key_value_heads", TextConfig().num_key_value_heads)

@@ -16,27 +16,27 @@ def mrope_positions(
     rule: MRopeRule = "original",
     merge: int = 2,
 ) -> tuple[torch.Tensor, int]:
-    """Positions of one prompt.
+    """Returns the positions of a prompt, int64 [3, len(input_ids)], and that of the next token.
 
-    input_ids: the prompt, visual pad tokens expanded.
-    grids: (t, h, w) in patches of each picture or video, in the order of their runs of pad tokens.
+    input_ids: the prompt, with a pad token for each visual token.
+    grids: (t, h, w) in patches of each picture or video, in prompt order.
     visual_token_ids: the image and the video pad token.
-    rule: "original" goes on after a vision run at max(t, h', w'), as the checkpoints were trained;
-        "hf5" (transformers 5.x) at max(h', w').
-
-    Returns int64 [3, len(input_ids)] and the position of the first token after the prompt.
+    rule: where positions continue after a medium of t x h' x w' tokens: "original" adds
+        max(t, h', w') to its first position, as the checkpoints were trained; "hf5"
+        (transformers 5.x) adds max(h', w').
+    merge: patches of a visual token on each axis.
     Raises ValueError when the runs of pad tokens do not match the grids.
     """
-    axes: list[torch.Tensor] = []
+    chunks: list[torch.Tensor] = []
     remaining = iter(grids)
     start = 0
     for is_visual, run in groupby(input_ids, key=lambda token: token in visual_token_ids):
         length = sum(1 for _ in run)
         if not is_visual:
-            axes.append(torch.arange(start, start + length).expand(3, -1))
+            chunks.append(torch.arange(start, start + length).expand(3, -1))
             start += length
             continue
-        # Media that touch each other (no vision_end between them) share one run of pad tokens.
+        # Adjacent media (no vision_end between them) share one run of pad tokens.
         while length > 0:
             t, h, w = next(remaining, (0, 0, 0))
             h, w = h // merge, w // merge
@@ -44,13 +44,13 @@ def mrope_positions(
                 raise ValueError(
                     f"a run of {length} visual tokens does not match the grid ({t}, {h}, {w})"
                 )
-            axes.append(start + _grid_index(t, h, w))
+            chunks.append(start + _grid_index(t, h, w))
             start += max(t, h, w) if rule == "original" else max(h, w)
             length -= t * h * w
     if next(remaining, None) is not None:
         raise ValueError("there are more grids than runs of visual tokens")
-    positions = torch.cat(axes, dim=1) if axes else torch.zeros(3, 0, dtype=torch.long)
-    # Generation counts on from the last prompt token on every axis.
+    positions = torch.cat(chunks, dim=1) if chunks else torch.zeros(3, 0, dtype=torch.long)
+    # Generation continues from the largest position of the last prompt token, on every axis.
     following = int(positions[:, -1].max()) + 1 if positions.shape[1] else 0
     return positions, following
 
@@ -70,10 +70,9 @@ def prompt_grids(
     video_id: int,
     merge: int = 2,
 ) -> list[Grid]:
-    """The grids that belong to one prompt, taken from two streams in the order in which the prompt
-    shows them.
+    """Takes the grids of one prompt from the streams of images and videos, in prompt order.
 
-    Raises ValueError when a stream ends too soon.
+    Raises ValueError when a stream ends too early.
     """
     grids: list[Grid] = []
     remaining = 0
@@ -99,8 +98,9 @@ def prompt_positions(
     video_grids: Sequence[Grid],
     starts: Sequence[int],
 ) -> torch.Tensor:
-    """Packed positions int64 [3, T] of rows of real token ids, each from its own start on.
+    """Packed positions int64 [3, T] of rows of token ids without padding.
 
+    starts: the first position of each row.
     Raises ValueError where the runs of visual tokens do not match the grids.
     """
     images, videos = iter(image_grids), iter(video_grids)
