@@ -59,14 +59,14 @@ class Attention(nn.Module):
         rotation: tuple[torch.Tensor, torch.Tensor],
         backend: AttentionBackend,
     ) -> torch.Tensor:
-        """X [T, hidden], cosine and sine [T, head_dim] -> [T, hidden]."""
-        return self.project(self.attend(x, rotation, backend))
+        """Tokens x [T, hidden], cosine and sine [T, head_dim] -> [T, hidden]."""
+        return self.project(self.attention_output(x, rotation, backend))
 
-    def project(self, attended: torch.Tensor) -> torch.Tensor:
+    def project(self, attention_output: torch.Tensor) -> torch.Tensor:
         """The output projection, summed over the ranks: [n, heads * head_dim] -> [n, hidden]."""
-        return self.collectives.all_reduce_(self.o_proj(attended))
+        return self.collectives.all_reduce_(self.o_proj(attention_output))
 
-    def attend(
+    def attention_output(
         self,
         x: torch.Tensor,
         rotation: tuple[torch.Tensor, torch.Tensor],
@@ -106,15 +106,15 @@ class DecoderLayer(nn.Module):
         backend: AttentionBackend,
         token_indices: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """X [T, hidden] -> [T, hidden].
+        """Tokens x [T, hidden] -> [T, hidden].
 
         token_indices: int64 [n], the tokens whose output is needed: -> [n, hidden]. Keys and values
             are computed for all tokens, the rest of the layer only for these; None: for all.
         """
-        attended = self.self_attn.attend(self.input_layernorm(x), rotation, backend)
+        output = self.self_attn.attention_output(self.input_layernorm(x), rotation, backend)
         if token_indices is not None:
-            x, attended = x[token_indices], attended[token_indices]
-        x = x + self.self_attn.project(attended)
+            x, output = x[token_indices], output[token_indices]
+        x = x + self.self_attn.project(output)
         return x + self.mlp(self.post_attention_layernorm(x))  # type: ignore[no-any-return]
 
 

@@ -55,5 +55,5 @@ class MergedLinear(nn.Module):
         self.linear: nn.Module = merged
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """X [..., in] -> the layers' results [..., out], as views of one tensor."""
+        """Inputs x [..., in] -> the layers' results [..., out], as views of one tensor."""
         return self.linear(x).split(self.sizes, dim=-1)  # type: ignore[no-any-return]

@@ -77,7 +77,7 @@ class VisionAttention(nn.Module):
         attention: FrameAttention,
         in_place: bool = False,
     ) -> torch.Tensor:
-        """X [N, D], cosine and sine, float32 [N, head_dim] each -> [N, D]."""
+        """Patches x [N, D], cosine and sine, float32 [N, head_dim] each -> [N, D]."""
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
         # The reference rotates queries and keys in float32 here, unlike in the decoder.
         qk = qkv[:, :2].flatten(1, 2).float()

@@ -1,7 +1,7 @@
 """Reads the network's dimensions from a checkpoint's config.json.
 
 Supports the flat layout of the 2024 hub files, the nested `text_config` of transformers 4.5x, and
-`rope_parameters` of 5.x. Settings that the network does not implement are refused with a ModelError.
+`rope_parameters` of 5.x. Settings that the network does not implement raise a ModelError.
 """
 
 from collections.abc import Mapping

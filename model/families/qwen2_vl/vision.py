@@ -36,7 +36,7 @@ class VisionBlock(nn.Module):
         attention: FrameAttention,
         in_place: bool = False,
     ) -> torch.Tensor:
-        """X [N, D] -> [N, D]; with `in_place`, x itself is overwritten and returned."""
+        """Patches x [N, D] -> [N, D]; with `in_place`, x itself is overwritten and returned."""
         if in_place:
             x.add_(self.attn(self.norm1(x), rotation, attention, in_place))
             return x.add_(self.mlp(self.norm2(x), in_place))

@@ -77,8 +77,8 @@ def test_going_on_in_a_cache_equals_one_pass(rows, window, name):
         cache.reserve(max(p + n for p, n in rows))
         step = CachedCausalAttention(new, past, cache, name)
         got = step(0, *piece(lambda row: slice(row[0], sum(row))), window)
-        wanted = [w[p : p + n] for w, (p, n) in zip(want, rows, strict=True)]
-        assert torch.allclose(got, torch.cat(wanted), atol=1e-5)
+        expected = [w[p : p + n] for w, (p, n) in zip(want, rows, strict=True)]
+        assert torch.allclose(got, torch.cat(expected), atol=1e-5)
     cache.lengths += torch.tensor(new)
     cache.reserve(max(lengths))
     decode = CachedDecodeAttention(cache, name)
@@ -122,8 +122,8 @@ def test_flash_equals_sdpa(window, groups):
     q, k, v = random_qkv(sum(lengths), heads=8, groups=groups, dim=64, **options)
     wide = [t.float() for t in (q, k, v)]
     exact = PackedCausalAttention(lengths)(0, *wide, window)
-    for attend in (PackedCausalAttention(lengths, "flash"), PackedCausalAttention(lengths, "sdpa")):
-        assert (attend(0, q, k, v, window) - exact).abs().max() < 0.03
+    for name in ("flash", "sdpa"):
+        assert (PackedCausalAttention(lengths, name)(0, q, k, v, window) - exact).abs().max() < 0.03
     frames = packed_attention(q, k, v, lengths, causal=False, name="flash")
     exact = packed_attention(*wide, lengths, causal=False)
     assert (frames - exact).abs().max() < 0.03

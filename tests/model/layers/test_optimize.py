@@ -1,4 +1,4 @@
-"""A network prepared for inference, against the plain one."""
+"""A network that is optimized for inference, against the plain one."""
 
 import pytest
 import torch
@@ -21,18 +21,18 @@ LENGTHS = [5, 1, 9]
     params=["embedded", "untied, sharded", "2B's heads", "dynamic", "sliding window"],
 )
 def folder(request, tmp_path_factory):
-    return write_checkpoint(tmp_path_factory.mktemp("one"), SHAPES[request.param], seed=5)
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoint"), SHAPES[request.param], seed=5)
 
 
-def states(model, rows=None, name="sdpa"):
+def states(model, token_indices=None, name="sdpa"):
     ids = torch.randint(0, 500, (sum(LENGTHS),), generator=torch.Generator().manual_seed(1))
     positions = torch.cat([torch.arange(n) for n in LENGTHS]).expand(3, -1)
-    attend = PackedCausalAttention(LENGTHS, name)
-    return model.hidden_states(model.model.embed_tokens(ids), positions, attend, rows)
+    backend = PackedCausalAttention(LENGTHS, name)
+    return model.hidden_states(model.model.embed_tokens(ids), positions, backend, token_indices)
 
 
 @torch.inference_mode()
-def test_a_prepared_network_gives_the_plain_ones_states_and_logits(folder):
+def test_an_optimized_network_gives_the_plain_ones_states_and_logits(folder):
     want, plain = states(ours(folder)), ours(folder)
     model = optimize_for_inference(ours(folder))
     assert isinstance(model.model.layers[0].self_attn.qkv, MergedLinear)
@@ -43,14 +43,14 @@ def test_a_prepared_network_gives_the_plain_ones_states_and_logits(folder):
     assert want.std() > 0.3
 
 
-@pytest.mark.parametrize("prepared", [False, True])
+@pytest.mark.parametrize("optimized", [False, True])
 @torch.inference_mode()
-def test_the_states_of_chosen_rows_are_those_of_all(folder, prepared):
+def test_the_states_of_chosen_tokens_are_those_of_all(folder, optimized):
     model = ours(folder)
-    if prepared:
+    if optimized:
         optimize_for_inference(model)
-    rows = torch.tensor([4, 14, 5])
-    assert (states(model, rows) - states(model)[rows]).abs().max() < 2e-5
+    chosen = torch.tensor([4, 14, 5])
+    assert (states(model, chosen) - states(model)[chosen]).abs().max() < 2e-5
 
 
 @torch.inference_mode()
@@ -64,13 +64,13 @@ def test_in_bfloat16_it_is_as_near_to_float32_as_the_plain_one(tmp_path):
         assert (got - want).square().mean().sqrt() < 1.15 * of_plain
 
 
-def test_the_old_weights_are_given_up(tmp_path):
+def test_the_old_weights_are_freed(tmp_path):
     folder = write_checkpoint(tmp_path, SHAPES["untied, sharded"], seed=5)
     model = optimize_for_inference(ours(folder))
     left = {name for name, _ in model.named_parameters() if name.endswith("proj.weight")}
     if can_prepack(CPU, torch.float32):
         assert left == {"visual.patch_embed.proj.weight"}
-        assert not any(isinstance(one, nn.Linear) for one in model.modules())
+        assert not any(isinstance(module, nn.Linear) for module in model.modules())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -89,7 +89,7 @@ def test_a_packed_layer_is_the_layer(dtype, shape, bias):
         assert torch.equal(got, want)
     else:
         assert torch.allclose(got, want, atol=1e-5)
-    # A view that does not lie in one piece, as a half of a joined product is.
+    # A view that is not contiguous, as a part of a merged product is.
     wide = torch.randn(6, 48, generator=generator).to(dtype)[:, 24:]
     assert torch.allclose(PrepackedLinear(linear)(wide), linear(wide), atol=1e-5)
 

@@ -35,10 +35,10 @@ def restated(parts, rule):
 
 @given(PARTS, st.sampled_from(["original", "hf5"]))
 def test_positions_follow_the_rule(parts, rule):
-    ids, grids, wanted = restated(parts, rule)
+    ids, grids, expected = restated(parts, rule)
     got, following = mrope_positions(ids, grids, (IMAGE, VIDEO), rule)
-    assert got.T.tolist() == [list(p) for p in wanted]
-    assert following == (max(wanted[-1]) + 1 if wanted else 0)
+    assert got.T.tolist() == [list(p) for p in expected]
+    assert following == (max(expected[-1]) + 1 if expected else 0)
 
 
 @given(PARTS)
