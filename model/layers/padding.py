@@ -52,17 +52,17 @@ class Packing:
         columns = seen.shape[1]
         padded = calls[0].new_zeros(batch, calls[0].shape[1], width, columns)
         sequences = [weights for call in calls for weights in call]
-        where = [row.nonzero()[:, 0] for row in seen]
-        past = [len(cells) - new for cells, new in zip(where, self.row_lengths, strict=True)]
+        real_columns = [row.nonzero()[:, 0] for row in seen]
+        past = [len(cells) - new for cells, new in zip(real_columns, self.row_lengths, strict=True)]
         row, used = 0, 0
         for weights in sequences:
             new = weights.shape[1]
             while used + new > self.row_lengths[row] or self.row_lengths[row] == 0:
                 row, used = row + 1, 0
             first = past[row] + used
-            queries = where[row][first : first + new] - (columns - width)
+            queries = real_columns[row][first : first + new] - (columns - width)
             # A sequence that starts within its row does not see what is before it.
-            keys = where[row][first + new - weights.shape[2] : first + new]
+            keys = real_columns[row][first + new - weights.shape[2] : first + new]
             padded[row, :, queries[:, None], keys] = weights
             used += new
         return padded

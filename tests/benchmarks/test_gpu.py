@@ -107,7 +107,7 @@ def test_the_whole_benchmark_runs_without_a_gpu(tmp_path):
     )
     assert answer.returncode == 0, answer.stderr
     found = json.loads(path.read_text())
-    assert len(found["sections"]) == 9
+    assert len(found["sections"]) == 8
     for name, rows in found["sections"].items():
         assert not [
             row["what"] for row in rows if row["what"].startswith(("failed", "left out"))
