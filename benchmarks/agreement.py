@@ -1,9 +1,9 @@
 """How often reduced precision changes a greedy answer: `python -m benchmarks.agreement FOLDER`.
 
-Answers the same prompts, with drawn pictures, in float32, bfloat16 and with float8 linears, and
-with the reference in float32 and bfloat16; without a folder, a random checkpoint is made. Prints
-for each what share of the answers is that of the reference's float32 in full, and what share of
-tokens before the first that differs.
+Answers the same prompts, with drawn pictures, in float32 and bfloat16, and with the reference in
+float32 and bfloat16; without a folder, a random checkpoint is made. Prints for each what share of
+the answers is that of the reference's float32 in full, and what share of tokens comes before the
+first that differs.
 """
 
 import argparse
@@ -18,9 +18,9 @@ import torch
 
 from mediamill.model.checkpoint.generation_defaults import GenerationDefaults
 from mediamill.model.engine import Engine, Request
-from mediamill.model.families.inference import prepare
 from mediamill.model.families.qwen2_vl.config import load_config
 from mediamill.model.inputs import VisualInput
+from mediamill.model.layers.optimize import optimize_for_inference
 from mediamill.model.media.image_rules import ImageRules
 from mediamill.model.media.patches import patchify_image
 from mediamill.model.sampling import Sampling
@@ -56,10 +56,8 @@ def drawn(folder: Path, count: int, new: int) -> list[Request]:
     return found
 
 
-def ours(
-    folder: Path, requests: list[Request], dtype: torch.dtype, device: str, fp8: bool
-) -> Answers:
-    model = prepare(load_model(folder, dtype, device), fp8)
+def ours(folder: Path, requests: list[Request], dtype: torch.dtype, device: str) -> Answers:
+    model = optimize_for_inference(load_model(folder, dtype, device))
     rules = {kind: ImageRules.from_checkpoint(folder, kind) for kind in ("image", "video")}
     engine = Engine(model, rules, GenerationDefaults.load(folder))  # type: ignore[arg-type]
     done = {one.id: one.output_ids for one in engine.generate(requests)}
@@ -103,10 +101,9 @@ def measured(folder: Path, count: int, new: int, device: str) -> dict[str, tuple
     requests = drawn(folder, count, new)
     wanted = theirs(folder, requests, torch.float32, device)
     ways: dict[str, Callable[[], Answers]] = {
-        "ours, float32": lambda: ours(folder, requests, torch.float32, device, False),
-        "ours, bfloat16": lambda: ours(folder, requests, torch.bfloat16, device, False),
+        "ours, float32": lambda: ours(folder, requests, torch.float32, device),
+        "ours, bfloat16": lambda: ours(folder, requests, torch.bfloat16, device),
         "reference, bfloat16": lambda: theirs(folder, requests, torch.bfloat16, device),
-        "ours, float8 linears": lambda: ours(folder, requests, torch.bfloat16, device, True),
     }
     return {name: agreement(answers(), wanted) for name, answers in ways.items()}
 

@@ -14,7 +14,6 @@ import platform
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,8 @@ from benchmarks import gpu_jobs, gpu_parts, roofline
 from benchmarks.gpu_jobs import Job, Preparers
 from benchmarks.gpu_parts import MINIATURE, Row, Sizes
 from benchmarks.gpu_setup import Clock, built
-from mediamill.model.families.inference import prepare
 from mediamill.model.families.qwen2_vl.model import Qwen2VL
-from mediamill.model.layers.fp8 import multiplies_float8
+from mediamill.model.layers.optimize import optimize_for_inference
 
 
 class Report:
@@ -102,19 +100,6 @@ def parts(
         report.add(f"{shape}: {name}", lambda work=work: work(model, clock, top, sizes))  # type: ignore[misc]
 
 
-def float8(
-    shape: str, dtype: torch.dtype, clock: Clock, top: roofline.Ceilings, sizes: Sizes
-) -> list[Row]:
-    """Vision, prefill and decode again with float8 linears, for one size each."""
-    model = prepare(built(shape, clock.device, dtype), fp8=True)
-    few = replace(sizes, pictures=sizes.pictures[1:2], batches=sizes.batches[-1:])
-    hardware = multiplies_float8(clock.device)
-    rows: list[Row] = [{"what": "float8 products" if hardware else "emulated float8"}]
-    for work in (gpu_parts.vision, gpu_parts.prefill, gpu_parts.decode):
-        rows += work(model, clock, top, few)
-    return rows
-
-
 def jobs_of(options: argparse.Namespace) -> list[Job]:
     if options.cpu:
         return [Job((84, 56), 6, 5), Job((56, 56), 2, 3, pictures=4)]
@@ -149,7 +134,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     rows = 4 if options.cpu else 256
     try:
         for shape in ["miniature"] if options.cpu else options.shapes.split(","):
-            model = prepare(built(shape, device, dtype))
+            model = optimize_for_inference(built(shape, device, dtype))
             jobs = jobs_of(options)
 
             def whole(model: Qwen2VL = model, jobs: list[Job] = jobs) -> list[Row]:
@@ -174,11 +159,6 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
             parts(report, shape, model, clock, top, sizes)
             _free()
             del model, whole, theirs
-            _free()
-            report.add(
-                f"{shape}: float8",
-                lambda shape=shape: float8(shape, dtype, clock, top, sizes),  # type: ignore[misc]
-            )
             _free()
     finally:
         preparers.close()

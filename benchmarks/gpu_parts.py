@@ -17,7 +17,7 @@ from mediamill.model.engine_core.paged_cache import PagedCache, PagedDecode
 from mediamill.model.families.qwen2_vl.model import Qwen2VL
 from mediamill.model.inputs import VisualInput, VisualKind
 from mediamill.model.layers import flash
-from mediamill.model.layers.attention import AttentionName, PackedCausal, check_attention
+from mediamill.model.layers.attention import AttentionName, PackedCausalAttention, check_attention
 from mediamill.model.media.image_rules import ImageRules
 
 Row = dict[str, Any]
@@ -108,7 +108,7 @@ def products(model: Qwen2VL, clock: Clock, top: roofline.Ceilings, sizes: Sizes)
 
 def attentions(model: Qwen2VL) -> list[AttentionName]:
     found: list[AttentionName] = ["sdpa"]
-    if flash.missing(model.device, model.dtype) is None:
+    if flash.missing_requirement(model.device, model.dtype) is None:
         found.insert(0, check_attention("flash", model.device, model.dtype))
     return found
 
@@ -166,7 +166,8 @@ def prefill(model: Qwen2VL, clock: Clock, top: roofline.Ceilings, sizes: Sizes) 
                 embeddings: torch.Tensor = embeddings,
                 last: torch.Tensor = last,
             ) -> torch.Tensor:
-                hidden = model.hidden_states(embeddings, positions, PackedCausal(lengths, name))
+                backend = PackedCausalAttention(lengths, name)
+                hidden = model.hidden_states(embeddings, positions, backend)
                 return model.logits(hidden[last])
 
             seconds = clock.seconds(work)

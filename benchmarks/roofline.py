@@ -5,7 +5,8 @@ A multiplication with its addition counts as two. It measures nothing.
 
 from dataclasses import dataclass
 
-from mediamill.model.families.qwen2_vl.config import Qwen2VLConfig, TextConfig
+from mediamill.model.families.qwen2_vl.config import Qwen2VLConfig
+from mediamill.model.layers.shapes import TextConfig
 
 
 @dataclass(frozen=True)

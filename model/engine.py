@@ -26,13 +26,14 @@ from mediamill.model.engine_core.request_checks import placed_media, request_pro
 from mediamill.model.engine_core.scheduler import SchedulerLimits
 from mediamill.model.engine_core.sequence import Row
 from mediamill.model.engine_core.stats import EngineStats
-from mediamill.model.families.inference import fastest_attention, prepare
 from mediamill.model.families.qwen2_vl.config import MRopeRule, load_config
 from mediamill.model.families.qwen2_vl.model import Qwen2VL
 from mediamill.model.inputs import VisualKind
 from mediamill.model.layers.attention import AttentionName, check_attention
 from mediamill.model.layers.collectives import SINGLE_RANK, Collectives
-from mediamill.model.layers.dtypes import wanted_dtype
+from mediamill.model.layers.dtypes import dtype_of
+from mediamill.model.layers.kernels import fastest_attention
+from mediamill.model.layers.optimize import optimize_for_inference
 from mediamill.model.layers.shards import WHOLE, Shard
 from mediamill.model.media.image_rules import ImageRules
 from mediamill.model.requests import Completion, FinishReason, Request, Score, failed
@@ -131,7 +132,6 @@ class Engine:
         vision_patches: int = VISION_PATCHES,
         share_prefixes: bool = True,
         graphs: bool = True,
-        fp8: bool = False,
         shard: Shard = WHOLE,
         ranks: Collectives = SINGLE_RANK,
     ) -> Self:
@@ -141,15 +141,14 @@ class Engine:
             "bfloat16", "float16", or "auto": the file's own on a GPU, float32 on a CPU. batch_rows:
             None = 64 on a CPU, 256 on a GPU. attention: "auto" (the fastest that can run here),
             "sdpa", "eager", "flash" or "products". mrope: how videos are positioned; "original" as
-            the model was trained, "hf5" as transformers 5 does. fp8: linear layers in float8, which
-            changes answers a little; see model/layers/fp8.py. shard, ranks: see
+            the model was trained, "hf5" as transformers 5 does. shard, ranks: see
             model/tensor_parallel/.
         Raises ModelError when the folder cannot be used, ValueError for the other arguments.
         """
         folder = Folder.of(folder)
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        kind = wanted_dtype(dtype, device)
+        kind = dtype_of(dtype, device)
         if mrope not in ("original", "hf5"):
             raise ValueError(f"mrope is {mrope!r}, expected original or hf5")
         # Before weights are read for nothing; and again below, where the dtype is known.
@@ -164,7 +163,7 @@ class Engine:
         model = load_model(folder, kind, device, config, shard, ranks)
         kernel = attention if attention != "auto" else fastest_attention(model.device, model.dtype)
         name = check_attention(kernel, model.device, model.dtype)
-        prepare(model, fp8)
+        optimize_for_inference(model)
         return cls(
             model,
             rules,
@@ -321,7 +320,8 @@ class Engine:
             limits.prefill_tokens,
             limits.vision_patches,
         )
-        tokens = self.model.ranks.least(tokens, device)  # all ranks have to admit the same rows
+        # All ranks have to admit the same rows.
+        tokens = self.model.collectives.all_reduce_min(tokens, device)
         if self._page_size is None:
             return ContiguousCache(text, tokens, PAGE_SIZE, kind, device, self.attention)
         cache = PagedCache(text, tokens, self._page_size, kind, device)

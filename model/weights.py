@@ -75,15 +75,15 @@ def load_model(
     parameters = dict(model.named_parameters())
     for file in files:
         copies = [
-            TensorCopy(stored, parameters[name], shard.part(name, config))
+            TensorCopy(stored, parameters[name], shard.tensor_slice(name, config.text))
             for name, stored in sources.items()
             if stored.file == file
         ]
         for values, target in read_blocks(folder, file, copies):
             target.copy_(values)
     if head:
-        embedding = TensorCopy(head, parameters[_EMBEDDING], shard.part(_EMBEDDING, config))
-        _check_head(folder, embedding)
+        tensor_slice = shard.tensor_slice(_EMBEDDING, config.text)
+        _check_head(folder, TensorCopy(head, parameters[_EMBEDDING], tensor_slice))
     # The rotary frequencies are computed, not stored, and to_empty() has dropped them; they stay
     # float32.
     for module in (model.visual, model.model):

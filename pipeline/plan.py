@@ -153,7 +153,7 @@ def _check_ranks(job: JobConfig, model: Place) -> Qwen2VLConfig:
     where = storage.redact((model / "config.json").url)
     config = parse_config(storage.read(model / "config.json"), where)
     try:
-        Shard(0, resources.tensor_parallel, resources.vision_split).check(config)
+        Shard(0, resources.tensor_parallel).check(config.text)
     except ModelError as error:
         raise JobError(f"resources.tensor_parallel: {error}") from error
     return config

@@ -45,11 +45,6 @@ class Resources(Strict):
         "starts, cuda waits for them",
     )
     tensor_parallel: Count = Field(default=1, description="GPUs that share one copy of the model")
-    vision_split: Annotated[Literal["data", "tensor"], Expected("data or tensor")] = Field(
-        default="data",
-        description="with tensor_parallel: each GPU encodes its share of the media, or all of "
-        "them each medium",
-    )
     dtype: Annotated[
         Literal["auto", "bfloat16", "float16", "float32"],
         Expected("auto, bfloat16, float16 or float32"),

@@ -15,8 +15,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from mediamill.model.checkpoint.folder import Folder
+from mediamill.model.checkpoint.tensor_slice import TensorSlice
 from mediamill.model.errors import ModelError
-from mediamill.model.layers.shards import Part
 
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _MAPPED_BYTES = 16 * 1024 * 1024
@@ -58,7 +58,7 @@ class TensorCopy:
 
     stored: StoredTensor
     target: torch.Tensor
-    part: Part | None = None
+    part: TensorSlice | None = None
 
 
 def read_header(folder: Folder, file: str) -> list[StoredTensor]:

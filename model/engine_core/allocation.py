@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from mediamill.model.families.qwen2_vl.config import TextConfig
+from mediamill.model.layers.shapes import TextConfig
 
 _ALIGNMENT = 64  # bytes of a cache line
 

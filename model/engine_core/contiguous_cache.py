@@ -12,9 +12,9 @@ import torch
 
 from mediamill.model.engine_core.allocation import Allocation, layer_tensors
 from mediamill.model.engine_core.block_pool import BlockPool
-from mediamill.model.families.qwen2_vl.config import TextConfig
 from mediamill.model.layers.attention import AttentionName, attention
 from mediamill.model.layers.kernels import dense_decode
+from mediamill.model.layers.shapes import TextConfig
 
 # "products" reads whole rows of a shelf where they are at most so many times what is needed.
 WASTE = 4

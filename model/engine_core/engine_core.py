@@ -214,7 +214,7 @@ class EngineCore:
                 raise
 
     def _short_of_memory(self, relief: OomBackoff, rows: int, error: Exception) -> None:
-        if self.steps.model.ranks.size > 1:
+        if self.steps.model.collectives.size > 1:
             raise error  # the other ranks went on, or wait for this one: they are out of step
         self._tally.shortages += 1
         relief.halve(rows)

@@ -14,7 +14,7 @@ import torch
 from mediamill.model.engine_core.allocation import bytes_per_token
 from mediamill.model.families.qwen2_vl.model import Qwen2VL
 from mediamill.model.inputs import VisualInput, VisualKind
-from mediamill.model.layers.attention import AttentionName, PackedCausal
+from mediamill.model.layers.attention import AttentionName, PackedCausalAttention
 from mediamill.model.media.image_rules import ImageRules
 
 # Of the memory that is free: on a GPU what is left is for fragments, on a CPU for other programs.
@@ -77,7 +77,9 @@ def _free_on_gpu(
     ids = torch.zeros(tokens, dtype=torch.long, device=device)
     positions = torch.arange(tokens, device=device).expand(3, -1)
     embeddings = model.model.embed_tokens(ids)
-    model.logits(model.hidden_states(embeddings, positions, PackedCausal([tokens], attention))[-1:])
+    model.logits(
+        model.hidden_states(embeddings, positions, PackedCausalAttention([tokens], attention))[-1:]
+    )
     torch.cuda.synchronize(device)
     peak = torch.cuda.max_memory_allocated(device) - before
     del patches, ids, positions, embeddings

@@ -23,7 +23,7 @@ from mediamill.model.families.qwen2_vl.model import Qwen2VL
 from mediamill.model.generation.chooser import Choice
 from mediamill.model.inputs import VisualInput, VisualKind
 from mediamill.model.layers.attention import AttentionName
-from mediamill.model.layers.shards import shares
+from mediamill.model.layers.shards import balance
 from mediamill.model.media.image_rules import ImageRules
 
 Cache = PagedCache | ContiguousCache
@@ -200,18 +200,19 @@ class ModelRunner:
     def _encode_shared(self, group: Sequence[VisualInput]) -> torch.Tensor:
         """Visual tokens of a group, of which each rank encodes its share."""
         model = self.model
-        if model.ranks.size == 1 or model.visual.parts > 1:
+        if model.collectives.size == 1:
             there = send_visuals(self._sender, group)
             return model.visual.encode(there, self.rules, self.attention)
-        owners = shares([len(one.patches) for one in group], model.ranks.size)
-        mine = [owner == model.ranks.rank for owner in owners]
+        owners = balance([len(one.patches) for one in group], model.collectives.size)
+        mine = [owner == model.collectives.rank for owner in owners]
         there = send_visuals(self._sender, list(compress(group, mine)))
         encoded = model.visual.encode(there, self.rules, self.attention)
         total = sum(one.tokens for one in group)
         tokens = encoded.new_zeros(total, encoded.shape[1])
         chosen = [own for own, one in zip(mine, group, strict=True) for _ in range(one.tokens)]
         tokens[torch.tensor(chosen)] = encoded
-        return model.ranks.sum_(tokens)  # the others' tokens are zeros here: nothing is rounded
+        # The tokens of other ranks are zeros here, so the sum rounds nothing.
+        return model.collectives.all_reduce_(tokens)
 
     def decode(self, tokens: torch.Tensor, positions: torch.Tensor, batch: Batch) -> torch.Tensor:
         """The last tokens, int64 [B], at `positions` [B] -> logits of the next ones [B, V]."""
@@ -227,7 +228,7 @@ class ModelRunner:
         """The first rank's tokens on every rank. They are equal already if each has computed the
         same; a bit that flipped in one must not let the ranks run different rows.
         """
-        self.model.ranks.first_(choice.tokens)
+        self.model.collectives.broadcast_(choice.tokens)
         return choice
 
     def replay_graphs(self, cache: PagedCache, rows: int) -> None:

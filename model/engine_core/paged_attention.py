@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 
-from mediamill.model.layers.flash import does_pages, flash_paged
+from mediamill.model.layers.flash import flash_paged, supports_pages
 from mediamill.model.layers.kernels import attention
 
 PagedKernel = Literal["gather", "triton", "varlen"]
@@ -21,7 +21,7 @@ def choose_kernel(
     device: torch.device, dtype: torch.dtype, head_dim: int, page_size: int
 ) -> PagedKernel:
     """The fastest kernel that can run here: "varlen", then "triton", then "gather"."""
-    if does_pages(device, dtype, head_dim, page_size):
+    if supports_pages(device, dtype, head_dim, page_size):
         return "varlen"
     ours = _triton_decode()
     if ours is not None and ours.missing(device, dtype, head_dim) is None:

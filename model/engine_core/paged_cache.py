@@ -11,7 +11,7 @@ import torch
 from mediamill.model.engine_core.allocation import Allocation, layer_tensors
 from mediamill.model.engine_core.block_pool import BlockPool
 from mediamill.model.engine_core.paged_attention import PagedKernel, choose_kernel, paged_decode
-from mediamill.model.families.qwen2_vl.config import TextConfig
+from mediamill.model.layers.shapes import TextConfig
 
 
 class PagedCache:

@@ -9,8 +9,8 @@ from typing import get_args
 import torch
 
 from mediamill.model.families.qwen2_vl.config import Qwen2VLConfig
+from mediamill.model.families.qwen2_vl.positions import mrope_positions
 from mediamill.model.inputs import VisualInput, VisualKind
-from mediamill.model.layers.rope import mrope_positions
 from mediamill.model.media.image_rules import ImageRules
 from mediamill.model.requests import Pooling, Request
 

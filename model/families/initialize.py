@@ -1,40 +1,42 @@
-"""Fills a network with random weights, for training from nothing.
+"""Random weights for a network, for training from nothing."""
 
-It does not know files; weights of a checkpoint come from `mediamill.model.weights`.
-"""
+from collections.abc import Callable
 
 import torch
 from torch import nn
 
 from mediamill.model.families.qwen2_vl.model import Qwen2VL
-from mediamill.model.layers.decoder import RMSNorm
 
 
 @torch.no_grad()
-def initialize_weights(model: Qwen2VL, seed: int = 0) -> Qwen2VL:
-    """Draw every weight anew, in place, on whatever device the model is; the model is returned.
+def initialize_weights(
+    model: Qwen2VL,
+    seed: int | None = 0,
+    spread: Callable[[str, nn.Parameter], float] | None = None,
+) -> Qwen2VL:
+    """Draws every weight anew, in place, on the device of the model; returns the model.
 
-    Weights of linear layers, of the patch projection and of the embedding are normal with mean 0
-    and the standard deviation `initializer_range` of their part's configuration (the head has the
-    decoder's); biases and the embedding of pad_token_id are 0, norms 1. The same seed gives the
-    same weights on one kind of device.
+    Matrices are normal with mean 0; biases and the embedding of pad_token_id are 0, weights of
+    norms 1. The same seed gives the same weights on one kind of device.
+
+    seed: None draws from torch's global generator.
+    spread: gives the standard deviation of a named matrix; None: `initializer_range` of the
+        configuration of the vision tower or the decoder.
     """
-    generator = torch.Generator(device=model.device).manual_seed(seed)
     config = model.config
-    for part, spread in (
-        (model.visual, config.vision.initializer_range),
-        (model.model, config.text.initializer_range),
-        (model.lm_head, config.text.initializer_range),
-    ):
-        for module in part.modules():
-            if isinstance(module, nn.Linear | nn.Conv3d | nn.Embedding):
-                module.weight.normal_(0.0, spread, generator=generator)
-            elif isinstance(module, nn.LayerNorm | RMSNorm):
-                module.weight.fill_(1.0)
-            bias = getattr(module, "bias", None)
-            if isinstance(bias, nn.Parameter):
-                bias.zero_()
-    pad = config.text.pad_token_id
-    if pad is not None:
-        model.model.embed_tokens.weight[pad].zero_()
+
+    def configured(name: str, parameter: nn.Parameter) -> float:
+        part = config.vision if name.startswith("visual.") else config.text
+        return part.initializer_range
+
+    generator = None if seed is None else torch.Generator(device=model.device).manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            parameter.zero_()
+        elif parameter.ndim == 1:
+            parameter.fill_(1.0)
+        else:
+            parameter.normal_(0.0, (spread or configured)(name, parameter), generator=generator)
+    if config.text.pad_token_id is not None:
+        model.model.embed_tokens.weight[config.text.pad_token_id].zero_()
     return model

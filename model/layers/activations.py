@@ -1,4 +1,4 @@
-"""Turns the name of an activation in a config.json into its function."""
+"""Activation functions by their name in config.json."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 
 def activation(name: str) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Returns the activation function called `name`, one of those that a config may name."""
+    """Returns the activation function called `name`. Raises ValueError for an unknown name."""
     match name:
         case "silu":
             return F.silu
@@ -23,8 +23,9 @@ def activation(name: str) -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 def activation_(name: str) -> Callable[[torch.Tensor], torch.Tensor]:
-    """As `activation`, bit for bit, for inference: the argument is overwritten where that saves
-    memory traffic.
+    """Returns a function with the results of `activation`, bit for bit, for inference.
+
+    It overwrites its argument where that saves memory traffic.
     """
     match name:
         case "silu":

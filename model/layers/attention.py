@@ -1,7 +1,7 @@
-"""What a decoder layer calls for attention: over packed prompts, over a cache, or both.
+"""Attention backends of a decoder layer: over packed prompts, over a cache, or both.
 
-Everything is packed: tokens of many sequences stand one after the other, with their lengths beside
-them, and no token attends outside its own sequence. It does not know positions or weights.
+Tokens of many sequences are packed one after the other, with the sequences' lengths beside them; no
+token attends outside its own sequence.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 
 from mediamill.model.layers.cache import KeyValueCache
-from mediamill.model.layers.flash import Boundaries, does_cached_keys, flash_cached
+from mediamill.model.layers.flash import Boundaries, flash_cached, supports_cached_keys
 from mediamill.model.layers.kernels import (
     AttentionName,
     attention,
@@ -20,21 +20,22 @@ from mediamill.model.layers.kernels import (
 )
 
 __all__ = [
-    "Attend",
+    "AttentionBackend",
     "AttentionName",
-    "CachedCausal",
-    "DecodeStep",
+    "CachedCausalAttention",
+    "CachedDecodeAttention",
     "KeyValueCache",
-    "PackedCausal",
+    "PackedCausalAttention",
     "attention",
     "check_attention",
     "packed_attention",
 ]
 
 
-class Attend(Protocol):
-    """What a decoder layer calls: q [T, H, d], k and v [T, Hkv, d] of layer `layer` -> [T, H,
-    d].
+class AttentionBackend(Protocol):
+    """Causal attention as a decoder layer calls it.
+
+    Called with q [T, H, d], k and v [T, Hkv, d] of layer `layer`, it returns [T, H, d].
 
     lengths: new tokens per sequence, in order; they sum to T.
     window: the layer's sliding window: key j is visible to query i of its sequence iff
@@ -54,13 +55,13 @@ class Attend(Protocol):
     ) -> torch.Tensor: ...
 
 
-class PackedCausal:
-    """Attend for a forward pass or a prefill: each sequence over itself, causally.
+class PackedCausalAttention:
+    """Attention of whole sequences over themselves, for a forward pass or a prefill.
 
-    With a cache, the keys and values of sequence i are stored in its row i. dropout: of the
-    weights, for training.
-    weights: with record=True and "eager", the weights of each layer's calls, in order: [sequences
-        of one length, H, L, L] each.
+    cache: where the keys and values of sequence i are stored, in row i.
+    dropout: of the attention weights, for training.
+    weights: with record=True and "eager", for each layer the weights of its calls, in order:
+        [sequences of one length, H, L, L] each.
     """
 
     def __init__(
@@ -89,9 +90,9 @@ class PackedCausal:
         if self.cache is not None:
             start = 0
             for row, length in enumerate(self.lengths):
-                new = slice(start, start + length)
-                self.cache.keys[layer][row, :, :length] = k[new].transpose(0, 1)
-                self.cache.values[layer][row, :, :length] = v[new].transpose(0, 1)
+                tokens = slice(start, start + length)
+                self.cache.keys[layer][row, :, :length] = k[tokens].transpose(0, 1)
+                self.cache.values[layer][row, :, :length] = v[tokens].transpose(0, 1)
                 start += length
         if self.name == "flash" and self.boundaries is None:
             self.boundaries = Boundaries(self.lengths, q.device)
@@ -104,16 +105,15 @@ class PackedCausal:
             name=self.name,
             window=window,
             dropout=self.dropout,
-            weights=_page(self.weights),
+            weights=_new_layer(self.weights),
             boundaries=self.boundaries,
         )
 
 
-class DecodeStep:
-    """Attend for one decode step: one new token per sequence, over all that is cached and
-    itself.
+class CachedDecodeAttention:
+    """Attention of one new token per sequence over the cached tokens and itself.
 
-    span: one more than the longest sequence in the cache; None asks the device for it.
+    span: 1 + the length of the longest sequence in the cache; None reads it from the device.
     """
 
     def __init__(
@@ -122,12 +122,12 @@ class DecodeStep:
         self.cache = cache
         self.name: AttentionName = name
         self.lengths = [1] * cache.batch
-        self.slots = cache.lengths
         self.span = int(cache.lengths.max()) + 1 if span is None else span
-        self.rows = torch.arange(len(self.slots), device=self.slots.device)
-        self.places = torch.arange(self.span, device=self.slots.device)
-        self.filled = (self.slots + 1).to(torch.int32)
-        self.mask = (self.places <= self.slots[:, None])[:, None, None]
+        self._slots = cache.lengths
+        self._rows = torch.arange(len(self._slots), device=self._slots.device)
+        self._columns = torch.arange(self.span, device=self._slots.device)
+        self._filled = (self._slots + 1).to(torch.int32)
+        self._mask = (self._columns <= self._slots[:, None])[:, None, None]
 
     def __call__(
         self,
@@ -138,15 +138,15 @@ class DecodeStep:
         window: int | None = None,
     ) -> torch.Tensor:
         keys, values = self.cache.keys[layer], self.cache.values[layer]
-        keys[self.rows, :, self.slots] = k
-        values[self.rows, :, self.slots] = v
-        if self.name == "flash" and does_cached_keys():
+        keys[self._rows, :, self._slots] = k
+        values[self._rows, :, self._slots] = v
+        if self.name == "flash" and supports_cached_keys():
             return flash_cached(
-                q, keys.transpose(1, 2), values.transpose(1, 2), self.filled, window
+                q, keys.transpose(1, 2), values.transpose(1, 2), self._filled, window
             )
-        mask = self.mask
+        mask = self._mask
         if window is not None and window < self.span:
-            mask = mask & (self.places > self.slots[:, None] - window)[:, None, None]
+            mask = mask & (self._columns > self._slots[:, None] - window)[:, None, None]
         out = attention(
             q[:, :, None],
             keys[:, :, : self.span],
@@ -158,13 +158,12 @@ class DecodeStep:
         return out[:, :, 0]
 
 
-class CachedCausal:
-    """Attend for going on with any number of new tokens per sequence, none included, after what is
-    cached.
+class CachedCausalAttention:
+    """Attention of any number of new tokens per sequence, also none, after the cached ones.
 
-    past: tokens in the cache per sequence. The cache must have room for the new ones. dropout and
-    weights: as in PackedCausal; the weights are [1, H, new, past + new] per sequence with new
-    tokens.
+    past: tokens in the cache per sequence; the cache must have room for the new ones.
+    dropout, weights: see PackedCausalAttention; the weights are [1, H, new, past + new] for each
+        sequence with new tokens.
     """
 
     def __init__(
@@ -192,30 +191,30 @@ class CachedCausal:
         window: int | None = None,
     ) -> torch.Tensor:
         keys, values = self.cache.keys[layer], self.cache.values[layer]
-        page, pieces, start = _page(self.weights), [], 0
+        weights, outputs, start = _new_layer(self.weights), [], 0
         for row, (past, new) in enumerate(zip(self.past, self.lengths, strict=True)):
             if new == 0:
                 continue
-            rows = slice(start, start + new)
+            tokens = slice(start, start + new)
             start += new
-            keys[row, :, past : past + new] = k[rows].transpose(0, 1)
-            values[row, :, past : past + new] = v[rows].transpose(0, 1)
+            keys[row, :, past : past + new] = k[tokens].transpose(0, 1)
+            values[row, :, past : past + new] = v[tokens].transpose(0, 1)
             out = attention(
-                q[rows].transpose(0, 1)[None],
+                q[tokens].transpose(0, 1)[None],
                 keys[row, :, : past + new][None],
                 values[row, :, : past + new][None],
                 causal=False,
                 mask=window_mask(new, past + new, window, q.device)[None, None],
                 name=self.name,
                 dropout=self.dropout,
-                weights=page,
+                weights=weights,
             )
-            pieces.append(out[0].transpose(0, 1))
-        return torch.cat(pieces)
+            outputs.append(out[0].transpose(0, 1))
+        return torch.cat(outputs)
 
 
-def _page(weights: list[list[torch.Tensor]] | None) -> list[torch.Tensor] | None:
-    """A new list for one layer's weights, or None where none are kept."""
+def _new_layer(weights: list[list[torch.Tensor]] | None) -> list[torch.Tensor] | None:
+    """Appends a list for the weights of one more layer, and returns it; None: none are recorded."""
     if weights is None:
         return None
     weights.append([])

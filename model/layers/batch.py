@@ -1,6 +1,6 @@
-"""Turns prepared prompts into the padded tensors of one forward pass of the network.
+"""Padded batches of prepared prompts, for the forward pass of the network.
 
-The engine needs none of this: it packs prompts without padding. Knows ids and patches only.
+The engine does not use them: it packs prompts without padding.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,11 @@ Side = Literal["left", "right"]
 
 
 class PreparedPrompt(Protocol):
-    """input_ids: with every pad token expanded; visuals: its media, in prompt order."""
+    """A prompt whose media have been prepared.
+
+    input_ids: with a pad token for each visual token.
+    visuals: its media, in prompt order.
+    """
 
     @property
     def input_ids(self) -> Sequence[int]: ...
@@ -30,12 +34,15 @@ def collate(
     pad_id: int,
     padding_side: Side = "left",
 ) -> dict[str, torch.Tensor]:
-    """The reference's batch, by its names; media of one kind are packed in the prompts' order.
+    """Returns the tensors of the reference's batch, under its names.
 
-    input_ids, attention_mask: int64 [B, S], S = the longest prompt's length, the mask 0 on padding.
-    pixel_values, pixel_values_videos: float32 [N, 3*T*p*p], N = patches of all pictures, videos.
-    image_grid_thw, video_grid_thw: int64 [media, 3]. The keys of a kind that no prompt has are
-    left out. Raises ValueError for no prompts, and for another side than left and right.
+    input_ids, attention_mask: int64 [B, S], S = the longest prompt's length; the mask is 0 at
+        padding.
+    pixel_values, pixel_values_videos: float32 [N, 3*T*p*p], N = patches of all pictures or videos,
+        which are packed in the prompts' order.
+    image_grid_thw, video_grid_thw: int64 [media, 3].
+    The keys of a kind that no prompt has are left out.
+    Raises ValueError for no prompts, and for another side than left and right.
     """
     if not prompts:
         raise ValueError("found no prompts, expected at least one")
@@ -63,9 +70,9 @@ def _media(
     kind: VisualKind,
     name: str,
 ) -> dict[str, torch.Tensor]:
-    media = [one for prompt in prompts for one in prompt.visuals if one.kind == kind]
+    media = [visual for prompt in prompts for visual in prompt.visuals if visual.kind == kind]
     if not media:
         return {}
-    patches = torch.cat([one.patches for one in media])
-    grids = torch.tensor([one.grid_thw for one in media], dtype=torch.int64)
+    patches = torch.cat([visual.patches for visual in media])
+    grids = torch.tensor([visual.grid_thw for visual in media], dtype=torch.int64)
     return {name: rules[kind].normalize(patches, kind), f"{kind}_grid_thw": grids}

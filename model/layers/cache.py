@@ -1,20 +1,15 @@
-"""Keys and values of the tokens that a batch of sequences has seen, dense, growing as asked.
-
-It does not know layers' weights or positions; it keeps, for the caller, what continues the
-positions.
-"""
+"""The key-value cache of the padded forward pass: one contiguous row for each sequence."""
 
 import torch
 
 
 class KeyValueCache:
-    """Per layer, keys and values [B, Hkv, capacity, d] (a view: stored as [B, capacity, Hkv, d]).
+    """For each layer, keys and values [B, Hkv, capacity, d], stored as [B, capacity, Hkv, d].
 
-    lengths: int64 [B], tokens stored per sequence; its owner advances it.
-    rope_deltas: int64 [B], what has to be added to a token's number to get its position; set by
-        `Qwen2VL.forward`, which reads it when it goes on; None before.
-    seen: bool [B, columns], which cells of the padded batches that `Qwen2VL.forward` put in were
-        real tokens.
+    lengths: int64 [B], tokens stored per sequence; the caller advances it.
+    rope_deltas: int64 [B], the position of each sequence's next token minus its index; None before
+        the first forward pass, which sets it.
+    seen: bool [B, columns], which cells of the padded batches so far were real tokens.
     """
 
     def __init__(
@@ -27,8 +22,8 @@ class KeyValueCache:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        # Zeros, not empty: masked slots enter a product with weight 0, and 0 * NaN is NaN.
-        # Tokens before heads, as packed attention wants them.
+        # Zeros, not empty: masked cells enter a product with weight 0, and 0 * NaN is NaN.
+        # Tokens come before heads, as packed attention needs them.
         shape = (batch, capacity, heads, dim)
         self.keys, self.values = (
             [torch.zeros(shape, dtype=dtype, device=device).transpose(1, 2) for _ in range(layers)]
@@ -44,22 +39,23 @@ class KeyValueCache:
 
     @property
     def capacity(self) -> int:
-        """Tokens for which each sequence has room."""
+        """Tokens that fit into the row of each sequence."""
         return self.keys[0].shape[2]
 
     def reserve(self, capacity: int) -> None:
-        """Make room for `capacity` tokens per sequence, doubling at least, so that growing token
-        by token stays linear.
+        """Grows the rows to at least `capacity` tokens.
+
+        They at least double, so that growing token by token takes linear time.
         """
         if capacity <= self.capacity:
             return
-        more = max(capacity, 2 * self.capacity) - self.capacity
+        added = max(capacity, 2 * self.capacity) - self.capacity
         self.keys, self.values = (
-            [_longer(tensor, more) for tensor in tensors] for tensors in (self.keys, self.values)
+            [_grown(tensor, added) for tensor in tensors] for tensors in (self.keys, self.values)
         )
 
     def keep(self, rows: torch.Tensor) -> None:
-        """Keep only the sequences `rows` (int64 indices), in that order."""
+        """Drops all sequences but `rows` (int64 indices), which get that order."""
         self.keys, self.values = (
             [tensor.transpose(1, 2)[rows].transpose(1, 2) for tensor in tensors]
             for tensors in (self.keys, self.values)
@@ -69,7 +65,7 @@ class KeyValueCache:
             self.rope_deltas = self.rope_deltas[rows]
 
 
-def _longer(tensor: torch.Tensor, more: int) -> torch.Tensor:
+def _grown(tensor: torch.Tensor, added: int) -> torch.Tensor:
     stored = tensor.transpose(1, 2)
-    rest = stored.new_zeros(stored.shape[0], more, *stored.shape[2:])
+    rest = stored.new_zeros(stored.shape[0], added, *stored.shape[2:])
     return torch.cat((stored, rest), dim=1).transpose(1, 2)

@@ -1,8 +1,7 @@
-"""What the processes of one tensor-parallel network say to one another: sums, gatherings, bounds.
+"""Collective operations between the ranks of a tensor-parallel network.
 
-Every reduction of the network goes through here and is written where it happens. Nothing is started
-at import: a `Collectives` with more than one rank holds a process group that its caller
-has started.
+Every reduction of the network is one of these calls, at the place where it happens. The caller
+starts the process group.
 """
 
 from dataclasses import dataclass
@@ -16,7 +15,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Collectives:
-    """This process among `size` that hold one network together. group: None when it is alone."""
+    """The collective operations of rank `rank` among `size` ranks that hold one network together.
+
+    With one rank there is no `group`, and every operation returns its argument. Raises ValueError
+    for a rank or a group that does not fit the size.
+    """
 
     rank: int = 0
     size: int = 1
@@ -28,8 +31,8 @@ class Collectives:
         if (self.size > 1) != (self.group is not None):
             raise ValueError(f"{self.size} ranks need {'a' if self.size > 1 else 'no'} group")
 
-    def sum_(self, x: torch.Tensor) -> torch.Tensor:
-        """X of all ranks added up, in place; every rank gets the same bits."""
+    def all_reduce_(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns the sum of the ranks' x, the same bits on each; a contiguous x is overwritten."""
         if self.group is not None:
             import torch.distributed as dist
 
@@ -37,8 +40,8 @@ class Collectives:
             dist.all_reduce(x, group=self.group)
         return x
 
-    def joined(self, x: torch.Tensor) -> torch.Tensor:
-        """[..., n] of each rank -> [..., size * n], the ranks in order."""
+    def all_gather(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., n] of each rank -> [..., size * n], in the order of the ranks."""
         if self.group is None:
             return x
         import torch.distributed as dist
@@ -48,16 +51,16 @@ class Collectives:
         dist.all_gather(parts, x, group=self.group)
         return torch.cat(parts, dim=-1)
 
-    def first_(self, x: torch.Tensor) -> torch.Tensor:
-        """The first rank's x, in place."""
+    def broadcast_(self, x: torch.Tensor) -> torch.Tensor:
+        """Overwrites x with that of rank 0, and returns it."""
         if self.group is not None:
             import torch.distributed as dist
 
             dist.broadcast(x, group_src=0, group=self.group)
         return x
 
-    def least(self, number: int, device: torch.device) -> int:
-        """The smallest of the ranks' numbers."""
+    def all_reduce_min(self, number: int, device: torch.device) -> int:
+        """Returns the smallest of the ranks' numbers."""
         if self.group is None:
             return number
         import torch.distributed as dist

@@ -1,8 +1,7 @@
-"""The decoder: turns token embeddings and their positions into hidden states.
+"""The decoder, from token embeddings and their positions to hidden states.
 
-Layers see packed tokens [T, hidden] and call `attend` for attention, so the same layer serves
-training, prefill and decode. It does not know pictures, vocabularies or caches. Parameter names
-below `model.` are those of the hub checkpoints.
+Layers take packed tokens [T, hidden] and an attention backend, so the same layer serves training,
+prefill and decode. Parameter names below `model.` are those of the hub checkpoints.
 """
 
 from collections.abc import Sequence
@@ -10,11 +9,11 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from mediamill.model.families.qwen2_vl.config import TextConfig
-from mediamill.model.layers.activations import activation, activation_
-from mediamill.model.layers.attention import Attend
+from mediamill.model.layers.attention import AttentionBackend
 from mediamill.model.layers.collectives import SINGLE_RANK, Collectives
-from mediamill.model.layers.packed_linear import SplitLinear
+from mediamill.model.layers.linear import MergedLinear
+from mediamill.model.layers.mlps import SwiGLU
+from mediamill.model.layers.norms import RMSNorm
 from mediamill.model.layers.rope import rotate, rotate_, text_rotation
 from mediamill.model.layers.rope_types import (
     attention_scaling,
@@ -22,32 +21,22 @@ from mediamill.model.layers.rope_types import (
     scaled_frequencies,
     sequence_lengths,
 )
+from mediamill.model.layers.shapes import TextConfig
 from mediamill.model.layers.shards import WHOLE, Shard
 
 
-class RMSNorm(nn.Module):
-    """x / rms(x) * weight; the mean of squares in float32 (arXiv 1910.07467)."""
-
-    def __init__(self, size: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-        self.eps = eps
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        wide = x.float()
-        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
-        return self.weight * wide.to(x.dtype)
-
-
 class Attention(nn.Module):
-    """Grouped-query attention with rotary positions; the attention itself is the caller's.
+    """Grouped-query attention with rotary positions; softmax attention is the backend's.
 
-    config: with the heads of this rank. ranks: those that have the others.
+    config: of this rank's part of the network.
+    collectives: of the ranks that have the other heads.
     """
 
-    def __init__(self, config: TextConfig, layer: int, ranks: Collectives = SINGLE_RANK) -> None:
+    def __init__(
+        self, config: TextConfig, layer: int, collectives: Collectives = SINGLE_RANK
+    ) -> None:
         super().__init__()
-        self.ranks = ranks
+        self.collectives = collectives
         self.layer = layer
         self.window = config.window(layer)
         self.head_dim = config.head_dim
@@ -57,135 +46,117 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(width, kv_width)
         self.v_proj = nn.Linear(width, kv_width)
         self.o_proj = nn.Linear(q_width, width, bias=False)
-        self.qkv: SplitLinear | None = None
+        self.qkv: MergedLinear | None = None
 
-    def join(self) -> None:
-        """Make the projections of queries, keys and values one, for inference."""
-        self.qkv = SplitLinear([self.q_proj, self.k_proj, self.v_proj])
+    def fuse(self) -> None:
+        """Makes the projections of queries, keys and values one product, for inference."""
+        self.qkv = MergedLinear([self.q_proj, self.k_proj, self.v_proj])
         del self.q_proj, self.k_proj, self.v_proj
 
     def forward(
-        self, x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor], attend: Attend
+        self,
+        x: torch.Tensor,
+        rotation: tuple[torch.Tensor, torch.Tensor],
+        backend: AttentionBackend,
     ) -> torch.Tensor:
-        return self.projected(self.attended(x, rotation, attend))
+        """Tokens x [T, hidden], cosine and sine [T, head_dim] -> [T, hidden]."""
+        return self.project(self.attention_output(x, rotation, backend))
 
-    def projected(self, attended: torch.Tensor) -> torch.Tensor:
-        """What is added to the layer's input: [T, hidden], of all ranks' heads."""
-        return self.ranks.sum_(self.o_proj(attended))
+    def project(self, attention_output: torch.Tensor) -> torch.Tensor:
+        """The output projection, summed over the ranks: [n, heads * head_dim] -> [n, hidden]."""
+        return self.collectives.all_reduce_(self.o_proj(attention_output))
 
-    def attended(
-        self, x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor], attend: Attend
+    def attention_output(
+        self,
+        x: torch.Tensor,
+        rotation: tuple[torch.Tensor, torch.Tensor],
+        backend: AttentionBackend,
     ) -> torch.Tensor:
-        """What the output projection takes: [T, heads * head_dim]."""
+        """The input of the output projection: [T, heads * head_dim]."""
         if self.qkv is not None:
-            heads = self.qkv.linear(x).unflatten(-1, (-1, self.head_dim))
-            values = self.qkv.sizes[2] // self.head_dim
-            rotate_(heads[:, :-values], *rotation)
-            q, k, v = heads.split([n // self.head_dim for n in self.qkv.sizes], dim=1)
+            qkv = self.qkv.linear(x).unflatten(-1, (-1, self.head_dim))
+            heads = [size // self.head_dim for size in self.qkv.sizes]
+            rotate_(qkv[:, : -heads[2]], *rotation)
+            q, k, v = qkv.split(heads, dim=1)
         else:
             q, k, v = (
                 proj(x).unflatten(-1, (-1, self.head_dim))
                 for proj in (self.q_proj, self.k_proj, self.v_proj)
             )
             q, k = rotate(q, *rotation), rotate(k, *rotation)
-        return attend(self.layer, q, k, v, self.window).flatten(1)
-
-
-class SwiGLU(nn.Module):
-    """down(act(gate(x)) * up(x)) (arXiv 2002.05202), act being silu in every published file."""
-
-    def __init__(self, config: TextConfig, ranks: Collectives = SINGLE_RANK) -> None:
-        super().__init__()
-        self.ranks = ranks
-        self.act = activation(config.hidden_act)
-        self.act_ = activation_(config.hidden_act)
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
-        self.gate_up: SplitLinear | None = None
-
-    def join(self) -> None:
-        """Make the two projections of the input one, for inference."""
-        self.gate_up = SplitLinear([self.gate_proj, self.up_proj])
-        del self.gate_proj, self.up_proj
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.gate_up is not None:
-            gate, up = self.gate_up(x)
-            return self.ranks.sum_(self.down_proj(self.act_(gate) * up))
-        return self.ranks.sum_(self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x)))
+        return backend(self.layer, q, k, v, self.window).flatten(1)
 
 
 class DecoderLayer(nn.Module):
-    """Attention, then the feed-forward part; each normalised before and added to its input."""
+    """Attention, then the feed-forward part, each with a norm before it and a residual sum."""
 
-    def __init__(self, config: TextConfig, layer: int, ranks: Collectives = SINGLE_RANK) -> None:
+    def __init__(
+        self, config: TextConfig, layer: int, collectives: Collectives = SINGLE_RANK
+    ) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = Attention(config, layer, ranks)
-        self.mlp = SwiGLU(config, ranks)
+        self.self_attn = Attention(config, layer, collectives)
+        self.mlp = SwiGLU(config, collectives)
 
     def forward(
-        self, x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor], attend: Attend
-    ) -> torch.Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rotation, attend)
-        return x + self.mlp(self.post_attention_layernorm(x))  # type: ignore[no-any-return]
-
-    def last(
         self,
         x: torch.Tensor,
         rotation: tuple[torch.Tensor, torch.Tensor],
-        attend: Attend,
-        rows: torch.Tensor,
+        backend: AttentionBackend,
+        token_indices: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """As `forward`, but only the tokens `rows` (int64 [n]) go on after attention: [n, hidden].
+        """Tokens x [T, hidden] -> [T, hidden].
 
-        All keys and values are made; the rest of a layer serves no other token.
+        token_indices: int64 [n], the tokens whose output is needed: -> [n, hidden]. Keys and values
+            are computed for all tokens, the rest of the layer only for these; None: for all.
         """
-        attended = self.self_attn.attended(self.input_layernorm(x), rotation, attend)
-        x = x[rows] + self.self_attn.projected(attended[rows])
+        output = self.self_attn.attention_output(self.input_layernorm(x), rotation, backend)
+        if token_indices is not None:
+            x, output = x[token_indices], output[token_indices]
+        x = x + self.self_attn.project(output)
         return x + self.mlp(self.post_attention_layernorm(x))  # type: ignore[no-any-return]
 
 
 class TokenEmbedding(nn.Embedding):
-    """Token ids [...] -> embeddings [..., hidden]; the table's rows may lie with several ranks.
+    """Token ids [...] -> embeddings [..., hidden], from a table that is split over the ranks.
 
-    shard: whose rows of the table these are.
+    shard: which rows of the table this rank has.
     """
 
-    def __init__(self, config: TextConfig, shard: Shard, ranks: Collectives) -> None:
+    def __init__(self, config: TextConfig, shard: Shard, collectives: Collectives) -> None:
         self.first, rows = shard.vocabulary(config.vocab_size)
-        # Only training knows the padding token, and it has the whole table.
-        padding = config.pad_token_id if ranks.size == 1 else None
+        # Only training needs the padding token, and there the table is whole.
+        padding = config.pad_token_id if collectives.size == 1 else None
         super().__init__(rows, config.hidden_size, padding_idx=padding)
-        self.ranks = ranks
+        self.collectives = collectives
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - torch names it so
-        if self.ranks.size == 1:
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - the name of nn.Embedding
+        if self.collectives.size == 1:
             return super().forward(input)
-        mine = input - self.first
-        outside = (mine < 0) | (mine >= self.num_embeddings)
-        found = super().forward(mine.masked_fill(outside, 0))
-        return self.ranks.sum_(found.masked_fill(outside[..., None], 0))
+        indices = input - self.first
+        outside = (indices < 0) | (indices >= self.num_embeddings)
+        embeddings = super().forward(indices.masked_fill(outside, 0))
+        return self.collectives.all_reduce_(embeddings.masked_fill(outside[..., None], 0))
 
 
 class Decoder(nn.Module):
     """All layers and the final norm.
 
-    config: of the whole network, or of the part `shard` of it, whose other parts `ranks` have.
+    config: of the whole network, or of the part `shard` of it, whose other parts are on the other
+        ranks of `collectives`.
     """
 
     inv_freq: torch.Tensor
 
     def __init__(
-        self, config: TextConfig, shard: Shard = WHOLE, ranks: Collectives = SINGLE_RANK
+        self, config: TextConfig, shard: Shard = WHOLE, collectives: Collectives = SINGLE_RANK
     ) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = TokenEmbedding(config, shard, ranks)
+        self.embed_tokens = TokenEmbedding(config, shard, collectives)
         self.layers = nn.ModuleList(
-            DecoderLayer(config, i, ranks) for i in range(config.num_hidden_layers)
+            DecoderLayer(config, i, collectives) for i in range(config.num_hidden_layers)
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.register_buffer("inv_freq", self._frequencies(), persistent=False)
@@ -198,9 +169,7 @@ class Decoder(nn.Module):
         )
 
     def reset_frequencies(self, device: torch.device) -> None:
-        """Compute the float32 frequencies anew, after the module was built without memory or
-        cast.
-        """
+        """Computes the float32 frequencies again, after a build on "meta" or a cast lost them."""
         self.inv_freq = self._frequencies().to(device)
 
     def rotation(
@@ -208,9 +177,9 @@ class Decoder(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosine and sine, `dtype` [T, head_dim] each, of positions [3, T] of packed sequences.
 
-        Where the frequencies follow the length of the sequence (rope types dynamic and longrope),
-        that is 1 + the largest position of the sequence in this call, for each sequence alone: no
-        sequence changes another, and no call the next.
+        With the rope types dynamic and longrope the frequencies depend on the length of the
+        sequence: 1 + its largest position in this call. Sequences never influence one another, nor
+        does one call the next.
         """
         config, inv_freq = self.config, self.inv_freq
         if config.rope.follows_length:
@@ -224,27 +193,24 @@ class Decoder(nn.Module):
         self,
         embeddings: torch.Tensor,
         positions: torch.Tensor,
-        attend: Attend,
+        backend: AttentionBackend,
         states: list[torch.Tensor] | None = None,
-        rows: torch.Tensor | None = None,
+        token_indices: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Embeddings [T, hidden], int64 positions [3, T] -> final hidden states [T, hidden],
-        normalised.
+        """Embeddings [T, hidden], int64 positions [3, T] -> normalized hidden states [T, hidden].
 
-        states: gathers the input of every layer and, last, the result: layers + 1 tensors.
-        rows: int64 [n], the tokens whose states are wanted: [n, hidden]; None: all. The last layer
-            then works for those alone.
+        states: a list to which the input of every layer and, last, the result are appended:
+            layers + 1 tensors.
+        token_indices: int64 [n], the tokens whose hidden states are needed: -> [n, hidden]; the
+            last layer is computed only for them. None: all tokens.
         """
-        rotation = self.rotation(positions, attend.lengths, embeddings.dtype)
+        rotation = self.rotation(positions, backend.lengths, embeddings.dtype)
         x = embeddings
-        for layer in self.layers:
-            assert isinstance(layer, DecoderLayer)
+        last = len(self.layers) - 1
+        for i, layer in enumerate(self.layers):
             if states is not None:
                 states.append(x)
-            if rows is not None and layer is self.layers[-1]:
-                x = layer.last(x, rotation, attend, rows)
-            else:
-                x = layer(x, rotation, attend)
+            x = layer(x, rotation, backend, token_indices if i == last else None)
         x = self.norm(x)
         if states is not None:
             states.append(x)

@@ -1,16 +1,18 @@
-"""Turns the name of a number format into that of torch."""
+"""The torch dtype for the name that a user gives."""
 
 import torch
 
-_KINDS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def wanted_dtype(name: str, device: str) -> torch.dtype | None:
-    """float32, bfloat16 or float16; of "auto" float32 on a CPU, and None, the checkpoint's own,
-    elsewhere. Raises ValueError.
+def dtype_of(name: str, device: str) -> torch.dtype | None:
+    """Returns the dtype called `name`: float32, bfloat16, float16 or auto.
+
+    "auto" is float32 on a CPU; elsewhere it is None, which means the checkpoint's own dtype.
+    Raises ValueError for another name.
     """
     if name == "auto":
         return torch.float32 if device == "cpu" else None
-    if name not in _KINDS:
+    if name not in _DTYPES:
         raise ValueError(f"dtype is {name!r}, expected auto, float32, bfloat16 or float16")
-    return _KINDS[name]
+    return _DTYPES[name]

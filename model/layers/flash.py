@@ -1,8 +1,7 @@
 """Packed attention by torch's own flash kernels: one call for sequences of any lengths.
 
-Turns q, k, v of packed sequences into their attention on an NVIDIA GPU in half precision. It adapts
-to what the installed torch offers (grouped heads, windows and cached keys came one after the
-other) and does not know caches or layers.
+For NVIDIA GPUs in half precision. Grouped heads, windows and cached keys are used where the
+installed torch supports them.
 """
 
 import functools
@@ -15,13 +14,13 @@ import torch
 
 HALF = (torch.float16, torch.bfloat16)
 
-# What the function must take to read pages.
+# The arguments that the function needs for reading pages.
 PAGED = frozenset({"block_table", "seqused_k", "window_size", "enable_gqa"})
 
 
 @functools.cache
 def _kernel() -> tuple[Callable[..., Any] | None, frozenset[str]]:
-    """The function of torch, and the names of its arguments."""
+    """Returns torch's function, or None, and the names of its arguments."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
@@ -29,44 +28,44 @@ def _kernel() -> tuple[Callable[..., Any] | None, frozenset[str]]:
     return varlen_attn, frozenset(inspect.signature(varlen_attn).parameters)
 
 
-def missing(device: torch.device, dtype: torch.dtype) -> str | None:
-    """What flash attention lacks here, as the end of a sentence; None if it can run."""
+def missing_requirement(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Returns why flash attention cannot run, as a clause for a message; None if it can."""
     if device.type != "cuda":
         return f"it needs an NVIDIA GPU, and the device is {device.type}"
     if dtype not in HALF:
         return f"it needs float16 or bfloat16, and the dtype is {str(dtype).removeprefix('torch.')}"
     if torch.cuda.is_available() and torch.cuda.get_device_capability(device) < (8, 0):
-        found = ".".join(map(str, torch.cuda.get_device_capability(device)))
-        return f"it needs a GPU of compute capability 8.0 or later, and this one has {found}"
+        capability = ".".join(map(str, torch.cuda.get_device_capability(device)))
+        return f"it needs a GPU of compute capability 8.0 or later, and this one has {capability}"
     if _kernel()[0] is None:
         return f"it needs a torch with torch.nn.attention.varlen, and torch is {torch.__version__}"
     return None
 
 
-def does_windows() -> bool:
-    """Whether the kernel of this torch takes a sliding window."""
+def supports_windows() -> bool:
+    """Returns whether the kernel of this torch supports a sliding window."""
     return "window_size" in _kernel()[1]
 
 
-def does_cached_keys() -> bool:
-    """Whether the kernel of this torch reads only the filled part of each row of a cache, without
-    a copy of it for grouped heads.
+def supports_cached_keys() -> bool:
+    """Returns whether the kernel of this torch can read the filled part of each row of a cache,
+    with grouped heads and without a copy.
     """
     return {"seqused_k", "window_size", "enable_gqa"} <= _kernel()[1]
 
 
 @functools.cache
-def does_pages(device: torch.device, dtype: torch.dtype, head_dim: int, page_size: int) -> bool:
-    """Whether the kernel of this torch reads keys and values from pages of that size, rightly.
+def supports_pages(device: torch.device, dtype: torch.dtype, head_dim: int, page_size: int) -> bool:
+    """Returns whether the kernel of this torch reads keys and values from pages of that size.
 
-    Tried on a few numbers, once: its signature has the arguments in some builds whose kernel
-    refuses them, and which page sizes it takes depends on the flash kernel that is active.
+    Tried once on a few numbers: in some builds the signature has the arguments but the kernel
+    refuses them, and the supported page sizes depend on the flash kernel that is active.
     """
-    if missing(device, dtype) is not None or PAGED - _kernel()[1]:
+    if missing_requirement(device, dtype) is not None or PAGED - _kernel()[1]:
         return False
-    draw = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     q, keys, values = (
-        torch.randn(shape, generator=draw).to(device, dtype)
+        torch.randn(shape, generator=generator).to(device, dtype)
         for shape in (
             (2, 4, head_dim),
             (4, page_size, 2, head_dim),
@@ -78,16 +77,16 @@ def does_pages(device: torch.device, dtype: torch.dtype, head_dim: int, page_siz
     filled = torch.tensor(lengths, dtype=torch.int32, device=device)
     try:
         for window in (None, 2):
-            found = flash_paged(q, keys, values, table, filled, window, lengths[0])
+            result = flash_paged(q, keys, values, table, filled, window, lengths[0])
             for row, length in enumerate(lengths):
-                seen = slice(0 if window is None else max(0, length - window), length)
+                visible = slice(0 if window is None else max(0, length - window), length)
                 k, v = (
-                    pages[table[row].long()].flatten(0, 1)[seen].float().repeat_interleave(2, 1)
+                    pages[table[row].long()].flatten(0, 1)[visible].float().repeat_interleave(2, 1)
                     for pages in (keys, values)
                 )
                 scores = torch.einsum("hd,khd->hk", q[row].float(), k) * head_dim**-0.5
                 expected = torch.einsum("hk,khd->hd", scores.softmax(-1), v)
-                if not torch.allclose(found[row].float(), expected, atol=0.03, rtol=0.03):
+                if not torch.allclose(result[row].float(), expected, atol=0.03, rtol=0.03):
                     return False
     except (RuntimeError, TypeError, ValueError):
         return False
@@ -95,7 +94,7 @@ def does_pages(device: torch.device, dtype: torch.dtype, head_dim: int, page_siz
 
 
 class Boundaries:
-    """Where packed sequences begin: int32 [n + 1] on the device, and the longest of them."""
+    """Where packed sequences begin: cumulative lengths, int32 [n + 1], and the longest length."""
 
     def __init__(self, lengths: Sequence[int], device: torch.device) -> None:
         starts = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
@@ -127,19 +126,20 @@ def flash_cached(
     filled: torch.Tensor,
     window: int | None = None,
 ) -> torch.Tensor:
-    """Attention of one new token per row over its row of a cache: q [B, H, d], keys and values
-    [B, capacity, Hkv, d] contiguous, filled int32 [B] keys per row, the new one included ->
-    [B, H, d].
+    """Attention of one new token per sequence over its row of a cache: q [B, H, d] -> [B, H, d].
+
+    keys, values: [B, capacity, Hkv, d], contiguous.
+    filled: int32 [B], keys in each row, the new one included.
     """
     batch, capacity = keys.shape[:2]
     rows = torch.arange(batch + 1, dtype=torch.int32, device=q.device)
-    places = (rows, rows * capacity, 1, capacity)
-    # The only query stands at the end of its keys, so "causal" hides nothing.
+    bounds = (rows, rows * capacity, 1, capacity)
+    # The only query is at the end of its keys, so "causal" hides nothing.
     return _call(
         q,
         keys.flatten(0, 1),
         values.flatten(0, 1),
-        places,
+        bounds,
         window is not None,
         window,
         {"seqused_k": filled},
@@ -155,7 +155,7 @@ def flash_paged(
     window: int | None,
     longest: int,
 ) -> torch.Tensor:
-    """Attention of one new token per row over pages; the arguments of
+    """Attention of one new token per sequence over pages; the arguments are those of
     `mediamill.model.engine_core.paged_attention.paged_decode`.
     """
     kernel, _ = _kernel()
@@ -169,7 +169,7 @@ def flash_paged(
         None,
         1,
         longest,
-        # The only query stands at the end of its keys, so nothing is to be hidden after it.
+        # The only query is at the end of its keys, so no key after it has to be hidden.
         window_size=(-1, -1) if window is None else (window - 1, 0),
         enable_gqa=q.shape[1] != keys.shape[2],
         seqused_k=filled,
@@ -182,11 +182,12 @@ def _call(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    places: tuple[torch.Tensor, torch.Tensor, int, int],
+    bounds: tuple[torch.Tensor, torch.Tensor, int, int],
     causal: bool,
     window: int | None,
     options: dict[str, object],
 ) -> torch.Tensor:
+    """bounds: cumulative lengths of queries and keys, and the longest of each."""
     kernel, names = _kernel()
     assert kernel is not None, "checked by check_attention"
     groups = q.shape[1] // k.shape[1]
@@ -200,5 +201,5 @@ def _call(
         options = options | {"window_size": (before, 0 if causal else -1)}
     else:
         options = options | {"is_causal": causal}
-    out: torch.Tensor = kernel(q.contiguous(), k.contiguous(), v.contiguous(), *places, **options)
+    out: torch.Tensor = kernel(q.contiguous(), k.contiguous(), v.contiguous(), *bounds, **options)
     return out

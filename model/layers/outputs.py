@@ -1,4 +1,4 @@
-"""What a forward pass returns, for padded batches [B, S]. Cells of padding hold zeros."""
+"""The results of a forward pass over a padded batch [B, S]; they are zero at padding."""
 
 from dataclasses import dataclass, field
 
@@ -9,14 +9,14 @@ from mediamill.model.layers.cache import KeyValueCache
 
 @dataclass(frozen=True)
 class TextOutput:
-    """What the decoder returns.
+    """The result of the decoder.
 
     last_hidden_state: [B, S, hidden], normalised.
-    hidden_states: if asked for, layers + 1 tensors like it: the input of every layer (first the
+    hidden_states: if requested, layers + 1 tensors like it: the input of every layer (first the
         embeddings), and last_hidden_state.
-    attentions: if asked for, per layer the weights [B, H, S, K]; K is S, with a cache all columns
-        put in so far.
-    cache: the cache that was given, filled.
+    attentions: if requested, the weights [B, H, S, K] of each layer; K is S, or with a cache the
+        number of all columns so far.
+    cache: the cache of the call, filled.
     """
 
     last_hidden_state: torch.Tensor
@@ -27,9 +27,9 @@ class TextOutput:
 
 @dataclass(frozen=True)
 class Output(TextOutput):
-    """What the whole model returns, besides.
+    """The result of the whole model: that of the decoder, and more.
 
-    logits: [B, S, vocabulary] in the model's dtype, or those of `logits_to_keep`.
+    logits: [B, S, vocabulary] in the model's dtype, or those that `logits_to_keep` selects.
     loss: mean cross entropy over the labelled tokens, float32, or None.
     rope_deltas: int64 [B, 1]: 1 + the largest position - the number of real tokens.
     """

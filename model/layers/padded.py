@@ -1,7 +1,4 @@
-"""Runs the decoder over the real tokens of a padded batch, and scatters what comes out.
-
-It does not know ids, pictures or the vocabulary.
-"""
+"""Runs the decoder over the real tokens of a padded batch, and computes the loss of its logits."""
 
 from collections.abc import Sequence
 
@@ -10,10 +7,10 @@ import torch.nn.functional as F
 
 from mediamill.model.layers.attention import (
     AttentionName,
-    CachedCausal,
-    DecodeStep,
+    CachedCausalAttention,
+    CachedDecodeAttention,
     KeyValueCache,
-    PackedCausal,
+    PackedCausalAttention,
 )
 from mediamill.model.layers.decoder import Decoder
 from mediamill.model.layers.outputs import TextOutput
@@ -28,40 +25,45 @@ def run_decoder(
     cache: KeyValueCache | None,
     past: Sequence[int],
     name: AttentionName,
-    wanted: tuple[bool, bool],
+    output_states: bool,
+    output_attentions: bool,
 ) -> TextOutput:
     """Packed embeddings [T, hidden] at positions [3, T] -> padded outputs.
 
-    past: tokens of each row in the cache, which is filled with the new ones. wanted: hidden states,
-    attentions. Raises ValueError if attentions are wanted of another attention than "eager".
+    past: tokens of each row in the cache, to which the new ones are added.
+    output_states, output_attentions: whether hidden states and attention weights are returned.
+    Raises ValueError if attention weights are requested of another attention than "eager".
     """
-    want_states, want_attentions = wanted
-    if want_attentions and name != "eager":
+    if output_attentions and name != "eager":
         raise ValueError(
             f"output_attentions needs attention='eager': {name!r} does not compute its weights"
         )
     dropout = decoder.config.attention_dropout if decoder.training else 0.0
     if cache is not None:
-        cache.reserve(max(n + new for n, new in zip(past, packing.rows, strict=True)))
-    attend: PackedCausal | CachedCausal | DecodeStep
+        cache.reserve(max(n + new for n, new in zip(past, packing.row_lengths, strict=True)))
+    backend: PackedCausalAttention | CachedCausalAttention | CachedDecodeAttention
     if cache is None or not any(past):
-        attend = PackedCausal(packing.lengths, name, cache, dropout, want_attentions)
-    elif set(packing.lengths) == {1} and not dropout and not want_attentions:
-        attend = DecodeStep(cache, name, span=max(past) + 1)
+        backend = PackedCausalAttention(packing.lengths, name, cache, dropout, output_attentions)
+    elif set(packing.lengths) == {1} and not dropout and not output_attentions:
+        backend = CachedDecodeAttention(cache, name, span=max(past) + 1)
     else:
-        attend = CachedCausal(packing.lengths, past, cache, name, dropout, want_attentions)
-    states: list[torch.Tensor] | None = [] if want_states else None
-    hidden = packing.unpack(decoder(embeddings, positions, attend, states))
+        backend = CachedCausalAttention(
+            packing.lengths, past, cache, name, dropout, output_attentions
+        )
+    states: list[torch.Tensor] | None = [] if output_states else None
+    hidden = packing.unpack(decoder(embeddings, positions, backend, states))
     seen = packing.real
     if seen is None:
         seen = torch.ones(packing.shape, dtype=torch.bool, device=embeddings.device)
     if cache is not None:
         seen = torch.cat((cache.seen, seen.to(cache.seen.device)), dim=1)
         cache.seen = seen
-        cache.lengths = cache.lengths + torch.tensor(packing.rows, device=cache.lengths.device)
+        cache.lengths = cache.lengths + torch.tensor(
+            packing.row_lengths, device=cache.lengths.device
+        )
     attentions = None
-    if not isinstance(attend, DecodeStep) and attend.weights is not None:
-        attentions = tuple(packing.unpack_attention(pages, seen) for pages in attend.weights)
+    if not isinstance(backend, CachedDecodeAttention) and backend.weights is not None:
+        attentions = tuple(packing.unpack_attention(calls, seen) for calls in backend.weights)
     padded = None if states is None else (*map(packing.unpack, states[:-1]), hidden)
     return TextOutput(hidden, padded, attentions, cache)
 
@@ -69,16 +71,19 @@ def run_decoder(
 def causal_loss(
     logits: torch.Tensor, labels: torch.Tensor, real: torch.Tensor | None
 ) -> torch.Tensor:
-    """Mean cross entropy, in float32, of labels [B, S] under logits [B, S, V] of the cells before.
+    """Returns the mean cross entropy, in float32, of labels [B, S] given logits [B, S, V].
 
-    labels: -100 where no loss is wanted. real: bool [B, S]; a label at padding, or whose cell
-    before is padding, does not count. Raises ValueError for another shape of labels.
+    The logits of a cell predict the label of the next one.
+
+    labels: -100 for no loss.
+    real: bool [B, S], true for real tokens; a label at padding, or right after it, does not count.
+    Raises ValueError for another shape of labels.
     """
     if labels.shape != logits.shape[:2]:
         raise ValueError(f"labels is {list(labels.shape)}, expected {list(logits.shape[:2])}")
-    wanted = labels[:, 1:].to(logits.device)
+    targets = labels[:, 1:].to(logits.device)
     if real is not None:
-        wanted = wanted.masked_fill(~(real[:, 1:] & real[:, :-1]).to(wanted.device), -100)
+        targets = targets.masked_fill(~(real[:, 1:] & real[:, :-1]).to(targets.device), -100)
     return F.cross_entropy(
-        logits[:, :-1].flatten(0, 1).float(), wanted.flatten(), ignore_index=-100
+        logits[:, :-1].flatten(0, 1).float(), targets.flatten(), ignore_index=-100
     )

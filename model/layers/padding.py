@@ -1,7 +1,4 @@
-"""Turns padded batches [B, S] into packed tokens [T] and back.
-
-Only real tokens are computed. It does not know layers or positions.
-"""
+"""Conversion between padded batches [B, S] and packed tokens [T], of which only real ones count."""
 
 from collections.abc import Sequence
 
@@ -11,25 +8,29 @@ from mediamill.model.layers.cache import KeyValueCache
 
 
 class Packing:
-    """Which cells of a padded batch are real tokens, and how they fall into sequences.
+    """Which cells of a padded batch are real tokens, and to which sequences they belong.
 
-    shape: (B, S). real: bool [B, S], or None where every cell is. rows: real tokens of each row.
+    shape: (B, S).
+    real: bool [B, S], true for real tokens; None where every cell is one.
+    row_lengths: real tokens of each row.
     lengths: of the sequences, in order; a row may hold several.
     """
 
     def __init__(self, shape: tuple[int, int], real: torch.Tensor | None) -> None:
         self.shape = shape
         self.real = real
-        self.rows: list[int] = [shape[1]] * shape[0] if real is None else real.sum(1).tolist()
-        self.lengths = self.rows
+        self.row_lengths: list[int] = (
+            [shape[1]] * shape[0] if real is None else real.sum(1).tolist()
+        )
+        self.lengths = self.row_lengths
 
     def split(self, starts: torch.Tensor) -> None:
-        """Cut rows into sequences: bool [B, S], true where one begins besides the row's first."""
+        """Splits rows into sequences: starts is bool [B, S], true where a further one begins."""
         starts = starts.clone()
         starts[:, 0] = True
-        at = self.pack(starts).nonzero()[:, 0].tolist()
-        ends = [*at[1:], sum(self.rows)]
-        self.lengths = [end - start for start, end in zip(at, ends, strict=True)]
+        indices = self.pack(starts).nonzero()[:, 0].tolist()
+        ends = [*indices[1:], sum(self.row_lengths)]
+        self.lengths = [end - start for start, end in zip(indices, ends, strict=True)]
 
     def pack(self, cells: torch.Tensor) -> torch.Tensor:
         """[B, S, ...] -> [T, ...], row after row."""
@@ -42,29 +43,29 @@ class Packing:
         cells = tokens.new_zeros(*self.shape, *tokens.shape[1:])
         return cells.masked_scatter(self.real.view(*self.shape, *[1] * (tokens.ndim - 1)), tokens)
 
-    def unpack_attention(self, pages: Sequence[torch.Tensor], seen: torch.Tensor) -> torch.Tensor:
+    def unpack_attention(self, calls: Sequence[torch.Tensor], seen: torch.Tensor) -> torch.Tensor:
         """The weights of one layer, [n, H, new, all] per call over n sequences -> [B, H, S, K].
 
-        seen: bool [B, K], which columns are real tokens; the last S are those of this call.
+        seen: bool [B, K], which columns are real tokens; the last S are the new ones.
         """
         batch, width = self.shape
         columns = seen.shape[1]
-        whole = pages[0].new_zeros(batch, pages[0].shape[1], width, columns)
-        sequences = [weights for page in pages for weights in page]
-        where = [row.nonzero()[:, 0] for row in seen]
-        past = [len(at) - new for at, new in zip(where, self.rows, strict=True)]
+        padded = calls[0].new_zeros(batch, calls[0].shape[1], width, columns)
+        sequences = [weights for call in calls for weights in call]
+        real_columns = [row.nonzero()[:, 0] for row in seen]
+        past = [len(cells) - new for cells, new in zip(real_columns, self.row_lengths, strict=True)]
         row, used = 0, 0
         for weights in sequences:
             new = weights.shape[1]
-            while used + new > self.rows[row] or self.rows[row] == 0:
+            while used + new > self.row_lengths[row] or self.row_lengths[row] == 0:
                 row, used = row + 1, 0
             first = past[row] + used
-            queries = where[row][first : first + new] - (columns - width)
-            # A sequence that starts within its row sees nothing before it.
-            keys = where[row][first + new - weights.shape[2] : first + new]
-            whole[row, :, queries[:, None], keys] = weights
+            queries = real_columns[row][first : first + new] - (columns - width)
+            # A sequence that starts within its row does not see what is before it.
+            keys = real_columns[row][first + new - weights.shape[2] : first + new]
+            padded[row, :, queries[:, None], keys] = weights
             used += new
-        return whole
+        return padded
 
 
 def packing_for(
@@ -74,12 +75,12 @@ def packing_for(
     cache: KeyValueCache | None,
     hidden: int,
 ) -> Packing:
-    """Check the shapes of a batch, and find its real tokens.
+    """Checks the shapes of a batch, and finds its real tokens.
 
-    input_ids: int64 [B, S]; inputs_embeds: [B, S, hidden]; at least one of them. mask: [B, S], or
-        [B, columns + S] with a cache that has seen `columns`; 1 or true for real tokens. Padding
-        may stand anywhere.
-    Raises ValueError for other shapes, for a mask that says otherwise than the cache what came
+    input_ids: int64 [B, S]; inputs_embeds: [B, S, hidden]; at least one of them.
+    mask: [B, S], or [B, columns + S] with a cache that has seen `columns`; 1 or true for real
+        tokens. Padding may be anywhere.
+    Raises ValueError for other shapes, for a mask that contradicts the cache about the tokens
     before, for a row without any token, and for a cache of another batch size.
     """
     if input_ids is not None and (input_ids.ndim != 2 or input_ids.dtype != torch.long):
@@ -118,11 +119,12 @@ def packing_for(
     return Packing((batch, width), None if bool(new.all()) else new)
 
 
-def kept(hidden: torch.Tensor, keep: int | torch.Tensor) -> torch.Tensor:
-    """The part of hidden states [B, S, hidden] whose logits are wanted.
+def select_logits(hidden: torch.Tensor, keep: int | torch.Tensor) -> torch.Tensor:
+    """Returns the part of hidden states [B, S, hidden] whose logits are requested.
 
     keep: 0 for all, n > 0 for the last n columns, int64 [K] columns, int64 [B, K] columns of each
-        row, or bool [B, S] cells (gives [cells, hidden]). Raises ValueError for anything else.
+        row, or bool [B, S] cells, which give [cells, hidden].
+    Raises ValueError for anything else.
     """
     if isinstance(keep, int):
         if keep < 0:

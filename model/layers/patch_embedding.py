@@ -1,7 +1,7 @@
-"""The linear projection of uint8 patches, with their normalisation folded into its weights.
+"""The projection of uint8 patches, with their normalization folded into its weights.
 
-Turns stored patches into what the reference's projection of normalised patches gives, up to
-rounding: a picture's equal temporal slices are multiplied once, and no float patch is ever made.
+Gives what the plain projection of normalized patches gives, up to rounding. A picture's equal
+temporal slices are multiplied once, and no normalized float patches are ever made.
 """
 
 import torch
@@ -10,23 +10,25 @@ import torch.nn.functional as F
 from mediamill.model.inputs import VisualKind
 from mediamill.model.media.image_rules import ImageRules
 
-# Patches are centred before they are rounded: -128..127 is exact in bfloat16, and small values
+# Patches are centered before they are rounded: -128..127 is exact in bfloat16, and small values
 # lose least in the product (error 2.4e-3 against 4.4e-3 without, and 2.75e-3 of the plain way).
-CENTRE = 128
+CENTER = 128
 
 
-def folded(
+def fold_normalization(
     weight: torch.Tensor, rules: ImageRules, kind: VisualKind
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weight [D, values] and bias [D] for centred patches of one kind, of weight's dtype.
+    """Returns weight [D, values] and bias [D], of weight's dtype, for centered patches of one kind.
 
-    weight: of the projection, [D, C, T, p, p]; values: C*p*p of a picture (its T slices added up),
-        C*T*p*p of a video. With x' = x - 128, W ((x f - m) / s) = (W f / s) x' + W (128 f - m) / s.
+    With x' = x - 128, W ((x f - m) / s) = (W f / s) x' + W (128 f - m) / s.
+
+    weight: of the projection, [D, C, T, p, p]. values: C*p*p for a picture, whose T slices are
+        summed; C*T*p*p for a video.
     """
     scale = torch.full((3, 1, 1, 1), rules.rescale_factor if rules.do_rescale else 1.0)
-    shift = scale * CENTRE
+    shift = scale * CENTER
     if rules.do_normalize:
-        mean, std = (torch.tensor(one).view(3, 1, 1, 1) for one in (rules.mean, rules.std))
+        mean, std = (torch.tensor(values).view(3, 1, 1, 1) for values in (rules.mean, rules.std))
         scale, shift = scale / std, (shift - mean) / std
     wide = weight.float()
     bias = (wide * shift.to(weight.device)).flatten(1).sum(1)
@@ -37,5 +39,5 @@ def folded(
 
 
 def embed_patches(patches: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """uint8 patches [N, values] by the result of `folded` -> [N, D]."""
-    return F.linear(patches.to(weight.dtype).sub_(CENTRE), weight, bias)
+    """uint8 patches [N, values] by the result of `fold_normalization` -> [N, D]."""
+    return F.linear(patches.to(weight.dtype).sub_(CENTER), weight, bias)

@@ -1,22 +1,20 @@
-"""Rotary positions: three axes (time, height, width) for the decoder, two for the vision tower.
+"""Rotary embeddings: three axes (time, height, width) for the decoder, two for the vision tower.
 
-Turns token ids and grids into positions, and positions into cosines and sines. Formulas: the
-Qwen2-VL paper (arXiv 2409.12191, section 2.1, M-RoPE) and RoFormer (arXiv 2104.09864).
+Sources: RoFormer (arXiv 2104.09864) and M-RoPE (arXiv 2409.12191, section 2.1).
 """
 
 from collections.abc import Sequence
-from itertools import groupby
 
 import torch
-
-from mediamill.model.families.qwen2_vl.config import MRopeRule
 
 Grid = tuple[int, int, int]
 
 
 def grid_list(grids: torch.Tensor | Sequence[Grid], merge: int) -> list[Grid]:
-    """Grids as tuples. Raises ValueError for one that is not three positive integers, or whose
-    rows and columns do not divide by `merge`.
+    """Returns grids as tuples.
+
+    Raises ValueError for one that is not three positive integers, or whose height or width is not
+    divisible by `merge`.
     """
     rows = grids.tolist() if isinstance(grids, torch.Tensor) else [list(grid) for grid in grids]
     for row in rows:
@@ -28,59 +26,6 @@ def grid_list(grids: torch.Tensor | Sequence[Grid], merge: int) -> list[Grid]:
     return [(t, h, w) for t, h, w in rows]
 
 
-def mrope_positions(
-    input_ids: Sequence[int],
-    grids: Sequence[Grid],
-    visual_token_ids: tuple[int, int],
-    rule: MRopeRule = "original",
-    merge: int = 2,
-) -> tuple[torch.Tensor, int]:
-    """Positions of one prompt.
-
-    input_ids: the prompt, visual pad tokens expanded.
-    grids: (t, h, w) in patches of each picture or video, in the order of their runs of pad tokens.
-    visual_token_ids: the image and the video pad token.
-    rule: "original" goes on after a vision run at max(t, h', w'), as the checkpoints were trained;
-        "hf5" (transformers 5.x) at max(h', w').
-
-    Returns int64 [3, len(input_ids)] and the position of the first token after the prompt.
-    Raises ValueError when the runs of pad tokens do not match the grids.
-    """
-    axes: list[torch.Tensor] = []
-    remaining = iter(grids)
-    start = 0
-    for is_visual, run in groupby(input_ids, key=lambda token: token in visual_token_ids):
-        length = sum(1 for _ in run)
-        if not is_visual:
-            axes.append(torch.arange(start, start + length).expand(3, -1))
-            start += length
-            continue
-        # Media that touch each other (no vision_end between them) share one run of pad tokens.
-        while length > 0:
-            t, h, w = next(remaining, (0, 0, 0))
-            h, w = h // merge, w // merge
-            if t * h * w == 0 or t * h * w > length:
-                raise ValueError(
-                    f"a run of {length} visual tokens does not match the grid ({t}, {h}, {w})"
-                )
-            axes.append(start + _grid_index(t, h, w))
-            start += max(t, h, w) if rule == "original" else max(h, w)
-            length -= t * h * w
-    if next(remaining, None) is not None:
-        raise ValueError("there are more grids than runs of visual tokens")
-    positions = torch.cat(axes, dim=1) if axes else torch.zeros(3, 0, dtype=torch.long)
-    # Generation counts on from the last prompt token on every axis.
-    following = int(positions[:, -1].max()) + 1 if positions.shape[1] else 0
-    return positions, following
-
-
-def _grid_index(t: int, h: int, w: int) -> torch.Tensor:
-    """Row-major (t, h, w) indices: int64 [3, t*h*w]."""
-    return torch.stack(
-        torch.meshgrid(torch.arange(t), torch.arange(h), torch.arange(w), indexing="ij")
-    ).flatten(1)
-
-
 def text_rotation(
     positions: torch.Tensor,
     inv_freq: torch.Tensor,
@@ -90,9 +35,9 @@ def text_rotation(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Cosine and sine for the decoder: `dtype` [T, head_dim] each, from int64 positions [3, T].
 
-    inv_freq: float32 [head_dim/2], or [T, head_dim/2] where they differ by token. The head_dim/2
-    frequencies are cut into three chunks of `section` sizes, each turned by its own axis. scaling:
-    multiplies both, in float32.
+    inv_freq: float32 [head_dim/2], or [T, head_dim/2] where they differ by token.
+    section: the sizes of the three chunks into which the frequencies are split, one for each axis.
+    scaling: a factor of both results, in float32.
     """
     angles = positions[..., None].float() * inv_freq
     chunks = torch.split(angles, list(section), dim=-1)
@@ -106,8 +51,8 @@ def vision_rotation(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Cosine and sine for the vision tower: float32 [N, head_dim] each, N = sum of t*h*w.
 
-    Patches stand in merge-group order: the `merge` x `merge` patches of one visual token are
-    neighbours.
+    Patches are in merge-group order: the `merge` x `merge` patches of one visual token are
+    neighbors.
     """
     coordinates = torch.cat([_patch_coordinates(t, h, w, merge) for t, h, w in grids])
     angles = (coordinates.to(inv_freq.device)[..., None].float() * inv_freq).flatten(1)
@@ -116,7 +61,7 @@ def vision_rotation(
 
 
 def _patch_coordinates(t: int, h: int, w: int, merge: int) -> torch.Tensor:
-    """(row, column) of each patch in merge-group order, once per frame pair: int64 [t*h*w, 2]."""
+    """(row, column) of each patch in merge-group order, int64 [t*h*w, 2]; alike for all t."""
     rows = torch.arange(h)[:, None].expand(h, w)
     columns = torch.arange(w)[None, :].expand(h, w)
     grid = torch.stack((rows, columns), dim=-1).reshape(h // merge, merge, w // merge, merge, 2)
@@ -124,21 +69,21 @@ def _patch_coordinates(t: int, h: int, w: int, merge: int) -> torch.Tensor:
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Turn x [T, heads, head_dim] by cos and sin [T, head_dim], in x's dtype."""
+    """Rotates x [T, heads, head_dim] by cos and sin [T, head_dim], in x's dtype."""
     left, right = x.chunk(2, dim=-1)
     return x * cos[:, None] + torch.cat((-right, left), dim=-1) * sin[:, None]
 
 
 def rotate_(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """As `rotate`, in place and in fewer passes: x [T, heads, head_dim] is returned.
+    """Rotates x [T, heads, head_dim] in place and returns it, in fewer passes than `rotate`.
 
-    cos and sin [T, head_dim] of x's dtype; their halves are equal, and one is read. Two roundings
-    instead of three in half precision.
+    cos, sin: [T, head_dim] of x's dtype; their two halves are equal.
+    In half precision the result is rounded twice instead of three times.
     """
     left, right = x.chunk(2, dim=-1)
     half = left.shape[-1]
     cos, sin = cos[:, None, :half], sin[:, None, :half]
-    turned = (left * cos).addcmul_(right, sin, value=-1)
+    rotated = (left * cos).addcmul_(right, sin, value=-1)
     right.mul_(cos).addcmul_(left, sin)
-    left.copy_(turned)
+    left.copy_(rotated)
     return x

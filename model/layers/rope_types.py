@@ -1,6 +1,6 @@
-"""Turns the rope settings of a checkpoint into rotary frequencies, for every type of scaling.
+"""Rotary frequencies for every type of rope scaling.
 
-Pure functions; they know neither tokens nor axes. Sources: position interpolation (arXiv
+Sources: position interpolation (arXiv
 2306.15595, "linear"), NTK-aware scaling (the "dynamic" type), YaRN (arXiv 2309.00071), LongRoPE
 (arXiv 2402.13753) and Llama 3.1's rule ("llama3").
 """
@@ -21,12 +21,12 @@ def inverse_frequencies(dim: int, theta: float) -> torch.Tensor:
 def scaled_frequencies(rope: RopeScaling, dim: int, theta: float, context: int) -> torch.Tensor:
     """The frequencies of a module: float32 [dim/2], or [2, dim/2] for longrope (short, long).
 
-    context: max_position_embeddings. For dynamic they are those of a sequence that fits the
-    context.
+    context: max_position_embeddings. The frequencies for "dynamic" are those of a sequence that
+        fits it.
     """
     plain = inverse_frequencies(dim, theta)
     if rope.kind == "linear":
-        return plain / _given(rope.factor)
+        return plain / _checked(rope.factor)
     if rope.kind == "yarn":
         return _yarn(rope, dim, theta, context)
     if rope.kind == "llama3":
@@ -39,12 +39,12 @@ def scaled_frequencies(rope: RopeScaling, dim: int, theta: float, context: int) 
 
 
 def attention_scaling(rope: RopeScaling, context: int) -> float:
-    """What cosine and sine are multiplied by."""
+    """Returns the factor of cosine and sine."""
     if rope.kind not in ("yarn", "longrope"):
         return 1.0
     if rope.attention_factor is not None:
         return rope.attention_factor
-    factor = _stretch(rope, context)
+    factor = _factor(rope, context)
     if rope.kind == "longrope":
         return 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(_original(rope)))
     if rope.mscale and rope.mscale_all_dim:
@@ -55,17 +55,16 @@ def attention_scaling(rope: RopeScaling, context: int) -> float:
 def frequencies_by_length(
     rope: RopeScaling, frequencies: torch.Tensor, longest: torch.Tensor, theta: float, context: int
 ) -> torch.Tensor:
-    """The frequencies of each token whose sequence is `longest` [T] tokens long: float32
-    [T, dim/2].
+    """The frequencies of each token: float32 [T, dim/2]. Never synchronizes with the device.
 
-    frequencies: from `scaled_frequencies`, on the device of `longest`. Nothing waits for the
-    device.
+    frequencies: from `scaled_frequencies`, on the device of `longest`.
+    longest: int64 [T], the length of each token's sequence.
     """
     if rope.kind == "longrope":
         short, long = frequencies
         return torch.where((longest > _original(rope))[:, None], long, short)
-    dim, factor = 2 * frequencies.shape[-1], _given(rope.factor)
-    # Within the context the base is theta itself, which the general formula only nears.
+    dim, factor = 2 * frequencies.shape[-1], _checked(rope.factor)
+    # Within the context the frequencies are exact; the formula would only approximate them.
     growth = (factor * longest / context - (factor - 1)).clamp(min=1.0)
     base = theta * growth ** (dim / (dim - 2))
     powers = torch.arange(0, dim, 2, device=longest.device, dtype=torch.float32) / dim
@@ -80,15 +79,15 @@ def sequence_lengths(positions: torch.Tensor, lengths: Sequence[int]) -> torch.T
     highest = positions.amax(0)
     if all(length == 1 for length in lengths):
         return highest + 1
-    owner = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
-    owner = owner.to(positions.device)
+    sequence = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    sequence = sequence.to(positions.device)
     largest = torch.zeros(len(lengths), dtype=highest.dtype, device=highest.device)
-    return largest.scatter_reduce(0, owner, highest, "amax")[owner] + 1
+    return largest.scatter_reduce(0, sequence, highest, "amax")[sequence] + 1
 
 
 def _yarn(rope: RopeScaling, dim: int, theta: float, context: int) -> torch.Tensor:
-    """Section 3.2 of the paper: slow frequencies are interpolated, fast ones kept, a ramp between
-    them.
+    """Section 3.2 of the paper: slow frequencies are interpolated, fast ones are not, and between
+    the two there is a ramp.
     """
 
     def boundary(rotations: float) -> float:
@@ -102,13 +101,13 @@ def _yarn(rope: RopeScaling, dim: int, theta: float, context: int) -> torch.Tens
     if low == high:
         high += 0.001
     powers = theta ** (torch.arange(0, dim, 2).float() / dim)
-    kept = 1 - ((torch.arange(dim // 2, dtype=torch.float32) - low) / (high - low)).clamp(0, 1)
-    interpolated = 1.0 / (_stretch(rope, context) * powers)
-    return interpolated * (1 - kept) + 1.0 / powers * kept
+    ramp = 1 - ((torch.arange(dim // 2, dtype=torch.float32) - low) / (high - low)).clamp(0, 1)
+    interpolated = 1.0 / (_factor(rope, context) * powers)
+    return interpolated * (1 - ramp) + 1.0 / powers * ramp
 
 
 def _llama3(rope: RopeScaling, plain: torch.Tensor) -> torch.Tensor:
-    factor, original = _given(rope.factor), _original(rope)
+    factor, original = _checked(rope.factor), _original(rope)
     low, high = rope.low_freq_factor, rope.high_freq_factor
     wavelength = 2 * math.pi / plain
     scaled = torch.where(wavelength > original / low, plain / factor, plain)
@@ -122,7 +121,7 @@ def _mscale(factor: float, weight: float) -> float:
     return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
 
 
-def _stretch(rope: RopeScaling, context: int) -> float:
+def _factor(rope: RopeScaling, context: int) -> float:
     return context / _original(rope) if rope.factor is None else rope.factor
 
 
@@ -131,6 +130,6 @@ def _original(rope: RopeScaling) -> int:
     return rope.original
 
 
-def _given(factor: float | None) -> float:
+def _checked(factor: float | None) -> float:
     assert factor is not None, "checked when the configuration was read"
     return factor

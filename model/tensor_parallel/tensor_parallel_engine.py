@@ -20,7 +20,7 @@ import torch
 from mediamill.model.checkpoint.folder import Folder
 from mediamill.model.engine import Engine
 from mediamill.model.families.qwen2_vl.config import MRopeRule, load_config
-from mediamill.model.layers.shards import Shard, VisionSplit
+from mediamill.model.layers.shards import Shard
 from mediamill.model.requests import Completion, Request
 from mediamill.model.tensor_parallel.process_group import join, leave
 from mediamill.model.tensor_parallel.request_codec import encode_request
@@ -67,7 +67,6 @@ class TensorParallelEngine(Engine):
         folder: str | Path,
         size: int,
         device: str = "auto",
-        vision: VisionSplit = "data",
         threads: int = 1,
         timeout_s: float = 600.0,
         silence_s: float = 15.0,
@@ -77,7 +76,6 @@ class TensorParallelEngine(Engine):
         """Loads the folder in `size` processes, of which this one is the first.
 
         device: "cuda" gives rank i the i-th GPU that this process sees; "cpu"; "auto".
-        vision: see model/layers/shards.py.
         threads: of each rank, on a CPU.
         timeout_s: for the ranks to join, to load and to finish a collective.
         silence_s: seconds without a heartbeat after which a rank counts as hung.
@@ -95,16 +93,15 @@ class TensorParallelEngine(Engine):
         if device not in ("cpu", "cuda"):
             raise ValueError(f"device is {device!r}, expected auto, cpu or cuda")
         mrope: MRopeRule = options.get("mrope", "original")
-        shard = Shard(0, size, vision)
+        shard = Shard(0, size)
         # A wrong checkpoint is reported before processes are started.
-        shard.check(load_config(Folder.of(folder), mrope))
+        shard.check(load_config(Folder.of(folder), mrope).text)
         rendezvous = Path(tempfile.mkdtemp(prefix="mediamill-ranks-"))
         devices = [f"cuda:{rank}" if device == "cuda" else "cpu" for rank in range(size)]
         settings = {
             "size": size,
             "folder": str(folder),
             "rendezvous": str(rendezvous),
-            "vision": vision,
             "threads": threads,
             "timeout_s": timeout_s,
             "options": options,

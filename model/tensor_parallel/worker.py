@@ -65,7 +65,7 @@ def _execute(
     engine = Engine.load(
         settings["folder"],
         settings["device"],
-        shard=Shard(rank, size, settings["vision"]),
+        shard=Shard(rank, size),
         ranks=ranks,
         **settings["options"],
     )

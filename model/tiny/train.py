@@ -19,8 +19,9 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import nn
 
+from mediamill.model.families.initialize import initialize_weights
 from mediamill.model.families.qwen2_vl.model import Qwen2VL
-from mediamill.model.layers.attention import PackedCausal
+from mediamill.model.layers.attention import PackedCausalAttention
 from mediamill.model.media.image_rules import ImageRules
 from mediamill.model.tiny import CHECKPOINT
 from mediamill.model.tiny.folder import tiny_config, write_folder
@@ -66,7 +67,9 @@ class ModelWithTagger(nn.Module):
         positions = model.positions(
             batch.input_ids, *(([], batch.grids) if batch.is_clip else (batch.grids, []))
         )
-        hidden = model.hidden_states(embeddings, positions, PackedCausal([length] * rows, "eager"))
+        hidden = model.hidden_states(
+            embeddings, positions, PackedCausalAttention([length] * rows, "eager")
+        )
         target = batch.labels.roll(-1, dims=1).flatten()
         is_predicted = target != -100
         logits = model.logits(hidden[is_predicted]).float()
@@ -78,29 +81,28 @@ class ModelWithTagger(nn.Module):
         return answer, tags
 
 
-def initialize_weights(model: Qwen2VL, patches: torch.Tensor) -> None:
+def initialize(model: Qwen2VL, patches: torch.Tensor) -> None:
     """Initializes the weights.
 
     Weights are N(0, 1 / sqrt(fan_in)), those of residual outputs divided by sqrt(2 * depth), and
     the patch projection is a PCA of the given patches.
     """
     model_config = model.config
+
+    def spread(name: str, parameter: nn.Parameter) -> float:
+        embedding = name.endswith("embed_tokens.weight")
+        return 0.08 if embedding else float(parameter[0].numel() ** -0.5)
+
+    initialize_weights(model, seed=None, spread=spread)
+    residual = ("attn.proj.weight", "mlp.fc2.weight", "o_proj.weight", "down_proj.weight")
     for name, parameter in model.named_parameters():
-        if name.endswith("embed_tokens.weight"):
-            nn.init.normal_(parameter, std=0.08)
-        elif parameter.ndim >= 2:
-            nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
+        if name.endswith(residual):
             depth = (
                 model_config.vision.depth
                 if name.startswith("visual.")
                 else model_config.text.num_hidden_layers
             )
-            if name.endswith(
-                ("attn.proj.weight", "mlp.fc2.weight", "o_proj.weight", "down_proj.weight")
-            ):
-                parameter.data.div_(math.sqrt(2 * depth))
-        elif name.endswith("bias"):
-            nn.init.zeros_(parameter)
+            parameter.data.div_(math.sqrt(2 * depth))
     centred = patches - patches.mean(0)
     values, vectors = torch.linalg.eigh(centred.T @ centred / len(patches))
     largest = values.argsort(descending=True)[: model_config.vision.embed_dim]
@@ -199,7 +201,7 @@ def train(folder: Path, config: TrainingConfig) -> None:
     steps, dtype = config.steps, config.dtype
     model = Qwen2VL(tiny_config())
     pca_config = replace(config, seed=config.seed + 1, steps=4, size=4 * config.size)
-    initialize_weights(model, next(iter(TrainingBatches(folder, pca_config))).patches)
+    initialize(model, next(iter(TrainingBatches(folder, pca_config))).patches)
     module = ModelWithTagger(model)
     stream = iter(loader)
     optimizer = Optimizer(module, steps, dtype)

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 
 from mediamill.model.engine import Engine
-from mediamill.model.layers.shards import VisionSplit
 from mediamill.model.tensor_parallel.tensor_parallel_engine import (
     BrokenRanksError,
     TensorParallelEngine,
@@ -19,7 +18,6 @@ def load_engine(
     checkpoint: Path,
     device: str,
     ranks: int,
-    vision: VisionSplit,
     threads: int,
     on_end: Callable[[BrokenEngineError], None],
     **options: Any,
@@ -28,7 +26,6 @@ def load_engine(
 
     It uses the GPUs that this process sees.
 
-    vision: how the ranks share the vision tower.
     threads: of each rank on a CPU.
     on_end: called in another thread when another rank has ended or hangs, since this one may then
         wait for it for ever.
@@ -41,7 +38,6 @@ def load_engine(
         checkpoint,
         ranks,
         device,
-        vision,
         threads,
         on_death=lambda reason: on_end(_broken(reason)),
         **options,

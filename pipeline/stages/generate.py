@@ -16,7 +16,6 @@ import torch
 
 from mediamill.model.engine import Completion, Request
 from mediamill.model.families.qwen2_vl.config import MRopeRule
-from mediamill.model.layers.shards import VisionSplit
 from mediamill.model.sampling import Sampling
 from mediamill.model.text.tokenizer import Tokenizer
 from mediamill.pipeline.faults import BrokenEngineError, IdentityError
@@ -52,8 +51,8 @@ class GenerateRules:
     """How answers are made. threads: of the CPU, of each rank of an engine without a GPU.
 
     sampling: of every row, except that each row has a seed of its own, made of this one and its id.
-    mrope: how the positions of videos are counted. ranks: processes that share the model; vision:
-    how they share its vision tower. step_s: as of `EngineThread`.
+    mrope: how the positions of videos are counted. ranks: processes that share the model.
+    step_s: as of `EngineThread`.
     """
 
     sampling: Sampling
@@ -63,7 +62,6 @@ class GenerateRules:
     threads: int
     mrope: MRopeRule = "original"
     ranks: int = 1
-    vision: VisionSplit = "data"
     step_s: float = math.inf
 
     @classmethod
@@ -90,7 +88,6 @@ class GenerateRules:
             threads=threads,
             mrope=job.video.mrope,
             ranks=ranks,
-            vision=job.resources.vision_split,
             step_s=job.limits.step_timeout_s,
         )
 
@@ -125,7 +122,6 @@ class Generate:
             checkpoint,
             rules.device,
             rules.ranks,
-            rules.vision,
             rules.threads,
             on_end or self._end,
             dtype=rules.dtype,

@@ -10,7 +10,7 @@ import torch
 
 from mediamill.model.engine import Engine, Request
 from mediamill.model.inputs import VisualInput
-from mediamill.model.layers.flash import missing
+from mediamill.model.layers.flash import missing_requirement
 from mediamill.model.media.image_rules import ImageRules
 from mediamill.model.sampling import Sampling
 from mediamill.model.text.tokenizer import Tokenizer
@@ -99,7 +99,7 @@ def test_answers_in_json_are_those_of_the_cpu(graphs):
 
 @pytest.mark.parametrize("attention", ["sdpa", "flash"])
 def test_bfloat16_stays_near_float32(folder, attention):
-    if attention == "flash" and missing(torch.device("cuda"), torch.bfloat16):
+    if attention == "flash" and missing_requirement(torch.device("cuda"), torch.bfloat16):
         pytest.skip("no flash kernel")
     asked = requests(1)
     expected = answers(load(folder, "cpu"), asked)

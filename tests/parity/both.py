@@ -1,4 +1,4 @@
-"""Runs a case through this project and through the reference, and keeps what each of them made."""
+"""Runs a case through this project and through the reference."""
 
 import functools
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class Inputs:
         return {"input_ids": torch.tensor([self.ids]), **self.pixels}
 
 
-class Mine:
+class Ours:
     """This project on a checkpoint folder, with the position rule of transformers 5.x."""
 
     def __init__(self, folder: Path) -> None:
@@ -64,15 +64,15 @@ class Mine:
         return Inputs(ids, pixels), visuals
 
     def model(self, dtype: torch.dtype) -> Qwen2VL:
-        return _my_model(self.folder, dtype)
+        return _our_model(self.folder, dtype)
 
     def answer(self, case: Case, inputs: Inputs, visuals: tuple[VisualInput, ...]) -> list[int]:
-        wish = Sampling(max_new_tokens=NEW_TOKENS, repetition_penalty=case.penalty)
-        (done,) = self.engine.generate([Request("case", inputs.ids, visuals, wish)])
-        return done.output_ids
+        sampling = Sampling(max_new_tokens=NEW_TOKENS, repetition_penalty=case.penalty)
+        (completion,) = self.engine.generate([Request("case", inputs.ids, visuals, sampling)])
+        return completion.output_ids
 
 
-class Theirs:
+class Reference:
     """The reference on the same folder."""
 
     def __init__(self, folder: Path) -> None:
@@ -88,14 +88,14 @@ class Theirs:
         )
         pictures = [reference_picture(m.data) for m in case.media if m.kind == "image"]
         videos = [
-            self._sampled(reference_video(m.data), case.sampling)
+            self._sample(reference_video(m.data), case.sampling)
             for m in case.media
             if m.kind == "video"
         ]
         size = {}
         if case.limits:
             size = {"size": dict(zip(("shortest_edge", "longest_edge"), case.limits, strict=True))}
-        made = self.processor(
+        batch = self.processor(
             text=[text],
             images=pictures or None,
             videos=videos or None,
@@ -103,26 +103,26 @@ class Theirs:
             videos_kwargs={"do_sample_frames": False, "cap_pixels_per_frame": False, **size},
             return_tensors="pt",
         )
-        pixels = {name: made[name] for name in made if "pixel" in name or "grid" in name}
-        return Inputs(made["input_ids"][0].tolist(), pixels)
+        pixels = {name: batch[name] for name in batch if "pixel" in name or "grid" in name}
+        return Inputs(batch["input_ids"][0].tolist(), pixels)
 
-    def _sampled(self, video: ReferenceVideo, sampling: dict[str, Any]) -> torch.Tensor:
-        """The frames that the reference's own sampling takes.
+    def _sample(self, video: ReferenceVideo, sampling: dict[str, Any]) -> torch.Tensor:
+        """Returns the frames that the reference's own sampling takes.
 
-        Where it fails (too few frames for what is asked, one index beyond the end) its documented
-        repair: as many pairs as there are, the surplus index dropped.
+        Where that fails (fewer frames than requested, or one index beyond the end), the documented
+        repair is applied: as many pairs as there are, without the surplus index.
         """
         total = len(video.frames)
         metadata = oracle.VideoMetadata(total_num_frames=total, fps=video.fps)
         if total == 1:
             return video.frames
-        wanted = dict(sampling)
-        if "num_frames" in wanted:
-            wanted["num_frames"] = max(2, min(wanted["num_frames"], total // 2 * 2))
-        elif "max_frames" in wanted:
-            wanted["min_frames"] = max(2, wanted.get("min_frames", 4))
-        found = self.processor.video_processor.sample_frames(metadata, **wanted)
-        return video.frames[found[found < total].long()]
+        arguments = dict(sampling)
+        if "num_frames" in arguments:
+            arguments["num_frames"] = max(2, min(arguments["num_frames"], total // 2 * 2))
+        elif "max_frames" in arguments:
+            arguments["min_frames"] = max(2, arguments.get("min_frames", 4))
+        indices = self.processor.video_processor.sample_frames(metadata, **arguments)
+        return video.frames[indices[indices < total].long()]
 
     def model(self, dtype: torch.dtype) -> Any:
         return _reference_model(self.folder, dtype)
@@ -140,17 +140,17 @@ class Theirs:
         }
 
     def answer(self, case: Case, inputs: Inputs) -> list[int]:
-        made = self.model(torch.float32).generate(
+        output_ids = self.model(torch.float32).generate(
             **self.arguments(inputs),
             max_new_tokens=NEW_TOKENS,
             do_sample=False,
             repetition_penalty=case.penalty,
         )
-        return made[0, len(inputs.ids) :].tolist()
+        return output_ids[0, len(inputs.ids) :].tolist()
 
 
 @functools.lru_cache(maxsize=2)
-def _my_model(folder: Path, dtype: torch.dtype) -> Qwen2VL:
+def _our_model(folder: Path, dtype: torch.dtype) -> Qwen2VL:
     return load_model(folder, dtype, config=load_config(folder, "hf5"))
 
 

@@ -1,4 +1,4 @@
-"""Makes case n of the parity suite from a seed: a chat, its files and how to look at them."""
+"""Makes case n of the parity suite from a seed: a chat, its files and how they are sampled."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -56,7 +56,7 @@ class Case:
 
 
 def case(seed: int, number: int) -> Case:
-    """The same seed and number give the same case. Every kind of file comes up in turn."""
+    """Returns case `number`; the same seed gives the same case. All kinds of file occur in turn."""
     rng = np.random.default_rng([seed, number])
     media: list[Medium] = []
 
@@ -66,13 +66,15 @@ def case(seed: int, number: int) -> Case:
         media.append(Medium(kind, name, kinds[name](rng)))
         return {"type": kind}
 
-    # The case's own medium runs through all kinds in turn; what stands around it is random.
-    own = (
+    # The first medium runs through all kinds in turn; the rest of the chat is random.
+    first_medium = (
         medium("video", number // 3)
         if number % 3 == 2
         else medium("image", number // 3 * 2 + number % 3)
     )
-    first = [own, _text(rng)] if rng.random() < 0.8 else [_text(rng), own, _text(rng)]
+    first = (
+        [first_medium, _text(rng)] if rng.random() < 0.8 else [_text(rng), first_medium, _text(rng)]
+    )
     messages: list[dict[str, Any]] = []
     if rng.random() < 0.4:
         messages.append({"role": "system", "content": _words(rng)})

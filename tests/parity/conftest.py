@@ -6,7 +6,7 @@ import pytest
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave out what needs the published vocabulary where nobody says where it is."""
+    """Ignores the tests of the published vocabulary when its location is not given."""
     published = collection_path.name in ("test_vocabulary.py", "test_grammar.py")
     if published and config.getoption("qwen_wheel") is None:
         return True

@@ -1,4 +1,4 @@
-"""Grammars over the published vocabulary: its own tokens say every answer, and its bytes fit."""
+"""Grammars over the published vocabulary: its tokens can write every answer, and its bytes fit."""
 
 import json
 import random
@@ -34,14 +34,14 @@ def grammars(tokenizer):
     return Grammars(tokenizer, VOCABULARY)
 
 
-def allowed(matcher):
+def token_mask(matcher):
     masks = Masks(VOCABULARY, 1)
     bits = np.zeros((1, masks.words), np.int32)
     masks.fill(bits, [matcher], [()])
     return np.unpackbits(bits.view(np.uint8), bitorder="little")[:VOCABULARY]
 
 
-def test_its_own_tokens_say_every_answer(tokenizer, grammars, parity_seed):
+def test_its_own_tokens_can_write_every_answer(tokenizer, grammars, parity_seed):
     rng = random.Random(parity_seed)
 
     def words():
@@ -54,10 +54,10 @@ def test_its_own_tokens_say_every_answer(tokenizer, grammars, parity_seed):
             "number": rng.choice([0, -1.5, 1e-9, 12345678]),
             "inner": {"sure": rng.random() < 0.5, "count": rng.randint(-(10**9), 10**9)},
         }
-        said = json.dumps(answer, ensure_ascii=False)
+        answer_text = json.dumps(answer, ensure_ascii=False)
         matcher = grammars.matcher(text(FREE))
-        for token in tokenizer.encode_exactly(said):
-            assert allowed(matcher)[token], (said, tokenizer.token_bytes(token))
+        for token in tokenizer.encode_exactly(answer_text):
+            assert token_mask(matcher)[token], (answer_text, tokenizer.token_bytes(token))
             matcher.advance(token)
         assert matcher.complete
 
@@ -67,15 +67,15 @@ def test_walks_at_random_end_in_valid_text(tokenizer, grammars, parity_seed, nam
     rng = random.Random(f"{parity_seed} {name}")
     control = list(tokenizer.special.values())
     for _ in range(8):
-        matcher, said = grammars.matcher(text(SCHEMAS[name])), []
-        while not matcher.complete and len(said) < 150:
-            bits = allowed(matcher)
+        matcher, tokens = grammars.matcher(text(SCHEMAS[name])), []
+        while not matcher.complete and len(tokens) < 150:
+            bits = token_mask(matcher)
             assert not bits[control].any()
             assert not bits[151_657:].any()  # beyond the tokenizer
-            said.append(int(rng.choice(np.flatnonzero(bits).tolist())))
-            matcher.advance(said[-1])
+            tokens.append(int(rng.choice(np.flatnonzero(bits).tolist())))
+            matcher.advance(tokens[-1])
             assert matcher.problem is None
         if matcher.complete:
-            whole = b"".join(tokenizer.token_bytes(token) for token in said).decode()
-            assert whole == tokenizer.decode(said)
+            whole = b"".join(tokenizer.token_bytes(token) for token in tokens).decode()
+            assert whole == tokenizer.decode(tokens)
             jsonschema.validate(json.loads(whole), SCHEMAS[name])

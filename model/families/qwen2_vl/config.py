@@ -1,12 +1,11 @@
-"""Turns a checkpoint's config.json into the numbers that shape the network.
+"""Reads the network's dimensions from a checkpoint's config.json.
 
-Reads the flat layout of the 2024 hub files, the nested `text_config` of transformers 4.5x, and
-`rope_parameters` of 5.x. What it cannot honour it refuses with a sentence, before any weight is
-read. It does not know how pictures are resized or how a prompt is written.
+Supports the flat layout of the 2024 hub files, the nested `text_config` of transformers 4.5x, and
+`rope_parameters` of 5.x. Settings that the network does not implement raise a ModelError.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,9 +13,9 @@ from mediamill.model.checkpoint.folder import Folder, parse_json
 from mediamill.model.checkpoint.ignored_keys import IGNORED_KEYS
 from mediamill.model.checkpoint.json_reader import JsonReader
 from mediamill.model.checkpoint.layer_windows import layer_windows
-from mediamill.model.checkpoint.rope_scaling import RopeScaling
 from mediamill.model.checkpoint.rope_settings import rope_scaling
 from mediamill.model.errors import ModelError
+from mediamill.model.layers.shapes import TextConfig, VisionConfig
 
 MRopeRule = Literal["original", "hf5"]
 ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "quick_gelu", "relu")
@@ -24,86 +23,12 @@ DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
 
 
 @dataclass(frozen=True)
-class VisionConfig:
-    """The vision tower. `hidden_size` is the width of the decoder that it feeds."""
-
-    depth: int = 32
-    embed_dim: int = 1280
-    num_heads: int = 16
-    mlp_ratio: float = 4.0
-    in_channels: int = 3
-    hidden_size: int = 3584
-    patch_size: int = 14
-    temporal_patch_size: int = 2
-    spatial_merge_size: int = 2
-    hidden_act: str = "quick_gelu"
-    rope_theta: float = 10000.0
-    initializer_range: float = 0.02
-
-    @property
-    def head_dim(self) -> int:
-        return self.embed_dim // self.num_heads
-
-    @property
-    def patch_dim(self) -> int:
-        """Values in one patch with all its temporal slices: C * T * ph * pw."""
-        return self.in_channels * self.temporal_patch_size * self.patch_size**2
-
-
-@dataclass(frozen=True)
-class TextConfig:
-    """The decoder.
-
-    windows: the sliding window of each layer in tokens, None where it sees everything; empty: no
-        layer has one.
-    head_size: of a part of a network, which has fewer heads; None = hidden_size / heads.
-    """
-
-    vocab_size: int = 152064
-    hidden_size: int = 8192
-    intermediate_size: int = 29568
-    num_hidden_layers: int = 80
-    num_attention_heads: int = 64
-    num_key_value_heads: int = 8
-    max_position_embeddings: int = 32768
-    # The class default of the reference; every published checkpoint says 1e-6.
-    rms_norm_eps: float = 1e-5
-    rope_theta: float = 1e6
-    mrope_section: tuple[int, int, int] = (16, 24, 24)
-    tie_word_embeddings: bool = False
-    rope: RopeScaling = field(default_factory=RopeScaling)
-    windows: tuple[int | None, ...] = ()
-    hidden_act: str = "silu"
-    attention_dropout: float = 0.0
-    initializer_range: float = 0.02
-    pad_token_id: int | None = None
-    head_size: int | None = None
-
-    @property
-    def head_dim(self) -> int:
-        return self.head_size or self.hidden_size // self.num_attention_heads
-
-    @property
-    def context_length(self) -> int:
-        """Tokens that the model takes. Files with rope type linear, dynamic or yarn give the length
-        before the stretch, and often repeat it as max_position_embeddings.
-        """
-        rope, trained = self.rope, self.max_position_embeddings
-        if rope.kind not in ("linear", "dynamic", "yarn") or rope.factor is None:
-            return trained
-        return max(trained, int((rope.original or trained) * rope.factor))
-
-    def window(self, layer: int) -> int | None:
-        """The sliding window of a layer: key k is visible to query q iff q - window < k <= q."""
-        return self.windows[layer] if self.windows else None
-
-
-@dataclass(frozen=True)
 class Qwen2VLConfig:
-    """A whole model: decoder, vision tower, and the token ids that join them.
+    """A whole model: decoder, vision tower, and the ids of the tokens that stand for media.
 
-    unknown_keys: keys of config.json (`text_config.x`, `vision_config.x` below the top) that are
-        neither read nor known to change nothing.
+    mrope: how the positions of videos are counted.
+    unknown_keys: keys of config.json (`text_config.x`, `vision_config.x` for nested ones) that are
+        neither read nor known to be irrelevant.
     """
 
     text: TextConfig
@@ -118,7 +43,7 @@ class Qwen2VLConfig:
 
 
 def load_config(folder: str | Path | Folder, mrope: MRopeRule = "original") -> Qwen2VLConfig:
-    """Read config.json of `folder`.
+    """Reads config.json of `folder`.
 
     Raises ModelError, naming the file and key, for a missing or malformed file and for settings
     that this network does not implement.
@@ -131,14 +56,14 @@ def load_config(folder: str | Path | Folder, mrope: MRopeRule = "original") -> Q
 
 
 def parse_config(content: bytes, where: str, mrope: MRopeRule = "original") -> Qwen2VLConfig:
-    """Build a config from the `content` of a config.json; `where` names it in errors."""
+    """Parses the `content` of a config.json; `where` names it in errors."""
     return config_from_dict(parse_json(content, where), where, mrope)
 
 
 def config_from_dict(
     raw: Mapping[str, Any], where: str, mrope: MRopeRule = "original"
 ) -> Qwen2VLConfig:
-    """Build a config from the parsed JSON `raw`; `where` names its source in errors."""
+    """Builds a config from the parsed JSON `raw`; `where` names its source in errors."""
     if mrope not in ("original", "hf5"):
         raise ValueError(f"mrope is {mrope!r}, expected 'original' or 'hf5'")
     top = JsonReader(raw, where)
@@ -147,8 +72,8 @@ def config_from_dict(
     nested = JsonReader(top.part("text_config"), where, "text_config.")
     tower = JsonReader(top.part("vision_config"), where, "vision_config.")
     for part in (top, nested):
-        _refuse_quantised(part)
-    # Nested wins over flat: files of 4.5x hold both, and the flat copy may be stale.
+        _refuse_quantized(part)
+    # Nested keys win: files of 4.5x have both, and the flat copy may be stale.
     text = JsonReader({**raw, **nested.raw}, where)
     config = Qwen2VLConfig(
         text=_text(text, nested, tied=_tied(top, nested)),
@@ -169,10 +94,10 @@ def config_from_dict(
     return config
 
 
-def _refuse_quantised(part: JsonReader) -> None:
-    found = part.get("quantization_config")
-    if found:
-        method = found.get("quant_method", "unknown") if isinstance(found, dict) else found
+def _refuse_quantized(part: JsonReader) -> None:
+    config = part.get("quantization_config")
+    if config:
+        method = config.get("quant_method", "unknown") if isinstance(config, dict) else config
         raise ModelError(
             f"{part.where}: the weights are quantised ({method}), which is not supported: use the "
             "unquantised checkpoint"
@@ -192,7 +117,7 @@ def _dtype(part: JsonReader) -> str | None:
 
 
 def _tied(top: JsonReader, nested: JsonReader) -> bool:
-    # Writers before 5.x put it into text_config; the reference takes it from either.
+    # Writers before 5.x put it into text_config; the reference accepts both places.
     flags = [part.flag("tie_word_embeddings", False) for part in (top, nested)]
     return any(flags)
 
@@ -210,7 +135,7 @@ def _text(raw: JsonReader, nested: JsonReader, tied: bool) -> TextConfig:
         raw.refuse("partial_rotary_factor", "1: the whole head is rotated")
     if raw.whole("head_dim", hidden // heads) != hidden // heads:
         raw.refuse("head_dim", f"hidden_size / num_attention_heads, {hidden // heads}")
-    # A stale flat rope object must not stand beside a nested one. Of two in one object the
+    # A nested rope object replaces a flat one, which may be stale. If one object has both keys, the
     # reference reads rope_scaling.
     has_own = nested.raw.get("rope_scaling") or nested.raw.get("rope_parameters")
     holder = nested if has_own else raw
@@ -226,7 +151,7 @@ def _text(raw: JsonReader, nested: JsonReader, tied: bool) -> TextConfig:
     )
     flat = raw.whole_or_none("original_max_position_embeddings", 1)
     if scaling.original is not None and flat not in (None, scaling.original):
-        # The reference would leave it unread here, and read it in a text_config.
+        # The reference ignores the key here, but reads it in a text_config.
         raw.refuse("original_max_position_embeddings", f"{scaling.original}, as in the rope object")
     return TextConfig(
         vocab_size=raw.whole("vocab_size", None),
@@ -250,7 +175,7 @@ def _text(raw: JsonReader, nested: JsonReader, tied: bool) -> TextConfig:
 
 
 def _key_value_heads(raw: JsonReader, heads: int) -> int:
-    # As in the reference, null means as many as query heads, and only an absent key its default.
+    # As in the reference, null means as many as query heads; an absent key means the default.
     if raw.get("num_key_value_heads") is None and "num_key_value_heads" in raw.raw:
         return heads
     return raw.whole("num_key_value_heads", TextConfig().num_key_value_heads)

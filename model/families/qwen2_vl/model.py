@@ -1,7 +1,6 @@
-"""Qwen2-VL: the vision tower and the decoder joined, and the forward passes over padded batches.
+"""Qwen2-VL: the vision tower and the decoder, and the forward passes over padded batches.
 
-Turns token ids and normalised patches into hidden states, logits and a loss. It does not know
-pictures, strings or sampling.
+Token ids and normalized patches go in, and hidden states, logits and a loss come out.
 """
 
 from collections.abc import Sequence
@@ -11,23 +10,23 @@ import torch
 from torch import nn
 
 from mediamill.model.families.qwen2_vl.config import Qwen2VLConfig
+from mediamill.model.families.qwen2_vl.positions import prompt_positions
 from mediamill.model.families.qwen2_vl.vision import VisionTower
-from mediamill.model.layers.attention import Attend, KeyValueCache, check_attention
+from mediamill.model.layers.attention import AttentionBackend, KeyValueCache, check_attention
 from mediamill.model.layers.collectives import SINGLE_RANK, Collectives
 from mediamill.model.layers.decoder import Decoder
 from mediamill.model.layers.outputs import Output, TextOutput
 from mediamill.model.layers.padded import causal_loss, run_decoder
-from mediamill.model.layers.padding import kept, packing_for
+from mediamill.model.layers.padding import packing_for, select_logits
 from mediamill.model.layers.positions import (
     counted_positions,
     given_positions,
     past_starts,
-    prompt_positions,
     rope_deltas,
 )
 from mediamill.model.layers.rope import Grid, grid_list
 from mediamill.model.layers.shards import WHOLE, Shard
-from mediamill.model.layers.visual_tokens import pads_among, placed
+from mediamill.model.layers.visual_tokens import is_pad_embedding, scatter_visual_tokens
 
 __all__ = ["Output", "Qwen2VL", "TextOutput"]
 
@@ -38,26 +37,32 @@ class Qwen2VL(nn.Module):
     """The network. Parameter names are those of the hub checkpoints."""
 
     def __init__(
-        self, config: Qwen2VLConfig, shard: Shard = WHOLE, ranks: Collectives = SINGLE_RANK
+        self, config: Qwen2VLConfig, shard: Shard = WHOLE, collectives: Collectives = SINGLE_RANK
     ) -> None:
-        """config: of the whole network. shard: which part of it this is; ranks have the others.
+        """Builds the network, or one tensor-parallel part of it.
 
-        `config` of a part has that part's heads and inner width. Raises ModelError when the network
-        does not fall into so many parts.
+        config: of the whole network. The attribute `config` of a part has its own numbers of heads
+            and its own inner width.
+        shard: the part to build.
+        collectives: of the ranks that have the other parts.
+        Raises ModelError when the network cannot be split into so many parts.
         """
         super().__init__()
-        shard.check(config)
+        shard.check(config.text)
         config = replace(config, text=shard.text(config.text))
         self.config = config
-        self.ranks = ranks
-        self.visual = VisionTower(config.vision, shard.vision_parts(), ranks)
-        self.model = Decoder(config.text, shard, ranks)
+        self.collectives = collectives
+        self.visual = VisionTower(config.vision)
+        self.model = Decoder(config.text, shard, collectives)
         rows = self.model.embed_tokens.num_embeddings
         self.lm_head = nn.Linear(config.text.hidden_size, rows, bias=False)
         self.tie()
 
     def tie(self) -> None:
-        """Share the head with the embedding where the config says so; anew after a move."""
+        """Makes the head share the embedding's weight where the config says so.
+
+        Needed again after `to_empty`, which gives both a weight of their own.
+        """
         if self.config.text.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
 
@@ -70,7 +75,7 @@ class Qwen2VL(nn.Module):
         return self.model.embed_tokens.weight.device
 
     def new_cache(self, batch: int) -> KeyValueCache:
-        """An empty cache for `batch` sequences, which grows as `text` and `forward` fill it."""
+        """Returns an empty cache for `batch` sequences, which grows as it is filled."""
         text = self.config.text
         return KeyValueCache(
             text.num_hidden_layers,
@@ -88,36 +93,38 @@ class Qwen2VL(nn.Module):
         image_tokens: torch.Tensor | None = None,
         video_tokens: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Token embeddings [T, hidden] of packed ids [T], pad tokens replaced by visual tokens in
-        order.
+        """Packed ids [T] -> embeddings [T, hidden], with visual tokens in place of pad tokens.
 
-        image_tokens, video_tokens: outputs of the vision tower. Raises ValueError when their number
-            differs from that of the pad tokens, so that no picture is ever dropped unseen.
+        image_tokens, video_tokens: outputs of the vision tower.
+        Raises ValueError when their number differs from that of the pad tokens.
         """
         x = self.model.embed_tokens(input_ids)
         for token_id, tokens in (
             (self.config.image_token_id, image_tokens),
             (self.config.video_token_id, video_tokens),
         ):
-            x = placed(x, input_ids == token_id, tokens, token_id)
+            x = scatter_visual_tokens(x, input_ids == token_id, tokens, token_id)
         return x  # type: ignore[no-any-return]
 
     def hidden_states(
         self,
         embeddings: torch.Tensor,
         positions: torch.Tensor,
-        attend: Attend,
-        rows: torch.Tensor | None = None,
+        backend: AttentionBackend,
+        token_indices: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Packed embeddings [T, hidden] and positions [3, T] -> final hidden states [T, hidden].
 
-        rows: int64 [n], the tokens whose states are wanted: [n, hidden], with less work.
+        token_indices: int64 [n], the tokens whose states are needed: -> [n, hidden], with less
+            work; None: all tokens.
         """
-        return self.model(embeddings, positions, attend, rows=rows)  # type: ignore[no-any-return]
+        return self.model(  # type: ignore[no-any-return]
+            embeddings, positions, backend, token_indices=token_indices
+        )
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Hidden states [..., hidden] -> logits [..., vocabulary] in the model's dtype."""
-        return self.ranks.joined(self.lm_head(hidden))[..., : self.config.text.vocab_size]
+        return self.collectives.all_gather(self.lm_head(hidden))[..., : self.config.text.vocab_size]
 
     def text(
         self,
@@ -131,14 +138,14 @@ class Qwen2VL(nn.Module):
         output_attentions: bool = False,
         attention: str = "sdpa",
     ) -> TextOutput:
-        """The decoder alone over a padded batch, as text; pad tokens are tokens like others.
+        """Runs the decoder alone over a padded batch of text; visual pad tokens are plain tokens.
 
         input_ids: int64 [B, S], or inputs_embeds: [B, S, hidden]; exactly one of them.
         attention_mask: [B, S], with a cache [B, columns so far + S]; 0 for padding, which may stand
             anywhere. Positions, sliding windows and the cache count real tokens only.
         position_ids: int64 [B, S], [3, B, S], or [4, B, S] whose first row counts tokens: without
-            mask and cache, a new sequence begins where that count breaks off. None: every row's
-            tokens are counted on, from the cache's next position.
+            mask and cache, a new sequence begins where that count is interrupted. None: the tokens
+            of each row are counted, from the cache's next position.
         cache: from `new_cache`; it is read, filled and returned.
         output_attentions: needs attention="eager".
         attention: see `check_attention`.
@@ -170,7 +177,8 @@ class Qwen2VL(nn.Module):
             cache,
             past,
             check_attention(attention, self.device, self.dtype),
-            (output_hidden_states, output_attentions),
+            output_hidden_states,
+            output_attentions,
         )
 
     def forward(
@@ -191,22 +199,24 @@ class Qwen2VL(nn.Module):
         output_attentions: bool = False,
         attention: str = "sdpa",
     ) -> Output:
-        """One pass over a padded batch of prompts with their pictures and videos.
+        """Runs the network over a padded batch of prompts with their pictures and videos.
 
         Arguments that `text` has too mean the same. Right padding needs no mask: no real token can
         see it.
 
         inputs_embeds: instead of or beside input_ids. Visual tokens replace those at pad ids, or
-            without ids those that equal the embedding of a pad token. Beside ids, media may be
-            left out whose tokens the embeddings hold already: their grids give the positions.
-        position_ids: None: the M-RoPE positions of ids and grids; without ids, or with a cache that
-            has seen tokens, counted on.
-        pixel_values, pixel_values_videos: normalised patches [N, C*T*ph*pw], media in the order of
+            without ids those that equal the embedding of a pad token. Beside ids, the patches of
+            media may be left out if the embeddings contain their visual tokens already; their grids
+            give the positions.
+        position_ids: None: the M-RoPE positions of ids and grids; without grids, or with a cache
+            that has seen tokens, the tokens of each row are counted.
+        pixel_values, pixel_values_videos: normalized patches [N, C*T*ph*pw], media in the order of
             the prompts.
         image_grid_thw, video_grid_thw: their grids, int64 [n, 3] or tuples.
-        labels: int64 [B, S], -100 where no loss is wanted; the token at i is predicted from those
-            before i. A label whose token follows padding, or is padding, does not count.
-        logits_to_keep: see model/layers/padding.py; the loss is always that of all labels.
+        labels: int64 [B, S], -100 for no loss; the token at i is predicted from those before i.
+            A label at padding, or right after it, does not count.
+        logits_to_keep: see `select_logits` in model/layers/padding.py; the loss is always that of
+            all labels.
         Raises ValueError where ids, patches, grids, mask and cache do not fit one another.
         """
         packing = packing_for(
@@ -225,18 +235,22 @@ class Qwen2VL(nn.Module):
                     raise ValueError(f"there are {len(grids)} {name} grids without their patches")
             assert input_ids is not None
             packed = packing.pack(input_ids)
-            # A pad token that was generated is a token like others.
-            goes_on = cache is not None and cache.seen.shape[1] > 0 and not (images or videos)
-            embeddings = self.model.embed_tokens(packed) if goes_on else self.embed(packed, *visual)
+            # After the prompt, visual pad tokens are generated text and stand for no medium.
+            continues = cache is not None and cache.seen.shape[1] > 0 and not (images or videos)
+            embeddings = (
+                self.model.embed_tokens(packed) if continues else self.embed(packed, *visual)
+            )
         else:
             ids = None if input_ids is None else packing.pack(input_ids)
-            embeddings = self._filled(packing.pack(inputs_embeds), ids, *visual)
+            embeddings = self._fill_pads(packing.pack(inputs_embeds), ids, *visual)
         past, starts = past_starts(cache, packing.shape[0])
         if position_ids is not None:
             packs = cache is None and attention_mask is None
             positions = given_positions(position_ids, packing, packs)
         elif input_ids is not None and (images or videos):
-            rows = [row.tolist() for row in torch.split(packing.pack(input_ids), packing.rows)]
+            rows = [
+                row.tolist() for row in torch.split(packing.pack(input_ids), packing.row_lengths)
+            ]
             positions = prompt_positions(self.config, rows, images, videos, starts)
         else:
             positions = counted_positions(packing, starts)
@@ -252,7 +266,8 @@ class Qwen2VL(nn.Module):
             cache,
             past,
             check_attention(attention, self.device, self.dtype),
-            (output_hidden_states, output_attentions),
+            output_hidden_states,
+            output_attentions,
         )
         hidden, loss = text.last_hidden_state, None
         logits = None
@@ -260,7 +275,7 @@ class Qwen2VL(nn.Module):
             logits = self.logits(hidden)
             loss = causal_loss(logits, labels, packing.real)
         if logits is None or not isinstance(logits_to_keep, int) or logits_to_keep != 0:
-            logits = self.logits(kept(hidden, logits_to_keep))
+            logits = self.logits(select_logits(hidden, logits_to_keep))
         return Output(
             last_hidden_state=hidden,
             hidden_states=text.hidden_states,
@@ -271,22 +286,22 @@ class Qwen2VL(nn.Module):
             rope_deltas=deltas[:, None],
         )
 
-    def _filled(
+    def _fill_pads(
         self,
         x: torch.Tensor,
         input_ids: torch.Tensor | None,
         image_tokens: torch.Tensor | None,
         video_tokens: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Packed embeddings [T, hidden] with the visual tokens that are given in their places."""
+        """Packed embeddings [T, hidden] with the given visual tokens in place of pad tokens."""
         for token_id, tokens in (
             (self.config.image_token_id, image_tokens),
             (self.config.video_token_id, video_tokens),
         ):
             if tokens is not None:
                 pad = self.model.embed_tokens.weight[token_id]
-                mask = pads_among(x, pad) if input_ids is None else input_ids == token_id
-                x = placed(x, mask, tokens, token_id)
+                mask = is_pad_embedding(x, pad) if input_ids is None else input_ids == token_id
+                x = scatter_visual_tokens(x, mask, tokens, token_id)
         return x
 
     def rope_index(
@@ -296,12 +311,12 @@ class Qwen2VL(nn.Module):
         video_grid_thw: Grids = (),
         attention_mask: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """M-RoPE positions int64 [3, B, S] of prompts [B, S], 0 at padding, and their rope_deltas
-        [B, 1].
+        """M-RoPE positions int64 [3, B, S] of prompts [B, S], 0 at padding, and their rope_deltas,
+        int64 [B, 1].
         """
         merge = self.config.vision.spatial_merge_size
         packing = packing_for(input_ids, None, attention_mask, None, self.config.text.hidden_size)
-        rows = [row.tolist() for row in torch.split(packing.pack(input_ids), packing.rows)]
+        rows = [row.tolist() for row in torch.split(packing.pack(input_ids), packing.row_lengths)]
         past, starts = past_starts(None, len(rows))
         positions = prompt_positions(
             self.config,

@@ -74,11 +74,11 @@ def pretend(monkeypatch):
     def use(function):
         names = frozenset(function.__kwdefaults__)
         monkeypatch.setattr(flash, "_kernel", lambda: (function, names))
-        monkeypatch.setattr(flash, "missing", lambda device, dtype: None)
-        flash.does_pages.cache_clear()
+        monkeypatch.setattr(flash, "missing_requirement", lambda device, dtype: None)
+        flash.supports_pages.cache_clear()
 
     yield use
-    flash.does_pages.cache_clear()
+    flash.supports_pages.cache_clear()
 
 
 def test_torchs_kernel_is_called_as_documented(pretend):
@@ -106,7 +106,7 @@ def test_every_kernel_of_the_gpu_agrees_with_the_copy(seed, dtype):
     expected = attended(*case)
     kernels = ["gather", "triton"]
     dim, page_size = case[0].shape[2], case[1].shape[1]
-    if flash.does_pages(torch.device("cuda"), dtype, dim, page_size):
+    if flash.supports_pages(torch.device("cuda"), dtype, dim, page_size):
         kernels.append("varlen")
     tolerance = 2e-5 if dtype == torch.float32 else 2e-2
     for kernel in kernels:

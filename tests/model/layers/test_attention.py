@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mediamill.model.layers.attention import (
-    CachedCausal,
-    DecodeStep,
+    CachedCausalAttention,
+    CachedDecodeAttention,
     KeyValueCache,
-    PackedCausal,
+    PackedCausalAttention,
     check_attention,
     packed_attention,
 )
@@ -44,7 +44,7 @@ def restated(q, k, v, window):
 @given(LENGTHS, WINDOWS, st.sampled_from([1, 2, 4]), st.sampled_from(["sdpa", "eager"]))
 def test_packed_attention_stays_in_its_sequence_and_window(lengths, window, groups, name):
     q, k, v = random_qkv(sum(lengths), groups=groups)
-    got = PackedCausal(lengths, name)(0, q, k, v, window)
+    got = PackedCausalAttention(lengths, name)(0, q, k, v, window)
     parts = zip(*(t.split(lengths) for t in (q, k, v)), strict=True)
     want = torch.cat([restated(*part, window) for part in parts])
     assert torch.allclose(got, want, atol=1e-5)
@@ -71,17 +71,17 @@ def test_going_on_in_a_cache_equals_one_pass(rows, window, name):
     cache = KeyValueCache(1, len(rows), 2, 0, 8, torch.float32, CPU)
     past, new = [p for p, _ in rows], [n for _, n in rows]
     cache.reserve(max(past))
-    PackedCausal(past, name, cache)(0, *piece(lambda row: slice(0, row[0])), window)
+    PackedCausalAttention(past, name, cache)(0, *piece(lambda row: slice(0, row[0])), window)
     cache.lengths += torch.tensor(past)
     if any(new):
         cache.reserve(max(p + n for p, n in rows))
-        step = CachedCausal(new, past, cache, name)
+        step = CachedCausalAttention(new, past, cache, name)
         got = step(0, *piece(lambda row: slice(row[0], sum(row))), window)
-        wanted = [w[p : p + n] for w, (p, n) in zip(want, rows, strict=True)]
-        assert torch.allclose(got, torch.cat(wanted), atol=1e-5)
+        expected = [w[p : p + n] for w, (p, n) in zip(want, rows, strict=True)]
+        assert torch.allclose(got, torch.cat(expected), atol=1e-5)
     cache.lengths += torch.tensor(new)
     cache.reserve(max(lengths))
-    decode = DecodeStep(cache, name)
+    decode = CachedDecodeAttention(cache, name)
     assert list(decode.lengths) == [1] * len(rows)
     got = decode(0, *piece(lambda row: slice(sum(row), sum(row) + 1)), window)
     assert torch.allclose(got, torch.stack([w[-1] for w in want]), atol=1e-5)
@@ -96,7 +96,7 @@ def test_dropout_drops_its_share_of_the_weights():
         assert out.std() > 0.05, "nothing was dropped"
         assert out.mean().item() == pytest.approx(1.0, abs=0.1)
         # Without it every row of weights sums to one.
-        assert torch.allclose(PackedCausal([64], name)(0, q, k, ones), torch.ones_like(q))
+        assert torch.allclose(PackedCausalAttention([64], name)(0, q, k, ones), torch.ones_like(q))
 
 
 def test_names_of_attention():
@@ -121,16 +121,16 @@ def test_flash_equals_sdpa(window, groups):
     lengths = [33, 1, 128, 70, 70]
     q, k, v = random_qkv(sum(lengths), heads=8, groups=groups, dim=64, **options)
     wide = [t.float() for t in (q, k, v)]
-    exact = PackedCausal(lengths)(0, *wide, window)
-    for attend in (PackedCausal(lengths, "flash"), PackedCausal(lengths, "sdpa")):
-        assert (attend(0, q, k, v, window) - exact).abs().max() < 0.03
+    exact = PackedCausalAttention(lengths)(0, *wide, window)
+    for name in ("flash", "sdpa"):
+        assert (PackedCausalAttention(lengths, name)(0, q, k, v, window) - exact).abs().max() < 0.03
     frames = packed_attention(q, k, v, lengths, causal=False, name="flash")
     exact = packed_attention(*wide, lengths, causal=False)
     assert (frames - exact).abs().max() < 0.03
     outs = []
     for name in ("flash", "sdpa"):
         cache = KeyValueCache(1, 5, 8 // groups, 256, 64, torch.bfloat16, torch.device("cuda"))
-        PackedCausal(lengths, name, cache)(0, q, k, v, window)
+        PackedCausalAttention(lengths, name, cache)(0, q, k, v, window)
         cache.lengths += torch.tensor(lengths, device="cuda")
-        outs.append(DecodeStep(cache, name)(0, q[:5], k[:5], v[:5], window))
+        outs.append(CachedDecodeAttention(cache, name)(0, q[:5], k[:5], v[:5], window))
     assert (outs[0] - outs[1]).abs().max() < 0.03

@@ -60,7 +60,7 @@ MIXES = [
 
 
 @functools.cache
-def own() -> Processor:
+def our_processor() -> Processor:
     return Processor.load(CHECKPOINT)
 
 
@@ -72,40 +72,42 @@ def reference():
 def prepared(name: str) -> Prompt:
     chat, files = CASES[name]
     visuals = tuple(
-        own().prepare_picture(one)[0] if one.ndim == 3 else own().prepare_frames(one, video=ALL)[0]
-        for one in files
+        our_processor().prepare_picture(pixels)[0]
+        if pixels.ndim == 3
+        else our_processor().prepare_frames(pixels, video=ALL)[0]
+        for pixels in files
     )
-    return Prompt(own().build_prompt(chat, visuals), visuals)
+    return Prompt(our_processor().build_prompt(chat, visuals), visuals)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("names", MIXES)
 def test_batches_equal_the_reference(names, side):
-    files = [one for name in names for one in CASES[name][1]]
+    files = [pixels for name in names for pixels in CASES[name][1]]
     texts = [
         reference().apply_chat_template(CASES[name][0], tokenize=False, add_generation_prompt=True)
         for name in names
     ]
     expected = reference()(
         text=texts,
-        images=[one for one in files if one.ndim == 3] or None,
-        videos=[one for one in files if one.ndim == 4] or None,
+        images=[pixels for pixels in files if pixels.ndim == 3] or None,
+        videos=[pixels for pixels in files if pixels.ndim == 4] or None,
         padding=True,
         padding_side=side,
         return_tensors="pt",
     )
-    found = own().collate([prepared(name) for name in names], side)
-    assert found.keys() == expected.keys() - {"mm_token_type_ids"}
-    for key, value in found.items():
+    batch = our_processor().collate([prepared(name) for name in names], side)
+    assert batch.keys() == expected.keys() - {"mm_token_type_ids"}
+    for key, value in batch.items():
         assert value.dtype == expected[key].dtype
         assert torch.equal(value, expected[key]), key
 
 
 def test_the_reference_pads_on_the_left_too():
     prompts = [prepared("text"), prepared("clip")]
-    found = own().collate(prompts)
-    assert found["attention_mask"][0, 0] == 0
-    assert found["input_ids"][0, 0] == own().tokenizer.special["<|endoftext|>"]
+    batch = our_processor().collate(prompts)
+    assert batch["attention_mask"][0, 0] == 0
+    assert batch["input_ids"][0, 0] == our_processor().tokenizer.special["<|endoftext|>"]
     assert reference().tokenizer.padding_side == "left"
 
 
@@ -114,16 +116,16 @@ def test_the_pad_token_of_the_checkpoint(tmp_path):
     path = tmp_path / "tokenizer_config.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps({**config, "pad_token": {"content": "<|vision_pad|>"}}))
-    assert Processor.load(tmp_path).pad_id == own().tokenizer.special["<|vision_pad|>"]
+    assert Processor.load(tmp_path).pad_id == our_processor().tokenizer.special["<|vision_pad|>"]
     path.write_text(json.dumps({**config, "pad_token": "word"}))
     with pytest.raises(ValueError, match="pad_token is 'word'"):
         Processor.load(tmp_path)
     path.unlink()
-    assert Processor.load(tmp_path).pad_id == own().pad_id
+    assert Processor.load(tmp_path).pad_id == our_processor().pad_id
 
 
 def test_batches_without_sense():
     with pytest.raises(ValueError, match="no prompts"):
-        own().collate([])
+        our_processor().collate([])
     with pytest.raises(ValueError, match="left or right"):
-        own().collate([prepared("text")], "both")
+        our_processor().collate([prepared("text")], "both")

@@ -21,13 +21,13 @@ def folder(tmp_path):
     return write_checkpoint(tmp_path / "checkpoint", SHAPES["untied, sharded"], 5)
 
 
-def swap_rows_of_the_head(folder, one, other):
+def swap_rows_of_the_head(folder, first, second):
     """Exchange what the network says of two tokens, in the checkpoint's file."""
     index = json.loads((folder / "model.safetensors.index.json").read_text())
     path = folder / index["weight_map"]["lm_head.weight"]
     tensors = load_file(path)
     head = tensors["lm_head.weight"]
-    head[[one, other]] = head[[other, one]].clone()
+    head[[first, second]] = head[[second, first]].clone()
     save_file(tensors, path, metadata={"format": "pt"})
 
 

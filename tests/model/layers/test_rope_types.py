@@ -89,7 +89,7 @@ def test_no_sequence_changes_another(scaling, lengths, seed):
     together = decoder.rotation(torch.cat(rows, dim=1), lengths, torch.float32)
     alone = [decoder.rotation(row, [row.shape[1]], torch.float32) for row in rows]
     for axis in (0, 1):
-        want = torch.cat([one[axis] for one in alone])
+        want = torch.cat([rotation[axis] for rotation in alone])
         assert torch.allclose(together[axis], want, atol=2e-5)
 
 

@@ -60,11 +60,10 @@ def run_rank(rank, meeting, folders):
     found = {}
     for folder in folders:
         for size, group in ((2, pair), (4, world.group)):
-            for vision in ("data", "tensor")[: 2 if size == 4 else 1]:
-                if rank < size:
-                    ranks = Collectives(rank, size, group)
-                    key = f"{Path(folder).name} {size} {vision}"
-                    found[key] = answers(folder, Shard(rank, size, vision), ranks)
+            if rank < size:
+                ranks = Collectives(rank, size, group)
+                key = f"{Path(folder).name} {size}"
+                found[key] = answers(folder, Shard(rank, size), ranks)
     dist.barrier()
     if rank == 0:
         print(json.dumps(found), flush=True)

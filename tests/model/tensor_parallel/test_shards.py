@@ -10,11 +10,13 @@ from safetensors.torch import save_file
 
 from mediamill.model.checkpoint.folder import Folder
 from mediamill.model.checkpoint.safetensors_file import TensorCopy, read_blocks, read_header
+from mediamill.model.checkpoint.tensor_slice import TensorSlice
 from mediamill.model.errors import ModelError
-from mediamill.model.families.qwen2_vl.config import Qwen2VLConfig, TextConfig, VisionConfig
+from mediamill.model.families.qwen2_vl.config import Qwen2VLConfig
 from mediamill.model.families.qwen2_vl.model import Qwen2VL
 from mediamill.model.layers.collectives import Collectives
-from mediamill.model.layers.shards import Part, Shard, shares
+from mediamill.model.layers.shapes import TextConfig, VisionConfig
+from mediamill.model.layers.shards import Shard, balance
 
 BIG = Qwen2VLConfig(
     TextConfig(hidden_size=8192, num_attention_heads=64, num_key_value_heads=8),
@@ -37,22 +39,20 @@ def config(heads, kept, inner=64):
     )
 
 
-@pytest.mark.parametrize("vision", ["data", "tensor"])
 @pytest.mark.parametrize(("heads", "kept", "size"), [(12, 2, 2), (12, 2, 4), (28, 4, 4), (8, 8, 4)])
-def test_the_parts_of_each_tensor_are_all_of_it(heads, kept, size, vision):
+def test_the_parts_of_each_tensor_are_all_of_it(heads, kept, size):
     whole = config(heads, kept)
     with torch.device("meta"):
         names = {name: p.shape for name, p in Qwen2VL(whole).named_parameters()}
         networks = [
-            dict(Qwen2VL(whole, Shard(rank, size, vision)).named_parameters())
-            for rank in range(size)
+            dict(Qwen2VL(whole, Shard(rank, size)).named_parameters()) for rank in range(size)
         ]
     split = 0
     for name, shape in names.items():
-        parts = [Shard(rank, size, vision).part(name, whole) for rank in range(size)]
+        parts = [Shard(rank, size).tensor_slice(name, whole.text) for rank in range(size)]
         for part, network in zip(parts, networks, strict=True):
             mine = network[name].shape
-            if part is None or not part.spans:
+            if part is None:
                 assert mine == shape
             else:
                 # The last rank's part of the vocabulary may have rows that nothing fills.
@@ -61,7 +61,7 @@ def test_the_parts_of_each_tensor_are_all_of_it(heads, kept, size, vision):
                     ("embed" in name or "head" in name) and room > part.size
                 )
         if None in parts:
-            assert all(part is None or not part.spans for part in parts)
+            assert all(part is None for part in parts)
             continue
         split += 1
         covered = sorted({i for part in parts for span in part.spans for i in range(*span)})
@@ -71,7 +71,7 @@ def test_the_parts_of_each_tensor_are_all_of_it(heads, kept, size, vision):
 
 @given(sizes=st.lists(st.integers(1, 10_000), max_size=40), ranks=st.integers(1, 8))
 def test_shares_are_even(sizes, ranks):
-    owners = shares(sizes, ranks)
+    owners = balance(sizes, ranks)
     loads = [sum(s for s, o in zip(sizes, owners, strict=True) if o == r) for r in range(ranks)]
     assert sum(loads) == sum(sizes)
     # Greedy by size: no rank has more than another by more than the largest piece.
@@ -88,9 +88,7 @@ def test_shares_are_even(sizes, ranks):
 )
 def test_a_network_that_does_not_fall_into_so_many_parts_is_refused(heads, kept, size, words):
     with pytest.raises(ModelError, match=words):
-        Shard(0, size).check(config(heads, kept))
-    with pytest.raises(ModelError, match="vision tower's 4 heads"):
-        Shard(0, 8, "tensor").check(config(8, 8))
+        Shard(0, size).check(config(heads, kept).text)
 
 
 def test_the_published_shapes_fall_into_the_usual_numbers_of_parts():
@@ -100,8 +98,8 @@ def test_the_published_shapes_fall_into_the_usual_numbers_of_parts():
         (64, 8, 29568, (1, 2, 4, 8)),
     ):
         for size in sizes:
-            Shard(0, size).check(config(heads, kept, inner))
-            Shard(size - 1, size).check(config(heads, kept, inner))
+            Shard(0, size).check(config(heads, kept, inner).text)
+            Shard(size - 1, size).check(config(heads, kept, inner).text)
     # Of 72B over eight GPUs each rank has 8 heads and one key-value head.
     part = Shard(3, 8).text(BIG.text)
     assert (part.num_attention_heads, part.num_key_value_heads, part.head_dim) == (8, 1, 128)
@@ -119,9 +117,9 @@ def test_a_part_is_read_as_it_would_be_cut(tmp_path, monkeypatch, block_bytes, d
     columns = torch.full((300, 17), 7.0)
     nothing = torch.full((300, 90), 7.0)
     copies = [
-        TensorCopy(stored, rows, Part(0, ((10, 40), (200, 280)))),
-        TensorCopy(stored, columns, Part(1, ((60, 77),))),
-        TensorCopy(stored, nothing, Part(0, ())),
+        TensorCopy(stored, rows, TensorSlice(0, ((10, 40), (200, 280)))),
+        TensorCopy(stored, columns, TensorSlice(1, ((60, 77),))),
+        TensorCopy(stored, nothing, TensorSlice(0, ())),
     ]
     for block, target in read_blocks(folder, "w.safetensors", copies):
         target.copy_(block)
@@ -141,7 +139,7 @@ def test_a_rank_reads_no_rows_but_its_own(tmp_path):
     save_file({"w": torch.zeros(64, 256 * 1024)}, tmp_path / "w.safetensors")
     folder = Folder.of(tmp_path)
     [stored] = read_header(folder, "w.safetensors")
-    rows = TensorCopy(stored, torch.zeros(4, 256 * 1024), Part(0, ((8, 12),)))
+    rows = TensorCopy(stored, torch.zeros(4, 256 * 1024), TensorSlice(0, ((8, 12),)))
     before = mapped_bytes()
     for block, target in read_blocks(folder, "w.safetensors", [rows]):
         target.copy_(block)

@@ -53,9 +53,9 @@ def close(got, want, tolerance=1e-4):
 @torch.inference_mode()
 def test_a_padded_batch_gives_what_the_reference_gives(model, reference, side):
     ids, mask = batch_of(CASES, side)
-    wanted = {"output_hidden_states": True, "output_attentions": True}
-    want = reference(**reference_inputs(CASES, ids, mask), **wanted)
-    got = model(ids, attention_mask=mask, **our_inputs(CASES), **wanted, attention="eager")
+    outputs = {"output_hidden_states": True, "output_attentions": True}
+    want = reference(**reference_inputs(CASES, ids, mask), **outputs)
+    got = model(ids, attention_mask=mask, **our_inputs(CASES), **outputs, attention="eager")
     real = mask.bool()
     close(got.logits[real], want.logits[real])
     close(got.last_hidden_state[real], want.hidden_states[-1][real])
@@ -284,7 +284,7 @@ def test_loss_and_kept_logits(model, reference):
         assert out.loss.item() == pytest.approx(want.item(), rel=1e-5)
         columns = torch.tensor([3, -1])
         each = torch.tensor([[5], [6], [0], [2]])
-        for keep, kept in (
+        for keep, expected in (
             (0, out.logits),
             (2, out.logits[:, -2:]),
             (columns, out.logits[:, columns]),
@@ -292,7 +292,7 @@ def test_loss_and_kept_logits(model, reference):
             (mask.bool(), out.logits[mask.bool()]),
         ):
             got = model(ids, attention_mask=mask, **our_inputs(CASES), logits_to_keep=keep).logits
-            close(got, kept)
+            close(got, expected)
     with pytest.raises(ValueError, match="logits_to_keep is -1"):
         model(torch.tensor([[1]]), logits_to_keep=-1)
 

@@ -41,13 +41,13 @@ def test_a_mixed_batch_gives_the_references_loss_and_gradients(folder, reference
     if reference.config.text_config.rope_parameters["rope_type"] in ("dynamic", "longrope"):
         # There the longest row gives all rows their frequencies, so it sees each row alone.
         rows = [torch.tensor([case.ids]) for case in cases]
-        own = [labels[i : i + 1, : row.shape[1]] for i, row in enumerate(rows)]
+        row_labels = [labels[i : i + 1, : row.shape[1]] for i, row in enumerate(rows)]
         total = (labels[:, 1:] != -100).sum()
         want = sum(
-            reference(**reference_inputs([case], row, torch.ones_like(row)), labels=one).loss
-            * (one[:, 1:] != -100).sum()
+            reference(**reference_inputs([case], row, torch.ones_like(row)), labels=label).loss
+            * (label[:, 1:] != -100).sum()
             / total
-            for case, row, one in zip(cases, rows, own, strict=True)
+            for case, row, label in zip(cases, rows, row_labels, strict=True)
         )
     else:
         want = reference(**reference_inputs(cases, ids, mask), labels=labels).loss
@@ -59,13 +59,13 @@ def test_a_mixed_batch_gives_the_references_loss_and_gradients(folder, reference
     got.backward()
     assert got.item() == pytest.approx(want.item(), rel=1e-5)
     language, vision = reference.model.language_model, reference.model.visual
-    for name, wanted in (
+    for name, expected in (
         ("model.embed_tokens.weight", language.embed_tokens.weight.grad),
         ("model.layers.0.self_attn.k_proj.bias", language.layers[0].self_attn.k_proj.bias.grad),
         ("visual.blocks.1.attn.qkv.weight", vision.blocks[1].attn.qkv.weight.grad),
         ("visual.patch_embed.proj.weight", vision.patch_embed.proj.weight.grad),
     ):
-        difference = (model.get_parameter(name).grad - wanted).norm() / wanted.norm()
+        difference = (model.get_parameter(name).grad - expected).norm() / expected.norm()
         assert difference < 1e-5, name
 
 

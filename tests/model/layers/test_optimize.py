@@ -1,12 +1,13 @@
-"""A network prepared for inference, against the plain one."""
+"""A network that is optimized for inference, against the plain one."""
 
 import pytest
 import torch
 from torch import nn
 
-from mediamill.model.families.inference import fastest_attention, prepare
-from mediamill.model.layers.attention import PackedCausal
-from mediamill.model.layers.packed_linear import PackedLinear, SplitLinear, can_pack
+from mediamill.model.layers.attention import PackedCausalAttention
+from mediamill.model.layers.kernels import fastest_attention
+from mediamill.model.layers.linear import MergedLinear, PrepackedLinear, can_prepack
+from mediamill.model.layers.optimize import optimize_for_inference
 from mediamill.model.layers.rope import rotate, rotate_
 from tests.checkpoints import SHAPES, write_checkpoint
 from tests.model.batches import ours
@@ -20,21 +21,21 @@ LENGTHS = [5, 1, 9]
     params=["embedded", "untied, sharded", "2B's heads", "dynamic", "sliding window"],
 )
 def folder(request, tmp_path_factory):
-    return write_checkpoint(tmp_path_factory.mktemp("one"), SHAPES[request.param], seed=5)
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoint"), SHAPES[request.param], seed=5)
 
 
-def states(model, rows=None, name="sdpa"):
+def states(model, token_indices=None, name="sdpa"):
     ids = torch.randint(0, 500, (sum(LENGTHS),), generator=torch.Generator().manual_seed(1))
     positions = torch.cat([torch.arange(n) for n in LENGTHS]).expand(3, -1)
-    attend = PackedCausal(LENGTHS, name)
-    return model.hidden_states(model.model.embed_tokens(ids), positions, attend, rows)
+    backend = PackedCausalAttention(LENGTHS, name)
+    return model.hidden_states(model.model.embed_tokens(ids), positions, backend, token_indices)
 
 
 @torch.inference_mode()
-def test_a_prepared_network_gives_the_plain_ones_states_and_logits(folder):
+def test_an_optimized_network_gives_the_plain_ones_states_and_logits(folder):
     want, plain = states(ours(folder)), ours(folder)
-    model = prepare(ours(folder))
-    assert isinstance(model.model.layers[0].self_attn.qkv, SplitLinear)
+    model = optimize_for_inference(ours(folder))
+    assert isinstance(model.model.layers[0].self_attn.qkv, MergedLinear)
     for name in ("sdpa", "eager", "products"):
         got = states(model, name=name)
         assert (got - want).abs().max() < 1e-4
@@ -42,14 +43,14 @@ def test_a_prepared_network_gives_the_plain_ones_states_and_logits(folder):
     assert want.std() > 0.3
 
 
-@pytest.mark.parametrize("prepared", [False, True])
+@pytest.mark.parametrize("optimized", [False, True])
 @torch.inference_mode()
-def test_the_states_of_chosen_rows_are_those_of_all(folder, prepared):
+def test_the_states_of_chosen_tokens_are_those_of_all(folder, optimized):
     model = ours(folder)
-    if prepared:
-        prepare(model)
-    rows = torch.tensor([4, 14, 5])
-    assert (states(model, rows) - states(model)[rows]).abs().max() < 2e-5
+    if optimized:
+        optimize_for_inference(model)
+    chosen = torch.tensor([4, 14, 5])
+    assert (states(model, chosen) - states(model)[chosen]).abs().max() < 2e-5
 
 
 @torch.inference_mode()
@@ -59,17 +60,17 @@ def test_in_bfloat16_it_is_as_near_to_float32_as_the_plain_one(tmp_path):
     plain = ours(folder, dtype=torch.bfloat16)
     of_plain = (states(plain).float() - want).square().mean().sqrt()
     for name in ("sdpa", "products"):
-        got = states(prepare(ours(folder, dtype=torch.bfloat16)), name=name).float()
+        got = states(optimize_for_inference(ours(folder, dtype=torch.bfloat16)), name=name).float()
         assert (got - want).square().mean().sqrt() < 1.15 * of_plain
 
 
-def test_the_old_weights_are_given_up(tmp_path):
+def test_the_old_weights_are_freed(tmp_path):
     folder = write_checkpoint(tmp_path, SHAPES["untied, sharded"], seed=5)
-    model = prepare(ours(folder))
+    model = optimize_for_inference(ours(folder))
     left = {name for name, _ in model.named_parameters() if name.endswith("proj.weight")}
-    if can_pack(CPU, torch.float32):
+    if can_prepack(CPU, torch.float32):
         assert left == {"visual.patch_embed.proj.weight"}
-        assert not any(isinstance(one, nn.Linear) for one in model.modules())
+        assert not any(isinstance(module, nn.Linear) for module in model.modules())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -77,25 +78,25 @@ def test_the_old_weights_are_given_up(tmp_path):
 @pytest.mark.parametrize("bias", [False, True])
 @torch.inference_mode()
 def test_a_packed_layer_is_the_layer(dtype, shape, bias):
-    if not can_pack(CPU, dtype):
+    if not can_prepack(CPU, dtype):
         pytest.skip("oneDNN has no such products here")
     generator = torch.Generator().manual_seed(6)
     linear = nn.Linear(24, 40, bias=bias, dtype=dtype)
     x = torch.randn(shape, generator=generator).to(dtype)
-    got, want = PackedLinear(linear)(x), linear(x)
+    got, want = PrepackedLinear(linear)(x), linear(x)
     assert got.shape == want.shape
     if dtype == torch.bfloat16:
         assert torch.equal(got, want)
     else:
         assert torch.allclose(got, want, atol=1e-5)
-    # A view that does not lie in one piece, as a half of a joined product is.
+    # A view that is not contiguous, as a part of a merged product is.
     wide = torch.randn(6, 48, generator=generator).to(dtype)[:, 24:]
-    assert torch.allclose(PackedLinear(linear)(wide), linear(wide), atol=1e-5)
+    assert torch.allclose(PrepackedLinear(linear)(wide), linear(wide), atol=1e-5)
 
 
 def test_other_devices_and_dtypes_are_not_packed():
-    assert not can_pack(torch.device("cuda"), torch.bfloat16)
-    assert not can_pack(CPU, torch.float64)
+    assert not can_prepack(torch.device("cuda"), torch.bfloat16)
+    assert not can_prepack(CPU, torch.float64)
 
 
 def test_only_bfloat16_on_a_cpu_takes_another_attention():

@@ -8,8 +8,8 @@ import torch
 
 from mediamill.model.families.qwen2_vl.vision import VisionTower
 from mediamill.model.inputs import VisualInput
-from mediamill.model.layers import vision_encoder
-from mediamill.model.layers.patch_embedding import embed_patches, folded
+from mediamill.model.layers import frame_batches
+from mediamill.model.layers.patch_embedding import embed_patches, fold_normalization
 from mediamill.model.media.image_rules import ImageRules
 from tests.checkpoints import SHAPES, write_checkpoint
 from tests.model.batches import ours
@@ -32,13 +32,13 @@ def media(seed=0):
 
 def plain(tower, visuals, rules=RULES):
     dtype = tower.patch_embed.proj.weight.dtype
-    patches = torch.cat([rules[one.kind].normalize(one.patches, one.kind) for one in visuals])
-    return tower(patches.to(dtype), [one.grid_thw for one in visuals])
+    patches = torch.cat([rules[item.kind].normalize(item.patches, item.kind) for item in visuals])
+    return tower(patches.to(dtype), [item.grid_thw for item in visuals])
 
 
 @pytest.fixture(scope="module", params=["embedded", "2B's heads", "another vision tower"])
 def tower(request, tmp_path_factory):
-    folder = write_checkpoint(tmp_path_factory.mktemp("one"), SHAPES[request.param], seed=4)
+    folder = write_checkpoint(tmp_path_factory.mktemp("checkpoint"), SHAPES[request.param], seed=4)
     return ours(folder).visual
 
 
@@ -47,27 +47,27 @@ def tower(request, tmp_path_factory):
 def test_mixed_media_give_the_plain_towers_tokens_in_order(tower, name):
     visuals = media()
     got, want = tower.encode(visuals, RULES, name), plain(tower, visuals)
-    assert got.shape == (sum(one.tokens for one in visuals), tower.config.hidden_size)
+    assert got.shape == (sum(item.tokens for item in visuals), tower.config.hidden_size)
     assert (got - want).abs().max() < 1e-4
     assert want.std() > 0.1, "tokens of no variety prove nothing"
 
 
 @pytest.mark.parametrize("limit", [1, 20, 70])
 @torch.inference_mode()
-def test_groups_of_frames_change_nothing(tower, monkeypatch, limit):
+def test_batches_of_frames_change_nothing(tower, monkeypatch, limit):
     visuals = media(1)
     whole = tower.encode(visuals, RULES)
     widest = max(int(tower.config.embed_dim * tower.config.mlp_ratio), 3 * tower.config.embed_dim)
-    monkeypatch.setattr(vision_encoder, "CACHED", 4 * widest * limit)
-    found = list(vision_encoder._groups(visuals, limit))
-    assert len(found) > 1
-    assert all(len(g) == 1 or sum(len(f.patches) for f in g) <= limit for g in found)
+    monkeypatch.setattr(frame_batches, "CPU_ACTIVATION_BYTES", 4 * widest * limit)
+    batches = list(frame_batches._batches(visuals, limit))
+    assert len(batches) > 1
+    assert all(len(b) == 1 or sum(len(f.patches) for f in b) <= limit for b in batches)
     assert (tower.encode(visuals, RULES) - whole).abs().max() < 2e-5
 
 
 @torch.inference_mode()
 def test_a_frame_of_a_video_sees_no_other(tower):
-    [video] = [one for one in media(2) if one.grid_thw == (3, 4, 4)]
+    [video] = [item for item in media(2) if item.grid_thw == (3, 4, 4)]
     changed = video.patches.clone()
     changed[16:32] = 255 - changed[16:32]
     before = tower.encode([video], RULES)
@@ -106,7 +106,7 @@ def test_the_folded_projection_is_that_of_normalised_patches(rules, kind):
         0, 256, (40, rules.patch_values(kind)), dtype=torch.uint8, generator=generator
     )
     want = rules.normalize(patches, kind).double() @ weight.flatten(1).double().T
-    got = embed_patches(patches, *folded(weight, rules, kind))
+    got = embed_patches(patches, *fold_normalization(weight, rules, kind))
     assert (got - want).abs().max() < 1e-5 * want.abs().max()
 
 
@@ -131,9 +131,9 @@ def test_no_media_are_no_tokens(tower):
 
 def test_the_input_stays_as_it_was(tower):
     visuals = media(6)
-    before = [one.patches.clone() for one in visuals]
+    before = [item.patches.clone() for item in visuals]
     parameters = {name: value.clone() for name, value in tower.state_dict().items()}
     VisionTower.encode(tower, visuals, RULES)
-    assert all(map(torch.equal, before, [one.patches for one in visuals]))
+    assert all(map(torch.equal, before, [item.patches for item in visuals]))
     same = functools.partial(torch.equal)
     assert all(same(value, parameters[name]) for name, value in tower.state_dict().items())
