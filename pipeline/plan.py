@@ -4,7 +4,6 @@ Needs neither Ray nor weights: it reads the output's log, footers, ids and parti
 manifest files that the log does not know, and the checkpoint's files as bytes.
 """
 
-import hashlib
 import json
 import re
 import uuid
@@ -22,6 +21,7 @@ from mediamill.model.families.qwen2_vl.config import Qwen2VLConfig, parse_config
 from mediamill.model.layers.shards import Shard
 from mediamill.pipeline.checkpoint.content_hash import CheckpointHash, check_checkpoint
 from mediamill.pipeline.fetching.check_job import check_fetching
+from mediamill.pipeline.fingerprint import fingerprint, fingerprint_parts
 from mediamill.pipeline.ledger import hive_paths, ledger
 from mediamill.pipeline.ledger.state import KnownFile, LedgerState
 from mediamill.pipeline.manifest import unique_ids
@@ -32,18 +32,14 @@ from mediamill.pipeline.records import MEDIA_BYTES, MEDIA_PATHS
 from mediamill.pipeline.replica.canary import check_canary
 from mediamill.pipeline.storage import storage
 from mediamill.pipeline.storage.storage import Place
-from mediamill.pipeline.tasks import embed_checkpoint
-from mediamill.pipeline.tasks.json_answers import check_schemas, schema_parts
-from mediamill.pipeline.tasks.score_texts import check_texts
+from mediamill.pipeline.tasks.tasks import task_kind
 from mediamill.schemas import columns as c
 from mediamill.schemas.errors import JobError
 from mediamill.schemas.job import JobConfig
-from mediamill.schemas.manifest import ManifestSchema, check_candidates, check_partition_by
+from mediamill.schemas.manifest import ManifestSchema, check_partition_by
 from mediamill.schemas.result import result_schema
-from mediamill.schemas.task import Task
+from mediamill.schemas.task import Task, task_of
 
-# To be raised when the same inputs would give another text, so that old results are not continued.
-ENGINE_VERSION = 1
 _READERS = 8  # manifest files that are read at once
 _BUFFER_BYTES = 4 << 20  # of one column: a large row group is not held whole
 _ANSWERS = (c.TEXT, c.FINISH_REASON, c.MEAN_LOGPROB)  # that only some tasks make
@@ -101,19 +97,16 @@ def check(job: JobConfig, step: Step | None = None) -> Plan:
     manifest = open_manifest(job.manifest, state.files)
     model = check_checkpoint(job.model)
     config = _check_ranks(job, model)
-    task = embed_checkpoint.resolved(Task.of(job, config.text.hidden_size), model)
-    check_schemas(task)
-    check_texts(task, model)
+    task = task_kind(task_of(job, config.text.hidden_size)).resolve(model)
     _check_columns(job, manifest, task)
     check_canary(job)
     content = CheckpointHash.of(model)
-    parts = _parts(job, content.whole) | embed_checkpoint.parts(task) | schema_parts(task)
+    parts = fingerprint_parts(job, content.whole) | task_kind(task).fingerprint()
     schema = result_schema(manifest.schema, task)
     if step is not None:
         parts = step.parts(parts)
         schema = step.schema(manifest.schema, schema)
-    fingerprint = _digest(parts)
-    bound = {"fingerprint": fingerprint, "parts": parts, "layout": _layout(job, schema)}
+    bound = {"fingerprint": fingerprint(parts), "parts": parts, "layout": _layout(job, schema)}
     if state.header is not None:
         _check_bound(output, state.header, bound)
     files, new_ids = unique_ids.check_ids(manifest, state.files, output / ledger.HIDDEN / "ids")
@@ -125,7 +118,7 @@ def check(job: JobConfig, step: Step | None = None) -> Plan:
         output,
         model,
         content,
-        fingerprint,
+        bound["fingerprint"],
         bound,
         task,
         schema,
@@ -175,24 +168,7 @@ def _check_columns(job: JobConfig, manifest: Manifest, task: Task) -> None:
         )
     taken = [one.name for one in result_schema(manifest.schema) if one.name not in _ANSWERS]
     task.check_columns([*taken, *c.IN_FLIGHT_COLUMNS, MEDIA_BYTES, MEDIA_PATHS], where)
-    check_candidates(task, manifest.schema, where)
-    _check_prompts(job, manifest, task, where)
-
-
-def _check_prompts(job: JobConfig, manifest: Manifest, task: Task, where: str) -> None:
-    if task.is_named:
-        own = [name for name in (c.PROMPT, c.MESSAGES) if name in manifest.schema.optional]
-        if own:
-            raise JobError(
-                f"prompts: found them beside the column '{own[0]}' of {where}, which would not be "
-                "asked: expected one of them"
-            )
-        return
-    if job.prompt is None and not manifest.schema.has_prompts and task.kind != "embed":
-        raise JobError(
-            f"prompt: found none in the job, and no column 'prompt' or 'messages' in {where}, "
-            "expected one of them"
-        )
+    task_kind(task).check_manifest(job, manifest.schema, where)
 
 
 def _check_apart(job: JobConfig) -> None:
@@ -225,54 +201,6 @@ def _open_output(output: Place) -> LedgerState:
     except OSError as error:
         raise JobError(f"{shown}: the output cannot be read: {error}") from error
     return state
-
-
-def _parts(job: JobConfig, checkpoint: str) -> dict[str, Any]:
-    """All that decides the text of a row, besides the row itself.
-
-    Keys that came later are left out at a default that changes nothing, so that outputs begun
-    without them go on; so is the seed, where nothing is drawn.
-    """
-    generation = job.generation.model_dump(mode="json")
-    video = job.video.model_dump(mode="json")
-    for section, name, default in (
-        (generation, "min_new_tokens", None),
-        (generation, "min_p", None),
-        (generation, "stop", None),
-        (video, "total_pixels", None),
-        (video, "max_tokens", None),
-        (video, "mrope", "original"),
-    ):
-        if section[name] == default:
-            del section[name]
-    seed = {} if job.generation.temperature == 0 else {"seed": job.seed}
-    return {
-        "job": job.job,
-        "engine": ENGINE_VERSION,
-        "checkpoint": checkpoint,
-        "prompt": job.prompt,
-        "system": job.system,
-        "generation": generation,
-        "image": job.image.model_dump(mode="json"),
-        "video": video,
-        "resources.dtype": job.resources.dtype,
-        **seed,
-        **_asked(job),
-    }
-
-
-def _asked(job: JobConfig) -> dict[str, Any]:
-    """What is asked besides one prompt."""
-    keys = ["prompts", "json_schema", "dedupe"]
-    keys += ["json_answers"] if job.json_schema or job.prompts else []
-    keys += [job.job] if job.job in ("score", "embed") else []
-    told = job.model_dump(mode="json", include=set(keys))
-    return {key: value for key, value in told.items() if value not in (None, False)}
-
-
-def _digest(parts: Mapping[str, Any]) -> str:
-    text = json.dumps(parts, sort_keys=True, ensure_ascii=False)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def _layout(job: JobConfig, schema: pa.Schema) -> dict[str, Any]:

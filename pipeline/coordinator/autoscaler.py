@@ -39,7 +39,8 @@ class Bounds:
 class Autoscaler:
     """Ray Data's execution callback: its scheduling loop calls it after each step.
 
-    prepare, generate: parts of the operators' names, and the bounds of their pools. room: asked
+    prepare, generate: parts of the operators' names, and the bounds of their pools; None: there is
+    no such stage. room: asked
     now and then; it sees the cluster as it is. wait_s: for nodes in the place of lost ones, while
     nothing else happens.
     """
@@ -47,15 +48,13 @@ class Autoscaler:
     def __init__(
         self,
         prepare: tuple[str, Bounds],
-        generate: tuple[str, Bounds],
+        generate: tuple[str, Bounds] | None,
         room: Callable[[], Capacity],
         wait_s: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        (self._prepare_name, self._prepare), (self._generate_name, self._generate) = (
-            prepare,
-            generate,
-        )
+        self._names = [name for name, _ in (prepare, *([generate] if generate else []))]
+        self._prepare, self._generate = prepare[1], generate[1] if generate else None
         self._ask_room, self._wait_s, self._clock = room, max(_LEAST_WAIT_S, wait_s), clock
         self._room: Capacity | None = None
         self._next_look = self._next_nodes = self._last_look = 0.0
@@ -81,26 +80,27 @@ class Autoscaler:
             return
         past, self._last_look = min(now - self._last_look, 2 * _LOOK_S), now
         self._next_look = now + _LOOK_S
-        stages = _stages(executor, self._prepare_name, self._generate_name)
+        stages = _stages(executor, *self._names)
         if stages is None:
             return
-        prepare, generate = stages
+        prepare, generate = stages[0], stages[1] if len(stages) > 1 else None
         if now >= self._next_nodes:
             self._next_nodes = now + _NODES_S
             self._room = self._ask_room()
         if self._room is None:
             return
-        _hold(generate.pool, self._generate.fit(self._room.replicas))
-        self._hungry_s = max(0.0, self._hungry_s + (past if _starved(*stages) else -past))
+        if generate is not None and self._generate is not None:
+            _hold(generate.pool, self._generate.fit(self._room.replicas))
+        self._hungry_s = max(0.0, self._hungry_s + (past if _starved(prepare, generate) else -past))
         if self._hungry_s >= _HUNGRY_S:
             self._hungry_s = 0.0
             self._workers = max(self._workers + 1, math.ceil(self._workers * _STEP))
         self._workers = min(self._workers, max(self._room.workers, self._prepare.first))
         _hold(prepare.pool, self._prepare.fit(self._workers))
         finished = sum(int(one.metrics.num_tasks_finished) for one in executor._topology)
-        self._mind(
-            prepare.above(self._room.workers) + generate.above(self._room.replicas), finished, now
-        )
+        lost = prepare.above(self._room.workers)
+        lost += generate.above(self._room.replicas) if generate is not None else 0
+        self._mind(lost, finished, now)
 
     def after_execution_succeeds(self, executor: Any) -> None:
         """Nothing more."""
@@ -158,13 +158,15 @@ def _hold(pool: Any, size: int) -> None:
         pool._config = replace(pool._config, min_size=size, initial_size=size)
 
 
-def _starved(prepare: _Stage, generate: _Stage) -> bool:
-    """Whether engines could take rows that all who prepare are too slow to bring."""
+def _starved(prepare: _Stage, generate: _Stage | None) -> bool:
+    """Whether all who prepare are busy, and engines (if any) could take more rows."""
     slots = prepare.pool.num_alive_actors() * prepare.pool.max_actor_concurrency()
+    busy = not prepare.pool.num_pending_actors() and 0 < slots <= prepare.pool.num_tasks_in_flight()
+    if generate is None:
+        return busy
     takers = generate.pool.num_alive_actors() * generate.pool.max_actor_concurrency()
     return (
-        not prepare.pool.num_pending_actors()
-        and 0 < slots <= prepare.pool.num_tasks_in_flight()
+        busy
         and not generate.state.total_enqueued_input_blocks()
         and generate.pool.num_tasks_in_flight() < takers
     )

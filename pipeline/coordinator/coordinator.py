@@ -19,7 +19,6 @@ from mediamill.pipeline.ledger import ledger
 from mediamill.pipeline.ledger.state import Counts, Rows
 from mediamill.pipeline.ray_cluster import metrics
 from mediamill.pipeline.ray_cluster.metrics import Metrics, Rate, eta_s
-from mediamill.pipeline.tasks import answer_history
 from mediamill.pipeline.tasks.answer_cache import AnswerCache
 from mediamill.pipeline.tasks.dedupe import Claim, RowAnswer
 from mediamill.schemas.result import Progress
@@ -75,10 +74,10 @@ class Coordinator(ledger.Ledger, Metrics, FailurePolicy):
         await self._recalled()
         return self._answers.claim(asked)
 
-    async def tell(self, told: Mapping[bytes, RowAnswer]) -> None:
+    async def put_answers(self, answers: Mapping[bytes, RowAnswer]) -> None:
         """As AnswerCache."""
         await self._recalled()
-        self._answers.tell(told)
+        self._answers.put(answers)
 
     async def _recalled(self) -> None:
         """Meanwhile the ledger goes on: large outputs take minutes."""
@@ -88,8 +87,7 @@ class Coordinator(ledger.Ledger, Metrics, FailurePolicy):
 
     def _recall(self) -> None:
         if self._state.counts.rows:
-            for some in answer_history.previous_answers(self._output, self._columns):
-                self._answers.remember(some)
+            self._answers.load(self._output, self._columns)
 
     def _totals(self) -> metrics.Totals:
         """What is finished is counted by the ledger, the rest as the stages tell it."""

@@ -4,14 +4,15 @@ What a pass does is handed in; how rows are made is not known here.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from mediamill.pipeline.coordinator import coordinator
 from mediamill.pipeline.coordinator.autoscaler import Autoscaler, Bounds
 from mediamill.pipeline.coordinator.coordinator import Reporter, start_desk
 from mediamill.pipeline.coordinator.drain import Ending, Stop, Valve, attend
-from mediamill.pipeline.coordinator.failure_policy import StopRules
+from mediamill.pipeline.coordinator.failure_policy import GENERATE, PREPARE, StopRules
 from mediamill.pipeline.faults import Drained, RunError
 from mediamill.pipeline.ledger import ledger
 from mediamill.pipeline.outcome import Outcome, reason
@@ -29,7 +30,7 @@ _PASSES = 3
 class Execution:
     """One run on a cluster that is there.
 
-    names: parts of the names of the operators that prepare and that generate. can_grow: whether
+    names: parts of the names of the operators that prepare and, if any, generate. can_grow: whether
     nodes may join. desk: the run's, a handle. binds: at the end, the stage that the others waited
     for; None = neither of the pools.
     """
@@ -40,7 +41,7 @@ class Execution:
         outcome: Outcome,
         on_progress: Callable[[Progress], None] | None,
         stop: Stop,
-        names: tuple[str, str],
+        names: Sequence[str],
         can_grow: bool,
     ) -> None:
         self._wanted, self._outcome = job.resources, outcome
@@ -51,13 +52,13 @@ class Execution:
         self.desk = start_desk(
             self._plan.output.url,
             outcome.run_id,
-            StopRules.of(job),
+            replace(StopRules.of(job), last_pool=(PREPARE, GENERATE)[len(names) - 1]),
             answer_columns(task) if task.dedupe else (),
         )
         self._reporter = Reporter(
             self.desk, self._plan.manifest.rows, outcome.before, outcome.started
         )
-        self._valve = Valve(names[1])
+        self._valve = Valve(names[-1])
         self._ending = Ending(self.desk, self._valve, stop, job.resources.grace_s)
         self.binds: str | None = None
 
@@ -93,7 +94,13 @@ class Execution:
     def _pools(self, prepare_bytes: int) -> Pools:
         wait_s = self._wanted.wait_s if self._can_grow else 0.0
         try:
-            return await_pools(self._wanted, prepare_bytes, wait_s, self._tell_of_waiting)
+            return await_pools(
+                self._wanted,
+                prepare_bytes,
+                wait_s,
+                self._tell_of_waiting,
+                generates=len(self._names) > 1,
+            )
         except TooSmallError as error:
             if not wait_s:
                 raise
@@ -131,11 +138,11 @@ class Execution:
         raise RunError(f"{left} rows are still missing after {_PASSES} passes over the manifest")
 
 
-def _growth(names: tuple[str, str], wanted: Resources, pools: Pools) -> Autoscaler:
+def _growth(names: Sequence[str], wanted: Resources, pools: Pools) -> Autoscaler:
     workers, replicas = span(wanted.prepare_workers), span(wanted.replicas)
     return Autoscaler(
         (names[0], Bounds(*workers, pools.prepare_workers)),
-        (names[1], Bounds(*replicas, pools.replicas)),
+        (names[1], Bounds(*replicas, pools.replicas)) if len(names) > 1 else None,
         lambda: capacity(wanted, pools, ray_nodes()),
         wanted.wait_s,
     )

@@ -18,11 +18,15 @@ PREPARE, GENERATE = "prepare", "generate"  # the pools
 
 @dataclass(frozen=True)
 class StopRules:
-    """When a run ends early; see the job's keys of the same names."""
+    """When a run ends early; see the job's keys of the same names.
+
+    last_pool: whose rows count for the error rate.
+    """
 
     max_engine_failures: int
     max_error_rate: float | None
     error_rate_rows: int
+    last_pool: str = GENERATE
 
     @classmethod
     def of(cls, job: JobConfig) -> "StopRules":
@@ -92,7 +96,7 @@ class FailurePolicy:
     def done(self, who: Who, rows: Sequence[Ordinal], errors: Mapping[str, int]) -> None:
         """Rows have left a process, so many of them as errors."""
         self._attempts.done(who, rows)
-        if who.pool != GENERATE:
+        if who.pool != self._rules.last_pool:
             return
         self._answered += len(rows)
         self._errors.update(errors)

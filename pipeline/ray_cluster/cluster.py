@@ -85,6 +85,7 @@ def await_pools(
     wait_s: float,
     heed: Callable[[str], None],
     nodes: Callable[[], list[Node]] = ray_nodes,
+    generates: bool = True,
 ) -> Pools:
     """The pools, as soon as the cluster has room for them, after at most `wait_s` seconds.
 
@@ -95,7 +96,7 @@ def await_pools(
     try:
         while True:
             try:
-                return size_pools(wanted, nodes(), prepare_bytes)
+                return size_pools(wanted, nodes(), prepare_bytes, generates)
             except TooSmallError as error:
                 if time.monotonic() >= until:
                     waited = f", after {wait_s:g} s (resources.wait_s)" if wait_s else ""

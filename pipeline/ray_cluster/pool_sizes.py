@@ -80,16 +80,20 @@ class TooSmallError(JobError):
 
 
 def size_pools(
-    wanted: Resources, nodes: Sequence[Node], prepare_bytes: int = _PREPARE_BYTES
+    wanted: Resources,
+    nodes: Sequence[Node],
+    prepare_bytes: int = _PREPARE_BYTES,
+    generates: bool = True,
 ) -> Pools:
     """The pools for a job on these nodes. prepare_bytes: that one prepare actor may need.
+    generates: False for a run without replicas.
 
     A replica of several ranks has all its GPUs on one node. Beside the actors, every node keeps
     a CPU free, so that Ray's own tasks run; on small nodes actors ask for less than they use, and
     for less memory. Raises TooSmallError.
     """
     cluster = _Cluster.of(wanted, nodes)
-    replicas, ranks = cluster.replicas(wanted), wanted.tensor_parallel
+    replicas, ranks = cluster.replicas(wanted) if generates else 0, wanted.tensor_parallel
     first, most = span(wanted.prepare_workers)
     workers = first if first is not None else cluster.first_workers(replicas, ranks, prepare_bytes)
     actors = workers + (0 if cluster.on_gpu else replicas)
@@ -128,10 +132,11 @@ def capacity(wanted: Resources, pools: Pools, nodes: Sequence[Node]) -> Capacity
     """
     on_gpu = pools.replica_gpus > 0
     cluster = _Cluster.found(wanted, nodes, on_gpu)
-    replicas = cluster.most_replicas(pools.ranks)
+    generates = pools.replicas > 0
+    replicas = cluster.most_replicas(pools.ranks) if generates else 0
     replicas = min(replicas, pools.most_replicas or replicas)
     workers = cluster.slots(cluster.prepare, pools.prepare_cpus, pools.prepare_bytes)
-    workers -= 0 if on_gpu else max(replicas, span(wanted.replicas)[0] or 0)
+    workers -= max(replicas, span(wanted.replicas)[0] or 0) if generates and not on_gpu else 0
     if span(wanted.prepare_workers)[0] is None:
         workers = min(workers, cluster.most_workers(replicas, pools.ranks, pools.prepare_bytes))
     return Capacity(max(0, min(workers, pools.most_workers or workers)), replicas)
@@ -274,7 +279,7 @@ class _Cluster:
         if not hosts:
             return 1
         beside = math.ceil(workers / max(1, sum(cpus > 0 for _, cpus in self.prepare)))
-        engines = math.ceil(replicas / len(hosts))
+        engines = math.ceil(max(1, replicas) / len(hosts))
         return max(1, int(min(node.cpus for node in hosts) - beside) // (engines * ranks))
 
 

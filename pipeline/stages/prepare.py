@@ -4,7 +4,6 @@ All that a checkpoint asks of its inputs is model/processor.py's, and runs in th
 decoder.py; here a row's columns become a question to them, and the answer its columns.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -34,7 +33,7 @@ from mediamill.pipeline.records import (
     replace_columns,
 )
 from mediamill.pipeline.tasks.checksum import checksums
-from mediamill.pipeline.tasks.score_texts import texts_to_score
+from mediamill.pipeline.tasks.tasks import task_kind
 from mediamill.schemas import columns as c
 from mediamill.schemas.errors import ErrorCode, RowError
 from mediamill.schemas.job import JobConfig
@@ -104,6 +103,7 @@ class Prepare:
         """Raises ModelError for a checkpoint that cannot be used."""
         self._manifest = manifest
         self._rules = rules
+        self._kind = task_kind(rules.task)
         self._count = count
         arguments = {
             "checkpoint": str(checkpoint),
@@ -168,12 +168,12 @@ class Prepare:
     def _row(self, row: dict[str, Any], contents: Sequence[memoryview | Path]) -> _Row:
         try:
             media = self._media(row, contents)
-            _check_alike(self._rules.task, media)
         except RowError as error:
             return _Row(failure=RowFailure(error.code.value, str(error)))
         uris = _uris(row, self._manifest)
         try:
-            return _Row(uris, DecodeRequest(media, self._chats(row), self._texts(row)))
+            chats = self._kind.chats(row, self._rules.prompt, self._rules.system)
+            return _Row(uris, DecodeRequest(media, chats, self._kind.texts(row)))
         except RowError as error:
             failure = RowFailure(error.code.value, str(error))
             return _Row(uris, DecodeRequest(media), chat_failure=failure)
@@ -195,40 +195,6 @@ class Prepare:
             media.append(MediumRequest(content, kind, one[c.MEDIA_START_S], one[c.MEDIA_END_S]))
         return media
 
-    def _chats(self, row: dict[str, Any]) -> list[Mapping[str, Any]]:
-        """Of each question; of a single one the row's own chat, else its prompt, else the job's."""
-        system = row.get(c.SYSTEM)
-        system = self._rules.system if system is None else system
-        task = self._rules.task
-        if task.is_named:
-            return [{"prompt": one.prompt, "system": system} for one in task.questions]
-        if row.get(c.MESSAGES) is not None:
-            return [{"messages": _messages(row[c.MESSAGES])}]
-        prompt = row.get(c.PROMPT)
-        prompt = self._rules.prompt if prompt is None else prompt
-        if prompt is None and task.kind == "embed":
-            prompt = task.questions[0].prompt or ""
-        if prompt is None:
-            raise RowError(
-                ErrorCode.PROMPT_INVALID,
-                "found no prompt in the row and none in the job, expected one",
-            )
-        return [{"prompt": prompt, "system": system}]
-
-    def _texts(self, row: dict[str, Any]) -> Sequence[str]:
-        """Those to score."""
-        task = self._rules.task
-        return texts_to_score(row, task.score) if task.kind == "score" else ()
-
-
-def _check_alike(task: Task, media: Sequence[MediumRequest]) -> None:
-    if task.kind == "embed" and not media and not task.texts_alike:
-        raise RowError(
-            ErrorCode.MEDIA_EMPTY,
-            "found a row without media, expected some: the checkpoint does not say that vectors of "
-            f"texts, pooled as '{task.embed.pool}' (embed.pool), lie in the same space",
-        )
-
 
 def _contents(data: pa.ListScalar, paths: pa.ListScalar) -> list[memoryview | Path]:
     """Of each medium, the bytes or the path."""
@@ -237,18 +203,6 @@ def _contents(data: pa.ListScalar, paths: pa.ListScalar) -> list[memoryview | Pa
         memoryview(one.as_buffer()) if path is None else Path(path)
         for one, path in zip(data, named, strict=True)
     ]
-
-
-def _messages(text: str) -> list[Any]:
-    try:
-        chat = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        message = f"messages: found no JSON ({error}), expected a list of messages"
-        raise RowError(ErrorCode.PROMPT_INVALID, message) from error
-    if not isinstance(chat, list):
-        message = f"messages: found a JSON {type(chat).__name__}, expected a list of messages"
-        raise RowError(ErrorCode.PROMPT_INVALID, message)
-    return chat
 
 
 def _uris(row: dict[str, Any], manifest: ManifestSchema) -> list[str]:
