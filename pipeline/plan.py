@@ -1,7 +1,7 @@
-"""Turns a job into a Plan, or into a sentence on what is wrong with it, before anything is started.
+"""Checks a job before anything is started, and makes its Plan.
 
-Needs neither Ray nor weights: it reads the output's log, footers, ids and partition values of the
-manifest files that the log does not know, and the checkpoint's files as bytes.
+Needs neither Ray nor torch: it reads the output's log; the footers, ids and partition values of
+those manifest files that the log does not know; and the checkpoint's files as bytes.
 """
 
 import json
@@ -42,27 +42,32 @@ from mediamill.schemas.task import Task, task_of
 
 _READERS = 8  # manifest files that are read at once
 _BUFFER_BYTES = 4 << 20  # of one column: a large row group is not held whole
-_ANSWERS = (c.TEXT, c.FINISH_REASON, c.MEAN_LOGPROB)  # that only some tasks make
+_ANSWERS = (c.TEXT, c.FINISH_REASON, c.MEAN_LOGPROB)  # columns that only some tasks make
 _FOLDER_BYTES = 255  # the longest file name of common file systems
 
 
 @dataclass(frozen=True)
-class Step:
-    """A run that is one of several of a job. schema: of its result, made of the usual one. parts:
-    all that decides its rows, made of what decides a job's texts.
+class StepOverrides:
+    """What a run changes in its plan if it is one of several steps of a job.
+
+    schema: makes the schema of its result from the manifest's and that of a job with one step.
+    fingerprint_parts: makes the parts of its fingerprint from those of a job with one step.
     """
 
     schema: Callable[[ManifestSchema, pa.Schema], pa.Schema]
-    parts: Callable[[dict[str, Any]], dict[str, Any]] = dict
+    fingerprint_parts: Callable[[dict[str, Any]], dict[str, Any]] = dict
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All that is known of a job before it runs. step: None = the job is this one run.
+    """All that is known of a job before it runs.
 
-    checkpoint: what it holds. bound: what the output is bound to from its first run on. files:
-    of the manifest, as the ledger should know them. new_ids: to be kept before the ledger knows
-    them. state: of the output's ledger, as found.
+    model: the checkpoint's folder. checkpoint: the hash of its content.
+    bound: what the output is bound to from its first run on.
+    files: of the manifest, as the ledger should know them.
+    new_ids: ids of these files, to be stored before the ledger knows the files.
+    state: of the output's ledger when the job was checked.
+    step: None if the job has a single step.
     """
 
     manifest: Manifest
@@ -76,7 +81,7 @@ class Plan:
     files: tuple[KnownFile, ...]
     new_ids: NewIds
     state: LedgerState
-    step: Step | None = None
+    step: StepOverrides | None = None
 
     @property
     def rows_done(self) -> int:
@@ -87,16 +92,16 @@ class Plan:
         return self.manifest.rows - self.rows_done
 
 
-def check(job: JobConfig, step: Step | None = None) -> Plan:
-    """The job's plan. Raises JobError: what is wrong, what was found, what was expected."""
-    _check_abilities(job)
+def check(job: JobConfig, step: StepOverrides | None = None) -> Plan:
+    """Returns the job's plan. Raises JobError: what is wrong, what was found, what was expected."""
+    _check_sampling(job)
     check_fetching(job)
-    _check_apart(job)
+    _check_output_apart(job)
     output = storage.resolve(job.output)
     state = _open_output(output)
     manifest = open_manifest(job.manifest, state.files)
     model = check_checkpoint(job.model)
-    config = _check_ranks(job, model)
+    config = _check_model(job, model)
     task = task_kind(task_of(job, config.text.hidden_size)).resolve(model)
     _check_columns(job, manifest, task)
     check_canary(job)
@@ -104,9 +109,10 @@ def check(job: JobConfig, step: Step | None = None) -> Plan:
     parts = fingerprint_parts(job, content.whole) | task_kind(task).fingerprint()
     schema = result_schema(manifest.schema, task)
     if step is not None:
-        parts = step.parts(parts)
+        parts = step.fingerprint_parts(parts)
         schema = step.schema(manifest.schema, schema)
-    bound = {"fingerprint": fingerprint(parts), "parts": parts, "layout": _layout(job, schema)}
+    digest = fingerprint(parts)
+    bound = {"fingerprint": digest, "parts": parts, "layout": _layout(job, schema)}
     if state.header is not None:
         _check_bound(output, state.header, bound)
     files, new_ids = unique_ids.check_ids(manifest, state.files, output / ledger.HIDDEN / "ids")
@@ -118,7 +124,7 @@ def check(job: JobConfig, step: Step | None = None) -> Plan:
         output,
         model,
         content,
-        bound["fingerprint"],
+        digest,
         bound,
         task,
         schema,
@@ -129,7 +135,7 @@ def check(job: JobConfig, step: Step | None = None) -> Plan:
     )
 
 
-def _check_abilities(job: JobConfig) -> None:
+def _check_sampling(job: JobConfig) -> None:
     generation = job.generation
     if generation.temperature == 0:
         for name in ("top_k", "top_p", "min_p"):
@@ -141,7 +147,7 @@ def _check_abilities(job: JobConfig) -> None:
                 )
 
 
-def _check_ranks(job: JobConfig, model: Place) -> Qwen2VLConfig:
+def _check_model(job: JobConfig, model: Place) -> Qwen2VLConfig:
     resources = job.resources
     where = storage.redact((model / "config.json").url)
     config = parse_config(storage.read(model / "config.json"), where)
@@ -166,21 +172,21 @@ def _check_columns(job: JobConfig, manifest: Manifest, task: Task) -> None:
             f"{where}: column '{name}' is also a column that the job uses between its stages: "
             f"rename it in the manifest, for example to 'source_{name}'"
         )
-    taken = [one.name for one in result_schema(manifest.schema) if one.name not in _ANSWERS]
+    taken = [name for name in result_schema(manifest.schema).names if name not in _ANSWERS]
     task.check_columns([*taken, *c.IN_FLIGHT_COLUMNS, MEDIA_BYTES, MEDIA_PATHS], where)
     task_kind(task).check_manifest(job, manifest.schema, where)
 
 
-def _check_apart(job: JobConfig) -> None:
+def _check_output_apart(job: JobConfig) -> None:
     output = storage.absolute(job.output)
     for key, url in (("manifest", job.manifest), ("model", job.model)):
-        other = storage.absolute(url)
-        if key == "manifest" and "**" in other:  # it would match the output's files too
-            other = re.split(r"[*?\[]", other, maxsplit=1)[0].rstrip("/")
-        if f"{output}/".startswith(f"{other}/") or f"{other}/".startswith(f"{output}/"):
+        source = storage.absolute(url)
+        if key == "manifest" and "**" in source:  # it would match the output's files too
+            source = re.split(r"[*?\[]", source, maxsplit=1)[0].rstrip("/")
+        if f"{output}/".startswith(f"{source}/") or f"{source}/".startswith(f"{output}/"):
             raise JobError(
                 f"output: found {storage.redact(output)}, which is or lies in or around the {key} "
-                f"{storage.redact(other)}, expected a folder apart from it"
+                f"{storage.redact(source)}, expected a folder apart from it"
             )
 
 
@@ -191,7 +197,8 @@ def _open_output(output: Place) -> LedgerState:
             raise JobError(f"{shown}: the output is a file, expected a folder or nothing yet")
         state = ledger.load(output)
         if state.header is None and output.fs.isdir(output.path):
-            names = [one.rstrip("/").rpartition("/")[2] for one in output.fs.ls(output.path, False)]
+            paths = output.fs.ls(output.path, False)
+            names = [path.rstrip("/").rpartition("/")[2] for path in paths]
             foreign = sorted(name for name in names if name and name[0] not in "._")
             if foreign:
                 raise JobError(
@@ -209,15 +216,15 @@ def _layout(job: JobConfig, schema: pa.Schema) -> dict[str, Any]:
 
 
 def _check_bound(output: Place, header: Mapping[str, Any], bound: Mapping[str, Any]) -> None:
-    """An output has one fingerprint and one layout for ever."""
+    """Checks that the job has the fingerprint and layout of the output, which never change."""
     shown = storage.redact(output.url)
     for kind in ("parts", "layout"):
-        was, now = header[kind], bound[kind]
-        for key in {**was, **now}:
-            if was.get(key) != now.get(key):
+        old, new = header[kind], bound[kind]
+        for key in {**old, **new}:
+            if old.get(key) != new.get(key):
                 raise JobError(
-                    f"{shown}: the output was made with {key} = {_short(was.get(key))}, and the "
-                    f"job has {_short(now.get(key))}: write to a new output folder, such as "
+                    f"{shown}: the output was made with {key} = {_short(old.get(key))}, and the "
+                    f"job has {_short(new.get(key))}: write to a new output folder, such as "
                     f"{shown}-{bound['fingerprint'][:8]}, or undo the change"
                 )
 
@@ -228,25 +235,25 @@ def _short(value: object) -> str:
 
 
 def _check_partition_values(manifest: Manifest, partition_by: tuple[str, ...]) -> None:
-    """No value may make a folder's name longer than file systems take.
+    """Checks that no value makes a folder name longer than file systems take.
 
-    The output is bound to `partition_by`, so files that are as an earlier run found them are right.
+    Files that an earlier run has checked are skipped: `partition_by` of an output never changes.
     """
-    read = [file for file in manifest.files if file.digest is None]
+    unchecked = [file for file in manifest.files if file.digest is None]
     with ThreadPoolExecutor(_READERS) as readers:
-        list(readers.map(lambda file: _check_values(file, partition_by), read))
+        list(readers.map(lambda file: _check_values(file, partition_by), unchecked))
 
 
 def _check_values(file: ManifestFile, partition_by: tuple[str, ...]) -> None:
-    inside = [name for name in partition_by if name not in file.partitions]
-    if not inside:
+    columns = [name for name in partition_by if name not in file.partitions]
+    if not columns:
         return
     with (
         file.place.fs.open(file.place.path, "rb", cache_type="none") as source,
         pq.ParquetFile(source, buffer_size=_BUFFER_BYTES) as parquet,
     ):
-        for batch in parquet.iter_batches(columns=inside):
-            for name in inside:
+        for batch in parquet.iter_batches(columns=columns):
+            for name in columns:
                 for value in pc.unique(batch[name]).to_pylist():
                     folder = hive_paths.folder([name], [value])
                     if len(folder.encode()) > _FOLDER_BYTES:
@@ -262,7 +269,7 @@ def _check_writable(output: Place) -> None:
     try:
         storage.put(probe, b"")
         storage.remove(probe)
-    except Exception as error:  # every storage has its own
+    except Exception as error:  # each storage raises errors of its own
         reason = storage.redact_text(str(error))
         raise JobError(
             f"{storage.redact(output.url)}: the output cannot be written: {reason}"

@@ -84,7 +84,7 @@ def test_imports_run_one_way(folder: str) -> None:
 def test_stages_never_import_one_another() -> None:
     wrong = []
     for path in python_files("pipeline"):
-        if path.name == "run.py":
+        if path.name in ("run.py", "annotate.py"):
             continue
         for name, line in imports(path):
             stage = name.removeprefix("mediamill.pipeline.stages.").partition(".")[0]

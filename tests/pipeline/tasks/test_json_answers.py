@@ -19,12 +19,12 @@ from mediamill.model.tiny.encode import picture_file
 from mediamill.pipeline.plan import check
 from mediamill.pipeline.run import run
 from mediamill.pipeline.tasks.generate_text import GenerateText
-from mediamill.pipeline.tasks.json_answers import check_schemas, sampling_of
+from mediamill.pipeline.tasks.json_answers import check_schemas, question_sampling
 from mediamill.pipeline.tasks.prepared_row import PreparedRow
-from mediamill.pipeline.tasks.task import RequestResult
+from mediamill.pipeline.tasks.request_result import RequestResult
 from mediamill.schemas.errors import JobError
 from mediamill.schemas.job_tasks import JsonConfig
-from mediamill.schemas.task import Task
+from mediamill.schemas.task import task_of
 from tests.pipeline.world import assert_each_once, make_job, read_output, write_manifest
 
 CAPTION = "^a (small|large) (" + "|".join(COLOURS) + ") (" + "|".join(SHAPES) + ")$"
@@ -53,7 +53,7 @@ WORD = {"type": "object", "properties": {"colour": {"type": "string"}}, "require
 
 def task(**changes):
     wish = {"prompt": "x", "json_schema": SHORT} | changes
-    return Task.of(make_job("m", "o", **wish))
+    return task_of(make_job("m", "o", **wish))
 
 
 def answers(*texts):
@@ -74,7 +74,7 @@ def asked(of, *texts, sampling=None):
     requests = texts_of.requests(ROW)
     said = RequestResult(completions[0])
     for number in range(1, 99):
-        again = texts_of.again(ROW, 0, said)
+        again = texts_of.retry(ROW, 0, said)
         if again is None:
             break
         requests.append(again)
@@ -133,7 +133,7 @@ def test_what_the_engine_tried_anew_counts_not_as_asked():
     completions, decode = answers("no", "no")
     texts_of = GenerateText(task(), Sampling(seed=4), decode)
     one, other = (
-        texts_of.again(ROW, 0, RequestResult(completions[0], attempt)) for attempt in (1, 2)
+        texts_of.retry(ROW, 0, RequestResult(completions[0], attempt)) for attempt in (1, 2)
     )
     assert one == other
     assert one is not None
@@ -158,10 +158,10 @@ def test_an_answer_that_was_cut_off_says_what_to_change():
 
 def test_a_prompt_without_a_schema_asks_as_ever():
     plain = Sampling(temperature=0.5, seed=9)
-    of = Task.of(make_job("m", "o"))
+    of = task_of(make_job("m", "o"))
     (request,) = GenerateText(of, plain, str).requests(ROW)
     assert request.sampling == replace(plain, seed=request.sampling.seed)
-    found = sampling_of(of.questions[0], plain, JsonConfig(), "id-1", 1)
+    found = question_sampling(of.questions[0], plain, JsonConfig(), "id-1", 1)
     assert found == request.sampling
 
 
@@ -175,7 +175,7 @@ def test_a_schema_that_answers_cannot_be_held_to_stops_the_job():
     )
     check_schemas(task(json_schema=bad, json_answers__constrained=False))
     named = {"one": {"prompt": "x", "json_schema": bad}}
-    of = Task.of(make_job("m", "o", prompt=None, prompts=named))
+    of = task_of(make_job("m", "o", prompt=None, prompts=named))
     with pytest.raises(JobError, match=r"^prompts\.one\.json_schema: "):
         check_schemas(of)
 

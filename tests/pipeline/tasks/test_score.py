@@ -9,12 +9,11 @@ from mediamill.model.errors import ModelError
 from mediamill.model.requests import Completion, Score
 from mediamill.pipeline.tasks.embed import Embed
 from mediamill.pipeline.tasks.prepared_row import PreparedRow
-from mediamill.pipeline.tasks.score import ScoreTexts, ranked
-from mediamill.pipeline.tasks.score_texts import texts_to_score
-from mediamill.pipeline.tasks.task import RequestResult
+from mediamill.pipeline.tasks.request_result import RequestResult
+from mediamill.pipeline.tasks.score import ScoreTexts, ranked, texts_to_score
 from mediamill.schemas.errors import RowError
 from mediamill.schemas.job_tasks import EmbedConfig, ScoreConfig
-from mediamill.schemas.task import Question, Task
+from mediamill.schemas.task import EmbedTask, ScoreTask
 
 
 def drawn(rng, count):
@@ -63,14 +62,14 @@ def said(**answer):
 @pytest.mark.parametrize("end_token", [True, False])
 def test_the_end_token_follows_each_text_where_it_is_asked_for(end_token):
     config = ScoreConfig(texts=("yes", "no"), end_token=end_token)
-    [request] = ScoreTexts(Task("score", score=config), 9).requests(row())
+    [request] = ScoreTexts(ScoreTask(score=config), 9).requests(row())
     more = [9] if end_token else []
     assert request.continuations == [[3, 4, *more], [5, *more]]
     assert (request.id, request.input_ids, request.mode) == ("name", [1, 2], "score")
 
 
 def test_a_checkpoint_without_an_end_token():
-    task = Task("score", score=ScoreConfig(texts=("a",)))
+    task = ScoreTask(score=ScoreConfig(texts=("a",)))
     with pytest.raises(ModelError, match=r"score\.end_token: found true"):
         ScoreTexts(task, None)
 
@@ -78,7 +77,7 @@ def test_a_checkpoint_without_an_end_token():
 def test_the_columns_of_a_row():
     scores = [Score(-3.0, [-1.0, -2.0]), Score(-2.0, [-2.0])]
     config = ScoreConfig(column="answers")
-    values, failure = ScoreTexts(Task("score", score=config), 9).answer(
+    values, failure = ScoreTexts(ScoreTask(score=config), 9).answer(
         row({"answers": ["yes", "no"]}), said(scores=scores)
     )
     assert failure is None
@@ -86,11 +85,11 @@ def test_the_columns_of_a_row():
     assert values["probability"] == pytest.approx(1 / (1 + math.e))
     assert [one["rank"] for one in values["scores"]] == [2, 1]
     # By the mean the longer one is likelier.
-    by_mean = ScoreTexts(Task("score", score=config.model_copy(update={"rank_by": "mean"})), 9)
+    by_mean = ScoreTexts(ScoreTask(score=config.model_copy(update={"rank_by": "mean"})), 9)
     values, _ = by_mean.answer(row({"answers": ["yes", "no"]}), said(scores=scores))
     assert (values["text"], values["mean_logprob"]) == ("yes", -1.5)
     # A single text is as likely as itself.
-    values, _ = ScoreTexts(Task("score", score=config), 9).answer(
+    values, _ = ScoreTexts(ScoreTask(score=config), 9).answer(
         row({"answers": "yes"}), said(scores=scores[:1])
     )
     assert (values["text"], values["probability"]) == ("yes", None)
@@ -98,17 +97,17 @@ def test_the_columns_of_a_row():
 
 def test_numbers_that_are_none_are_error_rows():
     config = ScoreConfig(texts=("a",))
-    values, failure = ScoreTexts(Task("score", score=config), 9).answer(
+    values, failure = ScoreTexts(ScoreTask(score=config), 9).answer(
         row(), said(scores=[Score(math.nan, [math.nan])])
     )
     assert failure is not None
     assert values == {"finish_reason": "error"}
-    embed = Task("embed", (Question(),), embed=EmbedConfig(pool="last"))
+    embed = EmbedTask(embed=EmbedConfig(pool="last"))
     values, failure = Embed(embed).answer(row(), said(embedding=[1.0, math.inf]))
     assert failure is not None
     assert (failure.code, values["embedding"]) == ("engine_failed", None)
     with pytest.raises(ValueError, match=r"embed\.pool is auto"):
-        Embed(Task("embed"))
+        Embed(EmbedTask())
 
 
 @pytest.mark.parametrize(

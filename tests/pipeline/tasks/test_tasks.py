@@ -13,11 +13,11 @@ from mediamill.pipeline.tasks.answer_cache import AnswerCache
 from mediamill.pipeline.tasks.dedupe import Claim, Deduplicator, RowAnswer
 from mediamill.pipeline.tasks.generate_text import GenerateText
 from mediamill.pipeline.tasks.prepared_row import PreparedRow
-from mediamill.pipeline.tasks.task import RequestResult
+from mediamill.pipeline.tasks.request_result import RequestResult
 from mediamill.schemas.errors import JobError
-from mediamill.schemas.task import CAPTION, Question, Task
+from mediamill.schemas.task import CAPTION, Question, TextTask
 
-NAMED = Task(questions=(Question("one", "first?"), Question("two", "second?")))
+NAMED = TextTask(questions=(Question("one", "first?"), Question("two", "second?")))
 WORDS = {1: "a", 2: "b", 3: "c"}
 
 
@@ -61,8 +61,8 @@ def test_an_answer_that_fails_leaves_the_others():
 
 def test_columns_that_meet_are_refused():
     with pytest.raises(JobError, match="column 'status' is also a column"):
-        Task(questions=(Question("status", "?"),)).check_columns(["status"], "m")
-    task = Task(questions=(Question("a", "?"), Question("a_error_code", "?")))
+        TextTask(questions=(Question("status", "?"),)).check_columns(["status"], "m")
+    task = TextTask(questions=(Question("a", "?"), Question("a_error_code", "?")))
     with pytest.raises(JobError, match="column 'a_error_code'"):
         task.check_columns([], "m")
 
@@ -81,18 +81,18 @@ class Engine:
 
 
 class Locked:
-    """One registry for several threads, as the desk is: one call after the other."""
+    """One registry for several threads, as the coordinator is: one call after the other."""
 
     def __init__(self, answers):
         self.answers, self.lock = answers, threading.Lock()
 
-    def claim(self, asked):
+    def claim(self, contents):
         with self.lock:
-            return self.answers.claim(asked)
+            return self.answers.claim(contents)
 
-    def tell(self, told):
+    def put(self, answers):
         with self.lock:
-            self.answers.tell(told)
+            self.answers.put(answers)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -104,7 +104,7 @@ def test_each_content_is_asked_once_by_any_number_of_callers(seed):
     told = {}
 
     def call(part):
-        found = Deduplicator(registry, patience_s=20).told(dict(part), engine)
+        found = Deduplicator(registry, patience_s=20).answers(dict(part), engine)
         with engine.lock:
             told.update(found)
 
@@ -133,21 +133,22 @@ def test_a_row_whose_first_try_was_lost_is_no_copy_of_itself():
     assert answers.claim([(b"k", "r", 7)]) == [Claim(7, mine=True)]
     assert answers.claim([(b"k", "r", 7)]) == [Claim(7, mine=True)]
     engine = Engine()
-    found = Deduplicator(answers).told({0: row("r", b"k", 7)}, engine)
+    found = Deduplicator(answers).answers({0: row("r", b"k", 7)}, engine)
     assert found[0].duplicate_of is None
     assert engine.asked == [b"k"]
-    again = Deduplicator(answers).told({0: row("r", b"k", 7)}, engine)
+    again = Deduplicator(answers).answers({0: row("r", b"k", 7)}, engine)
     assert (again[0].duplicate_of, engine.asked) == (None, [b"k"])
 
 
 def test_who_answers_and_never_comes_back_is_not_waited_for():
     answers, engine = AnswerCache(), Engine()
     answers.claim([(b"k", "gone", 1)])
-    found = Deduplicator(answers, patience_s=0.2).told({0: row("r", b"k", 2)}, engine)
+    found = Deduplicator(answers, patience_s=0.2).answers({0: row("r", b"k", 2)}, engine)
     assert found[0].duplicate_of is None
     assert engine.asked == [b"k"]
     assert (
-        Deduplicator(answers).told({0: row("s", b"k", 3)}, engine)[0].values["text"] == b"k".hex()
+        Deduplicator(answers).answers({0: row("s", b"k", 3)}, engine)[0].values["text"]
+        == b"k".hex()
     )
     assert engine.asked == [b"k"]
 
@@ -156,20 +157,20 @@ def test_a_failure_is_the_copies_failure_too():
     def ask(rows):
         return {number: RowAnswer({}, RowFailure("engine_oom", "no room")) for number in rows}
 
-    found = Deduplicator(AnswerCache()).told({0: row("a", b"k"), 1: row("b", b"k")}, ask)
+    found = Deduplicator(AnswerCache()).answers({0: row("a", b"k"), 1: row("b", b"k")}, ask)
     assert found[1] == RowAnswer({}, RowFailure("engine_oom", "no room"), "a")
 
 
 def test_what_is_remembered_is_bounded_and_what_is_not_is_asked_again(caplog):
-    answers, engine = AnswerCache(most_bytes=100_000), Engine()
+    answers, engine = AnswerCache(max_bytes=100_000), Engine()
     copies = Deduplicator(answers)
     for number in range(5000):
-        copies.told({0: row(f"n{number}", number.to_bytes(4))}, engine)
+        copies.answers({0: row(f"n{number}", number.to_bytes(4))}, engine)
     assert len(engine.asked) == 5000
     assert "database or disk is full" in caplog.text
-    assert copies.told({0: row("x", (0).to_bytes(4))}, engine)[0].duplicate_of == "n0"
+    assert copies.answers({0: row("x", (0).to_bytes(4))}, engine)[0].duplicate_of == "n0"
     for name in ("y", "z"):
-        found = copies.told({0: row(name, (4999).to_bytes(4))}, engine)
+        found = copies.answers({0: row(name, (4999).to_bytes(4))}, engine)
         assert found[0].duplicate_of is None
     assert engine.asked[5000:] == [(4999).to_bytes(4)] * 2
 
@@ -184,8 +185,8 @@ def test_what_is_remembered_comes_back_as_it_was():
     told = {b"a": RowAnswer(values), b"b": RowAnswer({}, RowFailure("engine_oom", "no room"))}
     for number, key in enumerate(told):
         answers.claim([(key, "r", number)])
-    answers.tell(told)
-    answers.tell(
+    answers.put(told)
+    answers.put(
         {b"a": RowAnswer({}), b"c": RowAnswer({})}
     )  # a second answer, and one that nobody claimed
     claims = answers.claim([(key, "s", "t") for key in (*told, b"c")])
