@@ -1,4 +1,4 @@
-"""Fingerprints of jobs do not change, so that outputs begun by earlier versions can be continued."""
+"""Fingerprints of jobs do not change, so that outputs of earlier versions can be continued."""
 
 import pytest
 

@@ -268,10 +268,8 @@ def test_a_long_timeline_is_thinned_evenly_until_it_fits():
         else:
             assert note is not None
             assert note.startswith(f"{len(kept)} of 1000 windows")
-    places = [
-        lines.index(one)
-        for one in summary_prompt(lines, SummaryRules("", 5000, len))[0].split("\n")[2:]
-    ]
+    prompt, _ = summary_prompt(lines, SummaryRules("", 5000, len))
+    places = [lines.index(line) for line in prompt.split("\n")[2:]]
     steps = np.diff(places)
     assert steps.max() - steps.min() <= 1
 
