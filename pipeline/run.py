@@ -229,22 +229,24 @@ class _Count:
 
 
 class _Pass:
-    """One pass over the unfinished rows."""
+    """One pass over the unfinished rows. coordinator: a handle of the run's."""
 
-    def __init__(self, job: JobConfig, outcome: Outcome, stages: Stages, desk: Any) -> None:
+    def __init__(self, job: JobConfig, outcome: Outcome, stages: Stages, coordinator: Any) -> None:
         self._job, self._plan, self._state = job, outcome.plan, outcome.state
-        self._run_id, self._stages, self._desk = outcome.run_id, stages, desk
+        self._run_id, self._stages, self._coordinator = outcome.run_id, stages, coordinator
 
     def __call__(self, pools: Pools, callbacks: Sequence[Any]) -> None:
-        """Executes the stages. callbacks: called by Ray Data's scheduling loop."""
+        """Executes the stages. callbacks: Ray Data's scheduling loop calls them."""
         import ray
 
         from mediamill.pipeline.stages.read import ManifestDatasource
         from mediamill.pipeline.stages.write import ResultDatasink
 
-        plan, coordinator = self._plan, CoordinatorCalls(self._desk)
+        plan, calls = self._plan, CoordinatorCalls(self._coordinator)
         source = ManifestDatasource(plan.manifest, self._state)
-        sink = ResultDatasink(self._output_rules(), LedgerCalls(self._desk), self._write_rows())
+        sink = ResultDatasink(
+            self._output_rules(), LedgerCalls(self._coordinator), self._write_rows()
+        )
         with ray.data.DataContext.current(data_context(pools.block_bytes, *callbacks)):
             dataset = ray.data.read_datasource(
                 source, num_cpus=pools.task_cpus, override_num_blocks=source.tasks
@@ -257,7 +259,7 @@ class _Pass:
                 fn_constructor_args=(
                     self._stages.prepare,
                     self._prepare_options(),
-                    coordinator,
+                    calls,
                     PREPARE,
                     1,
                 ),
@@ -279,7 +281,7 @@ class _Pass:
                     fn_constructor_args=(
                         self._stages.generate,
                         self._generate_options(pools),
-                        coordinator,
+                        calls,
                         GENERATE,
                         CALLS_TO_FILL,
                     ),
@@ -309,7 +311,10 @@ class _Pass:
 
     def _prepare_options(self) -> dict[str, Any]:
         names = ["prepared"] if self._stages.generate else ["prepared", "generated"]
-        return {**self._options(), "count": _Count([Counter(self._desk, name) for name in names])}
+        return {
+            **self._options(),
+            "count": _Count([Counter(self._coordinator, name) for name in names]),
+        }
 
     def _generate_options(self, pools: Pools) -> dict[str, Any]:
         return {
@@ -319,8 +324,8 @@ class _Pass:
             "on_gpu": pools.replica_gpus > 0,
             "ranks": pools.ranks,
             "run": self._run_id,
-            "count": Counter(self._desk, "generated"),
-            "registry": AnswerCalls(self._desk),
+            "count": Counter(self._coordinator, "generated"),
+            "registry": AnswerCalls(self._coordinator),
         }
 
     def _write_rows(self) -> int:

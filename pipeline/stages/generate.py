@@ -30,6 +30,7 @@ from mediamill.pipeline.tasks.dedupe import Deduplicator, Registry, RowAnswer
 from mediamill.pipeline.tasks.prepared_row import PreparedRow, prepared_row
 from mediamill.pipeline.tasks.request_result import RequestResult, classify
 from mediamill.pipeline.tasks.score import END_OF_TURN
+from mediamill.pipeline.tasks.task import HandlerOptions
 from mediamill.pipeline.tasks.tasks import task_kind
 from mediamill.schemas import columns as c
 from mediamill.schemas.job import JobConfig
@@ -113,7 +114,8 @@ class Generate:
         self._deduplicator = (
             Deduplicator(registry) if registry is not None and task.dedupe else None
         )
-        self._handler = task_kind(task).handler(self.sampling, self.decode, self.stop, end)
+        options = HandlerOptions(self.sampling, self.decode, self.stop, end)
+        self._handler = task_kind(task).handler(options)
 
     def _end(self, error: BrokenEngineError) -> None:
         self._engine_thread.end(error)

@@ -21,8 +21,8 @@ def check_prompt(job: JobConfig, manifest: ManifestSchema, where: str) -> None:
 
 def row_system(row: Mapping[str, Any], system: str | None) -> str | None:
     """Returns the row's own system message, else the job's."""
-    own: str | None = row.get(c.SYSTEM)
-    return system if own is None else own
+    row_value: str | None = row.get(c.SYSTEM)
+    return system if row_value is None else row_value
 
 
 def row_chat(row: Mapping[str, Any], prompt: str | None, system: str | None) -> Mapping[str, Any]:
@@ -32,8 +32,8 @@ def row_chat(row: Mapping[str, Any], prompt: str | None, system: str | None) -> 
     """
     if row.get(c.MESSAGES) is not None:
         return {"messages": _messages(row[c.MESSAGES])}
-    own = row.get(c.PROMPT)
-    prompt = prompt if own is None else own
+    if row.get(c.PROMPT) is not None:
+        prompt = row[c.PROMPT]
     if prompt is None:
         raise RowError(
             ErrorCode.PROMPT_INVALID,

@@ -1,7 +1,7 @@
 """Embeds rows: computes one vector of a row's prompt and media."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,7 @@ from mediamill.pipeline.records import RowFailure
 from mediamill.pipeline.storage.storage import Place
 from mediamill.pipeline.tasks.chats import row_chat
 from mediamill.pipeline.tasks.embed_checkpoint import declared_embedding
-from mediamill.pipeline.tasks.task import TaskHandler, TaskKind
+from mediamill.pipeline.tasks.task import HandlerOptions, TaskHandler, TaskKind
 from mediamill.schemas import columns as c
 from mediamill.schemas.errors import ErrorCode, JobError, RowError
 from mediamill.schemas.job import JobConfig
@@ -18,7 +18,6 @@ from mediamill.schemas.task import EmbedTask
 
 if TYPE_CHECKING:
     from mediamill.model.requests import Request
-    from mediamill.model.sampling import Sampling
     from mediamill.pipeline.tasks.prepared_row import PreparedRow
     from mediamill.pipeline.tasks.request_result import RequestResult
 
@@ -73,13 +72,7 @@ class EmbedKind(TaskKind):
             prompt = self._task.questions[0].prompt or ""
         return [row_chat(row, prompt, system)]
 
-    def handler(
-        self,
-        sampling: "Sampling",
-        decode: Callable[[Sequence[int]], str],
-        stop: Sequence[str],
-        end_token: int | None,
-    ) -> TaskHandler:
+    def handler(self, options: HandlerOptions) -> TaskHandler:
         return Embed(self._task)
 
 

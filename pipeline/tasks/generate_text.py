@@ -1,6 +1,6 @@
 """Generates text for a row: one answer to each question, as text or as JSON by a schema."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mediamill.model.generation.stopping import before_stop
@@ -8,7 +8,7 @@ from mediamill.pipeline.records import RowFailure
 from mediamill.pipeline.storage.storage import Place
 from mediamill.pipeline.tasks.chats import check_prompt, row_chat, row_system
 from mediamill.pipeline.tasks.json_answers import check_schemas, parse_answer, question_sampling
-from mediamill.pipeline.tasks.task import TaskHandler, TaskKind
+from mediamill.pipeline.tasks.task import HandlerOptions, TaskHandler, TaskKind
 from mediamill.schemas import columns as c
 from mediamill.schemas.errors import ErrorCode, JobError
 from mediamill.schemas.job import JobConfig
@@ -17,7 +17,6 @@ from mediamill.schemas.task import Question, TextTask
 
 if TYPE_CHECKING:
     from mediamill.model.requests import Request
-    from mediamill.model.sampling import Sampling
     from mediamill.pipeline.tasks.prepared_row import PreparedRow
     from mediamill.pipeline.tasks.request_result import RequestResult
 
@@ -59,30 +58,15 @@ class TextKind(TaskKind):
         system = row_system(row, system)
         return [{"prompt": each.prompt, "system": system} for each in self._task.questions]
 
-    def handler(
-        self,
-        sampling: "Sampling",
-        decode: Callable[[Sequence[int]], str],
-        stop: Sequence[str],
-        end_token: int | None,
-    ) -> TaskHandler:
-        return GenerateText(self._task, sampling, decode, stop)
+    def handler(self, options: HandlerOptions) -> TaskHandler:
+        return GenerateText(self._task, options)
 
 
 class GenerateText(TaskHandler):
-    """See `TaskHandler`, and `TaskKind.handler` for the arguments."""
+    """See `TaskHandler`."""
 
-    def __init__(
-        self,
-        task: TextTask,
-        sampling: "Sampling",
-        decode: Callable[[Sequence[int]], str],
-        stop: Sequence[str] = (),
-    ) -> None:
-        self._task = task
-        self._sampling = sampling
-        self._decode = decode
-        self._stop = stop
+    def __init__(self, task: TextTask, options: HandlerOptions) -> None:
+        self._task, self._options = task, options
 
     def requests(self, row: "PreparedRow") -> "list[Request]":
         return [
@@ -97,7 +81,11 @@ class GenerateText(TaskHandler):
 
         suffix = "" if question.name is None else f"/{question.name}"
         sampling = question_sampling(
-            question, self._sampling, self._task.json_answers, f"{row.row_id}{suffix}", attempt
+            question,
+            self._options.sampling,
+            self._task.json_answers,
+            f"{row.row_id}{suffix}",
+            attempt,
         )
         name = f"{row.name}{suffix}"
         return Request(name, ids, row.visuals, sampling, media_names=row.media_names)
@@ -135,7 +123,7 @@ class GenerateText(TaskHandler):
         text = None
         if failure is None:
             try:
-                text = before_stop(self._decode(completion.output_ids), self._stop)
+                text = before_stop(self._options.decode(completion.output_ids), self._options.stop)
             except Exception as error:  # noqa: BLE001 - the tokenizer's, caused by this row's ids
                 message = f"the answer's token ids are no text: {error}"
                 failure = RowFailure(ErrorCode.PARSE_INVALID.value, message)

@@ -1,7 +1,7 @@
 """Scores texts: computes how likely each is as the answer to a row's prompt, and ranks them."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ from mediamill.model.text.tokenizer import Tokenizer
 from mediamill.pipeline.records import RowFailure
 from mediamill.pipeline.storage.storage import Place
 from mediamill.pipeline.tasks.chats import check_prompt, row_chat
-from mediamill.pipeline.tasks.task import TaskHandler, TaskKind
+from mediamill.pipeline.tasks.task import HandlerOptions, TaskHandler, TaskKind
 from mediamill.schemas import columns as c
 from mediamill.schemas.errors import ErrorCode, JobError, RowError
 from mediamill.schemas.job import JobConfig
@@ -20,7 +20,6 @@ from mediamill.schemas.task import ScoreTask
 
 if TYPE_CHECKING:
     from mediamill.model.requests import Request, Score
-    from mediamill.model.sampling import Sampling
     from mediamill.pipeline.tasks.prepared_row import PreparedRow
     from mediamill.pipeline.tasks.request_result import RequestResult
 
@@ -69,14 +68,8 @@ class ScoreKind(TaskKind):
     def texts(self, row: Mapping[str, Any]) -> Sequence[str]:
         return texts_to_score(row, self._task.score)
 
-    def handler(
-        self,
-        sampling: "Sampling",
-        decode: Callable[[Sequence[int]], str],
-        stop: Sequence[str],
-        end_token: int | None,
-    ) -> TaskHandler:
-        return ScoreTexts(self._task, end_token)
+    def handler(self, options: HandlerOptions) -> TaskHandler:
+        return ScoreTexts(self._task, options.end_token)
 
 
 class ScoreTexts(TaskHandler):

@@ -5,6 +5,7 @@ the two classes, and a case in tasks.py.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mediamill.pipeline.records import RowFailure
@@ -18,6 +19,22 @@ if TYPE_CHECKING:  # the driver and the prepare stage do without torch
     from mediamill.model.sampling import Sampling
     from mediamill.pipeline.tasks.prepared_row import PreparedRow
     from mediamill.pipeline.tasks.request_result import RequestResult
+
+
+@dataclass(frozen=True)
+class HandlerOptions:
+    """What a task handler needs to know of the job and the loaded model.
+
+    sampling: the job's; each row has a seed made of this one and its id.
+    decode: token ids to text, without control tokens.
+    stop: the strings before which texts end.
+    end_token: the token that ends an answer in a chat; None if the checkpoint has none.
+    """
+
+    sampling: "Sampling"
+    decode: Callable[[Sequence[int]], str]
+    stop: Sequence[str] = ()
+    end_token: int | None = None
 
 
 class TaskHandler(Protocol):
@@ -70,17 +87,5 @@ class TaskKind(Protocol):
         """Returns the texts that may follow the row's prompt. Raises RowError."""
         return ()
 
-    def handler(
-        self,
-        sampling: "Sampling",
-        decode: Callable[[Sequence[int]], str],
-        stop: Sequence[str],
-        end_token: int | None,
-    ) -> TaskHandler:
-        """Returns the handler for a loaded model.
-
-        sampling: the job's; each row has a seed made of this one and its id.
-        decode: token ids to text, without control tokens.
-        stop: the strings before which texts end.
-        end_token: the token that ends an answer in a chat; None if the checkpoint has none.
-        """
+    def handler(self, options: HandlerOptions) -> TaskHandler:
+        """Returns the handler for a loaded model."""

@@ -27,6 +27,7 @@ from mediamill.pipeline.stages.generate import (
 from mediamill.pipeline.stages.prepare import Prepare, PrepareRules
 from mediamill.pipeline.tasks.generate_text import GenerateText
 from mediamill.pipeline.tasks.prepared_row import prepared_row
+from mediamill.pipeline.tasks.task import HandlerOptions
 from mediamill.schemas import columns as c
 from mediamill.schemas.manifest import check_manifest_schema
 from mediamill.schemas.task import CAPTION
@@ -107,7 +108,7 @@ def wrapped(generate, monkeypatch, change, **options):
 
 def requests_of(generate, rows, sampling):
     """What the stage would ask of each of these rows."""
-    texts = GenerateText(CAPTION, sampling, generate.decode)
+    texts = GenerateText(CAPTION, HandlerOptions(sampling, generate.decode))
     prepared = [prepared_row(rows, n, generate._image_rules) for n in range(rows.num_rows)]
     return [request for row in prepared for request in texts.requests(row)]
 
