@@ -121,7 +121,7 @@ def test_given_windows_stay_as_they_are():
 
 
 @pytest.mark.parametrize(
-    ("starts", "ends", "said"),
+    ("starts", "ends", "message"),
     [
         (None, 1.0, "null in column start_s"),
         (0.0, float("inf"), "inf in column end_s"),
@@ -134,7 +134,7 @@ def test_given_windows_stay_as_they_are():
         (float("nan"), 1.0, "nan in column start_s"),
     ],
 )
-def test_what_are_no_windows_is_an_error_with_a_sentence(starts, ends, said):
-    with pytest.raises(RowError, match=said) as caught:
+def test_what_are_no_windows_is_an_error_with_a_sentence(starts, ends, message):
+    with pytest.raises(RowError, match=message) as caught:
         given_windows(AnnotateConfig(), starts, ends)
     assert caught.value.code == ErrorCode.PROMPT_INVALID

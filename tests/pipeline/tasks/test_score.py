@@ -1,4 +1,4 @@
-"""ScoreTexts of texts: ranks and probabilities, and texts that cannot be scored."""
+"""Scores of texts: ranks and probabilities, and texts that cannot be scored."""
 
 import math
 import random
@@ -17,7 +17,7 @@ from mediamill.schemas.task import EmbedTask, ScoreTask
 
 
 def drawn(rng, count):
-    """ScoreTexts on a coarse grid, so that ties happen."""
+    """Scores on a coarse grid, so that ties happen."""
     return [
         Score(sum(each), each)
         for each in ([-rng.randint(0, 3) / 2] * rng.randint(1, 3) for _ in range(count))
@@ -55,7 +55,7 @@ def row(values=()):
     return PreparedRow("name", "id", [[1, 2]], [[3, 4], [5]], (), None, b"", dict(values))
 
 
-def said(**answer):
+def results(**answer):
     return [RequestResult(Completion("name", [], "done", 2, 0, 0.0, **answer))]
 
 
@@ -78,7 +78,7 @@ def test_the_columns_of_a_row():
     scores = [Score(-3.0, [-1.0, -2.0]), Score(-2.0, [-2.0])]
     config = ScoreConfig(column="answers")
     values, failure = ScoreTexts(ScoreTask(score=config), 9).answer(
-        row({"answers": ["yes", "no"]}), said(scores=scores)
+        row({"answers": ["yes", "no"]}), results(scores=scores)
     )
     assert failure is None
     assert (values["text"], values["mean_logprob"]) == ("no", -2.0)
@@ -86,11 +86,11 @@ def test_the_columns_of_a_row():
     assert [one["rank"] for one in values["scores"]] == [2, 1]
     # By the mean the longer one is likelier.
     by_mean = ScoreTexts(ScoreTask(score=config.model_copy(update={"rank_by": "mean"})), 9)
-    values, _ = by_mean.answer(row({"answers": ["yes", "no"]}), said(scores=scores))
+    values, _ = by_mean.answer(row({"answers": ["yes", "no"]}), results(scores=scores))
     assert (values["text"], values["mean_logprob"]) == ("yes", -1.5)
     # A single text is as likely as itself.
     values, _ = ScoreTexts(ScoreTask(score=config), 9).answer(
-        row({"answers": "yes"}), said(scores=scores[:1])
+        row({"answers": "yes"}), results(scores=scores[:1])
     )
     assert (values["text"], values["probability"]) == ("yes", None)
 
@@ -98,12 +98,12 @@ def test_the_columns_of_a_row():
 def test_numbers_that_are_none_are_error_rows():
     config = ScoreConfig(texts=("a",))
     values, failure = ScoreTexts(ScoreTask(score=config), 9).answer(
-        row(), said(scores=[Score(math.nan, [math.nan])])
+        row(), results(scores=[Score(math.nan, [math.nan])])
     )
     assert failure is not None
     assert values == {"finish_reason": "error"}
     embed = EmbedTask(embed=EmbedConfig(pool="last"))
-    values, failure = Embed(embed).answer(row(), said(embedding=[1.0, math.inf]))
+    values, failure = Embed(embed).answer(row(), results(embedding=[1.0, math.inf]))
     assert failure is not None
     assert (failure.code, values["embedding"]) == ("engine_failed", None)
     with pytest.raises(ValueError, match=r"embed\.pool is auto"):

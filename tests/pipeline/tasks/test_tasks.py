@@ -69,7 +69,7 @@ def test_columns_that_meet_are_refused():
 
 
 class Engine:
-    """AnswerCache with the content, and counts."""
+    """Answers each row with its content, and records the contents that it was asked."""
 
     def __init__(self):
         self.asked = []
