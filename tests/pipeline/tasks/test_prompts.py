@@ -100,13 +100,13 @@ def test_several_questions_are_as_good_as_several_jobs_and_copies_are_marked(bot
 
 
 def test_a_later_run_knows_what_was_answered(both):
-    """The desk of a run that goes on, before it has answered anything itself."""
+    """The coordinator of a resumed run, before it has answered anything itself."""
     job, _ = both
     task = task_of(job)
-    desk = Coordinator(job.output, "a-later-run", StopRules.of(job), answer_columns(task))
+    coordinator = Coordinator(job.output, "a-later-run", StopRules.of(job), answer_columns(task))
     rows = list(by_id(job).values())
     asked = [(bytes.fromhex(row["content_hash"] or "00"), "new", "a copy") for row in rows]
-    claims = asyncio.run(desk.claim(asked))
+    claims = asyncio.run(coordinator.claim(asked))
     for row, claim in zip(rows, claims, strict=True):
         if row["status"] == "error":
             assert claim == Claim("a copy", mine=True)
