@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from mediamill.model.tiny import CAPTION_PROMPT, CHECKPOINT
 from mediamill.pipeline.annotate.annotate import (
     WINDOW_STAGES,
-    Annotated,
+    AnnotationSummary,
     WindowStage,
     annotate,
     check_annotation,
@@ -86,7 +86,7 @@ def job_of(manifest: Path, output: Path, **changes: object) -> JobConfig:
     )
 
 
-def clips(folder: Path, count: int = CLIPS) -> tuple[Annotated, float]:
+def clips(folder: Path, count: int = CLIPS) -> tuple[AnnotationSummary, float]:
     """Annotates short clips with the paced engine: what came out, and how busy that was."""
     rows = []
     drawn = [film(number, [CLIP_S[number % len(CLIP_S)]])[0] for number in range(24)]
@@ -100,7 +100,7 @@ def clips(folder: Path, count: int = CLIPS) -> tuple[Annotated, float]:
     return made, busy_share(folder / "timelines")
 
 
-def long(folder: Path) -> Annotated:
+def long(folder: Path) -> AnnotationSummary:
     """Annotates FOLDER/long.mp4 in windows of 10 s, with an engine that takes no time."""
     rows = [{"id": "v", "uri": str(folder / "long.mp4")}]
     pq.write_table(pa.Table.from_pylist(rows), folder / "long.parquet")

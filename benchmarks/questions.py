@@ -26,13 +26,13 @@ from mediamill.model.tiny import CAPTION_PROMPT, CHECKPOINT
 from mediamill.model.tiny.encode import picture_file
 from mediamill.pipeline.records import read_schema
 from mediamill.pipeline.stages.fetch import Fetch, FetchRules
-from mediamill.pipeline.stages.generate import Generate, GenerateRules
+from mediamill.pipeline.stages.generate import EngineSize, Generate
 from mediamill.pipeline.stages.prepare import Prepare
 from mediamill.pipeline.tasks.answer_cache import AnswerCache
 from mediamill.schemas import columns as c
 from mediamill.schemas.job import JobConfig, load_job
 from mediamill.schemas.manifest import ManifestSchema, check_manifest_schema
-from mediamill.schemas.task import Task
+from mediamill.schemas.task import task_of
 from tests.processes import descendants
 
 SECOND = "How many shapes are there?"
@@ -65,15 +65,16 @@ class Way:
         self.manifest = check_manifest_schema(source.schema, "manifest")
         self.table = read_table(self.manifest, source)
         self.job = job = job_of(folder, model, keys)
-        self.task = task = Task.of(job)
+        self.task = task = task_of(job)
         self.fetch = Fetch(self.manifest, FetchRules.of(job, "/"))
         self.prepare = Prepare(self.manifest, job, task, Path(model), lambda _: None)
         self.answers = AnswerCache()
         self.generate = Generate(
             self.manifest,
-            GenerateRules.of(job, 32, 1, on_gpu=False),
+            job,
             Path(model),
             lambda _: None,
+            EngineSize(32, 1, on_gpu=False),
             task=task,
             registry=self.answers,
         )

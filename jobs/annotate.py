@@ -14,14 +14,14 @@ from mediamill.schemas.job import JobConfig
 from mediamill.schemas.result import Summary, summary_dict, summary_text
 
 if TYPE_CHECKING:
-    from mediamill.pipeline.annotate.annotate import Annotated
+    from mediamill.pipeline.annotate.annotate import AnnotationSummary
 
 
 @dataclass(frozen=True)
 class Finished:
     """The result of a finished job. exit_code: 0 when all rows are ok, 3 when some are errors."""
 
-    annotated: "Annotated"
+    annotated: "AnnotationSummary"
 
     @property
     def exit_code(self) -> int:

@@ -1,10 +1,9 @@
-"""Turns a job into a Plan, or into a sentence on what is wrong with it, before anything is started.
+"""Checks a job before anything is started, and makes its Plan.
 
-Needs neither Ray nor weights: it reads the output's log, footers, ids and partition values of the
-manifest files that the log does not know, and the checkpoint's files as bytes.
+Needs neither Ray nor torch: it reads the output's log; the footers, ids and partition values of
+those manifest files that the log does not know; and the checkpoint's files as bytes.
 """
 
-import hashlib
 import json
 import re
 import uuid
@@ -22,6 +21,7 @@ from mediamill.model.families.qwen2_vl.config import Qwen2VLConfig, parse_config
 from mediamill.model.layers.shards import Shard
 from mediamill.pipeline.checkpoint.content_hash import CheckpointHash, check_checkpoint
 from mediamill.pipeline.fetching.check_job import check_fetching
+from mediamill.pipeline.fingerprint import fingerprint, fingerprint_parts
 from mediamill.pipeline.ledger import hive_paths, ledger
 from mediamill.pipeline.ledger.state import KnownFile, LedgerState
 from mediamill.pipeline.manifest import unique_ids
@@ -32,41 +32,42 @@ from mediamill.pipeline.records import MEDIA_BYTES, MEDIA_PATHS
 from mediamill.pipeline.replica.canary import check_canary
 from mediamill.pipeline.storage import storage
 from mediamill.pipeline.storage.storage import Place
-from mediamill.pipeline.tasks import embed_checkpoint
-from mediamill.pipeline.tasks.json_answers import check_schemas, schema_parts
-from mediamill.pipeline.tasks.score_texts import check_texts
+from mediamill.pipeline.tasks.tasks import task_kind
 from mediamill.schemas import columns as c
 from mediamill.schemas.errors import JobError
 from mediamill.schemas.job import JobConfig
-from mediamill.schemas.manifest import ManifestSchema, check_candidates, check_partition_by
+from mediamill.schemas.manifest import ManifestSchema, check_partition_by
 from mediamill.schemas.result import result_schema
-from mediamill.schemas.task import Task
+from mediamill.schemas.task import Task, task_of
 
-# To be raised when the same inputs would give another text, so that old results are not continued.
-ENGINE_VERSION = 1
 _READERS = 8  # manifest files that are read at once
 _BUFFER_BYTES = 4 << 20  # of one column: a large row group is not held whole
-_ANSWERS = (c.TEXT, c.FINISH_REASON, c.MEAN_LOGPROB)  # that only some tasks make
+_ANSWERS = (c.TEXT, c.FINISH_REASON, c.MEAN_LOGPROB)  # columns that only some tasks make
 _FOLDER_BYTES = 255  # the longest file name of common file systems
 
 
 @dataclass(frozen=True)
-class Step:
-    """A run that is one of several of a job. schema: of its result, made of the usual one. parts:
-    all that decides its rows, made of what decides a job's texts.
+class StepOverrides:
+    """What a run changes in its plan if it is one of several steps of a job.
+
+    schema: makes the schema of its result from the manifest's and that of a job with one step.
+    fingerprint_parts: makes the parts of its fingerprint from those of a job with one step.
     """
 
     schema: Callable[[ManifestSchema, pa.Schema], pa.Schema]
-    parts: Callable[[dict[str, Any]], dict[str, Any]] = dict
+    fingerprint_parts: Callable[[dict[str, Any]], dict[str, Any]] = dict
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All that is known of a job before it runs. step: None = the job is this one run.
+    """All that is known of a job before it runs.
 
-    checkpoint: what it holds. bound: what the output is bound to from its first run on. files:
-    of the manifest, as the ledger should know them. new_ids: to be kept before the ledger knows
-    them. state: of the output's ledger, as found.
+    model: the checkpoint's folder. checkpoint: the hash of its content.
+    bound: what the output is bound to from its first run on.
+    files: of the manifest, as the ledger should know them.
+    new_ids: ids of these files, to be stored before the ledger knows the files.
+    state: of the output's ledger when the job was checked.
+    step: None if the job has a single step.
     """
 
     manifest: Manifest
@@ -80,7 +81,7 @@ class Plan:
     files: tuple[KnownFile, ...]
     new_ids: NewIds
     state: LedgerState
-    step: Step | None = None
+    step: StepOverrides | None = None
 
     @property
     def rows_done(self) -> int:
@@ -91,29 +92,27 @@ class Plan:
         return self.manifest.rows - self.rows_done
 
 
-def check(job: JobConfig, step: Step | None = None) -> Plan:
-    """The job's plan. Raises JobError: what is wrong, what was found, what was expected."""
-    _check_abilities(job)
+def check(job: JobConfig, step: StepOverrides | None = None) -> Plan:
+    """Returns the job's plan. Raises JobError: what is wrong, what was found, what was expected."""
+    _check_sampling(job)
     check_fetching(job)
-    _check_apart(job)
+    _check_output_apart(job)
     output = storage.resolve(job.output)
     state = _open_output(output)
     manifest = open_manifest(job.manifest, state.files)
     model = check_checkpoint(job.model)
-    config = _check_ranks(job, model)
-    task = embed_checkpoint.resolved(Task.of(job, config.text.hidden_size), model)
-    check_schemas(task)
-    check_texts(task, model)
+    config = _check_model(job, model)
+    task = task_kind(task_of(job, config.text.hidden_size)).resolve(model)
     _check_columns(job, manifest, task)
     check_canary(job)
     content = CheckpointHash.of(model)
-    parts = _parts(job, content.whole) | embed_checkpoint.parts(task) | schema_parts(task)
+    parts = fingerprint_parts(job, content.whole) | task_kind(task).fingerprint()
     schema = result_schema(manifest.schema, task)
     if step is not None:
-        parts = step.parts(parts)
+        parts = step.fingerprint_parts(parts)
         schema = step.schema(manifest.schema, schema)
-    fingerprint = _digest(parts)
-    bound = {"fingerprint": fingerprint, "parts": parts, "layout": _layout(job, schema)}
+    digest = fingerprint(parts)
+    bound = {"fingerprint": digest, "parts": parts, "layout": _layout(job, schema)}
     if state.header is not None:
         _check_bound(output, state.header, bound)
     files, new_ids = unique_ids.check_ids(manifest, state.files, output / ledger.HIDDEN / "ids")
@@ -125,7 +124,7 @@ def check(job: JobConfig, step: Step | None = None) -> Plan:
         output,
         model,
         content,
-        fingerprint,
+        digest,
         bound,
         task,
         schema,
@@ -136,7 +135,7 @@ def check(job: JobConfig, step: Step | None = None) -> Plan:
     )
 
 
-def _check_abilities(job: JobConfig) -> None:
+def _check_sampling(job: JobConfig) -> None:
     generation = job.generation
     if generation.temperature == 0:
         for name in ("top_k", "top_p", "min_p"):
@@ -148,7 +147,7 @@ def _check_abilities(job: JobConfig) -> None:
                 )
 
 
-def _check_ranks(job: JobConfig, model: Place) -> Qwen2VLConfig:
+def _check_model(job: JobConfig, model: Place) -> Qwen2VLConfig:
     resources = job.resources
     where = storage.redact((model / "config.json").url)
     config = parse_config(storage.read(model / "config.json"), where)
@@ -173,38 +172,21 @@ def _check_columns(job: JobConfig, manifest: Manifest, task: Task) -> None:
             f"{where}: column '{name}' is also a column that the job uses between its stages: "
             f"rename it in the manifest, for example to 'source_{name}'"
         )
-    taken = [one.name for one in result_schema(manifest.schema) if one.name not in _ANSWERS]
+    taken = [name for name in result_schema(manifest.schema).names if name not in _ANSWERS]
     task.check_columns([*taken, *c.IN_FLIGHT_COLUMNS, MEDIA_BYTES, MEDIA_PATHS], where)
-    check_candidates(task, manifest.schema, where)
-    _check_prompts(job, manifest, task, where)
+    task_kind(task).check_manifest(job, manifest.schema, where)
 
 
-def _check_prompts(job: JobConfig, manifest: Manifest, task: Task, where: str) -> None:
-    if task.is_named:
-        own = [name for name in (c.PROMPT, c.MESSAGES) if name in manifest.schema.optional]
-        if own:
-            raise JobError(
-                f"prompts: found them beside the column '{own[0]}' of {where}, which would not be "
-                "asked: expected one of them"
-            )
-        return
-    if job.prompt is None and not manifest.schema.has_prompts and task.kind != "embed":
-        raise JobError(
-            f"prompt: found none in the job, and no column 'prompt' or 'messages' in {where}, "
-            "expected one of them"
-        )
-
-
-def _check_apart(job: JobConfig) -> None:
+def _check_output_apart(job: JobConfig) -> None:
     output = storage.absolute(job.output)
     for key, url in (("manifest", job.manifest), ("model", job.model)):
-        other = storage.absolute(url)
-        if key == "manifest" and "**" in other:  # it would match the output's files too
-            other = re.split(r"[*?\[]", other, maxsplit=1)[0].rstrip("/")
-        if f"{output}/".startswith(f"{other}/") or f"{other}/".startswith(f"{output}/"):
+        source = storage.absolute(url)
+        if key == "manifest" and "**" in source:  # it would match the output's files too
+            source = re.split(r"[*?\[]", source, maxsplit=1)[0].rstrip("/")
+        if f"{output}/".startswith(f"{source}/") or f"{source}/".startswith(f"{output}/"):
             raise JobError(
                 f"output: found {storage.redact(output)}, which is or lies in or around the {key} "
-                f"{storage.redact(other)}, expected a folder apart from it"
+                f"{storage.redact(source)}, expected a folder apart from it"
             )
 
 
@@ -215,7 +197,8 @@ def _open_output(output: Place) -> LedgerState:
             raise JobError(f"{shown}: the output is a file, expected a folder or nothing yet")
         state = ledger.load(output)
         if state.header is None and output.fs.isdir(output.path):
-            names = [one.rstrip("/").rpartition("/")[2] for one in output.fs.ls(output.path, False)]
+            paths = output.fs.ls(output.path, False)
+            names = [path.rstrip("/").rpartition("/")[2] for path in paths]
             foreign = sorted(name for name in names if name and name[0] not in "._")
             if foreign:
                 raise JobError(
@@ -228,69 +211,21 @@ def _open_output(output: Place) -> LedgerState:
     return state
 
 
-def _parts(job: JobConfig, checkpoint: str) -> dict[str, Any]:
-    """All that decides the text of a row, besides the row itself.
-
-    Keys that came later are left out at a default that changes nothing, so that outputs begun
-    without them go on; so is the seed, where nothing is drawn.
-    """
-    generation = job.generation.model_dump(mode="json")
-    video = job.video.model_dump(mode="json")
-    for section, name, default in (
-        (generation, "min_new_tokens", None),
-        (generation, "min_p", None),
-        (generation, "stop", None),
-        (video, "total_pixels", None),
-        (video, "max_tokens", None),
-        (video, "mrope", "original"),
-    ):
-        if section[name] == default:
-            del section[name]
-    seed = {} if job.generation.temperature == 0 else {"seed": job.seed}
-    return {
-        "job": job.job,
-        "engine": ENGINE_VERSION,
-        "checkpoint": checkpoint,
-        "prompt": job.prompt,
-        "system": job.system,
-        "generation": generation,
-        "image": job.image.model_dump(mode="json"),
-        "video": video,
-        "resources.dtype": job.resources.dtype,
-        **seed,
-        **_asked(job),
-    }
-
-
-def _asked(job: JobConfig) -> dict[str, Any]:
-    """What is asked besides one prompt."""
-    keys = ["prompts", "json_schema", "dedupe"]
-    keys += ["json_answers"] if job.json_schema or job.prompts else []
-    keys += [job.job] if job.job in ("score", "embed") else []
-    told = job.model_dump(mode="json", include=set(keys))
-    return {key: value for key, value in told.items() if value not in (None, False)}
-
-
-def _digest(parts: Mapping[str, Any]) -> str:
-    text = json.dumps(parts, sort_keys=True, ensure_ascii=False)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
 def _layout(job: JobConfig, schema: pa.Schema) -> dict[str, Any]:
     columns = {field.name: str(field.type) for field in schema}
     return {"partition_by": list(job.partition_by), "columns": columns}
 
 
 def _check_bound(output: Place, header: Mapping[str, Any], bound: Mapping[str, Any]) -> None:
-    """An output has one fingerprint and one layout for ever."""
+    """Checks that the job has the fingerprint and layout of the output, which never change."""
     shown = storage.redact(output.url)
     for kind in ("parts", "layout"):
-        was, now = header[kind], bound[kind]
-        for key in {**was, **now}:
-            if was.get(key) != now.get(key):
+        old, new = header[kind], bound[kind]
+        for key in {**old, **new}:
+            if old.get(key) != new.get(key):
                 raise JobError(
-                    f"{shown}: the output was made with {key} = {_short(was.get(key))}, and the "
-                    f"job has {_short(now.get(key))}: write to a new output folder, such as "
+                    f"{shown}: the output was made with {key} = {_short(old.get(key))}, and the "
+                    f"job has {_short(new.get(key))}: write to a new output folder, such as "
                     f"{shown}-{bound['fingerprint'][:8]}, or undo the change"
                 )
 
@@ -301,25 +236,25 @@ def _short(value: object) -> str:
 
 
 def _check_partition_values(manifest: Manifest, partition_by: tuple[str, ...]) -> None:
-    """No value may make a folder's name longer than file systems take.
+    """Checks that no value makes a folder name longer than file systems take.
 
-    The output is bound to `partition_by`, so files that are as an earlier run found them are right.
+    Files that an earlier run has checked are skipped: `partition_by` of an output never changes.
     """
-    read = [file for file in manifest.files if file.digest is None]
+    unchecked = [file for file in manifest.files if file.digest is None]
     with ThreadPoolExecutor(_READERS) as readers:
-        list(readers.map(lambda file: _check_values(file, partition_by), read))
+        list(readers.map(lambda file: _check_values(file, partition_by), unchecked))
 
 
 def _check_values(file: ManifestFile, partition_by: tuple[str, ...]) -> None:
-    inside = [name for name in partition_by if name not in file.partitions]
-    if not inside:
+    columns = [name for name in partition_by if name not in file.partitions]
+    if not columns:
         return
     with (
         file.place.fs.open(file.place.path, "rb", cache_type="none") as source,
         pq.ParquetFile(source, buffer_size=_BUFFER_BYTES) as parquet,
     ):
-        for batch in parquet.iter_batches(columns=inside):
-            for name in inside:
+        for batch in parquet.iter_batches(columns=columns):
+            for name in columns:
                 for value in pc.unique(batch[name]).to_pylist():
                     folder = hive_paths.folder([name], [value])
                     if len(folder.encode()) > _FOLDER_BYTES:
@@ -335,7 +270,7 @@ def _check_writable(output: Place) -> None:
     try:
         storage.put(probe, b"")
         storage.remove(probe)
-    except Exception as error:  # every storage has its own
+    except Exception as error:  # each storage raises errors of its own
         reason = storage.redact_text(str(error))
         raise JobError(
             f"{storage.redact(output.url)}: the output cannot be written: {reason}"

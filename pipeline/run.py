@@ -2,9 +2,9 @@
 
     manifest -> read -> fetch -> prepare -> generate -> write -> result
 
-Ray Data carries the rows: read and write are tasks, fetch and prepare share CPU actors (media
-bytes never cross a process), generate has actors that hold an engine. What each
-stage does is in the file of its name.
+Ray Data carries the rows: read and write are tasks, fetch and prepare share CPU actors (so that
+media bytes never cross a process), and generate has actors with an engine. Each stage is in the
+file of its name in stages/.
 """
 
 import time
@@ -50,11 +50,11 @@ __all__ = ["Drained", "Plan", "RunError", "Stages", "Stop", "check", "run"]
 
 _PREPARE_CALLS = 2  # of one actor at once: one fetches while the other decodes
 _GENERATE_CALLS = 8  # half of them bring the rows that run, the others those that come next
-_LEAST_WRITES, _LEAST_ROWS_PER_WRITE = 16, 64  # a kill costs a small job no more than that
+_MIN_WRITES, _MIN_ROWS_PER_WRITE = 16, 64  # so that a kill costs a small job little
 
 
 class PrepareStage:
-    """What an actor of the CPU pool runs."""
+    """The stage of an actor of the CPU pool: fetch and prepare."""
 
     def __init__(
         self,
@@ -74,12 +74,12 @@ class PrepareStage:
         self._prepare = Prepare(schema, job, task, folder, count)
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        # Each part is let go of before the next is asked for: its bytes are counted until then.
+        # Each part is released before the next is fetched: its bytes count until then.
         return pa.concat_tables(list(map(self._prepare, self._fetch.parts(table))))
 
 
 class GenerateStage:
-    """What an actor that holds an engine runs."""
+    """The stage of an actor that has an engine."""
 
     def __init__(
         self,
@@ -99,12 +99,14 @@ class GenerateStage:
     ) -> None:
         from mediamill.model.generation.stopping import before_stop
         from mediamill.pipeline.replica.canary import Canary
-        from mediamill.pipeline.stages.generate import Generate, GenerateRules
+        from mediamill.pipeline.stages.generate import EngineSize, Generate
 
         folder = local_folder(*checkpoint, job.resources.cache)
-        rules = GenerateRules.of(job, rows, threads, on_gpu, ranks)
-        self._generate = generate = Generate(schema, rules, folder, count, on_end, task, registry)
-        if run:  # else these are not the actors of one
+        size = EngineSize(rows, threads, on_gpu, ranks)
+        self._generate = generate = Generate(
+            schema, job, folder, count, size, on_end, task, registry
+        )
+        if run:  # empty if this is not an actor of a run
             export_engine_rows(lambda: generate.rows_now, run)
         self._canary: Canary | None = None
         if job.canary.uri is not None:
@@ -127,34 +129,30 @@ class GenerateStage:
 
 @dataclass(frozen=True)
 class Stages:
-    """The classes whose instances the two actor pools hold; others are given to simulate them.
+    """The classes whose instances run in the two actor pools; tests and simulations have others.
 
-    An instance is made in the actor from the keywords that the default one takes, and called with
-    the tables that the stage before made, by several threads at once. Rows whose status is set
-    already are to pass by.
+    An instance is created in the actor with the keyword arguments of the default class, and called
+    by several threads with tables of the stage before. Rows whose status is set must pass
+    unchanged. generate: None for a run without this stage; `prepare` then returns tables as the
+    write takes them.
     """
 
     prepare: type = PrepareStage
-    generate: type = GenerateStage
+    generate: type | None = GenerateStage
 
 
 class _FetchAndPrepare(GuardedStage):
-    """An actor of the CPU pool; Ray names its processes so."""
+    """An actor of the CPU pool; Ray names its processes after this class."""
 
 
 class _GenerateAndParse(GuardedStage):
-    """An actor that holds an engine; Ray names its processes so."""
+    """An actor with an engine; Ray names its processes after this class."""
 
     def __init__(
-        self,
-        stage: type,
-        options: Mapping[str, Any],
-        coordinator: CoordinatorCalls,
-        pool: str,
-        calls: int,
+        self, stage: type, options: Mapping[str, Any], calls: CoordinatorCalls, pool: str, full: int
     ) -> None:
-        # An engine may break while nobody waits for it.
-        super().__init__(stage, {**options, "on_end": self.exit}, coordinator, pool, calls)
+        # An engine may break while no call waits for it.
+        super().__init__(stage, {**options, "on_end": self.exit}, calls, pool, full)
 
 
 def run(
@@ -165,14 +163,16 @@ def run(
     stages: Stages = Stages(),
     stop: Stop | None = None,
 ) -> Summary:
-    """Makes the result rows that the output does not have yet, and says what it did.
+    """Makes the result rows that the output does not have yet, and returns what it did.
 
-    on_progress is called from another thread, about twice a second. address: of a Ray cluster; by
-    default the one that this process is connected to, else a new local one for the time of the job.
-    stages: what the actors hold. stop: asks the run to end early; it may then take up to
-    resources.grace_s.
-    Raises JobError when the job cannot work, RunError when it stopped or another run is at work on
-    the output, and Drained, which is one, when it was asked to.
+    plan: what `check` returned for the job; None = it is checked here.
+    on_progress: called from another thread, about twice a second.
+    address: of a Ray cluster; None = the one that this process is connected to, else a new local
+        one that ends with the job.
+    stages: what the actors run.
+    stop: asks the run to end early; it may then take up to resources.grace_s.
+    Raises JobError when the job cannot work, RunError when it stopped or another run works on the
+    output, and Drained, which is a RunError, when it was asked to stop.
     """
     started = time.monotonic()
     plan = plan or check(job)
@@ -194,53 +194,59 @@ def run(
             recovery.recover(plan.output, state)
         except ledger.TakenOverError as error:
             raise RunError(str(error)) from error
-        stop, engines, binds = stop or Stop(), 0, None
+        stop, engines_replaced, bottleneck = stop or Stop(), 0, None
         if outcome.before < plan.manifest.rows:
             if stop.requested:
                 raise Drained("nothing had begun", stop.signal)
             try:
                 with ray_cluster(address) as can_grow:
-                    names = (_FetchAndPrepare.__name__, _GenerateAndParse.__name__)
-                    going = Execution(job, outcome, on_progress, stop, names, can_grow)
-                    one_pass = _Pass(job, outcome, stages, going.coordinator)
-                    need = memory_bytes(job.limits, _PREPARE_CALLS)
-                    stopped = going.run(one_pass, need)
-                    engines, binds = going.engines_replaced, going.bottleneck
+                    names = [_FetchAndPrepare.__name__]
+                    names += [] if stages.generate is None else [_GenerateAndParse.__name__]
+                    execution = Execution(job, outcome, on_progress, stop, names, can_grow)
+                    one_pass = _Pass(job, outcome, stages, execution.coordinator)
+                    prepare_bytes = memory_bytes(job.limits, _PREPARE_CALLS)
+                    stopped = execution.run(one_pass, prepare_bytes)
+                    engines_replaced = execution.engines_replaced
+                    bottleneck = execution.bottleneck
                     if stopped is not None:
                         # The machine may be about to go: files first, then Ray.
                         outcome.finish_stopped(stopped)
                         raise stopped
             finally:
                 spool.sweep()  # Ray ends its actors without letting them tidy up
-        return outcome.finish(engines, binds)
+        return outcome.finish(engines_replaced, bottleneck)
+
+
+@dataclass(frozen=True)
+class _Count:
+    """Adds to several counters of the coordinator."""
+
+    counters: Sequence[RemoteCounter]
+
+    def __call__(self, number: int) -> None:
+        for counter in self.counters:
+            counter(number)
 
 
 class _Pass:
-    """One pass over the unfinished rows."""
+    """One pass over the unfinished rows. coordinator: a handle of the run's."""
 
     def __init__(self, job: JobConfig, outcome: Outcome, stages: Stages, coordinator: Any) -> None:
         self._job, self._plan, self._state = job, outcome.plan, outcome.state
         self._run_id, self._stages, self._coordinator = outcome.run_id, stages, coordinator
 
     def __call__(self, pools: Pools, callbacks: Sequence[Any]) -> None:
-        """Executes the stages. callbacks: called by Ray Data's scheduling loop."""
+        """Executes the stages. callbacks: Ray Data's scheduling loop calls them."""
         import ray
 
         from mediamill.pipeline.stages.read import ManifestDatasource
         from mediamill.pipeline.stages.write import ResultDatasink
 
-        job, plan = self._job, self._plan
+        plan, calls = self._plan, CoordinatorCalls(self._coordinator)
         source = ManifestDatasource(plan.manifest, self._state)
         sink = ResultDatasink(
             self._output_rules(), LedgerCalls(self._coordinator), self._write_rows()
         )
-        shared = {
-            "job": job,
-            "schema": plan.manifest.schema,
-            "checkpoint": (plan.model.url, plan.checkpoint),
-            "base": str(Path.cwd()),
-            "task": plan.task,
-        }
         with ray.data.DataContext.current(data_context(pools.block_bytes, *callbacks)):
             dataset = ray.data.read_datasource(
                 source, num_cpus=pools.task_cpus, override_num_blocks=source.tasks
@@ -250,16 +256,13 @@ class _Pass:
                 _FetchAndPrepare,
                 batch_size=None,
                 batch_format="pyarrow",
-                fn_constructor_kwargs={
-                    "stage": self._stages.prepare,
-                    "options": {
-                        **shared,
-                        "count": RemoteCounter(self._coordinator, "prepared"),
-                    },
-                    "coordinator": CoordinatorCalls(self._coordinator),
-                    "pool": PREPARE,
-                    "calls": 1,
-                },
+                fn_constructor_args=(
+                    self._stages.prepare,
+                    self._prepare_options(),
+                    calls,
+                    PREPARE,
+                    1,
+                ),
                 compute=ray.data.ActorPoolStrategy(
                     min_size=pools.prepare_workers,
                     max_size=pools.max_workers,
@@ -268,45 +271,66 @@ class _Pass:
                 ),
                 num_cpus=pools.prepare_cpus,
                 memory=pools.prepare_bytes,
-                label_selector=dict(job.resources.labels.prepare) or None,
+                label_selector=dict(self._job.resources.labels.prepare) or None,
             )
-            dataset = dataset.map_batches(
-                _GenerateAndParse,
-                batch_size=pools.call_rows,
-                batch_format="pyarrow",
-                fn_constructor_kwargs={
-                    "stage": self._stages.generate,
-                    "options": {
-                        **shared,
-                        "threads": pools.engine_threads,
-                        "rows": pools.engine_rows,
-                        "on_gpu": pools.replica_gpus > 0,
-                        "ranks": pools.ranks,
-                        "run": self._run_id,
-                        "count": RemoteCounter(self._coordinator, "generated"),
-                        "registry": AnswerCalls(self._coordinator),
-                    },
-                    "coordinator": CoordinatorCalls(self._coordinator),
-                    "pool": GENERATE,
-                    "calls": CALLS_TO_FILL,
-                },
-                compute=ray.data.ActorPoolStrategy(
-                    min_size=pools.replicas,
-                    max_size=pools.max_replicas,
-                    max_concurrent_calls_per_actor=_GENERATE_CALLS,
-                    enable_true_multi_threading=True,
-                ),
-                num_cpus=pools.replica_cpus,
-                num_gpus=pools.replica_gpus,
-                label_selector=dict(job.resources.labels.generate) or None,
-            )
+            if self._stages.generate is not None:
+                dataset = dataset.map_batches(
+                    _GenerateAndParse,
+                    batch_size=pools.call_rows,
+                    batch_format="pyarrow",
+                    fn_constructor_args=(
+                        self._stages.generate,
+                        self._generate_options(pools),
+                        calls,
+                        GENERATE,
+                        CALLS_TO_FILL,
+                    ),
+                    compute=ray.data.ActorPoolStrategy(
+                        min_size=pools.replicas,
+                        max_size=pools.max_replicas,
+                        max_concurrent_calls_per_actor=_GENERATE_CALLS,
+                        enable_true_multi_threading=True,
+                    ),
+                    num_cpus=pools.replica_cpus,
+                    num_gpus=pools.replica_gpus,
+                    label_selector=dict(self._job.resources.labels.generate) or None,
+                )
             dataset.write_datasink(
                 sink, ray_remote_args={"num_cpus": pools.task_cpus}, concurrency=pools.write_tasks
             )
 
+    def _options(self) -> dict[str, Any]:
+        """Keyword arguments of both stages."""
+        return {
+            "job": self._job,
+            "schema": self._plan.manifest.schema,
+            "checkpoint": (self._plan.model.url, self._plan.checkpoint),
+            "base": str(Path.cwd()),
+            "task": self._plan.task,
+        }
+
+    def _prepare_options(self) -> dict[str, Any]:
+        names = ["prepared"] if self._stages.generate else ["prepared", "generated"]
+        return {
+            **self._options(),
+            "count": _Count([RemoteCounter(self._coordinator, name) for name in names]),
+        }
+
+    def _generate_options(self, pools: Pools) -> dict[str, Any]:
+        return {
+            **self._options(),
+            "threads": pools.engine_threads,
+            "rows": pools.engine_rows,
+            "on_gpu": pools.replica_gpus > 0,
+            "ranks": pools.ranks,
+            "run": self._run_id,
+            "count": RemoteCounter(self._coordinator, "generated"),
+            "registry": AnswerCalls(self._coordinator),
+        }
+
     def _write_rows(self) -> int:
         left = self._plan.manifest.rows - self._state.counts.rows
-        return min(self._job.rows_per_file, max(_LEAST_ROWS_PER_WRITE, left // _LEAST_WRITES))
+        return min(self._job.rows_per_file, max(_MIN_ROWS_PER_WRITE, left // _MIN_WRITES))
 
     def _output_rules(self) -> "OutputRules":
         from mediamill.pipeline.stages.write import OutputRules

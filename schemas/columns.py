@@ -22,7 +22,6 @@ PATCHES = "patches"
 GRID_THW = "grid_thw"
 MEDIA_KINDS = "media_kinds"
 TENSOR_CHECKSUM = "tensor_seal"
-OUTPUT_IDS = "output_ids"
 
 # Result: columns that Mediamill writes.
 TEXT = "text"
@@ -63,7 +62,6 @@ IN_FLIGHT_COLUMNS = (
     GRID_THW,
     MEDIA_KINDS,
     TENSOR_CHECKSUM,
-    OUTPUT_IDS,
 )
 RESULT_COLUMNS = (
     TEXT,

@@ -29,6 +29,7 @@ from mediamill.schemas.job_types import (
     Positive,
     Strict,
     Text,
+    added_later,
     check_order,
     to_tuple,
 )
@@ -41,7 +42,9 @@ class GenerationConfig(Strict):
         default=128, description="tokens after which an answer is cut off"
     )
     min_new_tokens: OptionalWhole = Field(
-        default=None, description="tokens before which no end token is chosen; null = as the model"
+        default=None,
+        description="tokens before which no end token is chosen; null = as the model",
+        json_schema_extra=added_later(None),
     )
     temperature: Annotated[
         float | None, Field(ge=0), Expected("a number of at least 0, or null")
@@ -63,6 +66,7 @@ class GenerationConfig(Strict):
         Field(
             default=None,
             description="least share of the likeliest token's probability; null = the model's",
+            json_schema_extra=added_later(None),
         )
     )
     repetition_penalty: OptionalPositive = Field(
@@ -75,6 +79,7 @@ class GenerationConfig(Strict):
     ] = Field(
         default=None,
         description="an answer ends before any of these texts; null = as the model says",
+        json_schema_extra=added_later(None),
     )
 
     @model_validator(mode="after")
@@ -118,15 +123,20 @@ class VideoConfig(Strict):
         default=None, description="as image.max_pixels, for each frame"
     )
     total_pixels: OptionalCount = Field(
-        default=None, description="height x width of all frames that are looked at, together"
+        default=None,
+        description="height x width of all frames that are looked at, together",
+        json_schema_extra=added_later(None),
     )
     max_tokens: OptionalCount = Field(
-        default=None, description="visual tokens of a video; frames shrink, then become fewer"
+        default=None,
+        description="visual tokens of a video; frames shrink, then become fewer",
+        json_schema_extra=added_later(None),
     )
     mrope: Annotated[Literal["original", "hf5"], Expected("original or hf5")] = Field(
         default="original",
         description="how the model counts a video's positions: as it was trained, or as "
         "transformers 5 does",
+        json_schema_extra=added_later("original"),
     )
 
     @model_validator(mode="after")
@@ -247,10 +257,12 @@ class JobConfig(Strict):
         default=None,
         description="instead of prompt: several questions to every row, by name; each has columns "
         "of its own",
+        json_schema_extra=added_later(None),
     )
     json_schema: JsonSchema = Field(
         default=None,
         description="of the answers to prompt: their properties become typed columns",
+        json_schema_extra=added_later(None),
     )
     system: OptionalText = Field(
         default=None, description="system message; null = the chat template's own"
@@ -267,6 +279,7 @@ class JobConfig(Strict):
     dedupe: Annotated[bool, Expected("true or false")] = Field(
         default=False,
         description="rows whose media and prompts are exactly those of another are answered once",
+        json_schema_extra=added_later(False),
     )
     generation: GenerationConfig = GenerationConfig()
     json_answers: JsonConfig = JsonConfig()

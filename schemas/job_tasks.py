@@ -1,4 +1,4 @@
-"""The keys of a job file that say what is asked of each row: see schemas/job_models.py."""
+"""Defines the keys of a job file that belong to one kind of task; see schemas/job_models.py."""
 
 import re
 from collections.abc import Mapping
@@ -17,9 +17,9 @@ from mediamill.schemas.job_types import (
     to_tuple,
 )
 
-# The names of prompts begin names of columns, of folders' readers and of SQL.
+# Names of prompts are names of columns, which readers in SQL have to be able to write.
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
-_MOST_NAME = 60
+_MAX_NAME_LENGTH = 60
 
 JsonSchema = Annotated[
     Mapping[str, Any] | None, Expected("a JSON schema of an object, as a mapping, or null")
@@ -37,27 +37,29 @@ def _as_prompt(value: object) -> object:
     return {"prompt": value} if isinstance(value, str) else value
 
 
-def _named(prompts: Mapping[str, Prompt]) -> Mapping[str, Prompt]:
+def _valid_names(prompts: Mapping[str, Prompt]) -> Mapping[str, Prompt]:
     if not prompts:
         raise ValueError("found no prompt, expected at least one name with its text")
     for name in prompts:
-        if not _NAME.fullmatch(name) or len(name) > _MOST_NAME:
+        if not _NAME.fullmatch(name) or len(name) > _MAX_NAME_LENGTH:
             raise ValueError(
                 f"found the name '{name}', expected a letter, then letters, digits and _, "
-                f"{_MOST_NAME} characters at most: it names columns of the result"
+                f"{_MAX_NAME_LENGTH} characters at most: it names columns of the result"
             )
     return prompts
 
 
 Prompts = Annotated[
-    Annotated[Mapping[str, Annotated[Prompt, BeforeValidator(_as_prompt)]], AfterValidator(_named)]
+    Annotated[
+        Mapping[str, Annotated[Prompt, BeforeValidator(_as_prompt)]], AfterValidator(_valid_names)
+    ]
     | None,
     Expected("a mapping from names to texts, or to {prompt: text, json_schema: ...}; or null"),
 ]
 
 
 class JsonConfig(Strict):
-    """What becomes of answers that a JSON schema describes."""
+    """How answers with a JSON schema are generated."""
 
     constrained: Annotated[bool, Expected("true or false")] = Field(
         default=True, description="whether only tokens are chosen that the schema allows"
@@ -71,7 +73,7 @@ class JsonConfig(Strict):
 
 
 class ScoreConfig(Strict):
-    """Job score: the texts whose likelihood is wanted. Either `texts` or `column` is set."""
+    """Job score: the texts to score. Either `texts` or `column` is set."""
 
     texts: Annotated[
         tuple[Text, ...] | None,
@@ -107,7 +109,7 @@ class EmbedConfig(Strict):
 
 
 class AnnotateConfig(Strict):
-    """Job annotate: the windows of a video, and what is made of them."""
+    """Job annotate: the windows of a video, and whether videos get rows too."""
 
     windows: Annotated[Literal["fixed", "scenes", "given"], Expected("fixed, scenes or given")] = (
         Field(

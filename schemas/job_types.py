@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,17 @@ def check_order(config: BaseModel, low: str, high: str) -> None:
         raise ValueError(
             f"found {low} {smallest} above {high} {largest}, expected {low} to be at most {high}"
         )
+
+
+FINGERPRINT_DEFAULT = "fingerprint_default"
+
+
+def added_later(default: str | bool | None) -> dict[str, JsonValue]:
+    """Marks a key that was added after outputs existed: `json_schema_extra=added_later(default)`.
+
+    The job's fingerprint leaves the key out at this value, which has to change no text.
+    """
+    return {FINGERPRINT_DEFAULT: default}
 
 
 class Strict(BaseModel):

@@ -20,7 +20,6 @@ from mediamill.schemas.arrow_types import (
 )
 from mediamill.schemas.errors import JobError
 from mediamill.schemas.nearest import nearest
-from mediamill.schemas.task import Task
 
 # One medium of a row, after `ManifestSchema.normalize`. Null start_s and end_s mean the start and
 # the end of the medium.
@@ -140,19 +139,19 @@ def check_partition_by(manifest: ManifestSchema, partition_by: Sequence[str], wh
         raise JobError("\n".join(mistakes))
 
 
-def check_candidates(task: Task, manifest: ManifestSchema, where: str) -> None:
-    """Checks that the manifest `where` has the texts that the task scores. Raises JobError."""
-    name = task.score.column
-    if task.kind != "score" or name is None:
-        return
+def check_text_column(manifest: ManifestSchema, name: str, key: str, where: str) -> None:
+    """Checks that the manifest `where` has the column `name` with a text, or texts, for each row.
+
+    key: the job's key that names the column. Raises JobError.
+    """
     user = {field.name: field.type for field in manifest.user}
     if name not in user:
-        raise JobError(f"{where}: score.column names column '{name}', {_existing(user, name)}")
+        raise JobError(f"{where}: {key} names column '{name}', {_existing(user, name)}")
     column_type = user[name]
     if not is_text(column_type.value_type if is_list(column_type) else column_type):
         raise JobError(
-            f"{where}: score.column names column '{name}' of type {column_type}, expected string "
-            "or list<string>"
+            f"{where}: {key} names column '{name}' of type {column_type}, expected string or "
+            "list<string>"
         )
 
 

@@ -1,12 +1,14 @@
-"""Turns a job into its Task: what the model is asked of each row, and the columns that this makes.
+"""Defines what a job asks the model about each row, and the result columns of the answers.
 
-How it is asked is the pipeline's. A task of one prompt has the plain columns; one of several named
-prompts has columns of its own for each.
+Each kind of task has a class here with its keys and columns; how it is asked is in
+pipeline/tasks/<kind>.py. A task of one prompt has the plain columns; a task of several named
+prompts has separate columns for each.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import pyarrow as pa
 
@@ -16,17 +18,7 @@ from mediamill.schemas.job_models import JobConfig
 from mediamill.schemas.job_tasks import EmbedConfig, JsonConfig, ScoreConfig
 from mediamill.schemas.json_schema import AnswerSchema
 
-TaskKind = Literal["text", "score", "embed"]
-
-_KINDS: dict[str, TaskKind] = {
-    "caption": "text",
-    "annotate": "text",
-    "score": "score",
-    "embed": "embed",
-}
-_SECTIONS = ("score", "embed", "annotate")
-
-# Of one candidate. Natural logarithms, under the network's own logits.
+# The score of one text. Logarithms are natural, of the probabilities under the model's logits.
 SCORE_STRUCT = pa.struct(
     [
         pa.field("text", pa.string()),
@@ -50,9 +42,11 @@ _ERROR_FIELDS = (pa.field(c.ERROR_CODE, pa.string()), pa.field(c.ERROR_MESSAGE, 
 
 @dataclass(frozen=True)
 class Question:
-    """One prompt. name: None for the only one of a job, whose columns are the plain ones.
+    """One prompt of a job.
 
-    prompt: None where each row brings its own. schema: of the answer, where that is to be JSON.
+    name: None if the job has only this prompt, whose columns are then the plain ones.
+    prompt: None if each row brings its own.
+    schema: the JSON schema of the answer; None for free text.
     """
 
     name: str | None = None
@@ -60,16 +54,16 @@ class Question:
     schema: AnswerSchema | None = None
 
     def column(self, plain: str) -> str:
-        """The name of this question's column of a kind: colour, colour_finish_reason."""
+        """Returns this question's name of a plain column: colour, colour_finish_reason."""
         if self.name is None:
             return plain
         return self.name if plain == c.TEXT else f"{self.name}_{plain}"
 
     @property
     def fields(self) -> tuple[pa.Field, ...]:
-        """The columns of this question alone; those of its JSON answer last."""
+        """The columns of this question alone; those of its JSON answer come last."""
         plain = [*_TEXT_FIELDS, *(() if self.name is None else _ERROR_FIELDS), *self.json_fields]
-        return tuple(one.with_name(self.column(one.name)) for one in plain)
+        return tuple(column.with_name(self.column(column.name)) for column in plain)
 
     @property
     def json_fields(self) -> tuple[pa.Field, ...]:
@@ -78,77 +72,44 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Task:
-    """What is asked of each row, in what form the answers are stored.
+class Task(ABC):
+    """What the model is asked about each row. dedupe: whether copies are answered once and marked.
 
-    dimension: of the vectors of job embed. texts_alike: whether those of texts without media lie in
-    the same space. dedupe: whether copies are marked.
+    Every kind of task is a subclass, which holds the job's section of the kind.
     """
 
-    kind: TaskKind = "text"
     questions: tuple[Question, ...] = (Question(),)
-    score: ScoreConfig = field(default_factory=ScoreConfig)
-    embed: EmbedConfig = field(default_factory=EmbedConfig)
-    json_answers: JsonConfig = field(default_factory=JsonConfig)
-    dimension: int | None = None
-    texts_alike: bool = False
     dedupe: bool = False
 
     @classmethod
-    def of(cls, job: JobConfig, dimension: int | None = None) -> Self:
-        """Raises JobError for keys that contradict each other or the kind of the job."""
-        _check(job)
-        return cls(
-            _KINDS[job.job],
-            _questions(job),
-            job.score,
-            job.embed,
-            job.json_answers,
-            dimension,
-            dedupe=job.dedupe,
-        )
+    @abstractmethod
+    def of(cls, job: JobConfig, dimension: int | None) -> Self:
+        """See `task_of`, which checks what all kinds have in common."""
+
+    @property
+    @abstractmethod
+    def answer_fields(self) -> tuple[pa.Field, ...]:
+        """The columns of the answers, without the row's error columns and token counts."""
+
+    @property
+    def input_columns(self) -> tuple[str, ...]:
+        """Columns of the manifest whose values the answers are made with."""
+        return ()
 
     @property
     def is_named(self) -> bool:
-        """Whether each question has columns of its own."""
+        """Whether each question has separate columns."""
         return self.questions[0].name is not None
 
-    @property
-    def own_columns(self) -> tuple[str, ...]:
-        """Columns of the manifest that the answers are made with."""
-        column = self.score.column if self.kind == "score" else None
-        return () if column is None else (column,)
-
-    @property
-    def answer_fields(self) -> tuple[pa.Field, ...]:
-        """The columns of the answers, besides ERROR and token counts of the whole row."""
-        if self.kind == "embed":
-            vector = pa.list_(pa.float32(), self.dimension or -1)
-            return (pa.field(c.EMBEDDING, vector), *_plain(c.FINISH_REASON))
-        if self.kind == "score":
-            return (
-                *_plain(c.TEXT, c.FINISH_REASON, c.MEAN_LOGPROB),
-                pa.field(c.PROBABILITY, pa.float64()),  # of the first candidate
-                pa.field(c.SCORES, pa.list_(SCORE_STRUCT)),
-            )
-        if self.is_named:
-            return tuple(one for question in self.questions for one in question.fields)
-        return tuple(one for one in self.questions[0].fields if one.name not in _TOTALS)
-
-    @property
-    def text_columns(self) -> tuple[str, ...]:
-        """Where a reader finds what the model has said."""
-        if self.kind == "embed":
-            return ()
-        return tuple(question.column(c.TEXT) for question in self.questions)
-
     def check_columns(self, taken: Sequence[str], where: str) -> None:
-        """taken: columns that the result has besides the answers'. Raises JobError for one of these
-        that an answer would have as well. where: names the manifest.
+        """Checks the names of the answers' columns.
+
+        taken: the other columns of the result. where: names the manifest in the message.
+        Raises JobError for an answer column that is also in `taken`, or that there is twice.
         """
-        mine = [one.name for one in self.answer_fields]
-        mine += [c.CONTENT_HASH, c.DUPLICATE_OF] if self.dedupe else []
-        twice = [name for name in mine if name in taken or mine.count(name) > 1]
+        names = [column.name for column in self.answer_fields]
+        names += [c.CONTENT_HASH, c.DUPLICATE_OF] if self.dedupe else []
+        twice = [name for name in names if name in taken or names.count(name) > 1]
         if twice:
             raise JobError(
                 f"{where}: column '{twice[0]}' is also a column that the answers make: rename the "
@@ -156,31 +117,93 @@ class Task:
             )
 
 
-_TOTALS = (c.PROMPT_TOKENS, c.OUTPUT_TOKENS)  # of a whole row, whatever is asked
-CAPTION = Task()
+@dataclass(frozen=True)
+class TextTask(Task):
+    """Jobs caption and annotate: generates text, or JSON by a schema."""
+
+    json_answers: JsonConfig = field(default_factory=JsonConfig)
+
+    @classmethod
+    def of(cls, job: JobConfig, dimension: int | None) -> Self:
+        return cls(_questions(job), job.dedupe, job.json_answers)
+
+    @property
+    def answer_fields(self) -> tuple[pa.Field, ...]:
+        if self.is_named:
+            return tuple(column for question in self.questions for column in question.fields)
+        return tuple(column for column in self.questions[0].fields if column.name not in _TOTALS)
 
 
-def _plain(*names: str) -> tuple[pa.Field, ...]:
-    return tuple(one for one in _TEXT_FIELDS if one.name in names)
+@dataclass(frozen=True)
+class ScoreTask(Task):
+    """Job score: computes the likelihood of given texts."""
+
+    score: ScoreConfig = field(default_factory=ScoreConfig)
+
+    @classmethod
+    def of(cls, job: JobConfig, dimension: int | None) -> Self:
+        _check_one_question(job)
+        if (job.score.texts is None) == (job.score.column is None):
+            found = "neither" if job.score.texts is None else "both"
+            raise JobError(f"score: found {found} of texts and column, expected one of them")
+        return cls(_questions(job), job.dedupe, job.score)
+
+    @property
+    def answer_fields(self) -> tuple[pa.Field, ...]:
+        return (
+            *_plain(c.TEXT, c.FINISH_REASON, c.MEAN_LOGPROB),
+            pa.field(c.PROBABILITY, pa.float64()),  # of the first text
+            pa.field(c.SCORES, pa.list_(SCORE_STRUCT)),
+        )
+
+    @property
+    def input_columns(self) -> tuple[str, ...]:
+        return () if self.score.column is None else (self.score.column,)
 
 
-def _questions(job: JobConfig) -> tuple[Question, ...]:
-    if job.prompts is None:
-        return (Question(None, job.prompt, _schema(job.json_schema, "json_schema")),)
-    return tuple(
-        Question(name, one.prompt, _schema(one.json_schema, f"prompts.{name}.json_schema"))
-        for name, one in job.prompts.items()
-    )
+@dataclass(frozen=True)
+class EmbedTask(Task):
+    """Job embed: computes a vector for each row.
+
+    dimension: of the vectors; None for vectors of any length.
+    texts_alike: whether the vectors of texts without media lie in the same space as those of media.
+    """
+
+    embed: EmbedConfig = field(default_factory=EmbedConfig)
+    dimension: int | None = None
+    texts_alike: bool = False
+
+    @classmethod
+    def of(cls, job: JobConfig, dimension: int | None) -> Self:
+        _check_one_question(job)
+        return cls(_questions(job), job.dedupe, job.embed, dimension)
+
+    @property
+    def answer_fields(self) -> tuple[pa.Field, ...]:
+        vector = pa.list_(pa.float32(), self.dimension or -1)
+        return (pa.field(c.EMBEDDING, vector), *_plain(c.FINISH_REASON))
 
 
-def _schema(given: Mapping[str, Any] | None, where: str) -> AnswerSchema | None:
-    return None if given is None else AnswerSchema.of(given, where)
+_TOTALS = (c.PROMPT_TOKENS, c.OUTPUT_TOKENS)  # columns of the whole row, whatever the task
+CAPTION = TextTask()
+
+# By the kind of the job (its key `job`).
+_TASKS: Mapping[str, type[Task]] = {
+    "score": ScoreTask,
+    "embed": EmbedTask,
+    "annotate": TextTask,
+    "caption": TextTask,
+}
 
 
-def _check(job: JobConfig) -> None:
-    for section in _SECTIONS:
-        mine = getattr(job, section)
-        if job.job != section and mine != type(mine)():
+def task_of(job: JobConfig, dimension: int | None = None) -> Task:
+    """Returns the job's task. dimension: of the hidden states of its model.
+
+    Raises JobError for keys that contradict each other or the kind of the job.
+    """
+    for section in _TASKS:
+        config = getattr(job, section, None)  # a caption has no section
+        if job.job != section and config is not None and config != type(config)():
             raise JobError(
                 f"{section}: found values in a job of the kind {job.job}, expected none, or "
                 f"job: {section}"
@@ -192,10 +215,27 @@ def _check(job: JobConfig) -> None:
             "json_schema: found it beside prompts, expected it there: "
             "prompts: {name: {prompt: text, json_schema: ...}}"
         )
-    if _KINDS[job.job] != "text":
-        for key in ("prompts", "json_schema"):
-            if getattr(job, key) is not None:
-                raise JobError(f"{key}: found it in a job of the kind {job.job}, expected none")
-    if job.job == "score" and (job.score.texts is None) == (job.score.column is None):
-        found = "neither" if job.score.texts is None else "both"
-        raise JobError(f"score: found {found} of texts and column, expected one of them")
+    return _TASKS[job.job].of(job, dimension)
+
+
+def _check_one_question(job: JobConfig) -> None:
+    for key in ("prompts", "json_schema"):
+        if getattr(job, key) is not None:
+            raise JobError(f"{key}: found it in a job of the kind {job.job}, expected none")
+
+
+def _plain(*names: str) -> tuple[pa.Field, ...]:
+    return tuple(column for column in _TEXT_FIELDS if column.name in names)
+
+
+def _questions(job: JobConfig) -> tuple[Question, ...]:
+    if job.prompts is None:
+        return (Question(None, job.prompt, _schema(job.json_schema, "json_schema")),)
+    return tuple(
+        Question(name, prompt.prompt, _schema(prompt.json_schema, f"prompts.{name}.json_schema"))
+        for name, prompt in job.prompts.items()
+    )
+
+
+def _schema(schema: Mapping[str, Any] | None, where: str) -> AnswerSchema | None:
+    return None if schema is None else AnswerSchema.of(schema, where)

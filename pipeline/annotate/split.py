@@ -1,7 +1,7 @@
-"""Turns rows of videos into rows with the windows of each, or into row errors.
+"""The split stage of an annotation: finds the windows of each video, or the row's error.
 
-Windows of a fixed length need the video's header and index alone; of a large remote file no more is
-fetched. What a window is, is in rules.py; how a row's windows become rows is in manifest.py.
+Windows of a fixed length need only the header and index of a video; of a large remote file only
+these are fetched. windows.py defines the windows; window_manifest.py makes rows of them.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,9 +12,19 @@ from typing import Any, Literal, Protocol
 
 import pyarrow as pa
 
-from mediamill.model.media.limits import MediaLimits
-from mediamill.pipeline.annotate.window_columns import DURATION_S, END_S, OF_SPLIT, START_S, WINDOWS
-from mediamill.pipeline.annotate.window_rules import Window, WindowRules
+from mediamill.pipeline.annotate.window_columns import (
+    DURATION_S,
+    END_S,
+    SPLIT_FIELDS,
+    START_S,
+    WINDOWS,
+)
+from mediamill.pipeline.annotate.windows import (
+    Window,
+    fixed_windows,
+    given_windows,
+    scene_windows,
+)
 from mediamill.pipeline.decoding.decoder_pool import (
     DecodeReply,
     DecodeRequest,
@@ -39,7 +49,8 @@ from mediamill.pipeline.records import (
 )
 from mediamill.schemas import columns as c
 from mediamill.schemas.errors import ErrorCode, RowError
-from mediamill.schemas.job import JobConfig
+from mediamill.schemas.job import Limits
+from mediamill.schemas.job_tasks import AnnotateConfig
 from mediamill.schemas.manifest import MEDIA_TYPE, ManifestSchema
 
 _VIDEO: Literal["video"] = "video"
@@ -54,210 +65,199 @@ class Fetch(Protocol):
 
 
 @dataclass(frozen=True)
-class SplitRules:
-    """What the job says of windows, and of reading media."""
+class _VideoPart:
+    """The part of a video that a row names: from start_s to end_s (None: its end).
 
-    windows: WindowRules
-    fetch: FetchRules
-    limits: MediaLimits
-    decoding: DecodeRules
+    index: of the row in the table.
+    """
 
-    @classmethod
-    def of(cls, job: JobConfig, base: str) -> "SplitRules":
-        """base: the folder that the job was started in."""
-        limits = job.limits
-        return cls(
-            WindowRules.of(job),
-            FetchRules.of(job, base),
-            media_limits(limits),
-            DecodeRules(limits.decode_timeout_s, limits.decode_bytes),
-        )
-
-
-@dataclass(frozen=True)
-class _Row:
-    """One video. place: in the table. start_s, end_s: the part of it that the row names."""
-
-    place: int
+    index: int
     uri: str | None
     start_s: float
     end_s: float | None
 
 
 @dataclass(frozen=True)
-class _Split:
-    """What is known of a video in the end. duration_s: None where nobody has looked."""
+class _SplitVideo:
+    """The windows of a video. duration_s: None if the video was not read."""
 
     windows: Sequence[Window]
     duration_s: float | None
 
 
-class Split:
+_Result = _SplitVideo | RowFailure
+
+
+class SplitVideos:
     """The stage. Several threads may call it."""
 
     def __init__(
         self,
         manifest: ManifestSchema,
-        rules: SplitRules,
+        config: AnnotateConfig,
+        limits: Limits,
+        fetch_rules: FetchRules,
         fetch: Fetch,
         count: Callable[[int], None],
     ) -> None:
-        """fetch: for tables of the manifest's schema."""
-        self._manifest, self._rules, self._fetch, self._count = manifest, rules, fetch, count
+        """config, limits: sections of the job. fetch: takes tables of the manifest's schema."""
+        self._manifest, self._config = manifest, config
+        self._fetch_rules, self._fetch, self._count = fetch_rules, fetch, count
         self._fetcher: Fetcher | None = None
         self._decoder: DecoderPool | None = None
-        if rules.windows.needs_media:
-            self._fetcher = Fetcher(rules.fetch)
-            arguments = {"limits": asdict(rules.limits)}
-            self._decoder = DecoderPool(arguments, rules.decoding, _MEASURER)
-        self._threads = ThreadPoolExecutor(rules.fetch.config.at_once, thread_name_prefix="head")
+        if config.windows != "given":
+            self._fetcher = Fetcher(fetch_rules)
+            arguments = {"limits": asdict(media_limits(limits))}
+            decode_rules = DecodeRules(limits.decode_timeout_s, limits.decode_bytes)
+            self._decoder = DecoderPool(arguments, decode_rules, _MEASURER)
+        self._threads = ThreadPoolExecutor(fetch_rules.config.at_once, thread_name_prefix="head")
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """A table of `read_schema` -> one of `split_in_flight_schema`."""
-        found: dict[int, _Split | RowFailure] = {}
-        rows: list[_Row] = []
-        for place, failure in enumerate(failures(table)):
+        """Takes a table of `read_schema`, and returns one of `split_in_flight_schema`."""
+        results: dict[int, _Result] = {}
+        parts: list[_VideoPart] = []
+        for index, failure in enumerate(failures(table)):
             if failure is not None:
-                found[place] = failure
+                results[index] = failure
                 continue
-            values = table.slice(place, 1).to_pylist()[0]
+            row = table.slice(index, 1).to_pylist()[0]
             try:
-                if self._rules.windows.needs_media:
-                    rows.append(self._row(place, values))
+                part = self._part(index, row)
+                if self._config.windows == "given":
+                    windows = given_windows(self._config, row[START_S], row[END_S])
+                    results[index] = _SplitVideo(windows, None)
                 else:
-                    self._row(place, values)
-                    given = self._rules.windows.given(values[START_S], values[END_S])
-                    found[place] = _Split(given, None)
+                    parts.append(part)
             except RowError as error:
-                found[place] = RowFailure(error.code.value, error.message)
-        found |= self._measured(table, rows)
+                results[index] = RowFailure.of(error)
+        results |= self._measure(table, parts)
         self._count(table.num_rows)
-        return _table(table, [found[place] for place in range(table.num_rows)], self._manifest)
+        return _table(table, [results[index] for index in range(table.num_rows)], self._manifest)
 
     def close(self) -> None:
-        """Ends the processes that look at videos."""
+        """Ends the processes that read videos."""
         if self._decoder is not None:
             self._decoder.close()
 
-    def _row(self, place: int, row: Mapping[str, Any]) -> _Row:
+    def _part(self, index: int, row: Mapping[str, Any]) -> _VideoPart:
         if self._manifest.form == c.URI:
-            return _Row(place, row[c.URI], 0.0, None)
-        one = row[c.MEDIA][the_video(row[c.MEDIA])]
-        return _Row(place, one[c.MEDIA_URI], one[c.MEDIA_START_S] or 0.0, one[c.MEDIA_END_S])
+            return _VideoPart(index, row[c.URI], 0.0, None)
+        video = row[c.MEDIA][the_video(row[c.MEDIA])]
+        start_s, end_s = video[c.MEDIA_START_S] or 0.0, video[c.MEDIA_END_S]
+        return _VideoPart(index, video[c.MEDIA_URI], start_s, end_s)
 
-    def _measured(self, table: pa.Table, rows: Sequence[_Row]) -> dict[int, _Split | RowFailure]:
-        """Of each row, what the video itself says."""
-        found: dict[int, _Split | RowFailure] = {}
-        whole = list(rows)
-        if self._rules.windows.kind == "fixed":
-            step = 2 * self._rules.fetch.config.at_once
+    def _measure(self, table: pa.Table, parts: Sequence[_VideoPart]) -> dict[int, _Result]:
+        """Splits videos whose windows follow from the video itself."""
+        results: dict[int, _Result] = {}
+        whole = list(parts)
+        if self._config.windows == "fixed":
+            step = 2 * self._fetch_rules.config.at_once
             whole = []
-            for start in range(0, len(rows), step):
-                some, left = self._by_heads(rows[start : start + step])
-                found |= some
-                whole += left
+            for start in range(0, len(parts), step):
+                measured, not_measured = self._by_headers(parts[start : start + step])
+                results |= measured
+                whole += not_measured
         if whole:
-            found |= self._by_wholes(table, whole)
-        return found
+            results |= self._by_whole_files(table, whole)
+        return results
 
-    def _by_heads(self, rows: Sequence[_Row]) -> tuple[dict[int, _Split | RowFailure], list[_Row]]:
-        """From header and index; and the rows whose whole files are needed."""
-        fetched = list(self._threads.map(lambda row: self._head(row.uri), rows))
-        asked = [
-            (row, *one)
-            for row, one in zip(rows, fetched, strict=True)
-            if not isinstance(one, RowFailure)
-        ]
-        found: dict[int, _Split | RowFailure] = {
-            row.place: one
-            for row, one in zip(rows, fetched, strict=True)
-            if isinstance(one, RowFailure)
-        }
-        left: list[_Row] = []
+    def _by_headers(
+        self, parts: Sequence[_VideoPart]
+    ) -> tuple[dict[int, _Result], list[_VideoPart]]:
+        """Splits videos by header and index; also returns those whose whole file is needed."""
+        results: dict[int, _Result] = {}
+        fetched: list[tuple[_VideoPart, FetchedMedium, bool]] = []
+        heads = list(self._threads.map(lambda part: self._fetch_head(part.uri), parts))
+        for part, head in zip(parts, heads, strict=True):
+            if isinstance(head, RowFailure):
+                results[part.index] = head
+            else:
+                fetched.append((part, *head))
+        whole_needed: list[_VideoPart] = []
         try:
-            questions = [
+            requests = [
                 DecodeRequest(
                     [MediumRequest(_content(medium), _VIDEO)], probe=ProbeRequest(whole=whole)
                 )
-                for _, medium, whole in asked
+                for _, medium, whole in fetched
             ]
-            for (row, _, _), answer in zip(asked, self._ask(questions), strict=True):
-                if answer.probe is not None and answer.probe.whole_needed:
-                    left.append(row)
+            for (part, _, _), reply in zip(fetched, self._decode(requests), strict=True):
+                if reply.probe is not None and reply.probe.whole_needed:
+                    whole_needed.append(part)
                 else:
-                    found[row.place] = self._split(row, answer)
+                    results[part.index] = self._split(part, reply)
         finally:
-            Spool.release(medium.path for _, medium, _ in asked)
-        return found, left
+            Spool.release(medium.path for _, medium, _ in fetched)
+        return results, whole_needed
 
-    def _head(self, uri: str | None) -> "tuple[FetchedMedium, bool] | RowFailure":
+    def _fetch_head(self, uri: str | None) -> tuple[FetchedMedium, bool] | RowFailure:
         assert self._fetcher is not None
         try:
             return self._fetcher.fetch_partial(uri, Reservation(self._fetcher.budget))
         except RowError as error:
-            return RowFailure(error.code.value, error.message)
+            return RowFailure.of(error)
 
-    def _by_wholes(self, table: pa.Table, rows: Sequence[_Row]) -> dict[int, _Split | RowFailure]:
-        """From all of their files."""
-        windows = self._rules.windows
+    def _by_whole_files(self, table: pa.Table, parts: Sequence[_VideoPart]) -> dict[int, _Result]:
+        """Splits videos by their whole files."""
         probe = ProbeRequest(
-            cuts=windows.kind == "scenes",
-            threshold=windows.scene_threshold,
+            cuts=self._config.windows == "scenes",
+            threshold=self._config.scene_threshold,
         )
-        found: dict[int, _Split | RowFailure] = {}
-        at = 0
-        for part in self._fetch.parts(_videos_alone(table, rows, self._manifest)):
-            mine, at = rows[at : at + part.num_rows], at + part.num_rows
-            asked: list[_Row] = []
-            questions: list[DecodeRequest] = []
-            for number, (row, failure) in enumerate(zip(mine, failures(part), strict=True)):
+        results: dict[int, _Result] = {}
+        first = 0
+        for fetched in self._fetch.parts(_videos_alone(table, parts, self._manifest)):
+            fetched_parts = parts[first : first + fetched.num_rows]
+            first += fetched.num_rows
+            sound: list[_VideoPart] = []
+            requests: list[DecodeRequest] = []
+            row_failures = failures(fetched)
+            for number, (part, failure) in enumerate(zip(fetched_parts, row_failures, strict=True)):
                 if failure is not None:
-                    found[row.place] = failure
+                    results[part.index] = failure
                     continue
-                path = part[MEDIA_PATHS][number].as_py()[0]
-                data = part[MEDIA_BYTES][number][0]
+                path = fetched[MEDIA_PATHS][number].as_py()[0]
+                data = fetched[MEDIA_BYTES][number][0]
                 content = memoryview(data.as_buffer()) if path is None else Path(path)
-                asked.append(row)
-                questions.append(DecodeRequest([MediumRequest(content, _VIDEO)], probe=probe))
-            for row, answer in zip(asked, self._ask(questions), strict=True):
-                found[row.place] = self._split(row, answer)
-        return found
+                sound.append(part)
+                requests.append(DecodeRequest([MediumRequest(content, _VIDEO)], probe=probe))
+            for part, reply in zip(sound, self._decode(requests), strict=True):
+                results[part.index] = self._split(part, reply)
+        return results
 
-    def _ask(self, questions: Sequence[DecodeRequest]) -> list[DecodeReply]:
+    def _decode(self, requests: Sequence[DecodeRequest]) -> list[DecodeReply]:
         assert self._decoder is not None
-        return self._decoder.prepare(questions)
+        return self._decoder.prepare(requests)
 
-    def _split(self, row: _Row, answer: DecodeReply) -> _Split | RowFailure:
-        if answer.failure is not None:
-            return answer.failure
-        assert answer.probe is not None
+    def _split(self, part: _VideoPart, reply: DecodeReply) -> _Result:
+        if reply.failure is not None:
+            return reply.failure
+        assert reply.probe is not None
         try:
-            return _Split(self._windows(row, answer.probe), answer.probe.duration_s)
+            return _SplitVideo(self._windows(part, reply.probe), reply.probe.duration_s)
         except RowError as error:
-            return RowFailure(error.code.value, error.message)
+            return RowFailure.of(error)
 
-    def _windows(self, row: _Row, measured: ProbeResult) -> list[Window]:
-        """The windows of the part of the video that the row names."""
-        rules, duration = self._rules.windows, measured.duration_s
-        start = max(0.0, row.start_s)
-        end = duration if row.end_s is None else min(row.end_s, duration)
-        if start >= end and (start > 0 or row.end_s is not None):
+    def _windows(self, part: _VideoPart, probe: ProbeResult) -> list[Window]:
+        duration = probe.duration_s
+        start = max(0.0, part.start_s)
+        end = duration if part.end_s is None else min(part.end_s, duration)
+        if start >= end and (start > 0 or part.end_s is not None):
             raise RowError(
                 ErrorCode.MEDIA_EMPTY,
-                f"the row's start_s and end_s ({row.start_s:g}, {row.end_s}) hold nothing of the "
+                f"the row's start_s and end_s ({part.start_s:g}, {part.end_s}) hold nothing of the "
                 f"video, which lasts {duration:.3f} s",
             )
-        if rules.kind == "fixed":
-            return rules.fixed(start, end)
-        return rules.scenes(start, end, measured.cuts)
+        if self._config.windows == "fixed":
+            return fixed_windows(self._config, start, end)
+        return scene_windows(self._config, start, end, probe.cuts)
 
 
 def the_video(media: Sequence[Mapping[str, Any]] | None) -> int:
-    """Which of a row's media is the video to be split: the only one, or the only video.
+    """Returns the index of the video among a row's media: the only medium, or the only video.
 
-    Raises RowError, prompt_invalid.
+    Raises RowError prompt_invalid.
     """
-    kinds = [one[c.MEDIA_TYPE] for one in media or ()]
+    kinds = [medium[c.MEDIA_TYPE] for medium in media or ()]
     if len(kinds) == 1:
         return 0
     if kinds.count(_VIDEO) == 1 and kinds.count(_IMAGE) == len(kinds) - 1:
@@ -270,8 +270,8 @@ def the_video(media: Sequence[Mapping[str, Any]] | None) -> int:
 
 
 def split_in_flight_schema(manifest: ManifestSchema) -> pa.Schema:
-    """Of the tables behind this stage: as finished rows have it, and what this stage found."""
-    return pa.schema([*parsed_schema(manifest), *OF_SPLIT])
+    """Returns the schema of this stage's tables: `parsed_schema` and the split's columns."""
+    return pa.schema([*parsed_schema(manifest), *SPLIT_FIELDS])
 
 
 def _content(medium: FetchedMedium) -> memoryview | Path:
@@ -281,40 +281,40 @@ def _content(medium: FetchedMedium) -> memoryview | Path:
     return medium.data.data
 
 
-def _videos_alone(table: pa.Table, rows: Sequence[_Row], manifest: ManifestSchema) -> pa.Table:
-    """These rows, with the video as their only medium."""
-    part = table.take(pa.array([row.place for row in rows], pa.int64()))
-    if manifest.form == c.URI:
-        return part
-    media = [
-        [{c.MEDIA_TYPE: _VIDEO, c.MEDIA_URI: row.uri, c.MEDIA_START_S: None, c.MEDIA_END_S: None}]
-        for row in rows
-    ]
-    number = part.schema.get_field_index(c.MEDIA)
-    return part.set_column(number, part.schema.field(c.MEDIA), pa.array(media, MEDIA_TYPE))
-
-
-def _table(
-    table: pa.Table, found: Sequence[_Split | RowFailure], manifest: ManifestSchema
+def _videos_alone(
+    table: pa.Table, parts: Sequence[_VideoPart], manifest: ManifestSchema
 ) -> pa.Table:
-    failed = [one if isinstance(one, RowFailure) else None for one in found]
-    splits = [one if isinstance(one, _Split) else None for one in found]
-    windows = [
-        None if one is None else [{START_S: start, END_S: end} for start, end in one.windows]
-        for one in splits
+    """Returns these rows, with the video as their only medium."""
+    rows = table.take(pa.array([part.index for part in parts], pa.int64()))
+    if manifest.form == c.URI:
+        return rows
+    media = [
+        [{c.MEDIA_TYPE: _VIDEO, c.MEDIA_URI: part.uri, c.MEDIA_START_S: None, c.MEDIA_END_S: None}]
+        for part in parts
     ]
-    made: dict[str, list[Any]] = {
-        **failure_columns(failed),
-        DURATION_S: [None if one is None else one.duration_s for one in splits],
+    column = rows.schema.get_field_index(c.MEDIA)
+    return rows.set_column(column, rows.schema.field(c.MEDIA), pa.array(media, MEDIA_TYPE))
+
+
+def _table(table: pa.Table, results: Sequence[_Result], manifest: ManifestSchema) -> pa.Table:
+    row_failures = [result if isinstance(result, RowFailure) else None for result in results]
+    videos = [result if isinstance(result, _SplitVideo) else None for result in results]
+    windows = [
+        None if video is None else [{START_S: start, END_S: end} for start, end in video.windows]
+        for video in videos
+    ]
+    new: dict[str, list[Any]] = {
+        **failure_columns(row_failures),
+        DURATION_S: [None if video is None else video.duration_s for video in videos],
         WINDOWS: windows,
-        c.ATTEMPT: [1] * len(found),
+        c.ATTEMPT: [1] * len(results),
     }
-    inherited = set(read_schema(manifest).names) - set(made)
+    unchanged = set(read_schema(manifest).names) - set(new)
     arrays = [
-        pa.array(made[field.name], field.type)
-        if field.name in made
+        pa.array(new[field.name], field.type)
+        if field.name in new
         else table[field.name].cast(field.type)
-        if field.name in inherited
+        if field.name in unchanged
         else pa.nulls(table.num_rows, field.type)
         for field in split_in_flight_schema(manifest)
     ]

@@ -1,7 +1,7 @@
-"""Turns the windows of each video into one prompt, which asks the model about all of them.
+"""Makes a prompt for each video that asks the model about the texts of all its windows.
 
-A timeline that is longer than the model takes is thinned: as many windows as fit, evenly over the
-video, and a note says so. How prompts are answered is not known here.
+Of a timeline that is too long for the model's context, as many windows as fit are chosen, evenly
+over the video, and a note says so.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from mediamill.pipeline.annotate.video_table import (
-    Row,
-    VideoRules,
+    RowValues,
+    VideoTable,
     common_fields,
     common_values,
     first_failure,
@@ -28,28 +28,30 @@ from mediamill.schemas import columns as c
 from mediamill.schemas.manifest import MEDIA_TYPE, ManifestSchema
 from mediamill.schemas.task import Task
 
-_TEMPLATE_TOKENS = 64  # of a chat around its texts, and a default system message
+_TEMPLATE_TOKENS = 64  # of the chat template, with its default system message
 
 
 @dataclass(frozen=True)
 class SummaryRules:
-    """question: what is asked of a timeline. room: tokens of question, timeline and system message.
+    """How summaries are asked for.
 
-    tokens: counts those of a text.
+    question: what is asked about a timeline.
+    max_tokens: of the question and the timeline together.
+    count_tokens: of a text.
     """
 
     question: str
-    room: int
-    tokens: Callable[[str], int]
+    max_tokens: int
+    count_tokens: Callable[[str], int]
 
 
-def prompt_room(context: int, max_new_tokens: int) -> int:
-    """Tokens that a prompt may have. Both: tokens."""
-    return context - max_new_tokens - _TEMPLATE_TOKENS
+def max_prompt_tokens(context_length: int, max_new_tokens: int) -> int:
+    """Returns how many tokens the texts of a prompt may have."""
+    return context_length - max_new_tokens - _TEMPLATE_TOKENS
 
 
-def videos_to_ask(manifest: ManifestSchema, task: Task, rules: SummaryRules) -> VideoRules:
-    """Rows of a manifest without media, each with a prompt of its own."""
+def prompt_table(manifest: ManifestSchema, task: Task, rules: SummaryRules) -> VideoTable:
+    """Returns a table of videos that is a manifest: rows without media, each with its prompt."""
     answers = segment_answers(task)
     schema = pa.schema(
         [
@@ -62,10 +64,11 @@ def videos_to_ask(manifest: ManifestSchema, task: Task, rules: SummaryRules) -> 
         ]
     )
 
-    def finish(video: Row, segments: list[Row]) -> Row:
-        told = [one for one in segments if one[c.STATUS] == c.STATUS_OK]
-        failed = None if told else first_failure(segments)
-        prompt, note = prompt_of([_line(one, task) for one in told], rules)
+    def make_row(video: RowValues, segments: list[RowValues]) -> RowValues:
+        answered = [segment for segment in segments if segment[c.STATUS] == c.STATUS_OK]
+        failed = None if answered else first_failure(segments)
+        lines = [_line(segment, task) for segment in answered]
+        prompt, note = summary_prompt(lines, rules)
         return {
             **common_values(video, segments, manifest),
             c.MEDIA: [],
@@ -75,43 +78,44 @@ def videos_to_ask(manifest: ManifestSchema, task: Task, rules: SummaryRules) -> 
             SPLIT_MESSAGE: None if failed is None else failed[c.ERROR_MESSAGE],
         }
 
-    return VideoRules(manifest, answers, schema, finish)
+    return VideoTable(manifest, answers, schema, make_row)
 
 
-def prompt_of(lines: Sequence[str], rules: SummaryRules) -> tuple[str, str | None]:
-    """The question with the lines behind it, and a note if some had to be left out."""
-    sizes = [rules.tokens(f"{line}\n") for line in lines]
-    room = rules.room - rules.tokens(f"{rules.question}\n\n")
-    least, most = 0, len(lines)  # so many fit; more do not
-    while least < most:
-        count = (least + most + 1) // 2
-        if sum(sizes[place] for place in evenly(len(lines), count)) <= room:
-            least = count
+def summary_prompt(lines: Sequence[str], rules: SummaryRules) -> tuple[str, str | None]:
+    """Returns the question with the lines after it, and a note if lines were left out."""
+    sizes = [rules.count_tokens(f"{line}\n") for line in lines]
+    max_tokens = rules.max_tokens - rules.count_tokens(f"{rules.question}\n\n")
+    low, high = 0, len(lines)  # `low` lines fit; more than `high` do not
+    while low < high:
+        count = (low + high + 1) // 2
+        if sum(sizes[index] for index in evenly(len(lines), count)) <= max_tokens:
+            low = count
         else:
-            most = count - 1
-    kept = [lines[place] for place in evenly(len(lines), least)]
+            high = count - 1
+    chosen = [lines[index] for index in evenly(len(lines), low)]
     note = None
-    if least < len(lines):
+    if low < len(lines):
         note = (
-            f"{least} of {len(lines)} windows, evenly over the video: more do not fit the model's "
+            f"{low} of {len(lines)} windows, evenly over the video: more do not fit the model's "
             "context"
         )
-    return "\n".join([rules.question, "", *kept]), note
+    return "\n".join([rules.question, "", *chosen]), note
 
 
 def evenly(total: int, count: int) -> list[int]:
-    """`count` of the numbers 0 to total - 1, as far from each other as can be; all are different
-    where count <= total.
+    """Returns `count` of the numbers 0 to total - 1, evenly spaced.
+
+    All are different if count <= total.
     """
     return [(2 * number + 1) * total // (2 * count) for number in range(count)]
 
 
-def _line(segment: Row, task: Task) -> str:
+def _line(segment: RowValues, task: Task) -> str:
     texts = []
     for question in task.questions:
         text = " ".join((segment[question.column(c.TEXT)] or "").split())
         texts.append(text if question.name is None else f"{question.name}: {text}")
-    # What the model has spelt like a control string is none.
+    # Text that the model has spelled like a control string must not become one.
     plain = "; ".join(texts).replace("<|", "< |")
     start, end = segment[START_S], segment[END_S]
     return f"[{start:.1f}-{end:.1f} s] {plain}"

@@ -1,8 +1,7 @@
-"""Turns the rows of windows into one row for each video, with all its windows in their order.
+"""Merges the rows of windows into one row for each video, with all its windows in order.
 
-A merge takes what has become visible since the one before it: all windows of the videos of some
-files of the split. Rows are gathered in buckets on the local disk, so that memory does not grow
-with the videos. How windows were answered is not known here.
+A merge takes the files of the split and of the windows that are new since the merge before. Rows
+are grouped in buckets on the local disk, so that memory does not grow with the number of videos.
 """
 
 import hashlib
@@ -39,31 +38,33 @@ from mediamill.schemas import columns as c
 from mediamill.schemas.manifest import ManifestSchema
 from mediamill.schemas.task import Task
 
-_MERGED = "_merged"  # a folder with a note of each merge
-_BUCKET_WINDOWS = 50_000  # in memory at once, about
-_MOST_BUCKETS = 200  # open files
+_MERGED = "_merged"  # a folder with a note for each merge
+_BUCKET_WINDOWS = 50_000  # of one bucket, about: they are in memory at once
+_MAX_BUCKETS = 200  # each has open files
 _BATCH_ROWS = 4096
 _ROW_GROUP_VIDEOS = 512
 
-Row = dict[str, Any]
+RowValues = dict[str, Any]  # by column
 
 
 @dataclass(frozen=True)
-class VideoRules:
-    """manifest: of the videos. answers: columns of a window's row that a segment has too.
+class VideoTable:
+    """What a table of videos looks like.
 
-    schema: of the merged rows. finish: makes the row of a video of what is known of it: the split's
-    row and its segments.
+    manifest: of the videos.
+    answers: the columns of a window's row that a segment has too.
+    schema: of the table.
+    make_row: makes the row of a video from the row of the split and its segments.
     """
 
     manifest: ManifestSchema
     answers: Sequence[pa.Field]
     schema: pa.Schema
-    finish: Callable[[Row, list[Row]], Row]
+    make_row: Callable[[RowValues, list[RowValues]], RowValues]
 
 
-def plain_videos(manifest: ManifestSchema, task: Task) -> VideoRules:
-    """Rows for readers: all that is known of each video, without another word of the model."""
+def plain_table(manifest: ManifestSchema, task: Task) -> VideoTable:
+    """Returns the table of videos with their segments and status, without summaries."""
     answers = segment_answers(task)
     schema = pa.schema(
         [
@@ -74,7 +75,7 @@ def plain_videos(manifest: ManifestSchema, task: Task) -> VideoRules:
         ]
     )
 
-    def finish(video: Row, segments: list[Row]) -> Row:
+    def make_row(video: RowValues, segments: list[RowValues]) -> RowValues:
         failed = first_failure(segments)
         status = c.STATUS_OK if failed is None else c.STATUS_ERROR
         return {
@@ -84,11 +85,11 @@ def plain_videos(manifest: ManifestSchema, task: Task) -> VideoRules:
             c.ERROR_MESSAGE: None if failed is None else failed[c.ERROR_MESSAGE],
         }
 
-    return VideoRules(manifest, answers, schema, finish)
+    return VideoTable(manifest, answers, schema, make_row)
 
 
 def segment_answers(task: Task) -> list[pa.Field]:
-    """What the model has said of a window: of each question the text, and what was read of it."""
+    """Returns the columns of a window's answers: the text of each question, and its JSON values."""
     return [
         field.with_name(question.column(field.name))
         for question in task.questions
@@ -97,7 +98,7 @@ def segment_answers(task: Task) -> list[pa.Field]:
 
 
 def common_fields(manifest: ManifestSchema, answers: Sequence[pa.Field]) -> list[pa.Field]:
-    """Columns that every row of a video has."""
+    """Returns the columns that all tables of videos have."""
     segment = [
         pa.field(WINDOW, pa.int32()),
         pa.field(START_S, pa.float64()),
@@ -116,43 +117,45 @@ def common_fields(manifest: ManifestSchema, answers: Sequence[pa.Field]) -> list
     ]
 
 
-def common_values(video: Row, segments: list[Row], manifest: ManifestSchema) -> Row:
-    """Their values."""
+def common_values(
+    video: RowValues, segments: list[RowValues], manifest: ManifestSchema
+) -> RowValues:
+    """Returns the values of `common_fields`."""
     return {
         c.ID: video[c.ID],
         **{field.name: video[field.name] for field in user_fields(manifest)},
         DURATION_S: video[DURATION_S],
         WINDOWS: len(segments),
-        FAILED_WINDOWS: sum(one[c.STATUS] != c.STATUS_OK for one in segments),
+        FAILED_WINDOWS: sum(segment[c.STATUS] != c.STATUS_OK for segment in segments),
         SEGMENTS: segments,
     }
 
 
-def first_failure(segments: Sequence[Row]) -> Row | None:
-    """The first window that is an error row."""
-    return next((one for one in segments if one[c.STATUS] != c.STATUS_OK), None)
+def first_failure(segments: Sequence[RowValues]) -> RowValues | None:
+    """Returns the first window that is an error row."""
+    return next((segment for segment in segments if segment[c.STATUS] != c.STATUS_OK), None)
 
 
-def merge(split: Place, windows: Place, target: Place, rules: VideoRules) -> int:
-    """Adds the videos of which `target` knows nothing yet; how many these were.
+def merge(split: Place, windows: Place, target: Place, table: VideoTable) -> int:
+    """Adds the videos that `target` does not have yet, and returns how many these were.
 
-    split, windows: finished. A merge that is cut off is made anew. Raises RunError when windows of
-    a video are missing.
+    split, windows: outputs of finished runs. An interrupted merge is repeated by the next call.
+    Raises RunError if windows of a video are missing.
     """
-    known = _notes(target)
-    new_videos = [name for name in visible_files(split) if name not in known]
-    new_windows = [name for name in visible_files(windows) if f"{WINDOWS}/{name}" not in known]
-    _discard_unfinished(target, known)
+    merged = _merged_files(target)
+    new_videos = [name for name in visible_files(split) if name not in merged]
+    new_windows = [name for name in visible_files(windows) if f"{WINDOWS}/{name}" not in merged]
+    _remove_unfinished(target, merged)
     if not new_videos:
         return 0
-    listed = {"videos": new_videos, "windows": new_windows}
-    text = json.dumps(listed, ensure_ascii=False).encode()
+    note = {"videos": new_videos, "windows": new_windows}
+    text = json.dumps(note, ensure_ascii=False).encode()
     digest = hashlib.blake2b(text, digest_size=8).hexdigest()
-    rows = sum(_rows(windows / name) for name in new_windows)
-    count = min(_MOST_BUCKETS, max(1, -(-rows // _BUCKET_WINDOWS)))
-    made = 0
+    rows = sum(_count_rows(windows / name) for name in new_windows)
+    count = min(_MAX_BUCKETS, max(1, -(-rows // _BUCKET_WINDOWS)))
+    videos = 0
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        buckets = [_Bucket(Path(folder) / str(number), rules) for number in range(count)]
+        buckets = [_Bucket(Path(folder) / str(number), table) for number in range(count)]
         for bucket in buckets:
             stack.callback(bucket.close)
         for name in new_windows:
@@ -161,31 +164,31 @@ def merge(split: Place, windows: Place, target: Place, rules: VideoRules) -> int
             _spread(split / name, c.ID, [bucket.videos for bucket in buckets])
         for number, bucket in enumerate(buckets):
             path = Path(folder) / "merged.parquet"
-            if found := bucket.write(path):
+            if bucket_videos := bucket.write(path):
                 storage.put_file(target / f"part-{digest}-{number:05}.parquet", path)
-                made += found
+                videos += bucket_videos
     storage.put(target / _MERGED / f"{digest}.json", text)
-    return made
+    return videos
 
 
-def _notes(target: Place) -> set[str]:
-    """What was merged: names of the split's files; those of windows with a folder before them."""
-    known: set[str] = set()
+def _merged_files(target: Place) -> set[str]:
+    """Returns what was merged: files NAME of the split, windows/NAME, and notes _merged/DIGEST."""
+    merged: set[str] = set()
     for name in storage.list_files(target / _MERGED):
-        listed = json.loads(storage.read(target / _MERGED / name))
-        known |= set(listed["videos"]) | {f"{WINDOWS}/{one}" for one in listed["windows"]}
-        known.add(f"{_MERGED}/{name.removesuffix('.json')}")
-    return known
+        note = json.loads(storage.read(target / _MERGED / name))
+        merged |= set(note["videos"]) | {f"{WINDOWS}/{file}" for file in note["windows"]}
+        merged.add(f"{_MERGED}/{name.removesuffix('.json')}")
+    return merged
 
 
-def _discard_unfinished(target: Place, known: set[str]) -> None:
-    """Removes files of a merge that was cut off: the next one may take other rows together."""
+def _remove_unfinished(target: Place, merged: set[str]) -> None:
+    """Removes files of an interrupted merge: the next one may group the rows differently."""
     for name in storage.list_files(target):
-        if name.startswith("part-") and f"{_MERGED}/{name.split('-')[1]}" not in known:
+        if name.startswith("part-") and f"{_MERGED}/{name.split('-')[1]}" not in merged:
             storage.remove(target / name)
 
 
-def _rows(place: Place) -> int:
+def _count_rows(place: Place) -> int:
     with place.fs.open(place.path, "rb") as file, pq.ParquetFile(file) as parquet:
         return int(parquet.metadata.num_rows)
 
@@ -206,8 +209,8 @@ class _Spill:
         if self._writer is not None:
             self._writer.close()
 
-    def read(self) -> Iterator[Row]:
-        """All rows; nothing can be added any more."""
+    def read(self) -> Iterator[RowValues]:
+        """Yields all rows. Rows cannot be added any more."""
         self.close()
         if self._writer is not None:
             with pa.memory_map(str(self._path)) as file, pa.ipc.open_stream(file) as stream:
@@ -218,9 +221,9 @@ class _Spill:
 class _Bucket:
     """Some of the videos, and all of their windows."""
 
-    def __init__(self, path: Path, rules: VideoRules) -> None:
-        self._rules = rules
-        manifest = rules.manifest
+    def __init__(self, path: Path, table: VideoTable) -> None:
+        self._table = table
+        manifest = table.manifest
         self.windows = _Spill(
             path.with_suffix(".windows"),
             pa.schema(
@@ -229,7 +232,7 @@ class _Bucket:
                     pa.field(WINDOW, pa.int32()),
                     pa.field(START_S, pa.float64()),
                     pa.field(END_S, pa.float64()),
-                    *rules.answers,
+                    *table.answers,
                     pa.field(c.STATUS, pa.string()),
                     pa.field(c.ERROR_CODE, pa.string()),
                     pa.field(c.ERROR_MESSAGE, pa.string()),
@@ -253,60 +256,60 @@ class _Bucket:
         self.videos.close()
 
     def write(self, path: Path) -> int:
-        """A Parquet file of the merged rows, in the order of the split; how many. Raises RunError.
+        """Writes a Parquet file of the merged rows in the order of the split.
 
-        None = no file.
+        Returns how many there are; without rows there is no file. Raises RunError as `merge`.
         """
-        segments: defaultdict[Any, list[Row]] = defaultdict(list)
+        segments: defaultdict[Any, list[RowValues]] = defaultdict(list)
         for row in self.windows.read():
             segments[row.pop(VIDEO_ID)].append(row)
-        schema, made = self._rules.schema, 0
+        schema, videos = self._table.schema, 0
         with ExitStack() as stack:
             writer: pq.ParquetWriter | None = None
             for rows in _chunks(self._merged(segments), _ROW_GROUP_VIDEOS):
                 if writer is None:
                     writer = stack.enter_context(pq.ParquetWriter(path, schema, compression="zstd"))
                 writer.write_table(pa.Table.from_pylist(rows, schema))
-                made += len(rows)
-        return made
+                videos += len(rows)
+        return videos
 
-    def _merged(self, segments: Mapping[Any, list[Row]]) -> Iterator[Row]:
+    def _merged(self, segments: Mapping[Any, list[RowValues]]) -> Iterator[RowValues]:
         for video in self.videos.read():
-            own = sorted(segments.get(video[c.ID], ()), key=_in_time)
-            if len(own) != video[WINDOWS]:
+            ordered = sorted(segments.get(video[c.ID], ()), key=_start)
+            if len(ordered) != video[WINDOWS]:
                 raise RunError(
-                    f"video {video[c.ID]!r}: found the rows of {len(own)} windows, expected "
+                    f"video {video[c.ID]!r}: found the rows of {len(ordered)} windows, expected "
                     f"{video[WINDOWS]}"
                 )
-            yield self._rules.finish(video, own)
+            yield self._table.make_row(video, ordered)
 
 
-def _in_time(row: Row) -> tuple[float, int]:
+def _start(row: RowValues) -> tuple[float, int]:
     return (row[START_S] if row[START_S] is not None else 0.0, row[WINDOW])
 
 
 def _spread(place: Place, key: str, spills: Sequence[_Spill]) -> None:
-    """Adds a file's rows to the spills, by their videos."""
+    """Adds the rows of a file to the spills; all rows of a video get into one spill."""
     schema = spills[0].schema
     with place.fs.open(place.path, "rb") as file, pq.ParquetFile(file) as parquet:
-        there = [name for name in schema.names if name in parquet.schema_arrow.names]
-        there += [c.STATUS] if c.STATUS not in there else []
-        for batch in parquet.iter_batches(_BATCH_ROWS, columns=there):
-            table = _counted(pa.Table.from_batches([batch])).select(schema.names).cast(schema)
-            places = [
+        columns = [name for name in schema.names if name in parquet.schema_arrow.names]
+        columns += [c.STATUS] if c.STATUS not in columns else []
+        for batch in parquet.iter_batches(_BATCH_ROWS, columns=columns):
+            table = _with_counts(pa.Table.from_batches([batch])).select(schema.names).cast(schema)
+            spill_numbers = [
                 zlib.crc32(str(value).encode(errors="surrogatepass")) % len(spills)
                 for value in table[key].to_pylist()
             ]
             by_spill: defaultdict[int, list[int]] = defaultdict(list)
-            for row, number in enumerate(places):
+            for row, number in enumerate(spill_numbers):
                 by_spill[number].append(row)
             for number, rows in by_spill.items():
                 for part in table.take(pa.array(rows, pa.int64())).combine_chunks().to_batches():
                     spills[number].add(part)
 
 
-def _counted(table: pa.Table) -> pa.Table:
-    """With the number of windows in the place of the windows: one for a video that has none."""
+def _with_counts(table: pa.Table) -> pa.Table:
+    """Replaces the list of windows by their number; 1 for a video that could not be split."""
     if WINDOWS not in table.column_names:
         return table
     counts = pc.fill_null(pc.list_value_length(table[WINDOWS]), 1)
@@ -314,12 +317,12 @@ def _counted(table: pa.Table) -> pa.Table:
     return table.set_column(number, WINDOWS, counts)
 
 
-def _chunks(rows: Iterator[Row], size: int) -> Iterator[list[Row]]:
+def _chunks(rows: Iterator[RowValues], size: int) -> Iterator[list[RowValues]]:
     while True:
-        some: list[Row] = []
+        chunk: list[RowValues] = []
         with suppress(StopIteration):
-            while len(some) < size:
-                some.append(next(rows))
-        if not some:
+            while len(chunk) < size:
+                chunk.append(next(rows))
+        if not chunk:
             return
-        yield some
+        yield chunk

@@ -1,4 +1,4 @@
-"""The columns of what is between a manifest of videos and a timeline, and the folders, once."""
+"""Defines the columns of an annotation's tables, and the names of its folders."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from mediamill.schemas.arrow_types import is_list, is_seconds
 from mediamill.schemas.errors import JobError
 from mediamill.schemas.manifest import MEDIA_TYPE, ManifestSchema
 
-# Folders of an output that are outputs of runs themselves.
+# Folders of an annotation that are outputs of runs.
 SPLIT_FOLDER, WINDOWS_FOLDER, VIDEOS_FOLDER = STEPS = ("_split", "windows", "videos")
 
 # Of a window's row.
@@ -18,7 +18,7 @@ VIDEO_ID = "video_id"
 WINDOW = "window"
 START_S = "start_s"
 END_S = "end_s"
-# Of a window's row in the manifest, and nowhere else: what is wrong with its video.
+# Only of a window's row in the manifest: the error of its video.
 SPLIT_CODE = "split_error_code"
 SPLIT_MESSAGE = "split_error_message"
 # Of a video's row.
@@ -29,21 +29,22 @@ FAILED_WINDOWS = "failed_windows"
 SUMMARY_NOTE = "summary_note"
 
 WINDOWS_TYPE = pa.list_(pa.struct([pa.field(START_S, pa.float64()), pa.field(END_S, pa.float64())]))
-OF_SPLIT = (pa.field(DURATION_S, pa.float64()), pa.field(WINDOWS, WINDOWS_TYPE))
+SPLIT_FIELDS = (pa.field(DURATION_S, pa.float64()), pa.field(WINDOWS, WINDOWS_TYPE))
 _HIDDEN = (pa.field(SPLIT_CODE, pa.string()), pa.field(SPLIT_MESSAGE, pa.string()))
-_TAKEN = (
+_RESERVED = (
     *(VIDEO_ID, WINDOW, SPLIT_CODE, SPLIT_MESSAGE),
     *(DURATION_S, WINDOWS, SEGMENTS, FAILED_WINDOWS, SUMMARY_NOTE),
 )
 
 
 def check_columns(manifest: ManifestSchema, given: bool, url: str) -> None:
-    """Whether the manifest's columns leave room for those of windows and timelines.
+    """Checks that no column of the manifest is also a column of windows or videos.
 
-    given: whether its columns start_s and end_s say what the windows are. Raises JobError.
+    given: whether the columns start_s and end_s name the windows; both are needed then, as numbers
+    or lists of numbers. Raises JobError.
     """
     user = {field.name: field.type for field in manifest.user}
-    for name in (*_TAKEN, *(() if given else (START_S, END_S))):
+    for name in (*_RESERVED, *(() if given else (START_S, END_S))):
         if name in user:
             raise JobError(
                 f"{redact(url)}: column '{name}' is also a column of the windows or videos that "
@@ -55,20 +56,21 @@ def check_columns(manifest: ManifestSchema, given: bool, url: str) -> None:
                 f"{redact(url)}: found no column '{name}', expected start_s and end_s (double, or "
                 "list<double>) with annotate.windows=given"
             )
-        found = user[name]
-        if not is_seconds(found.value_type if is_list(found) else found):
+        column_type = user[name]
+        if not is_seconds(column_type.value_type if is_list(column_type) else column_type):
             raise JobError(
-                f"{redact(url)}: column '{name}' has type {found}, expected double or list<double>"
+                f"{redact(url)}: column '{name}' has type {column_type}, expected double or "
+                "list<double>"
             )
 
 
 def user_fields(manifest: ManifestSchema) -> Sequence[pa.Field]:
-    """The user's columns that windows and videos have too."""
+    """Returns the user's columns that windows and videos have too."""
     return [field for field in manifest.user if field.name not in (START_S, END_S)]
 
 
 def window_schema(manifest: ManifestSchema) -> pa.Schema:
-    """Of the manifest of windows."""
+    """Returns the schema of the manifest of windows."""
     return pa.schema(
         [
             pa.field(c.ID, pa.string()),
@@ -85,18 +87,18 @@ def window_schema(manifest: ManifestSchema) -> pa.Schema:
 
 
 def without_hidden(schema: pa.Schema) -> pa.Schema:
-    """Of the result: readers find what is wrong with a row where all rows have it."""
+    """Removes the columns of the video's error: a result has it in the row's error columns."""
     return pa.schema([field for field in schema if field not in _HIDDEN])
 
 
 def split_schema(manifest: ManifestSchema) -> pa.Schema:
-    """Of the result of a split: one row for each video."""
-    texts = [field for field in manifest.fields if field.name in c.MANIFEST_COLUMNS]
+    """Returns the schema of the result of a split, with one row for each video."""
+    read_columns = [field for field in manifest.fields if field.name in c.MANIFEST_COLUMNS]
     return pa.schema(
         [
-            *texts,
+            *read_columns,
             *manifest.user,
-            *OF_SPLIT,
+            *SPLIT_FIELDS,
             pa.field(c.STATUS, pa.string()),
             pa.field(c.ERROR_CODE, pa.string()),
             pa.field(c.ERROR_MESSAGE, pa.string()),

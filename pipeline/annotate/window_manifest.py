@@ -1,8 +1,7 @@
-"""Turns the rows of a split into a manifest of windows: one row for each window of each video.
+"""Makes the manifest of windows from the rows of a split: one row for each window of each video.
 
-One file is made of each file of the split, whole or not at all, and never changed: the ledger of
-the windows knows its rows by their place. What a window shows, and what becomes of it, is not
-known.
+Each file of the split gives one file, which is written whole or not at all, and never changed: the
+ledger of the windows identifies rows by their position in it.
 """
 
 import tempfile
@@ -36,26 +35,24 @@ from mediamill.schemas.errors import RowError
 from mediamill.schemas.manifest import ManifestSchema
 
 _ROWS = 4096  # of one row group: a read task takes whole ones
-_VIDEOS = 64  # that are read at once
-_DIGITS = 5  # of a window's number in its id, at least
+_BATCH_VIDEOS = 64  # that are read at once
+_MIN_DIGITS = 5  # of a window's number in its id
 _VIDEO = "video"
 
 
 def make_windows(split: Place, windows: Place, manifest: ManifestSchema) -> int:
-    """Makes what is missing of the manifest of windows; how many files that were.
+    """Makes the missing files of the manifest of windows, and returns how many these were.
 
-    split: a finished one. Memory does not grow with the windows of a file.
+    split: the output of a finished run. Memory does not grow with the windows of a file.
     """
-    there = set(storage.list_files(windows))
-    made = 0
-    for name in visible_files(split):
-        if name not in there:
-            _make(split / name, windows / name, manifest)
-            made += 1
-    return made
+    existing = set(storage.list_files(windows))
+    missing = [name for name in visible_files(split) if name not in existing]
+    for name in missing:
+        _make_file(split / name, windows / name, manifest)
+    return len(missing)
 
 
-def _make(source: Place, target: Place, manifest: ManifestSchema) -> None:
+def _make_file(source: Place, target: Place, manifest: ManifestSchema) -> None:
     schema = window_schema(manifest)
     with (
         tempfile.NamedTemporaryFile(suffix=".parquet") as file,
@@ -64,21 +61,21 @@ def _make(source: Place, target: Place, manifest: ManifestSchema) -> None:
     ):
         with pq.ParquetWriter(file, schema, compression="zstd") as writer:
             rows = _rows(videos, manifest)
-            while some := list(islice(rows, _ROWS)):
-                writer.write_table(pa.Table.from_pylist(some, schema))
+            while chunk := list(islice(rows, _ROWS)):
+                writer.write_table(pa.Table.from_pylist(chunk, schema))
         file.flush()
         storage.put_file(target, Path(file.name))
 
 
 def _rows(videos: pq.ParquetFile, manifest: ManifestSchema) -> Iterator[dict[str, Any]]:
-    for batch in videos.iter_batches(_VIDEOS):
-        for place in range(batch.num_rows):  # one after the other: each may have many windows
-            (video,) = batch.slice(place, 1).to_pylist()
+    for batch in videos.iter_batches(_BATCH_VIDEOS):
+        for index in range(batch.num_rows):  # one at a time: each may have many windows
+            (video,) = batch.slice(index, 1).to_pylist()
             yield from windows_of(video, manifest)
 
 
 def windows_of(video: Mapping[str, Any], manifest: ManifestSchema) -> Iterator[dict[str, Any]]:
-    """The rows of one video's windows, in their order; one row for a video that has none.
+    """Yields the rows of a video's windows in order; one row for a video that could not be split.
 
     video: a row of the split.
     """
@@ -96,42 +93,42 @@ def windows_of(video: Mapping[str, Any], manifest: ManifestSchema) -> Iterator[d
             SPLIT_MESSAGE: video[c.ERROR_MESSAGE],
         }
         return
-    number_of_video = the_video(media)
+    index = the_video(media)
     for number, window in enumerate(video[WINDOWS]):
-        own = dict(media[number_of_video])
-        own |= {c.MEDIA_START_S: window[START_S], c.MEDIA_END_S: window[END_S]}
-        if window[END_S] == _end(video, media[number_of_video][c.MEDIA_END_S]):
-            # To the last frame, whatever the header thought of its end.
-            own[c.MEDIA_END_S] = None
+        medium = dict(media[index])
+        medium |= {c.MEDIA_START_S: window[START_S], c.MEDIA_END_S: window[END_S]}
+        if window[END_S] == _end(video, media[index][c.MEDIA_END_S]):
+            # Up to the last frame, even if the header's duration is too short.
+            medium[c.MEDIA_END_S] = None
         yield {
             **common,
             c.ID: window_id(video[c.ID], number),
-            c.MEDIA: [*media[:number_of_video], own, *media[number_of_video + 1 :]],
+            c.MEDIA: [*media[:index], medium, *media[index + 1 :]],
             WINDOW: number,
             START_S: window[START_S],
             END_S: window[END_S],
         }
 
 
-def _end(video: Mapping[str, Any], own_end: float | None) -> float | None:
-    """Where a video ends as far as anyone has looked; None where the row itself says it."""
+def _end(video: Mapping[str, Any], row_end: float | None) -> float | None:
+    """Returns the measured end of a video; None if it was not measured, or the row ends before."""
     duration: float | None = video[DURATION_S]
-    if duration is None or (own_end is not None and own_end < duration):
+    if duration is None or (row_end is not None and row_end < duration):
         return None
     return duration
 
 
 def window_id(video_id: str | int, number: int) -> str:
-    """For example "clip-7#00012"; no two windows have one, as a number holds no #."""
-    return f"{video_id}#{number:0{_DIGITS}}"
+    """Returns the id of a window, such as "clip-7#00012". It is unique, as a number has no #."""
+    return f"{video_id}#{number:0{_MIN_DIGITS}}"
 
 
 def _media(video: Mapping[str, Any], manifest: ManifestSchema) -> list[dict[str, Any]]:
-    """The media of the row, where the video is called one: pictures are not split."""
+    """Returns the row's media, with the type of the video set: pictures are not split."""
     if manifest.form == c.URI:
         plain = {c.MEDIA_URI: video[c.URI], c.MEDIA_START_S: None, c.MEDIA_END_S: None}
         return [{c.MEDIA_TYPE: _VIDEO, **plain}]
-    media = [dict(one) for one in video[c.MEDIA] or []]
-    with suppress(RowError):  # which the row says already
+    media = [dict(medium) for medium in video[c.MEDIA] or []]
+    with suppress(RowError):  # the row has this error already
         media[the_video(media)][c.MEDIA_TYPE] = _VIDEO
     return media

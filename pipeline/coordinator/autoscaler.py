@@ -38,7 +38,7 @@ class PoolLimits:
 class Autoscaler:
     """Ray Data's execution callback: its scheduling loop calls it after each step.
 
-    prepare, generate: part of the operator's name, and the limits of its pool.
+    prepare, generate: part of the operator's name, and the limits of its pool; None: no such stage.
     capacity: returns the capacity of the cluster as it is now.
     wait_s: for nodes in place of lost ones, while nothing else happens.
     """
@@ -46,13 +46,13 @@ class Autoscaler:
     def __init__(
         self,
         prepare: tuple[str, PoolLimits],
-        generate: tuple[str, PoolLimits],
+        generate: tuple[str, PoolLimits] | None,
         capacity: Callable[[], Capacity],
         wait_s: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._prepare_name, self._prepare = prepare
-        self._generate_name, self._generate = generate
+        self._names = [name for name, _ in (prepare, *([generate] if generate else []))]
+        self._prepare, self._generate = prepare[1], generate[1] if generate else None
         self._get_capacity, self._wait_s = capacity, max(_MIN_WAIT_S, wait_s)
         self._clock = clock
         self._capacity: Capacity | None = None
@@ -79,16 +79,17 @@ class Autoscaler:
             return
         elapsed, self._last_step = min(now - self._last_step, 2 * _STEP_S), now
         self._next_step = now + _STEP_S
-        operators = _operators(executor, self._prepare_name, self._generate_name)
+        operators = _operators(executor, *self._names)
         if operators is None:
             return
-        prepare, generate = operators
+        prepare, generate = operators[0], operators[1] if len(operators) > 1 else None
         if now >= self._next_capacity:
             self._next_capacity = now + _CAPACITY_S
             self._capacity = self._get_capacity()
         if self._capacity is None:
             return
-        _resize(generate.pool, self._generate.clamp(self._capacity.replicas))
+        if generate is not None and self._generate is not None:
+            _resize(generate.pool, self._generate.clamp(self._capacity.replicas))
         change = elapsed if _is_starved(prepare, generate) else -elapsed
         self._starved_s = max(0.0, self._starved_s + change)
         if self._starved_s >= _STARVED_S:
@@ -97,7 +98,9 @@ class Autoscaler:
         self._workers = min(self._workers, max(self._capacity.workers, self._prepare.initial))
         _resize(prepare.pool, self._prepare.clamp(self._workers))
         tasks = sum(int(operator.metrics.num_tasks_finished) for operator in executor._topology)
-        excess = prepare.excess(self._capacity.workers) + generate.excess(self._capacity.replicas)
+        excess = prepare.excess(self._capacity.workers)
+        if generate is not None:
+            excess += generate.excess(self._capacity.replicas)
         self._check_progress(excess, tasks, now)
 
     def after_execution_succeeds(self, executor: Any) -> None:
@@ -157,13 +160,17 @@ def _resize(pool: Any, size: int) -> None:
         pool._config = replace(pool._config, min_size=size, initial_size=size)
 
 
-def _is_starved(prepare: _Operator, generate: _Operator) -> bool:
-    """Returns whether engines wait for rows while every prepare worker is busy."""
+def _is_starved(prepare: _Operator, generate: _Operator | None) -> bool:
+    """Returns whether every prepare worker is busy, and engines, if any, wait for rows."""
     capacity = prepare.pool.num_alive_actors() * prepare.pool.max_actor_concurrency()
+    busy = (
+        not prepare.pool.num_pending_actors() and 0 < capacity <= prepare.pool.num_tasks_in_flight()
+    )
+    if generate is None:
+        return busy
     demand = generate.pool.num_alive_actors() * generate.pool.max_actor_concurrency()
     return (
-        not prepare.pool.num_pending_actors()
-        and 0 < capacity <= prepare.pool.num_tasks_in_flight()
+        busy
         and not generate.state.total_enqueued_input_blocks()
         and generate.pool.num_tasks_in_flight() < demand
     )

@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from mediamill.pipeline.coordinator import utilization
-from mediamill.pipeline.coordinator.failure_policy import FailurePolicy, RunStatus
+from mediamill.pipeline.coordinator.failure_policy import GENERATE, FailurePolicy, RunStatus
 from mediamill.pipeline.coordinator.quarantine import Admission, Ordinal, WorkerId
 from mediamill.pipeline.ledger import ledger
 from mediamill.pipeline.ledger.state import Counts, Rows
 from mediamill.pipeline.ray_cluster import metrics
 from mediamill.pipeline.ray_cluster.metrics import Metrics, Rate, eta_s
-from mediamill.pipeline.tasks import answer_history
 from mediamill.pipeline.tasks.answer_cache import AnswerCache
 from mediamill.pipeline.tasks.dedupe import Claim, RowAnswer
 from mediamill.schemas.job import Limits, Resources
@@ -43,11 +42,12 @@ class Coordinator:
         run: str,
         resources: Resources,
         limits: Limits,
+        last_pool: str = GENERATE,
         answer_columns: Sequence[str] = (),
     ) -> None:
         self._ledger = ledger.Ledger(output_url, run)
         self._metrics = Metrics()
-        self._failures = FailurePolicy(resources, limits, _is_alive)
+        self._failures = FailurePolicy(resources, limits, _is_alive, last_pool)
         self._answers, self._answer_columns = AnswerCache(), answer_columns
         self._loading: asyncio.Task[None] | None = None
         self._started = time.monotonic()
@@ -123,10 +123,10 @@ class Coordinator:
         await self._previous_answers()
         return self._answers.claim(contents)
 
-    async def tell(self, answers: Mapping[bytes, RowAnswer]) -> None:
+    async def put_answers(self, answers: Mapping[bytes, RowAnswer]) -> None:
         """See `AnswerCache`. Waits until the answers of previous runs are loaded."""
         await self._previous_answers()
-        self._answers.tell(answers)
+        self._answers.put(answers)
 
     async def _previous_answers(self) -> None:
         """Loads them in a thread, since it takes minutes for a large output."""
@@ -135,10 +135,8 @@ class Coordinator:
         await asyncio.shield(self._loading)
 
     def _load_previous(self) -> None:
-        output, state = self._ledger.output, self._ledger.state
-        if state.counts.rows:
-            for answers in answer_history.previous_answers(output, self._answer_columns):
-                self._answers.remember(answers)
+        if self._ledger.state.counts.rows:
+            self._answers.load(self._ledger.output, self._answer_columns)
 
     def _totals(self) -> metrics.Totals:
         """The ledger counts finished rows; the stages report the others."""
@@ -196,6 +194,7 @@ def start_coordinator(
     run: str,
     resources: Resources,
     limits: Limits,
+    last_pool: str,
     answer_columns: Sequence[str] = (),
 ) -> Any:
     """Starts a coordinator on this node and returns its handle. The arguments are its own.
@@ -213,7 +212,7 @@ def start_coordinator(
         "scheduling_strategy": node,
     }
     actor = ray.remote(Coordinator).options(**options)
-    return actor.remote(output_url, run, resources, limits, answer_columns)
+    return actor.remote(output_url, run, resources, limits, last_pool, answer_columns)
 
 
 def poll(coordinator: Any) -> RunStatus | None:

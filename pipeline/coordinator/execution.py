@@ -1,13 +1,14 @@
 """Makes passes over the unfinished rows until the run has all of them, or has a reason to stop."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from mediamill.pipeline.coordinator import coordinator
 from mediamill.pipeline.coordinator.autoscaler import Autoscaler, PoolLimits
 from mediamill.pipeline.coordinator.coordinator import ProgressReporter, start_coordinator
 from mediamill.pipeline.coordinator.drain import DrainCallback, RunMonitor, Stop, run_while_polling
+from mediamill.pipeline.coordinator.failure_policy import GENERATE, PREPARE
 from mediamill.pipeline.faults import Drained, RunError, root_cause
 from mediamill.pipeline.ledger import ledger
 from mediamill.pipeline.outcome import Outcome
@@ -25,7 +26,7 @@ _PASSES = 3
 class Execution:
     """One run on a connected cluster.
 
-    names: parts of the names of the operators that prepare and that generate.
+    names: parts of the names of the operators that prepare and, if any, generate.
     can_grow: whether nodes may join.
     coordinator: the run's, a handle.
     bottleneck: after the run, the pool that limited its rate; None if neither did.
@@ -37,7 +38,7 @@ class Execution:
         outcome: Outcome,
         on_progress: Callable[[Progress], None] | None,
         stop: Stop,
-        names: tuple[str, str],
+        names: Sequence[str],
         can_grow: bool,
     ) -> None:
         self._resources, self._outcome = job.resources, outcome
@@ -50,12 +51,13 @@ class Execution:
             outcome.run_id,
             job.resources,
             job.limits,
+            (PREPARE, GENERATE)[len(names) - 1],
             answer_columns(task) if task.dedupe else (),
         )
         self._reporter = ProgressReporter(
             self.coordinator, self._plan.manifest.rows, outcome.before, outcome.started
         )
-        self._drain = DrainCallback(names[1])
+        self._drain = DrainCallback(names[-1])
         self._monitor = RunMonitor(self.coordinator, self._drain, stop, job.resources.grace_s)
         self.bottleneck: str | None = None
 
@@ -94,7 +96,13 @@ class Execution:
     def _pools(self, prepare_bytes: int) -> Pools:
         wait_s = self._resources.wait_s if self._can_grow else 0.0
         try:
-            return await_pools(self._resources, prepare_bytes, wait_s, self._report_waiting)
+            return await_pools(
+                self._resources,
+                prepare_bytes,
+                wait_s,
+                self._report_waiting,
+                generates=len(self._names) > 1,
+            )
         except TooSmallError as error:
             if not wait_s:
                 raise
@@ -132,11 +140,11 @@ class Execution:
         raise RunError(f"{missing} rows are still missing after {_PASSES} passes over the manifest")
 
 
-def _autoscaler(names: tuple[str, str], resources: Resources, pools: Pools) -> Autoscaler:
+def _autoscaler(names: Sequence[str], resources: Resources, pools: Pools) -> Autoscaler:
     workers, replicas = span(resources.prepare_workers), span(resources.replicas)
     return Autoscaler(
         (names[0], PoolLimits(*workers, pools.prepare_workers)),
-        (names[1], PoolLimits(*replicas, pools.replicas)),
+        (names[1], PoolLimits(*replicas, pools.replicas)) if len(names) > 1 else None,
         lambda: capacity(resources, pools, ray_nodes()),
         resources.wait_s,
     )

@@ -38,11 +38,17 @@ class FailurePolicy:
 
     resources, limits: of the job; they hold max_engine_failures, max_error_rate, error_rate_rows.
     is_alive: whether a node, by its id, is still in the cluster.
+    last_pool: whose rows count for the error rate.
     """
 
     def __init__(
-        self, resources: Resources, limits: Limits, is_alive: Callable[[str], bool]
+        self,
+        resources: Resources,
+        limits: Limits,
+        is_alive: Callable[[str], bool],
+        last_pool: str = GENERATE,
     ) -> None:
+        self._last_pool = last_pool
         self._max_engine_failures, self._limits = resources.max_engine_failures, limits
         self._quarantine = Quarantine(is_alive)
         self._finished_rows = 0
@@ -80,7 +86,7 @@ class FailurePolicy:
     def done(self, worker: WorkerId, rows: Sequence[Ordinal], errors: Mapping[str, int]) -> None:
         """Marks rows as finished. errors: the number of error rows among them, by code."""
         self._quarantine.done(worker, rows)
-        if worker.pool != GENERATE:
+        if worker.pool != self._last_pool:
             return
         self._finished_rows += len(rows)
         self._errors.update(errors)

@@ -83,6 +83,7 @@ def await_pools(
     wait_s: float,
     on_wait: Callable[[str], None],
     nodes: Callable[[], list[Node]] = ray_nodes,
+    generates: bool = True,
 ) -> Pools:
     """Returns the pools as soon as the cluster has room for them, after at most `wait_s` seconds.
 
@@ -97,7 +98,7 @@ def await_pools(
     try:
         while True:
             try:
-                return size_pools(resources, nodes(), prepare_bytes)
+                return size_pools(resources, nodes(), prepare_bytes, generates)
             except TooSmallError as error:
                 if time.monotonic() >= deadline:
                     waited = f", after {wait_s:g} s (resources.wait_s)" if wait_s else ""

@@ -83,7 +83,10 @@ class TooSmallError(JobError):
 
 
 def size_pools(
-    resources: Resources, nodes: Sequence[Node], prepare_bytes: int = _PREPARE_BYTES
+    resources: Resources,
+    nodes: Sequence[Node],
+    prepare_bytes: int = _PREPARE_BYTES,
+    generates: bool = True,
 ) -> Pools:
     """Returns the pools for a job on these nodes.
 
@@ -91,10 +94,12 @@ def size_pools(
     tasks run; on small nodes actors ask for less CPU and memory than they use.
 
     prepare_bytes: that one prepare actor may need.
+    generates: False for a run without replicas.
     Raises TooSmallError.
     """
     cluster = _Cluster.of(resources, nodes)
-    replicas, ranks = cluster.replicas(resources), resources.tensor_parallel
+    replicas = cluster.replicas(resources) if generates else 0
+    ranks = resources.tensor_parallel
     initial, maximum = span(resources.prepare_workers)
     workers = initial
     if workers is None:
@@ -136,10 +141,12 @@ def capacity(resources: Resources, pools: Pools, nodes: Sequence[Node]) -> Capac
     """
     on_gpu = pools.replica_gpus > 0
     cluster = _Cluster.on_nodes(resources, nodes, on_gpu)
-    replicas = cluster.max_replicas(pools.ranks)
+    generates = pools.replicas > 0
+    replicas = cluster.max_replicas(pools.ranks) if generates else 0
     replicas = min(replicas, pools.max_replicas or replicas)
     workers = cluster.places(cluster.prepare, pools.prepare_cpus, pools.prepare_bytes)
-    workers -= 0 if on_gpu else max(replicas, span(resources.replicas)[0] or 0)
+    if generates and not on_gpu:
+        workers -= max(replicas, span(resources.replicas)[0] or 0)
     if span(resources.prepare_workers)[0] is None:
         workers = min(workers, cluster.max_workers(replicas, pools.ranks, pools.prepare_bytes))
     return Capacity(max(0, min(workers, pools.max_workers or workers)), replicas)
@@ -286,7 +293,7 @@ class _Cluster:
         if not hosts:
             return 1
         beside = math.ceil(workers / max(1, sum(cpus > 0 for _, cpus in self.prepare)))
-        engines = math.ceil(replicas / len(hosts))
+        engines = math.ceil(max(1, replicas) / len(hosts))
         return max(1, int(min(node.cpus for node in hosts) - beside) // (engines * ranks))
 
 

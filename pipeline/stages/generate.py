@@ -1,11 +1,10 @@
-"""Turns prepared rows into their answers, with one engine that all calls share.
+"""The generate stage: turns prepared rows into their answers, with one engine that all calls share.
 
-Error rows pass by. A row's id and the hash of its media go through the engine with its tensors, and
-are compared with the row when the answer comes back. What is asked, and what an answer makes of its
-row, is in asking/.
+Error rows pass unchanged. A row's id and the hash of its media go through the engine with its
+tensors, and are compared with the row when the answer comes back. The requests of a row, and the
+values of its answer, are the task handler's: see pipeline/tasks/.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,6 @@ import pyarrow as pa
 import torch
 
 from mediamill.model.engine import Completion, Request
-from mediamill.model.families.qwen2_vl.config import MRopeRule
 from mediamill.model.sampling import Sampling
 from mediamill.model.text.tokenizer import Tokenizer
 from mediamill.pipeline.faults import BrokenEngineError, IdentityError
@@ -30,206 +28,188 @@ from mediamill.pipeline.replica.engine_thread import EngineThread
 from mediamill.pipeline.replica.load_engine import load_engine, refuse_broken
 from mediamill.pipeline.tasks.dedupe import Deduplicator, Registry, RowAnswer
 from mediamill.pipeline.tasks.prepared_row import PreparedRow, prepared_row
-from mediamill.pipeline.tasks.score_texts import END_OF_TURN
-from mediamill.pipeline.tasks.task import RequestResult, classify
-from mediamill.pipeline.tasks.tasks import task_handler
+from mediamill.pipeline.tasks.request_result import RequestResult, classify
+from mediamill.pipeline.tasks.score import END_OF_TURN
+from mediamill.pipeline.tasks.task import HandlerOptions
+from mediamill.pipeline.tasks.tasks import task_kind
 from mediamill.schemas import columns as c
 from mediamill.schemas.job import JobConfig
 from mediamill.schemas.manifest import ManifestSchema
 from mediamill.schemas.task import CAPTION, Task
 
-__all__ = ["BrokenEngineError", "Generate", "GenerateRules", "IdentityError"]
+__all__ = ["BrokenEngineError", "EngineSize", "Generate", "IdentityError", "job_sampling"]
 
-_NONE = RowAnswer({c.ATTEMPT: 1, c.FINISH_REASON: "error"})  # rows that were errors already
+_NO_ANSWER = RowAnswer({c.ATTEMPT: 1, c.FINISH_REASON: "error"})  # of rows that came as errors
 
-# Requests that the engine has at once, per row that runs: the others wait for a row to be free.
-_AHEAD = 2
+# Requests that the engine holds at once, per row that it works on: the others wait for a free row.
+_QUEUED_PER_ROW = 2
 
 
 @dataclass(frozen=True)
-class GenerateRules:
-    """How answers are made. threads: of the CPU, of each rank of an engine without a GPU.
+class EngineSize:
+    """What an engine has to work with.
 
-    sampling: of every row, except that each row has a seed of its own, made of this one and its id.
-    mrope: how the positions of videos are counted. ranks: processes that share the model.
-    step_s: as of `EngineThread`.
+    rows: that it works on at once.
+    threads: of the CPU, for each rank of an engine without a GPU.
+    ranks: processes that share the model.
     """
 
-    sampling: Sampling
-    dtype: str
-    device: str
-    batch_rows: int
+    rows: int
     threads: int
-    mrope: MRopeRule = "original"
+    on_gpu: bool
     ranks: int = 1
-    step_s: float = math.inf
 
-    @classmethod
-    def of(
-        cls, job: JobConfig, rows: int, threads: int, on_gpu: bool, ranks: int = 1
-    ) -> "GenerateRules":
-        """What `job` says of generation, for an engine of so many rows on the replica's device."""
-        sampling = Sampling(
-            max_new_tokens=job.generation.max_new_tokens,
-            min_new_tokens=job.generation.min_new_tokens,
-            temperature=job.generation.temperature,
-            top_k=job.generation.top_k,
-            top_p=job.generation.top_p,
-            min_p=job.generation.min_p,
-            repetition_penalty=job.generation.repetition_penalty,
-            stop=job.generation.stop,
-            seed=job.seed,
-        )
-        return cls(
-            sampling=sampling,
-            dtype=job.resources.dtype,
-            device="cuda" if on_gpu else "cpu",
-            batch_rows=rows,
-            threads=threads,
-            mrope=job.video.mrope,
-            ranks=ranks,
-            step_s=job.limits.step_timeout_s,
-        )
+
+def job_sampling(job: JobConfig) -> Sampling:
+    """Returns the sampling of a job; each row has a seed made of this one and its id."""
+    return Sampling(**job.generation.model_dump(), seed=job.seed)
 
 
 class Generate:
-    """The stage. May be called by several threads at once: their rows share the engine.
+    """The stage. Several threads may call it at once: their rows share the engine.
 
-    on_end: called in another thread when the engine has lost a rank, whether or not a call waits;
-    None: the calls raise it. registry: of what other such actors answer, for tasks that dedupe.
+    on_end: called in another thread when the engine has lost a rank, even if no call waits; None:
+        the calls raise the error.
+    registry: the answers of the run's other processes, for tasks that dedupe.
     """
 
     def __init__(
         self,
         manifest: ManifestSchema,
-        rules: GenerateRules,
+        job: JobConfig,
         checkpoint: Path,
         count: Callable[[int], None],
+        size: EngineSize,
         on_end: Callable[[BrokenEngineError], None] | None = None,
         task: Task = CAPTION,
         registry: Registry | None = None,
     ) -> None:
-        torch.set_num_threads(rules.threads)
+        torch.set_num_threads(size.threads)
         self._manifest, self._task = manifest, task
-        self._rules = rules
         self._count = count
-        rows = rules.batch_rows
-        if rules.device == "cpu":
-            # Questions about one medium are encoded and computed together, and the larger the lots
-            # that enter, the less each costs. A GPU has enough to do with half of the pictures.
+        self.sampling = job_sampling(job)
+        rows = size.rows
+        if not size.on_gpu:
+            # Questions about one medium are encoded and computed together, and the more requests
+            # enter at once, the less each costs. A GPU is busy with half as many pictures.
             rows *= len(task.questions)
         self._engine = load_engine(
             checkpoint,
-            rules.device,
-            rules.ranks,
-            rules.threads,
+            "cuda" if size.on_gpu else "cpu",
+            size.ranks,
+            size.threads,
             on_end or self._end,
-            dtype=rules.dtype,
+            dtype=job.resources.dtype,
             batch_rows=rows,
-            mrope=rules.mrope,
+            mrope=job.video.mrope,
         )
         self._image_rules = self._engine.rules
-        self._batcher = EngineThread(self._engine, _AHEAD * rows, refuse_broken, rules.step_s)
+        self._engine_thread = EngineThread(
+            self._engine, _QUEUED_PER_ROW * rows, refuse_broken, job.limits.step_timeout_s
+        )
         tokenizer = Tokenizer.load(checkpoint)
         self.decode = tokenizer.decode
         end = tokenizer.special.get(END_OF_TURN)
-        self._copies = Deduplicator(registry) if registry is not None and task.dedupe else None
-        self._asking = task_handler(task, rules.sampling, self.decode, self.stop, end)
+        self._deduplicator = (
+            Deduplicator(registry) if registry is not None and task.dedupe else None
+        )
+        options = HandlerOptions(self.sampling, self.decode, self.stop, end)
+        self._handler = task_kind(task).handler(options)
 
     def _end(self, error: BrokenEngineError) -> None:
-        self._batcher.end(error)
+        self._engine_thread.end(error)
 
     @property
     def stop(self) -> tuple[str, ...]:
         """The strings that end answers: the job's, or else the checkpoint's."""
-        wish = self._rules.sampling.stop
-        return self._engine.defaults.stop if wish is None else wish
+        stop = self.sampling.stop
+        return self._engine.defaults.stop if stop is None else stop
 
     @property
     def rows_now(self) -> int:
-        """How many rows the engine works on."""
+        """How many rows the engine works on at this moment."""
         return self._engine.stats().rows
 
-    @property
-    def sampling(self) -> Sampling:
-        """What each row's is made of."""
-        return self._rules.sampling
-
     def ask(self, request: Request) -> Completion:
-        """The answer to a request that is no row's; it shares the engine with those that are.
+        """Returns the completion of a request that belongs to no row.
 
-        Raises what the call does, and RuntimeError when there is no answer.
+        Raises what a call of the stage raises, and RuntimeError when there is no answer.
         """
-        answer = self._batcher([request])[0]
-        if answer.completion is None or answer.completion.finish_reason == "error":
-            why = answer.error if answer.completion is None else answer.completion.error
+        result = self._engine_thread([request])[0]
+        if result.completion is None or result.completion.finish_reason == "error":
+            why = result.error if result.completion is None else result.completion.error
             raise RuntimeError(f"the engine gave no answer to {request.id}: {why}")
-        return answer.completion
+        return result.completion
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """A table of `prepared_schema` -> one of `parsed_schema`.
+        """Takes a table of `prepared_schema`, and returns one of `parsed_schema`.
 
         Raises IdentityError and BrokenEngineError, which are no row's fault.
         """
-        found = failures(table)
+        row_failures = failures(table)
         task, rules = self._task, self._image_rules
         rows = {
-            number: prepared_row(table, number, rules, task.own_columns, task.dedupe)
-            for number, failure in enumerate(found)
+            number: prepared_row(table, number, rules, task.input_columns, task.dedupe)
+            for number, failure in enumerate(row_failures)
             if failure is None
         }
-        told = self._told(rows) if self._copies is None else self._copies.told(rows, self._told)
-        for number, one in told.items():
-            found[number] = one.failure
+        if self._deduplicator is None:
+            answered = self._answers(rows)
+        else:
+            answered = self._deduplicator.answers(rows, self._answers)
+        for number, answer in answered.items():
+            row_failures[number] = answer.failure
         self._count(table.num_rows)
-        answers = [told.get(number, _NONE) for number in range(table.num_rows)]
+        answers = [answered.get(number, _NO_ANSWER) for number in range(table.num_rows)]
         columns = {
-            name: [one.values.get(name) for one in answers] for name in answer_columns(self._task)
+            name: [answer.values.get(name) for answer in answers] for name in answer_columns(task)
         }
-        if self._task.dedupe:
-            columns[c.DUPLICATE_OF] = [one.duplicate_of for one in answers]
+        if task.dedupe:
+            columns[c.DUPLICATE_OF] = [answer.duplicate_of for answer in answers]
             columns[c.CONTENT_HASH] = [
                 rows[number].content_hash.hex() if number in rows else None
                 for number in range(table.num_rows)
             ]
-        schema = parsed_schema(self._manifest, self._task)
-        return replace_columns(table, {**columns, **failure_columns(found)}, schema)
+        schema = parsed_schema(self._manifest, task)
+        return replace_columns(table, {**columns, **failure_columns(row_failures)}, schema)
 
-    def _told(self, rows: Mapping[int, PreparedRow]) -> dict[int, RowAnswer]:
-        """What each row is told, copies or not."""
-        said = self._said(rows)
-        told = {}
+    def _answers(self, rows: Mapping[int, PreparedRow]) -> dict[int, RowAnswer]:
+        """Returns the answer of each row, without regard to copies."""
+        results = self._results(rows)
+        answers = {}
         for number, row in rows.items():
-            values, failure = self._asking.answer(row, said[number])
-            told[number] = RowAnswer(_totals(said[number]) | values, failure)
-        return told
+            values, failure = self._handler.answer(row, results[number])
+            answers[number] = RowAnswer(_totals(results[number]) | values, failure)
+        return answers
 
-    def _said(self, rows: Mapping[int, PreparedRow]) -> dict[int, list[RequestResult]]:
-        """What becomes of the requests of each row, also of those that are made anew."""
-        said: dict[int, list[RequestResult]] = {number: [] for number in rows}
-        asked = [
+    def _results(self, rows: Mapping[int, PreparedRow]) -> dict[int, list[RequestResult]]:
+        """Returns the last result of each of a row's requests, after their retries."""
+        results: dict[int, list[RequestResult]] = {number: [] for number in rows}
+        pending = [
             (number, place, request)
             for number, row in rows.items()
-            for place, request in enumerate(self._asking.requests(row))
+            for place, request in enumerate(self._handler.requests(row))
         ]
-        attempt = 1
-        while asked:
-            outcomes = self._batcher([request for _, _, request in asked])
-            further = []
-            for (number, place, request), outcome in zip(asked, outcomes, strict=True):
-                one = classify(request, outcome, attempt)
-                said[number][place : place + 1] = [one]
-                another = self._asking.again(rows[number], place, one)
-                if another is not None:
-                    further.append((number, place, another))
-            asked, attempt = further, attempt + 1
-        return said
+        asked = 1
+        while pending:
+            engine_results = self._engine_thread([request for _, _, request in pending])
+            retries = []
+            for (number, place, request), engine_result in zip(
+                pending, engine_results, strict=True
+            ):
+                result = classify(request, engine_result, asked)
+                results[number][place : place + 1] = [result]
+                retry = self._handler.retry(rows[number], place, result)
+                if retry is not None:
+                    retries.append((number, place, retry))
+            pending, asked = retries, asked + 1
+        return results
 
 
-def _totals(said: list[RequestResult]) -> dict[str, Any]:
-    """Of a whole row, whatever is asked."""
+def _totals(results: list[RequestResult]) -> dict[str, Any]:
+    """The columns of the whole row, whatever the task."""
     return {
-        c.ATTEMPT: max(one.attempt for one in said),
-        c.PROMPT_TOKENS: sum(one.completion.prompt_tokens for one in said),
-        c.OUTPUT_TOKENS: sum(len(one.completion.output_ids) for one in said),
+        c.ATTEMPT: max(result.attempt for result in results),
+        c.PROMPT_TOKENS: sum(result.completion.prompt_tokens for result in results),
+        c.OUTPUT_TOKENS: sum(len(result.completion.output_ids) for result in results),
     }

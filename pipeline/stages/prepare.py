@@ -6,7 +6,6 @@ a checkpoint does with its inputs is in model/processor.py, which runs in the wo
 pool.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -36,7 +35,7 @@ from mediamill.pipeline.records import (
     replace_columns,
 )
 from mediamill.pipeline.tasks.checksum import checksums
-from mediamill.pipeline.tasks.score_texts import texts_to_score
+from mediamill.pipeline.tasks.tasks import task_kind
 from mediamill.schemas import columns as c
 from mediamill.schemas.errors import ErrorCode, RowError
 from mediamill.schemas.job import JobConfig
@@ -76,8 +75,8 @@ class Prepare:
         Raises ModelError for a checkpoint that cannot be used.
         """
         self._manifest = manifest
-        self._job = job
-        self._task = task
+        self._job, self._task = job, task
+        self._kind = task_kind(task)
         self._count = count
         arguments = {
             "checkpoint": str(checkpoint),
@@ -153,11 +152,11 @@ class Prepare:
     ) -> _Row:
         try:
             media = self._media(values, contents)
-            _check_comparable(self._task, media)
         except RowError as error:
             return _Row(failure=RowFailure.of(error))
         try:
-            request = DecodeRequest(media, self._chats(values), self._texts(values))
+            chats = self._kind.chats(values, self._job.prompt, self._job.system)
+            request = DecodeRequest(media, chats, self._kind.texts(values))
         except RowError as error:
             return _Row(uris, DecodeRequest(media), prompt_failure=RowFailure.of(error))
         return _Row(uris, request)
@@ -180,42 +179,6 @@ class Prepare:
             requests.append(MediumRequest(content, kind, start_s, end_s))
         return requests
 
-    def _chats(self, values: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-        """The chat of each question; of a single question the row's messages, else its prompt, else
-        the job's.
-        """
-        system = values.get(c.SYSTEM)
-        system = self._job.system if system is None else system
-        task = self._task
-        if task.is_named:
-            return [{"prompt": question.prompt, "system": system} for question in task.questions]
-        if values.get(c.MESSAGES) is not None:
-            return [{"messages": _messages(values[c.MESSAGES])}]
-        prompt = values.get(c.PROMPT)
-        prompt = self._job.prompt if prompt is None else prompt
-        if prompt is None and task.kind == "embed":
-            prompt = task.questions[0].prompt or ""
-        if prompt is None:
-            raise RowError(
-                ErrorCode.PROMPT_INVALID,
-                "found no prompt in the row and none in the job, expected one",
-            )
-        return [{"prompt": prompt, "system": system}]
-
-    def _texts(self, values: Mapping[str, Any]) -> Sequence[str]:
-        """The texts to score."""
-        task = self._task
-        return texts_to_score(values, task.score) if task.kind == "score" else ()
-
-
-def _check_comparable(task: Task, media: Sequence[MediumRequest]) -> None:
-    if task.kind == "embed" and not media and not task.texts_alike:
-        raise RowError(
-            ErrorCode.MEDIA_EMPTY,
-            "found a row without media, expected some: the checkpoint does not say that vectors of "
-            f"texts, pooled as '{task.embed.pool}' (embed.pool), lie in the same space",
-        )
-
 
 def _contents(data: pa.ListScalar, paths: pa.ListScalar) -> list[memoryview | Path]:
     """The bytes or the path of each medium."""
@@ -223,18 +186,6 @@ def _contents(data: pa.ListScalar, paths: pa.ListScalar) -> list[memoryview | Pa
         memoryview(content.as_buffer()) if path is None else Path(path)
         for content, path in zip(data, paths.as_py() or [None] * len(data), strict=True)
     ]
-
-
-def _messages(text: str) -> list[Any]:
-    try:
-        chat = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        message = f"messages: found no JSON ({error}), expected a list of messages"
-        raise RowError(ErrorCode.PROMPT_INVALID, message) from error
-    if not isinstance(chat, list):
-        message = f"messages: found a JSON {type(chat).__name__}, expected a list of messages"
-        raise RowError(ErrorCode.PROMPT_INVALID, message)
-    return chat
 
 
 def _with_failure(reply: DecodeReply | None, row: _Row) -> DecodeReply:

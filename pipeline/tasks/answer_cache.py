@@ -1,46 +1,59 @@
-"""Remembers what was answered for an output, so that copies need not be asked.
+"""Remembers the answers of a run and its predecessors by content, so that copies reuse them.
 
-Answers are kept in a temporary file, since there may be one for each row of a job.
+The answers are in a temporary file, since there may be one for each row of a job. Answers of
+earlier runs are loaded from the output: of a run that is resumed, or of a manifest that has grown.
 """
 
 import json
 import logging
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from mediamill.pipeline.records import RowFailure
-from mediamill.pipeline.tasks.dedupe import Claim, RowAnswer
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
-_MOST_BYTES = 4 * 1024**3
+from mediamill.pipeline.ledger.publish import visible_files
+from mediamill.pipeline.records import RowFailure
+from mediamill.pipeline.storage import storage
+from mediamill.pipeline.storage.storage import Place
+from mediamill.pipeline.tasks.dedupe import Claim, ContentRow, RowAnswer
+from mediamill.schemas import columns as c
+
+_MAX_BYTES = 4 * 1024**3
 _PAGE_BYTES = 4096
 _CACHE_KB = 64 * 1024  # of the file, in memory
+_LOADED_ROWS = 1024  # that are Python objects at once: vectors are large
+_FINISHED = ""  # the name of finished rows: no row that is yet to be answered has it
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Answered:
-    """What was told, and the row that was asked: its name and its id."""
+class _Entry:
+    """An answer, and the row that it was made for: its name and id."""
 
     name: str
     row_id: object
-    told: RowAnswer
+    answer: RowAnswer
 
 
 class AnswerCache:
-    """Every content that was claimed and answered. most_bytes: of the file; what comes when it is
-    full is not remembered, and asked again.
+    """The contents that were claimed, and their answers.
+
+    max_bytes: of the file; further answers are not stored, and their contents are answered again.
     """
 
-    def __init__(self, most_bytes: int = _MOST_BYTES) -> None:
-        self._claimed: dict[bytes, tuple[str, object]] = {}  # being answered: name and id of a row
-        # Without a name, it is a file of SQLite's own, of which nothing stays behind a process that
-        # is killed. One thread at a time uses it.
+    def __init__(self, max_bytes: int = _MAX_BYTES) -> None:
+        self._claimed: dict[bytes, tuple[str, object]] = {}  # no answer yet: name and id of a row
+        # The file has no name: SQLite makes one that disappears even if the process is killed. The
+        # threads that use it take turns.
         self._file = sqlite3.connect("", isolation_level=None, check_same_thread=False)
         for setting in (
             f"page_size = {_PAGE_BYTES}",
-            f"max_page_count = {most_bytes // _PAGE_BYTES}",
+            f"max_page_count = {max_bytes // _PAGE_BYTES}",
             f"cache_size = -{_CACHE_KB}",
             "journal_mode = MEMORY",
             "synchronous = OFF",
@@ -49,63 +62,104 @@ class AnswerCache:
         self._file.execute("CREATE TABLE answers (content BLOB PRIMARY KEY, answer TEXT)")
         self._full = False
 
-    def claim(self, asked: Sequence[tuple[bytes, str, object]]) -> list[Claim]:
-        """Of each content (key, name and id of a row), who answers it.
+    def claim(self, contents: Sequence[ContentRow]) -> list[Claim]:
+        """Claims each content for its row, unless another row has claimed it before.
 
-        A row that asks again, because its first try was lost, is the one that answers.
+        A row that claims again, because its first try was lost, keeps its claim.
         """
-        return [self._claim(*one) for one in asked]
+        return [self._claim(*content) for content in contents]
 
-    def tell(self, told: Mapping[bytes, RowAnswer]) -> None:
-        """Keeps answers of claimed contents; the first of each, if there are several."""
-        claimed = {key: self._claimed.pop(key) for key in told if key in self._claimed}
-        self.remember({key: Answered(*one, told[key]) for key, one in claimed.items()})
+    def put(self, answers: Mapping[bytes, RowAnswer]) -> None:
+        """Stores the answers of claimed contents; the first of each if there are several."""
+        claimed = {key: self._claimed.pop(key) for key in answers if key in self._claimed}
+        self._store({key: _Entry(*row, answers[key]) for key, row in claimed.items()})
 
-    def remember(self, answered: Mapping[bytes, Answered]) -> None:
-        """Keeps answers of contents that nobody has claimed here."""
-        if self._full or not answered:
+    def load(self, output: Place, columns: Sequence[str]) -> None:
+        """Stores the answers of the visible rows of an output.
+
+        columns: that an answer has. Copies and failed rows are left out: a failed row may succeed
+        in another run. Raises what the file system raises.
+        """
+        needed = [c.ID, c.CONTENT_HASH, *columns, c.STATUS, c.DUPLICATE_OF]
+        for name in visible_files(output):
+            for table in _row_groups(output / name, needed):
+                is_ok = pc.equal(table[c.STATUS], c.STATUS_OK)
+                table = table.filter(pc.and_(is_ok, pc.is_null(table[c.DUPLICATE_OF])))
+                table = table.drop_columns([c.STATUS, c.DUPLICATE_OF])
+                for first in range(0, table.num_rows, _LOADED_ROWS):
+                    self._store(dict(map(_loaded, table.slice(first, _LOADED_ROWS).to_pylist())))
+
+    def _store(self, entries: Mapping[bytes, _Entry]) -> None:
+        if self._full or not entries:
             return
-        rows = [(key, _packed(one)) for key, one in answered.items()]
+        rows = [(content, _packed(entry)) for content, entry in entries.items()]
         try:
             self._file.execute("BEGIN")
             self._file.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?)", rows)
             self._file.execute("COMMIT")
-        except sqlite3.OperationalError as error:  # the file may grow no more, or the disk is full
+        except sqlite3.OperationalError as error:  # the file has its largest size; or a full disk
             if self._file.in_transaction:
                 self._file.execute("ROLLBACK")
             self._full = True
             _logger.warning("dedupe: no further answers are remembered: %s", error)
 
-    def _claim(self, key: bytes, name: str, row_id: object) -> Claim:
-        found = self._file.execute("SELECT answer FROM answers WHERE content = ?", [key]).fetchone()
-        if found is not None:
-            one = _unpacked(found[0])
-            return Claim(one.row_id, one.name == name, one.told)
-        mine, first = self._claimed.setdefault(key, (name, row_id))
-        return Claim(first, mine == name)
+    def _claim(self, content: bytes, name: str, row_id: object) -> Claim:
+        query = "SELECT answer FROM answers WHERE content = ?"
+        stored = self._file.execute(query, [content]).fetchone()
+        if stored is not None:
+            entry = _unpacked(stored[0])
+            return Claim(entry.row_id, entry.name == name, entry.answer)
+        owner_name, owner_id = self._claimed.setdefault(content, (name, row_id))
+        return Claim(owner_id, owner_name == name)
 
 
-def _packed(one: Answered) -> str:
-    failure = one.told.failure and [one.told.failure.code, one.told.failure.message]
-    return json.dumps([one.name, one.row_id, dict(one.told.values), failure])
+def _packed(entry: _Entry) -> str:
+    failure = entry.answer.failure and [entry.answer.failure.code, entry.answer.failure.message]
+    return json.dumps([entry.name, entry.row_id, dict(entry.answer.values), failure])
 
 
-def _unpacked(text: str) -> Answered:
+def _unpacked(text: str) -> _Entry:
     name, row_id, values, failure = json.loads(text)
-    return Answered(name, row_id, RowAnswer(values, failure and RowFailure(*failure)))
+    return _Entry(name, row_id, RowAnswer(values, failure and RowFailure(*failure)))
+
+
+def _loaded(row: dict[str, Any]) -> tuple[bytes, _Entry]:
+    content, row_id = bytes.fromhex(row.pop(c.CONTENT_HASH)), row.pop(c.ID)
+    return content, _Entry(_FINISHED, row_id, RowAnswer(row))
+
+
+def _row_groups(file: Place, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """Yields one row group after the other, since a file may be larger than memory.
+
+    Most files have a single one, and are opened once.
+    """
+    number, count = 0, 1
+    while number < count:
+        table, count = storage.with_retries(file, partial(_read, file.path, number, columns))
+        yield table
+        number += 1
+
+
+def _read(path: str, number: int, columns: Sequence[str], fs: Any) -> tuple[pa.Table, int]:
+    """Returns a row group (a table without rows if there is none), and how many there are."""
+    with fs.open(path, "rb") as opened, pq.ParquetFile(opened) as parquet:
+        groups = range(parquet.num_row_groups)
+        return parquet.read_row_groups(groups[number : number + 1], columns=columns), len(groups)
 
 
 @dataclass(frozen=True)
 class AnswerCalls:
-    """The same in the run's desk."""
+    """The answer cache of the run's coordinator, called from another process."""
 
     actor: Any
 
-    def claim(self, asked: Sequence[tuple[bytes, str, object]]) -> list[Claim]:
+    def claim(self, contents: Sequence[ContentRow]) -> list[Claim]:
+        """See `AnswerCache`."""
         import ray
 
-        found: list[Claim] = ray.get(self.actor.claim.remote(asked))
-        return found
+        claims: list[Claim] = ray.get(self.actor.claim.remote(contents))
+        return claims
 
-    def tell(self, told: Mapping[bytes, RowAnswer]) -> None:
-        self.actor.tell.remote(told)
+    def put(self, answers: Mapping[bytes, RowAnswer]) -> None:
+        """See `AnswerCache`. Does not wait."""
+        self.actor.put_answers.remote(answers)

@@ -1,26 +1,28 @@
-"""Turns rows of which some are exact copies of others into answers, each content asked once.
+"""Answers each content once: rows that are exact copies of another row get its answer.
 
-Rows are copies when all of their media are the same bytes, looked at in the same way, and their
-prompts are the same tokens. What was answered elsewhere in the run is known to who is handed in.
+Rows are copies when all of their media are the same bytes, shown to the model in the same way, and
+their prompts are the same tokens. Answers of the run's other processes are found in a registry.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mediamill.pipeline.records import RowFailure
 
-if TYPE_CHECKING:  # the run's desk holds claims, and has no use for torch
+if TYPE_CHECKING:  # the coordinator does without torch
     from mediamill.pipeline.tasks.prepared_row import PreparedRow
 
-_PATIENCE_S = 30.0  # for an answer that is being made elsewhere: who makes it may have died
+_PATIENCE_S = 30.0  # for an answer of another process, which may have died
 _POLL_S = 0.1
+
+ContentRow = tuple[bytes, str, object]  # the key of a content; name and id of a row that has it
 
 
 @dataclass(frozen=True)
 class RowAnswer:
-    """What a row is told. values: by column. duplicate_of: the id of the row that was asked."""
+    """A row's answer. values: by column. duplicate_of: the id of the row that this one copies."""
 
     values: Mapping[str, Any]
     failure: RowFailure | None = None
@@ -29,93 +31,112 @@ class RowAnswer:
 
 @dataclass(frozen=True)
 class Claim:
-    """Who answers a content. row_id: of the first row that claimed it. mine: the one that asks now.
+    """Which row of the run answers a content.
 
-    told: what was answered; None while it is being made.
+    row_id: of the first row that claimed it.
+    mine: whether that is the row of this claim.
+    answer: None while it is being made.
     """
 
     row_id: object
     mine: bool
-    told: RowAnswer | None = None
+    answer: RowAnswer | None = None
 
 
 class Registry(Protocol):
-    """Who answers what in a run; may forget."""
+    """The answers of a run by content; it may lose some."""
 
-    def claim(self, asked: Sequence[tuple[bytes, str, object]]) -> list[Claim]:
-        """asked: of each content its key, the name of a row that has it, and the row's id."""
+    def claim(self, contents: Sequence[ContentRow]) -> list[Claim]:
+        """Claims each content for its row, and returns whose it is."""
 
-    def tell(self, told: Mapping[bytes, RowAnswer]) -> None:
-        """By key, what was answered."""
+    def put(self, answers: Mapping[bytes, RowAnswer]) -> None:
+        """Stores answers by content."""
+
+
+Answers = Mapping[int, RowAnswer]  # by the number of the row
 
 
 class Deduplicator:
-    """Asks each content once, as far as the registry remembers."""
+    """Answers rows, each content once as far as the registry remembers.
+
+    patience_s: how long to wait for an answer that another process makes.
+    """
 
     def __init__(self, registry: Registry, patience_s: float = _PATIENCE_S) -> None:
         self._registry = registry
         self._patience_s = patience_s
 
-    def told(
+    def answers(
         self,
         rows: "Mapping[int, PreparedRow]",
-        ask: "Callable[[Mapping[int, PreparedRow]], Mapping[int, RowAnswer]]",
+        generate: "Callable[[Mapping[int, PreparedRow]], Answers]",
     ) -> dict[int, RowAnswer]:
-        """ask: answers rows without regard to copies."""
-        groups: dict[bytes, list[int]] = {}
+        """Returns the answer of each row. generate: answers rows without regard to copies."""
+        copies: dict[bytes, list[int]] = {}
         for number, row in rows.items():
-            groups.setdefault(row.content_hash, []).append(number)
-        claims = self._claims(groups, rows)
-        mine = {key for key, claim in claims.items() if claim.mine and claim.told is None}
-        found = self._ask(mine, groups, rows, ask)
-        # What is made elsewhere is waited for only now: nobody who waits keeps others waiting.
-        found |= {key: claim.told for key, claim in claims.items() if claim.told is not None}
-        found |= self._wait(groups.keys() - found.keys(), groups, rows)
-        late = groups.keys() - found.keys()
-        found |= self._ask(late, groups, rows, ask)
-        told: dict[int, RowAnswer] = {}
-        for key, numbers in groups.items():
-            asked = claims[key].row_id if key not in late else rows[numbers[0]].row_id
+            copies.setdefault(row.content_hash, []).append(number)
+        firsts = {content: numbers[0] for content, numbers in copies.items()}
+        claims = self._claims(copies, firsts, rows)
+        mine = {content for content, claim in claims.items() if claim.mine and not claim.answer}
+        answers = self._generate(mine, firsts, rows, generate)
+        # Wait for other processes only after our own answers are stored: no two of them deadlock.
+        answers |= {content: claim.answer for content, claim in claims.items() if claim.answer}
+        answers |= self._wait(copies.keys() - answers.keys(), firsts, rows)
+        late = copies.keys() - answers.keys()
+        answers |= self._generate(late, firsts, rows, generate)
+        row_answers: dict[int, RowAnswer] = {}
+        for content, numbers in copies.items():
+            original = rows[numbers[0]].row_id if content in late else claims[content].row_id
             for number in numbers:
-                own = rows[number].row_id == asked
-                told[number] = replace(found[key], duplicate_of=None if own else asked)
-        return told
+                duplicate_of = None if rows[number].row_id == original else original
+                row_answers[number] = replace(answers[content], duplicate_of=duplicate_of)
+        return row_answers
 
     def _claims(
-        self, groups: Mapping[bytes, list[int]], rows: "Mapping[int, PreparedRow]"
-    ) -> dict[bytes, Claim]:
-        first = [(key, rows[numbers[0]]) for key, numbers in groups.items()]
-        asked = [(key, row.name, row.row_id) for key, row in first]
-        return dict(zip(groups, self._registry.claim(asked), strict=True)) if asked else {}
-
-    def _ask(
         self,
-        keys: "set[bytes]",
-        groups: Mapping[bytes, list[int]],
+        contents: Collection[bytes],
+        firsts: Mapping[bytes, int],
         rows: "Mapping[int, PreparedRow]",
-        ask: "Callable[[Mapping[int, PreparedRow]], Mapping[int, RowAnswer]]",
-    ) -> dict[bytes, RowAnswer]:
-        if not keys:
+    ) -> dict[bytes, Claim]:
+        """firsts: the number of the first row of each content."""
+        if not contents:
             return {}
-        first = {key: numbers[0] for key, numbers in groups.items() if key in keys}
-        answers = ask({number: rows[number] for number in first.values()})
-        found = {key: answers[number] for key, number in first.items()}
-        self._registry.tell(found)
-        return found
+        content_rows = [
+            (content, rows[firsts[content]].name, rows[firsts[content]].row_id)
+            for content in contents
+        ]
+        return dict(zip(contents, self._registry.claim(content_rows), strict=True))
+
+    def _generate(
+        self,
+        contents: Collection[bytes],
+        firsts: Mapping[bytes, int],
+        rows: "Mapping[int, PreparedRow]",
+        generate: "Callable[[Mapping[int, PreparedRow]], Answers]",
+    ) -> dict[bytes, RowAnswer]:
+        """Returns the answers by content, and stores them in the registry."""
+        if not contents:
+            return {}
+        # In the order of the rows, so that the engine sees them as they come.
+        chosen = {content: number for content, number in firsts.items() if content in contents}
+        answers = generate({number: rows[number] for number in chosen.values()})
+        by_content = {content: answers[number] for content, number in chosen.items()}
+        self._registry.put(by_content)
+        return by_content
 
     def _wait(
         self,
-        keys: "set[bytes]",
-        groups: Mapping[bytes, list[int]],
+        contents: set[bytes],
+        firsts: Mapping[bytes, int],
         rows: "Mapping[int, PreparedRow]",
     ) -> dict[bytes, RowAnswer]:
-        """What others have answered in time."""
-        found: dict[bytes, RowAnswer] = {}
+        """Returns the answers that other processes give within the patience."""
+        answers: dict[bytes, RowAnswer] = {}
         until = time.monotonic() + self._patience_s
-        while keys and time.monotonic() < until:
-            claims = self._claims({key: groups[key] for key in groups if key in keys}, rows)
-            found |= {key: claim.told for key, claim in claims.items() if claim.told is not None}
-            keys = keys - found.keys()
-            if keys:
+        while contents and time.monotonic() < until:
+            claims = self._claims([key for key in firsts if key in contents], firsts, rows)
+            answers |= {key: claim.answer for key, claim in claims.items() if claim.answer}
+            contents = contents - answers.keys()
+            if contents:
                 time.sleep(_POLL_S)
-        return found
+        return answers

@@ -1,26 +1,92 @@
-"""Turns a row's prompt into a request for its vector, and the vector into a column."""
+"""Embeds rows: computes one vector of a row's prompt and media."""
 
 import math
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
-from mediamill.model.requests import Request
 from mediamill.pipeline.records import RowFailure
-from mediamill.pipeline.tasks.prepared_row import PreparedRow
-from mediamill.pipeline.tasks.task import RequestResult
+from mediamill.pipeline.storage.storage import Place
+from mediamill.pipeline.tasks.chats import row_chat
+from mediamill.pipeline.tasks.embed_checkpoint import declared_embedding
+from mediamill.pipeline.tasks.task import HandlerOptions, TaskHandler, TaskKind
 from mediamill.schemas import columns as c
-from mediamill.schemas.errors import ErrorCode
-from mediamill.schemas.task import Task
+from mediamill.schemas.errors import ErrorCode, JobError, RowError
+from mediamill.schemas.job import JobConfig
+from mediamill.schemas.manifest import ManifestSchema
+from mediamill.schemas.task import EmbedTask
+
+if TYPE_CHECKING:
+    from mediamill.model.requests import Request
+    from mediamill.pipeline.tasks.prepared_row import PreparedRow
+    from mediamill.pipeline.tasks.request_result import RequestResult
 
 
-class Embed:
-    """See `Asking`. task: with a pool that is not "auto": see embed_checkpoint.py."""
+class EmbedKind(TaskKind):
+    """See `TaskKind`."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: EmbedTask) -> None:
+        self._task = task
+
+    def resolve(self, checkpoint: Place) -> EmbedTask:
+        """Returns a task whose pool is not "auto", and which has set `texts_alike`.
+
+        The vectors of texts lie in the space of those of media only if the checkpoint was trained
+        for vectors that are pooled in this way. Raises JobError for `embed.pool: auto` with a
+        checkpoint that declares a computation that is not implemented.
+        """
+        pool = self._task.embed.pool
+        try:
+            declared = declared_embedding(checkpoint)
+        except JobError:
+            if pool == "auto":
+                raise
+            declared = None
+        if pool == "auto":
+            pool = "vision_tower" if declared is None else declared.pool
+        alike = declared is not None and declared.pool == pool
+        (question,) = self._task.questions
+        if alike and declared is not None and question.prompt is None:
+            question = replace(question, prompt=declared.prompt)
+        embed = self._task.embed.model_copy(update={"pool": pool})
+        return replace(self._task, embed=embed, questions=(question,), texts_alike=alike)
+
+    def check_manifest(self, job: JobConfig, manifest: ManifestSchema, where: str) -> None:
+        """A vector needs no prompt."""
+
+    def fingerprint(self) -> dict[str, Any]:
+        embed = self._task.embed.model_dump(mode="json")
+        return {"embed": embed, "prompt": self._task.questions[0].prompt}
+
+    def chats(
+        self, row: Mapping[str, Any], prompt: str | None, system: str | None
+    ) -> list[Mapping[str, Any]]:
+        if not self._task.texts_alike and row.get(c.URI) is None and not row.get(c.MEDIA):
+            raise RowError(
+                ErrorCode.MEDIA_EMPTY,
+                "found a row without media, expected some: the checkpoint does not say that "
+                f"vectors of texts, pooled as '{self._task.embed.pool}' (embed.pool), lie in the "
+                "same space",
+            )
+        if prompt is None:
+            prompt = self._task.questions[0].prompt or ""
+        return [row_chat(row, prompt, system)]
+
+    def handler(self, options: HandlerOptions) -> TaskHandler:
+        return Embed(self._task)
+
+
+class Embed(TaskHandler):
+    """See `TaskHandler`. task: as `EmbedKind.resolve` returns it."""
+
+    def __init__(self, task: EmbedTask) -> None:
         if task.embed.pool == "auto":
             raise ValueError("embed.pool is auto, expected what the checkpoint makes of it")
         self._pool, self._normalize = task.embed.pool, task.embed.normalize
 
-    def requests(self, row: PreparedRow) -> list[Request]:
+    def requests(self, row: "PreparedRow") -> "list[Request]":
+        from mediamill.model.requests import Request
+
         return [
             Request(
                 row.name,
@@ -33,16 +99,13 @@ class Embed:
             )
         ]
 
-    def again(self, row: PreparedRow, number: int, said: RequestResult) -> Request | None:
-        return None
-
     def answer(
-        self, row: PreparedRow, said: list[RequestResult]
+        self, row: "PreparedRow", results: "list[RequestResult]"
     ) -> tuple[dict[str, Any], RowFailure | None]:
-        [one] = said
-        vector, failure = one.completion.embedding, one.failure
+        [result] = results
+        vector, failure = result.completion.embedding, result.failure
         if vector is not None and not all(map(math.isfinite, vector)):
-            text = "the vector holds numbers that are not finite: try resources.dtype=float32"
-            vector, failure = None, RowFailure(ErrorCode.ENGINE_FAILED.value, text)
-        reason = "error" if failure else one.completion.finish_reason
+            message = "the vector holds numbers that are not finite: try resources.dtype=float32"
+            vector, failure = None, RowFailure(ErrorCode.ENGINE_FAILED.value, message)
+        reason = "error" if failure else result.completion.finish_reason
         return {c.EMBEDDING: vector, c.FINISH_REASON: reason}, failure

@@ -1,102 +1,143 @@
-"""Turns a row's prompts into requests, and the token ids of the answers into texts.
+"""Generates text for a row: one answer to each question, as text or as JSON by a schema."""
 
-A prompt whose answers are to be JSON brings a schema: see schemas/json_schema.py.
-"""
-
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from mediamill.model.generation.stopping import before_stop
-from mediamill.model.requests import Request
-from mediamill.model.sampling import Sampling
 from mediamill.pipeline.records import RowFailure
-from mediamill.pipeline.tasks.json_answers import sampling_of, values_of
-from mediamill.pipeline.tasks.prepared_row import PreparedRow
-from mediamill.pipeline.tasks.task import RequestResult
+from mediamill.pipeline.storage.storage import Place
+from mediamill.pipeline.tasks.chats import check_prompt, row_chat, row_system
+from mediamill.pipeline.tasks.json_answers import check_schemas, parse_answer, question_sampling
+from mediamill.pipeline.tasks.task import HandlerOptions, TaskHandler, TaskKind
 from mediamill.schemas import columns as c
-from mediamill.schemas.errors import ErrorCode
-from mediamill.schemas.task import Question, Task
+from mediamill.schemas.errors import ErrorCode, JobError
+from mediamill.schemas.job import JobConfig
+from mediamill.schemas.manifest import ManifestSchema
+from mediamill.schemas.task import Question, TextTask
+
+if TYPE_CHECKING:
+    from mediamill.model.requests import Request
+    from mediamill.pipeline.tasks.prepared_row import PreparedRow
+    from mediamill.pipeline.tasks.request_result import RequestResult
 
 
-class GenerateText:
-    """See `Asking`. sampling: of every row, which has a seed of its own, made of this one and its
-    id. decode: token ids to text, without control tokens. stop: strings before which texts end.
-    """
+class TextKind(TaskKind):
+    """See `TaskKind`."""
 
-    def __init__(
-        self,
-        task: Task,
-        sampling: Sampling,
-        decode: Callable[[Sequence[int]], str],
-        stop: Sequence[str] = (),
-    ) -> None:
+    def __init__(self, task: TextTask) -> None:
         self._task = task
-        self._sampling = sampling
-        self._decode = decode
-        self._stop = stop
 
-    def requests(self, row: PreparedRow) -> list[Request]:
+    def resolve(self, checkpoint: Place) -> TextTask:
+        check_schemas(self._task)
+        return self._task
+
+    def check_manifest(self, job: JobConfig, manifest: ManifestSchema, where: str) -> None:
+        if not self._task.is_named:
+            check_prompt(job, manifest, where)
+            return
+        columns = [name for name in (c.PROMPT, c.MESSAGES) if name in manifest.optional]
+        if columns:
+            raise JobError(
+                f"prompts: found them beside the column '{columns[0]}' of {where}, which would not "
+                "be asked: expected one of them"
+            )
+
+    def fingerprint(self) -> dict[str, Any]:
+        # The text of a schema, because the properties of an answer follow its order.
+        schemas = [q.schema.text for q in self._task.questions if q.schema is not None]
+        parts: dict[str, Any] = {"schemas": schemas} if schemas else {}
+        if schemas or self._task.is_named:
+            parts["json_answers"] = self._task.json_answers.model_dump(mode="json")
+        return parts
+
+    def chats(
+        self, row: Mapping[str, Any], prompt: str | None, system: str | None
+    ) -> list[Mapping[str, Any]]:
+        if not self._task.is_named:
+            return [row_chat(row, prompt, system)]
+        system = row_system(row, system)
+        return [{"prompt": each.prompt, "system": system} for each in self._task.questions]
+
+    def handler(self, options: HandlerOptions) -> TaskHandler:
+        return GenerateText(self._task, options)
+
+
+class GenerateText(TaskHandler):
+    """See `TaskHandler`."""
+
+    def __init__(self, task: TextTask, options: HandlerOptions) -> None:
+        self._task, self._options = task, options
+
+    def requests(self, row: "PreparedRow") -> "list[Request]":
         return [
             self._request(row, question, ids)
             for question, ids in zip(self._task.questions, row.prompts, strict=True)
         ]
 
     def _request(
-        self, row: PreparedRow, question: Question, ids: Sequence[int], attempt: int = 1
-    ) -> Request:
-        own = f"{row.row_id}" if question.name is None else f"{row.row_id}/{question.name}"
-        sampling = sampling_of(question, self._sampling, self._task.json_answers, own, attempt)
-        name = row.name if question.name is None else f"{row.name}/{question.name}"
+        self, row: "PreparedRow", question: Question, ids: Sequence[int], attempt: int = 1
+    ) -> "Request":
+        from mediamill.model.requests import Request
+
+        suffix = "" if question.name is None else f"/{question.name}"
+        sampling = question_sampling(
+            question,
+            self._options.sampling,
+            self._task.json_answers,
+            f"{row.row_id}{suffix}",
+            attempt,
+        )
+        name = f"{row.name}{suffix}"
         return Request(name, ids, row.visuals, sampling, media_names=row.media_names)
 
-    def again(self, row: PreparedRow, number: int, said: RequestResult) -> Request | None:
+    def retry(self, row: "PreparedRow", number: int, result: "RequestResult") -> "Request | None":
         question = self._task.questions[number]
-        if question.schema is None or said.asked > self._task.json_answers.retries:
+        if question.schema is None or result.asked > self._task.json_answers.retries:
             return None
-        _, failure = self._plain(question, said)
+        _, failure = self._values(question, result)
         if failure is None or failure.code != ErrorCode.JSON_INVALID.value:
             return None
-        return self._request(row, question, row.prompts[number], said.asked + 1)
+        return self._request(row, question, row.prompts[number], result.asked + 1)
 
     def answer(
-        self, row: PreparedRow, said: list[RequestResult]
+        self, row: "PreparedRow", results: "list[RequestResult]"
     ) -> tuple[dict[str, Any], RowFailure | None]:
         values: dict[str, Any] = {}
-        first: RowFailure | None = None
-        for question, one in zip(self._task.questions, said, strict=True):
-            plain, failure = self._plain(question, one)
+        first_failure: RowFailure | None = None
+        for question, result in zip(self._task.questions, results, strict=True):
+            plain, failure = self._values(question, result)
             values |= {question.column(name): value for name, value in plain.items()}
-            if failure is not None and first is None:
-                named = "" if question.name is None else f"{question.name}: "
-                first = RowFailure(failure.code, f"{named}{failure.message}")
-        if not self._task.is_named:  # the whole row's say the same
+            if failure is not None and first_failure is None:
+                prefix = "" if question.name is None else f"{question.name}: "
+                first_failure = RowFailure(failure.code, f"{prefix}{failure.message}")
+        if not self._task.is_named:  # the columns of the whole row hold the same
             for name in (c.PROMPT_TOKENS, c.OUTPUT_TOKENS, c.ERROR_CODE, c.ERROR_MESSAGE):
                 values.pop(name, None)
-        return values, first
+        return values, first_failure
 
-    def _plain(
-        self, question: Question, said: RequestResult
+    def _values(
+        self, question: Question, result: "RequestResult"
     ) -> tuple[dict[str, Any], RowFailure | None]:
-        """The values of one question by their plain names, and what is wrong with the answer."""
-        completion, failure = said.completion, said.failure
+        """Returns a question's values by plain column name, and what is wrong with the answer."""
+        completion, failure = result.completion, result.failure
         text = None
         if failure is None:
             try:
-                text = before_stop(self._decode(completion.output_ids), self._stop)
-            except Exception as error:  # noqa: BLE001 - a tokenizer's own; one row's ids caused it
+                text = before_stop(self._options.decode(completion.output_ids), self._options.stop)
+            except Exception as error:  # noqa: BLE001 - the tokenizer's, caused by this row's ids
                 message = f"the answer's token ids are no text: {error}"
                 failure = RowFailure(ErrorCode.PARSE_INVALID.value, message)
-        fields: Mapping[str, Any] = {}
+        properties: Mapping[str, Any] = {}
         if text is not None:
-            fields, failure = values_of(question, text, completion)
+            properties, failure = parse_answer(question, text, completion)
         values = {
             c.TEXT: text,
             c.FINISH_REASON: completion.finish_reason,
             c.PROMPT_TOKENS: completion.prompt_tokens,
             c.OUTPUT_TOKENS: len(completion.output_ids),
-            c.MEAN_LOGPROB: None if said.failure else completion.mean_logprob,
+            c.MEAN_LOGPROB: None if result.failure else completion.mean_logprob,
             c.ERROR_CODE: None if failure is None else failure.code,
             c.ERROR_MESSAGE: None if failure is None else failure.message,
-            **fields,
+            **properties,
         }
         return values, failure

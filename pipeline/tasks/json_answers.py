@@ -1,7 +1,7 @@
-"""Turns a question whose answer is to be JSON into how it is asked, and asked again.
+"""Asks for JSON answers: checks schemas, chooses the sampling of each try, and parses the answers.
 
-An answer that does not fit its schema is asked for anew with another seed; one that was not drawn
-is drawn then, or it would come out the same. Whether an answer fits is the schema's to say.
+An answer that does not fit its schema is generated again with another seed. A greedy answer is
+sampled then, since it would come out the same.
 """
 
 from collections.abc import Mapping
@@ -13,15 +13,15 @@ from mediamill.pipeline.records import RowFailure
 from mediamill.pipeline.tasks.row_seed import row_seed
 from mediamill.schemas.errors import ErrorCode, JobError
 from mediamill.schemas.job_tasks import JsonConfig
-from mediamill.schemas.task import Question, Task
+from mediamill.schemas.task import Question, TextTask
 
-if TYPE_CHECKING:  # schemas are checked before a job starts, where torch is not needed
+if TYPE_CHECKING:  # the driver does without torch
     from mediamill.model.requests import Completion
     from mediamill.model.sampling import Sampling
 
 
-def check_schemas(task: Task) -> None:
-    """Raises JobError for a schema that answers cannot be held to, where they are to be."""
+def check_schemas(task: TextTask) -> None:
+    """Raises JobError for a schema that is to constrain answers and cannot."""
     for question in task.questions:
         if question.schema is None or not task.json_answers.constrained:
             continue
@@ -33,17 +33,14 @@ def check_schemas(task: Task) -> None:
             )
 
 
-def schema_parts(task: Task) -> dict[str, Any]:
-    """What the fingerprint holds of schemas: their text, because answers follow their order."""
-    texts = [one.schema.text for one in task.questions if one.schema is not None]
-    return {"schemas": texts} if texts else {}
-
-
-def sampling_of(
-    question: Question, sampling: "Sampling", config: JsonConfig, own: str, attempt: int
+def question_sampling(
+    question: Question, sampling: "Sampling", config: JsonConfig, name: str, attempt: int
 ) -> "Sampling":
-    """How a question of a row is answered. own: names both. attempt: 1 for the first."""
-    seed = row_seed(sampling.seed, own if attempt == 1 else f"{own}#{attempt}")
+    """Returns the sampling of one question about one row.
+
+    sampling: the job's. name: of the row and the question. attempt: counts from 1.
+    """
+    seed = row_seed(sampling.seed, name if attempt == 1 else f"{name}#{attempt}")
     sampling = replace(sampling, seed=seed)
     if question.schema is None:
         return sampling
@@ -51,7 +48,7 @@ def sampling_of(
         sampling = replace(sampling, json_schema=question.schema.text)
     if attempt == 1:
         return sampling
-    # Published files name a top_k of 1, with which another seed gives the same answer.
+    # Published checkpoints set top_k to 1, with which another seed gives the same answer.
     return replace(
         sampling,
         temperature=sampling.temperature or config.retry_temperature,
@@ -60,10 +57,10 @@ def sampling_of(
     )
 
 
-def values_of(
+def parse_answer(
     question: Question, text: str, completion: "Completion"
 ) -> tuple[Mapping[str, Any], RowFailure | None]:
-    """The values of the properties, by their names, or what is wrong with the answer."""
+    """Returns the values of the answer's properties by name, or what is wrong with the answer."""
     if question.schema is None:
         return {}, None
     values, problem = question.schema.parse(text)

@@ -1,77 +1,91 @@
-"""Turns what the engine's threads answer into what a row can be told: an answer, or a failure."""
+"""Defines what each kind of task implements: `TaskKind` and `TaskHandler`.
 
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+To add a kind: its section in schemas/job_tasks.py and schemas/task.py, a file beside this one with
+the two classes, and a case in tasks.py.
+"""
 
-from mediamill.model.engine_core.kv_budget import out_of_memory
-from mediamill.model.requests import Completion, Request, failed
-from mediamill.pipeline.faults import IdentityError
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
 from mediamill.pipeline.records import RowFailure
-from mediamill.pipeline.replica.engine_thread import EngineResult
-from mediamill.pipeline.tasks.prepared_row import PreparedRow
-from mediamill.schemas.errors import ErrorCode
+from mediamill.pipeline.storage.storage import Place
+from mediamill.schemas.job import JobConfig
+from mediamill.schemas.manifest import ManifestSchema
+from mediamill.schemas.task import Task
+
+if TYPE_CHECKING:  # the driver and the prepare stage do without torch
+    from mediamill.model.requests import Request
+    from mediamill.model.sampling import Sampling
+    from mediamill.pipeline.tasks.prepared_row import PreparedRow
+    from mediamill.pipeline.tasks.request_result import RequestResult
 
 
 @dataclass(frozen=True)
-class RequestResult:
-    """What became of a request of a row. failure: there is no answer then.
+class HandlerOptions:
+    """What a task handler needs to know of the job and the loaded model.
 
-    asked: how often it was asked, with what `again` gave; attempt: also what the engine tried anew.
+    sampling: the job's; each row has a seed made of this one and its id.
+    decode: token ids to text, without control tokens.
+    stop: the strings before which texts end.
+    end_token: the token that ends an answer in a chat; None if the checkpoint has none.
     """
 
-    completion: Completion
-    attempt: int = 1
-    failure: RowFailure | None = None
-    asked: int = 1
+    sampling: "Sampling"
+    decode: Callable[[Sequence[int]], str]
+    stop: Sequence[str] = ()
+    end_token: int | None = None
 
 
 class TaskHandler(Protocol):
-    """What is asked of each row, and what its answers make of it. One for each kind of task."""
+    """Makes the requests of a row and its answer, in the generate stage."""
 
-    def requests(self, row: PreparedRow) -> list[Request]:
-        """All with different ids; at least one."""
+    def requests(self, row: "PreparedRow") -> "list[Request]":
+        """Returns the row's requests, at least one, each with another id."""
 
-    def again(self, row: PreparedRow, number: int, said: RequestResult) -> Request | None:
-        """A request to take the place of the row's request of this number, whose answer will not
-        do; None where it will, or where nothing is to be tried any more.
+    def retry(self, row: "PreparedRow", number: int, result: "RequestResult") -> "Request | None":
+        """Returns a request to replace the row's request `number`, whose answer is not acceptable.
+
+        Returns None if the answer is acceptable, or no further try is left.
         """
+        return None
 
     def answer(
-        self, row: PreparedRow, said: list[RequestResult]
+        self, row: "PreparedRow", results: "list[RequestResult]"
     ) -> tuple[dict[str, Any], RowFailure | None]:
-        """By column the row's values, as far as there are any, and what is wrong with the row.
+        """Returns the values of the row's columns, and what is wrong with the row.
 
-        said: what became of each of its requests.
+        results: of each of the row's requests. Columns that have no value may be missing.
         """
 
 
-def classify(request: Request, answer: EngineResult, attempt: int) -> RequestResult:
-    """What an answer is to its row. attempt: 1 for the first such request of the row.
+class TaskKind(Protocol):
+    """What the driver and the prepare stage need to know of a kind of task."""
 
-    Raises IdentityError for the answer to something else.
-    """
-    done, error = answer.completion, answer.error
-    if done is None:
-        code = ErrorCode.ENGINE_OOM if error and out_of_memory(error) else ErrorCode.ENGINE_FAILED
-        failure = RowFailure(code.value, f"{type(error).__name__}: {error}")
-        said = RequestResult(failed(request, failure.message), answer.attempt, failure)
-    elif done.finish_reason != "error":
-        said = RequestResult(done, max(attempt, answer.attempt))
-    else:
-        message = done.error or "the engine gave no answer and no reason"
-        code = ErrorCode.ENGINE_OOM if done.out_of_memory else ErrorCode.ENGINE_FAILED
-        # What was out of memory, the engine has tried alone by itself.
-        tries = 2 if done.out_of_memory else answer.attempt
-        said = RequestResult(done, max(attempt, tries), RowFailure(code.value, message))
-    _check_identity(request, said.completion)
-    return replace(said, asked=attempt)
+    def resolve(self, checkpoint: Place) -> Task:
+        """Returns the task with the settings that the checkpoint decides.
 
+        Raises JobError for a task that the checkpoint cannot do.
+        """
 
-def _check_identity(request: Request, completion: Completion) -> None:
-    expected = (request.id, len(request.input_ids), request.visual_tokens)
-    found = (completion.id, completion.prompt_tokens, completion.visual_tokens)
-    if found != expected:
-        raise IdentityError(
-            f"an answer came back to the wrong row: found (id, prompt tokens, visual tokens) = "
-            f"{found}, expected {expected}"
-        )
+    def check_manifest(self, job: JobConfig, manifest: ManifestSchema, where: str) -> None:
+        """Raises JobError if the manifest `where` lacks what the task needs."""
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Returns the parts of the job's fingerprint that only this kind of task has."""
+
+    def chats(
+        self, row: Mapping[str, Any], prompt: str | None, system: str | None
+    ) -> list[Mapping[str, Any]]:
+        """Returns the chat of each question about a row, as `DecodeRequest` takes them.
+
+        row: the values of its manifest columns. prompt, system: the job's.
+        Raises RowError.
+        """
+
+    def texts(self, row: Mapping[str, Any]) -> Sequence[str]:
+        """Returns the texts that may follow the row's prompt. Raises RowError."""
+        return ()
+
+    def handler(self, options: HandlerOptions) -> TaskHandler:
+        """Returns the handler for a loaded model."""

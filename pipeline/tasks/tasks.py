@@ -1,25 +1,19 @@
-"""Turns a task into who asks it."""
+"""Finds the implementation of a kind of task."""
 
-from collections.abc import Callable, Sequence
-
-from mediamill.model.sampling import Sampling
-from mediamill.pipeline.tasks.embed import Embed
-from mediamill.pipeline.tasks.generate_text import GenerateText
-from mediamill.pipeline.tasks.score import ScoreTexts
-from mediamill.pipeline.tasks.task import TaskHandler
-from mediamill.schemas.task import Task
+from mediamill.pipeline.tasks.embed import EmbedKind
+from mediamill.pipeline.tasks.generate_text import TextKind
+from mediamill.pipeline.tasks.score import ScoreKind
+from mediamill.pipeline.tasks.task import TaskKind
+from mediamill.schemas.task import EmbedTask, ScoreTask, Task, TextTask
 
 
-def task_handler(
-    task: Task,
-    sampling: Sampling,
-    decode: Callable[[Sequence[int]], str],
-    stop: Sequence[str],
-    end_token: int | None,
-) -> TaskHandler:
-    """Returns the task handler of a job. end_token: the id that ends an answer of the chat."""
-    if task.kind == "score":
-        return ScoreTexts(task, end_token)
-    if task.kind == "embed":
-        return Embed(task)
-    return GenerateText(task, sampling, decode, stop)
+def task_kind(task: Task) -> TaskKind:
+    """Returns what the task's kind does differently from the others."""
+    match task:
+        case TextTask():
+            return TextKind(task)
+        case ScoreTask():
+            return ScoreKind(task)
+        case EmbedTask():
+            return EmbedKind(task)
+    raise TypeError(f"found a {type(task).__name__}, expected a task of a known kind")

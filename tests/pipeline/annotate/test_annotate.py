@@ -175,13 +175,13 @@ def test_the_same_job_again_does_nothing_and_a_changed_one_is_refused(home, job)
     again = annotate(annotation(home / "manifest", home / "out", **settings))
     assert again.windows.skipped == again.windows.rows == first.windows.rows
     assert again.merged == 0
-    for change, said in (
+    for change, message in (
         ({"annotate__window_s": 2.0}, r"annotate\.window_s = 3\.0, and the job has 2\.0"),
         ({"annotate__windows": "scenes"}, "annotate.windows"),
         ({"prompt": "What else?"}, "prompt ="),
         ({"annotate__summary_prompt": "Sum up."}, "without annotate.summary_prompt"),
     ):
-        with pytest.raises(JobError, match=said) as caught:
+        with pytest.raises(JobError, match=message) as caught:
             annotation(home / "manifest", home / "out", **{**settings, **change})
         assert f"{home}/out:" in str(caught.value)
         assert "_split" not in str(caught.value)

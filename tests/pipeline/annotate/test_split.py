@@ -4,16 +4,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mediamill.model.media.limits import MediaLimits
 from mediamill.pipeline.annotate.annotate import with_failures
-from mediamill.pipeline.annotate.split import Split, SplitRules, split_in_flight_schema, the_video
-from mediamill.pipeline.annotate.window_rules import WindowRules
-from mediamill.pipeline.decoding.decoder_pool import DecodeRules
+from mediamill.pipeline.annotate.split import SplitVideos, split_in_flight_schema, the_video
 from mediamill.pipeline.decoding.probe import ProbeResult
 from mediamill.pipeline.decoding.reply import DecodeReply, parse_probe_reply
 from mediamill.pipeline.records import RowFailure, failure_columns, read_schema
 from mediamill.pipeline.stages.fetch import Fetch
 from mediamill.schemas.errors import ErrorCode, RowError
+from mediamill.schemas.job import Limits
+from mediamill.schemas.job_tasks import AnnotateConfig
 from mediamill.schemas.manifest import MEDIA_TYPE, check_manifest_schema
 from tests.films import film
 from tests.media import audio_only, cut, jpeg
@@ -33,14 +32,14 @@ def table_of(rows, schema=None):
     return manifest, table
 
 
-def split(folder, rows, windows, schema=None, **fetching):
+def split(folder, rows, config, schema=None, **fetching):
     """The rows after the split, as dictionaries."""
     manifest, table = table_of(rows, schema)
     settings = {"memory_bytes": 1000, "in_place": True, "pause_s": 0.01, "private_addresses": True}
     fetch = fetch_rules(10**8, 30.0, str(folder), **{**settings, **fetching})
-    rules = SplitRules(windows, fetch, MediaLimits(), DecodeRules(60.0, 10**9, 1))
+    limits = Limits(decode_timeout_s=60.0, decode_bytes=10**9)
     counts = []
-    stage = Split(manifest, rules, Fetch(manifest, fetch), counts.append)
+    stage = SplitVideos(manifest, config, limits, fetch, Fetch(manifest, fetch), counts.append)
     try:
         assert stage(table.slice(0, 0)).schema == split_in_flight_schema(manifest)
         found = stage(table)
@@ -76,7 +75,7 @@ def test_fixed_windows_of_sound_and_broken_files(media):
     folder, _ = media
     names = [path.name for path in sorted(folder.iterdir())] + ["missing.mp4", "../out.mp4"]
     rows = [{"id": name, "uri": name} for name in names]
-    found = {row["id"]: row for row in split(folder, rows, WindowRules("fixed", 3.0))}
+    found = {row["id"]: row for row in split(folder, rows, AnnotateConfig(window_s=3.0))}
     for name in ("long.mp4", "long.mkv", "fragments.mp4"):
         assert found[name]["status"] is None
         assert found[name]["duration_s"] == pytest.approx(8.0, abs=1 / 12)
@@ -99,7 +98,7 @@ def test_fixed_windows_of_sound_and_broken_files(media):
 def test_scene_windows_begin_where_the_scenes_do(media):
     folder, events = media
     rows = [{"id": 1, "uri": "long.mp4"}, {"id": 2, "uri": "picture.jpg"}]
-    found = split(folder, rows, WindowRules("scenes", min_s=0.5))
+    found = split(folder, rows, AnnotateConfig(windows="scenes", min_s=0.5))
     starts = [start for start, _ in found[0]["windows"]]
     assert starts == pytest.approx([event.start_s for event in events], abs=1 / 12)
     assert found[1]["error_code"] == "decode_unsupported"
@@ -114,7 +113,7 @@ def test_given_windows_need_no_file():
         {"id": 2, "uri": "nowhere.mp4", "start_s": [0.0], "end_s": [0.0]},
         {"id": 3, "uri": "nowhere.mp4", "start_s": None, "end_s": None},
     ]
-    found = split("/", rows, WindowRules("given"), schema)
+    found = split("/", rows, AnnotateConfig(windows="given"), schema)
     assert found[0]["windows"] == [(0, 2.5), (5, 9)]
     assert [row["error_code"] for row in found] == [None, "prompt_invalid", "prompt_invalid"]
     assert found[0]["duration_s"] is None
@@ -127,7 +126,7 @@ def test_only_the_part_that_a_row_names_is_split(media):
         for number, (start, end) in enumerate([(1.5, 6.0), (None, 5.0), (7.0, None), (9.0, 10.0)])
     ]
     schema = pa.schema([("id", pa.int64()), ("media", MEDIA_TYPE)])
-    found = split(folder, rows, WindowRules("fixed", 2.0), schema)
+    found = split(folder, rows, AnnotateConfig(window_s=2.0), schema)
     assert found[0]["windows"] == [(1.5, 3.5), (3.5, 6.0)]
     assert found[1]["windows"] == [(0, 2), (2, 4), (4, 5)]
     assert found[2]["windows"] == [(7.0, 8.0)]
@@ -156,7 +155,7 @@ def test_of_large_remote_files_only_header_and_index_are_fetched(media, tmp_path
     (tmp_path / "site" / "fragments.mp4").write_bytes(fragments)
     with faulty_http(tmp_path / "site") as site:
         rows = [{"id": n, "uri": f"{site.url}/{n}.mp4"} for n in ("long", "fragments", "none")]
-        found = split(tmp_path, rows, WindowRules("fixed", 3.0))
+        found = split(tmp_path, rows, AnnotateConfig(window_s=3.0))
         sizes = site.seen
         ranges = [one for one in site.ranges if one[0] == "/long.mp4"]
     assert [row["error_code"] for row in found] == [None, None, "fetch_not_found"]

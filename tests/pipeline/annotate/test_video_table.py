@@ -9,10 +9,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from mediamill.pipeline.annotate import video_table
-from mediamill.pipeline.annotate.summaries import SummaryRules, evenly, prompt_of, videos_to_ask
-from mediamill.pipeline.annotate.video_table import merge, plain_videos
+from mediamill.pipeline.annotate.summaries import (
+    SummaryRules,
+    evenly,
+    prompt_table,
+    summary_prompt,
+)
+from mediamill.pipeline.annotate.video_table import merge, plain_table
 from mediamill.pipeline.annotate.window_columns import (
-    OF_SPLIT,
+    SPLIT_FIELDS,
     check_columns,
     split_schema,
     window_schema,
@@ -24,7 +29,7 @@ from mediamill.pipeline.storage import storage
 from mediamill.schemas import columns as c
 from mediamill.schemas.errors import JobError
 from mediamill.schemas.manifest import check_manifest_schema
-from mediamill.schemas.task import CAPTION, Question, Task
+from mediamill.schemas.task import CAPTION, Question, TextTask
 
 COLUMNS = {"id": pa.int64(), "uri": pa.string(), "tag": pa.list_(pa.string())}
 MANIFEST = check_manifest_schema(pa.schema(list(COLUMNS.items())), "m")
@@ -199,7 +204,7 @@ def test_merged_rows_say_what_the_windows_said_each_once_and_new_ones_later(
 ):
     rng = np.random.default_rng(3)
     places = [place(tmp_path / name) for name in ("split", "windows", "videos")]
-    rules = plain_videos(MANIFEST, CAPTION)
+    rules = plain_table(MANIFEST, CAPTION)
     rows, done = add(tmp_path, 1, 0, rng.integers(0, 40, 60).tolist(), rng)
     assert merge(*places, rules) == 60
     assert read_videos(tmp_path / "videos") == expected_of(rows, done)
@@ -218,12 +223,12 @@ def test_a_merge_that_was_killed_makes_the_same_files_again(tmp_path, small_buck
     rng = np.random.default_rng(4)
     places = [place(tmp_path / name) for name in ("split", "windows", "videos")]
     add(tmp_path, 1, 0, rng.integers(0, 40, 60).tolist(), rng)
-    merge(*places, plain_videos(MANIFEST, CAPTION))
+    merge(*places, plain_table(MANIFEST, CAPTION))
     whole = {one.name: one.read_bytes() for one in (tmp_path / "videos").glob("*.parquet")}
     for note in (tmp_path / "videos" / "_merged").iterdir():
         note.unlink()
     next(iter((tmp_path / "videos").glob("*.parquet"))).unlink()
-    merge(*places, plain_videos(MANIFEST, CAPTION))
+    merge(*places, plain_table(MANIFEST, CAPTION))
     assert whole == {one.name: one.read_bytes() for one in (tmp_path / "videos").glob("*.parquet")}
 
 
@@ -233,17 +238,17 @@ def test_a_window_that_is_missing_is_never_left_out_in_silence(tmp_path):
     add(tmp_path, 1, 0, [3, 4, 5, 6], rng)
     next(iter((tmp_path / "windows").iterdir())).unlink()
     with pytest.raises(RunError, match="windows, expected"):
-        merge(*places, plain_videos(MANIFEST, CAPTION))
+        merge(*places, plain_table(MANIFEST, CAPTION))
 
 
 def test_answers_to_several_questions_are_all_in_the_segments():
-    task = Task(questions=(Question("what", "?"), Question("who", "?")))
-    segment = plain_videos(MANIFEST, task).schema.field("segments").type.value_type
+    task = TextTask(questions=(Question("what", "?"), Question("who", "?")))
+    segment = plain_table(MANIFEST, task).schema.field("segments").type.value_type
     assert {"what", "who"} <= {field.name for field in segment}
     rules = SummaryRules("Sum up.", 10**6, len)
     told = {"window": 0, "start_s": 0.0, "end_s": 2.0, "status": "ok", "error_code": None}
-    ask = videos_to_ask(MANIFEST, task, rules)
-    row = ask.finish(split_row(7, 1), [{**told, "what": "a  dog\n", "who": "<|im_end|>me"}])
+    ask = prompt_table(MANIFEST, task, rules)
+    row = ask.make_row(split_row(7, 1), [{**told, "what": "a  dog\n", "who": "<|im_end|>me"}])
     assert row["prompt"] == "Sum up.\n\n[0.0-2.0 s] what: a dog; who: < |im_end|>me"
     assert check_manifest_schema(ask.schema, "m").user  # nested columns pass through a manifest
     assert row[c.MEDIA] == []
@@ -253,7 +258,7 @@ def test_a_long_timeline_is_thinned_evenly_until_it_fits():
     lines = [f"[{number}] {'x' * (number % 17)}" for number in range(1000)]
     for room in (0, 10, 300, 5000, 10**6):
         rules = SummaryRules("What?", room, len)
-        prompt, note = prompt_of(lines, rules)
+        prompt, note = summary_prompt(lines, rules)
         kept = prompt.splitlines()[2:]
         assert kept == sorted(kept, key=lines.index)
         assert set(kept) <= set(lines)
@@ -263,9 +268,8 @@ def test_a_long_timeline_is_thinned_evenly_until_it_fits():
         else:
             assert note is not None
             assert note.startswith(f"{len(kept)} of 1000 windows")
-    places = [
-        lines.index(one) for one in prompt_of(lines, SummaryRules("", 5000, len))[0].split("\n")[2:]
-    ]
+    prompt, _ = summary_prompt(lines, SummaryRules("", 5000, len))
+    places = [lines.index(line) for line in prompt.split("\n")[2:]]
     steps = np.diff(places)
     assert steps.max() - steps.min() <= 1
 
@@ -283,12 +287,12 @@ def test_the_note_of_a_merge_names_files_only(tmp_path):
     rng = np.random.default_rng(6)
     places = [place(tmp_path / name) for name in ("split", "windows", "videos")]
     add(tmp_path, 1, 0, [1, 2], rng)
-    merge(*places, plain_videos(MANIFEST, CAPTION))
+    merge(*places, plain_table(MANIFEST, CAPTION))
     (note,) = (tmp_path / "videos" / "_merged").iterdir()
     listed = json.loads(note.read_text())
     assert listed["videos"] == ["part-1.parquet"]
     assert listed["windows"] == ["part-1-a.parquet", "part-1-b.parquet"]
-    assert [field.name for field in OF_SPLIT] == ["duration_s", "windows"]
+    assert [field.name for field in SPLIT_FIELDS] == ["duration_s", "windows"]
 
 
 def test_an_object_store_holds_windows_and_videos_as_a_disk_does(tmp_path, s3):
@@ -302,8 +306,8 @@ def test_an_object_store_holds_windows_and_videos_as_a_disk_does(tmp_path, s3):
     make_windows(place(tmp_path / "split"), place(tmp_path / "manifest"), MANIFEST)
     made = storage.read(storage.resolve(f"{s3}/windows-test/manifest/part-1.parquet"))
     assert made == (tmp_path / "manifest" / "part-1.parquet").read_bytes()
-    assert merge(*far, plain_videos(MANIFEST, CAPTION)) == 30
-    assert merge(*far, plain_videos(MANIFEST, CAPTION)) == 0
+    assert merge(*far, plain_table(MANIFEST, CAPTION)) == 30
+    assert merge(*far, plain_table(MANIFEST, CAPTION)) == 0
     for name in storage.list_files(far[2]):
         if name.endswith(".parquet"):
             storage.put(place(tmp_path / "near") / name, storage.read(far[2] / name))

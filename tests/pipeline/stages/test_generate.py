@@ -20,19 +20,22 @@ from mediamill.pipeline.replica.load_engine import refuse_broken
 from mediamill.pipeline.stages.fetch import Fetch, FetchRules
 from mediamill.pipeline.stages.generate import (
     BrokenEngineError,
+    EngineSize,
     Generate,
-    GenerateRules,
     IdentityError,
 )
 from mediamill.pipeline.stages.prepare import Prepare
 from mediamill.pipeline.tasks.generate_text import GenerateText
 from mediamill.pipeline.tasks.prepared_row import prepared_row
+from mediamill.pipeline.tasks.task import HandlerOptions
 from mediamill.schemas import columns as c
 from mediamill.schemas.manifest import check_manifest_schema
 from mediamill.schemas.task import CAPTION
 from tests.pipeline.world import draw_media, make_job, picture_rows
 
-RULES = GenerateRules(Sampling(max_new_tokens=6), "float32", "cpu", batch_rows=4, threads=1)
+JOB = make_job("m", "o", resources__dtype="float32")  # answers of 6 tokens
+SAMPLING = Sampling(max_new_tokens=6)
+SIZE = EngineSize(rows=4, threads=1, on_gpu=False)
 
 
 def nothing(number):
@@ -64,7 +67,7 @@ def prepared(tmp_path_factory):
 @pytest.fixture
 def generate(prepared):
     """Each test has its own: a batcher whose calls have failed may be at work on it still."""
-    return Generate(prepared[0], RULES, CHECKPOINT, nothing)
+    return Generate(prepared[0], JOB, CHECKPOINT, nothing, SIZE)
 
 
 class Wrapped:
@@ -98,14 +101,14 @@ class Wrapped:
 def wrapped(generate, monkeypatch, change, **options):
     """The stage with a wrapped engine, which is returned."""
     engine = Wrapped(generate._engine, change)
-    batcher = EngineThread(engine, 2 * RULES.batch_rows, refuse_broken, **options)
-    monkeypatch.setattr(generate, "_batcher", batcher)
+    batcher = EngineThread(engine, 2 * SIZE.rows, refuse_broken, **options)
+    monkeypatch.setattr(generate, "_engine_thread", batcher)
     return engine
 
 
 def requests_of(generate, rows, sampling):
     """What the stage would ask of each of these rows."""
-    texts = GenerateText(CAPTION, sampling, generate.decode)
+    texts = GenerateText(CAPTION, HandlerOptions(sampling, generate.decode))
     prepared = [prepared_row(rows, n, generate._image_rules) for n in range(rows.num_rows)]
     return [request for row in prepared for request in texts.requests(row)]
 
@@ -138,9 +141,7 @@ def test_answers_are_the_engines_and_texts_the_processors(prepared, generate):
             continue
         visual, _ = processor.prepare_media(Path(row["uri"]).read_bytes())
         messages = processor.user_message(CAPTION_PROMPT, [visual.kind], None)
-        request = Request(
-            "x", processor.build_prompt(messages, [visual]), (visual,), RULES.sampling
-        )
+        request = Request("x", processor.build_prompt(messages, [visual]), (visual,), SAMPLING)
         alone = next(iter(engine.generate([request])))
         assert row[c.TEXT] == processor.decode(alone.output_ids)
         assert row[c.OUTPUT_TOKENS] == len(alone.output_ids)
@@ -150,11 +151,12 @@ def test_answers_are_the_engines_and_texts_the_processors(prepared, generate):
 
 def test_drawn_answers_follow_the_seed_and_not_the_batch(prepared):
     manifest, table = prepared
-    sampling = replace(RULES.sampling, temperature=3.0, top_k=0, seed=1)
+    changes = {"generation__temperature": 3.0, "generation__top_k": 0}
 
     def answers(rows, seed=1, batch_rows=4):
-        rules = replace(RULES, sampling=replace(sampling, seed=seed), batch_rows=batch_rows)
-        found = Generate(manifest, rules, CHECKPOINT, nothing)(rows)
+        job = make_job("m", "o", resources__dtype="float32", seed=seed, **changes)
+        size = replace(SIZE, rows=batch_rows)
+        found = Generate(manifest, job, CHECKPOINT, nothing, size)(rows)
         return dict(zip(found["id"].to_pylist(), found[c.TEXT].to_pylist(), strict=True))
 
     first = answers(table)
@@ -197,18 +199,13 @@ def test_a_call_that_comes_later_does_not_wait_for_the_first(prepared, generate,
         return step()
 
     wrapped(generate, monkeypatch, slowly)
-    long = generate._rules
-    short = replace(long, sampling=replace(long.sampling, max_new_tokens=1))
+    long = generate.sampling
+    short = replace(long, max_new_tokens=1)
 
-    def work(rules, rows):
-        # Requests are made from the rules before the engine is asked.
-        with lock:
-            generate._rules = rules
-            requests = requests_of(generate, rows, rules.sampling)
-        generate._batcher(requests)
-        order.append(rules.sampling.max_new_tokens)
+    def work(sampling, rows):
+        generate._engine_thread(requests_of(generate, rows, sampling))
+        order.append(sampling.max_new_tokens)
 
-    lock = threading.Lock()
     first = threading.Thread(target=work, args=(long, table.slice(0, 2)))
     first.start()
     time.sleep(0.03)
@@ -337,8 +334,8 @@ def test_a_lost_rank_is_no_rows_fault(prepared, generate, monkeypatch, where):
 def test_an_idle_engine_that_has_ended_answers_nobody(prepared, generate, monkeypatch):
     wrapped(generate, monkeypatch, lambda engine, step: step())
     generate(prepared[1].slice(0, 1))
-    generate._batcher.end(BrokenEngineError("a rank is gone"))
-    generate._batcher.end(BrokenEngineError("another one"))
+    generate._engine_thread.end(BrokenEngineError("a rank is gone"))
+    generate._engine_thread.end(BrokenEngineError("another one"))
     with pytest.raises(BrokenEngineError, match="a rank is gone"):
         generate(prepared[1].slice(0, 1))
 
@@ -355,7 +352,7 @@ def test_later_calls_hear_of_a_wrong_answer_too(prepared, generate, monkeypatch)
 def test_missing_memory_is_told_apart(prepared, monkeypatch):
     """Here it is the network that runs out, for one picture, and the engine that finds it out."""
     manifest, table = prepared
-    stage = Generate(manifest, RULES, CHECKPOINT, nothing)
+    stage = Generate(manifest, JOB, CHECKPOINT, nothing, SIZE)
     expected = stage(table)[c.TEXT].to_pylist()
     bad = table["id"].to_pylist().index("row-00002")
     patches = len(table[c.PATCHES][bad].as_py())
@@ -367,7 +364,7 @@ def test_missing_memory_is_told_apart(prepared, monkeypatch):
         return encode(media, *rest)
 
     alike = [n for n, one in enumerate(table[c.PATCHES].to_pylist()) if one and len(one) == patches]
-    again = Generate(manifest, RULES, CHECKPOINT, nothing)
+    again = Generate(manifest, JOB, CHECKPOINT, nothing, SIZE)
     monkeypatch.setattr(again._engine.model.visual, "encode", short)
     found = again(table)
     codes, attempts = found[c.ERROR_CODE].to_pylist(), found[c.ATTEMPT].to_pylist()
@@ -382,10 +379,10 @@ def test_missing_memory_is_told_apart(prepared, monkeypatch):
 def test_rows_of_one_name_in_two_calls_wait_for_each_other(prepared, generate):
     _, table = prepared
     rows = table.slice(0, 1)
-    (request,) = requests_of(generate, rows, RULES.sampling)
-    answers = generate._batcher([request] * 5)
+    (request,) = requests_of(generate, rows, SAMPLING)
+    answers = generate._engine_thread([request] * 5)
     assert len({tuple(one.completion.output_ids) for one in answers}) == 1
-    assert generate._batcher([]) == []
+    assert generate._engine_thread([]) == []
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from mediamill.pipeline.records import MEDIA_BYTES, MEDIA_PATHS, fetched_schema,
 from mediamill.pipeline.stages.prepare import Prepare
 from mediamill.schemas import columns as c
 from mediamill.schemas.manifest import check_manifest_schema
-from mediamill.schemas.task import CAPTION, Task
+from mediamill.schemas.task import CAPTION, TextTask
 from tests.media import jpeg, numbered_frames, video
 from tests.pipeline.world import make_job
 
@@ -229,7 +229,7 @@ def test_rows_that_are_alike_are_decoded_once_where_copies_matter(tmp_path, monk
         DecoderPool, "prepare", lambda self, them: asked.append(len(them)) or decode(self, them)
     )
     found = []
-    for task in (Task(), Task(dedupe=True)):
+    for task in (TextTask(), TextTask(dedupe=True)):
         stage = Prepare(MANIFEST, JOB, task, CHECKPOINT, lambda rows: None)
         found.append(stage(fetched(*rows)))
         stage.close()

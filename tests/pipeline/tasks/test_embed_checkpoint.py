@@ -5,10 +5,10 @@ import json
 import pytest
 
 from mediamill.pipeline.storage import storage
-from mediamill.pipeline.tasks.embed_checkpoint import parts, resolved
+from mediamill.pipeline.tasks.tasks import task_kind
 from mediamill.schemas.errors import JobError
 from mediamill.schemas.job_tasks import EmbedConfig
-from mediamill.schemas.task import CAPTION, Question, Task
+from mediamill.schemas.task import CAPTION, EmbedTask, Question
 
 NETWORK = {"idx": 0, "path": "", "type": "sentence_transformers.models.Transformer"}
 POOLING = {"idx": 1, "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}
@@ -30,7 +30,15 @@ def checkpoint(folder, modules=None, pooling=None, prompts=None):
 
 
 def task(pool="auto", prompt=None):
-    return Task("embed", (Question(None, prompt),), embed=EmbedConfig(pool=pool), dimension=8)
+    return EmbedTask((Question(None, prompt),), embed=EmbedConfig(pool=pool), dimension=8)
+
+
+def resolved(task, place):
+    return task_kind(task).resolve(place)
+
+
+def parts(task):
+    return task_kind(task).fingerprint()
 
 
 def modes(**true):

@@ -19,12 +19,13 @@ from mediamill.model.tiny.encode import picture_file
 from mediamill.pipeline.plan import check
 from mediamill.pipeline.run import run
 from mediamill.pipeline.tasks.generate_text import GenerateText
-from mediamill.pipeline.tasks.json_answers import check_schemas, sampling_of
+from mediamill.pipeline.tasks.json_answers import check_schemas, question_sampling
 from mediamill.pipeline.tasks.prepared_row import PreparedRow
-from mediamill.pipeline.tasks.task import RequestResult
+from mediamill.pipeline.tasks.request_result import RequestResult
+from mediamill.pipeline.tasks.task import HandlerOptions
 from mediamill.schemas.errors import JobError
 from mediamill.schemas.job_tasks import JsonConfig
-from mediamill.schemas.task import Task
+from mediamill.schemas.task import task_of
 from tests.pipeline.world import assert_each_once, make_job, read_output, write_manifest
 
 CAPTION = "^a (small|large) (" + "|".join(COLOURS) + ") (" + "|".join(SHAPES) + ")$"
@@ -53,7 +54,7 @@ WORD = {"type": "object", "properties": {"colour": {"type": "string"}}, "require
 
 def task(**changes):
     wish = {"prompt": "x", "json_schema": SHORT} | changes
-    return Task.of(make_job("m", "o", **wish))
+    return task_of(make_job("m", "o", **wish))
 
 
 def answers(*texts):
@@ -70,16 +71,16 @@ ROW = PreparedRow("r", "id-1", [[1, 2, 3]], [], (), None, b"")
 def asked(of, *texts, sampling=None):
     """Ask until nothing more is asked; the values, the failure and all requests."""
     completions, decode = answers(*texts)
-    texts_of = GenerateText(of, sampling or Sampling(seed=4), decode)
+    texts_of = GenerateText(of, HandlerOptions(sampling or Sampling(seed=4), decode))
     requests = texts_of.requests(ROW)
-    said = RequestResult(completions[0])
+    result = RequestResult(completions[0])
     for number in range(1, 99):
-        again = texts_of.again(ROW, 0, said)
+        again = texts_of.retry(ROW, 0, result)
         if again is None:
             break
         requests.append(again)
-        said = RequestResult(completions[number], number + 1, asked=number + 1)
-    values, failure = texts_of.answer(ROW, [said])
+        result = RequestResult(completions[number], number + 1, asked=number + 1)
+    values, failure = texts_of.answer(ROW, [result])
     return values, failure, requests
 
 
@@ -98,7 +99,7 @@ def test_an_answer_that_does_not_fit_is_asked_again_with_another_seed():
     assert values["colour"] == "blue"
     first, second = (request.sampling for request in requests)
     assert first.seed != second.seed
-    # What is always the likeliest would be said again, and files may hold a top_k of 1.
+    # The likeliest answer would come out again, and checkpoints may set top_k to 1.
     assert (second.temperature, second.top_k, second.top_p) == (0.7, 0, 1.0)
     assert second.json_schema == first.json_schema
 
@@ -131,9 +132,9 @@ def test_what_the_job_says_of_drawing_holds_for_retries():
 def test_what_the_engine_tried_anew_counts_not_as_asked():
     """Whether a fault made the engine begin again must not decide what a row says."""
     completions, decode = answers("no", "no")
-    texts_of = GenerateText(task(), Sampling(seed=4), decode)
+    texts_of = GenerateText(task(), HandlerOptions(Sampling(seed=4), decode))
     one, other = (
-        texts_of.again(ROW, 0, RequestResult(completions[0], attempt)) for attempt in (1, 2)
+        texts_of.retry(ROW, 0, RequestResult(completions[0], attempt)) for attempt in (1, 2)
     )
     assert one == other
     assert one is not None
@@ -146,7 +147,7 @@ def test_unconstrained_answers_are_only_checked():
 
 
 def test_an_answer_that_was_cut_off_says_what_to_change():
-    texts_of = GenerateText(task(), Sampling(), lambda ids: '{"colour": "re')
+    texts_of = GenerateText(task(), HandlerOptions(Sampling(), lambda ids: '{"colour": "re'))
     done = Completion("r", [1] * 6, "length", 3, 0, -0.5)
     values, failure = texts_of.answer(ROW, [RequestResult(done, 2)])
     assert failure.message.startswith(
@@ -158,10 +159,10 @@ def test_an_answer_that_was_cut_off_says_what_to_change():
 
 def test_a_prompt_without_a_schema_asks_as_ever():
     plain = Sampling(temperature=0.5, seed=9)
-    of = Task.of(make_job("m", "o"))
-    (request,) = GenerateText(of, plain, str).requests(ROW)
+    of = task_of(make_job("m", "o"))
+    (request,) = GenerateText(of, HandlerOptions(plain, str)).requests(ROW)
     assert request.sampling == replace(plain, seed=request.sampling.seed)
-    found = sampling_of(of.questions[0], plain, JsonConfig(), "id-1", 1)
+    found = question_sampling(of.questions[0], plain, JsonConfig(), "id-1", 1)
     assert found == request.sampling
 
 
@@ -175,7 +176,7 @@ def test_a_schema_that_answers_cannot_be_held_to_stops_the_job():
     )
     check_schemas(task(json_schema=bad, json_answers__constrained=False))
     named = {"one": {"prompt": "x", "json_schema": bad}}
-    of = Task.of(make_job("m", "o", prompt=None, prompts=named))
+    of = task_of(make_job("m", "o", prompt=None, prompts=named))
     with pytest.raises(JobError, match=r"^prompts\.one\.json_schema: "):
         check_schemas(of)
 

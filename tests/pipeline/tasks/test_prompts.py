@@ -13,7 +13,7 @@ from mediamill.pipeline.records import answer_columns
 from mediamill.pipeline.run import run
 from mediamill.pipeline.tasks.dedupe import Claim
 from mediamill.schemas.errors import JobError
-from mediamill.schemas.task import Task
+from mediamill.schemas.task import task_of
 from tests.pipeline.world import (
     assert_each_once,
     draw_media,
@@ -99,11 +99,11 @@ def test_several_questions_are_as_good_as_several_jobs_and_copies_are_marked(bot
 
 
 def test_a_later_run_knows_what_was_answered(both):
-    """The coordinator of a run that goes on, before it has answered anything itself."""
+    """The coordinator of a resumed run, before it has answered anything itself."""
     job, _ = both
-    task = Task.of(job)
+    task = task_of(job)
     coordinator = Coordinator(
-        job.output, "a-later-run", job.resources, job.limits, answer_columns(task)
+        job.output, "a-later-run", job.resources, job.limits, answer_columns=answer_columns(task)
     )
     rows = list(by_id(job).values())
     asked = [(bytes.fromhex(row["content_hash"] or "00"), "new", "a copy") for row in rows]
@@ -114,8 +114,8 @@ def test_a_later_run_knows_what_was_answered(both):
             continue
         assert claim.row_id == (row["duplicate_of"] or row["id"])
         assert not claim.mine
-        assert claim.told.values == {name: row[name] for name in answer_columns(task)}
-        assert claim.told.values["caption"] == row["caption"]
+        assert claim.answer.values == {name: row[name] for name in answer_columns(task)}
+        assert claim.answer.values["caption"] == row["caption"]
 
 
 @pytest.mark.slow

@@ -1,9 +1,13 @@
 """A job that draws its answers: the same again with the same seed, and cut at its stop strings."""
 
+import pyarrow as pa
+
 from benchmarks.questions import Way
 from mediamill.model.tiny import CAPTION_PROMPT, CHECKPOINT
-from mediamill.pipeline.stages.generate import GenerateRules
+from mediamill.pipeline.stages import generate
+from mediamill.pipeline.stages.generate import EngineSize, Generate
 from mediamill.pipeline.tasks.row_seed import row_seed
+from mediamill.schemas.manifest import check_manifest_schema
 from tests.pipeline.world import assert_each_once, draw_media, make_job, picture_rows
 
 DRAWN = {"generation.max_new_tokens": 6, "generation.temperature": 3.0, "generation.top_k": 0}
@@ -39,15 +43,24 @@ def test_rows_have_seeds_of_their_own():
     assert row_seed(0, "row-00000") == 1686964637029006099
 
 
-def test_all_that_a_job_says_reaches_the_engine():
+def test_all_that_a_job_says_reaches_the_engine(monkeypatch):
     job = make_job(
         "m", "o", seed=9, video__mrope="hf5",
         generation__max_new_tokens=7, generation__min_new_tokens=2, generation__temperature=0.5,
         generation__top_k=3, generation__top_p=0.9, generation__min_p=0.1,
         generation__repetition_penalty=1.1, generation__stop=["x", "y"],
     )  # fmt: skip
-    rules = GenerateRules.of(job, 16, 1, False)
-    assert rules.mrope == "hf5"
+    options = {}
+    load = generate.load_engine
+
+    def load_engine(*arguments, **keywords):
+        options.update(keywords)
+        return load(*arguments, **keywords)
+
+    monkeypatch.setattr(generate, "load_engine", load_engine)
+    manifest = check_manifest_schema(pa.schema([("id", pa.string()), ("uri", pa.string())]), "m")
+    stage = Generate(manifest, job, CHECKPOINT, lambda _: None, EngineSize(16, 1, False))
+    assert options["mrope"] == "hf5"
     for name, value in job.generation.model_dump().items():
-        assert getattr(rules.sampling, name) == value, name
-    assert rules.sampling.seed == 9
+        assert getattr(stage.sampling, name) == value, name
+    assert stage.sampling.seed == 9

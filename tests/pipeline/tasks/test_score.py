@@ -1,4 +1,4 @@
-"""ScoreTexts of texts: ranks and probabilities, and texts that cannot be scored."""
+"""Scores of texts: ranks and probabilities, and texts that cannot be scored."""
 
 import math
 import random
@@ -9,16 +9,15 @@ from mediamill.model.errors import ModelError
 from mediamill.model.requests import Completion, Score
 from mediamill.pipeline.tasks.embed import Embed
 from mediamill.pipeline.tasks.prepared_row import PreparedRow
-from mediamill.pipeline.tasks.score import ScoreTexts, ranked
-from mediamill.pipeline.tasks.score_texts import texts_to_score
-from mediamill.pipeline.tasks.task import RequestResult
+from mediamill.pipeline.tasks.request_result import RequestResult
+from mediamill.pipeline.tasks.score import ScoreTexts, ranked, texts_to_score
 from mediamill.schemas.errors import RowError
 from mediamill.schemas.job_tasks import EmbedConfig, ScoreConfig
-from mediamill.schemas.task import Question, Task
+from mediamill.schemas.task import EmbedTask, ScoreTask
 
 
 def drawn(rng, count):
-    """ScoreTexts on a coarse grid, so that ties happen."""
+    """Scores on a coarse grid, so that ties happen."""
     return [
         Score(sum(each), each)
         for each in ([-rng.randint(0, 3) / 2] * rng.randint(1, 3) for _ in range(count))
@@ -56,21 +55,21 @@ def row(values=()):
     return PreparedRow("name", "id", [[1, 2]], [[3, 4], [5]], (), None, b"", dict(values))
 
 
-def said(**answer):
+def results(**answer):
     return [RequestResult(Completion("name", [], "done", 2, 0, 0.0, **answer))]
 
 
 @pytest.mark.parametrize("end_token", [True, False])
 def test_the_end_token_follows_each_text_where_it_is_asked_for(end_token):
     config = ScoreConfig(texts=("yes", "no"), end_token=end_token)
-    [request] = ScoreTexts(Task("score", score=config), 9).requests(row())
+    [request] = ScoreTexts(ScoreTask(score=config), 9).requests(row())
     more = [9] if end_token else []
     assert request.continuations == [[3, 4, *more], [5, *more]]
     assert (request.id, request.input_ids, request.mode) == ("name", [1, 2], "score")
 
 
 def test_a_checkpoint_without_an_end_token():
-    task = Task("score", score=ScoreConfig(texts=("a",)))
+    task = ScoreTask(score=ScoreConfig(texts=("a",)))
     with pytest.raises(ModelError, match=r"score\.end_token: found true"):
         ScoreTexts(task, None)
 
@@ -78,37 +77,37 @@ def test_a_checkpoint_without_an_end_token():
 def test_the_columns_of_a_row():
     scores = [Score(-3.0, [-1.0, -2.0]), Score(-2.0, [-2.0])]
     config = ScoreConfig(column="answers")
-    values, failure = ScoreTexts(Task("score", score=config), 9).answer(
-        row({"answers": ["yes", "no"]}), said(scores=scores)
+    values, failure = ScoreTexts(ScoreTask(score=config), 9).answer(
+        row({"answers": ["yes", "no"]}), results(scores=scores)
     )
     assert failure is None
     assert (values["text"], values["mean_logprob"]) == ("no", -2.0)
     assert values["probability"] == pytest.approx(1 / (1 + math.e))
     assert [one["rank"] for one in values["scores"]] == [2, 1]
     # By the mean the longer one is likelier.
-    by_mean = ScoreTexts(Task("score", score=config.model_copy(update={"rank_by": "mean"})), 9)
-    values, _ = by_mean.answer(row({"answers": ["yes", "no"]}), said(scores=scores))
+    by_mean = ScoreTexts(ScoreTask(score=config.model_copy(update={"rank_by": "mean"})), 9)
+    values, _ = by_mean.answer(row({"answers": ["yes", "no"]}), results(scores=scores))
     assert (values["text"], values["mean_logprob"]) == ("yes", -1.5)
     # A single text is as likely as itself.
-    values, _ = ScoreTexts(Task("score", score=config), 9).answer(
-        row({"answers": "yes"}), said(scores=scores[:1])
+    values, _ = ScoreTexts(ScoreTask(score=config), 9).answer(
+        row({"answers": "yes"}), results(scores=scores[:1])
     )
     assert (values["text"], values["probability"]) == ("yes", None)
 
 
 def test_numbers_that_are_none_are_error_rows():
     config = ScoreConfig(texts=("a",))
-    values, failure = ScoreTexts(Task("score", score=config), 9).answer(
-        row(), said(scores=[Score(math.nan, [math.nan])])
+    values, failure = ScoreTexts(ScoreTask(score=config), 9).answer(
+        row(), results(scores=[Score(math.nan, [math.nan])])
     )
     assert failure is not None
     assert values == {"finish_reason": "error"}
-    embed = Task("embed", (Question(),), embed=EmbedConfig(pool="last"))
-    values, failure = Embed(embed).answer(row(), said(embedding=[1.0, math.inf]))
+    embed = EmbedTask(embed=EmbedConfig(pool="last"))
+    values, failure = Embed(embed).answer(row(), results(embedding=[1.0, math.inf]))
     assert failure is not None
     assert (failure.code, values["embedding"]) == ("engine_failed", None)
     with pytest.raises(ValueError, match=r"embed\.pool is auto"):
-        Embed(Task("embed"))
+        Embed(EmbedTask())
 
 
 @pytest.mark.parametrize(

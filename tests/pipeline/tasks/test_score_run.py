@@ -16,7 +16,7 @@ from mediamill.model.tiny import CHECKPOINT
 from mediamill.pipeline.records import read_schema
 from mediamill.pipeline.run import Drained, Stop, check, run
 from mediamill.pipeline.stages.fetch import Fetch, FetchRules
-from mediamill.pipeline.stages.generate import Generate, GenerateRules
+from mediamill.pipeline.stages.generate import EngineSize, Generate
 from mediamill.pipeline.stages.prepare import Prepare
 from mediamill.schemas import columns as c
 from mediamill.schemas.manifest import check_manifest_schema
@@ -231,7 +231,7 @@ def test_hidden_states_are_the_references(world, reference, fetched, made_for_ve
     task = check(job).task
     prepare = Prepare(manifest, job, task, model, lambda number: None)
     generate = Generate(
-        manifest, GenerateRules.of(job, 4, 1, False), model, lambda number: None, task=task
+        manifest, job, model, lambda number: None, EngineSize(4, 1, False), task=task
     )
     found = generate(prepare(table)).to_pylist()
     prepare.close()
