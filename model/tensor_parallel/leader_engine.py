@@ -140,11 +140,11 @@ class TensorParallelEngine(Engine):
 
     def add(self, request: Request) -> None:
         """As of `Engine`."""
-        if request.id in self._open:
+        if request.id in self._unanswered:
             super().add(request)  # which refuses it: the others need not know
         if request.media_names is None:
             # Over there a tensor that two requests have in common is two tensors.
-            names = tuple(self._names.of(visual.patches).hex() for visual in request.visuals)
+            names = tuple(self._tensor_ids.of(visual.patches).hex() for visual in request.visuals)
             request = replace(request, media_names=names)
         self._tell(ADD, request_bytes(request))
         super().add(request)

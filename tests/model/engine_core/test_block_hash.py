@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mediamill.model.engine import Engine, Request
-from mediamill.model.engine_core.block_hash import MediaNames, block_hashes
+from mediamill.model.engine_core.block_hash import TensorIds, block_hashes
 from mediamill.model.inputs import VisualInput
 from mediamill.model.sampling import Sampling
 from tests.checkpoints import SHAPES, write_checkpoint
@@ -53,7 +53,7 @@ def test_names_follow_tokens_and_media():
 
 
 def test_a_tensor_keeps_its_name_and_the_next_at_its_place_gets_another():
-    names, seen = MediaNames(), set()
+    names, seen = TensorIds(), set()
     tensor = torch.zeros(3)
     assert names.of(tensor) == names.of(tensor)
     assert names.of(tensor) != names.of(torch.zeros(3))

@@ -92,9 +92,9 @@ def test_a_picture_is_encoded_once_however_its_questions_fall_into_steps(plain, 
     assert stats.prompt_tokens + stats.reused_tokens == sum(len(r.input_ids) for r in requests)
     if rows >= 15:
         assert stats.reused_tokens == 2 * sum(len(case.ids) for case in cases)
-    assert len(engine.steps._kept) <= 2
+    assert len(engine.model_runner._encoder_cache) <= 2
     engine.reset()
-    assert not engine.steps._kept
+    assert not engine.model_runner._encoder_cache
 
 
 def test_pictures_of_one_size_are_not_taken_for_each_other(plain):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mediamill.model.generation.chooser import Chooser
-from mediamill.model.generation.filters import LIST, penalise_repetition
+from mediamill.model.generation.filters import LIST, penalize_repetition
 from mediamill.model.sampling import GenerationRule
 from mediamill.model.tiny import CHECKPOINT
 from tests import oracle
@@ -134,7 +134,7 @@ def test_rows_that_leave_and_rows_that_join_change_nothing():
     early.join(late)
     rest = torch.cat([logits[1][:1], logits[0][1:]])
     assert early.choose(rest).tokens.tolist() == [expected[0][1], *(e[0] for e in expected[1:])]
-    early.keep([5, 0, 7])
+    early.select([5, 0, 7])
     rest = torch.stack([logits[1][5], logits[2][0], logits[1][7]])
     assert early.choose(rest).tokens.tolist() == [expected[5][1], expected[0][2], expected[7][1]]
 
@@ -219,7 +219,7 @@ def test_log_probabilities_are_those_of_the_raw_logits():
 def test_seen_tokens_become_less_likely_and_others_stay(values, penalty, data):
     logits = torch.tensor([values])
     seen = torch.tensor([[data.draw(st.booleans()) for _ in values]])
-    result = penalise_repetition(logits, seen, torch.tensor([[penalty]]))
+    result = penalize_repetition(logits, seen, torch.tensor([[penalty]]))
     assert torch.equal(result[~seen], logits[~seen])
     assert (result[seen] <= logits[seen]).all()
     positive = seen & (logits > 0)

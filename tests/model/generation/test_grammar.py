@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mediamill.model.generation import grammar
-from mediamill.model.generation.grammar import Grammars, Masks, schema_problem
+from mediamill.model.generation.grammar import BitmaskFiller, Grammars, schema_problem
 from mediamill.model.text.tokenizer import Tokenizer
 from mediamill.model.tiny import CHECKPOINT
 from tests.model.json_schemas import SCHEMAS, closed, text
@@ -30,7 +30,7 @@ def grammars(tokenizer):
 
 def allowed(matchers, ends=((END,),), threads=1):
     """The ids that may come next, for each matcher."""
-    masks = Masks(VOCABULARY, threads)
+    masks = BitmaskFiller(VOCABULARY, threads)
     bits = np.zeros((len(matchers), masks.words), np.int32)
     masks.fill(bits, matchers, list(ends) * (len(matchers) if len(ends) == 1 else 1))
     unpacked = np.unpackbits(bits.view(np.uint8), axis=1, bitorder="little")
