@@ -107,7 +107,7 @@ class ModelRunner:
         for chunk, start in zip(chunks, starts, strict=False):
             allocation = sequences[chunk.sequence].allocation
             pages: tuple[int, ...] = ()
-            if allocation is not None and allocation.reused and chunk.after is None:
+            if allocation is not None and chunk.after is None:
                 pages = tuple(allocation.pages[: allocation.reused // cache.page_size])
             packed.append(PackedChunk(len(chunk.ids), pages, chunk.after))
             if chunk.continuation is None:

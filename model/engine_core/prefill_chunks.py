@@ -55,9 +55,8 @@ def build_chunks(scheduled: ScheduledPrefill, repeat_prompts: bool) -> list[Pref
             continue
         prefix = scheduled.shared_prefixes.get(index)
         members = range(prefix.start, prefix.stop) if prefix else (index,)
-        reused = seq.allocation.reused if seq.allocation else 0
         end = prefix.tokens if prefix else len(seq.prompt)
-        first.append(_prompt_chunk(members, seq, reused, end))
+        first.append(_prompt_chunk(members, seq, seq.reused, end))
     continued: list[tuple[int, list[int], torch.Tensor, int]] = []
     for index, (seq, continuations) in enumerate(
         zip(sequences, scheduled.continuations, strict=True)
@@ -72,7 +71,7 @@ def build_chunks(scheduled: ScheduledPrefill, repeat_prompts: bool) -> list[Pref
                 first.append(PrefillChunk((index,), 0, seq.prompt + inputs, whole, length, k))
             elif inputs:
                 continued.append((index, inputs, positions, k))
-    first.sort(key=lambda chunk: _is_cached(sequences[chunk.sequence]))
+    first.sort(key=lambda chunk: sequences[chunk.sequence].reused > 0)
     rests = [
         _prompt_chunk((i,), sequences[i], chunk.prompt_tokens + chunk.start, None, number)
         for number, chunk in enumerate(first)
@@ -88,10 +87,6 @@ def build_chunks(scheduled: ScheduledPrefill, repeat_prompts: bool) -> list[Pref
             for i, inputs, positions, k in continued
         ),
     ]
-
-
-def _is_cached(seq: Sequence) -> bool:
-    return seq.allocation is not None and seq.allocation.reused > 0
 
 
 def _prompt_chunk(

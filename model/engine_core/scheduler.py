@@ -17,7 +17,7 @@ from mediamill.model.engine_core.sequence import Sequence
 
 # After so many successes at a limit that memory has set, the limit is doubled.
 _SUCCESSES_TO_GROW = 8
-# Gathering cached pages pays on a GPU from this part of the prompt on.
+# On a GPU, gathering cached pages pays if they hold 1 / _MIN_CACHED_PART of the prompt.
 _MIN_CACHED_PART = 8
 
 
@@ -78,7 +78,7 @@ class ScheduledPrefill:
     @property
     def reused_tokens(self) -> int:
         """Prompt tokens that need no computation: cached, or shared within this prefill."""
-        reused = [seq.allocation.reused if seq.allocation else 0 for seq in self.sequences]
+        reused = [seq.reused for seq in self.sequences]
         for prefix in self.shared_prefixes.values():
             for i in prefix.followers:
                 reused[i] = prefix.tokens
@@ -115,9 +115,7 @@ class Scheduler:
     """The waiting queue. waiting: its sequences, the next one first."""
 
     def __init__(self, limits: SchedulerLimits, share_prefixes: bool) -> None:
-        """share_prefixes: prefixes that other sequences have computed, or compute in the same
-        prefill, are used.
-        """
+        """share_prefixes: use prefixes that others have computed, or compute in this prefill."""
         self.limits = limits
         self.waiting: deque[Sequence] = deque()
         self.backoff = OomBackoff()
@@ -144,8 +142,7 @@ class Scheduler:
             if prefix is not None:
                 # Cached pages would save less, and both have to continue from the same pages.
                 shared = reused = prefix.tokens
-                first = sequences[prefix.start].allocation
-                cached = first.reused // page_size if first else 0
+                cached = sequences[prefix.start].reused // page_size
             work = len(seq.prompt) - reused
             continuations = seq.next_continuations(self.limits.prefill_tokens - work)
             work += sum(len(continuation) for continuation in continuations)
@@ -202,11 +199,9 @@ class Scheduler:
         # The last token is always computed: its hidden state gives the next token.
         full_pages = (len(seq.prompt) - 1) // cache.page_size
         cached = cache.pool.count_cached(seq.block_hashes[:full_pages])
-        if cache.device.type != "cpu" and cached * cache.page_size * _MIN_CACHED_PART < len(
-            seq.prompt
-        ):
-            return 0
-        return cached
+        tokens = cached * cache.page_size
+        pays = cache.device.type == "cpu" or tokens * _MIN_CACHED_PART >= len(seq.prompt)
+        return cached if pays else 0
 
     def _shared_prefix(
         self, scheduled: ScheduledPrefill, seq: Sequence, reused: int
@@ -227,8 +222,7 @@ class Scheduler:
         if not first.generates:
             return None
         tokens = min(first.common_prefix(seq), last.tokens if last else len(first.prompt))
-        first_reused = first.allocation.reused if first.allocation else 0
-        if tokens * 2 < len(seq.prompt) or tokens <= max(reused, first_reused):
+        if tokens * 2 < len(seq.prompt) or tokens <= max(reused, first.reused):
             return None
         return SharedPrefix(start, len(sequences) + 1, tokens)
 

@@ -73,6 +73,11 @@ class Sequence:
             return 0
         return len(self.prompt) + (self.max_output_tokens if self.generates else 0)
 
+    @property
+    def reused(self) -> int:
+        """Prompt tokens that were cached when the sequence was admitted."""
+        return self.allocation.reused if self.allocation else 0
+
     def common_prefix(self, other: "Sequence") -> int:
         """Returns how many tokens both prompts begin with, at most all but the last of each: each
         sequence needs the hidden state of its own last token.

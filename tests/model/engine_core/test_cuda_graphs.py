@@ -1,4 +1,4 @@
-"""Graphs of decode steps: padding and buffers with any function, capture on a GPU."""
+"""CUDA graphs of decode steps: padding and buffers with any function, capture on a GPU."""
 
 import logging
 import random
@@ -26,9 +26,9 @@ def test_sizes_of_batches():
     assert batch_sizes(1) == (1,)
     assert batch_sizes(20) == (1, 2, 4, 8, 16, 20)
     assert batch_sizes(100) == (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 100)
-    for most in range(1, 600):
-        sizes = batch_sizes(most)
-        assert sizes[-1] == most
+    for largest in range(1, 600):
+        sizes = batch_sizes(largest)
+        assert sizes[-1] == largest
         assert list(sizes) == sorted(set(sizes))
         assert all(b <= 2 * a for a, b in pairwise(sizes))
 
@@ -113,7 +113,7 @@ def test_padded_batches_give_what_the_step_gives(seed):
     for batch in batches(seed):
         rows.add(len(batch[0]))
         assert torch.allclose(graphs(*batch), plain(*batch), atol=1e-5)
-        # Padding rows wrote to no page but the scratch page.
+        # Padding wrote to no page but the scratch page.
         for ours, theirs in ((padded.keys, plain.keys), (padded.values, plain.values)):
             assert torch.equal(ours[:PAGES].nan_to_num(9.0), theirs[:PAGES].nan_to_num(9.0))
     sizes = batch_sizes(ROWS)
@@ -122,7 +122,7 @@ def test_padded_batches_give_what_the_step_gives(seed):
     assert len(captures) == len(graphs.captured)
 
 
-def test_every_size_can_be_captured_before_any_row_comes():
+def test_every_size_can_be_captured_before_any_sequence_comes():
     toy = Toy()
     graphs = graphs_of(toy, lambda run: run)
     graphs.capture_all(WIDTH)
@@ -161,7 +161,7 @@ def test_a_batch_that_was_not_announced_is_refused():
 
 
 class Pages:
-    """What `PagedDecode` asks of a cache."""
+    """The part of a cache that `PagedDecode` needs."""
 
     def __init__(self, config, kernel, device, dtype):
         shape = (PAGES + 1, PAGE, config.num_key_value_heads, config.head_dim)

@@ -1,4 +1,4 @@
-"""Copies to the device: what is packed comes out again, and on a GPU it arrives in time."""
+"""Host-to-device copies: packed tensors are unpacked unchanged, and arrive in time on a GPU."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Prompts that begin alike and come one after the other: computed once up to where they part."""
+"""Consecutive prompts with a common prefix: it is computed once."""
 
 import random
 from dataclasses import replace
@@ -42,7 +42,7 @@ def assert_same(found, expected):
 
 
 def questions_of(rng, number):
-    """Some questions about the same media, which part at different places."""
+    """Some questions about the same media, which differ from different tokens on."""
     case = prompt(50 + number, rng.choice(MEDIA), words=rng.choice([2, 6, 20]))
     ends = [[rng.randrange(500) for _ in range(rng.randrange(1, 12))] for _ in range(4)]
     ends.append([*ends[0][:-1], 7])

@@ -1,4 +1,4 @@
-"""Rows come and go at every step, first come, first served; a step that fails leaves no trace."""
+"""Sequences come and go at every step, first come, first served; a failed step leaves no trace."""
 
 import random
 
@@ -61,7 +61,7 @@ def same(one, other):
         assert one.embedding == pytest.approx(other.embedding, abs=1e-3)
 
 
-def test_a_row_leaves_at_once_and_the_next_takes_its_place(base):
+def test_a_sequence_leaves_at_once_and_the_next_takes_its_place(base):
     engine = another(base, batch_rows=2)
     lengths = {"a": 6, "b": 2, "c": 3, "d": 1}
     for name, new in lengths.items():
@@ -76,7 +76,7 @@ def test_a_row_leaves_at_once_and_the_next_takes_its_place(base):
     assert engine.step() == []
 
 
-def test_requests_are_pulled_as_rows_become_free(base):
+def test_requests_are_pulled_as_slots_become_free(base):
     engine = another(base, batch_rows=3)
     pulled = []
 
@@ -246,7 +246,7 @@ def test_memory_that_runs_out_at_any_point_changes_no_answer(base, monkeypatch, 
     assert stats.pages_in_use == stats.rows == 0
     assert sum(struck.values()) > 10
     assert sum(count > 0 for count in struck.values()) >= 5
-    # An error while a row joins costs nothing but building anew.
+    # An error while a sequence joins only makes the next step build its tensors again.
     assert stats.shortages + struck["join"] >= sum(struck.values())
 
 
@@ -317,7 +317,7 @@ def test_another_error_leaves_every_request_as_it_was(base, monkeypatch):
     assert {c.id: c.output_ids for c in found} == alone
 
 
-def test_the_bound_that_memory_has_set_is_lifted_again():
+def test_the_limit_that_memory_has_set_is_lifted_again():
     backoff = OomBackoff()
     assert backoff.limit(32) == 32
     backoff.halve(32)
