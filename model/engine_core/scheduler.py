@@ -28,9 +28,7 @@ class KVCache(Protocol):
     pool: BlockPool
     device: torch.device
 
-    def allocate(
-        self, tokens: int, block_hashes: abc.Sequence[bytes] = ()
-    ) -> Allocation | None: ...
+    def allocate(self, tokens: int, block_hashes: abc.Sequence[bytes]) -> Allocation | None: ...
 
     def free(self, allocation: Allocation) -> None: ...
 
