@@ -133,7 +133,7 @@ def ours(
         for one in engine.generate(requests(preparers.draw(warm, seed + 10**6), 10**6))
         if one.error
     ]
-    step = engine.steps.decode_step
+    step = engine.model_runner.decode_step
     if isinstance(step, DecodeGraphs):
         # A job of hours captures each size once; these minutes are not to pay for it.
         merge = model.config.vision.spatial_merge_size**2

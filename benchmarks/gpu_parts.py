@@ -234,7 +234,7 @@ class Batch:
         return DecodeGraphs(
             self.step,
             self.model.device,
-            max_rows=len(self.tokens),
+            max_batch_size=len(self.tokens),
             max_pages=self.table.shape[1],
             scratch_page=self.cache.scratch_page,
             page_size=self.cache.page_size,

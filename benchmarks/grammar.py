@@ -14,8 +14,8 @@ import numpy as np
 import tokenizers
 import torch
 
-from mediamill.model.generation.filters import keep_allowed
-from mediamill.model.generation.grammar import Grammars, Masks
+from mediamill.model.generation.filters import apply_token_bitmask
+from mediamill.model.generation.grammar import BitmaskFiller, Grammars
 from mediamill.model.text.tokenizer import Tokenizer
 from tests.model.json_schemas import closed, text
 
@@ -70,7 +70,7 @@ def main() -> None:
     print(f"a schema of {len(text(SCHEMA))} characters: {took:.1f} ms")
     said = tokenizer.encode_exactly(json.dumps(ANSWER, ensure_ascii=False))
     for threads in THREADS:
-        masks = Masks(VOCABULARY, threads)
+        masks = BitmaskFiller(VOCABULARY, threads)
         for name in ("first", "later"):
             times = steps(grammars, masks, said)
             print(
@@ -82,12 +82,12 @@ def main() -> None:
     times = []
     for _ in range(10):
         start = time.perf_counter()
-        keep_allowed(logits, bits)
+        apply_token_bitmask(logits, bits)
         times.append(1e3 * (time.perf_counter() - start))
     print(f"to apply them on this CPU: {statistics.median(times):.1f} ms a step")
 
 
-def steps(grammars: Grammars, masks: Masks, said: list[int]) -> list[float]:
+def steps(grammars: Grammars, masks: BitmaskFiller, said: list[int]) -> list[float]:
     """Milliseconds of each step, rows one token apart."""
     matchers = [grammars.matcher(text(SCHEMA)) for _ in range(ROWS)]
     bits = np.zeros((ROWS, masks.words), np.int32)

@@ -1,8 +1,8 @@
-"""Turns requests into completions: a loaded network behind a queue.
+"""Answers requests with a loaded model, by continuous batching.
 
-Rows enter as soon as there is room and leave at the step that finishes them; a common beginning of
-prompts is computed once. Usable without Ray. It does not know files or rows of tables: ids and
-uint8 patches come in, ids go out; strings only as the bytes in which stop strings are looked for.
+Sequences join the batch as soon as the KV cache has space for them, and leave it at the step that
+finishes them; shared prefixes of prompts are computed once. Usable without Ray. Prompts are token
+ids and uint8 patches, outputs are token ids; see `Chat` for text and files.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -14,7 +14,7 @@ import torch
 
 from mediamill.model.checkpoint.folder import Folder
 from mediamill.model.checkpoint.generation_defaults import GenerationDefaults
-from mediamill.model.engine_core.block_hash import MediaNames, block_hashes, content_name
+from mediamill.model.engine_core.block_hash import TensorIds, block_hashes, named_media_id
 from mediamill.model.engine_core.contiguous_cache import ContiguousCache
 from mediamill.model.engine_core.default_batch import default_batch_rows
 from mediamill.model.engine_core.engine_core import EngineCore
@@ -22,9 +22,9 @@ from mediamill.model.engine_core.kv_budget import cache_tokens as measured_cache
 from mediamill.model.engine_core.model_runner import Cache, ModelRunner
 from mediamill.model.engine_core.output_constraints import OutputConstraints
 from mediamill.model.engine_core.paged_cache import PagedCache
-from mediamill.model.engine_core.request_checks import placed_media, request_problem
+from mediamill.model.engine_core.request_checks import place_media, request_problem
 from mediamill.model.engine_core.scheduler import SchedulerLimits
-from mediamill.model.engine_core.sequence import Row
+from mediamill.model.engine_core.sequence import Sequence
 from mediamill.model.engine_core.stats import EngineStats
 from mediamill.model.families.qwen2_vl.config import MRopeRule, load_config
 from mediamill.model.families.qwen2_vl.model import Qwen2VL
@@ -50,9 +50,9 @@ __all__ = [
     "Score",
 ]
 
-# Patches that one call of the vision tower may hold, to bound its activations.
+# Patches in one call of the vision tower, which bounds its activations.
 VISION_PATCHES = 16384
-# New tokens that one prefill may hold. Activations of more do not fit the caches of a CPU.
+# New tokens in one prefill. Activations of more do not fit into the caches of a CPU.
 GPU_PREFILL_TOKENS, CPU_PREFILL_TOKENS = 8192, 1536
 PAGE_SIZE = 16
 
@@ -60,17 +60,11 @@ PAGE_SIZE = 16
 class Engine:
     """A loaded model that answers requests. Not thread-safe: one caller at a time.
 
-    batch_rows: rows that run at once, at most.
-    load_tokenizer: called once, by the first request with stop strings or a JSON schema; None
-        refuses those.
-    page_size: tokens of a page of the cache; None: 16 on a GPU, and on a CPU no pages but rows in
-        one piece, which reads faster there.
-    cache_tokens: room of the cache; None measures the memory that is free at the first request.
-    prefill_tokens: new tokens in one prefill, at most, but for a request that alone has more; None:
-        8192 on a GPU, 1536 on a CPU.
-    share_prefixes: a common beginning of prompts is computed once. Never done where the rotary
-        frequencies follow the length of each sequence.
-    graphs: on a GPU, decode steps are captured as CUDA graphs and replayed.
+    Usage:
+        engine = Engine.load("Qwen2-VL-2B-Instruct", dtype="bfloat16")
+        request = Request("r1", input_ids, sampling=Sampling(max_new_tokens=64))
+        for completion in engine.generate([request]):
+            print(completion.id, completion.output_ids)
     """
 
     def __init__(
@@ -89,6 +83,21 @@ class Engine:
         share_prefixes: bool = True,
         graphs: bool = True,
     ) -> None:
+        """Makes an engine of a model that is loaded already; see `load`.
+
+        batch_rows: sequences that run at once, at most.
+        load_tokenizer: called once, by the first request with stop strings or a JSON schema; None
+            refuses such requests.
+        page_size: tokens of a page of the KV cache; None: 16 on a GPU; on a CPU a contiguous cache,
+            which is faster to read there.
+        cache_tokens: capacity of the KV cache; None measures the free memory at the first request.
+        prefill_tokens: new tokens in one prefill, unless one request alone has more; None: 8192 on
+            a GPU, 1536 on a CPU.
+        vision_patches: patches in one call of the vision tower, unless one medium has more.
+        share_prefixes: compute shared prefixes of prompts once. Never done if the rotary
+            frequencies depend on the length of the sequence.
+        graphs: on a GPU, capture decode steps as CUDA graphs and replay them.
+        """
         for name, value in (
             ("batch_rows", batch_rows),
             ("page_size", page_size),
@@ -103,18 +112,20 @@ class Engine:
         self.defaults = defaults
         self.batch_rows = batch_rows
         self.attention: AttentionName = attention
-        self._wording = OutputConstraints(load_tokenizer, model.config.text.vocab_size)
+        self._constraints = OutputConstraints(load_tokenizer, model.config.text.vocab_size)
         on_cpu = model.device.type == "cpu"
         self._page_size = PAGE_SIZE if page_size is None and not on_cpu else page_size
         self._cache_tokens = cache_tokens
-        most = prefill_tokens or (CPU_PREFILL_TOKENS if on_cpu else GPU_PREFILL_TOKENS)
-        self._limits = SchedulerLimits(most, vision_patches)
-        self._shares = share_prefixes and not model.config.text.rope.follows_length
+        prefill_tokens = prefill_tokens or (CPU_PREFILL_TOKENS if on_cpu else GPU_PREFILL_TOKENS)
+        self._limits = SchedulerLimits(prefill_tokens, vision_patches)
+        self._share_prefixes = share_prefixes and not model.config.text.rope.follows_length
         self._graphs = graphs
-        self._names = MediaNames()
-        self._open: set[str] = set()
-        self.steps = ModelRunner(model, rules, attention, vision_patches)
-        self._core = EngineCore(self.steps, self._make_cache, self._limits, self._shares)
+        self._tensor_ids = TensorIds()
+        self._unanswered: set[str] = set()
+        self.model_runner = ModelRunner(model, rules, attention, vision_patches)
+        self._core = EngineCore(
+            self.model_runner, self._make_cache, self._limits, self._share_prefixes
+        )
 
     @classmethod
     def load(
@@ -135,32 +146,35 @@ class Engine:
         shard: Shard = WHOLE,
         ranks: Collectives = SINGLE_RANK,
     ) -> Self:
-        """Load a hub-format folder, from a path or any fsspec URL.
+        """Loads a checkpoint folder in hub format, from a path or any fsspec URL.
 
-        device: a torch device, or "auto": the first GPU if there is one. dtype: "float32",
-            "bfloat16", "float16", or "auto": the file's own on a GPU, float32 on a CPU. batch_rows:
-            None = 64 on a CPU, 256 on a GPU. attention: "auto" (the fastest that can run here),
-            "sdpa", "eager", "flash" or "products". mrope: how videos are positioned; "original" as
-            the model was trained, "hf5" as transformers 5 does. shard, ranks: see
-            model/tensor_parallel/.
-        Raises ModelError when the folder cannot be used, ValueError for the other arguments.
+        device: a torch device, or "auto": the first GPU if there is one.
+        dtype: "float32", "bfloat16", "float16", or "auto": the file's own on a GPU, float32 on a
+            CPU.
+        batch_rows: sequences that run at once; None: 64 on a CPU, 256 on a GPU.
+        attention: "sdpa", "eager", "flash", "products", or "auto": the fastest that can run.
+        mrope: how videos are positioned: "original", as the model was trained, or "hf5", as in
+            transformers 5.
+        shard, ranks: see model/tensor_parallel/.
+        The other arguments are those of `__init__`.
+        Raises ModelError if the folder cannot be used, ValueError for the other arguments.
         """
         folder = Folder.of(folder)
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        kind = dtype_of(dtype, device)
+        torch_dtype = dtype_of(dtype, device)
         if mrope not in ("original", "hf5"):
             raise ValueError(f"mrope is {mrope!r}, expected original or hf5")
-        # Before weights are read for nothing; and again below, where the dtype is known.
+        # Fail before the weights are read. Checked again below, where the dtype is known.
         if attention != "auto":
-            check_attention(attention, torch.device(device), kind or torch.bfloat16)
+            check_attention(attention, torch.device(device), torch_dtype or torch.bfloat16)
         config = load_config(folder, mrope)
         rules: dict[VisualKind, ImageRules] = {
             "image": ImageRules.from_checkpoint(folder, "image"),
             "video": ImageRules.from_checkpoint(folder, "video"),
         }
         defaults = GenerationDefaults.load(folder)
-        model = load_model(folder, kind, device, config, shard, ranks)
+        model = load_model(folder, torch_dtype, device, config, shard, ranks)
         kernel = attention if attention != "auto" else fastest_attention(model.device, model.dtype)
         name = check_attention(kernel, model.device, model.dtype)
         optimize_for_inference(model)
@@ -180,104 +194,99 @@ class Engine:
         )
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
-        """One completion per request, as they finish. Requests are pulled as rows become free.
+        """Yields one completion per request, as they finish. Requests are pulled from the iterable
+        as sequences can be added.
 
-        A request that can never be answered (malformed, longer than the context or the cache) is
-        answered alone with an error. Raises ValueError for an id that is still unanswered. Where
-        the caller stops early, what is still unanswered is cancelled.
+        A request that can never be answered (malformed, longer than the context or the cache) gets
+        a completion with an error. Raises ValueError for an id that is still unanswered. If the
+        caller stops early, the unanswered requests are cancelled.
         """
         source = iter(requests)
-        mine: set[str] = set()
+        pending: set[str] = set()
         try:
             while True:
-                # Also bounds those that are answered at once, with an error.
-                for request in islice(source, self._wanted):
+                # This also bounds the requests that fail at once.
+                for request in islice(source, self._core.free_slots(self.batch_rows)):
                     self.add(request)
-                    mine.add(request.id)
-                if not mine:
-                    return  # nothing was pulled, and nothing of it is left
-                found = self.step()
-                # Completions of others wait for those who step next.
-                others = [one for one in found if one.id not in mine]
-                self._core.done += others
-                self._open.update(one.id for one in others)
-                for completion in found:
-                    if completion.id in mine:
-                        mine.remove(completion.id)
+                    pending.add(request.id)
+                if not pending:
+                    return
+                completions = self.step()
+                # Completions of other callers wait for their next step.
+                others = [completion for completion in completions if completion.id not in pending]
+                self._core.put_back_completions(others)
+                self._unanswered.update(completion.id for completion in others)
+                for completion in completions:
+                    if completion.id in pending:
+                        pending.remove(completion.id)
                         yield completion
         finally:
-            for name in mine:
-                self.cancel(name)
-            self._core.done = [one for one in self._core.done if one.id not in mine]
-            self._open -= mine
-
-    @property
-    def _wanted(self) -> int:
-        """Requests to pull: enough for every row that is free, so that one at least is waiting."""
-        free = max(1, self.batch_rows - len(self._core.running.rows))
-        return max(0, free - len(self._core.scheduler.waiting))
+            for request_id in pending:
+                self.cancel(request_id)
+            self._core.take_completions(pending)
+            self._unanswered -= pending
 
     @property
     def unfinished(self) -> int:
-        """Requests whose completions have not been given out."""
-        return len(self._open)
+        """Number of requests whose completions have not been returned."""
+        return len(self._unanswered)
 
     def add(self, request: Request) -> None:
-        """Put a request in the queue. Its completion comes out of `step`, an error's too.
+        """Adds a request to the waiting queue. `step` returns its completion, also if it fails.
 
         Raises ValueError for the id of a request that is not answered yet.
         """
-        if request.id in self._open:
+        if request.id in self._unanswered:
             raise ValueError(f"the request {request.id!r} is not answered yet; ids must differ")
-        self._open.add(request.id)
+        self._unanswered.add(request.id)
         try:
-            row = self._row(request)
+            sequence = self._make_sequence(request)
         except BaseException:
-            self._open.remove(request.id)
+            self._unanswered.remove(request.id)
             raise
-        if isinstance(row, str):
-            self._core.refuse(failed(request, row))
+        if isinstance(sequence, str):
+            self._core.refuse(failed(request, sequence))
         else:
-            self._core.scheduler.waiting.append(row)
+            self._core.add(sequence)
 
     def step(self) -> list[Completion]:
-        """Take in what there is room for, make one token for each running row, and give out what
-        is finished.
+        """Admits and prefills what fits, generates one token of each running sequence, and returns
+        the completions that are ready.
 
-        Out of memory is no error here: less is done at once, and what was in hand is done again; a
-        request that fails alone is answered with an error. Any other exception leaves all requests
-        as they were before the step: step again, or `reset`.
+        Running out of memory is not an error: fewer sequences run at once, and the work is done
+        again; a request that runs out of memory alone gets a completion with an error. Any other
+        exception leaves all requests as they were before the step: call `step` again, or `reset`.
         """
         with torch.inference_mode():
             self._core.step(self.batch_rows)
-        done, self._core.done = self._core.done, []
-        self._open -= {one.id for one in done}
-        return done
+        completions = self._core.take_completions()
+        self._unanswered -= {completion.id for completion in completions}
+        return completions
 
     def cancel(self, request_id: str) -> bool:
-        """Stop a request; whether it was still unfinished. It is then answered, by the next step,
-        with finish_reason "cancelled" and what it has said so far.
+        """Stops a request; returns whether it was unfinished. The next step then returns its
+        completion, with finish_reason "cancelled" and the output so far.
         """
         with torch.inference_mode():
             return self._core.cancel(request_id)
 
     def drain(self) -> Iterator[Completion]:
-        """The completions of all that has been added, as they finish."""
+        """Yields the completions of all requests that were added, as they finish."""
         while self.unfinished:
             yield from self.step()
 
     def reset(self) -> None:
-        """Forget every request, without an answer."""
+        """Drops every request, without a completion."""
         with torch.inference_mode():
             self._core.clear()
-        self._open.clear()
+        self._unanswered.clear()
 
     def stats(self) -> EngineStats:
-        """What has been done so far."""
+        """Returns the current statistics."""
         return self._core.stats()
 
-    def _row(self, request: Request) -> Row | str:
-        """The request as a row, or why it can never be answered."""
+    def _make_sequence(self, request: Request) -> Sequence | str:
+        """Returns the request as a sequence, or why it can never be answered."""
         config = self.model.config
         problem = request_problem(request, config, self.rules)
         if problem:
@@ -286,31 +295,36 @@ class Engine:
         if problem := self._rule_problem(request, rule):
             return problem
         try:
-            positions, following, pads = placed_media(request.input_ids, request.visuals, config)
+            positions, next_position, media_starts = place_media(
+                request.input_ids, request.visuals, config
+            )
         except ValueError as error:
             return str(error)
         context = config.text.context_length
-        words = self._wording
-        matcher = words.matcher(rule) if request.mode == "generate" else None
-        row = Row(request, rule, context, words.tokenizer, positions, following, matcher)
-        cache = self._core.open_cache()
-        if row.needed > cache.capacity:
+        constraints = self._constraints
+        matcher = constraints.matcher(rule) if request.mode == "generate" else None
+        sequence = Sequence(
+            request, rule, context, constraints.tokenizer, positions, next_position, matcher
+        )
+        cache = self._core.cache
+        if sequence.cache_tokens > cache.capacity:
             return (
-                f"prompt and answer need room for {row.needed} tokens, and the cache has "
-                f"{cache.capacity}"
+                f"prompt and answer need room for {sequence.cache_tokens} tokens, and the cache "
+                f"has {cache.capacity}"
             )
-        row.pads = pads
-        if self._shares:
+        sequence.media_starts = media_starts
+        if self._share_prefixes:
             names = request.media_names
-            media = [
-                (pad, self._names.of(one.patches) if names is None else content_name(names[i]))
-                for i, (pad, one) in enumerate(zip(pads, request.visuals, strict=True))
+            ids = [
+                self._tensor_ids.of(visual.patches) if names is None else named_media_id(names[i])
+                for i, visual in enumerate(request.visuals)
             ]
-            row.names = block_hashes(row.prompt, media, cache.page_size)
-        return row
+            media = list(zip(media_starts, ids, strict=True))
+            sequence.block_hashes = block_hashes(sequence.prompt, media, cache.page_size)
+        return sequence
 
     def _make_cache(self) -> Cache:
-        text, kind, device = self.model.config.text, self.model.dtype, self.model.device
+        text, dtype, device = self.model.config.text, self.model.dtype, self.model.device
         limits = self._limits
         tokens = self._cache_tokens or measured_cache_tokens(
             self.model,
@@ -320,17 +334,17 @@ class Engine:
             limits.prefill_tokens,
             limits.vision_patches,
         )
-        # All ranks have to admit the same rows.
+        # All ranks must admit the same sequences.
         tokens = self.model.collectives.all_reduce_min(tokens, device)
         if self._page_size is None:
-            return ContiguousCache(text, tokens, PAGE_SIZE, kind, device, self.attention)
-        cache = PagedCache(text, tokens, self._page_size, kind, device)
+            return ContiguousCache(text, tokens, PAGE_SIZE, dtype, device, self.attention)
+        cache = PagedCache(text, tokens, self._page_size, dtype, device)
         if self._graphs and device.type == "cuda":
-            self.steps.replay_graphs(cache, self.batch_rows)
+            self.model_runner.replay_graphs(cache, self.batch_rows)
         return cache
 
     def _rule_problem(self, request: Request, rule: GenerationRule) -> str | None:
-        """Why the request's rule cannot be followed, or None."""
+        """Returns why the request's rule cannot be followed, or None."""
         if request.mode != "generate":
             return None
         if rule.max_new_tokens < 1:
@@ -339,4 +353,4 @@ class Engine:
                 f"allows {self.defaults.max_length} together with the answer; expected fewer, or "
                 "max_new_tokens"
             )
-        return self._wording.problem(rule)
+        return self._constraints.problem(rule)

@@ -1,7 +1,4 @@
-"""What an engine is asked and what it answers.
-
-Knows token ids and rules of generation; how tokens are made is the engine's.
-"""
+"""The requests and completions of an engine."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,20 +14,22 @@ Pooling = Literal["last", "mean", "visual_tokens", "vision_tower"]
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt. input_ids: token ids with every pad token expanded; visuals: its media, in prompt
-    order.
+    """One prompt.
 
-    mode: "generate" an answer; "score": the log-probabilities of given `continuations`; "embed":
-        one vector of the prompt or of its media. `sampling` counts for "generate" alone.
-    continuations: lists of token ids, each of which is taken to follow the prompt.
-    pool: what an embedding is made of. Of the final hidden states, after the last norm: "last": the
-        last token's; "mean": the mean over all tokens; "visual_tokens": over the visual tokens
-        alone. "vision_tower": the mean over the visual tokens as the vision tower gives them; the
+    input_ids: token ids, with a pad token for each visual token.
+    visuals: its media, in prompt order.
+    sampling: used in mode "generate" only.
+    mode: "generate": an output; "score": the log-probabilities of given `continuations`; "embed":
+        one vector of the prompt or of its media.
+    continuations: lists of token ids, each of which follows the prompt.
+    pool: what an embedding is pooled from. Final hidden states, after the last norm: "last": the
+        last token's; "mean": the mean over all tokens; "visual_tokens": the mean over the visual
+        tokens. "vision_tower": the mean over the visual tokens that the vision tower makes; the
         language model is not run then, and the prompt may be longer than its context.
-    normalize: embeddings are scaled to length 1.
-    media_names: what each medium is called, for sharing the work on a common beginning among
-        requests: equal names promise equal patches and grids. None: media are alike when their
-        patches are the very same tensor.
+    normalize: scale the embedding to length 1.
+    media_names: a name for each medium, for sharing prefixes among requests: media of equal names
+        must have equal patches and grids. None: media are equal if their patches are the same
+        tensor object.
     """
 
     id: str
@@ -49,14 +48,17 @@ class Request:
 
     @property
     def skips_language(self) -> bool:
-        """Whether the vision tower alone can answer."""
+        """Whether the vision tower alone answers the request."""
         return self.mode == "embed" and self.pool == "vision_tower"
 
 
 @dataclass(frozen=True)
 class Score:
-    """One continuation. logprobs: natural log-probability of each of its tokens, given all before
-    it, under the network's own logits (float32); total: their sum.
+    """The score of one continuation.
+
+    logprobs: natural log-probability of each of its tokens given all before it, under the
+        unprocessed logits (float32).
+    total: their sum.
     """
 
     total: float
@@ -65,22 +67,22 @@ class Score:
 
 @dataclass(frozen=True)
 class Completion:
-    """What became of a request.
+    """The result of a request.
 
-    output_ids: generated ids, the end token or the last token of a stop string included; what was
-        there so far when it was cancelled.
+    output_ids: generated ids, including the end token or the last token of a stop string; those so
+        far if it was cancelled.
     finish_reason: "stop": an end token or a stop string; "length": max_new_tokens or the end of the
         context; "done": scored or embedded; "cancelled"; "error".
     mean_logprob: mean of logprobs.
-    error: one sentence when finish_reason is "error", else None. out_of_memory: it is memory that
-        was missing.
-    stop: the stop string that ended the answer, or None.
-    logprobs: natural log-probability of each generated token under the network's own logits
+    error: one sentence if finish_reason is "error", else None.
+    out_of_memory: the error is a lack of memory.
+    stop: the stop string that ended the output, or None.
+    logprobs: natural log-probability of each generated token under the unprocessed logits
         (float32), before repetition penalty, temperature and filters.
-    top_logprobs: with `Sampling.logprobs` n above 0, for each generated token the n likeliest
-        tokens and their log-probabilities by the same measure, the likeliest first.
-    scores: of the continuations, in order, of a request to score; of a cancelled one, the first of
-        them. embedding: `hidden_size` numbers, pooled in float32, of a request to embed.
+    top_logprobs: if `Sampling.logprobs` is n > 0, for each generated token the n likeliest tokens
+        and their log-probabilities, the likeliest first.
+    scores: of the continuations, in order; of the first ones if it was cancelled.
+    embedding: `hidden_size` numbers, pooled in float32.
     """
 
     id: str
@@ -99,7 +101,7 @@ class Completion:
 
 
 def failed(request: Request, problem: str, out_of_memory: bool = False) -> Completion:
-    """The answer to a request that cannot be answered."""
+    """Returns the completion of a request that cannot be answered."""
     return Completion(
         request.id,
         [],

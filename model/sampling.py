@@ -1,7 +1,6 @@
-"""Turns what a request asks of generation, and the checkpoint's own defaults, into one rule.
+"""The sampling parameters of a request, and their merge with the checkpoint's defaults.
 
-The numbers only: how logits become tokens is in model/generation/filters.py and
-model/generation/chooser.py.
+See model/generation/chooser.py for how they are applied.
 """
 
 import math
@@ -15,34 +14,34 @@ __all__ = ["GenerationDefaults", "GenerationRule", "Sampling"]
 
 _T = TypeVar("_T")
 
-# Between these, logits divided by a temperature stay finite in float32.
-_COLDEST, _HOTTEST = 1e-6, 1e30
+# Within these limits, logits divided by the temperature stay finite in float32.
+_MIN_TEMPERATURE, _MAX_TEMPERATURE = 1e-6, 1e30
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How one request is generated. None means: as the checkpoint's generation_config.json says.
+    """The sampling parameters of one request. None: as in the checkpoint's generation_config.json.
 
-    max_new_tokens: tokens after which the answer is cut off.
-    min_new_tokens: before so many tokens no end token is chosen; stop strings end an answer anyway.
-    temperature: 0, the default, takes the likeliest token each time (a batch job has to give the
-        same answers again); above 0 draws tokens; None draws if the file says do_sample, with the
-        file's temperature. The repetition penalty and min_new_tokens hold in either case.
-    top_k: draw among the k likeliest tokens, ties with the last included; 0 = among all.
-    top_p: draw among the likeliest tokens that make up this probability; 1 = among all.
-    min_p: leave out tokens less likely than this share of the likeliest one; 0 = none.
-    repetition_penalty: above 1 makes tokens of prompt and answer less likely; 1 = none.
-    eos_token_ids: the answer ends after any of them; () = none.
-    stop: the answer ends when its text holds one of these; () = none.
-    seed: the same seed gives the same answer, in any batch. 0 to 2^63 - 1.
-    logprobs: report so many of the likeliest tokens for each token of the answer.
-    json_schema: the text of a JSON schema; only tokens are chosen that lead to JSON that it allows,
-        laid out as by json.dumps. The answer ends where nothing may follow, or by an end token
-        where the JSON is whole; cut off by max_new_tokens or a stop string it is not. None = free.
+    max_new_tokens: the largest number of output tokens.
+    min_new_tokens: no end token is chosen before; stop strings end the output anyway.
+    temperature: 0, the default, is greedy, so that a batch job gives the same outputs again; above
+        0 samples; None samples if the file has do_sample, at the file's temperature. The repetition
+        penalty and min_new_tokens apply in either case.
+    top_k: sample among the k likeliest tokens, ties with the last included; 0: among all.
+    top_p: sample among the likeliest tokens that make up this probability; 1: among all.
+    min_p: exclude tokens less likely than this share of the likeliest one; 0: none.
+    repetition_penalty: above 1 makes tokens of prompt and output less likely; 1: none.
+    eos_token_ids: the output ends after any of them; (): none.
+    stop: the output ends when its text holds one of these strings; (): none.
+    seed: the same seed gives the same output, in any batch. 0 to 2^63 - 1.
+    logprobs: how many of the likeliest tokens to report for each output token.
+    json_schema: the text of a JSON schema. Only tokens are chosen that lead to valid JSON, in the
+        layout of json.dumps. The output ends where nothing may follow, or by an end token where the
+        JSON is complete; max_new_tokens or a stop string may cut it off before. None: no schema.
 
-    The published Instruct files say top_k 1 and top_p 0.001, and a file that says nothing means
-    top_k 50 in the reference: a temperature alone changes little until top_k=0 and top_p=1.0 switch
-    those filters off. Raises ValueError for a value outside its range.
+    The published Instruct checkpoints set top_k 1 and top_p 0.001, and top_k is 50 in the reference
+    if the file does not set it. So a temperature alone changes little, unless top_k=0 and top_p=1.0
+    disable those filters. Raises ValueError for a value outside its range.
     """
 
     max_new_tokens: int | None = 128
@@ -87,21 +86,19 @@ class Sampling:
             )
 
     def rule(self, defaults: GenerationDefaults, prompt_tokens: int) -> "GenerationRule":
-        """The whole rule for a prompt of `prompt_tokens`, with the file's word where this is
-        silent.
-        """
+        """Returns the rule for a prompt of so many tokens, with defaults in place of None."""
         temperature = self.temperature
         if temperature is None:
             temperature = defaults.temperature if defaults.do_sample else 0.0
         if temperature > 0:
-            temperature = min(max(temperature, _COLDEST), _HOTTEST)
-        budget = self.max_new_tokens
-        if budget is None:
-            budget = defaults.max_new_tokens
-        if budget is None and defaults.max_length is not None:
-            budget = defaults.max_length - prompt_tokens
+            temperature = min(max(temperature, _MIN_TEMPERATURE), _MAX_TEMPERATURE)
+        max_new_tokens = self.max_new_tokens
+        if max_new_tokens is None:
+            max_new_tokens = defaults.max_new_tokens
+        if max_new_tokens is None and defaults.max_length is not None:
+            max_new_tokens = defaults.max_length - prompt_tokens
         return GenerationRule(
-            max_new_tokens=20 if budget is None else budget,
+            max_new_tokens=_or(max_new_tokens, 20),
             min_new_tokens=_or(self.min_new_tokens, defaults.min_new_tokens),
             temperature=temperature,
             top_k=_or(self.top_k, defaults.top_k),
@@ -118,8 +115,10 @@ class Sampling:
 
 @dataclass(frozen=True)
 class GenerationRule:
-    """A `Sampling` with nothing left open. temperature 0 is greedy; max_new_tokens may be below 1
-    where the file bounds prompt and answer together.
+    """A `Sampling` in which every value is set.
+
+    temperature: 0 is greedy. max_new_tokens: may be below 1 if the file limits prompt and output
+    together.
     """
 
     max_new_tokens: int
@@ -137,12 +136,12 @@ class GenerationRule:
 
     @property
     def draws(self) -> bool:
-        """Whether tokens are drawn, rather than the likeliest taken."""
+        """Whether tokens are sampled, not greedy."""
         return self.temperature > 0
 
 
-def _or(wish: _T | None, default: _T) -> _T:
-    return default if wish is None else wish
+def _or(value: _T | None, default: _T) -> _T:
+    return default if value is None else value
 
 
 def _whole(name: str, value: object, low: int) -> None:
@@ -157,6 +156,5 @@ def _number(
 ) -> None:
     if value is None:
         return
-    good = is_number(value)
-    if not good or not low <= value <= high or (above and value == low):  # type: ignore[operator]
+    if not is_number(value) or not low <= value <= high or (above and value == low):  # type: ignore[operator]
         raise ValueError(f"{name} is {value!r}, expected a number {words}")

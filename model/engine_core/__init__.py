@@ -1,1 +1,1 @@
-"""The running engine's parts: queue, cache, schedule, steps, and attention over the cache."""
+"""The parts of the engine: scheduler, KV caches, model runner, and attention over the caches."""

@@ -1,7 +1,4 @@
-"""What one row holds of a key-value cache, and the plain tensors that caches are made of.
-
-It does not know attention or requests.
-"""
+"""A sequence's part of a KV cache, and the tensors that the caches are made of."""
 
 from dataclasses import dataclass, field
 
@@ -15,24 +12,30 @@ _ALIGNMENT = 64  # bytes of a cache line
 
 @dataclass
 class Allocation:
-    """The place of one row.
+    """The part of a KV cache that one sequence has.
 
-    tokens: for how many it is reserved. pages: its pages in a paged cache, in order; else those
-        that hold the beginning it shares. reused: tokens at its beginning that were there already.
-    used: tokens that may have been written; its owner counts on. shelf, slot: where it stands in a
-        cache of shelves.
+    tokens: number of tokens that it has space for.
+    pages: its pages in a paged cache, in order; in a contiguous cache those of its cached prefix.
+    reused: tokens at the beginning that were cached already.
+    used: tokens that may have been written; kept up to date by the sequence.
+    size_class, slot: its place in a contiguous cache; -1 in a paged one.
     """
 
     tokens: int
     pages: list[int] = field(default_factory=list)
     reused: int = 0
     used: int = 0
-    shelf: int = -1
+    size_class: int = -1
     slot: int = -1
 
 
+# What a prefill writes: the allocation, the index in it of the first new token, and the new tokens
+# among those of the packed call: start, end.
+KVWrite = tuple[Allocation, int, int, int]
+
+
 def bytes_per_token(config: TextConfig, dtype: torch.dtype) -> int:
-    """What the keys and values of one token take over all layers."""
+    """Returns the bytes of one token's keys and values over all layers."""
     width = config.num_key_value_heads * config.head_dim
     return 2 * config.num_hidden_layers * width * dtype.itemsize
 
@@ -45,10 +48,10 @@ def layer_tensors(
     device: torch.device,
     heads_first: bool = False,
 ) -> list[torch.Tensor]:
-    """Zeros [pages, size, Hkv, d], or [pages, Hkv, size, d], for each layer: what is never written
-    must be finite, because a hidden token's weight is 0, and 0 * NaN is NaN.
+    """Returns zeros [pages, size, Hkv, d] for each layer; [pages, Hkv, size, d] if `heads_first`.
 
-    On a CPU memory is taken from the system only as it is touched.
+    Unwritten entries must be finite: a masked token has weight 0, and 0 * NaN is NaN. On a CPU the
+    operating system provides memory only as it is written.
     """
     heads = config.num_key_value_heads
     shape = (pages, *((heads, size) if heads_first else (size, heads)), config.head_dim)
@@ -56,12 +59,12 @@ def layer_tensors(
         return [
             torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_hidden_layers)
         ]
-    return [_untouched(shape, dtype) for _ in range(config.num_hidden_layers)]
+    return [_lazy_zeros(shape, dtype) for _ in range(config.num_hidden_layers)]
 
 
-def _untouched(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+def _lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    # torch.zeros writes its zeros; calloc, which numpy calls, gets them from the system unwritten.
+    # torch.zeros writes its zeros; numpy calls calloc, which gets zeroed pages from the system.
     raw = np.zeros(size + _ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % _ALIGNMENT
     return torch.from_numpy(raw[start : start + size]).view(dtype).view(shape)

@@ -1,37 +1,40 @@
-"""A key-value cache for CPUs: every row's tokens lie in one piece, and rows of like size side by
-side, so that a decode step reads keys and values where they are.
+"""A KV cache for CPUs: the tokens of each sequence are contiguous, and sequences of similar size
+lie side by side, so that a decode step reads keys and values in place.
 
-A shelf holds rows of one size; a hole that a finished row leaves is filled by the next row, or by
-moving the last. Beginnings that rows share are kept apart, in small pages, and copied: a copy costs
-less than a thousandth of computing them. It does not know requests or weights.
+A size class holds sequences of up to one size; the slot of a finished sequence is reused by the
+next one, or filled by moving the last. Shared prefixes are cached separately, in small pages, and
+copied: a copy costs less than a thousandth of computing them.
 """
 
 from collections.abc import Sequence
 
 import torch
 
-from mediamill.model.engine_core.allocation import Allocation, layer_tensors
+from mediamill.model.engine_core.allocation import Allocation, KVWrite, layer_tensors
 from mediamill.model.engine_core.block_pool import BlockPool
 from mediamill.model.layers.attention import AttentionName, attention
 from mediamill.model.layers.kernels import dense_decode
 from mediamill.model.layers.shapes import TextConfig
 
-# "products" reads whole rows of a shelf where they are at most so many times what is needed.
+# "products" reads whole slots if they are at most this many times larger than needed.
 WASTE = 4
-# Tokens of the smallest shelf; each next one is twice as deep.
+# Tokens of the smallest size class; each next one is twice as large.
 SMALLEST = 256
-# Tokens of shared beginnings that are kept, at most, and as a part of the whole cache.
+# Tokens of cached prefixes: a maximum, and a fraction (1 / PREFIX_PART) of the cache.
 PREFIX_TOKENS, PREFIX_PART = 16384, 8
 
 
 class SizeClass:
-    """Rows of up to `size` tokens. keys, values: per layer [slots, Hkv, size, d]: heads before
-    tokens, because products over one head's tokens are then three times as fast in bfloat16.
+    """Slots of up to `size` tokens.
+
+    keys, values: per layer [slots, Hkv, size, d]: heads before tokens, because products over one
+    head's tokens are then three times as fast in bfloat16.
+    allocations: by slot; None for a free slot. The last one is never None.
     """
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self.rooms: list[Allocation | None] = []
+        self.allocations: list[Allocation | None] = []
         self.keys: list[torch.Tensor] = []
         self.values: list[torch.Tensor] = []
 
@@ -41,11 +44,16 @@ class SizeClass:
 
     @property
     def taken(self) -> int:
-        return sum(room is not None for room in self.rooms)
+        return sum(allocation is not None for allocation in self.allocations)
+
+    def drop_free_tail(self) -> None:
+        """Removes the free slots at the end of `allocations`."""
+        while self.allocations and self.allocations[-1] is None:
+            self.allocations.pop()
 
 
 class ContiguousCache:
-    """keys, values: per layer [pages, page_size, Hkv, d], the kept beginnings."""
+    """keys, values: per layer [pages, page_size, Hkv, d], the cached prefixes."""
 
     def __init__(
         self,
@@ -56,210 +64,227 @@ class ContiguousCache:
         device: torch.device,
         name: AttentionName = "sdpa",
     ) -> None:
-        """tokens: room in all. page_size: of the kept beginnings."""
+        """tokens: capacity, that of the cached prefixes included. page_size: of the prefixes."""
         self._config, self._dtype, self.device, self.name = config, dtype, device, name
         self.page_size = page_size
-        kept = min(tokens // PREFIX_PART, PREFIX_TOKENS) // page_size
-        self.pool = BlockPool(kept)
+        pages = min(tokens // PREFIX_PART, PREFIX_TOKENS) // page_size
+        self.pool = BlockPool(pages)
         self.keys, self.values = (
-            layer_tensors(config, kept, page_size, dtype, device) for _ in range(2)
+            layer_tensors(config, pages, page_size, dtype, device) for _ in range(2)
         )
-        self.capacity = tokens - kept * page_size
-        self.shelves: list[SizeClass] = []
+        self.capacity = tokens - pages * page_size
+        self.size_classes: list[SizeClass] = []
         size = SMALLEST
         while size < self.capacity:
-            self.shelves.append(SizeClass(size))
+            self.size_classes.append(SizeClass(size))
             size *= 2
-        self.shelves.append(SizeClass(self.capacity))
+        self.size_classes.append(SizeClass(self.capacity))
 
     @property
     def pages(self) -> int:
-        return self.pool.total + sum(shelf.slots for shelf in self.shelves)
+        return self.pool.total + sum(size_class.slots for size_class in self.size_classes)
 
     @property
     def pages_in_use(self) -> int:
-        return self.pool.in_use + sum(shelf.taken for shelf in self.shelves)
+        return self.pool.in_use + sum(size_class.taken for size_class in self.size_classes)
 
     @property
     def allocated(self) -> int:
-        """Tokens for which the shelves have memory."""
-        return sum(shelf.slots * shelf.size for shelf in self.shelves)
+        """Tokens for which the size classes have memory."""
+        return sum(size_class.slots * size_class.size for size_class in self.size_classes)
 
-    def open(self, tokens: int, names: Sequence[bytes] = ()) -> Allocation | None:
-        """Returns an allocation for `tokens` tokens that begin with the cached pages `names`, or
-        None while there is no space. tokens 0: for reading those pages only.
+    def allocate(self, tokens: int, block_hashes: Sequence[bytes] = ()) -> Allocation | None:
+        """Returns an allocation for `tokens` tokens that begin with the cached pages of these
+        hashes, or None while there is no space. tokens 0: for reading those pages only.
         """
-        room = Allocation(tokens, [], len(names) * self.page_size)
+        allocation = Allocation(tokens, [], len(block_hashes) * self.page_size)
         if tokens:
-            number = next((i for i, s in enumerate(self.shelves) if s.size >= tokens), None)
-            if number is None or not self._place(room, number):
+            index = next((i for i, c in enumerate(self.size_classes) if c.size >= tokens), None)
+            if index is None or not self._take_slot(allocation, index):
                 return None
-        room.pages = self.pool.share(names)
-        return room
+        allocation.pages = self.pool.share(block_hashes)
+        return allocation
 
-    def _place(self, room: Allocation, number: int) -> bool:
-        shelf = self.shelves[number]
-        slot = next((i for i, one in enumerate(shelf.rooms) if one is None), len(shelf.rooms))
-        if slot == shelf.slots and not self._grow(shelf):
+    def _take_slot(self, allocation: Allocation, index: int) -> bool:
+        size_class = self.size_classes[index]
+        allocations = size_class.allocations
+        slot = next((i for i, a in enumerate(allocations) if a is None), len(allocations))
+        if slot == size_class.slots and not self._grow(size_class):
             return False
-        room.shelf, room.slot = number, slot
-        shelf.rooms[slot : slot + 1] = [room]
+        allocation.size_class, allocation.slot = index, slot
+        allocations[slot : slot + 1] = [allocation]
         return True
 
-    def _grow(self, shelf: SizeClass) -> bool:
-        """Make memory for more rows: twice as many where there is so much room, or one."""
+    def _grow(self, size_class: SizeClass) -> bool:
+        """Makes memory for more slots: twice as many if the capacity allows, else fewer, at least
+        one. Returns False if there is no space for one.
+        """
         free = self.capacity - self.allocated
-        if free < shelf.size:
-            for other in self.shelves:
-                if other is not shelf and not other.taken:
-                    other.rooms, other.keys, other.values = [], [], []
+        if free < size_class.size:
+            for other in self.size_classes:
+                if other is not size_class and not other.taken:
+                    other.allocations, other.keys, other.values = [], [], []
             free = self.capacity - self.allocated
-        more = min(max(1, shelf.slots), free // shelf.size)
-        if more < 1:
+        added = min(max(1, size_class.slots), free // size_class.size)
+        if added < 1:
             return False
         grown = []
-        for old in (shelf.keys, shelf.values):
-            slots = shelf.slots + more
-            new = layer_tensors(self._config, slots, shelf.size, self._dtype, self.device, True)
-            for before, after in zip(old, new, strict=False):
-                for slot, room in enumerate(shelf.rooms):
-                    used = 0 if room is None else room.used
-                    after[slot, :, :used] = before[slot, :, :used]
-            grown.append(new)
-        shelf.keys, shelf.values = grown
+        for old_layers in (size_class.keys, size_class.values):
+            slots = size_class.slots + added
+            new_layers = layer_tensors(
+                self._config, slots, size_class.size, self._dtype, self.device, True
+            )
+            for old, new in zip(old_layers, new_layers, strict=False):
+                for slot, allocation in enumerate(size_class.allocations):
+                    used = 0 if allocation is None else allocation.used
+                    new[slot, :, :used] = old[slot, :, :used]
+            grown.append(new_layers)
+        size_class.keys, size_class.values = grown
         return True
 
-    def close(self, room: Allocation) -> None:
-        """Give the room back."""
-        self.pool.release(room.pages)
-        room.pages = []
-        if room.shelf >= 0:
-            shelf = self.shelves[room.shelf]
-            self._clear(shelf, room)
-            shelf.rooms[room.slot] = None
-            while shelf.rooms and shelf.rooms[-1] is None:
-                shelf.rooms.pop()
-            room.shelf = room.slot = -1
+    def free(self, allocation: Allocation) -> None:
+        """Frees the allocation."""
+        self.pool.release(allocation.pages)
+        allocation.pages = []
+        if allocation.size_class >= 0:
+            size_class = self.size_classes[allocation.size_class]
+            self._clear(size_class, allocation)
+            size_class.allocations[allocation.slot] = None
+            size_class.drop_free_tail()
+            allocation.size_class = allocation.slot = -1
 
-    def _clear(self, shelf: SizeClass, room: Allocation) -> None:
-        # A NaN left behind would reach the next row through its hidden tokens: 0 * NaN is NaN.
-        for tensor in (*shelf.keys, *shelf.values):
-            tensor[room.slot, :, : room.used] = 0
+    def _clear(self, size_class: SizeClass, allocation: Allocation) -> None:
+        # A NaN left here would reach the next sequence through its masked tokens: 0 * NaN is NaN.
+        for tensor in (*size_class.keys, *size_class.values):
+            tensor[allocation.slot, :, : allocation.used] = 0
 
-    def publish(self, room: Allocation, names: Sequence[bytes]) -> None:
-        """Let later rows share the room's first pages: names of pages that are filled now."""
-        known = self.pool.known(names)
-        pages = self.pool.take(len(names) - known) if room.shelf >= 0 else None
-        # The row has a copy of what it shared.
-        self.pool.release(room.pages)
-        room.pages = []
+    def publish(self, allocation: Allocation, block_hashes: Sequence[bytes]) -> None:
+        """Copies the allocation's first pages, which are filled, to where later sequences with
+        these block hashes find them. Releases the pages that the allocation was copied from.
+        """
+        cached = self.pool.count_cached(block_hashes)
+        pages = None
+        if allocation.size_class >= 0:
+            pages = self.pool.allocate(len(block_hashes) - cached)
+        self.pool.release(allocation.pages)
+        allocation.pages = []
         if not pages:
             return
-        shelf, size = self.shelves[room.shelf], self.page_size
-        tokens, index = slice(known * size, len(names) * size), torch.tensor(pages)
-        for kept, rows in ((self.keys, shelf.keys), (self.values, shelf.values)):
-            for page, row in zip(kept, rows, strict=True):
-                new = row[room.slot, :, tokens].transpose(0, 1)
-                page[index] = new.reshape(len(pages), size, *new.shape[1:])
-        for number, name in zip(pages, names[known:], strict=True):
-            self.pool.name(number, name)
+        size_class, size = self.size_classes[allocation.size_class], self.page_size
+        tokens, index = slice(cached * size, len(block_hashes) * size), torch.tensor(pages)
+        for prefix_layers, slot_layers in (
+            (self.keys, size_class.keys),
+            (self.values, size_class.values),
+        ):
+            for prefixes, slots in zip(prefix_layers, slot_layers, strict=True):
+                new = slots[allocation.slot, :, tokens].transpose(0, 1)
+                prefixes[index] = new.reshape(len(pages), size, *new.shape[1:])
+        for page, block_hash in zip(pages, block_hashes[cached:], strict=True):
+            self.pool.set_hash(page, block_hash)
         self.pool.release(pages)
 
-    def writer(self, rooms: Sequence[tuple[Allocation, int, int, int]]) -> "ContiguousWriter":
-        """What a prefill stores with. rooms: each room, the place in it of the first new token, and
-        which of the call's packed tokens are the new ones: start, end.
+    def writer(self, writes: Sequence[KVWrite]) -> "ContiguousWriter":
+        """Returns what stores the new keys and values of a prefill."""
+        return ContiguousWriter(self, writes)
+
+    def batch(
+        self, allocations: Sequence[Allocation], seq_lens: Sequence[int]
+    ) -> "ContiguousBatch":
+        """Returns the state of a decode step. seq_lens: tokens of each sequence, the new one
+        included.
         """
-        return ContiguousWriter(self, rooms)
+        self._compact()
+        return ContiguousBatch(self, allocations, seq_lens)
 
-    def batch(self, rooms: Sequence[Allocation], filled: Sequence[int]) -> "ContiguousBatch":
-        """The state of a decode step. filled: tokens of each row, the new one included."""
-        self._close_holes()
-        return ContiguousBatch(self, rooms, filled)
-
-    def _close_holes(self) -> None:
-        for shelf in self.shelves:
-            for slot in range(len(shelf.rooms)):
-                if slot < len(shelf.rooms) and shelf.rooms[slot] is None:
-                    room = shelf.rooms.pop()
-                    assert room is not None, "close() leaves no hole at the end"
-                    for tensor in (*shelf.keys, *shelf.values):
-                        tensor[slot, :, : room.used] = tensor[room.slot, :, : room.used]
-                    self._clear(shelf, room)
-                    room.slot = slot
-                    shelf.rooms[slot] = room
-                    while shelf.rooms[-1] is None:
-                        shelf.rooms.pop()
+    def _compact(self) -> None:
+        """Moves the last allocations of each size class into its free slots."""
+        for size_class in self.size_classes:
+            allocations = size_class.allocations
+            for slot in range(len(allocations)):
+                if slot < len(allocations) and allocations[slot] is None:
+                    last = allocations.pop()
+                    assert last is not None, "free() leaves no free slot at the end"
+                    for tensor in (*size_class.keys, *size_class.values):
+                        tensor[slot, :, : last.used] = tensor[last.slot, :, : last.used]
+                    self._clear(size_class, last)
+                    last.slot = slot
+                    allocations[slot] = last
+                    size_class.drop_free_tail()
 
 
 class ContiguousWriter:
-    """Stores keys and values of a prefill's rows, the shared beginnings included."""
+    """Stores the new keys and values of a prefill, and copies the cached prefixes before them."""
 
-    def __init__(
-        self, cache: ContiguousCache, rooms: Sequence[tuple[Allocation, int, int, int]]
-    ) -> None:
+    def __init__(self, cache: ContiguousCache, writes: Sequence[KVWrite]) -> None:
         self._cache = cache
-        self._rooms = [(*one, torch.tensor(one[0].pages, dtype=torch.long)) for one in rooms]
+        self._writes = [
+            (*write, torch.tensor(write[0].pages, dtype=torch.long)) for write in writes
+        ]
 
     def write(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
-        """k, v: [T, Hkv, d] of the call's packed tokens."""
+        """k, v: [T, Hkv, d] of the packed tokens of the call."""
         cache = self._cache
-        for room, place, start, end, pages in self._rooms:
-            shelf = cache.shelves[room.shelf]
-            for stored, kept, new in (
-                (shelf.keys, cache.keys, k),
-                (shelf.values, cache.values, v),
+        for allocation, position, start, end, pages in self._writes:
+            size_class = cache.size_classes[allocation.size_class]
+            for stored, prefixes, new in (
+                (size_class.keys, cache.keys, k),
+                (size_class.values, cache.values, v),
             ):
-                row = stored[layer][room.slot]
-                row[:, place : place + end - start] = new[start:end].transpose(0, 1)
-                if place == room.reused > 0:
-                    row[:, : room.reused] = kept[layer][pages].flatten(0, 1).transpose(0, 1)
+                slot = stored[layer][allocation.slot]
+                slot[:, position : position + end - start] = new[start:end].transpose(0, 1)
+                reused = allocation.reused
+                if position == reused > 0:
+                    slot[:, :reused] = prefixes[layer][pages].flatten(0, 1).transpose(0, 1)
 
 
-class _Run:
-    """Rows that stand side by side on one shelf, as one decode step sees them.
+class _SlotRun:
+    """Neighbouring slots of one size class, as a decode step reads them.
 
-    index: their numbers in the batch, None when they are the batch in order. places: where the new
-    token of each goes.
+    index: their rows in the batch, None when they are the whole batch in order.
+    last: index of the newest token of each.
+    span: tokens of each slot that are read.
     """
 
     def __init__(
         self,
-        shelf: SizeClass,
-        first: int,
+        size_class: SizeClass,
+        first_slot: int,
         index: list[int],
-        filled: Sequence[int],
-        rows: int,
-        whole: bool,
+        seq_lens: Sequence[int],
+        batch_size: int,
+        whole_slots: bool,
     ) -> None:
-        self.shelf = shelf
-        self.slots = slice(first, first + len(index))
-        self.index = None if index == list(range(rows)) else torch.tensor(index)
+        self.size_class = size_class
+        self.slots = slice(first_slot, first_slot + len(index))
+        self.index = None if index == list(range(batch_size)) else torch.tensor(index)
         self.rows = torch.arange(len(index))
-        self.places = torch.tensor([filled[i] - 1 for i in index])
-        self.span = max(filled[i] for i in index)
-        # Batched products copy keys that do not lie in one piece: reading hidden ones is cheaper.
-        self._whole = whole and shelf.size <= WASTE * self.span
-        if self._whole:
-            self.span = shelf.size
-        self._look()
+        self.last = torch.tensor([seq_lens[i] - 1 for i in index])
+        self.span = max(seq_lens[i] for i in index)
+        # Batched products copy keys that are not contiguous: reading masked ones is cheaper.
+        self._whole_slots = whole_slots and size_class.size <= WASTE * self.span
+        if self._whole_slots:
+            self.span = size_class.size
+        self._update_visible()
 
-    def _look(self) -> None:
-        self.visible = torch.arange(self.span) <= self.places[:, None]
+    def _update_visible(self) -> None:
+        self.visible = torch.arange(self.span) <= self.last[:, None]
         self.masks: dict[int | None, torch.Tensor] = {}
 
     def advance(self) -> None:
-        self.places = self.places + 1
-        self.span += not self._whole
-        self._look()
+        self.last = self.last + 1
+        self.span += not self._whole_slots
+        self._update_visible()
 
     def visible_within(self, window: int | None) -> torch.Tensor:
-        """What each row sees: bool [rows, span]."""
+        """Returns which tokens each row attends to: bool [rows, span]."""
         if window is None or window >= self.span:
             return self.visible
-        return self.visible & (torch.arange(self.span) > self.places[:, None] - window)
+        return self.visible & (torch.arange(self.span) > self.last[:, None] - window)
 
     def mask(self, window: int | None, dtype: torch.dtype) -> torch.Tensor:
-        """What is added to the scores: 0 or -inf, [rows, 1, 1, span]; made once for all layers."""
+        """Returns what is added to the scores: 0 or -inf, [rows, 1, 1, span]; cached for all
+        layers.
+        """
         if window not in self.masks:
             hidden = ~self.visible_within(window)
             mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, float("-inf"))
@@ -268,35 +293,35 @@ class _Run:
 
 
 class ContiguousBatch:
-    """Attend for one decode step after the other over shelves."""
+    """Attention of successive decode steps of one batch over a contiguous cache."""
 
     def __init__(
-        self, cache: ContiguousCache, rooms: Sequence[Allocation], filled: Sequence[int]
+        self, cache: ContiguousCache, allocations: Sequence[Allocation], seq_lens: Sequence[int]
     ) -> None:
-        self.lengths = [1] * len(rooms)
+        self.lengths = [1] * len(allocations)
         self._name = cache.name
-        order = sorted(range(len(rooms)), key=lambda i: (rooms[i].shelf, rooms[i].slot))
+        places = [(allocation.size_class, allocation.slot) for allocation in allocations]
         runs: list[list[int]] = []
-        for i in order:
-            last = rooms[runs[-1][-1]] if runs else None
-            if last and (last.shelf, last.slot + 1) == (rooms[i].shelf, rooms[i].slot):
+        for i in sorted(range(len(places)), key=places.__getitem__):
+            size_class, slot = places[i]
+            if runs and places[runs[-1][-1]] == (size_class, slot - 1):
                 runs[-1].append(i)
             else:
                 runs.append([i])
         self._runs = [
-            _Run(
-                cache.shelves[rooms[i[0]].shelf],
-                rooms[i[0]].slot,
-                i,
-                filled,
-                len(rooms),
+            _SlotRun(
+                cache.size_classes[allocations[run[0]].size_class],
+                allocations[run[0]].slot,
+                run,
+                seq_lens,
+                len(allocations),
                 cache.name == "products",
             )
-            for i in runs
+            for run in runs
         ]
 
     def advance(self) -> None:
-        """Every row has one token more."""
+        """Every sequence has one token more."""
         for run in self._runs:
             run.advance()
 
@@ -313,22 +338,23 @@ class ContiguousBatch:
         out = torch.empty_like(q)
         for run in self._runs:
             i = run.index
-            assert i is not None, "one run of all rows is the case above"
+            assert i is not None, "one run of the whole batch is the case above"
             out[i] = self._attend(run, layer, q[i], k[i], v[i], window)
         return out
 
     def _attend(
         self,
-        run: _Run,
+        run: _SlotRun,
         layer: int,
         q: torch.Tensor,
         k: torch.Tensor,
         v: torch.Tensor,
         window: int | None,
     ) -> torch.Tensor:
-        keys, values = run.shelf.keys[layer][run.slots], run.shelf.values[layer][run.slots]
-        keys[run.rows, :, run.places] = k
-        values[run.rows, :, run.places] = v
+        size_class = run.size_class
+        keys, values = size_class.keys[layer][run.slots], size_class.values[layer][run.slots]
+        keys[run.rows, :, run.last] = k
+        values[run.rows, :, run.last] = v
         keys, values = keys[:, :, : run.span], values[:, :, : run.span]
         if self._name == "eager":
             mask = run.visible_within(window)[:, None, None]

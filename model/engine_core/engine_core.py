@@ -1,245 +1,272 @@
-"""The running engine: a queue, a cache, the rows that run, and one step after the other.
+"""The engine's loop: each step admits and prefills waiting sequences, then decodes running ones.
 
-Turns rows into completions. What a step began and could not finish leaves no trace: its rows wait
-again or stay as they were. It does not know how requests are checked or where they come from.
+A step that fails leaves no trace: its sequences wait again, or stay as they were.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections import abc
 
 from mediamill.model.engine_core.kv_budget import out_of_memory, release_unused
 from mediamill.model.engine_core.model_runner import Cache, ModelRunner
 from mediamill.model.engine_core.running_batch import RunningBatch, chooser_for
 from mediamill.model.engine_core.scheduler import OomBackoff, Scheduler, SchedulerLimits
-from mediamill.model.engine_core.scoring import measure
-from mediamill.model.engine_core.sequence import Row
-from mediamill.model.engine_core.stats import EngineStats, Tally
+from mediamill.model.engine_core.scoring import score_and_pool
+from mediamill.model.engine_core.sequence import Sequence
+from mediamill.model.engine_core.stats import Counters, EngineStats
 from mediamill.model.generation.chooser import Choice
 from mediamill.model.requests import Completion, failed
 
-# Times that memory may run out with one row alone in hand; what else holds memory may change.
-_TRIES = 2
+# A sequence fails when memory runs out so often in steps that hold it alone. Not the first time:
+# other users of the memory may free some.
+_MAX_OOM = 2
 
-Said = list[tuple[int, float, list[tuple[int, float]]]]
+# For each sequence: its token, the token's logprob, and the likeliest tokens with theirs.
+Sampled = list[tuple[int, float, list[tuple[int, float]]]]
 
 
 class EngineCore:
-    """steps: the network's side. make_cache: called once, before the first row."""
+    """Runs sequences from the waiting queue to their completions."""
 
     def __init__(
         self,
-        steps: ModelRunner,
-        make_cache: Callable[[], Cache],
+        model_runner: ModelRunner,
+        make_cache: abc.Callable[[], Cache],
         limits: SchedulerLimits,
-        shares: bool,
+        share_prefixes: bool,
     ) -> None:
-        self.steps = steps
-        self.cache: Cache | None = None
-        self.scheduler = Scheduler(limits, shares)
-        self.running = RunningBatch(steps)
-        self.done: list[Completion] = []
+        """make_cache: called once, before the first sequence."""
+        self.model_runner = model_runner
+        self.running = RunningBatch(model_runner)
+        self._scheduler = Scheduler(limits, share_prefixes)
+        self._cache: Cache | None = None
         self._make_cache = make_cache
-        self._tally = Tally()
-        self._relief = OomBackoff()
+        self._completions: list[Completion] = []
+        self._counters = Counters()
+        self._decode_backoff = OomBackoff()
 
-    def open_cache(self) -> Cache:
-        """The cache, made at first use."""
-        if self.cache is None:
-            self.cache = self._make_cache()
-        return self.cache
+    @property
+    def cache(self) -> Cache:
+        """The KV cache, made at first use."""
+        if self._cache is None:
+            self._cache = self._make_cache()
+        return self._cache
 
-    def step(self, most_rows: int) -> None:
-        """Prefill what fits beside the running rows, then one token more for each of them.
-        Completions are in `done`.
+    def add(self, sequence: Sequence) -> None:
+        """Appends a sequence to the waiting queue."""
+        self._scheduler.waiting.append(sequence)
+
+    def refuse(self, completion: Completion) -> None:
+        """Adds the completion of a request that failed."""
+        self._counters.failed += 1
+        self._completions.append(completion)
+
+    def free_slots(self, batch_size: int) -> int:
+        """Returns how many sequences to add so that a batch of `batch_size` is full, or one waits
+        if it is full already.
         """
-        self._tally.steps += 1
-        self._prefill(most_rows)
+        free = max(1, batch_size - len(self.running.sequences))
+        return max(0, free - len(self._scheduler.waiting))
+
+    def step(self, batch_size: int) -> None:
+        """Prefills what fits beside the running sequences, then decodes one token of each."""
+        self._counters.steps += 1
+        self._prefill(batch_size)
         self._decode()
 
+    def take_completions(self, ids: abc.Container[str] | None = None) -> list[Completion]:
+        """Removes and returns the completions that are ready: those of `ids`, or all."""
+        ready = self._completions
+        self._completions = [] if ids is None else [c for c in ready if c.id not in ids]
+        return ready if ids is None else [c for c in ready if c.id in ids]
+
+    def put_back_completions(self, completions: list[Completion]) -> None:
+        """Returns completions that were taken, for a later `take_completions`."""
+        self._completions += completions
+
     def cancel(self, request_id: str) -> bool:
-        """Whether there was such a row; its completion is in `done` then."""
-        row = self.scheduler.remove(request_id)
-        if row is None:
-            row = next((r for r in self.running.rows if r.request.id == request_id), None)
-            if row is None:
+        """Stops a sequence and completes it; returns False if there is no such sequence."""
+        seq = self._scheduler.remove(request_id)
+        if seq is None:
+            seq = next((s for s in self.running.sequences if s.request.id == request_id), None)
+            if seq is None:
                 return False
-            self._leave([row])
-        self._tally.cancelled += 1
-        self.done.append(row.completion(cancelled=True))
+            self._stop([seq])
+        self._counters.cancelled += 1
+        self._completions.append(seq.completion(cancelled=True))
         return True
 
     def clear(self) -> None:
-        """Forget every row, and what they have said."""
-        self._close(self.running.rows)
-        self.running.forget()
-        self.running.rows = []
-        self.scheduler.waiting.clear()
-        self.steps.forget()
-        self.done = []
-
-    def refuse(self, completion: Completion) -> None:
-        """Answer a request that never becomes a row."""
-        self._tally.failed += 1
-        self.done.append(completion)
+        """Drops every sequence and every completion."""
+        self._free(self.running.sequences)
+        self.running.clear()
+        self._scheduler.waiting.clear()
+        self.model_runner.clear_encoder_cache()
+        self._completions = []
 
     def stats(self) -> EngineStats:
-        """All counts now."""
-        cache = self.cache
+        """Returns the current statistics."""
+        cache = self._cache
         return EngineStats(
-            **vars(self._tally),
-            visual_tokens=self.steps.visual_tokens,
-            vision_seconds=self.steps.vision_seconds,
-            rows=len(self.running.rows),
+            **vars(self._counters),
+            visual_tokens=self.model_runner.visual_tokens,
+            vision_seconds=self.model_runner.vision_seconds,
+            rows=len(self.running.sequences),
             pages=cache.pages if cache else 0,
             pages_in_use=cache.pages_in_use if cache else 0,
             cache_tokens=cache.capacity if cache else 0,
         )
 
-    def _prefill(self, most_rows: int) -> None:
-        if not self.scheduler.waiting:
+    def _prefill(self, batch_size: int) -> None:
+        scheduler, running, runner = self._scheduler, self.running, self.model_runner
+        if not scheduler.waiting:
             return
-        cache, running = self.open_cache(), self.running
-        began = time.perf_counter()
+        cache, start = self.cache, time.perf_counter()
         try:
-            free = most_rows - len(running.rows)
-            rows = self.scheduler.admit(cache, free, bool(running.rows))
+            free = batch_size - len(running.sequences)
+            scheduled = scheduler.admit(cache, free, bool(running.sequences))
         except Exception as error:
             if not out_of_memory(error):
                 raise
-            self._short_of_memory(self.scheduler.relief, 1, error)
-            self._give_up_on(self.scheduler.waiting[0])
+            self._recover_from_oom(scheduler.backoff, 1, error)
+            self._count_oom(scheduler.waiting[0])
             return
-        assert rows or running.rows, "an empty cache has room for every row that was let in"
-        if not rows:
+        sequences = scheduled.sequences
+        assert sequences or running.sequences, "an empty cache has space for every added sequence"
+        if not sequences:
             return
         try:
-            prefilled = self.steps.prefill(rows, cache)
-            starting = [i for i, row in enumerate(rows) if row.generates]
-            said: Said = []
-            if starting:
-                last = [prefilled.places[i, None][-1] for i in starting]
-                logits = self.steps.model.logits(prefilled.hidden[last])
-                new = [rows[i] for i in starting]
-                chooser = chooser_for(new, self.steps)
-                choice = chooser.choose(logits, self.steps.allowed.of(new))
-                said = _read(self.steps.agreed(choice))
-            measured = measure(rows, prefilled, self.steps.model)
-            for row in rows:
-                if row.room is not None and row.room.tokens:
-                    cache.publish(row.room, row.names)
+            output = runner.prefill(scheduled, cache)
+            generating = [i for i, seq in enumerate(sequences) if seq.generates]
+            sampled: Sampled = []
+            if generating:
+                last = [output.rows[i, None][-1] for i in generating]
+                logits = runner.model.logits(output.hidden[last])
+                started = [sequences[i] for i in generating]
+                chooser = chooser_for(started, runner)
+                choice = chooser.choose(logits, runner.token_bitmask.of(started))
+                sampled = _read(runner.broadcast(choice))
+            results = score_and_pool(scheduled, output, runner.model)
+            for seq in sequences:
+                if seq.allocation is not None and seq.allocation.tokens:
+                    cache.publish(seq.allocation, seq.block_hashes)
         except Exception as error:
-            self.scheduler.put_back(rows, cache)
-            self.steps.forget()
+            scheduler.put_back(sequences, cache)
+            runner.clear_encoder_cache()
             if not out_of_memory(error):
                 raise
-            self._short_of_memory(self.scheduler.relief, len(rows), error)
-            if len(rows) == 1:
-                self._give_up_on(rows[0])
+            self._recover_from_oom(scheduler.backoff, len(sequences), error)
+            if len(sequences) == 1:
+                self._count_oom(sequences[0])
             return
-        self.scheduler.relief.succeed(len(rows))
-        tally = self._tally
-        tally.admitted += len(rows)
-        tally.reused_tokens += sum(row.spared for row in rows)
-        for row in rows:
-            row.leader, row.head = None, 0
-        tally.prompt_tokens += prefilled.prompt_tokens
-        tally.rows_peak = max(tally.rows_peak, len(running.rows) + len(rows))
-        tally.pages_peak = max(tally.pages_peak, cache.pages_in_use)
-        self._close([row for row in rows if not row.generates])
-        for row, scores, vector in measured:
-            row.scores += scores
-            row.embedding = vector
-        # Of those that go on, the prompt is known now.
-        self.scheduler.put_back([row for row, *_ in measured if not row.measured], cache)
-        answers = [row.completion() for row, *_ in measured if row.measured]
-        self.done += answers
-        tally.finished += len(answers)
-        if starting:
-            self._guarded(lambda: running.join(new, chooser))
-            self._take(new, said)
-        tally.prefill_seconds += time.perf_counter() - began
+        scheduler.backoff.succeed(len(sequences))
+        counters = self._counters
+        counters.admitted += len(sequences)
+        counters.reused_tokens += scheduled.reused_tokens
+        counters.prompt_tokens += output.prompt_tokens
+        counters.rows_peak = max(counters.rows_peak, len(running.sequences) + len(sequences))
+        counters.pages_peak = max(counters.pages_peak, cache.pages_in_use)
+        self._free([seq for seq in sequences if not seq.generates])
+        done: list[Sequence] = []
+        unfinished: list[Sequence] = []
+        for i, scores, embedding in results:
+            seq = sequences[i]
+            seq.scores += scores
+            seq.embedding = embedding
+            (done if seq.all_scored else unfinished).append(seq)
+        # Their prompts are cached now.
+        scheduler.put_back(unfinished, cache)
+        self._complete(done)
+        if generating:
+            self._update_batch(lambda: running.join(started, chooser))
+            self._append(started, sampled)
+        counters.prefill_seconds += time.perf_counter() - start
 
     def _decode(self) -> None:
-        running, cache = self.running, self.cache
-        if not running.rows or cache is None:
+        running, cache = self.running, self._cache
+        if not running.sequences or cache is None:
             return
         began = time.perf_counter()
-        size = self._relief.bound(len(running.rows))
-        rows = list(running.rows)
-        for start in range(0, len(rows), size):
-            part = rows[start : start + size]
+        sequences = list(running.sequences)
+        size = self._decode_backoff.limit(len(sequences))
+        for start in range(0, len(sequences), size):
+            part = sequences[start : start + size]
             try:
-                whole = len(part) == len(rows)
-                said = _read(running.step(cache) if whole else running.part_step(part, cache))
+                is_whole = len(part) == len(sequences)
+                sampled = _read(running.step(cache) if is_whole else running.step_part(part, cache))
             except Exception as error:
-                running.forget()
+                running.invalidate()
                 if not out_of_memory(error):
                     raise
-                self._short_of_memory(self._relief, len(part), error)
+                self._recover_from_oom(self._decode_backoff, len(part), error)
                 if len(part) == 1:
-                    self._give_up_on(part[0])
+                    self._count_oom(part[0])
                 break
-            self._relief.succeed(len(part))
-            self._take(part, said)
-        self._tally.decode_seconds += time.perf_counter() - began
+            self._decode_backoff.succeed(len(part))
+            self._append(part, sampled)
+        self._counters.decode_seconds += time.perf_counter() - began
 
-    def _take(self, rows: Sequence[Row], said: Said) -> None:
-        """Give each row its token; those that are finished leave."""
-        for row, (token, logprob, top) in zip(rows, said, strict=True):
-            row.append(token, logprob, top)
-            row.tries = 0
-        self._tally.generated_tokens += len(rows)
-        finished = [row for row in rows if row.finished]
-        self._leave(finished)
-        self._tally.finished += len(finished)
-        self.done += [row.completion() for row in finished]
+    def _append(self, sequences: abc.Sequence[Sequence], sampled: Sampled) -> None:
+        """Appends a token to each sequence, and completes those that are finished."""
+        for seq, (token, logprob, top) in zip(sequences, sampled, strict=True):
+            seq.append(token, logprob, top)
+            seq.oom_count = 0
+        self._counters.generated_tokens += len(sequences)
+        finished = [seq for seq in sequences if seq.finished]
+        self._stop(finished)
+        self._complete(finished)
 
-    def _leave(self, rows: Sequence[Row]) -> None:
-        self._close(rows)
-        self._guarded(lambda: self.running.drop(rows))
+    def _complete(self, sequences: abc.Sequence[Sequence]) -> None:
+        self._counters.finished += len(sequences)
+        self._completions += [seq.completion() for seq in sequences]
 
-    def _close(self, rows: Sequence[Row]) -> None:
-        for row in rows:
-            if row.room is not None and self.cache is not None:
-                self.cache.close(row.room)
-            row.room = None
+    def _stop(self, sequences: abc.Sequence[Sequence]) -> None:
+        """Removes sequences from the running batch, and frees their cache."""
+        self._free(sequences)
+        self._update_batch(lambda: self.running.remove(sequences))
 
-    def _guarded(self, change: Callable[[], None]) -> None:
-        """Change the running rows; what fails for want of memory is built anew by the next step."""
+    def _free(self, sequences: abc.Sequence[Sequence]) -> None:
+        for seq in sequences:
+            if seq.allocation is not None and self._cache is not None:
+                self._cache.free(seq.allocation)
+            seq.allocation = None
+
+    def _update_batch(self, update: abc.Callable[[], None]) -> None:
+        """Changes the running batch; if memory runs out, the next step builds its tensors again."""
         try:
-            change()
+            update()
         except Exception as error:
-            self.running.forget()
+            self.running.invalidate()
             if not out_of_memory(error):
                 raise
 
-    def _short_of_memory(self, relief: OomBackoff, rows: int, error: Exception) -> None:
-        if self.steps.model.collectives.size > 1:
+    def _recover_from_oom(self, backoff: OomBackoff, count: int, error: Exception) -> None:
+        """Frees memory and lowers the limit after memory ran out with `count` sequences at once."""
+        if self.model_runner.model.collectives.size > 1:
             raise error  # the other ranks went on, or wait for this one: they are out of step
-        self._tally.shortages += 1
-        relief.halve(rows)
-        # The frames of the traceback hold what the step had made.
+        self._counters.shortages += 1
+        backoff.halve(count)
+        # The frames of the traceback hold the tensors of the step.
         error.__traceback__ = None
-        release_unused(self.steps.model.device)
+        release_unused(self.model_runner.model.device)
 
-    def _give_up_on(self, row: Row) -> None:
-        """Memory ran out with this row alone in hand: the second time it is answered so."""
-        row.tries += 1
-        if row.tries < _TRIES:
+    def _count_oom(self, seq: Sequence) -> None:
+        """Counts that memory ran out with this sequence alone, and fails it the second time."""
+        seq.oom_count += 1
+        if seq.oom_count < _MAX_OOM:
             return
-        if row.room is None:
-            self.scheduler.waiting.remove(row)
+        if seq.allocation is None:
+            self._scheduler.waiting.remove(seq)
         else:
-            self._leave([row])
-        sentence = (
-            f"there is not enough memory for the request, with {len(row.prompt)} prompt tokens and "
-            f"{row.patches} patches, even alone"
+            self._stop([seq])
+        message = (
+            f"there is not enough memory for the request, with {len(seq.prompt)} prompt tokens and "
+            f"{seq.patches} patches, even alone"
         )
-        self.refuse(failed(row.request, sentence, out_of_memory=True))
+        self.refuse(failed(seq.request, message, out_of_memory=True))
 
 
-def _read(choice: Choice) -> Said:
-    """The chosen tokens on the host. The one place of a step that waits for the device."""
+def _read(choice: Choice) -> Sampled:
+    """Returns the chosen tokens on the host. The only device synchronization of a step."""
     tops: list[list[tuple[int, float]]] = [[] for _ in range(len(choice.tokens))]
     if choice.top_ids is not None and choice.top_logprobs is not None:
         pairs = zip(choice.top_ids.tolist(), choice.top_logprobs.tolist(), strict=True)

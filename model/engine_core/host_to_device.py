@@ -1,8 +1,8 @@
-"""Copies of tensors to a GPU beside its work: turns host tensors into device tensors that arrive.
+"""Host-to-device copies that overlap with the work of a GPU.
 
-What is sent at once goes through one page-locked buffer and one copy, on a stream of its own; two
-buffers take turns, so that one fills while the other is on its way. On any other device nothing is
-copied ahead. It does not know what the tensors mean.
+The tensors of one call go through one page-locked buffer and one copy, on a separate stream. There
+are two buffers, so that one fills while the other is being copied. For other devices nothing is
+copied ahead.
 """
 
 from collections.abc import Sequence
@@ -12,33 +12,34 @@ import torch
 
 from mediamill.model.inputs import VisualInput
 
-# Tensors begin at multiples of this many bytes, as vectorised kernels want them.
+# Tensors begin at multiples of this many bytes, for vectorized kernels.
 ALIGNMENT = 256
 
 
-class Arriving:
-    """Tensors on their way to the device."""
+class PendingCopy:
+    """Tensors that are being copied to the device."""
 
-    def __init__(self, tensors: list[torch.Tensor], arrived: torch.cuda.Event | None) -> None:
+    def __init__(self, tensors: list[torch.Tensor], done: torch.cuda.Event | None) -> None:
         self._tensors = tensors
-        self._arrived = arrived
+        self._done = done
 
     def tensors(self) -> list[torch.Tensor]:
-        """The tensors, in the order in which they were sent.
+        """Returns the device tensors, in the order of the call.
 
-        Work queued after this call waits for them; the caller does not.
+        Work that is queued on the current stream after this call waits for them; the caller does
+        not.
         """
-        if self._arrived is not None:
-            here = torch.cuda.current_stream(self._tensors[0].device)
-            here.wait_event(self._arrived)
+        if self._done is not None:
+            stream = torch.cuda.current_stream(self._tensors[0].device)
+            stream.wait_event(self._done)
             for tensor in self._tensors:
-                # The memory came from the other stream; it must not be given away while in use.
-                tensor.record_stream(here)
+                # The memory belongs to the other stream, which must not reuse it too early.
+                tensor.record_stream(stream)
         return self._tensors
 
 
-class Sender:
-    """Sends tensors to one device. Not thread-safe: one sender per thread."""
+class HostToDeviceCopier:
+    """Copies tensors to one device. Not thread-safe: one copier per thread."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -46,62 +47,64 @@ class Sender:
         if device.type == "cuda":
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._buffers = [torch.empty(0, dtype=torch.uint8) for _ in range(2)]
-        self._sent: list[torch.cuda.Event | None] = [None, None]
-        self._turn = 0
+        self._done: list[torch.cuda.Event | None] = [None, None]
+        self._next = 0
 
-    def send(self, tensors: Sequence[torch.Tensor]) -> Arriving:
-        """Begin to copy host tensors of any dtypes and shapes; they may change afterwards."""
+    def copy(self, tensors: Sequence[torch.Tensor]) -> PendingCopy:
+        """Begins to copy host tensors of any dtypes and shapes; they may be changed afterwards."""
         if self._stream is None:
-            return Arriving([tensor.to(self.device) for tensor in tensors], None)
-        places, size = layout([tensor.nbytes for tensor in tensors])
+            return PendingCopy([tensor.to(self.device) for tensor in tensors], None)
+        offsets, size = layout([tensor.nbytes for tensor in tensors])
         if size == 0:
-            return Arriving([tensor.to(self.device) for tensor in tensors], None)
-        turn, self._turn = self._turn, 1 - self._turn
-        last = self._sent[turn]
-        if last is not None:
-            last.synchronize()
-        if len(self._buffers[turn]) < size:
-            self._buffers[turn] = torch.empty(size, dtype=torch.uint8, pin_memory=True)
-        staged = self._buffers[turn][:size]
-        pack(tensors, places, staged)
+            return PendingCopy([tensor.to(self.device) for tensor in tensors], None)
+        index, self._next = self._next, 1 - self._next
+        previous = self._done[index]
+        if previous is not None:
+            previous.synchronize()
+        if len(self._buffers[index]) < size:
+            self._buffers[index] = torch.empty(size, dtype=torch.uint8, pin_memory=True)
+        packed = self._buffers[index][:size]
+        pack(tensors, offsets, packed)
         with torch.cuda.stream(self._stream):
-            there = staged.to(self.device, non_blocking=True)
-            arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            arrived.record(self._stream)
-        self._sent[turn] = arrived
-        return Arriving(unpack(there, places, tensors), arrived)
+            on_device = packed.to(self.device, non_blocking=True)
+            done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            done.record(self._stream)
+        self._done[index] = done
+        return PendingCopy(unpack(on_device, offsets, tensors), done)
 
 
-def send_visuals(sender: Sender, visuals: Sequence[VisualInput]) -> tuple[VisualInput, ...]:
-    """The same media with their patches on the device, for work queued after this call."""
-    arriving = sender.send([visual.patches for visual in visuals]).tensors()
+def copy_visuals(
+    copier: HostToDeviceCopier, visuals: Sequence[VisualInput]
+) -> tuple[VisualInput, ...]:
+    """Returns the media with their patches on the device, for work queued after this call."""
+    tensors = copier.copy([visual.patches for visual in visuals]).tensors()
     return tuple(
-        replace(visual, patches=patches) for visual, patches in zip(visuals, arriving, strict=True)
+        replace(visual, patches=patches) for visual, patches in zip(visuals, tensors, strict=True)
     )
 
 
 def layout(sizes: Sequence[int]) -> tuple[list[int], int]:
-    """Where tensors of `sizes` bytes begin in one buffer, and the bytes it needs."""
-    places, end = [], 0
+    """Returns where tensors of `sizes` bytes begin in one buffer, and the size of the buffer."""
+    offsets, end = [], 0
     for size in sizes:
-        places.append(end)
+        offsets.append(end)
         end += -(-size // ALIGNMENT) * ALIGNMENT
-    return places, end
+    return offsets, end
 
 
-def pack(tensors: Sequence[torch.Tensor], places: Sequence[int], into: torch.Tensor) -> None:
-    """Copy the bytes of the tensors to their places in uint8 [bytes]."""
-    for tensor, place in zip(tensors, places, strict=True):
+def pack(tensors: Sequence[torch.Tensor], offsets: Sequence[int], buffer: torch.Tensor) -> None:
+    """Copies the bytes of the tensors to their offsets in a buffer, uint8 [bytes]."""
+    for tensor, offset in zip(tensors, offsets, strict=True):
         if tensor.numel():
-            room = into[place : place + tensor.nbytes]
-            room.view(tensor.dtype).view(tensor.shape).copy_(tensor)
+            target = buffer[offset : offset + tensor.nbytes]
+            target.view(tensor.dtype).view(tensor.shape).copy_(tensor)
 
 
 def unpack(
-    packed: torch.Tensor, places: Sequence[int], like: Sequence[torch.Tensor]
+    buffer: torch.Tensor, offsets: Sequence[int], like: Sequence[torch.Tensor]
 ) -> list[torch.Tensor]:
-    """The tensors again, as views into uint8 [bytes]."""
+    """Returns the packed tensors as views into the buffer, uint8 [bytes]."""
     return [
-        packed[place : place + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
-        for tensor, place in zip(like, places, strict=True)
+        buffer[offset : offset + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+        for tensor, offset in zip(like, offsets, strict=True)
     ]

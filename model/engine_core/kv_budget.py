@@ -1,8 +1,4 @@
-"""How much memory a key-value cache may take, measured; and which errors mean that there was none.
-
-Turns a loaded network and the largest work of one step into tokens of cache. It does not know
-pages.
-"""
+"""Measures how many tokens the KV cache may hold, and recognizes out-of-memory errors."""
 
 import math
 import os
@@ -17,19 +13,19 @@ from mediamill.model.inputs import VisualInput, VisualKind
 from mediamill.model.layers.attention import AttentionName, PackedCausalAttention
 from mediamill.model.media.image_rules import ImageRules
 
-# Of the memory that is free: on a GPU what is left is for fragments, on a CPU for other programs.
-GPU_PART, CPU_PART = 0.9, 0.5
+# Fractions of the free memory: the rest is for fragmentation on a GPU, for other programs on a CPU.
+GPU_FRACTION, CPU_FRACTION = 0.9, 0.5
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that memory was missing, of a GPU or of the machine."""
+    """Whether an error means that memory of a GPU or of the machine ran out."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
 
 
 def release_unused(device: torch.device) -> None:
-    """Give back what nobody holds any more, so that it can be taken in other sizes."""
+    """Returns unused cached memory to the device, for allocations of other sizes."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
 
@@ -38,21 +34,23 @@ def cache_tokens(
     model: Qwen2VL,
     rules: Mapping[VisualKind, ImageRules],
     attention: AttentionName,
-    rows: int,
+    batch_size: int,
     prefill_tokens: int,
     vision_patches: int,
 ) -> int:
-    """Tokens for which a cache may take memory now, at most `rows` whole contexts.
+    """Returns the number of tokens that a KV cache may hold: at most `batch_size` whole contexts.
 
-    On a GPU nine tenths of what is free once the largest prefill and the largest call of the vision
-    tower have been tried; on a CPU half of the memory that programs can still get.
+    On a GPU it takes nine tenths of the memory that is free during the largest prefill and the
+    largest call of the vision tower, which are run for this; on a CPU half of what is available.
     """
     text = model.config.text
     if model.device.type == "cuda":
-        free = _free_on_gpu(model, rules, attention, prefill_tokens, vision_patches) * GPU_PART
+        free = _free_on_gpu(model, rules, attention, prefill_tokens, vision_patches) * GPU_FRACTION
     else:
-        free = available_memory() * CPU_PART
-    return max(1, min(rows * text.context_length, int(free / bytes_per_token(text, model.dtype))))
+        free = available_memory() * CPU_FRACTION
+    return max(
+        1, min(batch_size * text.context_length, int(free / bytes_per_token(text, model.dtype)))
+    )
 
 
 @torch.inference_mode()
@@ -63,7 +61,7 @@ def _free_on_gpu(
     prefill_tokens: int,
     vision_patches: int,
 ) -> int:
-    """Bytes that are free while the largest step runs."""
+    """Returns the bytes that are free while the largest step runs."""
     device, merge = model.device, model.config.vision.spatial_merge_size
     torch.cuda.synchronize(device)
     torch.cuda.empty_cache()
@@ -88,10 +86,10 @@ def _free_on_gpu(
 
 
 def available_memory() -> int:
-    """Bytes that programs on this machine, or in this container, can still take.
+    """Returns the bytes that programs on this machine, or in this container, can still allocate.
 
-    Linux: MemAvailable of /proc/meminfo, which counts the file cache as free, and what a control
-    group still allows. Elsewhere a quarter of the machine's memory.
+    On Linux the smaller of MemAvailable of /proc/meminfo, which counts the file cache as free, and
+    what is left of the cgroup's limit. Elsewhere a quarter of the machine's memory.
     """
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
@@ -106,8 +104,8 @@ def available_memory() -> int:
         ),
     ):
         try:
-            allowed = int(Path(limit).read_text(encoding="ascii"))
-            free = min(free, allowed - int(Path(usage).read_text(encoding="ascii")))
-        except (OSError, ValueError):  # "max", or no such group
+            maximum = int(Path(limit).read_text(encoding="ascii"))
+            free = min(free, maximum - int(Path(usage).read_text(encoding="ascii")))
+        except (OSError, ValueError):  # "max", or no such cgroup
             continue
     return max(0, free)

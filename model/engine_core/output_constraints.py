@@ -1,7 +1,6 @@
-"""Turns what a rule asks of the words of an answer into what keeps it: stop strings and grammars.
+"""Builds the stop-string and JSON-grammar constraints of a request.
 
-Both need the checkpoint's tokenizer, which is loaded by the first request that asks for it. It does
-not know rows.
+Both need the checkpoint's tokenizer, which the first request with a constraint loads.
 """
 
 from collections.abc import Callable
@@ -13,19 +12,23 @@ from mediamill.model.text.tokenizer import Tokenizer
 
 
 class OutputConstraints:
-    """tokenizer: None until it is needed. vocabulary: logits of the network."""
+    """The constraints of one engine's requests.
+
+    tokenizer: None until it is needed.
+    """
 
     def __init__(self, load_tokenizer: Callable[[], Tokenizer] | None, vocabulary: int) -> None:
+        """vocabulary: number of logits. load_tokenizer: None refuses all constraints."""
         self.tokenizer: Tokenizer | None = None
         self._load = load_tokenizer
         self._vocabulary = vocabulary
         self._grammars: Grammars | None = None
 
     def problem(self, rule: GenerationRule) -> str | None:
-        """Why the rule cannot be followed, or None. After it `tokenizer` and `matcher` are there
-        for what the rule has.
+        """Returns why the rule cannot be followed, or None. Loads the tokenizer and compiles the
+        grammar that the rule needs; call it before `tokenizer` and `matcher`.
         """
-        for wish, needed in (
+        for constraint, needed in (
             ("stop strings", bool(rule.stop)),
             ("a JSON schema", rule.json_schema is not None),
         ):
@@ -34,14 +37,14 @@ class OutputConstraints:
             try:
                 if self.tokenizer is None:
                     if self._load is None:
-                        return f"the request has {wish}, and the engine has no tokenizer"
+                        return f"the request has {constraint}, and the engine has no tokenizer"
                     tokenizer = self._load()
                     tokenizer.token_bytes(0)
                     self.tokenizer = tokenizer
                 if rule.json_schema is not None and self._grammars is None:
                     self._grammars = Grammars(self.tokenizer, self._vocabulary)
             except ModelError as error:
-                return f"the request has {wish}, and {error}"
+                return f"the request has {constraint}, and {error}"
         try:
             self.matcher(rule)
         except ValueError as error:
@@ -49,7 +52,7 @@ class OutputConstraints:
         return None
 
     def matcher(self, rule: GenerationRule) -> Matcher | None:
-        """Of a new answer; None for a rule without a schema."""
+        """Returns the matcher of a new output; None for a rule without a schema."""
         if rule.json_schema is None:
             return None
         assert self._grammars is not None, "made by `problem`"

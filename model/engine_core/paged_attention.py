@@ -1,8 +1,7 @@
-"""Attention of one new token per row over keys and values that lie in pages.
+"""Decode attention over a paged KV cache: one new token per sequence, by one of three kernels.
 
-Turns queries and a paged cache into attended values, by one of three kernels: "gather" copies each
-row's pages together (any device; what the others are held against), "varlen" is torch's own flash
-kernel, "triton" is ours. It does not know how pages are handed out.
+"gather" copies the pages of each sequence together; it runs on any device, and is the reference for
+the others. "varlen" is torch's own flash kernel, "triton" is ours.
 """
 
 import functools
@@ -20,18 +19,18 @@ PagedKernel = Literal["gather", "triton", "varlen"]
 def choose_kernel(
     device: torch.device, dtype: torch.dtype, head_dim: int, page_size: int
 ) -> PagedKernel:
-    """The fastest kernel that can run here: "varlen", then "triton", then "gather"."""
+    """Returns the fastest kernel that can run: "varlen", then "triton", then "gather"."""
     if supports_pages(device, dtype, head_dim, page_size):
         return "varlen"
-    ours = _triton_decode()
-    if ours is not None and ours.missing(device, dtype, head_dim) is None:
+    triton = _triton_decode()
+    if triton is not None and triton.missing(device, dtype, head_dim) is None:
         return "triton"
     return "gather"
 
 
 @functools.cache
 def _triton_decode() -> ModuleType | None:
-    """Our kernels, or None where triton is not installed."""
+    """Returns the module of our kernels, or None if triton is not installed."""
     try:
         from mediamill.model.engine_core import triton_decode
     except ImportError:
@@ -44,32 +43,35 @@ def paged_decode(
     keys: torch.Tensor,
     values: torch.Tensor,
     block_table: torch.Tensor,
-    filled: torch.Tensor,
+    seq_lens: torch.Tensor,
     window: int | None,
     kernel: PagedKernel,
-    longest: int | None = None,
+    max_seq_len: int | None = None,
 ) -> torch.Tensor:
-    """Softmax attention of q [B, H, d] over each row's pages, scale 1/sqrt(d) -> [B, H, d].
+    """Softmax attention of q [B, H, d] over the pages of each sequence, scale 1/sqrt(d); returns
+    [B, H, d].
 
-    keys, values: [pages, page_size, Hkv, d], contiguous, of q's dtype; query head i reads head
-        i // (H / Hkv). Nothing beyond a row's tokens is read into the result, NaN neither.
-    block_table: int32 [B, max_pages], the pages of each row in order. filled: int32 [B], tokens
-        per row, the new one included, at least 1.
-    window: a row sees only its last `window` tokens; None: all.
-    longest: a bound on `filled` that the caller knows without asking the device; None: all that
-        the table can hold.
+    keys, values: [pages, page_size, Hkv, d], contiguous, of q's dtype. Query head i reads head
+        i // (H / Hkv). Slots after a sequence's tokens do not affect the result, even if NaN.
+    block_table: int32 [B, max_pages], the pages of each sequence in order.
+    seq_lens: int32 [B], tokens per sequence, the new one included, at least 1.
+    window: attend only to the last `window` tokens; None: to all.
+    max_seq_len: an upper bound of `seq_lens` that the caller knows without a device
+        synchronization; None: all that the table can hold.
     """
     page_size = keys.shape[1]
-    held = block_table.shape[1] * page_size
-    longest = held if longest is None else min(longest, held)
+    capacity = block_table.shape[1] * page_size
+    max_seq_len = capacity if max_seq_len is None else min(max_seq_len, capacity)
     if kernel == "varlen":
-        return flash_paged(q, keys, values, block_table, filled, window, longest)
+        return flash_paged(q, keys, values, block_table, seq_lens, window, max_seq_len)
     if kernel == "triton":
-        ours = _triton_decode()
-        assert ours is not None, "checked by choose_kernel"
-        out: torch.Tensor = ours.paged_decode(q, keys, values, block_table, filled, window, longest)
+        triton = _triton_decode()
+        assert triton is not None, "checked by choose_kernel"
+        out: torch.Tensor = triton.paged_decode(
+            q, keys, values, block_table, seq_lens, window, max_seq_len
+        )
         return out
-    return _gather(q, keys, values, block_table, filled, window, longest)
+    return _gather(q, keys, values, block_table, seq_lens, window, max_seq_len)
 
 
 def _gather(
@@ -77,18 +79,18 @@ def _gather(
     keys: torch.Tensor,
     values: torch.Tensor,
     block_table: torch.Tensor,
-    filled: torch.Tensor,
+    seq_lens: torch.Tensor,
     window: int | None,
-    longest: int,
+    max_seq_len: int,
 ) -> torch.Tensor:
-    table = block_table[:, : -(-longest // keys.shape[1])]
-    places = torch.arange(longest, device=q.device)
-    visible = places < filled[:, None]
+    table = block_table[:, : -(-max_seq_len // keys.shape[1])]
+    index = torch.arange(max_seq_len, device=q.device)
+    visible = index < seq_lens[:, None]
     if window is not None:
-        visible = visible & (places >= filled[:, None] - window)
-    # Hidden tokens enter the products with weight 0, and 0 * NaN is NaN: they are made 0.
+        visible = visible & (index >= seq_lens[:, None] - window)
+    # Masked tokens enter the products with weight 0, and 0 * NaN is NaN: they are set to 0.
     k, v = (
-        pages[table].flatten(1, 2)[:, :longest].masked_fill(~visible[:, :, None, None], 0)
+        pages[table].flatten(1, 2)[:, :max_seq_len].masked_fill(~visible[:, :, None, None], 0)
         for pages in (keys, values)
     )
     out = attention(

@@ -1,22 +1,21 @@
-"""A key-value cache in pages: each row's tokens lie in pages from anywhere in one pool.
-
-Turns reservations into pages, shares those of a common beginning, and gives prefill and decode what
-they write to and read. It does not know requests or weights.
+"""A paged KV cache: the tokens of each sequence lie in pages from anywhere in one block pool, and
+sequences share the pages of a common prefix.
 """
 
 from collections.abc import Sequence
 
 import torch
 
-from mediamill.model.engine_core.allocation import Allocation, layer_tensors
+from mediamill.model.engine_core.allocation import Allocation, KVWrite, layer_tensors
 from mediamill.model.engine_core.block_pool import BlockPool
 from mediamill.model.engine_core.paged_attention import PagedKernel, choose_kernel, paged_decode
 from mediamill.model.layers.shapes import TextConfig
 
 
 class PagedCache:
-    """keys, values: per layer [pages + 1, page_size, Hkv, d]; the last page, `scratch_page`, is
-    nobody's: what fills up a batch may write there.
+    """keys, values: per layer [pages + 1, page_size, Hkv, d].
+
+    scratch_page: the last page, which belongs to no sequence; padding of a batch may write there.
     """
 
     def __init__(
@@ -28,7 +27,7 @@ class PagedCache:
         device: torch.device,
         kernel: PagedKernel | None = None,
     ) -> None:
-        """tokens: room in all, cut down to whole pages. kernel: None chooses the fastest."""
+        """tokens: capacity, rounded down to whole pages. kernel: None chooses the fastest."""
         self.page_size = page_size
         self.pool = BlockPool(max(1, tokens // page_size))
         self.scratch_page = self.pool.total
@@ -53,103 +52,106 @@ class PagedCache:
     def pages_in_use(self) -> int:
         return self.pool.in_use
 
-    def open(self, tokens: int, names: Sequence[bytes] = ()) -> Allocation | None:
-        """Returns an allocation for `tokens` tokens that begin with the cached pages `names`, or
-        None while there is no space. tokens 0: for reading those pages only.
+    def allocate(self, tokens: int, block_hashes: Sequence[bytes] = ()) -> Allocation | None:
+        """Returns an allocation for `tokens` tokens that begin with the cached pages of these
+        hashes, or None while there is no space. tokens 0: for reading those pages only.
         """
-        shared = self.pool.share(names)
-        fresh = self.pool.take(max(0, -(-tokens // self.page_size) - len(shared)))
-        if fresh is None:
+        shared = self.pool.share(block_hashes)
+        new = self.pool.allocate(max(0, -(-tokens // self.page_size) - len(shared)))
+        if new is None:
             self.pool.release(shared)
             return None
-        return Allocation(tokens, shared + fresh, len(shared) * self.page_size)
+        return Allocation(tokens, shared + new, len(shared) * self.page_size)
 
-    def close(self, room: Allocation) -> None:
-        """Give the room back."""
-        self.pool.release(room.pages)
-        room.pages = []
+    def free(self, allocation: Allocation) -> None:
+        """Frees the allocation."""
+        self.pool.release(allocation.pages)
+        allocation.pages = []
 
-    def publish(self, room: Allocation, names: Sequence[bytes]) -> None:
-        """Let later rows share the room's first pages: names of pages that are filled now."""
-        for page, name in zip(room.pages, names, strict=False):
-            self.pool.name(page, name)
-
-    def writer(self, rooms: Sequence[tuple[Allocation, int, int, int]]) -> "PageWriter":
-        """What a prefill stores with. rooms: each room, the place in it of the first new token, and
-        which of the call's packed tokens are the new ones: start, end.
+    def publish(self, allocation: Allocation, block_hashes: Sequence[bytes]) -> None:
+        """Lets later sequences with these block hashes share the allocation's first pages, which
+        are filled.
         """
-        return PageWriter(self, rooms)
+        for page, block_hash in zip(allocation.pages, block_hashes, strict=False):
+            self.pool.set_hash(page, block_hash)
 
-    def batch(self, rooms: Sequence[Allocation], filled: Sequence[int]) -> "PagedBatch":
-        """The state of a decode step. filled: tokens of each row, the new one included."""
-        return PagedBatch(self, rooms, filled)
+    def writer(self, writes: Sequence[KVWrite]) -> "PageWriter":
+        """Returns what stores the new keys and values of a prefill."""
+        return PageWriter(self, writes)
+
+    def batch(self, allocations: Sequence[Allocation], seq_lens: Sequence[int]) -> "PagedBatch":
+        """Returns the state of a decode step. seq_lens: tokens of each sequence, the new one
+        included.
+        """
+        return PagedBatch(self, allocations, seq_lens)
 
 
 class PageWriter:
-    """Stores the new keys and values of a prefill's rows, layer by layer."""
+    """Stores the new keys and values of a prefill, layer by layer."""
 
-    def __init__(
-        self, cache: PagedCache, rooms: Sequence[tuple[Allocation, int, int, int]]
-    ) -> None:
-        size, places, sources = cache.page_size, [], []
-        for room, place, start, end in rooms:
-            at = torch.arange(place, place + end - start)
-            places.append(torch.tensor(room.pages)[at // size] * size + at % size)
+    def __init__(self, cache: PagedCache, writes: Sequence[KVWrite]) -> None:
+        size, slots, sources = cache.page_size, [], []
+        for allocation, position, start, end in writes:
+            index = torch.arange(position, position + end - start)
+            slots.append(torch.tensor(allocation.pages)[index // size] * size + index % size)
             sources.append(torch.arange(start, end))
-        nothing = torch.zeros(0, dtype=torch.long)
-        self._places = torch.cat(places or [nothing]).to(cache.device, non_blocking=True)
-        self._sources = torch.cat(sources or [nothing]).to(cache.device, non_blocking=True)
+        empty = torch.zeros(0, dtype=torch.long)
+        self._slots = torch.cat(slots or [empty]).to(cache.device, non_blocking=True)
+        self._sources = torch.cat(sources or [empty]).to(cache.device, non_blocking=True)
         self._cache = cache
 
     def write(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
-        """k, v: [T, Hkv, d] of the call's packed tokens."""
+        """k, v: [T, Hkv, d] of the packed tokens of the call."""
         for stored, new in ((self._cache.keys, k), (self._cache.values, v)):
-            stored[layer].flatten(0, 1).index_copy_(0, self._places, new[self._sources])
+            stored[layer].flatten(0, 1).index_copy_(0, self._slots, new[self._sources])
 
 
 class PagedBatch:
-    """Rows of one decode step after the other. Tensors on the device: block_table int32 [B, most
-    pages], filled int32 [B], slots int64 [B] (page * page_size + offset of the new token).
+    """The inputs of successive decode steps of one batch, on the device.
+
+    block_table: int32 [B, largest number of pages].
+    seq_lens: int32 [B], tokens of each sequence, the new one included.
+    slots: int64 [B], where the new token goes: page * page_size + offset.
     """
 
     def __init__(
-        self, cache: PagedCache, rooms: Sequence[Allocation], filled: Sequence[int]
+        self, cache: PagedCache, allocations: Sequence[Allocation], seq_lens: Sequence[int]
     ) -> None:
         self.cache = cache
-        self.longest = max(filled)
-        width = max(len(room.pages) for room in rooms)
-        table = [room.pages + [0] * (width - len(room.pages)) for room in rooms]
+        self.max_seq_len = max(seq_lens)
+        width = max(len(allocation.pages) for allocation in allocations)
+        table = [a.pages + [0] * (width - len(a.pages)) for a in allocations]
         self.block_table = torch.tensor(table, dtype=torch.int32).to(cache.device)
-        self.filled = torch.tensor(filled, dtype=torch.int32).to(cache.device)
-        self._place()
+        self.seq_lens = torch.tensor(seq_lens, dtype=torch.int32).to(cache.device)
+        self._update_slots()
 
-    def _place(self) -> None:
-        last, size = self.filled.long() - 1, self.cache.page_size
+    def _update_slots(self) -> None:
+        last, size = self.seq_lens.long() - 1, self.cache.page_size
         page = self.block_table.gather(1, (last // size)[:, None])[:, 0].long()
         self.slots = page * size + last % size
 
     def advance(self) -> None:
-        """Every row has one token more."""
-        self.filled = self.filled + 1
-        self.longest += 1
-        self._place()
+        """Every sequence has one token more."""
+        self.seq_lens = self.seq_lens + 1
+        self.max_seq_len += 1
+        self._update_slots()
 
 
 class PagedDecode:
-    """Attend for one decode step over pages: stores the new token of each row, then attends."""
+    """Attention of one decode step over pages: stores the new token of each sequence first."""
 
     def __init__(
         self,
         cache: PagedCache,
         block_table: torch.Tensor,
-        filled: torch.Tensor,
+        seq_lens: torch.Tensor,
         slots: torch.Tensor,
-        longest: int | None = None,
+        max_seq_len: int | None = None,
     ) -> None:
         self.lengths = [1] * len(slots)
         self._cache = cache
-        self._table, self._filled, self._slots = block_table, filled, slots
-        self._longest = longest
+        self._table, self._filled, self._slots = block_table, seq_lens, slots
+        self._longest = max_seq_len
 
     def __call__(
         self,

@@ -1,8 +1,7 @@
-"""Attention of a prefill: packed pieces of prompts, some of which go on after known tokens.
+"""Attention of a prefill over packed chunks, some of which continue cached pages or other chunks.
 
-Turns a list of pieces into what a decoder layer calls. Pieces that stand alone go through packed
-attention together; each of the others sees its own context and nothing else, and those with the
-same context go through attention together. It does not know what the pieces are for.
+Chunks without context go through packed attention together. Each of the others attends to its own
+context and itself; neighbours with the same context go through attention together.
 """
 
 from collections.abc import Sequence
@@ -18,11 +17,11 @@ from mediamill.model.layers.kernels import window_mask
 
 
 @dataclass(frozen=True)
-class Piece:
+class PackedChunk:
     """A run of new tokens of one sequence.
 
-    pages: of the cache, holding all that comes before, full. after: number of the piece of the same
-    call whose context and tokens come before, instead.
+    pages: full pages of the cache that hold all tokens before it.
+    after: instead, index of the chunk of the same call whose context and tokens come before it.
     """
 
     tokens: int
@@ -30,48 +29,48 @@ class Piece:
     after: int | None = None
 
     @property
-    def alone(self) -> bool:
-        return not self.pages and self.after is None
+    def has_context(self) -> bool:
+        return bool(self.pages) or self.after is not None
 
 
 class PageStore(Protocol):
-    """Where pages are read: per layer [pages, page_size, Hkv, d]."""
+    """Cached pages: per layer [pages, page_size, Hkv, d]."""
 
     keys: list[torch.Tensor]
     values: list[torch.Tensor]
 
 
 class Writer(Protocol):
-    """What stores a call's new keys and values."""
+    """Stores the new keys and values of a call."""
 
     def write(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
-        """k, v: [T, Hkv, d] of the call's packed tokens."""
+        """k, v: [T, Hkv, d] of the packed tokens of the call."""
 
 
-class Prefill:
-    """Attend for a prefill. The pieces that stand alone come first, the others after what they
-    follow.
+class PrefillAttention:
+    """Attention of one prefill. Chunks without context come first, the others after the chunk that
+    they continue.
     """
 
     def __init__(
         self,
-        pieces: Sequence[Piece],
+        chunks: Sequence[PackedChunk],
         store: PageStore,
         writer: Writer,
         name: AttentionName,
         device: torch.device,
     ) -> None:
-        self.lengths = [piece.tokens for piece in pieces]
-        self._pieces, self._store, self._writer, self._name = pieces, store, writer, name
+        self.lengths = [chunk.tokens for chunk in chunks]
+        self._chunks, self._store, self._writer, self._name = chunks, store, writer, name
         self._starts = [0, *accumulate(self.lengths)]
         self._page_size = store.keys[0].shape[1]
-        self._count = sum(piece.alone for piece in pieces)
-        assert all(piece.alone for piece in pieces[: self._count]), "pieces alone come first"
+        self._count = sum(not chunk.has_context for chunk in chunks)
+        assert not any(c.has_context for c in chunks[: self._count]), "those without come first"
         self._packed = self._starts[self._count]
         self._pages = {
-            piece.pages: torch.tensor(piece.pages, device=device) for piece in pieces if piece.pages
+            chunk.pages: torch.tensor(chunk.pages, device=device) for chunk in chunks if chunk.pages
         }
-        self._groups = self._grouped()
+        self._groups = self._group_by_context()
         self._masks: dict[tuple[tuple[int, ...], int, int | None], torch.Tensor] = {}
         self._boundaries: Boundaries | None = None
         if name == "flash" and self._count:
@@ -88,12 +87,12 @@ class Prefill:
         self._writer.write(layer, k, v)
         out = []
         if self._count:
-            own = slice(0, self._packed)
+            packed = slice(0, self._packed)
             out.append(
                 packed_attention(
-                    q[own],
-                    k[own],
-                    v[own],
+                    q[packed],
+                    k[packed],
+                    v[packed],
                     self.lengths[: self._count],
                     causal=True,
                     name=self._name,
@@ -103,10 +102,10 @@ class Prefill:
             )
         for group in self._groups:
             rows = slice(self._starts[group.start], self._starts[group.stop])
-            keys = torch.cat([*self._before(group.start, self._store.keys[layer], k), k[rows]])
-            values = torch.cat([*self._before(group.start, self._store.values[layer], v), v[rows]])
+            keys = torch.cat([*self._context(group.start, self._store.keys[layer], k), k[rows]])
+            values = torch.cat([*self._context(group.start, self._store.values[layer], v), v[rows]])
             lengths = tuple(self.lengths[group.start : group.stop])
-            found = attention(
+            attended = attention(
                 q[rows].transpose(0, 1)[None],
                 keys.transpose(0, 1)[None],
                 values.transpose(0, 1)[None],
@@ -114,54 +113,54 @@ class Prefill:
                 mask=self._mask(lengths, len(keys), window, q.device),
                 name=self._name,
             )
-            out.append(found[0].transpose(0, 1))
+            out.append(attended[0].transpose(0, 1))
         return out[0] if len(out) == 1 else torch.cat(out)
 
-    def _grouped(self) -> list[range]:
-        """Pieces that do not stand alone, in runs that follow the same one.
+    def _group_by_context(self) -> list[range]:
+        """Returns the chunks with context in runs that continue the same chunk.
 
-        A run has no more tokens than come before it: so many products are hidden again at most.
+        A run has at most as many tokens as its context, which bounds the masked-out work.
         """
         groups: list[range] = []
-        for number in range(self._count, len(self._pieces)):
-            after = self._pieces[number].after
+        for index in range(self._count, len(self._chunks)):
+            after = self._chunks[index].after
             last = groups[-1] if groups else None
-            if last and after is not None and after == self._pieces[last.start].after:
-                tokens = self._starts[number + 1] - self._starts[last.start]
-                if tokens <= self._tokens_before(number):
-                    groups[-1] = range(last.start, number + 1)
+            if last and after is not None and after == self._chunks[last.start].after:
+                tokens = self._starts[index + 1] - self._starts[last.start]
+                if tokens <= self._context_tokens(index):
+                    groups[-1] = range(last.start, index + 1)
                     continue
-            groups.append(range(number, number + 1))
+            groups.append(range(index, index + 1))
         return groups
 
-    def _tokens_before(self, number: int) -> int:
-        piece = self._pieces[number]
-        if piece.after is None:
-            return len(piece.pages) * self._page_size
-        return self._tokens_before(piece.after) + self.lengths[piece.after]
+    def _context_tokens(self, index: int) -> int:
+        chunk = self._chunks[index]
+        if chunk.after is None:
+            return len(chunk.pages) * self._page_size
+        return self._context_tokens(chunk.after) + self.lengths[chunk.after]
 
-    def _before(self, number: int, pages: torch.Tensor, new: torch.Tensor) -> list[torch.Tensor]:
-        """Keys or values of all that a piece sees before its own: [tokens, Hkv, d] each."""
-        piece = self._pieces[number]
-        if piece.after is not None:
-            own = new[self._starts[piece.after] : self._starts[piece.after + 1]]
-            return [*self._before(piece.after, pages, new), own]
-        return [pages[self._pages[piece.pages]].flatten(0, 1)] if piece.pages else []
+    def _context(self, index: int, pages: torch.Tensor, new: torch.Tensor) -> list[torch.Tensor]:
+        """Returns the keys or values of a chunk's context, in parts of [tokens, Hkv, d]."""
+        chunk = self._chunks[index]
+        if chunk.after is not None:
+            before = new[self._starts[chunk.after] : self._starts[chunk.after + 1]]
+            return [*self._context(chunk.after, pages, new), before]
+        return [pages[self._pages[chunk.pages]].flatten(0, 1)] if chunk.pages else []
 
     def _mask(
         self, lengths: tuple[int, ...], keys: int, window: int | None, device: torch.device
     ) -> torch.Tensor:
-        """What pieces of `lengths` see: the context that they have in common, and themselves."""
+        """Returns what chunks of `lengths` attend to: their common context, and each itself."""
         key = (lengths, keys, window)
         if key not in self._masks:
-            before = keys - sum(lengths)
-            mask = torch.zeros(keys - before, keys, dtype=torch.bool, device=device)
+            context = keys - sum(lengths)
+            mask = torch.zeros(keys - context, keys, dtype=torch.bool, device=device)
             start = 0
             for length in lengths:
-                own = window_mask(length, before + length, window, device)
+                alone = window_mask(length, context + length, window, device)
                 rows = mask[start : start + length]
-                rows[:, :before] = own[:, :before]
-                rows[:, before + start : before + start + length] = own[:, before:]
+                rows[:, :context] = alone[:, :context]
+                rows[:, context + start : context + start + length] = alone[:, context:]
                 start += length
             self._masks[key] = mask[None, None]
         return self._masks[key]

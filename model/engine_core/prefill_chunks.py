@@ -1,92 +1,101 @@
-"""Turns the rows of a prefill into spans: runs of new tokens that lie side by side.
+"""Divides a prefill into chunks: runs of new tokens that are packed one after the other.
 
-What several rows begin with is one span, from which those of the rows go on. What becomes of the
-tokens is not known here.
+A prefix that several sequences share is one chunk; the rest of each sequence follows it.
 """
 
-from collections.abc import Sequence
+from collections import abc
 from dataclasses import dataclass
 
 import torch
 
-from mediamill.model.engine_core.sequence import Row
+from mediamill.model.engine_core.scheduler import ScheduledPrefill
+from mediamill.model.engine_core.sequence import Sequence
 
 
 @dataclass(frozen=True)
-class Span:
-    """New tokens of one sequence, or of the beginning that some have in common.
+class PrefillChunk:
+    """New tokens of one sequence, or of a prefix that some share.
 
-    rows: their numbers. begin: the place in the prompt of the first token. prompt: how many tokens
-    are of the prompt; the others are of a continuation. continuation: its number, or None when the
-    span is of the prompt alone. after: number of the span that it goes on from. is_head: it ends
-    before the prompt does.
+    members: indices of the sequences.
+    start: index in the prompt of the first token.
     positions: int64 [3, tokens].
+    prompt_tokens: how many of the tokens are prompt; the others are of a continuation.
+    continuation: its index; None when the chunk is all prompt.
+    after: index of the chunk that this one continues.
+    is_shared_prefix: the chunk ends before the prompts do.
     """
 
-    rows: tuple[int, ...]
-    begin: int
+    members: abc.Sequence[int]
+    start: int
     ids: list[int]
     positions: torch.Tensor
-    prompt: int
+    prompt_tokens: int
     continuation: int | None = None
     after: int | None = None
-    is_head: bool = False
+    is_shared_prefix: bool = False
 
     @property
-    def row(self) -> int:
-        """The first of its rows, or its only one."""
-        return self.rows[0]
+    def sequence(self) -> int:
+        """Index of its first or only sequence."""
+        return self.members[0]
 
 
-def spans_of(rows: Sequence[Row], apart: bool) -> list[Span]:
-    """Beginnings that stand alone, then those that go on from pages, then what goes on from these.
+def build_chunks(scheduled: ScheduledPrefill, repeat_prompts: bool) -> list[PrefillChunk]:
+    """Returns the chunks in the order of the packed call: those without context, those that
+    continue cached pages, and those that continue another chunk.
 
-    apart: no two sequences have the same keys, as where the frequencies follow the length.
+    repeat_prompts: compute the prompt again for each continuation; needed where the rotary
+    frequencies, and so the keys, depend on the length of the sequence.
     """
-    led: dict[int, list[int]] = {}
-    numbers = {id(row): number for number, row in enumerate(rows)}
-    for number, row in enumerate(rows):
-        if row.leader is not None:
-            led.setdefault(numbers[id(row.leader)], []).append(number)
-    first = []
-    for number, row in enumerate(rows):
-        if row.request.skips_language or row.leader is not None:
+    sequences = scheduled.sequences
+    followers = {i for prefix in scheduled.shared_prefixes.values() for i in prefix.followers}
+    first: list[PrefillChunk] = []
+    for index, seq in enumerate(sequences):
+        if seq.request.skips_language or index in followers:
             continue
-        reused = 0 if row.room is None else row.room.reused
-        end = row.head if number in led else len(row.prompt)
-        first.append(_of_prompt((number, *led.get(number, ())), row, reused, end))
-    continued = []
-    for number, row in enumerate(rows):
-        for k, tokens in enumerate(row.part):
-            # The last token is only looked for, never looked at.
-            fed = list(tokens[:-1])
-            places = torch.arange(row.following, row.following + len(fed)).expand(3, -1)
-            if apart and fed:
-                whole = torch.cat((row.positions, places), dim=1)
-                first.append(Span((number,), 0, row.prompt + fed, whole, len(row.prompt), k))
-            elif fed:
-                continued.append((number, fed, places, k))
-    first.sort(key=lambda span: bool((room := rows[span.row].room) and room.reused))
-    tails = [
-        _of_prompt((number,), rows[number], head.begin + head.prompt, len(rows[number].prompt), i)
-        for i, head in enumerate(first)
-        if head.is_head
-        for number in head.rows
+        prefix = scheduled.shared_prefixes.get(index)
+        members = range(prefix.start, prefix.stop) if prefix else (index,)
+        end = prefix.tokens if prefix else len(seq.prompt)
+        first.append(_prompt_chunk(members, seq, seq.reused, end))
+    continued: list[tuple[int, list[int], torch.Tensor, int]] = []
+    for index, (seq, continuations) in enumerate(
+        zip(sequences, scheduled.continuations, strict=True)
+    ):
+        for k, tokens in enumerate(continuations):
+            # The last token is only scored; nothing follows from it.
+            inputs = list(tokens[:-1])
+            start = seq.next_position
+            positions = torch.arange(start, start + len(inputs)).expand(3, -1)
+            if repeat_prompts and inputs:
+                whole, length = torch.cat((seq.positions, positions), dim=1), len(seq.prompt)
+                first.append(PrefillChunk((index,), 0, seq.prompt + inputs, whole, length, k))
+            elif inputs:
+                continued.append((index, inputs, positions, k))
+    first.sort(key=lambda chunk: sequences[chunk.sequence].reused > 0)
+    rests = [
+        _prompt_chunk((i,), sequences[i], chunk.prompt_tokens + chunk.start, None, number)
+        for number, chunk in enumerate(first)
+        if chunk.is_shared_prefix
+        for i in chunk.members
     ]
-    own = {span.row: i for i, span in enumerate(first) if span.continuation is None}
+    chunk_of = {chunk.sequence: i for i, chunk in enumerate(first) if chunk.continuation is None}
     return [
         *first,
-        *tails,
+        *rests,
         *(
-            Span((number,), len(rows[number].prompt), fed, places, 0, k, own[number])
-            for number, fed, places, k in continued
+            PrefillChunk((i,), len(sequences[i].prompt), inputs, positions, 0, k, chunk_of[i])
+            for i, inputs, positions, k in continued
         ),
     ]
 
 
-def _of_prompt(
-    numbers: tuple[int, ...], row: Row, begin: int, end: int, after: int | None = None
-) -> Span:
-    ids, positions = row.prompt[begin:end], row.positions[:, begin:end]
-    is_head = end < len(row.prompt)
-    return Span(numbers, begin, ids, positions, end - begin, None, after, is_head)
+def _prompt_chunk(
+    members: abc.Sequence[int],
+    seq: Sequence,
+    start: int,
+    end: int | None,
+    after: int | None = None,
+) -> PrefillChunk:
+    ids, positions = seq.prompt[start:end], seq.positions[:, start:end]
+    is_shared_prefix = start + len(ids) < len(seq.prompt)
+    return PrefillChunk(members, start, ids, positions, len(ids), None, after, is_shared_prefix)

@@ -1,7 +1,4 @@
-"""Turns a request into a row that can be answered, or into the reason why it never can.
-
-It does not know what else is running.
-"""
+"""Checks that a request can be answered, and computes the positions of its tokens."""
 
 from collections.abc import Mapping, Sequence
 from typing import get_args
@@ -18,29 +15,29 @@ from mediamill.model.requests import Pooling, Request
 def request_problem(
     request: Request, config: Qwen2VLConfig, rules: Mapping[VisualKind, ImageRules]
 ) -> str | None:
-    """Why the request can never be answered, as far as its own content tells, or None."""
+    """Returns why the request can never be answered, judged by its own content, or None."""
     if not request.input_ids:
         return "the prompt is empty"
-    # The vision tower knows no context.
+    # The vision tower has no context length.
     if not request.skips_language and (
         problem := _length_problem(request, config.text.context_length)
     ):
         return problem
-    top = config.text.vocab_size
-    if min(request.input_ids) < 0 or max(request.input_ids) >= top:
-        return f"the prompt holds a token id outside 0..{top - 1}"
-    if any(not 0 <= token < top for one in request.continuations for token in one):
-        return f"a continuation holds a token id outside 0..{top - 1}"
+    vocabulary = config.text.vocab_size
+    if min(request.input_ids) < 0 or max(request.input_ids) >= vocabulary:
+        return f"the prompt holds a token id outside 0..{vocabulary - 1}"
+    if any(not 0 <= token < vocabulary for ids in request.continuations for token in ids):
+        return f"a continuation holds a token id outside 0..{vocabulary - 1}"
     return _mode_problem(request) or _media_problem(request, config, rules)
 
 
 def _length_problem(request: Request, limit: int) -> str | None:
     tokens = len(request.input_ids)
-    # What generates needs a place for one token more.
+    # To generate, there must be space for one more token.
     if tokens > limit or (tokens == limit and request.mode == "generate"):
         return f"the prompt has {tokens} tokens, and the model's context is {limit}"
-    longest = max((len(one) for one in request.continuations), default=0)
-    # The last token of a continuation is only looked for, never looked at.
+    longest = max((len(ids) for ids in request.continuations), default=0)
+    # The last token of a continuation is only scored; it is no input of the model.
     if tokens + longest - 1 > limit:
         return (
             f"the prompt has {tokens} tokens and a continuation {longest}, and the model's context "
@@ -72,7 +69,7 @@ def _media_problem(
         return f"there are {len(names)} media names, and {len(request.visuals)} media"
     pad_ids = {"image": config.image_token_id, "video": config.video_token_id}
     for kind, token in pad_ids.items():
-        pads = sum(1 for i in request.input_ids if i == token)
+        pads = sum(i == token for i in request.input_ids)
         tokens = sum(v.tokens for v in request.visuals if v.kind == kind)
         if pads != tokens:
             return f"the prompt has {pads} {kind} tokens, and its {kind}s have {tokens}"
@@ -91,27 +88,27 @@ def _media_problem(
     return None
 
 
-def placed_media(
+def place_media(
     input_ids: Sequence[int], visuals: Sequence[VisualInput], config: Qwen2VLConfig
 ) -> tuple[torch.Tensor, int, list[int]]:
-    """Where a prompt's tokens stand: positions int64 [3, tokens], the position that follows, and
-    the index of the first pad token of each medium.
+    """Returns the positions of a prompt's tokens, int64 [3, tokens], the position after the prompt,
+    and the index of the first pad token of each medium.
 
-    Raises ValueError where the media are not in the order of their pad tokens.
+    Raises ValueError if the media are not in the order of their pad tokens.
     """
     pad_ids = (config.image_token_id, config.video_token_id)
     grids = [visual.grid_thw for visual in visuals]
     merge = config.vision.spatial_merge_size
-    positions, following = mrope_positions(input_ids, grids, pad_ids, config.mrope, merge)
+    positions, next_position = mrope_positions(input_ids, grids, pad_ids, config.mrope, merge)
     if not visuals:
-        return positions, following, []
+        return positions, next_position, []
     pads = [i for i, token in enumerate(input_ids) if token in pad_ids]
-    first, seen = [], 0
+    starts, seen = [], 0
     for number, visual in enumerate(visuals):
-        wanted = pad_ids[visual.kind == "video"]
-        own = pads[seen : seen + visual.tokens]
+        pad_id = pad_ids[visual.kind == "video"]
+        media_pads = pads[seen : seen + visual.tokens]
         seen += visual.tokens
-        if any(input_ids[i] != wanted for i in own):
+        if any(input_ids[i] != pad_id for i in media_pads):
             raise ValueError(f"medium {number} is of another kind than its pad tokens")
-        first.append(own[0])
-    return positions, following, first
+        starts.append(media_pads[0])
+    return positions, next_position, starts

@@ -1,94 +1,105 @@
-"""The running rows as the device needs them for decode steps.
+"""The running sequences as the tensors of decode steps.
 
-Turns rows, whose truth is on the host, into tensors that go on from step to step, and builds them
-anew whenever the rows change. It does not know where rows come from or when they end.
+The sequences are the truth; the tensors advance with each step, and are built again whenever the
+sequences change.
 """
 
-from collections.abc import Sequence
+from collections import abc
 
 import torch
 
-from mediamill.model.engine_core.model_runner import Batch, Cache, ModelRunner
-from mediamill.model.engine_core.sequence import Row
+from mediamill.model.engine_core.model_runner import Cache, DecodeBatch, ModelRunner
+from mediamill.model.engine_core.sequence import Sequence
 from mediamill.model.generation.chooser import Choice, Chooser
 
 
 class RunningBatch:
-    """rows: in the order of the batch; changed only by `join` and `drop`."""
+    """sequences: in the order of the batch; changed only by `join`, `remove` and `clear`."""
 
-    def __init__(self, steps: ModelRunner) -> None:
-        self.rows: list[Row] = []
-        self._steps = steps
+    def __init__(self, model_runner: ModelRunner) -> None:
+        self.sequences: list[Sequence] = []
+        self._model_runner = model_runner
         self._chooser: Chooser | None = None
-        self._batch: Batch | None = None
+        self._batch: DecodeBatch | None = None
         self._tokens = self._positions = torch.zeros(0, dtype=torch.long)
 
-    def join(self, rows: Sequence[Row], chooser: Chooser) -> None:
-        """Add rows, with the rules that have made their first tokens."""
-        before, mine = self.rows, self._chooser
-        # Where the next lines fail for want of memory, everything is built anew from the rows.
-        self.forget()
-        self.rows = [*before, *rows]
+    def join(self, sequences: abc.Sequence[Sequence], chooser: Chooser) -> None:
+        """Adds sequences, with the chooser of their first tokens."""
+        before, current = self.sequences, self._chooser
+        # If memory runs out below, everything is built again from the sequences.
+        self.invalidate()
+        self.sequences = [*before, *sequences]
         if not before:
             self._chooser = chooser
-        elif mine is not None:
-            mine.join(chooser)
-            self._chooser = mine
+        elif current is not None:
+            current.join(chooser)
+            self._chooser = current
 
-    def drop(self, gone: Sequence[Row]) -> None:
-        """Take rows out."""
-        if not gone:
+    def remove(self, sequences: abc.Sequence[Sequence]) -> None:
+        """Removes sequences."""
+        if not sequences:
             return
-        left = {id(row) for row in gone}
-        kept = [i for i, row in enumerate(self.rows) if id(row) not in left]
-        mine = self._chooser
-        self.forget()
-        self.rows = [self.rows[i] for i in kept]
-        if kept and mine is not None:
-            mine.keep(kept)
-            self._chooser = mine
+        removed = {id(seq) for seq in sequences}
+        remaining = [i for i, seq in enumerate(self.sequences) if id(seq) not in removed]
+        current = self._chooser
+        self.invalidate()
+        self.sequences = [self.sequences[i] for i in remaining]
+        if remaining and current is not None:
+            current.select(remaining)
+            self._chooser = current
 
-    def forget(self) -> None:
-        """Let go of all that is on the device; a step that failed may have left it half done."""
+    def clear(self) -> None:
+        """Removes all sequences."""
+        self.invalidate()
+        self.sequences = []
+
+    def invalidate(self) -> None:
+        """Drops the tensors; a failed step may have left them inconsistent."""
         self._chooser, self._batch = None, None
 
     def step(self, cache: Cache) -> Choice:
-        """The next token of every row, not yet given to it."""
-        steps = self._steps
+        """Returns the next token of every sequence; the caller appends them."""
+        runner = self._model_runner
         if self._chooser is None:
-            self._chooser = chooser_for(self.rows, steps)
+            self._chooser = chooser_for(self.sequences, runner)
         if self._batch is None:
-            self._tokens, self._positions, self._batch = self._built(self.rows, cache)
+            self._tokens, self._positions, self._batch = self._build(self.sequences, cache)
         else:
             self._batch.advance()
             self._positions = self._positions + 1
-        logits = steps.decode(self._tokens, self._positions, self._batch)
-        choice = steps.agreed(self._chooser.choose(logits, steps.allowed.of(self.rows)))
+        logits = runner.decode(self._tokens, self._positions, self._batch)
+        bitmask = runner.token_bitmask.of(self.sequences)
+        choice = runner.broadcast(self._chooser.choose(logits, bitmask))
         self._tokens = choice.tokens
         return choice
 
-    def part_step(self, rows: Sequence[Row], cache: Cache) -> Choice:
-        """The next token of some of the rows, with nothing kept: for when memory is short."""
-        self.forget()
-        tokens, positions, batch = self._built(rows, cache)
-        logits = self._steps.decode(tokens, positions, batch)
-        chooser = chooser_for(rows, self._steps)
-        return self._steps.agreed(chooser.choose(logits, self._steps.allowed.of(rows)))
+    def step_part(self, sequences: abc.Sequence[Sequence], cache: Cache) -> Choice:
+        """Returns the next token of some of the sequences, and keeps no tensors; for use when
+        memory is short.
+        """
+        self.invalidate()
+        runner = self._model_runner
+        logits = runner.decode(*self._build(sequences, cache))
+        chooser = chooser_for(sequences, runner)
+        return runner.broadcast(chooser.choose(logits, runner.token_bitmask.of(sequences)))
 
-    def _built(self, rows: Sequence[Row], cache: Cache) -> tuple[torch.Tensor, torch.Tensor, Batch]:
-        device = self._steps.model.device
-        rooms = [row.room for row in rows if row.room is not None]
-        batch = cache.batch(rooms, [row.filled for row in rows])
-        tokens = torch.tensor([row.output[-1] for row in rows]).to(device)
-        places = [row.following + len(row.output) - 1 for row in rows]
-        return tokens, torch.tensor(places).to(device), batch
+    def _build(
+        self, sequences: abc.Sequence[Sequence], cache: Cache
+    ) -> tuple[torch.Tensor, torch.Tensor, DecodeBatch]:
+        """Returns the last tokens, their positions, and the batch."""
+        device = self._model_runner.model.device
+        allocations = [seq.allocation for seq in sequences if seq.allocation is not None]
+        batch = cache.batch(allocations, [seq.num_tokens for seq in sequences])
+        tokens = torch.tensor([seq.output[-1] for seq in sequences]).to(device)
+        positions = [seq.next_position + len(seq.output) - 1 for seq in sequences]
+        return tokens, torch.tensor(positions).to(device), batch
 
 
-def chooser_for(rows: Sequence[Row], steps: ModelRunner) -> Chooser:
-    """The rules of rows, with all that they have said so far."""
-    device = steps.model.device
-    said = [row.prompt + row.output for row in rows]
-    vocabulary = steps.model.config.text.vocab_size
-    chooser = Chooser([row.rule for row in rows], said, vocabulary, device)
-    chooser.steps = torch.tensor([len(row.output) for row in rows], device=device)
+def chooser_for(sequences: abc.Sequence[Sequence], model_runner: ModelRunner) -> Chooser:
+    """Returns the chooser of these sequences, with all their tokens so far."""
+    device = model_runner.model.device
+    tokens = [seq.prompt + seq.output for seq in sequences]
+    vocabulary = model_runner.model.config.text.vocab_size
+    chooser = Chooser([seq.rule for seq in sequences], tokens, vocabulary, device)
+    chooser.steps = torch.tensor([len(seq.output) for seq in sequences], device=device)
     return chooser

@@ -1,160 +1,237 @@
-"""Turns a queue of rows into what one step can prefill, first come, first served.
+"""Admits waiting sequences to the next prefill, first come, first served.
 
-Knows budgets and the cache's room; neither the network nor tokens. A row at the head that does not
-fit yet holds the queue, so that none waits for ever.
+A sequence at the front of the queue that does not fit yet blocks the queue, so that no large
+request starves.
 """
 
-from collections import deque
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections import abc, deque
+from dataclasses import dataclass, field
+from typing import Protocol
 
+import torch
+
+from mediamill.model.engine_core.allocation import Allocation
+from mediamill.model.engine_core.block_pool import BlockPool
 from mediamill.model.engine_core.kv_budget import out_of_memory
-from mediamill.model.engine_core.model_runner import Cache
-from mediamill.model.engine_core.sequence import Row
+from mediamill.model.engine_core.sequence import Sequence
 
-# Prefills in a row that must go well before a limit that memory has set is doubled again.
-_RECOVERY = 8
-# Where the pages of a beginning are gathered, using them must spare this part of the prompt.
-_WORTH = 8
+# After so many successes at a limit that memory has set, the limit is doubled.
+_SUCCESSES_TO_GROW = 8
+# On a GPU, gathering cached pages pays if they hold 1 / _MIN_CACHED_PART of the prompt.
+_MIN_CACHED_PART = 8
+
+
+class KVCache(Protocol):
+    """What the scheduler needs of a KV cache."""
+
+    page_size: int
+    pool: BlockPool
+    device: torch.device
+
+    def allocate(self, tokens: int, block_hashes: abc.Sequence[bytes]) -> Allocation | None: ...
+
+    def free(self, allocation: Allocation) -> None: ...
 
 
 @dataclass(frozen=True)
 class SchedulerLimits:
-    """What one step may take in, beyond its first row. prefill_tokens: new tokens of prompts and
-    continuations; vision_patches: patches of their media.
+    """What one prefill may hold; its first sequence may exceed it.
+
+    prefill_tokens: new tokens of prompts and continuations.
+    vision_patches: patches of their media.
     """
 
     prefill_tokens: int
     vision_patches: int
 
 
+@dataclass(frozen=True)
+class SharedPrefix:
+    """The sequences `start` to `stop` - 1 of a prefill begin with the same `tokens` tokens, which
+    the first of them computes.
+    """
+
+    start: int
+    stop: int
+    tokens: int
+
+    @property
+    def followers(self) -> range:
+        """Indices of the sequences that take the prefix from the first one."""
+        return range(self.start + 1, self.stop)
+
+
+@dataclass(frozen=True)
+class ScheduledPrefill:
+    """The work of one prefill. Each sequence has its allocation.
+
+    continuations: for each sequence those that this prefill scores.
+    shared_prefixes: by the index of their first sequence.
+    """
+
+    sequences: list[Sequence] = field(default_factory=list)
+    continuations: list[abc.Sequence[abc.Sequence[int]]] = field(default_factory=list)
+    shared_prefixes: dict[int, SharedPrefix] = field(default_factory=dict)
+
+    @property
+    def reused_tokens(self) -> int:
+        """Prompt tokens that need no computation: cached, or shared within this prefill."""
+        reused = [seq.reused for seq in self.sequences]
+        for prefix in self.shared_prefixes.values():
+            for i in prefix.followers:
+                reused[i] = prefix.tokens
+        return sum(reused)
+
+
 class OomBackoff:
-    """How many rows are worked on at once: fewer after memory ran out, more again when all goes
-    well.
+    """Limits how many sequences run at once: halves the limit when memory runs out, and doubles it
+    again after successes.
     """
 
     def __init__(self) -> None:
-        self._most: int | None = None
-        self._good = 0
+        self._limit: int | None = None
+        self._successes = 0
 
-    def bound(self, rows: int) -> int:
-        """At most so many of `rows`."""
-        return rows if self._most is None else min(rows, self._most)
+    def limit(self, count: int) -> int:
+        """Returns how many of `count` sequences may run at once."""
+        return count if self._limit is None else min(count, self._limit)
 
-    def halve(self, rows: int) -> None:
-        """Memory ran out with `rows` at once."""
-        self._most, self._good = max(1, rows // 2), 0
+    def halve(self, count: int) -> None:
+        """Memory ran out with `count` sequences at once."""
+        self._limit, self._successes = max(1, count // 2), 0
 
-    def succeed(self, rows: int) -> None:
-        """It went well with `rows` at once."""
-        if self._most is None or rows < self._most:
+    def succeed(self, count: int) -> None:
+        """A step with `count` sequences at once succeeded."""
+        if self._limit is None or count < self._limit:
             return
-        self._good += 1
-        if self._good >= _RECOVERY:
-            self._most, self._good = 2 * self._most, 0
+        self._successes += 1
+        if self._successes >= _SUCCESSES_TO_GROW:
+            self._limit, self._successes = 2 * self._limit, 0
 
 
 class Scheduler:
-    """The queue in front of a cache. waiting: its rows, the next one first."""
+    """The waiting queue. waiting: its sequences, the next one first."""
 
-    def __init__(self, limits: SchedulerLimits, shares: bool) -> None:
-        """shares: beginnings that other rows have computed are used."""
+    def __init__(self, limits: SchedulerLimits, share_prefixes: bool) -> None:
+        """share_prefixes: use prefixes that others have computed, or compute in this prefill."""
         self.limits = limits
-        self.waiting: deque[Row] = deque()
-        self.relief = OomBackoff()
-        self._shares = shares
+        self.waiting: deque[Sequence] = deque()
+        self.backoff = OomBackoff()
+        self._share_prefixes = share_prefixes
 
-    def admit(self, cache: Cache, free_rows: int, running: bool) -> list[Row]:
-        """Rows for the next prefill, from the head of the queue, each with its room.
+    def admit(self, cache: KVCache, free_slots: int, running: bool) -> ScheduledPrefill:
+        """Takes sequences for the next prefill from the front of the queue, at most `free_slots`,
+        and allocates their part of the cache.
 
-        running: other rows hold room, so that waiting helps. Raises the error of the system when
-        there is no memory for the room of the first row, and nothing to wait for.
+        running: other sequences hold cache that they will free. Raises the error of the system when
+        memory for the first sequence is missing and nothing runs that could free some.
         """
-        rows: list[Row] = []
-        coming: set[bytes] = set()
+        scheduled = ScheduledPrefill()
+        sequences = scheduled.sequences
+        page_size = cache.page_size
+        new_hashes: set[bytes] = set()
         tokens = patches = 0
-        while self.waiting and len(rows) < self.relief.bound(free_rows):
-            row = self.waiting[0]
-            row.leader, row.head = None, 0
-            known = self._known(row, cache)
-            reused = known * cache.page_size
-            leader, head = self._leader(rows, row, reused)
-            if leader is not None:
-                # Pages would spare less, and both have to go on from the same ones.
-                known, reused = leader.spared // cache.page_size, head
-            row.take_part(self.limits.prefill_tokens - (len(row.prompt) - reused))
-            work = row.work - reused
-            if rows and (
+        while self.waiting and len(sequences) < self.backoff.limit(free_slots):
+            seq = self.waiting[0]
+            cached = self._cached_pages(seq, cache)
+            reused = cached * page_size
+            prefix = self._shared_prefix(scheduled, seq, reused)
+            shared = 0
+            if prefix is not None:
+                # Cached pages would save less, and both have to continue from the same pages.
+                shared = reused = prefix.tokens
+                cached = sequences[prefix.start].reused // page_size
+            work = len(seq.prompt) - reused
+            continuations = seq.next_continuations(self.limits.prefill_tokens - work)
+            work += sum(len(continuation) for continuation in continuations)
+            if seq.request.skips_language:
+                work = 0
+            new_patches = seq.patches_from(shared)
+            if sequences and (
                 tokens + work > self.limits.prefill_tokens
-                or patches + row.patches_from(head) > self.limits.vision_patches
-                or (leader is None and self._gains_by_waiting(row, known, coming, cache.page_size))
+                or patches + new_patches > self.limits.vision_patches
+                or (prefix is None and self._gains_by_waiting(seq, cached, new_hashes, page_size))
             ):
                 break
             try:
-                room = cache.open(row.needed, row.names[:known])
+                allocation = cache.allocate(seq.cache_tokens, seq.block_hashes[:cached])
             except Exception as error:
-                if not out_of_memory(error) or not (running or rows):
+                if not out_of_memory(error) or not (running or sequences):
                     raise
-                room = None
-            if room is None:
+                allocation = None
+            if allocation is None:
                 break
-            room.used = len(row.prompt)
-            row.room = room
-            if leader is not None:
-                row.leader, leader.head = leader, head
-            rows.append(self.waiting.popleft())
-            coming.update(row.names if row.needed else ())
+            allocation.used = len(seq.prompt)
+            seq.allocation = allocation
+            if prefix is not None:
+                scheduled.shared_prefixes[prefix.start] = prefix
+            sequences.append(self.waiting.popleft())
+            scheduled.continuations.append(continuations)
+            new_hashes.update(seq.block_hashes if seq.cache_tokens else ())
             tokens += work
-            patches += row.patches_from(head)
-        return rows
+            patches += new_patches
+        return scheduled
 
-    def put_back(self, rows: Sequence[Row], cache: Cache) -> None:
-        """Rows that were admitted and have not begun wait again, at the head, in their order."""
-        for row in reversed(rows):
-            if row.room is not None:
-                cache.close(row.room)
-                row.room = None
-            self.waiting.appendleft(row)
+    def put_back(self, sequences: abc.Sequence[Sequence], cache: KVCache) -> None:
+        """Returns admitted sequences to the front of the queue, in their order, and frees their
+        cache.
+        """
+        for seq in reversed(sequences):
+            if seq.allocation is not None:
+                cache.free(seq.allocation)
+                seq.allocation = None
+            self.waiting.appendleft(seq)
 
-    def remove(self, request_id: str) -> Row | None:
-        """Take a row out of the queue."""
-        for row in self.waiting:
-            if row.request.id == request_id:
-                self.waiting.remove(row)
-                return row
+    def remove(self, request_id: str) -> Sequence | None:
+        """Removes a sequence from the queue and returns it, or None if it is not there."""
+        for seq in self.waiting:
+            if seq.request.id == request_id:
+                self.waiting.remove(seq)
+                return seq
         return None
 
-    def _known(self, row: Row, cache: Cache) -> int:
-        """Pages at the beginning of the row that are there already and worth using."""
-        if not self._shares or row.request.mode == "embed":
+    def _cached_pages(self, seq: Sequence, cache: KVCache) -> int:
+        """Returns how many pages at the beginning of the prompt are cached and worth using."""
+        if not self._share_prefixes or seq.request.mode == "embed":
             return 0
-        # The last token is computed in any case: the next one follows from its hidden state.
-        known = cache.pool.known(row.names[: (len(row.prompt) - 1) // cache.page_size])
-        if cache.device.type != "cpu" and known * cache.page_size * _WORTH < len(row.prompt):
-            return 0
-        return known
+        # The last token is always computed: its hidden state gives the next token.
+        full_pages = (len(seq.prompt) - 1) // cache.page_size
+        cached = cache.pool.count_cached(seq.block_hashes[:full_pages])
+        tokens = cached * cache.page_size
+        pays = cache.device.type == "cpu" or tokens * _MIN_CACHED_PART >= len(seq.prompt)
+        return cached if pays else 0
 
-    def _leader(self, rows: Sequence[Row], row: Row, reused: int) -> tuple[Row | None, int]:
-        """The row that this one follows, and the tokens at the beginning of both that are worth
-        computing once: more than each has of pages. None and 0 if there are too few.
+    def _shared_prefix(
+        self, scheduled: ScheduledPrefill, seq: Sequence, reused: int
+    ) -> SharedPrefix | None:
+        """Returns the prefix that this sequence shares with the last scheduled ones, or None where
+        computing it once does not pay.
 
-        rows: those admitted so far. reused: what the row would have of pages.
+        reused: tokens that the sequence would have from cached pages instead.
         """
-        if not (rows and self._shares and row.generates):
-            return None, 0
-        leader = rows[-1].leader or rows[-1]
-        if not leader.generates:
-            return None, 0
-        head = min(leader.common(row), leader.head or len(leader.prompt))
-        worth = head * 2 >= len(row.prompt) and head > max(reused, leader.spared)
-        return (leader, head) if worth else (None, 0)
+        sequences = scheduled.sequences
+        if not (sequences and self._share_prefixes and seq.generates):
+            return None
+        last = next(reversed(scheduled.shared_prefixes.values()), None)
+        if last and last.stop < len(sequences):
+            last = None
+        start = last.start if last else len(sequences) - 1
+        first = sequences[start]
+        if not first.generates:
+            return None
+        tokens = min(first.common_prefix(seq), last.tokens if last else len(first.prompt))
+        if tokens * 2 < len(seq.prompt) or tokens <= max(reused, first.reused):
+            return None
+        return SharedPrefix(start, len(sequences) + 1, tokens)
 
     def _gains_by_waiting(
-        self, row: Row, known: int, coming: Iterable[bytes], page_size: int
+        self, seq: Sequence, cached: int, new_hashes: abc.Container[bytes], page_size: int
     ) -> bool:
-        """Whether rows of this step are about to compute half of the row's prompt or more."""
-        if not self._shares or row.request.mode == "embed":
+        """Whether this prefill computes half of the sequence's prompt or more for others, so that
+        the next prefill finds it cached.
+        """
+        if not self._share_prefixes or seq.request.mode == "embed":
             return False
-        usable = row.names[known : (len(row.prompt) - 1) // page_size]
-        shared = next((i for i, name in enumerate(usable) if name not in coming), len(usable))
-        return shared * page_size * 2 >= len(row.prompt)
+        usable = seq.block_hashes[cached : (len(seq.prompt) - 1) // page_size]
+        shared = next((i for i, h in enumerate(usable) if h not in new_hashes), len(usable))
+        return shared * page_size * 2 >= len(seq.prompt)

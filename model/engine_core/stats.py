@@ -1,20 +1,21 @@
-"""What an engine has done so far, counted.
-
-Turns the events that the engine reports into one frozen record. It does not know requests.
-"""
+"""Statistics of an engine."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class EngineStats:
-    """Since the engine was made. Tokens: of prompts computed, of prompts taken over from other
-    rows, made by the vision tower, generated. Seconds: of the host, the waiting for results
-    included; those of the vision tower are part of the prefill's.
+    """Totals since the engine was made, unless stated otherwise.
 
-    pages: of the cache, shelves' slots among them; 0 before the first request. `rows`,
-    `pages_in_use`: now; their peaks: the most at the end of any step's admission. shortages: times
-    that memory ran out in a step.
+    prompt_tokens: computed. reused_tokens: of prompts, taken from the cache or shared in a prefill.
+    visual_tokens: made by the vision tower. generated_tokens: of outputs.
+    prefill_seconds, decode_seconds: of the host, waiting for the device included. vision_seconds:
+        the part of prefill_seconds spent in the vision tower.
+    rows, rows_peak: running sequences, now and at most after any admission.
+    pages: of the cache, slots of a contiguous cache included; 0 before the first request.
+    pages_in_use, pages_peak: now, and at most after any admission.
+    cache_tokens: capacity of the cache.
+    shortages: how often memory ran out in a step.
     """
 
     prompt_tokens: int = 0
@@ -38,8 +39,8 @@ class EngineStats:
     shortages: int = 0
 
 
-class Tally:
-    """Counts up. Its fields are those of `EngineStats` that are events."""
+class Counters:
+    """The fields of `EngineStats` that the engine core counts."""
 
     def __init__(self) -> None:
         self.prompt_tokens = self.reused_tokens = self.generated_tokens = self.steps = 0

@@ -1,9 +1,9 @@
-"""Attention of one new token per row over paged keys and values, as two Triton kernels.
+"""Decode attention over a paged KV cache as two Triton kernels (flash-decoding) for NVIDIA GPUs.
 
-Turns queries and pages into attended values on an NVIDIA GPU: every row is cut into splits that are
-attended to at once, and the splits are joined by their log-sum-exp (flash-decoding; the joining is
-section 3.1 of arXiv 2205.14135). How a row is cut depends on that row alone, so a row's result has
-the same bits in any batch. Importing this needs triton, which torch brings on CUDA.
+Each sequence is divided into splits that are attended to in parallel; a second kernel combines the
+splits by their log-sum-exp (section 3.1 of arXiv 2205.14135). The division depends on the sequence
+alone, so its result has the same bits in any batch. Importing this module needs triton, which torch
+installs with CUDA.
 """
 
 import torch
@@ -13,17 +13,17 @@ import triton.language as tl
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 LARGEST_HEAD = 256
 
-# A split has this many tokens, or more where a row would have more than MAX_SPLITS of them.
+# Tokens of a split; more if a sequence would have more than MAX_SPLITS splits.
 SPLIT = 256
 MAX_SPLITS = 32
 
 
 def missing(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
-    """What the kernels lack here, as the end of a sentence; None if they can run."""
+    """Returns why the kernels cannot run, as the end of a sentence; None if they can."""
     if device.type != "cuda":
         return f"they need a GPU, and the device is {device.type}"
     if dtype not in DTYPES:
-        return f"they know no {str(dtype).removeprefix('torch.')}"
+        return f"they do not support {str(dtype).removeprefix('torch.')}"
     if dtype != torch.float32 and torch.cuda.get_device_capability(device) < (8, 0):
         return "they need a GPU of compute capability 8.0 or later"
     if head_dim % 16 or not 16 <= head_dim <= LARGEST_HEAD:
@@ -36,14 +36,14 @@ def paged_decode(
     keys: torch.Tensor,
     values: torch.Tensor,
     block_table: torch.Tensor,
-    filled: torch.Tensor,
+    seq_lens: torch.Tensor,
     window: int | None,
-    longest: int,
+    max_seq_len: int,
 ) -> torch.Tensor:
-    """The arguments and the result of `mediamill.model.engine_core.paged_attention.paged_decode`.
+    """See `mediamill.model.engine_core.paged_attention.paged_decode` for arguments and result.
 
-    Nothing waits for the device: the grid follows from `longest`, and splits beyond a row's own
-    end do nothing.
+    There is no device synchronization: the grid follows from `max_seq_len`, and splits beyond the
+    end of a sequence do nothing.
     """
     batch, heads, dim = q.shape
     page_size, kv_heads = keys.shape[1:3]
@@ -52,8 +52,8 @@ def paged_decode(
     assert block_table.stride(1) == 1
     q = q.contiguous()
     out = torch.empty_like(q)
-    reach = longest if window is None else min(longest, window)
-    splits = min(MAX_SPLITS, triton.cdiv(reach, SPLIT))
+    visible = max_seq_len if window is None else min(max_seq_len, window)
+    splits = min(MAX_SPLITS, triton.cdiv(visible, SPLIT))
     partial = torch.empty(batch, heads, splits, dim, dtype=torch.float32, device=q.device)
     lse = torch.empty(batch, heads, splits, dtype=torch.float32, device=q.device)
     padded = triton.next_power_of_2(dim)
@@ -65,7 +65,7 @@ def paged_decode(
             keys,
             values,
             block_table,
-            filled,
+            seq_lens,
             partial,
             lse,
             block_table.stride(0),
@@ -84,10 +84,10 @@ def paged_decode(
             num_warps=4,
             num_stages=3,
         )
-        _join_splits[(batch, heads)](
+        _combine_splits[(batch, heads)](
             partial,
             lse,
-            filled,
+            seq_lens,
             out,
             splits,
             window or 0,
@@ -103,25 +103,25 @@ def paged_decode(
 
 
 def tile_of(dim: int, element_size: int) -> int:
-    """Tokens that are attended to at once: their keys and values, with those on their way, fit into
-    100 KB.
+    """Returns the tokens of one tile: its keys and values, with those being prefetched, fit into
+    100 KB of shared memory.
     """
     return int(max(16, min(64, 16384 // (triton.next_power_of_2(dim) * element_size))))
 
 
 @triton.jit
-def _cut(
-    filled: tl.tensor,
+def _split_size(
+    seq_lens: tl.tensor,
     window: tl.constexpr,
     tile: tl.constexpr,
     split: tl.constexpr,
     max_splits: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:
-    """First token that a row sees, and tokens per split of it."""
-    first = filled * 0
+    """Returns the first token that a sequence attends to, and its tokens per split."""
+    first = seq_lens * 0
     if window > 0:
-        first = tl.maximum(filled - window, 0)
-    share = tl.cdiv(filled - first, max_splits)
+        first = tl.maximum(seq_lens - window, 0)
+    share = tl.cdiv(seq_lens - first, max_splits)
     return first, tl.maximum(tl.cdiv(share, tile) * tile, split)
 
 
@@ -131,7 +131,7 @@ def _attend_split(
     keys: torch.Tensor,
     values: torch.Tensor,
     table: torch.Tensor,
-    filled: torch.Tensor,
+    seq_lens: torch.Tensor,
     partial: torch.Tensor,
     lse: torch.Tensor,
     table_stride: tl.int64,
@@ -148,12 +148,12 @@ def _attend_split(
     split: tl.constexpr,
     max_splits: tl.constexpr,
 ) -> None:
-    """One split of one row, for the query heads of one key-value head."""
+    """One split of one sequence, for the query heads of one key-value head."""
     row = tl.program_id(0).to(tl.int64)
     kv_head = tl.program_id(1)
     number = tl.program_id(2)
-    tokens = tl.load(filled + row)
-    first, size = _cut(tokens, window, tile, split, max_splits)
+    tokens = tl.load(seq_lens + row)
+    first, size = _split_size(tokens, window, tile, split, max_splits)
     begin = first + number * size
     end = tl.minimum(begin + size, tokens)
     if begin < end:
@@ -171,18 +171,18 @@ def _attend_split(
             page = tl.load(table + row * table_stride + token // page_size, mask=seen, other=0)
             slot = page.to(tl.int64) * page_size + token % page_size
             where = (slot * kv_heads + kv_head)[:, None] * dim + d[None, :]
-            held = seen[:, None] & (d[None, :] < dim)
-            key = tl.load(keys + where, mask=held, other=0.0)
+            loadable = seen[:, None] & (d[None, :] < dim)
+            key = tl.load(keys + where, mask=loadable, other=0.0)
             # "ieee": float32 in float32, not in tf32.
             scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scale
             scores = tl.where(seen[None, :], scores, float("-inf"))
             higher = tl.maximum(top, tl.max(scores, 1))
             weights = tl.exp(scores - higher[:, None])
-            shrink = tl.exp(top - higher)
-            value = tl.load(values + where, mask=held, other=0.0)
+            rescale = tl.exp(top - higher)
+            value = tl.load(values + where, mask=loadable, other=0.0)
             new = tl.dot(weights.to(value.dtype), value, input_precision="ieee")
-            sum_ = sum_ * shrink[:, None] + new
-            total = total * shrink + tl.sum(weights, 1)
+            sum_ = sum_ * rescale[:, None] + new
+            total = total * rescale + tl.sum(weights, 1)
             top = higher
         place = heads * splits + number
         tl.store(partial + place[:, None] * dim + d[None, :], sum_ / total[:, None], mask=real)
@@ -190,10 +190,10 @@ def _attend_split(
 
 
 @triton.jit
-def _join_splits(
+def _combine_splits(
     partial: torch.Tensor,
     lse: torch.Tensor,
-    filled: torch.Tensor,
+    seq_lens: torch.Tensor,
     out: torch.Tensor,
     splits: tl.int32,
     window: tl.constexpr,
@@ -204,11 +204,11 @@ def _join_splits(
     split: tl.constexpr,
     max_splits: tl.constexpr,
 ) -> None:
-    """The splits of one query head of one row, one after the other, so that the order is fixed."""
+    """Combines the splits of one query head of one sequence, in a fixed order."""
     row = tl.program_id(0).to(tl.int64)
     head = row * heads + tl.program_id(1)
-    tokens = tl.load(filled + row)
-    first, size = _cut(tokens, window, tile, split, max_splits)
+    tokens = tl.load(seq_lens + row)
+    first, size = _split_size(tokens, window, tile, split, max_splits)
     used = tl.cdiv(tokens - first, size)
     number = tl.arange(0, max_splits)
     top = tl.max(tl.load(lse + head * splits + number, mask=number < used, other=float("-inf")), 0)

@@ -1,1 +1,1 @@
-"""From logits to the next token, and from tokens to the end of an answer."""
+"""Sampling, JSON grammars and stop strings."""

@@ -1,7 +1,6 @@
-"""Turns the logits of a batch into the next token of each row, each row by its own rule.
+"""Samples the next token of each row of a batch of logits, each row by its own rule.
 
-Knows what a row has said so far as a set of ids and a count, and nothing of the network. It never
-waits for the device: what has to be decided beforehand is decided from the rules, on the host.
+There is no device synchronization: all decisions follow from the rules, on the host.
 """
 
 from collections.abc import Sequence
@@ -11,12 +10,12 @@ import torch
 
 from mediamill.model.generation.filters import (
     LIST,
+    apply_token_bitmask,
     drop_below_min_p,
     forbid,
-    keep_allowed,
     keep_top,
     keep_top_k,
-    penalise_repetition,
+    penalize_repetition,
 )
 from mediamill.model.generation.seeds import uniform
 from mediamill.model.sampling import GenerationRule
@@ -24,11 +23,12 @@ from mediamill.model.sampling import GenerationRule
 
 @dataclass(frozen=True)
 class Choice:
-    """One step. tokens: int64 [B]. logprobs: float32 [B], natural, of the tokens under the softmax
-    of the network's own logits, before penalty, temperature and filters.
+    """The tokens of one step.
 
-    top_ids, top_logprobs: int64 and float32 [B, n], the n likeliest by the same measure; n is the
-        most that any row asks for. None when no row asks.
+    tokens: int64 [B].
+    logprobs: float32 [B], natural, of the tokens under the softmax of the unprocessed logits.
+    top_ids, top_logprobs: int64 and float32 [B, n], the n likeliest tokens and their logprobs; n is
+        the largest number that a rule asks for. None if no rule asks for any.
     """
 
     tokens: torch.Tensor
@@ -38,11 +38,10 @@ class Choice:
 
 
 class Chooser:
-    """The rules of a batch of rows, and what they have seen.
+    """The sampler of a batch: its rules, and which tokens each row has had.
 
-    The order is the reference's: repetition penalty, min_new_tokens, what a grammar allows; then
-    for rows that draw temperature, top_k, top_p, min_p, softmax, and one draw by the row's seed and
-    step.
+    The order is the reference's: repetition penalty, min_new_tokens, token bitmask; then for rows
+    that sample: temperature, top_k, top_p, min_p, softmax, and one draw by the row's seed and step.
     """
 
     def __init__(
@@ -52,8 +51,8 @@ class Chooser:
         vocabulary: int,
         device: torch.device,
     ) -> None:
-        """prompts: the ids before the answers; ids and end tokens beyond the vocabulary are never
-        chosen, and so need no care.
+        """prompts: the ids so far. vocabulary: number of logits; ids and end tokens beyond it are
+        ignored, since they cannot be chosen.
         """
         self.rules = list(rules)
         self.vocabulary = vocabulary
@@ -61,116 +60,122 @@ class Chooser:
         self.seen: torch.Tensor | None = None
         if any(rule.repetition_penalty != 1.0 for rule in rules):
             self.seen = _seen(prompts, vocabulary, device)
-        self._minimum = max((rule.min_new_tokens for rule in rules), default=0)
-        self._place(device)
+        self._steps_with_minimum = max((rule.min_new_tokens for rule in rules), default=0)
+        self._build_tensors(device)
 
-    def _place(self, device: torch.device) -> None:
-        """The rules as tensors, and the rows that draw in groups that need the same work."""
+    def _build_tensors(self, device: torch.device) -> None:
+        """Builds the rules as tensors, and groups the sampling rows by the filters they need."""
         rules = self.rules
         self._penalty = torch.tensor([[rule.repetition_penalty] for rule in rules], device=device)
         ends = [[i for i in rule.eos_token_ids if i < self.vocabulary] for rule in rules]
-        width = max((len(one) for one in ends), default=0)
-        # A row with fewer end tokens repeats its first; a row with none names 0, and never minds.
+        width = max((len(tokens) for tokens in ends), default=0)
+        # A row with fewer end tokens repeats its first. A row without any has 0, which is never
+        # forbidden, because its min_new_tokens becomes 0 below.
         self._ends = torch.tensor(
-            [one + (one[:1] or [0]) * (width - len(one)) for one in ends],
+            [tokens + (tokens[:1] or [0]) * (width - len(tokens)) for tokens in ends],
             dtype=torch.long,
             device=device,
         ).view(len(rules), width)
-        self._needed = torch.tensor(
-            [rule.min_new_tokens if one else 0 for rule, one in zip(rules, ends, strict=True)],
+        self._min_new_tokens = torch.tensor(
+            [
+                rule.min_new_tokens if tokens else 0
+                for rule, tokens in zip(rules, ends, strict=True)
+            ],
             device=device,
         )
-        self._alternatives = max((rule.logprobs for rule in rules), default=0)
+        self._top_logprobs = max((rule.logprobs for rule in rules), default=0)
         groups: dict[tuple[bool, bool], list[int]] = {}
         for row, rule in enumerate(rules):
             if rule.draws:
-                # A row's group follows from its own rule alone, so its result does too.
-                few = 0 < rule.top_k <= LIST
-                groups.setdefault((few, rule.top_p < 1 or rule.top_k > LIST), []).append(row)
+                # A row's group depends on its own rule alone, and so does its result.
+                small_k = 0 < rule.top_k <= LIST
+                groups.setdefault((small_k, rule.top_p < 1 or rule.top_k > LIST), []).append(row)
         self._groups = [
-            _Group([rules[row] for row in rows], rows, len(rows) == len(rules), device)
+            _SamplingGroup([rules[row] for row in rows], rows, len(rows) == len(rules), device)
             for rows in groups.values()
         ]
 
-    def choose(self, logits: torch.Tensor, allowed: torch.Tensor | None = None) -> Choice:
-        """The next token of each row from logits [B, V] of any float dtype.
+    def choose(self, logits: torch.Tensor, bitmask: torch.Tensor | None = None) -> Choice:
+        """Returns the next token of each row from logits [B, V] of any float dtype.
 
-        allowed: which tokens may be chosen, int32 [B, words] as of `keep_allowed`; None: all.
+        bitmask: the tokens that may be chosen, int32 [B, words], see `apply_token_bitmask`; None:
+        all.
         """
         logits = logits.float()
-        raw = logits.log_softmax(dim=-1)
-        logits = self._processed(logits)
-        if allowed is not None:
-            logits = keep_allowed(logits, allowed)
-        if len(self._groups) == 1 and self._groups[0].whole:
+        logprobs = logits.log_softmax(dim=-1)
+        logits = self._process(logits)
+        if bitmask is not None:
+            logits = apply_token_bitmask(logits, bitmask)
+        if len(self._groups) == 1 and self._groups[0].is_whole:
             tokens = self._groups[0].draw(logits, self.steps)
         else:
             tokens = logits.argmax(dim=-1)
             for group in self._groups:
                 tokens[group.rows] = group.draw(logits[group.rows], self.steps[group.rows])
         self.steps = self.steps + 1
-        self._minimum -= 1
+        self._steps_with_minimum -= 1
         if self.seen is not None:
             self.seen.scatter_(1, tokens[:, None], True)
-        chosen = raw.gather(1, tokens[:, None])[:, 0]
-        if not self._alternatives:
+        chosen = logprobs.gather(1, tokens[:, None])[:, 0]
+        if not self._top_logprobs:
             return Choice(tokens, chosen)
-        top = raw.topk(min(self._alternatives, self.vocabulary), dim=-1)
+        top = logprobs.topk(min(self._top_logprobs, self.vocabulary), dim=-1)
         return Choice(tokens, chosen, top.indices, top.values)
 
     def distribution(self, logits: torch.Tensor) -> torch.Tensor:
-        """What `choose` would draw from: float32 [B, V], not summing to 1 where min_p leaves tokens
-        out. A greedy row has 1 at its token.
+        """Returns the probabilities that `choose` would sample from, float32 [B, V]; a greedy row
+        has 1 at its token. They do not sum to 1 where min_p removes tokens.
         """
-        logits = self._processed(logits.float())
+        logits = self._process(logits.float())
         result = torch.zeros_like(logits).scatter_(1, logits.argmax(-1, keepdim=True), 1.0)
         for group in self._groups:
             result[group.rows] = group.probabilities(logits[group.rows])
         return result
 
-    def _processed(self, logits: torch.Tensor) -> torch.Tensor:
-        """Logits after what holds for greedy rows too."""
+    def _process(self, logits: torch.Tensor) -> torch.Tensor:
+        """Applies the repetition penalty and min_new_tokens, which hold for greedy rows too."""
         if self.seen is not None:
-            logits = penalise_repetition(logits, self.seen, self._penalty)
-        if self._minimum > 0 and self._ends.shape[1]:
-            early = (self.steps < self._needed)[:, None].expand_as(self._ends)
+            logits = penalize_repetition(logits, self.seen, self._penalty)
+        if self._steps_with_minimum > 0 and self._ends.shape[1]:
+            early = (self.steps < self._min_new_tokens)[:, None].expand_as(self._ends)
             logits = forbid(logits, self._ends, early)
         return logits
 
-    def keep(self, rows: Sequence[int]) -> None:
-        """Keep only these rows, in this order."""
+    def select(self, rows: Sequence[int]) -> None:
+        """Keeps only these rows, in this order."""
         index = torch.tensor(rows, device=self.steps.device)
         self.rules = [self.rules[row] for row in rows]
         self.steps = self.steps[index]
         self.seen = None if self.seen is None else self.seen[index]
-        self._place(self.steps.device)
+        self._build_tensors(self.steps.device)
 
     def join(self, other: "Chooser") -> None:
-        """Add the rows of `other` after these."""
+        """Appends the rows of another chooser."""
         if self.seen is not None or other.seen is not None:
-            self.seen = torch.cat([self._all_seen(), other._all_seen()])
+            self.seen = torch.cat([self._seen_or_zeros(), other._seen_or_zeros()])
         self.rules += other.rules
         self.steps = torch.cat([self.steps, other.steps])
-        self._minimum = max(self._minimum, other._minimum)
-        self._place(self.steps.device)
+        self._steps_with_minimum = max(self._steps_with_minimum, other._steps_with_minimum)
+        self._build_tensors(self.steps.device)
 
-    def _all_seen(self) -> torch.Tensor:
-        """What the rows have seen; for rows without a penalty, which keep no account, nothing."""
+    def _seen_or_zeros(self) -> torch.Tensor:
+        """Returns `seen`; zeros if no row has a penalty."""
         if self.seen is not None:
             return self.seen
         shape = (len(self.rules), self.vocabulary)
         return torch.zeros(shape, dtype=torch.bool, device=self.steps.device)
 
 
-class _Group:
-    """Rows that draw their tokens and need the same work. rows: their numbers; whole: they are the
-    batch.
+class _SamplingGroup:
+    """Rows that sample with the same filters.
+
+    rows: their indices in the batch. is_whole: they are the whole batch.
     """
 
     def __init__(
-        self, rules: Sequence[GenerationRule], rows: list[int], whole: bool, device: torch.device
+        self, rules: Sequence[GenerationRule], rows: list[int], is_whole: bool, device: torch.device
     ) -> None:
-        self.whole = whole
+        self.is_whole = is_whole
         self.rows = torch.tensor(rows, device=device)
         self.temperature = torch.tensor([[rule.temperature] for rule in rules], device=device)
         self.top_k = torch.tensor([rule.top_k for rule in rules], device=device)
@@ -179,41 +184,41 @@ class _Group:
         self.min_p = torch.tensor([rule.min_p for rule in rules], device=device)
         self.seeds = torch.tensor([rule.seed for rule in rules], device=device)
         counts = [rule.top_k for rule in rules]
-        self.few = min(counts) > 0 and max(counts) <= LIST
-        self.longest = max(counts)
-        self.nucleus = any(rule.top_p < 1 for rule in rules)
-        self.floor = any(rule.min_p > 0 for rule in rules)
+        self.small_k = min(counts) > 0 and max(counts) <= LIST
+        self.largest_k = max(counts)
+        self.uses_top_p = any(rule.top_p < 1 for rule in rules)
+        self.uses_min_p = any(rule.min_p > 0 for rule in rules)
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
-        """Logits [B, V] -> the share of each token in the draw, 0 for those left out."""
+        """Returns the probabilities [B, V] to sample from; 0 for tokens that are filtered out."""
         logits = logits / self.temperature
-        if self.few and not self.nucleus:
-            logits = keep_top_k(logits, self.top_k, self.longest)
-        elif self.few:
-            logits = keep_top(logits, self.top_k, self.top_p, self.longest)
-        elif self.nucleus or self.longest > LIST:
+        if self.small_k and not self.uses_top_p:
+            logits = keep_top_k(logits, self.top_k, self.largest_k)
+        elif self.small_k:
+            logits = keep_top(logits, self.top_k, self.top_p, self.largest_k)
+        elif self.uses_top_p or self.largest_k > LIST:
             logits = keep_top(logits, self.top_k, self.top_p, logits.shape[1])
         probabilities = logits.softmax(dim=-1)
-        if self.floor:
+        if self.uses_min_p:
             probabilities = drop_below_min_p(probabilities, self.min_p)
         return probabilities
 
     def draw(self, logits: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
-        """One token of each row: the inverse of the cumulative distribution, in the order of ids,
-        at the row's random number.
+        """Samples one token of each row: the inverse of the cumulative distribution, in the order
+        of ids, at the row's random number.
         """
         probabilities = self.probabilities(logits)
         sums = probabilities.cumsum(dim=-1, dtype=torch.float64)
         total = sums[:, -1:]
-        wanted = uniform(self.seeds, steps)[:, None] * total
-        # Below the total even after rounding: a token of probability 0 is never reached.
-        wanted = wanted.minimum(total.nextafter(torch.zeros_like(total)))
-        tokens = torch.searchsorted(sums, wanted, right=True)[:, 0]
+        point = uniform(self.seeds, steps)[:, None] * total
+        # Below the total even after rounding, so that no token of probability 0 is chosen.
+        point = point.minimum(total.nextafter(torch.zeros_like(total)))
+        tokens = torch.searchsorted(sums, point, right=True)[:, 0]
         return tokens.clamp(max=logits.shape[1] - 1)
 
 
 def _seen(prompts: Sequence[Sequence[int]], vocabulary: int, device: torch.device) -> torch.Tensor:
-    """The ids of each prompt: bool [B, vocabulary]."""
+    """Returns which ids each prompt holds: bool [B, vocabulary]."""
     seen = torch.zeros(len(prompts), vocabulary, dtype=torch.bool)
     for row, ids in enumerate(prompts):
         seen[row, [i for i in set(ids) if i < vocabulary]] = True

@@ -1,10 +1,10 @@
-"""Turns a JSON schema and what an answer has said so far into the tokens that may come next.
+"""Constrains outputs to a JSON schema: computes which tokens may come next.
 
-The grammars are llguidance's: a lexer of derivatives and an Earley parser over the bytes of tokens.
-It was chosen because it needs no other package and no compilation ahead: with the published
-vocabulary of 151,936 tokens a schema is ready in 2 ms and a mask in 30 µs, where a finite automaton
-over all tokens (outlines-core) took 16 s and 490 MB for one schema; xgrammar depends on
-transformers. What it cannot express it refuses. It does not know logits, rows or batches.
+The grammars are those of llguidance: a derivative-based lexer and an Earley parser over the bytes
+of tokens. It was chosen because it needs no other package and no compilation ahead: with the
+published vocabulary of 151,936 tokens a schema is ready in 2 ms and a bitmask in 30 µs, where a
+finite automaton over all tokens (outlines-core) took 16 s and 490 MB for one schema; xgrammar
+depends on transformers. Schemas that it does not support are refused.
 """
 
 import functools
@@ -17,8 +17,8 @@ import numpy.typing as npt
 
 from mediamill.model.text.tokenizer import Tokenizer
 
-# The layout of json.dumps, which is how published texts write short JSON. Fixed, because a network
-# that may write blanks between the parts may write them for ever.
+# The layout of json.dumps, which is common in training texts. Fixed, because a model that may write
+# white space between the parts may write it without end.
 _LAYOUT = {
     "item_separator": ", ",
     "key_separator": ": ",
@@ -27,72 +27,75 @@ _LAYOUT = {
     "coerce_one_of": False,
     "lenient": False,
 }
-# A parser's lexer remembers every state it has met; one that is begun anew bounds that.
-_COPIES = 1024
-_SCHEMAS = 64
-_LONGEST = 300  # characters of an error
+# A lexer keeps every state that it has met; compiling the schema again after so many outputs bounds
+# that.
+_MAX_OUTPUTS = 1024
+_MAX_SCHEMAS = 64
+_MAX_ERROR_LENGTH = 300
 
 
 def schema_problem(schema: str) -> str | None:
-    """Why answers cannot be held to a JSON schema (its text), or None."""
+    """Returns why outputs cannot be constrained to a JSON schema (its text), or None."""
     try:
         grammar = _grammar(schema)
     except ValueError as error:
         return f"is no JSON object: {error}"
-    failed, sentences = llguidance.LLMatcher.validate_grammar_with_warnings(grammar)
-    return _sentence(sentences[0]) if failed else None
+    failed, messages = llguidance.LLMatcher.validate_grammar_with_warnings(grammar)
+    return _shorten(messages[0]) if failed else None
 
 
 class Grammars:
-    """The grammars of one tokenizer. vocabulary: logits of the network, which may be more than the
-    tokenizer has tokens.
+    """The grammars of one tokenizer.
 
-    Control tokens are never part of an answer, nor is the letter U+007F. Where a schema leaves no
-    choice, tokens are those into which the tokenizer itself divides the text.
+    Control tokens and the letter U+007F are never part of an output. Where a schema leaves no
+    choice, the tokens are those that the tokenizer itself gives for the text.
     """
 
     def __init__(self, tokenizer: Tokenizer, vocabulary: int) -> None:
-        """Raises ModelError if the vocabulary is not one of bytes."""
+        """vocabulary: number of logits, which may exceed the number of tokens.
+
+        Raises ModelError if the tokenizer is not a byte-level one.
+        """
         self.vocabulary = vocabulary
-        # A token of its own stands for the end: which tokens end an answer is each request's.
-        inner = llguidance.TokenizerWrapper(_Bytes(tokenizer, vocabulary))
+        # An extra token stands for the end, because each request has its own end tokens.
+        inner = llguidance.TokenizerWrapper(_TokenBytes(tokenizer, vocabulary))
         slices = llguidance.LLTokenizer.json_slices()
         self._tokenizer = llguidance.LLTokenizer(inner, vocabulary + 1, slices=slices)
-        self._begun = functools.lru_cache(_SCHEMAS)(self._begin)
+        self._schemas = functools.lru_cache(_MAX_SCHEMAS)(self._compiled)
 
     def matcher(self, schema: str) -> "Matcher":
-        """At the beginning of an answer. Raises ValueError for a schema that `schema_problem`
+        """Returns a matcher for a new output. Raises ValueError for a schema that `schema_problem`
         refuses.
         """
-        begun = self._begun(schema)
-        begun.copies += 1
-        if begun.copies > _COPIES:
-            begun.matcher, begun.copies = self._compile(schema), 1
-        return Matcher(begun.matcher.deep_copy())
+        compiled = self._schemas(schema)
+        compiled.outputs += 1
+        if compiled.outputs > _MAX_OUTPUTS:
+            compiled.matcher, compiled.outputs = self._compile(schema), 1
+        return Matcher(compiled.matcher.deep_copy())
 
-    def _begin(self, schema: str) -> "_Begun":
-        return _Begun(self._compile(schema))
+    def _compiled(self, schema: str) -> "_CompiledSchema":
+        return _CompiledSchema(self._compile(schema))
 
     def _compile(self, schema: str) -> llguidance.LLMatcher:
         matcher = llguidance.LLMatcher(self._tokenizer, _grammar(schema), log_level=0)
         if matcher.is_error():
-            raise ValueError(_sentence(matcher.get_error()))
+            raise ValueError(_shorten(matcher.get_error()))
         return matcher
 
 
-class _Begun:
-    """A compiled schema, and how many answers were begun from it."""
+class _CompiledSchema:
+    """A compiled schema, and the number of outputs that have used it."""
 
     def __init__(self, matcher: llguidance.LLMatcher) -> None:
         self.matcher = matcher
-        self.copies = 0
+        self.outputs = 0
 
 
 class Matcher:
-    """Where one answer stands in its grammar.
+    """The state of one output in its grammar.
 
-    complete: it is whole, and nothing may follow. problem: why it can be followed no further: a
-    bound of the parser, or a token that was not allowed.
+    complete: the output is complete, and nothing may follow.
+    problem: why the parser stopped: one of its limits, or a token that is not allowed.
     """
 
     def __init__(self, inner: llguidance.LLMatcher) -> None:
@@ -101,57 +104,62 @@ class Matcher:
         self.problem: str | None = None
 
     def advance(self, token: int) -> None:
-        """The answer goes on with this token, which is no end token."""
+        """Appends a token, which is not an end token, to the output."""
         self.inner.consume_token(token)
         if self.inner.is_error():
-            self.problem = _sentence(self.inner.get_error())
+            self.problem = _shorten(self.inner.get_error())
         self.complete = self.problem is None and self.inner.is_stopped()
 
     def fail(self) -> None:
-        """Take note of what the parser ran into when it was asked for a mask."""
+        """Records the error of the parser, if it failed to compute a bitmask."""
         if self.problem is None and self.inner.is_error():
-            self.problem = _sentence(self.inner.get_error())
+            self.problem = _shorten(self.inner.get_error())
 
 
-class Masks:
-    """The masks of a batch. threads: that may work on them at once."""
+class BitmaskFiller:
+    """Computes the token bitmasks of batches.
+
+    words: int32 words of the bitmask of a row.
+    """
 
     def __init__(self, vocabulary: int, threads: int) -> None:
+        """vocabulary: number of logits. threads: how many compute bitmasks at once."""
         self.words = vocabulary // 32 + 1  # one bit more, for the end
         self._vocabulary = vocabulary
         self._executor = llguidance.LLExecutor(threads) if threads > 1 else None
 
     def fill(
         self,
-        masks: npt.NDArray[np.int32],
+        bitmask: npt.NDArray[np.int32],
         matchers: Sequence[Matcher | None],
-        ends: Sequence[Sequence[int]],
+        end_tokens: Sequence[Sequence[int]],
     ) -> None:
-        """Bit t % 32 of masks[row, t // 32] := whether token t may come next in that row.
+        """Sets bit t % 32 of bitmask[row, t // 32] to whether token t may come next in that row.
 
-        masks: int32 [B, words], contiguous. matchers: None where all may come. ends: the end tokens
-        of each row that may be chosen now; they are allowed where the answer is whole.
+        bitmask: int32 [B, words], contiguous.
+        matchers: None for a row that may continue with any token.
+        end_tokens: of each row; they are allowed where the output may end.
         """
-        rows = [(one.inner, row) for row, one in enumerate(matchers) if one is not None]
-        place, size = masks.ctypes.data, self.words * 4
+        rows = [(m.inner, row) for row, m in enumerate(matchers) if m is not None]
+        address, size = bitmask.ctypes.data, self.words * 4
         if self._executor is not None and len(rows) > 1:
-            self._executor.unsafe_compute_mask_ptr(rows, place, size, len(masks))
+            self._executor.unsafe_compute_mask_ptr(rows, address, size, len(bitmask))
         else:
             for inner, row in rows:
-                inner.unsafe_compute_mask_ptr(place + row * size, size)
+                inner.unsafe_compute_mask_ptr(address + row * size, size)
         end_word, end_bit = divmod(self._vocabulary, 32)
-        for row, one in enumerate(matchers):
-            if one is None:
-                masks[row] = -1
-            elif masks[row, end_word] >> end_bit & 1:
-                one.fail()
-                bits = masks[row].view(np.uint32)
-                for token in ends[row]:
-                    bits[token // 32] |= np.uint32(1 << token % 32)
+        for row, matcher in enumerate(matchers):
+            if matcher is None:
+                bitmask[row] = -1
+            elif bitmask[row, end_word] >> end_bit & 1:
+                matcher.fail()
+                words = bitmask[row].view(np.uint32)
+                for token in end_tokens[row]:
+                    words[token // 32] |= np.uint32(1 << token % 32)
 
 
-class _Bytes:
-    """A tokenizer as llguidance wants it: the bytes of each token, and a way to divide text."""
+class _TokenBytes:
+    """A tokenizer in the form that llguidance expects: the bytes of each token, and an encoder."""
 
     def __init__(self, tokenizer: Tokenizer, vocabulary: int) -> None:
         control = set(tokenizer.special.values())
@@ -165,18 +173,16 @@ class _Bytes:
         self._tokenizer = tokenizer
 
     def __call__(self, text: bytes | str) -> list[int]:
-        whole = text if isinstance(text, str) else text.decode()
-        return self._tokenizer.encode_exactly(whole)
+        return self._tokenizer.encode_exactly(text if isinstance(text, str) else text.decode())
 
 
 def _grammar(schema: str) -> str:
-    """Raises ValueError where the schema is no JSON object."""
-    given = json.loads(schema)
-    if not isinstance(given, dict):
+    """Raises ValueError if the schema is not a JSON object."""
+    if not isinstance(json.loads(schema), dict):
         raise ValueError(f"found {schema[:40]}, expected an object")
     return llguidance.LLMatcher.grammar_from_json_schema(schema, overrides=_LAYOUT)  # type: ignore[arg-type]
 
 
-def _sentence(sentence: str) -> str:
-    """Of an error, in one line without the parser's state and the grammar, which follow it."""
-    return " ".join(sentence.partition("\n<")[0].split())[:_LONGEST]
+def _shorten(message: str) -> str:
+    """Returns an error as one line, without the parser state and the grammar that follow it."""
+    return " ".join(message.partition("\n<")[0].split())[:_MAX_ERROR_LENGTH]

@@ -1,42 +1,41 @@
-"""Turns the bytes of an answer, token by token, into the first stop string that it comes to hold.
+"""Finds stop strings in an output, token by token.
 
-Works on bytes, so that a string is found wherever token boundaries fall, inside a letter too. It
-does not know tokens: their bytes come from the tokenizer.
+It searches the bytes of the tokens, so that token boundaries do not matter, even inside a letter.
 """
 
 from collections.abc import Sequence
 
 
 class StopFinder:
-    """Watches one answer. strings: none of them empty.
+    """Finds the first stop string of one output.
 
-    Only what the answer itself says counts: the reference also sees a string that begins in the
-    prompt.
+    Only the output is searched; the reference also finds a string that begins in the prompt.
     """
 
     def __init__(self, strings: Sequence[str]) -> None:
+        """strings: none of them empty."""
         self._strings = [(string, string.encode("utf-8", "surrogatepass")) for string in strings]
-        # Bytes of the past in which a string that is not complete yet may have begun.
-        self._reach = max((len(one) for _, one in self._strings), default=1) - 1
+        # Trailing bytes in which a string that is not complete yet may have begun.
+        self._tail_bytes = max((len(encoded) for _, encoded in self._strings), default=1) - 1
         self._tail = b""
 
-    def add(self, piece: bytes) -> str | None:
-        """The stop string that the answer holds now that `piece` follows, or None.
+    def add(self, token_bytes: bytes) -> str | None:
+        """Appends the bytes of a token; returns the stop string that the output now holds, or None.
 
-        Of several the one that begins first, and of those the longest. The work is bounded by the
-        lengths of the strings and of the piece, however long the answer.
+        Of several it returns the one that begins first, and of those the longest. The work does not
+        grow with the length of the output.
         """
-        window = self._tail + piece
-        self._tail = window[-self._reach :] if self._reach else b""
-        found = [
-            (start, -len(one), string)
-            for string, one in self._strings
-            if (start := window.find(one)) >= 0
+        window = self._tail + token_bytes
+        self._tail = window[-self._tail_bytes :] if self._tail_bytes else b""
+        matches = [
+            (start, -len(encoded), string)
+            for string, encoded in self._strings
+            if (start := window.find(encoded)) >= 0
         ]
-        return min(found)[2] if found else None
+        return min(matches)[2] if matches else None
 
 
 def before_stop(text: str, strings: Sequence[str]) -> str:
-    """The text up to the stop string that begins first in it; all of it if it holds none."""
+    """Returns the text before the first stop string in it; all of it if there is none."""
     starts = [start for string in strings if string and (start := text.find(string)) >= 0]
     return text[: min(starts)] if starts else text

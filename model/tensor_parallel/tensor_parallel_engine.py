@@ -141,11 +141,11 @@ class TensorParallelEngine(Engine):
 
     def add(self, request: Request) -> None:
         """See `Engine`."""
-        if request.id in self._open:
+        if request.id in self._unanswered:
             super().add(request)  # raises: the id is in use, and the other ranks are not told
         if request.media_names is None:
             # The other ranks cannot see that two requests share a tensor.
-            names = tuple(self._names.of(visual.patches).hex() for visual in request.visuals)
+            names = tuple(self._tensor_ids.of(visual.patches).hex() for visual in request.visuals)
             request = replace(request, media_names=names)
         self._send(ADD, encode_request(request))
         super().add(request)

@@ -58,7 +58,7 @@ def test_greedy_answers_in_float32_are_those_of_the_cpu(folder, graphs):
     assert [one.output_ids for one in found] == [one.output_ids for one in expected]
     for one, other in zip(found, expected, strict=True):
         assert one.logprobs == pytest.approx(other.logprobs, abs=1e-3)
-    step = engine.steps.decode_step
+    step = engine.model_runner.decode_step
     assert getattr(step, "failure", None) is None
     assert bool(getattr(step, "captured", ())) == graphs
 

@@ -37,7 +37,7 @@ def base(request, tmp_path_factory):
 
 def another(base, **options):
     return Engine(
-        base.model, base.rules, base.defaults, load_tokenizer=base._wording._load, **options
+        base.model, base.rules, base.defaults, load_tokenizer=base._constraints._load, **options
     )
 
 
@@ -146,9 +146,9 @@ def test_memory_that_runs_out_changes_no_answer(base, monkeypatch):
 
         monkeypatch.setattr(owner, name, call)
 
-    faulty(engine.steps, "prefill")
-    faulty(engine.steps, "decode")
-    faulty(engine.steps.allowed, "of")
+    faulty(engine.model_runner, "prefill")
+    faulty(engine.model_runner, "decode")
+    faulty(engine.model_runner.token_bitmask, "of")
     faulty(chooser.Chooser, "choose")
     faulty(engine_core, "_read")
     for _ in range(2):
@@ -221,7 +221,7 @@ def test_a_parser_at_its_bounds_ends_that_row_alone(base, monkeypatch):
     for request in (asked("nested", 0), asked("enum", 1)):
         engine.add(request)
     engine.step()
-    row = next(one for one in engine._core.running.rows if one.request.id == "nested 0")
+    row = next(one for one in engine._core.running.sequences if one.request.id == "nested 0")
     row.matcher.inner.consume_token(3)  # leaves it in an error, as a bound does
     found = {one.id: one for one in engine.drain()}
     assert found["nested 0"].finish_reason == "error"

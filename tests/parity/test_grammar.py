@@ -7,7 +7,7 @@ import jsonschema
 import numpy as np
 import pytest
 
-from mediamill.model.generation.grammar import Grammars, Masks
+from mediamill.model.generation.grammar import BitmaskFiller, Grammars
 from mediamill.model.text.tokenizer import Tokenizer
 from tests.model.json_schemas import SCHEMAS, closed, text
 from tests.parity.vocabulary import write_tokenizer
@@ -35,7 +35,7 @@ def grammars(tokenizer):
 
 
 def token_mask(matcher):
-    masks = Masks(VOCABULARY, 1)
+    masks = BitmaskFiller(VOCABULARY, 1)
     bits = np.zeros((1, masks.words), np.int32)
     masks.fill(bits, [matcher], [()])
     return np.unpackbits(bits.view(np.uint8), bitorder="little")[:VOCABULARY]

@@ -6,7 +6,7 @@ import torch
 
 
 def paged_case(seed, dtype=torch.float32, device="cpu", *, rows=4, longest=700, sizes=(16, 80)):
-    """q, keys, values, block_table, filled and window of `paged_decode`, drawn by `seed`.
+    """q, keys, values, block_table, seq_lens and window of `paged_decode`, drawn by `seed`.
 
     sizes: the least page size and, in steps of 16, what it stays below.
     """
@@ -30,16 +30,16 @@ def paged_case(seed, dtype=torch.float32, device="cpu", *, rows=4, longest=700, 
             own[:length] = torch.randn(length, kv_heads, dim, generator=generator)
             tensor[table[row, :count].long()] = own.unflatten(0, (count, page_size))
     q = torch.randn(batch, kv_heads * groups, dim, generator=generator)
-    filled = torch.tensor(lengths, dtype=torch.int32)
+    seq_lens = torch.tensor(lengths, dtype=torch.int32)
     tensors = tuple(t.to(device, dtype) for t in (q, keys, values))
-    return (*tensors, table.to(device), filled.to(device), window)
+    return (*tensors, table.to(device), seq_lens.to(device), window)
 
 
-def attended(q, keys, values, block_table, filled, window):
+def attended(q, keys, values, block_table, seq_lens, window):
     """The formula, one row and one head after the other, in float32 on the CPU."""
     out = torch.empty(q.shape)
     groups = q.shape[1] // keys.shape[2]
-    for row, length in enumerate(filled.tolist()):
+    for row, length in enumerate(seq_lens.tolist()):
         used = block_table[row, : -(-length // keys.shape[1])].long()
         first = 0 if window is None else max(0, length - window)
         k, v = (t[used].flatten(0, 1)[first:length].float().cpu() for t in (keys, values))

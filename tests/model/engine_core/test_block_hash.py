@@ -1,4 +1,4 @@
-"""A common beginning is computed once, and nobody's answer changes by it."""
+"""A shared prefix is computed once, and no output changes by it."""
 
 import gc
 import random
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mediamill.model.engine import Engine, Request
-from mediamill.model.engine_core.block_hash import MediaNames, block_hashes
+from mediamill.model.engine_core.block_hash import TensorIds, block_hashes
 from mediamill.model.inputs import VisualInput
 from mediamill.model.sampling import Sampling
 from tests.checkpoints import SHAPES, write_checkpoint
@@ -37,33 +37,34 @@ def alone(plain, requests):
     return {r.id: next(iter(plain.generate([r]))).output_ids for r in requests}
 
 
-def test_names_follow_tokens_and_media():
+def test_block_hashes_follow_tokens_and_media():
     ids = list(range(40))
-    names = block_hashes(ids, [(9, b"x")], 8)
-    assert len(names) == 5
-    assert len(set(names)) == 5
-    assert block_hashes([*ids, 1], [(9, b"x")], 8) == names
+    hashes = block_hashes(ids, [(9, b"x")], 8)
+    assert len(hashes) == 5
+    assert len(set(hashes)) == 5
+    assert block_hashes([*ids, 1], [(9, b"x")], 8) == hashes
     for i in (0, 8, 39):
         other = [*ids[:i], 99, *ids[i + 1 :]]
-        found = block_hashes(other, [(9, b"x")], 8)
-        assert [a == b for a, b in zip(names, found, strict=True)] == [n < i // 8 for n in range(5)]
+        changed = block_hashes(other, [(9, b"x")], 8)
+        equal = [a == b for a, b in zip(hashes, changed, strict=True)]
+        assert equal == [n < i // 8 for n in range(5)]
     moved = block_hashes(ids, [(9, b"y")], 8)
-    assert [a == b for a, b in zip(names, moved, strict=True)] == [True] + [False] * 4
+    assert [a == b for a, b in zip(hashes, moved, strict=True)] == [True] + [False] * 4
     assert block_hashes(ids[:7], [], 8) == []
 
 
-def test_a_tensor_keeps_its_name_and_the_next_at_its_place_gets_another():
-    names, seen = MediaNames(), set()
+def test_a_tensor_keeps_its_id_and_the_next_at_its_address_gets_another():
+    ids, seen = TensorIds(), set()
     tensor = torch.zeros(3)
-    assert names.of(tensor) == names.of(tensor)
-    assert names.of(tensor) != names.of(torch.zeros(3))
+    assert ids.of(tensor) == ids.of(tensor)
+    assert ids.of(tensor) != ids.of(torch.zeros(3))
     for _ in range(200):
         fresh = torch.zeros(3)
-        assert names.of(fresh) not in seen
-        seen.add(names.of(fresh))
+        assert ids.of(fresh) not in seen
+        seen.add(ids.of(fresh))
         del fresh
     gc.collect()
-    assert len(names) == 1
+    assert len(ids) == 1
 
 
 @pytest.mark.parametrize("options", KINDS)
@@ -76,18 +77,18 @@ def test_questions_about_one_picture_compute_it_once(plain, options):
     assert found == expected
     stats = engine.stats()
     shared = len(case.ids) + 1
-    # The first computes it, and the other five go on from there in the same step.
+    # The first computes it, and the other five continue from it in the same step.
     assert stats.reused_tokens == 5 * shared
     assert stats.visual_tokens == 36
     assert stats.prompt_tokens == sum(len(q.input_ids) for q in questions) - 5 * shared
-    # Long after the others have gone.
+    # After the others have finished.
     (again,) = engine.generate([replace(questions[0], id="again")])
     assert again.output_ids == expected["0"]
     assert engine.stats().visual_tokens == 36
 
 
 @pytest.mark.parametrize("options", KINDS)
-def test_beginnings_of_every_length_and_random_order(plain, options):
+def test_prefixes_of_every_length_and_random_order(plain, options):
     """Prompts that end inside and beyond media of others, in a cache too small to keep them all."""
     rng = random.Random(2)
     cases = [prompt(30 + i, media, words=5) for i, media in enumerate(MEDIA)]
@@ -125,14 +126,14 @@ def test_media_are_told_apart_by_identity_or_by_name(plain):
     # The words before the picture are the same.
     assert reused(second.visuals) == (expected["b"], 8)
     assert reused(copies) == (expected["a"], 8)
-    most = (len(ids) - 1) // 4 * 4
-    assert reused(copies) == (expected["a"], most)
+    full_pages = (len(ids) - 1) // 4 * 4
+    assert reused(copies) == (expected["a"], full_pages)
     assert reused(first.visuals, ("one",)) == (expected["a"], 8)
-    assert reused(copies, ("one",)) == (expected["a"], most)
+    assert reused(copies, ("one",)) == (expected["a"], full_pages)
     assert reused(second.visuals, ("two",)) == (expected["b"], 8)
 
 
-def test_a_step_encodes_a_picture_once_whoever_shows_it(plain):
+def test_a_step_encodes_a_picture_once_for_all_its_prompts(plain):
     case = prompt(8, [("image", (1, 8, 8))], words=8)
     requests = [ask(str(i), [i, *case.ids], case.visuals) for i in range(4)]
     engine = sharing(plain)

@@ -1,4 +1,4 @@
-"""Graphs of decode steps: padding and buffers with any function, capture on a GPU."""
+"""CUDA graphs of decode steps: padding and buffers with any function, capture on a GPU."""
 
 import logging
 import random
@@ -9,7 +9,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mediamill.model.engine import Engine, Request
-from mediamill.model.engine_core.cuda_graphs import DecodeGraphs, at_least, batch_sizes
+from mediamill.model.engine_core.cuda_graphs import DecodeGraphs, batch_sizes, padded_width
 from mediamill.model.engine_core.paged_attention import paged_decode
 from mediamill.model.engine_core.paged_cache import PagedDecode
 from mediamill.model.families.initialize import initialize_weights
@@ -26,15 +26,15 @@ def test_sizes_of_batches():
     assert batch_sizes(1) == (1,)
     assert batch_sizes(20) == (1, 2, 4, 8, 16, 20)
     assert batch_sizes(100) == (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 100)
-    for most in range(1, 600):
-        sizes = batch_sizes(most)
-        assert sizes[-1] == most
+    for largest in range(1, 600):
+        sizes = batch_sizes(largest)
+        assert sizes[-1] == largest
         assert list(sizes) == sorted(set(sizes))
         assert all(b <= 2 * a for a, b in pairwise(sizes))
 
 
 def test_widths_double():
-    assert [at_least(n, 4, 50) for n in (1, 4, 5, 9, 33, 50)] == [4, 4, 8, 16, 50, 50]
+    assert [padded_width(n, 4, 50) for n in (1, 4, 5, 9, 33, 50)] == [4, 4, 8, 16, 50, 50]
 
 
 class Toy:
@@ -47,13 +47,13 @@ class Toy:
         self.keys, self.values = (torch.full((PAGES + 1, PAGE, 2, 8), torch.nan) for _ in range(2))
         self.shapes = []
 
-    def __call__(self, tokens, positions, block_table, filled, slots):
+    def __call__(self, tokens, positions, block_table, seq_lens, slots):
         self.shapes.append(tuple(block_table.shape))
         new = self.embedding[tokens].unflatten(1, (2, 8)) + positions[:, None, None] / 10
         self.keys.flatten(0, 1)[slots] = new
         self.values.flatten(0, 1)[slots] = -new
         q = new.repeat_interleave(2, 1) * 0.7
-        out = paged_decode(q, self.keys, self.values, block_table, filled, None, "gather")
+        out = paged_decode(q, self.keys, self.values, block_table, seq_lens, None, "gather")
         return out.flatten(1) @ self.head
 
 
@@ -62,22 +62,22 @@ def batches(seed, steps=40):
     draw = random.Random(seed)
     free, rows = list(range(PAGES)), []
     for _ in range(steps):
-        for row in [row for row in rows if row["filled"] == WIDTH * PAGE or draw.random() < 0.2]:
+        for row in [row for row in rows if row["seq_lens"] == WIDTH * PAGE or draw.random() < 0.2]:
             free += row["pages"]
             rows.remove(row)
         while len(rows) < ROWS and len(free) >= WIDTH and draw.random() < 0.7:
-            rows.append({"pages": [free.pop() for _ in range(WIDTH)], "filled": 0})
+            rows.append({"pages": [free.pop() for _ in range(WIDTH)], "seq_lens": 0})
         if not rows:
             continue
         for row in rows:
-            row["filled"] += 1
-        width = -(-max(row["filled"] for row in rows) // PAGE)
-        lasts = [row["filled"] - 1 for row in rows]
+            row["seq_lens"] += 1
+        width = -(-max(row["seq_lens"] for row in rows) // PAGE)
+        lasts = [row["seq_lens"] - 1 for row in rows]
         yield (
             torch.tensor([draw.randrange(32) for _ in rows]),
             torch.tensor(lasts),
             torch.tensor([row["pages"][:width] for row in rows], dtype=torch.int32),
-            torch.tensor([row["filled"] for row in rows], dtype=torch.int32),
+            torch.tensor([row["seq_lens"] for row in rows], dtype=torch.int32),
             torch.tensor(
                 [
                     row["pages"][last // PAGE] * PAGE + last % PAGE
@@ -91,7 +91,7 @@ def graphs_of(step, capture, device=CPU):
     return DecodeGraphs(
         step,
         device,
-        max_rows=ROWS,
+        max_batch_size=ROWS,
         max_pages=WIDTH,
         scratch_page=PAGES,
         page_size=PAGE,
@@ -113,7 +113,7 @@ def test_padded_batches_give_what_the_step_gives(seed):
     for batch in batches(seed):
         rows.add(len(batch[0]))
         assert torch.allclose(graphs(*batch), plain(*batch), atol=1e-5)
-        # Padding rows wrote to no page but the scratch page.
+        # Padding wrote to no page but the scratch page.
         for ours, theirs in ((padded.keys, plain.keys), (padded.values, plain.values)):
             assert torch.equal(ours[:PAGES].nan_to_num(9.0), theirs[:PAGES].nan_to_num(9.0))
     sizes = batch_sizes(ROWS)
@@ -122,7 +122,7 @@ def test_padded_batches_give_what_the_step_gives(seed):
     assert len(captures) == len(graphs.captured)
 
 
-def test_every_size_can_be_captured_before_any_row_comes():
+def test_every_size_can_be_captured_before_any_sequence_comes():
     toy = Toy()
     graphs = graphs_of(toy, lambda run: run)
     graphs.capture_all(WIDTH)
@@ -161,7 +161,7 @@ def test_a_batch_that_was_not_announced_is_refused():
 
 
 class Pages:
-    """What `PagedDecode` asks of a cache."""
+    """The part of a cache that `PagedDecode` needs."""
 
     def __init__(self, config, kernel, device, dtype):
         shape = (PAGES + 1, PAGE, config.num_key_value_heads, config.head_dim)
@@ -176,8 +176,8 @@ class Pages:
 
 
 def network_step(model, cache):
-    def step(tokens, positions, block_table, filled, slots):
-        attend = PagedDecode(cache, block_table, filled, slots)
+    def step(tokens, positions, block_table, seq_lens, slots):
+        attend = PagedDecode(cache, block_table, seq_lens, slots)
         embeddings = model.model.embed_tokens(tokens)
         return model.logits(model.hidden_states(embeddings, positions.expand(3, -1), attend))
 
@@ -208,17 +208,17 @@ def test_the_engine_says_the_same_through_padded_steps(tmp_path):
     for padded in (False, True):
         engine = Engine.load(folder, device="cpu", batch_rows=3, page_size=4, cache_tokens=600)
         if padded:
-            cache = engine._core.open_cache()
+            cache = engine._core.cache
             graphs = DecodeGraphs(
-                engine.steps.plain_decode_step,
+                engine.model_runner.plain_decode_step,
                 CPU,
-                max_rows=3,
+                max_batch_size=3,
                 max_pages=cache.pages,
                 scratch_page=cache.scratch_page,
                 page_size=cache.page_size,
                 capture=lambda run: run,
             )
-            engine.steps.decode_step = graphs
+            engine.model_runner.decode_step = graphs
         requests = [
             Request(str(n), [5 + n] * (3 + 4 * n), (), Sampling(max_new_tokens=4 + 3 * n))
             for n in range(7)

@@ -1,4 +1,4 @@
-"""Copies to the device: what is packed comes out again, and on a GPU it arrives in time."""
+"""Host-to-device copies: packed tensors are unpacked unchanged, and arrive in time on a GPU."""
 
 import pytest
 import torch
@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 
 from mediamill.model.engine_core.host_to_device import (
     ALIGNMENT,
-    Sender,
+    HostToDeviceCopier,
+    copy_visuals,
     layout,
     pack,
-    send_visuals,
     unpack,
 )
 from mediamill.model.inputs import VisualInput
@@ -33,32 +33,32 @@ def drawn(kinds, seed=0):
 @given(KINDS)
 def test_what_is_packed_comes_out_again(kinds):
     tensors = drawn(kinds)
-    places, size = layout([tensor.nbytes for tensor in tensors])
-    assert all(place % ALIGNMENT == 0 for place in places)
+    offsets, size = layout([tensor.nbytes for tensor in tensors])
+    assert all(offset % ALIGNMENT == 0 for offset in offsets)
     buffer = torch.full((size,), 255, dtype=torch.uint8)
-    pack(tensors, places, buffer)
-    for before, after in zip(tensors, unpack(buffer, places, tensors), strict=True):
+    pack(tensors, offsets, buffer)
+    for before, after in zip(tensors, unpack(buffer, offsets, tensors), strict=True):
         assert before.dtype == after.dtype
         assert torch.equal(before, after)
 
 
 def test_on_the_cpu_nothing_is_copied():
     tensors = drawn([(torch.uint8, (3, 4)), (torch.int64, (2,))])
-    arrived = Sender(torch.device("cpu")).send(tensors).tensors()
+    arrived = HostToDeviceCopier(torch.device("cpu")).copy(tensors).tensors()
     assert all(a is b for a, b in zip(arrived, tensors, strict=True))
     visual = VisualInput("image", tensors[0], (1, 2, 2))
-    assert send_visuals(Sender(torch.device("cpu")), [visual]) == (visual,)
+    assert copy_visuals(HostToDeviceCopier(torch.device("cpu")), [visual]) == (visual,)
 
 
 @pytest.mark.gpu
 def test_tensors_arrive_whole_whatever_happens_to_their_sources():
-    sender, sums, wanted = Sender(torch.device("cuda")), [], []
+    copier, sums, expected = HostToDeviceCopier(torch.device("cuda")), [], []
     for seed in range(30):
         kinds = [(torch.uint8, (1000 + 400 * seed, 588)), (torch.int64, (77,))]
         tensors = drawn(kinds, seed)
-        wanted += [int(tensor.long().sum()) for tensor in tensors]
-        arriving = sender.send(tensors)
+        expected += [int(tensor.long().sum()) for tensor in tensors]
+        pending = copier.copy(tensors)
         for tensor in tensors:
             tensor.zero_()
-        sums += [tensor.long().sum() for tensor in arriving.tensors()]
-    assert torch.stack(sums).tolist() == wanted
+        sums += [tensor.long().sum() for tensor in pending.tensors()]
+    assert torch.stack(sums).tolist() == expected

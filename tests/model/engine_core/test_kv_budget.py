@@ -21,11 +21,11 @@ def engine():
     return Engine.load(CHECKPOINT, device="cpu")
 
 
-def tokens(engine, rows):
-    return kv_budget.cache_tokens(engine.model, engine.rules, "sdpa", rows, 64, 64)
+def tokens(engine, batch_size):
+    return kv_budget.cache_tokens(engine.model, engine.rules, "sdpa", batch_size, 64, 64)
 
 
-def test_the_cache_is_at_most_all_rows_and_half_of_what_is_free(engine, monkeypatch):
+def test_the_cache_is_at_most_all_contexts_and_half_of_what_is_free(engine, monkeypatch):
     context = engine.model.config.text.context_length
     assert tokens(engine, 2) == 2 * context
     each = bytes_per_token(engine.model.config.text, torch.float32)

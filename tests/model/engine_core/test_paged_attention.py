@@ -22,11 +22,11 @@ def test_copied_pages_give_the_formula(seed):
 
 
 def test_which_pages_hold_a_row_changes_nothing():
-    q, keys, values, table, filled, window = paged_case(3)
+    q, keys, values, table, seq_lens, window = paged_case(3)
     order = torch.randperm(len(keys), generator=torch.Generator().manual_seed(1))
     moved = torch.argsort(order).to(torch.int32)[table.long()]
-    out = paged_decode(q, keys[order], values[order], moved, filled, window, "gather")
-    assert torch.equal(out, paged_decode(q, keys, values, table, filled, window, "gather"))
+    out = paged_decode(q, keys[order], values[order], moved, seq_lens, window, "gather")
+    assert torch.equal(out, paged_decode(q, keys, values, table, seq_lens, window, "gather"))
 
 
 def test_the_cpu_copies_pages():

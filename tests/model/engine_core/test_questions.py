@@ -1,4 +1,4 @@
-"""Prompts that begin alike and come one after the other: computed once up to where they part."""
+"""Consecutive prompts with a common prefix: it is computed once."""
 
 import random
 from dataclasses import replace
@@ -42,7 +42,7 @@ def assert_same(found, expected):
 
 
 def questions_of(rng, number):
-    """Some questions about the same media, which part at different places."""
+    """Some questions about the same media, which differ from different tokens on."""
     case = prompt(50 + number, rng.choice(MEDIA), words=rng.choice([2, 6, 20]))
     ends = [[rng.randrange(500) for _ in range(rng.randrange(1, 12))] for _ in range(4)]
     ends.append([*ends[0][:-1], 7])
@@ -92,9 +92,9 @@ def test_a_picture_is_encoded_once_however_its_questions_fall_into_steps(plain, 
     assert stats.prompt_tokens + stats.reused_tokens == sum(len(r.input_ids) for r in requests)
     if rows >= 15:
         assert stats.reused_tokens == 2 * sum(len(case.ids) for case in cases)
-    assert len(engine.steps._kept) <= 2
+    assert len(engine.model_runner._encoder_cache) <= 2
     engine.reset()
-    assert not engine.steps._kept
+    assert not engine.model_runner._encoder_cache
 
 
 def test_pictures_of_one_size_are_not_taken_for_each_other(plain):

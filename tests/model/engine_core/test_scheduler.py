@@ -1,4 +1,4 @@
-"""Rows come and go at every step, first come, first served; a step that fails leaves no trace."""
+"""Sequences come and go at every step, first come, first served; a failed step leaves no trace."""
 
 import random
 
@@ -61,7 +61,7 @@ def same(one, other):
         assert one.embedding == pytest.approx(other.embedding, abs=1e-3)
 
 
-def test_a_row_leaves_at_once_and_the_next_takes_its_place(base):
+def test_a_sequence_leaves_at_once_and_the_next_takes_its_place(base):
     engine = another(base, batch_rows=2)
     lengths = {"a": 6, "b": 2, "c": 3, "d": 1}
     for name, new in lengths.items():
@@ -76,7 +76,7 @@ def test_a_row_leaves_at_once_and_the_next_takes_its_place(base):
     assert engine.step() == []
 
 
-def test_requests_are_pulled_as_rows_become_free(base):
+def test_requests_are_pulled_as_slots_become_free(base):
     engine = another(base, batch_rows=3)
     pulled = []
 
@@ -105,7 +105,7 @@ def test_a_large_request_is_not_overtaken_by_later_small_ones(base):
 @pytest.mark.parametrize("options", [{"page_size": 4}, {}])
 def test_a_request_that_can_never_fit_is_refused_alone(base, options):
     engine = another(base, cache_tokens=100, **options)
-    capacity = engine._core.open_cache().capacity
+    capacity = engine._core.cache.capacity
     found = {
         c.id: c for c in engine.generate([text("no", capacity - 4), text("yes", capacity - 5)])
     }
@@ -118,23 +118,27 @@ def test_a_request_that_can_never_fit_is_refused_alone(base, options):
 
 def test_prefills_stay_within_their_budgets(base, monkeypatch):
     engine = another(base, prefill_tokens=64, vision_patches=80, batch_rows=16)
-    sizes, prefill = [], engine.steps.prefill
+    prefills, prefill = [], engine.model_runner.prefill
 
-    def counted(rows, cache):
-        # What the row before it begins with as well is computed once.
-        heads = [row.leader.head if row.leader else 0 for row in rows]
-        sizes.append([(r.work, r.patches_from(head)) for r, head in zip(rows, heads, strict=True)])
-        return prefill(rows, cache)
+    def counted(scheduled, cache):
+        # A prefix that several sequences share is computed once.
+        shared = [0] * len(scheduled.sequences)
+        for prefix in scheduled.shared_prefixes.values():
+            for i in prefix.followers:
+                shared[i] = prefix.tokens
+        pairs = zip(scheduled.sequences, shared, strict=True)
+        prefills.append([seq.patches_from(tokens) for seq, tokens in pairs])
+        return prefill(scheduled, cache)
 
-    monkeypatch.setattr(engine.steps, "prefill", counted)
+    monkeypatch.setattr(engine.model_runner, "prefill", counted)
     requests = mixed(40, 3)
     assert len(list(engine.generate(requests))) == 40
-    for rows in sizes:
-        if len(rows) > 1:
-            # Known beginnings are counted off, so the bound holds for what is computed.
-            assert sum(patches for _, patches in rows) <= 80
-    assert any(len(rows) > 1 for rows in sizes)
-    assert any(len(rows) == 1 and rows[0][1] > 80 for rows in sizes)
+    for patches in prefills:
+        if len(patches) > 1:
+            # Shared prefixes are not counted, so the bound holds for what is computed.
+            assert sum(patches) <= 80
+    assert any(len(patches) > 1 for patches in prefills)
+    assert any(len(patches) == 1 and patches[0] > 80 for patches in prefills)
 
 
 def test_cancelled_requests_are_answered_with_what_they_have(base):
@@ -202,7 +206,7 @@ def test_memory_that_runs_out_at_any_point_changes_no_answer(base, monkeypatch, 
     requests = mixed(20, 5)
     alone = {r.id: next(iter(base.generate([r]))) for r in requests}
     engine = another(base, **options)
-    cache, steps = engine._core.open_cache(), engine.steps
+    cache, runner = engine._core.cache, engine.model_runner
     rng, struck = random.Random(1), dict.fromkeys(POINTS, 0)
 
     def faulty(owner, name, point):
@@ -223,8 +227,8 @@ def test_memory_that_runs_out_at_any_point_changes_no_answer(base, monkeypatch, 
 
     # So far apart that no request meets two of them alone.
     last = {"step": -9}
-    faulty(steps, "prefill", "prefill")
-    faulty(steps, "decode", "decode")
+    faulty(runner, "prefill", "prefill")
+    faulty(runner, "decode", "decode")
     faulty(engine.model, "logits", "logits")
     faulty(chooser.Chooser, "choose", "choose")
     faulty(chooser.Chooser, "join", "join")
@@ -242,7 +246,7 @@ def test_memory_that_runs_out_at_any_point_changes_no_answer(base, monkeypatch, 
     assert stats.pages_in_use == stats.rows == 0
     assert sum(struck.values()) > 10
     assert sum(count > 0 for count in struck.values()) >= 5
-    # An error while a row joins costs nothing but building anew.
+    # An error while a sequence joins only makes the next step build its tensors again.
     assert stats.shortages + struck["join"] >= sum(struck.values())
 
 
@@ -251,25 +255,31 @@ def test_a_request_that_runs_out_of_memory_alone_fails_alone(base, monkeypatch, 
     requests = [text(str(i), 6, 5 + i) for i in range(9)]
     alone = {c.id: c.output_ids for c in base.generate(requests)}
     engine = another(base, batch_rows=9)
-    steps = engine.steps
-    prefill, part, whole = steps.prefill, engine._core.running.part_step, steps.decode
+    runner, running = engine.model_runner, engine._core.running
+    prefill, step_part, decode = runner.prefill, running.step_part, runner.decode
 
-    def short(rows, *rest):
-        if any(row.request.id == "4" for row in rows):
+    def short_prefill(scheduled, cache):
+        if any(seq.request.id == "4" for seq in scheduled.sequences):
             raise torch.OutOfMemoryError("injected")
-        return (prefill if where == "prefill" else part)(rows, *rest)
+        return prefill(scheduled, cache)
 
-    def whole_step(*rest):
-        rows = engine._core.running.rows
-        if len(rest[0]) == len(rows) and any(row.request.id == "4" for row in rows):
+    def short_part(sequences, cache):
+        if any(seq.request.id == "4" for seq in sequences):
             raise torch.OutOfMemoryError("injected")
-        return whole(*rest)
+        return step_part(sequences, cache)
+
+    def short_decode(tokens, *rest):
+        sequences = running.sequences
+        is_whole = len(tokens) == len(sequences)
+        if is_whole and any(seq.request.id == "4" for seq in sequences):
+            raise torch.OutOfMemoryError("injected")
+        return decode(tokens, *rest)
 
     if where == "prefill":
-        monkeypatch.setattr(steps, "prefill", short)
+        monkeypatch.setattr(runner, "prefill", short_prefill)
     else:
-        monkeypatch.setattr(engine._core.running, "part_step", short)
-        monkeypatch.setattr(steps, "decode", whole_step)
+        monkeypatch.setattr(running, "step_part", short_part)
+        monkeypatch.setattr(runner, "decode", short_decode)
     found = {c.id: c for c in engine.generate(requests)}
     bad = found.pop("4")
     assert (bad.finish_reason, bad.out_of_memory) == ("error", True)
@@ -291,9 +301,9 @@ def test_another_error_leaves_every_request_as_it_was(base, monkeypatch):
         engine.add(request)
     found = engine.step()
     for owner, name in (
-        (engine.steps, "decode"),
+        (engine.model_runner, "decode"),
         (engine_core, "_read"),
-        (engine.steps, "prefill"),
+        (engine.model_runner, "prefill"),
     ):
         with monkeypatch.context() as patch:
 
@@ -307,21 +317,21 @@ def test_another_error_leaves_every_request_as_it_was(base, monkeypatch):
     assert {c.id: c.output_ids for c in found} == alone
 
 
-def test_the_bound_that_memory_has_set_is_lifted_again():
-    relief = OomBackoff()
-    assert relief.bound(32) == 32
-    relief.halve(32)
-    assert relief.bound(32) == 16
-    relief.halve(16)
+def test_the_limit_that_memory_has_set_is_lifted_again():
+    backoff = OomBackoff()
+    assert backoff.limit(32) == 32
+    backoff.halve(32)
+    assert backoff.limit(32) == 16
+    backoff.halve(16)
     for _ in range(20):
-        relief.succeed(3)
-    assert relief.bound(32) == 8
+        backoff.succeed(3)
+    assert backoff.limit(32) == 8
     for _ in range(8):
-        relief.succeed(8)
-    assert relief.bound(32) == 16
+        backoff.succeed(8)
+    assert backoff.limit(32) == 16
     for _ in range(5):
-        relief.halve(relief.bound(32))
-    assert relief.bound(32) == 1
+        backoff.halve(backoff.limit(32))
+    assert backoff.limit(32) == 1
 
 
 def test_statistics_count_every_token(base):

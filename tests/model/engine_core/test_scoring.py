@@ -237,7 +237,7 @@ def test_memory_that_runs_out_changes_no_score_and_no_embedding(both, options, m
     ]
     want = {r.id: next(iter(both[0].generate([r]))) for r in requests}
     engine = another(both[0], batch_rows=4, prefill_tokens=90, **options)
-    cache, struck = engine._core.open_cache(), []
+    cache, struck = engine._core.cache, []
     draw = random.Random(3)
 
     def faulty(owner, name):
@@ -256,8 +256,8 @@ def test_memory_that_runs_out_changes_no_score_and_no_embedding(both, options, m
 
         monkeypatch.setattr(owner, name, call)
 
-    faulty(engine.steps, "prefill")
-    faulty(engine.steps, "_encode")
+    faulty(engine.model_runner, "prefill")
+    faulty(engine.model_runner, "_encode")
     faulty(engine.model, "logits")
     faulty(cache, "publish")
     for _ in range(3):

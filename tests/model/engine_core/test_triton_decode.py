@@ -26,10 +26,10 @@ for seed in range(int(sys.argv[1]), int(sys.argv[2])):
         # The bits of a row depend neither on the bound, nor on the rows beside it.
         tight = paged_decode(*case, int(case[4].max()))
         assert torch.equal(tight, out), seed
-        q, keys, values, table, filled, window = case
+        q, keys, values, table, seq_lens, window = case
         last = len(q) - 1
         alone = paged_decode(
-            q[last:], keys, values, table[last:], filled[last:], window, int(filled[last])
+            q[last:], keys, values, table[last:], seq_lens[last:], window, int(seq_lens[last])
         )
         assert torch.equal(alone[0], out[last]), seed
 # A row that needs splits longer than the least.
@@ -95,13 +95,19 @@ for kind, size, dim in json.loads(sys.argv[1]):
     first = compiled(
         ours._attend_split,
         {name: f"*{kind}" for name in ("q", "keys", "values")}
-        | {"table": "*i32", "filled": "*i32", "partial": "*fp32", "lse": "*fp32"}
+        | {"table": "*i32", "seq_lens": "*i32", "partial": "*fp32", "lse": "*fp32"}
         | {"table_stride": "i64", "scale": "fp32", "splits": "i32"},
         cut | {"groups": 6, "padded_groups": 16, "kv_heads": 2, "page_size": 16},
     )
     second = compiled(
-        ours._join_splits,
-        {"partial": "*fp32", "lse": "*fp32", "filled": "*i32", "out": f"*{kind}", "splits": "i32"},
+        ours._combine_splits,
+        {
+            "partial": "*fp32",
+            "lse": "*fp32",
+            "seq_lens": "*i32",
+            "out": f"*{kind}",
+            "splits": "i32",
+        },
         cut | {"heads": 12},
     )
     ptx = first.asm["ptx"]
@@ -140,15 +146,15 @@ def test_a_rows_bits_depend_on_that_row_alone(dtype):
     from mediamill.model.engine_core.triton_decode import paged_decode
 
     for seed in range(20):
-        q, keys, values, table, filled, window = case = paged_case(
+        q, keys, values, table, seq_lens, window = case = paged_case(
             seed, dtype, "cuda", rows=40, longest=4000
         )
         bound = table.shape[1] * keys.shape[1]
         out = paged_decode(*case, bound)
         tolerance = 2e-5 if dtype == torch.float32 else 2e-2
         assert torch.allclose(out.float().cpu(), attended(*case), atol=tolerance, rtol=tolerance)
-        assert torch.equal(paged_decode(*case, int(filled.max())), out)
+        assert torch.equal(paged_decode(*case, int(seq_lens.max())), out)
         for row in range(len(q)):
             one = slice(row, row + 1)
-            alone = paged_decode(q[one], keys, values, table[one], filled[one], window, bound)
+            alone = paged_decode(q[one], keys, values, table[one], seq_lens[one], window, bound)
             assert torch.equal(alone[0], out[row])

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mediamill.model.generation.chooser import Chooser
-from mediamill.model.generation.filters import LIST, penalise_repetition
+from mediamill.model.generation.filters import LIST, penalize_repetition
 from mediamill.model.sampling import GenerationRule
 from mediamill.model.tiny import CHECKPOINT
 from tests import oracle
@@ -84,21 +84,24 @@ def test_what_may_be_drawn_is_what_the_reference_leaves(reference, kind, vocabul
     rules = rules_of(vocabulary, rows, seed=vocabulary)
     prompts = [[(i * 5 + j * j) % vocabulary for j in range(6)] for i in range(rows)]
     chooser = chooser_of(rules, vocabulary, prompts)
-    said = [list(ids) for ids in prompts]
+    histories = [list(ids) for ids in prompts]
     for step in range(3):  # before, at and after the end of min_new_tokens
         logits = logits_of(kind, rows, vocabulary, seed=step)
-        found = chooser.distribution(logits)
+        probabilities = chooser.distribution(logits)
         for i, rule in enumerate(rules):
-            scores = reference_scores(reference, rule, said[i], len(prompts[i]), logits[i])
-            kept, own = scores.softmax(-1) > 0, found[i] > 0
+            scores = reference_scores(reference, rule, histories[i], len(prompts[i]), logits[i])
+            expected, nonzero = scores.softmax(-1) > 0, probabilities[i] > 0
             # Which of several tokens alike stay is chance in the reference's sort; how many is not.
-            mine, theirs = found[i][own].sort().values, scores.softmax(-1)[kept].sort().values
-            assert len(mine) == len(theirs), rule
-            assert torch.allclose(mine / mine.sum(), theirs, atol=1e-6), rule
+            ours, theirs = (
+                probabilities[i][nonzero].sort().values,
+                scores.softmax(-1)[expected].sort().values,
+            )
+            assert len(ours) == len(theirs), rule
+            assert torch.allclose(ours / ours.sum(), theirs, atol=1e-6), rule
             if kind in ("random", "half"):
-                assert torch.equal(own, kept), rule
+                assert torch.equal(nonzero, expected), rule
         chosen = chooser.choose(logits)
-        for ids, token in zip(said, chosen.tokens.tolist(), strict=True):
+        for ids, token in zip(histories, chosen.tokens.tolist(), strict=True):
             ids.append(token)
 
 
@@ -125,8 +128,8 @@ def test_rows_that_leave_and_rows_that_join_change_nothing():
     logits = [logits_of("random", 12, 300, seed) for seed in range(3)]
     expected = [[] for _ in rules]
     whole = chooser_of(rules, 300)
-    for one in logits:
-        for i, token in enumerate(whole.choose(one).tokens.tolist()):
+    for step_logits in logits:
+        for i, token in enumerate(whole.choose(step_logits).tokens.tolist()):
             expected[i].append(token)
 
     early, late = chooser_of(rules[:1], 300), chooser_of(rules[1:], 300)
@@ -134,7 +137,7 @@ def test_rows_that_leave_and_rows_that_join_change_nothing():
     early.join(late)
     rest = torch.cat([logits[1][:1], logits[0][1:]])
     assert early.choose(rest).tokens.tolist() == [expected[0][1], *(e[0] for e in expected[1:])]
-    early.keep([5, 0, 7])
+    early.select([5, 0, 7])
     rest = torch.stack([logits[1][5], logits[2][0], logits[1][7]])
     assert early.choose(rest).tokens.tolist() == [expected[5][1], expected[0][2], expected[7][1]]
 
@@ -157,8 +160,8 @@ def test_no_end_token_comes_before_min_new_tokens():
         replace(GREEDY, min_new_tokens=2, eos_token_ids=()),
     ]
     chooser = chooser_of(rules, 10)
-    found = [chooser.choose(logits).tokens.tolist() for _ in range(3)]
-    assert found == [[8, 4, 3], [8, 4, 3], [3, 3, 3]]
+    tokens = [chooser.choose(logits).tokens.tolist() for _ in range(3)]
+    assert tokens == [[8, 4, 3], [8, 4, 3], [3, 3, 3]]
 
 
 COUNT = 40_000
@@ -166,10 +169,10 @@ COUNT = 40_000
 
 @pytest.mark.parametrize("axis", ["seeds", "steps"])
 @pytest.mark.parametrize(
-    ("change", "kept"),
+    ("change", "possible_tokens"),
     [({}, 16), ({"temperature": 2.0}, 16), ({"top_k": 6}, 6), ({"top_p": 0.6}, None)],
 )
-def test_draws_follow_the_distribution(axis, change, kept):
+def test_draws_follow_the_distribution(axis, change, possible_tokens):
     logits = logits_of("random", 1, 16, seed=3) / 3
     rules = [replace(DRAWN, seed=i if axis == "seeds" else 9, **change) for i in range(COUNT)]
     chooser = chooser_of(rules, 16)
@@ -178,7 +181,7 @@ def test_draws_follow_the_distribution(axis, change, kept):
     expected = chooser_of(rules[:1], 16).distribution(logits)[0].double() * COUNT
     counts = chooser.choose(logits.expand(COUNT, -1)).tokens.bincount(minlength=16)
     possible = expected > 0
-    assert kept is None or int(possible.sum()) == kept
+    assert possible_tokens is None or int(possible.sum()) == possible_tokens
     assert counts[~possible].sum() == 0
     distance = ((counts - expected) ** 2 / expected)[possible].sum()
     # 15 degrees of freedom at most: above 37.7 once in a thousand times.
@@ -219,7 +222,7 @@ def test_log_probabilities_are_those_of_the_raw_logits():
 def test_seen_tokens_become_less_likely_and_others_stay(values, penalty, data):
     logits = torch.tensor([values])
     seen = torch.tensor([[data.draw(st.booleans()) for _ in values]])
-    result = penalise_repetition(logits, seen, torch.tensor([[penalty]]))
+    result = penalize_repetition(logits, seen, torch.tensor([[penalty]]))
     assert torch.equal(result[~seen], logits[~seen])
     assert (result[seen] <= logits[seen]).all()
     positive = seen & (logits > 0)

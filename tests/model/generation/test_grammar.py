@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mediamill.model.generation import grammar
-from mediamill.model.generation.grammar import Grammars, Masks, schema_problem
+from mediamill.model.generation.grammar import BitmaskFiller, Grammars, schema_problem
 from mediamill.model.text.tokenizer import Tokenizer
 from mediamill.model.tiny import CHECKPOINT
 from tests.model.json_schemas import SCHEMAS, closed, text
@@ -30,7 +30,7 @@ def grammars(tokenizer):
 
 def allowed(matchers, ends=((END,),), threads=1):
     """The ids that may come next, for each matcher."""
-    masks = Masks(VOCABULARY, threads)
+    masks = BitmaskFiller(VOCABULARY, threads)
     bits = np.zeros((len(matchers), masks.words), np.int32)
     masks.fill(bits, matchers, list(ends) * (len(matchers) if len(ends) == 1 else 1))
     unpacked = np.unpackbits(bits.view(np.uint8), axis=1, bitorder="little")
@@ -40,15 +40,17 @@ def allowed(matchers, ends=((END,),), threads=1):
 def finite(schema, values):
     """All texts of objects whose properties have some of these values, and that validate."""
     names = list(schema["properties"])
-    found = []
+    texts = []
     for chosen in itertools.product(*([..., *values[name]] for name in names)):
-        one = {name: value for name, value in zip(names, chosen, strict=True) if value is not ...}
-        if jsonschema.Draft202012Validator(schema).is_valid(one):
-            found.append(json.dumps(one, ensure_ascii=False).encode())
-    return found
+        value_of = {
+            name: value for name, value in zip(names, chosen, strict=True) if value is not ...
+        }
+        if jsonschema.Draft202012Validator(schema).is_valid(value_of):
+            texts.append(json.dumps(value_of, ensure_ascii=False).encode())
+    return texts
 
 
-LISTS = [list(one) for n in range(4) for one in itertools.product([True, False], repeat=n)]
+LISTS = [list(values) for n in range(4) for values in itertools.product([True, False], repeat=n)]
 FINITE = [
     (SCHEMAS["enum"], {"colour": ["red", "rose", "green", "blue", "r", "redd"]}),
     (SCHEMAS["nullable"], {"a": [*range(-2, 12), None]}),
@@ -77,23 +79,23 @@ def test_allowed_is_what_some_answer_goes_on_with(tokenizer, grammars, schema, v
     rng = random.Random(1)
     open_choices = 0
     for _ in range(25):
-        matcher, said = grammars.matcher(text(schema)), b""
+        matcher, output = grammars.matcher(text(schema)), b""
         while True:
-            [found] = allowed([matcher])
-            rest = [one[len(said) :] for one in answers if one.startswith(said)]
-            heads = {one[:size] for one in rest for size in range(1, len(one) + 1)}
-            right = {token for token in words if pieces[token] in heads}
+            [ids] = allowed([matcher])
+            rest = [answer[len(output) :] for answer in answers if answer.startswith(output)]
+            prefixes = {answer[:size] for answer in rest for size in range(1, len(answer) + 1)}
+            right = {token for token in words if pieces[token] in prefixes}
             right |= {END} if b"" in rest else set()
-            assert found
-            assert found <= right
-            if len(found) > 1:
-                assert found == right
+            assert ids
+            assert ids <= right
+            if len(ids) > 1:
+                assert ids == right
                 open_choices += 1
-            token = rng.choice(sorted(found))
+            token = rng.choice(sorted(ids))
             matcher.advance(token)
-            said += pieces[token]
+            output += pieces[token]
             assert matcher.problem is None
-            assert matcher.complete == (said in answers), said
+            assert matcher.complete == (output in answers), output
             if matcher.complete:
                 break
     assert open_choices >= 25
@@ -116,20 +118,20 @@ def test_walks_at_random_end_in_valid_text(tokenizer, grammars, name):
     control = set(tokenizer.special.values())
     ended = 0
     for _ in range(12):
-        matcher, said = grammars.matcher(text(SCHEMAS[name])), []
-        while not matcher.complete and len(said) < 150:
-            [found] = allowed([matcher])
-            assert not found & (control - {END})
-            assert max(found) < 520
-            said.append(rng.choice(sorted(found)))
-            matcher.advance(said[-1])
+        matcher, output = grammars.matcher(text(SCHEMAS[name])), []
+        while not matcher.complete and len(output) < 150:
+            [ids] = allowed([matcher])
+            assert not ids & (control - {END})
+            assert max(ids) < 520
+            output.append(rng.choice(sorted(ids)))
+            matcher.advance(output[-1])
             assert matcher.problem is None
         if matcher.complete:
             ended += 1
-            whole = b"".join(tokenizer.token_bytes(token) for token in said).decode()
-            assert whole == tokenizer.decode(said)
-            found = json.loads(whole)
-            jsonschema.validate(found, SCHEMAS[name])
+            whole = b"".join(tokenizer.token_bytes(token) for token in output).decode()
+            assert whole == tokenizer.decode(output)
+            value = json.loads(whole)
+            jsonschema.validate(value, SCHEMAS[name])
             assert not set(allowed([matcher])[0]) - {END}
     assert ended >= 1
 
@@ -149,8 +151,8 @@ def test_end_tokens_are_allowed_where_the_json_is_whole(tokenizer, grammars):
     matcher = grammars.matcher(text({"type": "integer", "minimum": 0}))
     assert not {506, END} & allowed([matcher], [(END, 506)])[0]
     matcher.advance(16)  # 1
-    [found] = allowed([matcher], [(END, 506)])
-    assert {506, END} < found
+    [ids] = allowed([matcher], [(END, 506)])
+    assert {506, END} < ids
     assert END not in allowed([matcher], [()])[0]
     assert not matcher.complete
 
@@ -165,14 +167,14 @@ def test_rows_have_masks_of_their_own(grammars, threads):
         for _ in range(step % 40):
             if not matcher.complete:
                 matcher.advance(rng.choice(sorted(allowed([matcher])[0])))
-    mixed = [None if row % 7 == 3 else one for row, one in enumerate(matchers)]
+    mixed = [None if row % 7 == 3 else matcher for row, matcher in enumerate(matchers)]
     together = allowed(mixed, threads=threads)
-    for one, found in zip(mixed, together, strict=True):
-        assert found == (set(range(VOCABULARY)) if one is None else allowed([one])[0])
+    for matcher, ids in zip(mixed, together, strict=True):
+        assert ids == (set(range(VOCABULARY)) if matcher is None else allowed([matcher])[0])
 
 
 def test_a_lexer_begun_anew_says_the_same(tokenizer, monkeypatch):
-    monkeypatch.setattr(grammar, "_COPIES", 2)
+    monkeypatch.setattr(grammar, "_MAX_OUTPUTS", 2)
     fresh = Grammars(tokenizer, VOCABULARY)
     schema = text(SCHEMAS["nested"])
     walks = set()
@@ -214,10 +216,10 @@ def test_a_schema_cannot_loosen_its_own_layout(tokenizer, grammars):
     """The library reads options from schemas; those here have none to give."""
     schema = closed(a={"const": 1}) | {"x-guidance": {"whitespace_flexible": True, "lenient": True}}
     matcher = grammars.matcher(text(schema))
-    said = []
+    output = []
     while not matcher.complete:
-        [found] = allowed([matcher])
-        assert len(found) == 1
-        said += found
-        matcher.advance(said[-1])
-    assert tokenizer.decode(said) == '{"a": 1}'
+        [ids] = allowed([matcher])
+        assert len(ids) == 1
+        output += ids
+        matcher.advance(output[-1])
+    assert tokenizer.decode(output) == '{"a": 1}'

@@ -21,23 +21,23 @@ def draws(seeds, steps):
 
 def chi_square(numbers, cells):
     """How far numbers in [0, 1) are from an even spread over `cells`, in chi-square."""
-    found = torch.histc(numbers, cells, 0, 1)
+    counts = torch.histc(numbers, cells, 0, 1)
     expected = numbers.numel() / cells
-    return float(((found - expected) ** 2 / expected).sum())
+    return float(((counts - expected) ** 2 / expected).sum())
 
 
 def test_the_generator_is_the_published_one():
-    found = splitmix64(torch.full((5,), 1234567), torch.arange(5))
-    assert [one % 2**64 for one in found.tolist()] == PUBLISHED
+    outputs = splitmix64(torch.full((5,), 1234567), torch.arange(5))
+    assert [output % 2**64 for output in outputs.tolist()] == PUBLISHED
 
 
 def test_numbers_are_in_the_half_open_interval_for_any_seed():
     seeds = torch.tensor([0, 1, 2**63 - 1, 2**40])
     for step in (0, 1, 10**6):
-        found = uniform(seeds, torch.full((4,), step))
-        assert found.dtype == torch.float64
-        assert ((found >= 0) & (found < 1)).all()
-        assert len(set(found.tolist())) == 4
+        numbers = uniform(seeds, torch.full((4,), step))
+        assert numbers.dtype == torch.float64
+        assert ((numbers >= 0) & (numbers < 1)).all()
+        assert len(set(numbers.tolist())) == 4
 
 
 def test_steps_of_a_seed_and_neighbouring_seeds_are_uniform():
