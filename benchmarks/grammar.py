@@ -1,8 +1,8 @@
-"""What it costs to hold answers to a JSON schema: `python -m benchmarks.grammar`.
+"""Measures the cost of constraining answers to a JSON schema: `python -m benchmarks.grammar`.
 
-The vocabulary is as large as the published one: 151,936 tokens, made up of the bytes, of letters
-put together at random as words are, and of runs of digits and blanks. Times are per token of the
-answer, for 64 rows at different places of it, beside the same engine step's budget on a GPU.
+The vocabulary has the published size: 151,936 tokens, made of bytes, of random words, and of runs
+of digits and blanks. Prints milliseconds of a step with 64 rows, each at another token of its
+answer.
 """
 
 import json
@@ -41,7 +41,7 @@ ANSWER = {
 
 
 def vocabulary() -> Tokenizer:
-    """A byte-level vocabulary of the published size, with words of one to four syllables."""
+    """Returns a byte-level vocabulary of the published size; words have one to four syllables."""
     rng = random.Random(0)
     letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
     syllables = [a + b + c for a in "bcdfgklmnprst" for b in "aeiou" for c in ("", "n", "r", "s")]
@@ -88,7 +88,7 @@ def main() -> None:
 
 
 def steps(grammars: Grammars, masks: Masks, said: list[int]) -> list[float]:
-    """Milliseconds of each step, rows one token apart."""
+    """Returns the milliseconds of each step. Adjacent rows are one token apart."""
     matchers = [grammars.matcher(text(SCHEMA)) for _ in range(ROWS)]
     bits = np.zeros((ROWS, masks.words), np.int32)
     times = []

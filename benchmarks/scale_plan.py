@@ -1,8 +1,8 @@
 """Measures what a first plan costs a row and a file: `python -m benchmarks.scale_plan --rows ...`.
 
-The manifest lies on the local disk; what requests to an object store add is counted by
-scale_requests.py. Each plan is made in a process of its own, whose CPU seconds (of all threads),
-wall seconds and peak of memory above its imports are told, and what the plan keeps of the ids.
+The manifest is on the local disk; scale_requests.py counts the requests to an object store. Each
+plan runs in a process of its own. Prints its CPU seconds (of all threads), wall seconds, peak
+memory above its imports, and the size of the stored ids.
 """
 
 import argparse
