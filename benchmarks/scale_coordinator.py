@@ -66,7 +66,7 @@ def _calls(
             CoordinatorCalls(coordinator).enter(self._worker)
 
         def ask(self, what: str, rows: int, seconds: float) -> int:
-            """Keeps some calls under way, as many clients would: the coordinator is never idle."""
+            """Keeps some calls in flight, like many clients: the coordinator is never idle."""
             found, end = 0, time.monotonic() + seconds
             while time.monotonic() < end:
                 ray.get([self._one(what, found + turn, rows) for turn in range(AT_ONCE)])
