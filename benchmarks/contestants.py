@@ -170,8 +170,8 @@ class Vllm:
         for line in lines:
             if line.startswith("RESULT "):
                 return json.loads(line.removeprefix("RESULT "))  # type: ignore[no-any-return]
-        told = (self.exchange / "vllm.log").read_text()[-2000:]
-        raise RuntimeError(f"the process with vllm ended:\n{told}")
+        log_end = (self.exchange / "vllm.log").read_text()[-2000:]
+        raise RuntimeError(f"the process with vllm ended:\n{log_end}")
 
 
 @contextmanager

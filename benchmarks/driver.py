@@ -79,9 +79,9 @@ def measure(rows: int, batch_rows: int) -> dict[str, Any]:
         if child.returncode:
             raise SystemExit(f"the run of {rows} rows failed; its output is above")
         assert child.stdout is not None
-        told = json.loads(child.stdout.read().splitlines()[-1])
-    assert told["done"] == rows, told
-    return {"rows": rows, **told, **{part: round(size / MB) for part, size in peaks.items()}}
+        figures = json.loads(child.stdout.read().splitlines()[-1])
+    assert figures["done"] == rows, figures
+    return {"rows": rows, **figures, **{part: round(size / MB) for part, size in peaks.items()}}
 
 
 def _sizes(driver: int) -> Iterator[tuple[str, int]]:
@@ -109,8 +109,8 @@ def child(settings: dict[str, Any]) -> None:
     plan = check(job)
     planned = own()
     summary = run(job, plan, on_progress=lambda _: None, stages=STAGES)
-    told = {"done": summary.rows, "seconds": round(summary.seconds, 1)}
-    print(json.dumps({**told, "start": start, "planned": planned}))
+    figures = {"done": summary.rows, "seconds": round(summary.seconds, 1)}
+    print(json.dumps({**figures, "start": start, "planned": planned}))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

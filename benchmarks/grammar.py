@@ -68,11 +68,11 @@ def main() -> None:
     grammars.matcher(text(SCHEMA))
     took = 1e3 * (time.perf_counter() - start)
     print(f"a schema of {len(text(SCHEMA))} characters: {took:.1f} ms")
-    said = tokenizer.encode_exactly(json.dumps(ANSWER, ensure_ascii=False))
+    answer_ids = tokenizer.encode_exactly(json.dumps(ANSWER, ensure_ascii=False))
     for threads in THREADS:
         masks = Masks(VOCABULARY, threads)
         for name in ("first", "later"):
-            times = steps(grammars, masks, said)
+            times = steps(grammars, masks, answer_ids)
             print(
                 f"{ROWS} rows, {threads} threads, {name} answers: masks "
                 f"{statistics.median(times):.2f} ms a step in the middle, {max(times):.1f} at most"
@@ -87,20 +87,22 @@ def main() -> None:
     print(f"to apply them on this CPU: {statistics.median(times):.1f} ms a step")
 
 
-def steps(grammars: Grammars, masks: Masks, said: list[int]) -> list[float]:
+def steps(grammars: Grammars, masks: Masks, answer_ids: list[int]) -> list[float]:
     """Returns the milliseconds of each step. Adjacent rows are one token apart."""
     matchers = [grammars.matcher(text(SCHEMA)) for _ in range(ROWS)]
     bits = np.zeros((ROWS, masks.words), np.int32)
     times = []
-    for step in range(len(said) + ROWS):
-        now = [(m, step - row) for row, m in enumerate(matchers) if 0 <= step - row < len(said)]
+    for step in range(len(answer_ids) + ROWS):
+        now = [
+            (m, step - row) for row, m in enumerate(matchers) if 0 <= step - row < len(answer_ids)
+        ]
         start = time.perf_counter()
         masks.fill(bits[: len(now)], [one for one, _ in now], [()] * len(now))
         for matcher, at in now:
-            matcher.advance(said[at])
+            matcher.advance(answer_ids[at])
             assert matcher.problem is None, matcher.problem
         times.append(1e3 * (time.perf_counter() - start))
-    return times[ROWS : len(said)]
+    return times[ROWS : len(answer_ids)]
 
 
 if __name__ == "__main__":

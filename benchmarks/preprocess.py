@@ -264,8 +264,8 @@ def videos(repeats: int) -> list[dict[str, Any]]:
         row = {"what": f"H.264 GOP {gop}", "bytes": len(data), "equal": equal}
         rows.append(row | {"s": {name: round(value, 3) for name, value in spent.items()}})
         for name, value in spent.items():
-            told = "equal" if equal[name] else "DIFFERENT"
-            print(f"{row['what']:<16}{name:<17}{value:>8.3f} s{value / best:>8.2f}x   {told}")
+            comparison = "equal" if equal[name] else "DIFFERENT"
+            print(f"{row['what']:<16}{name:<17}{value:>8.3f} s{value / best:>8.2f}x   {comparison}")
     return rows
 
 

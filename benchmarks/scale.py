@@ -120,16 +120,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if unknown := given.keys() - {field.name for field in fields(Costs)}:
         parser.error(f"--cost: found {', '.join(sorted(unknown))}, expected a field of Costs")
     costs = Costs(**{name: float(value) for name, value in given.items()})
-    told = _say(cluster, costs)
-    told["sweeps"] = {}
+    report = _say(cluster, costs)
+    report["sweeps"] = {}
     for name, clusters in sweeps(cluster).items() if not options.no_sweeps else ():
         print(f"\n{name}:")
         found = [forecast(one, costs) for one in clusters]
         for one in found:
             print(_line(one, name), flush=True)
-        told["sweeps"][name] = [asdict(one) for one in found]
+        report["sweeps"][name] = [asdict(one) for one in found]
     if options.json:
-        options.json.write_text(json.dumps({"costs": asdict(costs), **told}, indent=1))
+        options.json.write_text(json.dumps({"costs": asdict(costs), **report}, indent=1))
 
 
 def _whole(text: str) -> int:

@@ -58,12 +58,12 @@ def child(actors: int) -> dict[str, float]:
     gcs = next(
         pid for pid in processes.descendants(os.getpid()) if "gcs_server" in processes.title(pid)
     )
-    handles, told = _registered(actors, gcs)
-    told |= _pool_costs(handles)
-    told["wait_ms"] = _wait_ms(4 * actors)
+    handles, figures = _registered(actors, gcs)
+    figures |= _pool_costs(handles)
+    figures["wait_ms"] = _wait_ms(4 * actors)
     del handles
     ray.shutdown()
-    return told
+    return figures
 
 
 def _registered(actors: int, gcs: int) -> tuple[list[Any], dict[str, float]]:

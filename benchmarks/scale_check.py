@@ -114,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(
             f"{found[-1]['case']:<34} rows/s {rows_s[0]:.0f} / {rows_s[1]:.0f}  "
             f"loop {100 * loop[0]:.1f} / {100 * loop[1]:.1f} %  "
-            f"desk {100 * desk[0]:.1f} / {100 * desk[1]:.1f} %",
+            f"coordinator {100 * desk[0]:.1f} / {100 * desk[1]:.1f} %",
             flush=True,
         )
     if options.json:

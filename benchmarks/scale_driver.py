@@ -149,9 +149,9 @@ def measure(
             text=True,
             check=True,
         )
-    told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    assert told["done"] == rows, told
-    return {"rows": rows, "call_rows": call_rows, "workers": workers, "sleeps": sleeps, **told}
+    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    assert figures["done"] == rows, figures
+    return {"rows": rows, "call_rows": call_rows, "workers": workers, "sleeps": sleeps, **figures}
 
 
 def child(settings: dict[str, Any], stages: tuple[float, float, int]) -> None:
@@ -184,11 +184,11 @@ def child(settings: dict[str, Any], stages: tuple[float, float, int]) -> None:
         started = time.monotonic()
         summary = run(job, plan, on_progress=lambda _: None, stages=sleeping(*stages))
         seconds, used = time.monotonic() - started, time.process_time() - before
-        told = meter.stop()
+        figures = meter.stop()
     ray.shutdown()
     call_rows = settings["resources.batch_rows"] // 4
-    told["loop"] = sum(steps)
-    told["other"] = used - told["loop"] - told["fetcher"]
+    figures["loop"] = sum(steps)
+    figures["other"] = used - figures["loop"] - figures["fetcher"]
     print(
         json.dumps(
             {
@@ -197,7 +197,7 @@ def child(settings: dict[str, Any], stages: tuple[float, float, int]) -> None:
                 "blocks": -(-summary.rows // call_rows),
                 "steps": len(steps),
                 "machine_ms": machine_ms(),
-                **told,
+                **figures,
             }
         )
     )

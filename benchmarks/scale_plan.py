@@ -35,8 +35,8 @@ def measure(rows: int) -> dict[str, Any]:
         command = [sys.executable, "-m", "benchmarks.scale_plan", "--child", json.dumps(settings)]
         done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
         kept = sum(one.stat().st_size for one in (Path(folder) / "out").rglob("*") if one.is_file())
-    told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return {"rows": rows, **told, "kept_bytes_row": kept / rows}
+    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return {"rows": rows, **figures, "kept_bytes_row": kept / rows}
 
 
 def child(settings: dict[str, Any]) -> dict[str, float]:

@@ -125,8 +125,8 @@ class _Pool:
         while self._queued and self._calls:
             self._queued -= 1
             self._calls -= 1
-            told = self._clock.call_coordinator(self._clock.costs.begin(self._clock.cluster))
-            self._clock.at(told + self._before_s, self._ask)
+            reported = self._clock.call_coordinator(self._clock.costs.begin(self._clock.cluster))
+            self._clock.at(reported + self._before_s, self._ask)
 
     def _ask(self) -> None:
         self._waiting += 1

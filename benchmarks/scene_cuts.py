@@ -40,7 +40,7 @@ class Score:
     """The numbers of true cuts, of detected cuts, and of correctly detected ones."""
 
     cuts: int
-    told: int
+    detected: int
     right: int
 
     @property
@@ -49,20 +49,20 @@ class Score:
 
     @property
     def precision(self) -> float:
-        return self.right / self.told if self.told else 1.0
+        return self.right / self.detected if self.detected else 1.0
 
 
 def score(film: Film, rules: SceneRules | None = None) -> Score:
     """Matches each cut with at most one detected cut."""
-    told = [at * film.rate for at in scene_cuts(film.data, rules)]
-    left = list(told)
+    detected = [at * film.rate for at in scene_cuts(film.data, rules)]
+    left = list(detected)
     right = 0
     for cut in film.cuts:
         near = [one for one in left if abs(one - cut) <= film.within + 1e-6]
         if near:
             right += 1
             left.remove(min(near, key=lambda one: abs(one - cut)))
-    return Score(len(film.cuts), len(told), right)
+    return Score(len(film.cuts), len(detected), right)
 
 
 @functools.cache
@@ -154,7 +154,7 @@ def main() -> None:
             found = score(film)
             spent = time.perf_counter() - start
             print(
-                f"{film.name:20} {found.cuts:5} {found.told:5} {found.right:5} "
+                f"{film.name:20} {found.cuts:5} {found.detected:5} {found.right:5} "
                 f"{found.recall:7.3f} {found.precision:9.3f} {spent:6.2f}"
             )
 

@@ -74,8 +74,8 @@ def measure(path: Path, seconds: int) -> None:
     before = mib("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     start = time.perf_counter()
-    told = duration_s(path)
-    print(f"{path.suffix[1:]}: {told:.2f} s long, told in {time.perf_counter() - start:.3f} s")
+    duration = duration_s(path)
+    print(f"{path.suffix[1:]}: {duration:.2f} s long, found in {time.perf_counter() - start:.3f} s")
     for share in (0.0, 0.5, 0.999, 0.01, 0.51, 0.99):
         first = round((seconds - WINDOW_S) * share)
         start = time.perf_counter()
