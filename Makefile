@@ -1,4 +1,4 @@
-# Every target sets up what it needs, once, in .venv. `make` alone lists them.
+# The first target that needs it creates .venv. `make` alone lists the targets.
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -22,7 +22,7 @@ help: ## List the targets
 demo: $(READY) ## Caption drawn pictures and clips into demo/, and write demo/report.html
 	@$(BIN)/mediamill demo --dir $(DEMO)
 
-test: lint types pytest ## Lint, static types and the tests
+test: lint types pytest ## Run lint, static types and the tests
 
 lint: $(READY) ## Check style and format with ruff
 	$(BIN)/ruff check .
@@ -31,18 +31,18 @@ lint: $(READY) ## Check style and format with ruff
 types: $(READY) ## Check static types with mypy
 	$(BIN)/mypy
 
-pytest: $(READY) ## Run the tests (PYTEST="tests/model -k rope" for some of them)
+pytest: $(READY) ## Run the tests (some of them: PYTEST="tests/model -k rope")
 	$(BIN)/python -m pytest $(PYTEST) -n 2 --dist loadfile
 
-parity: $(READY) ## Compare with the reference on other cases (SEED=1 CASES=500)
+parity: $(READY) ## Compare with the reference on random cases (SEED=1 CASES=500)
 	$(BIN)/python -m pip download --quiet --no-deps --dest .cache qwen-agent==0.0.34
 	$(BIN)/python -m pytest tests/parity -q --parity-seed $(SEED) --parity-cases $(CASES) \
 	  --qwen-wheel .cache/qwen_agent-0.0.34-py3-none-any.whl
 
-slow: $(READY) ## The tests that take minutes, or want Slurm, cron or a Ray head
+slow: $(READY) ## Run the tests that take minutes, or need Slurm, cron or a Ray head
 	$(BIN)/python -m pytest tests -m slow -q --timeout 1800
 
-soak: $(READY) ## Twenty thousand rows under a hundred kills, as many requests in the engine, and more
+soak: $(READY) ## Run 20,000 rows under a hundred kills, as many requests in the engine, and more
 	$(BIN)/python -m pytest tests/model/engine_core/test_engine_soak.py -m soak -q --timeout 1800
 	$(BIN)/python -m pytest tests -m soak -q -s --timeout 1800 \
 	  --ignore tests/model/engine_core/test_engine_soak.py
@@ -54,19 +54,19 @@ bench: $(READY) ## Measure each part's speed on this machine
 bench-gpu: $(READY) ## Measure the engine on this machine's GPU, in ten minutes
 	$(BIN)/python -m benchmarks.gpu --json runs/gpu.json
 
-train: $(READY) ## Train the tiny model from scratch into runs/tiny, and print its gate
+train: $(READY) ## Train the tiny model from scratch into runs/tiny, and measure it
 	$(BIN)/python -m mediamill.model.tiny.train --out runs/tiny
 	$(BIN)/python -m mediamill.model.tiny.gate --model runs/tiny
 
 gate: $(READY) ## Measure the shipped checkpoint on 500 fresh scenes of each kind
 	$(BIN)/python -m mediamill.model.tiny.gate
 
-clean: ## Remove the environment, caches and what the demo wrote
+clean: ## Remove the environment, the caches and the demo's output
 	rm -rf $(VENV) $(DEMO) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find schemas model pipeline jobs tests benchmarks src -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# torch first and with pip, by its exact version: pip's own settings may name a CPU-only build, and
-# uv reads none of them. The rest goes through uv, which takes seconds, or through pip if uv cannot.
+# pip installs torch first, since pip's settings may name a CPU-only build, and uv does not read them.
+# uv installs the rest in seconds; if it fails, pip does.
 $(READY): pyproject.toml constraints.txt
 	@python=; for candidate in $(PYTHON) python3.14 python3.13 python3.12 python3.11; do \
 	  if "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
@@ -74,7 +74,7 @@ $(READY): pyproject.toml constraints.txt
 	  fi; \
 	done; \
 	if [ -z "$$python" ]; then \
-	  echo "error: Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) --version 2>/dev/null || echo not there)." \
+	  echo "error: Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) --version 2>/dev/null || echo missing)." \
 	    "Name one: make $(or $(MAKECMDGOALS),demo) PYTHON=/path/to/python3.12" >&2; \
 	  exit 2; \
 	fi; \

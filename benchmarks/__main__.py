@@ -1,4 +1,4 @@
-"""Measures each part alone on this machine: `python -m benchmarks`, one line a part."""
+"""Measures each part alone on this machine: `python -m benchmarks`, one line for each part."""
 
 import time
 from collections.abc import Callable, Sequence

@@ -1,9 +1,11 @@
-"""How often reduced precision changes a greedy answer: `python -m benchmarks.agreement FOLDER`.
+"""Measures how often reduced precision changes a greedy answer.
 
-Answers the same prompts, with drawn pictures, in float32 and bfloat16, and with the reference in
-float32 and bfloat16; without a folder, a random checkpoint is made. Prints for each what share of
-the answers is that of the reference's float32 in full, and what share of tokens comes before the
-first that differs.
+Usage: `python -m benchmarks.agreement FOLDER`.
+
+Answers the same prompts about drawn pictures in float32 and bfloat16, with our engine and with the
+reference; without a folder, with a random checkpoint. The baseline is the reference in float32.
+Prints the share of answers that equal the baseline's, and the share of tokens before the first
+difference.
 """
 
 import argparse
@@ -31,7 +33,7 @@ CELL, PATCH = 28, 14
 
 
 def drawn(folder: Path, count: int, new: int) -> list[Request]:
-    """Prompts of random words around one random picture of up to 6 x 6 tokens."""
+    """Returns prompts of random words around one random picture of up to 6 x 6 tokens."""
     config, rng = load_config(folder), np.random.default_rng(0)
     special = min(config.image_token_id, config.video_token_id, config.vision_start_token_id)
     words = min(special, config.text.vocab_size)
@@ -87,7 +89,7 @@ def theirs(folder: Path, requests: list[Request], dtype: torch.dtype, device: st
 
 
 def agreement(found: Answers, wanted: Answers) -> tuple[float, float]:
-    """Share of answers that are equal, and of tokens before the first difference."""
+    """Returns the share of equal answers, and of tokens before the first difference."""
     before = total = 0
     for one, other in zip(found, wanted, strict=True):
         longest = max(len(one), len(other))

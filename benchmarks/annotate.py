@@ -1,7 +1,7 @@
-"""Measures timelines on this machine: `python -m benchmarks.annotate clips|long [FOLDER]`.
+"""Measures annotate jobs on this machine: `python -m benchmarks.annotate clips|long [FOLDER]`.
 
-clips: 200 short clips and an engine that is simulated: how busy it is kept, and what binds.
-long: a video of three hours: seconds, and the memory of each process at its peak.
+clips: 200 short clips and a simulated engine; how busy the engine is, and the bottleneck.
+long: a video of three hours; seconds, and the peak memory of each process.
 """
 
 import json
@@ -38,7 +38,7 @@ from tests.soak.simulated import Answered
 CLIPS, CLIP_S = 200, (2, 3, 4)
 ENGINE_ROWS_S = 10.0  # of the simulated engine: two cores prepare about twice as many clips
 HOURS, LOOP_S = 3, 60
-_LOG = "_engine.jsonl"  # in the job's folder: from when to when the engine worked
+_LOG = "_engine.jsonl"  # in the job's folder: start and end of the engine's calls
 
 
 class Paced:
@@ -64,13 +64,16 @@ PACED = Stages(prepare=WindowStage, generate=Paced)
 
 
 def busy_share(output: Path) -> float:
-    """Of the time from the engine's first row to its last, how much it worked."""
+    """Returns the engine's busy share of the time from its first row to its last."""
     spans = sorted(json.loads(line) for line in (output / _LOG).read_text().splitlines())
     return sum(end - start for start, end in spans) / (spans[-1][1] - spans[0][0])
 
 
 def job_of(manifest: Path, output: Path, **changes: object) -> JobConfig:
-    """An annotation with the built-in model. changes: keys with two underscores for the dot."""
+    """Returns an annotate job with the built-in model.
+
+    changes: job keys, with two underscores for the dot.
+    """
     keys = {name.replace("__", "."): value for name, value in changes.items()}
     return load_job(
         None,
@@ -87,7 +90,7 @@ def job_of(manifest: Path, output: Path, **changes: object) -> JobConfig:
 
 
 def clips(folder: Path, count: int = CLIPS) -> tuple[AnnotationSummary, float]:
-    """Annotates short clips with the paced engine: what came out, and how busy that was."""
+    """Annotates short clips with the paced engine. Returns the result and its busy share."""
     rows = []
     drawn = [film(number, [CLIP_S[number % len(CLIP_S)]])[0] for number in range(24)]
     for number in range(count):
@@ -109,7 +112,7 @@ def long(folder: Path) -> AnnotationSummary:
 
 
 def long_video(path: Path, hours: float = HOURS) -> list[tuple[float, float, str]]:
-    """Writes a video of so many hours; (start, end, caption) of what is seen, 3 s each."""
+    """Writes a video of that many hours. Returns (start, end, caption) of its events, 3 s each."""
     data, events = film(7, [3] * (LOOP_S // 3))
     times = round(hours * 3600 / LOOP_S)
     repeated(data, times, path)
@@ -122,14 +125,14 @@ def long_video(path: Path, hours: float = HOURS) -> list[tuple[float, float, str
 
 @dataclass
 class Peaks:
-    """The most memory that one process had, in bytes, by what it is."""
+    """The peak memory of one process in bytes, by its kind."""
 
     bytes: dict[str, int]
 
 
 @contextmanager
 def watched(every_s: float = 0.5) -> Iterator[Peaks]:
-    """Looks at the processes that prepare, and at those that decode for them, all the while."""
+    """Samples the memory of the workers and of their decoding processes while the block runs."""
     peaks, over = Peaks(defaultdict(int)), threading.Event()
 
     def look() -> None:
@@ -147,9 +150,9 @@ def watched(every_s: float = 0.5) -> Iterator[Peaks]:
 
 
 def _sizes() -> dict[str, int]:
-    """Private memory of each actor that prepares with all its children, and of the largest child.
+    """Returns the memory of the largest worker with its children, and of the largest child.
 
-    What forks share counts once, with the process that they come from.
+    Memory that forks share counts once, with their parent.
     """
     found: dict[str, int] = {"worker": 0, "child": 0}
     for pid in processes.descendants(os.getpid()):
@@ -162,7 +165,7 @@ def _sizes() -> dict[str, int]:
 
 
 def _private(pid: int) -> int:
-    """Bytes that the process shares with no other, or its part of what it shares."""
+    """Returns the bytes that only this process uses, plus its part of shared ones."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:
@@ -177,7 +180,7 @@ def main(what: str, folder: Path) -> None:
         made, busy = clips(folder)
         print(f"{made.windows.rows} windows of {CLIPS} clips in {made.windows.seconds:.1f} s")
         print(f"engine of {ENGINE_ROWS_S:g} rows/s: busy {busy:.1%} from its first row to its last")
-        print(f"the rate was that of: {made.windows.binds}")
+        print(f"bottleneck: {made.windows.binds}")
         return
     path = folder / "long.mp4"
     if not path.exists():

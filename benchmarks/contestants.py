@@ -1,7 +1,7 @@
-"""The engines that are compared, each as a function from jobs to tokens.
+"""The engines under comparison, each a function from jobs to tokens.
 
-Each begins with decoded pictures and ends with token ids, its own preparation included, and says
-how many CPU-seconds the preparation took of that. None knows the others.
+Each takes decoded pictures and returns token ids. It does its own preparation, and reports the
+CPU-seconds of it.
 """
 
 import json
@@ -28,7 +28,7 @@ PATCH = 14
 
 @dataclass
 class Timing:
-    """One run. seconds: CPU-seconds of the process; parts: of them, by phase."""
+    """One run. seconds: CPU-seconds of the process. parts: those of each phase."""
 
     tokens: list[list[int]]
     seconds: float
@@ -71,7 +71,7 @@ def _phase(hidden: torch.Tensor, positions: torch.Tensor, attend: Any, *_: Any) 
 
 
 class _Clock:
-    """CPU-seconds that methods of objects take, by the phase that a function gives a call."""
+    """Measures the CPU-seconds of methods, by phase. A function names the phase of a call."""
 
     def __init__(self) -> None:
         self.parts: dict[str, float] = {}
@@ -90,7 +90,7 @@ class _Clock:
 
 
 class Reference:
-    """generate() of transformers: batches of prompts sorted by length, padded on the left."""
+    """transformers' generate(): batches of prompts sorted by length, padded on the left."""
 
     def __init__(self, folder: Path, dtype: torch.dtype, rows: int) -> None:
         self.model = oracle.load_model(folder, dtype)
@@ -134,7 +134,7 @@ class Vllm:
     """vLLM in a process of its own Python, which reads jobs from files and prints JSON."""
 
     def __init__(self, python: str, folder: Path, dtype: str, exchange: Path) -> None:
-        """exchange: a folder for the files between the two, and for vLLM's log."""
+        """exchange: a folder for the files between the two processes, and for vLLM's log."""
         self.exchange = exchange
         self.log = (exchange / "vllm.log").open("w")
         script = Path(__file__).with_name("vllm_child.py")
@@ -170,13 +170,13 @@ class Vllm:
         for line in lines:
             if line.startswith("RESULT "):
                 return json.loads(line.removeprefix("RESULT "))  # type: ignore[no-any-return]
-        told = (self.exchange / "vllm.log").read_text()[-2000:]
-        raise RuntimeError(f"the process with vllm ended:\n{told}")
+        log_end = (self.exchange / "vllm.log").read_text()[-2000:]
+        raise RuntimeError(f"the process with vllm ended:\n{log_end}")
 
 
 @contextmanager
 def one_thread() -> Any:
-    """All of torch on one thread."""
+    """Limits torch to one thread."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

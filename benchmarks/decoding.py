@@ -1,8 +1,8 @@
-"""What it costs to decode in a process of its own: `python -m benchmarks.decoding`.
+"""Measures the cost of decoding in a sandboxed process: `python -m benchmarks.decoding`.
 
-CPU seconds of this process and of the one that decodes, beside those of the same work in this
-process alone; the two take turns, so that what else the machine does meets both. Either way it ends
-with the patches of all rows in one Arrow column.
+Compares the CPU seconds of this process and the decode worker with those of the same work in this
+process alone. The two take turns, so other load affects both. Both end with the patches of all rows
+in one Arrow column.
 """
 
 import statistics
@@ -29,7 +29,7 @@ CHAT = {"prompt": CAPTION_PROMPT, "system": None}
 
 
 def workers_cpu_s(fork_server: int) -> dict[str, float]:
-    """Of each process that the fork server has forked and that still runs, by its number."""
+    """Returns the CPU seconds of each live process that the fork server has forked, by pid."""
     workers = Path(f"/proc/{fork_server}/task/{fork_server}/children").read_text().split()
     return {
         one: int(Path(f"/proc/{one}/schedstat").read_text().split()[0]) / 1e9 for one in workers
@@ -50,7 +50,7 @@ def main() -> None:
         "JPEG 3000 x 4000": (jpeg(3000, 4000), 2),
         "clip of 48 frames, 240 x 320": (video(numbered_frames(48, 240, 320)), 4),
     }
-    # Both ways use memory again: to get it anew would cost either of them as much.
+    # Both use a buffer pool, since new memory would cost either of them as much.
     buffers = BufferPool()
 
     def alone(data: bytes, count: int) -> float:
@@ -64,7 +64,7 @@ def main() -> None:
         return (time.process_time() - start) / count
 
     def apart(data: bytes, count: int) -> tuple[float, float] | None:
-        """Of this process and of the other; None when that was replaced in between."""
+        """The CPU seconds of this process and of the worker; None if that was replaced."""
         there, start = workers_cpu_s(decoder.fork_server_pid), time.process_time()
         questions = [DecodeRequest([MediumRequest(memoryview(data))], [CHAT])] * count
         binary_column([answer.patches for answer in decoder.prepare(questions)], buffers)

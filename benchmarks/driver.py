@@ -1,8 +1,8 @@
-"""Measures the driver's memory at some numbers of rows: `python -m benchmarks.driver --rows ...`.
+"""Measures the driver's memory by the number of rows: `python -m benchmarks.driver --rows ...`.
 
-The stages are simulated, all else is real: manifest, Ray Data, ledger, files. Each number of rows
-is a run of its own, in a process of its own, whose peak and whose cluster's peaks are sampled from
-outside. Prints a table, and JSON with --json. Memory is resident and not shared, in MB.
+The stages are simulated; manifest, Ray Data, ledger and files are real. Each number of rows is a
+run in a process of its own, whose memory and whose cluster's memory are sampled from outside.
+Prints a table of peaks, and writes JSON with --json. Memory is resident and not shared, in MB.
 """
 
 import argparse
@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[1]
 FILE_ROWS, GROUP_ROWS = 250_000, 16_384
 MB = 1_000_000
 SAMPLE_S = 0.25
-# Titles of processes, and the names that the table gives them.
+# Words in process titles, and the names of the table.
 PARTS = {
     "ray::Coordinator": "desk",
     "gcs_server": "gcs",
@@ -55,7 +55,7 @@ def write_manifest(folder: Path, rows: int) -> Path:
 
 
 def measure(rows: int, batch_rows: int) -> dict[str, Any]:
-    """One run, from a new manifest to the last row. Peaks in MB by part, and what else is told."""
+    """Measures one run with a new manifest. Returns peaks in MB by part, and its own report."""
     with tempfile.TemporaryDirectory() as folder:
         manifest = write_manifest(Path(folder) / "manifest", rows)
         settings = {
@@ -77,11 +77,11 @@ def measure(rows: int, batch_rows: int) -> dict[str, Any]:
                 peaks[part] = max(peaks[part], size)
             time.sleep(SAMPLE_S)
         if child.returncode:
-            raise SystemExit(f"the run of {rows} rows failed; what it said is above")
+            raise SystemExit(f"the run of {rows} rows failed; its output is above")
         assert child.stdout is not None
-        told = json.loads(child.stdout.read().splitlines()[-1])
-    assert told["done"] == rows, told
-    return {"rows": rows, **told, **{part: round(size / MB) for part, size in peaks.items()}}
+        figures = json.loads(child.stdout.read().splitlines()[-1])
+    assert figures["done"] == rows, figures
+    return {"rows": rows, **figures, **{part: round(size / MB) for part, size in peaks.items()}}
 
 
 def _sizes(driver: int) -> Iterator[tuple[str, int]]:
@@ -97,7 +97,7 @@ def _sizes(driver: int) -> Iterator[tuple[str, int]]:
 
 
 def child(settings: dict[str, Any]) -> None:
-    """What is measured: the driver alone, as the command line would run it."""
+    """Runs the measured driver, as the command line would."""
     from mediamill.pipeline.run import check, run
     from tests.soak.simulated import STAGES
 
@@ -109,8 +109,8 @@ def child(settings: dict[str, Any]) -> None:
     plan = check(job)
     planned = own()
     summary = run(job, plan, on_progress=lambda _: None, stages=STAGES)
-    told = {"done": summary.rows, "seconds": round(summary.seconds, 1)}
-    print(json.dumps({**told, "start": start, "planned": planned}))
+    figures = {"done": summary.rows, "seconds": round(summary.seconds, 1)}
+    print(json.dumps({**figures, "start": start, "planned": planned}))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

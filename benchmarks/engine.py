@@ -1,8 +1,8 @@
 """Compares engines on one CPU thread: `python -m benchmarks.engine`, a table and a JSON file.
 
-Ours, generate() of transformers and, where a Python with it is named, vLLM answer the same fresh
-pictures in turn (A B C A B C); CPU-seconds of one thread, medians. Absolute figures drift with the
-machine's load, ratios within one run hardly.
+Ours, transformers' generate() and, with --vllm, vLLM answer the same fresh pictures in turn
+(A B C A B C). Prints medians of CPU-seconds. Absolute figures drift with the machine's load, ratios
+within one run hardly.
 """
 
 import argparse
@@ -58,7 +58,7 @@ def _options() -> argparse.Namespace:
 
 
 def equality(folder: Path, pictures: int) -> dict[str, Any]:
-    """How many pictures get the same tokens from ours and from the reference, in float32."""
+    """Counts the pictures that get the same tokens from ours and the reference, in float32."""
     work = jobs(1, pictures, mixed=False)
     got = Ours(folder, "float32").run(work).tokens
     want = Reference(folder, torch.float32, 16).run(work).tokens
@@ -79,7 +79,7 @@ def equality_line(found: dict[str, Any]) -> str:
 
 
 def measure(folder: Path, options: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """Per kind of lengths and engine: the seconds of each round, medians and medians by phase."""
+    """Returns, by kind of lengths and by engine, the seconds of each round and the medians."""
     engines: dict[str, Callable[[Sequence[Job]], Timing]] = {}
     engines["ours"] = Ours(folder, options.dtype, batch_rows=options.batch_rows).run
     for rows in options.rows:
@@ -130,7 +130,7 @@ def _summary(timings: Sequence[Timing], ours: Sequence[Timing]) -> dict[str, Any
 
 
 def table(rows: dict[str, Any]) -> str:
-    """The medians as text: CPU-seconds, the median of the rounds' ratios to ours, and the parts."""
+    """Returns the medians as text: CPU-seconds, ratio to ours, and the phases."""
     lines = [f"{'engine':<24}{'CPU-s':>8}{'x ours':>8}  parts"]
     for name, row in rows.items():
         parts = ", ".join(f"{key} {value:.2f}" for key, value in row["parts"].items())

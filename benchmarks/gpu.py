@@ -1,9 +1,9 @@
-"""Measures the engine on a GPU in one command of at most ten minutes: `make bench-gpu`.
+"""Measures the engine on a GPU in at most ten minutes: `make bench-gpu`.
 
-First what the card can do, then the parts against that, then whole jobs; networks of the published
-shapes with random weights, so nothing is downloaded. Prints tables and writes JSON. A part that
-fails is named in its place, and the others go on. `--cpu` runs all of it with a miniature network,
-to see that it runs.
+Measures what the device can do, whole jobs, and the parts against the device's limits. The networks
+have published shapes and random weights, so nothing is downloaded. Prints tables and writes JSON. A
+part that fails is named in its place, and the others go on. `--cpu` is a dry run with a miniature
+network.
 """
 
 import argparse
@@ -28,14 +28,14 @@ from mediamill.model.layers.optimize import optimize_for_inference
 
 
 class Report:
-    """Gathers rows by section, prints each section when it is done, and keeps to the time."""
+    """Collects rows by section, prints each finished section, and enforces the time limit."""
 
     def __init__(self, seconds: float) -> None:
         self.sections: dict[str, list[Row]] = {}
         self._end = time.monotonic() + seconds
 
     def add(self, name: str, work: Callable[[], list[Row]]) -> None:
-        """Run one section, unless the time is over."""
+        """Runs one section, unless the time is over."""
         left = self._end - time.monotonic()
         if left < 0:
             rows: list[Row] = [{"what": "left out: the time is over"}]
@@ -43,7 +43,7 @@ class Report:
             began = time.monotonic()
             try:
                 rows = work()
-            except Exception as error:  # noqa: BLE001 - one part must not take the others along
+            except Exception as error:  # noqa: BLE001 - the other parts must still run
                 traceback.print_exc()
                 rows = [{"what": f"failed: {type(error).__name__}: {error}"[:300]}]
             rows.append({"what": f"(took {time.monotonic() - began:.1f} s)"})
@@ -52,7 +52,7 @@ class Report:
 
 
 def table(rows: list[Row]) -> str:
-    """Rows as text, one column per key, in the order in which keys appear."""
+    """Returns rows as text, one column for each key, in order of first appearance."""
     keys = list(dict.fromkeys(key for row in rows for key in row if key != "stats"))
     cells = [keys, *([_text(key, row.get(key, "")) for key in keys] for row in rows)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(keys))]
@@ -74,7 +74,7 @@ def _text(key: str, value: object) -> str:
 
 
 def described(device: torch.device) -> dict[str, Any]:
-    """The machine and the versions."""
+    """Returns the machine and the versions."""
     found: dict[str, Any] = {
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -107,7 +107,7 @@ def jobs_of(options: argparse.Namespace) -> list[Job]:
     return [
         Job((1024, 768), 128 * scale, 96),
         Job((448, 448), 256 * scale, 96),
-        # Four different pictures of 1024 x 1024 in every request, 128 tokens answered.
+        # Four different pictures of 1024 x 1024 a request, 128 new tokens.
         Job((1024, 1024), 16 * scale, 128, pictures=4),
     ]
 
@@ -151,7 +151,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
                 at_once = 2 if options.cpu else 32
                 return [gpu_jobs.reference(model, shape, few, preparers, at_once)]
 
-            # Whole jobs first: they matter most, should time be short.
+            # Whole jobs first: they matter most if time is short.
             report.add(f"{shape}: whole jobs", whole)
             _free()
             report.add(f"{shape}: transformers", theirs)
@@ -176,7 +176,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="fewer sizes and pictures")
     parser.add_argument("--cpu", action="store_true", help="a dry run with a miniature network")
     parser.add_argument("--shapes", default="2B,7B", help="of the networks")
-    parser.add_argument("--seconds", type=float, default=540, help="begin no part after these")
+    parser.add_argument("--seconds", type=float, default=540, help="begin no part after this time")
     parser.add_argument("--workers", type=int, help="processes that prepare pictures")
     parser.add_argument("--json", type=Path, help="write all figures there")
     options = parser.parse_args(arguments)

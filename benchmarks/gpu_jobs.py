@@ -1,7 +1,7 @@
-"""Whole captioning jobs on one device: JPEGs in, token ids out, by the engine and transformers.
+"""Measures whole captioning jobs on one device, from JPEGs to token ids.
 
-Turns a network of random weights into pictures per second. Pictures are drawn, all different; they
-are decoded and cut by processes of their own while the device works.
+Runs the engine and transformers on a network with random weights. All pictures are drawn and
+different; separate processes decode and prepare them while the device works.
 """
 
 import importlib
@@ -35,8 +35,9 @@ from mediamill.model.sampling import Sampling
 
 @dataclass(frozen=True)
 class Job:
-    """requests: with `pictures` of `size` (width, height) each; `new` tokens are asked for, after
-    `prompt` tokens beside the visual ones.
+    """`requests` requests, each with `pictures` pictures of `size` (width, height).
+
+    new: tokens of each answer. prompt: text tokens of each prompt.
     """
 
     size: tuple[int, int]
@@ -52,7 +53,7 @@ class Job:
 
 
 def drawn_jpeg(seed: int, size: tuple[int, int]) -> bytes:
-    """A picture of smooth noise with grain."""
+    """Returns a picture of smooth noise with grain."""
     rng = np.random.default_rng(seed)
     width, height = size
     coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8))
@@ -64,7 +65,7 @@ def drawn_jpeg(seed: int, size: tuple[int, int]) -> bytes:
 
 
 def prepared(data: bytes) -> tuple[Any, tuple[int, int, int]]:
-    """Patches as an array, and their grid."""
+    """Returns the patches as an array, and their grid."""
     torch.set_num_threads(1)
     visual, _ = prepare_picture(data, ImageRules(), MediaLimits())
     return visual.patches.numpy(), visual.grid_thw
@@ -84,7 +85,7 @@ class Preparers:
         return list(self._pool.map(drawn_jpeg, seeds, [job.size] * count, chunksize=4))
 
     def prepare(self, jpegs: Iterable[bytes]) -> Iterator[VisualInput]:
-        """In order, some ahead of what is asked for."""
+        """Yields the requests in order, and prepares some ahead."""
         running: deque[Future[tuple[Any, tuple[int, int, int]]]] = deque()
         waiting = iter(jpegs)
         while True:
@@ -115,7 +116,7 @@ def request(model: Qwen2VL, number: int, visuals: tuple[VisualInput, ...], job: 
 def ours(
     model: Qwen2VL, job: Job, preparers: Preparers, rows: int, top: roofline.Ceilings, seed: int
 ) -> Row:
-    """The engine over one job. The first requests, which warm it up, are not counted."""
+    """Measures the engine on one job, without the first requests, which warm it up."""
     engine = Engine(model, RULES, GenerationDefaults(()), rows, attentions(model)[0])
     jpegs = preparers.draw(job, seed)
 
@@ -135,7 +136,7 @@ def ours(
     ]
     step = engine.model_runner.decode_step
     if isinstance(step, DecodeGraphs):
-        # A job of hours captures each size once; these minutes are not to pay for it.
+        # A long job captures each size once, so the capture is not measured.
         merge = model.config.vision.spatial_merge_size**2
         tokens = job.prompt + job.new + sum(t * h * w // merge for t, h, w in grids)
         with torch.inference_mode():
@@ -161,11 +162,11 @@ def ours(
 
 
 def reference(model: Qwen2VL, shape: str, job: Job, preparers: Preparers, rows: int) -> Row:
-    """Generate of transformers on pictures that are prepared before, or why it does not import.
+    """Measures transformers' generate() on prepared pictures, or returns why it does not import.
 
     Pictures of one size need no padding, so this is its best case.
     """
-    # The tests' way to it works around a torchvision that does not fit; it needs torchvision.
+    # The tests' import works around an incompatible torchvision; this needs torchvision.
     with suppress(ImportError):
         importlib.import_module("tests.oracle")
     try:

@@ -1,6 +1,6 @@
-"""The parts of the engine on one device, each held against what the device can do.
+"""Measures the parts of the engine on one device, against the limits of the device.
 
-Turns a network into rows of measurements. It does not know how they are shown.
+Each function returns rows of measurements.
 """
 
 from collections.abc import Callable
@@ -27,8 +27,10 @@ PAGE = 16
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is measured. pictures: visual tokens and the grid of each; batches: rows of decode
-    steps; context: tokens of each row; prefill: prompts at once.
+    """The sizes that are measured.
+
+    pictures: visual tokens and the grid of each. batches: sequences of decode steps. context:
+    tokens of each sequence. prefill: prompts of one call.
     """
 
     pictures: tuple[tuple[int, tuple[int, int, int]], ...] = (
@@ -57,7 +59,7 @@ MINIATURE = Sizes(
 
 
 def ceilings(clock: Clock, dtype: torch.dtype, sizes: Sizes) -> tuple[list[Row], roofline.Ceilings]:
-    """Products of large matrices, and copies within the device and to it."""
+    """Measures products of large matrices, and copies within the device and to it."""
     device, side = clock.device, sizes.matrix
     rows: list[Row] = []
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
@@ -80,7 +82,7 @@ def ceilings(clock: Clock, dtype: torch.dtype, sizes: Sizes) -> tuple[list[Row],
 
 
 def products(model: Qwen2VL, clock: Clock, top: roofline.Ceilings, sizes: Sizes) -> list[Row]:
-    """Products at the network's own shapes."""
+    """Measures products at the network's own shapes."""
     text, vision = model.config.text, model.config.vision
     inner = int(vision.embed_dim * vision.mlp_ratio)
     rows: list[Row] = []
@@ -115,7 +117,7 @@ def attentions(model: Qwen2VL) -> list[AttentionName]:
 
 @torch.inference_mode()
 def vision(model: Qwen2VL, clock: Clock, top: roofline.Ceilings, sizes: Sizes) -> list[Row]:
-    """The vision tower over as many equal pictures as go into one call."""
+    """Measures the vision tower on as many equal pictures as one call takes."""
     rows: list[Row] = []
     for tokens, grid in sizes.pictures:
         patches = grid[1] * grid[2]
@@ -148,7 +150,7 @@ def vision(model: Qwen2VL, clock: Clock, top: roofline.Ceilings, sizes: Sizes) -
 
 @torch.inference_mode()
 def prefill(model: Qwen2VL, clock: Clock, top: roofline.Ceilings, sizes: Sizes) -> list[Row]:
-    """The decoder over packed prompts, the head for their last tokens."""
+    """Measures the decoder on packed prompts, with the head for their last tokens."""
     rows: list[Row] = []
     device, text = model.device, model.config.text
     for tokens, _ in sizes.pictures:
@@ -184,7 +186,7 @@ def prefill(model: Qwen2VL, clock: Clock, top: roofline.Ceilings, sizes: Sizes) 
 
 
 def kernels(model: Qwen2VL, page: int) -> list[PagedKernel]:
-    """All that can run, the one that the engine takes first."""
+    """Returns all kernels that can run, the engine's choice first."""
     best = choose_kernel(model.device, model.dtype, model.config.text.head_dim, page)
     found: list[PagedKernel] = [best]
     if best == "varlen":
@@ -193,7 +195,7 @@ def kernels(model: Qwen2VL, page: int) -> list[PagedKernel]:
 
 
 class Batch:
-    """A full batch of rows in a paged cache, all of `context` tokens, and its decode step."""
+    """A full batch in a paged cache, all sequences of `context` tokens, and its decode step."""
 
     def __init__(
         self, model: Qwen2VL, rows: int, context: int, kernel: PagedKernel, page: int = PAGE
@@ -228,7 +230,7 @@ class Batch:
         return model.logits(hidden)
 
     def graphs(self) -> DecodeGraphs | None:
-        """The step as a graph; None where there are none."""
+        """The step as a graph; None where graphs cannot run."""
         if self.model.device.type != "cuda":
             return None
         return DecodeGraphs(
@@ -243,7 +245,7 @@ class Batch:
 
 @torch.inference_mode()
 def decode(model: Qwen2VL, clock: Clock, top: roofline.Ceilings, sizes: Sizes) -> list[Row]:
-    """Decode steps, step by step and as graphs, against the time that reading takes."""
+    """Measures decode steps, eager and as graphs, against the time to read weights and cache."""
     rows: list[Row] = []
     for count in sizes.batches:
         best = 1e3 * roofline.decode_seconds(model.config.text, count, sizes.context, top)
@@ -273,7 +275,7 @@ def decode(model: Qwen2VL, clock: Clock, top: roofline.Ceilings, sizes: Sizes) -
 
 @torch.inference_mode()
 def paged_kernels(model: Qwen2VL, clock: Clock, top: roofline.Ceilings, sizes: Sizes) -> list[Row]:
-    """Attention of one layer alone, for two sizes of pages."""
+    """Measures the attention of one layer, for two block sizes."""
     rows: list[Row] = []
     text = model.config.text
     for page in (PAGE, 256):

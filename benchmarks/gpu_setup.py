@@ -1,6 +1,6 @@
-"""Networks of the published shapes with random weights, built on the device, and a clock for it.
+"""Builds networks of the published shapes with random weights on the device, and a clock for it.
 
-Nothing is downloaded or written. It does not know what is measured.
+Nothing is downloaded or written.
 """
 
 import statistics
@@ -72,7 +72,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 def built(shape: str, device: torch.device, dtype: torch.dtype) -> Qwen2VL:
-    """The network of that shape with random weights, for inference, not yet prepared for it."""
+    """Returns a network of that shape with random weights, not yet optimized for inference."""
     config: Qwen2VLConfig = config_from_dict(SHAPES[shape], shape)
     with torch.device("meta"):
         model = Qwen2VL(config)
@@ -84,7 +84,7 @@ def built(shape: str, device: torch.device, dtype: torch.dtype) -> Qwen2VL:
 
 
 class Clock:
-    """Times work on one device."""
+    """Measures the time of work on one device."""
 
     def __init__(self, device: torch.device, quick: bool) -> None:
         self.device = device
@@ -96,7 +96,7 @@ class Clock:
             torch.cuda.synchronize(self.device)
 
     def seconds(self, work: Callable[[], object]) -> float:
-        """Median of one run of `work`, after two to warm up; on a GPU by its own clock."""
+        """Returns the median time of `work` after two warm-up runs; on a GPU by the GPU's clock."""
         for _ in range(2):
             work()
         self.wait()

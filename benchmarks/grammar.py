@@ -1,8 +1,8 @@
-"""What it costs to hold answers to a JSON schema: `python -m benchmarks.grammar`.
+"""Measures the cost of constraining answers to a JSON schema: `python -m benchmarks.grammar`.
 
-The vocabulary is as large as the published one: 151,936 tokens, made up of the bytes, of letters
-put together at random as words are, and of runs of digits and blanks. Times are per token of the
-answer, for 64 rows at different places of it, beside the same engine step's budget on a GPU.
+The vocabulary has the published size: 151,936 tokens, made of bytes, of random words, and of runs
+of digits and blanks. Prints milliseconds of a step with 64 rows, each at another token of its
+answer.
 """
 
 import json
@@ -41,7 +41,7 @@ ANSWER = {
 
 
 def vocabulary() -> Tokenizer:
-    """A byte-level vocabulary of the published size, with words of one to four syllables."""
+    """Returns a byte-level vocabulary of the published size; words have one to four syllables."""
     rng = random.Random(0)
     letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
     syllables = [a + b + c for a in "bcdfgklmnprst" for b in "aeiou" for c in ("", "n", "r", "s")]
@@ -68,11 +68,11 @@ def main() -> None:
     grammars.matcher(text(SCHEMA))
     took = 1e3 * (time.perf_counter() - start)
     print(f"a schema of {len(text(SCHEMA))} characters: {took:.1f} ms")
-    said = tokenizer.encode_exactly(json.dumps(ANSWER, ensure_ascii=False))
+    answer_ids = tokenizer.encode_exactly(json.dumps(ANSWER, ensure_ascii=False))
     for threads in THREADS:
         masks = BitmaskFiller(VOCABULARY, threads)
         for name in ("first", "later"):
-            times = steps(grammars, masks, said)
+            times = steps(grammars, masks, answer_ids)
             print(
                 f"{ROWS} rows, {threads} threads, {name} answers: masks "
                 f"{statistics.median(times):.2f} ms a step in the middle, {max(times):.1f} at most"
@@ -87,20 +87,22 @@ def main() -> None:
     print(f"to apply them on this CPU: {statistics.median(times):.1f} ms a step")
 
 
-def steps(grammars: Grammars, masks: BitmaskFiller, said: list[int]) -> list[float]:
-    """Milliseconds of each step, rows one token apart."""
+def steps(grammars: Grammars, masks: BitmaskFiller, answer_ids: list[int]) -> list[float]:
+    """Returns the milliseconds of each step. Adjacent rows are one token apart."""
     matchers = [grammars.matcher(text(SCHEMA)) for _ in range(ROWS)]
     bits = np.zeros((ROWS, masks.words), np.int32)
     times = []
-    for step in range(len(said) + ROWS):
-        now = [(m, step - row) for row, m in enumerate(matchers) if 0 <= step - row < len(said)]
+    for step in range(len(answer_ids) + ROWS):
+        now = [
+            (m, step - row) for row, m in enumerate(matchers) if 0 <= step - row < len(answer_ids)
+        ]
         start = time.perf_counter()
         masks.fill(bits[: len(now)], [one for one, _ in now], [()] * len(now))
         for matcher, at in now:
-            matcher.advance(said[at])
+            matcher.advance(answer_ids[at])
             assert matcher.problem is None, matcher.problem
         times.append(1e3 * (time.perf_counter() - start))
-    return times[ROWS : len(said)]
+    return times[ROWS : len(answer_ids)]
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Measures time and peak memory of a load: `python -m benchmarks.load FOLDER`, one JSON line.
+"""Measures time and peak memory of loading: `python -m benchmarks.load FOLDER`, one JSON line.
 
 FOLDER is a path or URL. `--write 2B` first makes it a checkpoint of that shape with random values.
-The peak is that of the process above what it held before the load.
+The peak counts from the memory before the load.
 """
 
 import argparse
@@ -35,12 +35,12 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "2B": SHAPES["2B"],
 }
-BLOCK = 8 * 1024 * 1024  # values that are random; the rest repeats them
+BLOCK = 8 * 1024 * 1024  # random values, which repeat
 DTYPES = {torch.float32: ("F32", 4), torch.float16: ("F16", 2), torch.bfloat16: ("BF16", 2)}
 
 
 def write_random(folder: Path, config: str, dtype: torch.dtype, shards: int = 1) -> Path:
-    """A folder with config.json and random weights, written without holding them."""
+    """Writes a folder with config.json and random weights, without holding them in memory."""
     folder.mkdir(parents=True, exist_ok=True)
     raw = config_dict() | CONFIGS[config] | {"tie_word_embeddings": True}
     raw["vision_config"] = {**config_dict()["vision_config"], **raw["vision_config"]}  # type: ignore[dict-item]
@@ -74,11 +74,11 @@ def write_random(folder: Path, config: str, dtype: torch.dtype, shards: int = 1)
 
 
 def measure(folder: str, dtype: torch.dtype | None, device: str) -> dict[str, Any]:
-    """Loads once, and once the tiny model before it, so that what a first load imports is there."""
+    """Loads once. A load of the tiny model before it takes the cost of first imports."""
     load_model(CHECKPOINT, device=device)
     Folder.of(folder).read("config.json")
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # the highest mark so far becomes today's size
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the current size
     before, started = _memory("VmRSS"), time.perf_counter()
     model = load_model(folder, dtype, device)
     seconds = time.perf_counter() - started

@@ -1,9 +1,9 @@
 """Measures preprocessing: `python -m benchmarks.preprocess [--json FILE]`, a table and JSON.
 
-CPU-seconds of one thread, medians of repetitions in which the ways take turns, each on fresh bytes.
-Pictures: from bytes to uint8 patches, receipt and sha256 included, against Pillow's decoding and
-bicubic resize to the same size, and against the reference's processor. Videos: 60 frames of a
-minute of H.264, resized, against PyAV and, if it is installed, torchcodec.
+Prints CPU-seconds of one thread, medians of rounds in which the methods take turns, each on fresh
+bytes. Pictures: from bytes to uint8 patches, with receipt and sha256, against Pillow's decoding and
+bicubic resize to the same size, and against the reference's processor. Videos: 60 resized frames of
+a minute of H.264, against PyAV and, if it is installed, torchcodec.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from tests import oracle
 
 Way = Callable[[bytes], Any]
 
-# The limits of the published checkpoints, and those that people lower them to.
+# The limits of the published checkpoints, and common lower ones.
 CAPS = {"published": 16384 * 28 * 28, "1280 tokens": 1280 * 28 * 28}
 SIZES = {"12 MP": (3000, 4000), "2 MP": (1200, 1600), "1 MP": (864, 1152)}
 FORMS: dict[str, dict[str, Any]] = {
@@ -46,7 +46,7 @@ FRAMES = VideoRules(fps=1.0)
 
 
 def texture(height: int, width: int, seed: int) -> np.ndarray:
-    """uint8 [height, width, 3]: noise on all scales, and grain, so that it codes like a photo."""
+    """Returns uint8 [height, width, 3]: noise on all scales and grain, to compress like a photo."""
     rng = np.random.default_rng(seed)
     total = rng.normal(0, 3, (height, width, 3)).astype(np.float32)
     cell = 4
@@ -61,7 +61,7 @@ def texture(height: int, width: int, seed: int) -> np.ndarray:
 
 
 def take_turns(ways: dict[str, Way], inputs: list[bytes]) -> dict[str, float]:
-    """Median CPU-seconds of each way, over inputs that none has seen but once."""
+    """Returns the median CPU-seconds of each method, over inputs that are new to it."""
     for way in ways.values():
         way(bytes(inputs[0]))
     spent: dict[str, list[float]] = {name: [] for name in ways}
@@ -93,7 +93,7 @@ def reference(data: bytes, processor: oracle.Qwen2VLImageProcessor) -> torch.Ten
 
 
 def pictures(repeats: int) -> list[dict[str, Any]]:
-    """One row for each form, size and cap."""
+    """Returns one row for each form, size and limit."""
     rows = []
     for size, (height, width) in SIZES.items():
         drawn = [Image.fromarray(texture(height, width, seed)) for seed in range(min(repeats, 3))]
@@ -149,7 +149,7 @@ def _print_picture(row: dict[str, Any]) -> None:
 
 
 def moving_file(folder: Path, gop: int) -> bytes:
-    """A minute of H.264, 720p at 30 frames a second: a texture that moves and changes."""
+    """Returns a minute of H.264, 720p at 30 frames a second: a texture that moves and changes."""
     ground = texture(HEIGHT + 400, WIDTH + 400, seed=gop)
     path = folder / f"gop{gop}.mp4"
     with av.open(path, "w") as container:
@@ -169,7 +169,7 @@ def moving_file(folder: Path, gop: int) -> bytes:
 
 
 def plain_decode(data: bytes, indices: tuple[int, ...]) -> list[np.ndarray]:
-    """Every frame decoded, the wanted ones as RGB, up to the last wanted one."""
+    """Decodes every frame up to the last sampled one, and converts the sampled ones to RGB."""
     wanted, found = set(indices), []
     with av.open(io.BytesIO(data)) as container:
         stream = container.streams.video[0]
@@ -183,7 +183,7 @@ def plain_decode(data: bytes, indices: tuple[int, ...]) -> list[np.ndarray]:
 
 
 def seek_each(data: bytes, indices: tuple[int, ...]) -> list[np.ndarray]:
-    """A seek to each wanted frame."""
+    """Seeks to each sampled frame."""
     found = []
     with av.open(io.BytesIO(data)) as container:
         stream = container.streams.video[0]
@@ -197,7 +197,7 @@ def seek_each(data: bytes, indices: tuple[int, ...]) -> list[np.ndarray]:
 
 
 def seek_forward(data: bytes, indices: tuple[int, ...]) -> list[np.ndarray]:
-    """A seek only where a key frame lies between: the best that PyAV's own seeking can do."""
+    """Seeks only past a key frame: the best that PyAV's own seeking can do."""
     found = []
     with av.open(io.BytesIO(data)) as container:
         stream = container.streams.video[0]
@@ -217,7 +217,7 @@ def seek_forward(data: bytes, indices: tuple[int, ...]) -> list[np.ndarray]:
 
 
 def with_torchcodec() -> Callable[[bytes, tuple[int, ...]], list[np.ndarray]] | None:
-    """None where it, or the FFmpeg that it wants, is not installed."""
+    """Returns None if torchcodec, or the FFmpeg that it needs, is not installed."""
     try:
         from torchcodec.decoders import VideoDecoder
     except (ImportError, OSError, RuntimeError):
@@ -231,7 +231,7 @@ def with_torchcodec() -> Callable[[bytes, tuple[int, ...]], list[np.ndarray]] | 
 
 
 def videos(repeats: int) -> list[dict[str, Any]]:
-    """One row for each distance of key frames."""
+    """Returns one row for each key frame interval."""
     rules, limits, rows = ImageRules(128 * 784, 768 * 784), MediaLimits(), []
     others = {"plain": plain_decode, "seek each": seek_each, "seek forward": seek_forward}
     if found := with_torchcodec():
@@ -264,8 +264,8 @@ def videos(repeats: int) -> list[dict[str, Any]]:
         row = {"what": f"H.264 GOP {gop}", "bytes": len(data), "equal": equal}
         rows.append(row | {"s": {name: round(value, 3) for name, value in spent.items()}})
         for name, value in spent.items():
-            told = "equal" if equal[name] else "DIFFERENT"
-            print(f"{row['what']:<16}{name:<17}{value:>8.3f} s{value / best:>8.2f}x   {told}")
+            comparison = "equal" if equal[name] else "DIFFERENT"
+            print(f"{row['what']:<16}{name:<17}{value:>8.3f} s{value / best:>8.2f}x   {comparison}")
     return rows
 
 

@@ -1,9 +1,10 @@
-"""What a second question and a copy cost: `python -m benchmarks.questions [--model DIR]`.
+"""Measures the cost of a second question and of a duplicate.
 
-CPU seconds of the stages and of the processes that decode for them, for the same pictures: one
-question, another one, both in one job; and with every picture there twice, copies answered once.
-They take turns, each with pictures that none has seen before, since engines remember; medians of
-the turns, and of the ratios within a turn, are shown. Ray and the files of the output are left out.
+Usage: `python -m benchmarks.questions [--model DIR]`. Measures the CPU seconds of the stages and
+their decoding processes for the same pictures: one question, another one, both in one job, and
+every picture twice with duplicates answered once. These take turns, each with new pictures, since
+engines cache. Prints the medians, and the medians of the ratios within a turn. Ray and the output
+files are left out.
 """
 
 import argparse
@@ -40,8 +41,9 @@ ROUNDS = 15
 
 
 def rows_of(folder: Path, pictures: int, side: int = 0) -> list[dict[str, str]]:
-    """Drawn pictures, and a manifest's rows for them. side: their width and height in pixels; 0 =
-    as they are drawn, 84 to 112.
+    """Returns drawn pictures and manifest rows for them.
+
+    side: their width and height in pixels; 0 = as drawn, 84 to 112.
     """
     rng = np.random.default_rng(7)
     rows = []
@@ -58,7 +60,7 @@ def rows_of(folder: Path, pictures: int, side: int = 0) -> list[dict[str, str]]:
 
 
 class Way:
-    """The stages of one job, ready to be called again and again."""
+    """The stages of one job, which can be called repeatedly."""
 
     def __init__(self, rows: list[dict[str, str]], folder: Path, model: str, **keys: Any) -> None:
         source = pa.Table.from_pylist(rows)
@@ -80,13 +82,13 @@ class Way:
         )
 
     def answers_of(self, table: pa.Table | None = None) -> list[dict[str, Any]]:
-        """The rows, or those of a part of the manifest, as they would be written."""
+        """Returns the rows, or those of a part of the manifest, as they would be written."""
         read = self.table if table is None else table
         rows: list[dict[str, Any]] = self.generate(self.prepare(self.fetch(read))).to_pylist()
         return rows
 
     def timed(self, first: int, count: int) -> float:
-        """CPU seconds for some of the rows, this process's and its children's."""
+        """Returns the CPU seconds of this process and its children for some of the rows."""
         before = cpu_s()
         self.answers_of(self.table.slice(first, count))
         return cpu_s() - before
@@ -113,7 +115,7 @@ def read_table(manifest: ManifestSchema, source: pa.Table) -> pa.Table:
 
 
 def cpu_s() -> float:
-    """Of this process, and of those below it that still run."""
+    """Returns the CPU seconds of this process and of its live descendants."""
     total = time.process_time()
     for number in descendants(getpid()):
         try:

@@ -1,10 +1,10 @@
-"""Measures what a resume costs: `python -m benchmarks.resume`, with simulated ledgers.
+"""Measures the cost of a resume: `python -m benchmarks.resume`, with simulated ledgers.
 
-A ledger of 10,000 manifest files is made, 97 % of its rows finished in runs as write tasks leave
-them, or every second row at random, the worst that there is. It lies on the disk as a run leaves
-it: a snapshot, and as many records after it as there may be before the next one. Then a process of
-its own loads it and plans the read tasks. Memory is the peak of that process above what its imports
-take. The manifest's files are a list only.
+A ledger of 10,000 manifest files has 97 % of its rows finished in runs, as write tasks leave them,
+or every second row at random, the worst case. It is on the disk as a run leaves it: a snapshot, and
+the maximum number of records before the next one. A process of its own then loads it and plans the
+read tasks. Memory is the peak of that process above its imports. The manifest's files are a list
+only.
 """
 
 import argparse
@@ -114,7 +114,7 @@ def make(rows: int, bits: str, folder: str) -> dict[str, Any]:
 
 
 def resume(rows: int, folder: str) -> dict[str, Any]:
-    """Loads it and plans the read tasks, as Ray is given them."""
+    """Loads the ledger and plans the read tasks that Ray would get."""
     manifest = Manifest("/manifest", tuple(listed(rows // FILES)), SCHEMA, pa.schema([]))
     before = peak()
     started = time.perf_counter()
@@ -133,7 +133,7 @@ def resume(rows: int, folder: str) -> dict[str, Any]:
 
 
 def finished(rng: np.random.Generator, rows: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """97 % of the rows, in runs of 64 to 4096."""
+    """Returns 97 % of the rows, in runs of 64 to 4096."""
     count = rows // 1000 + 20  # on average, they are twice as long as needed
     lengths = np.stack([rng.integers(64, 4097, count), rng.integers(1, 129, count)], axis=1)
     values = np.tile([True, False], count)
@@ -141,7 +141,7 @@ def finished(rng: np.random.Generator, rows: int) -> np.ndarray[Any, np.dtype[np
 
 
 def commit(rng: np.random.Generator, rows: int) -> dict[str, Any]:
-    """What a write task finishes: rows of one file, which may be finished already."""
+    """Returns the rows that a write task finishes: of one file, possibly finished already."""
     first = int(rng.integers(rows))
     indices = text_of(np.arange(first, min(first + 200, rows)))
     entry = {"token": "t", "rows": {str(rng.integers(FILES)): indices}, "counts": {}, "parts": []}
@@ -164,7 +164,7 @@ def groups(rows: int) -> tuple[int, ...]:
 
 
 def peak() -> float:
-    """Of this process so far, in MiB."""
+    """Returns the peak memory of this process so far, in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

@@ -1,6 +1,6 @@
-"""What a captioning job has to compute and to read: turns shapes into FLOPs, bytes and times.
+"""Computes the FLOPs, bytes and minimum times of a captioning job from the network's shapes.
 
-A multiplication with its addition counts as two. It measures nothing.
+A multiplication with its addition counts as two FLOPs.
 """
 
 from dataclasses import dataclass
@@ -11,14 +11,14 @@ from mediamill.model.layers.shapes import TextConfig
 
 @dataclass(frozen=True)
 class Ceilings:
-    """Of a device: FLOP per second of large products, bytes per second of its memory."""
+    """The limits of a device: FLOP per second of large products, bytes per second of its memory."""
 
     flops: float
     bytes: float
 
 
 def vision_flops(config: Qwen2VLConfig, grids: list[tuple[int, int, int]]) -> float:
-    """Of the vision tower over pictures and videos; a picture's slices are folded into one."""
+    """FLOPs of the vision tower. A picture's two equal time slices are folded into one."""
     vision = config.vision
     width, inner = vision.embed_dim, vision.embed_dim * vision.mlp_ratio
     group = width * vision.spatial_merge_size**2
@@ -36,7 +36,7 @@ def vision_flops(config: Qwen2VLConfig, grids: list[tuple[int, int, int]]) -> fl
 
 
 def layer_weights(text: TextConfig) -> int:
-    """Weights of all layers that one token is multiplied with."""
+    """The weights of all layers that one token is multiplied with."""
     size, kv = text.hidden_size, text.num_key_value_heads * text.head_dim
     per_layer = 2 * size * size + 2 * size * kv + 3 * size * text.intermediate_size
     return text.num_hidden_layers * per_layer
@@ -47,7 +47,10 @@ def head_weights(text: TextConfig) -> int:
 
 
 def prefill_flops(text: TextConfig, lengths: list[int]) -> float:
-    """Of prompts of these lengths; the head for one token each, attention for half of all pairs."""
+    """FLOPs of prompts of these lengths.
+
+    The head counts for one token of each, attention for half of all pairs.
+    """
     width = text.num_attention_heads * text.head_dim
     total = 0.0
     for length in lengths:
@@ -57,7 +60,7 @@ def prefill_flops(text: TextConfig, lengths: list[int]) -> float:
 
 
 def cache_bytes(text: TextConfig, element: int = 2) -> int:
-    """Of one token in the cache."""
+    """Bytes of one token in the KV cache."""
     return text.num_hidden_layers * 2 * text.num_key_value_heads * text.head_dim * element
 
 
@@ -68,13 +71,13 @@ def decode_flops(text: TextConfig, batch: int, context: float) -> float:
 
 
 def decode_bytes(text: TextConfig, batch: int, context: float, element: int = 2) -> float:
-    """All weights once, and every row's keys and values."""
+    """Bytes that a step reads: all weights once, and the keys and values of every sequence."""
     weights = (layer_weights(text) + head_weights(text)) * element
     return weights + batch * context * cache_bytes(text, element)
 
 
 def decode_seconds(text: TextConfig, batch: int, context: float, ceilings: Ceilings) -> float:
-    """The least time of one step: what takes longer, computing or reading."""
+    """The minimum time of one step: the longer of computing and reading."""
     return max(
         decode_flops(text, batch, context) / ceilings.flops,
         decode_bytes(text, batch, context) / ceilings.bytes,
@@ -89,7 +92,7 @@ def picture_seconds(
     batch: int,
     ceilings: Ceilings,
 ) -> float:
-    """The least time of one request with these pictures, one phase after the other."""
+    """The minimum time of one request with these pictures, one phase after the other."""
     merge = config.vision.spatial_merge_size**2
     tokens = prompt + sum(t * h * w // merge for t, h, w in grids)
     step = decode_seconds(config.text, batch, tokens + new / 2, ceilings)

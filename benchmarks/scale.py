@@ -1,8 +1,8 @@
-"""Says where a large run meets its first wall: `python -m benchmarks.scale --replicas 512 ...`.
+"""Forecasts the bottleneck of a large run: `python -m benchmarks.scale --replicas 512 ...`.
 
-A model and a simulation, fed with costs that the programs beside this one have measured: see
+Uses a model and a simulation, with costs that the neighbouring programs measured: see
 docs/scale.md. Options are the fields of scale_model.Cluster; `--cost loop_block=0.003` changes one
-of scale_model.Costs. What binds first is printed, and what moves it.
+of scale_model.Costs. Prints the parts in order of their limits, and the settings that change them.
 """
 
 import argparse
@@ -17,13 +17,13 @@ from benchmarks.scale_model import Cluster, Costs
 from benchmarks.scale_simulation import Found, Simulation
 
 DAY_S = 86_400
-_SIMULATED_S, _WRITES = 180.0, 40  # at least so long, and so many files
+_SIMULATED_S, _WRITES = 180.0, 40  # minimum time, and minimum number of files
 _MOST_S, _ENGINE_TIMES = 10_000.0, 6  # before that, the engines turn over a few times
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What becomes of a run."""
+    """The forecast of a run."""
 
     cluster: Cluster
     found: Found
@@ -31,7 +31,7 @@ class Forecast:
 
     @property
     def share(self) -> float:
-        """Of what its replicas could do."""
+        """The rate as a share of the replicas'."""
         return self.found.rows_s / (self.cluster.replicas * self.cluster.row_rate)
 
 
@@ -39,14 +39,14 @@ def forecast(cluster: Cluster, costs: Costs, seed: int = 0) -> Forecast:
     files_s = _WRITES * cluster.rows_per_file / (cluster.replicas * cluster.row_rate)
     seconds = min(max(_SIMULATED_S, files_s), _MOST_S)
     found = Simulation(cluster, costs, seed).run(seconds, _ENGINE_TIMES * cluster.engine_s)
-    # The log and the media store bind too, though no queue of theirs is simulated.
+    # The media store is a limit too, though its queue is not simulated.
     rows_s = min(found.rows_s, cluster.prefixes * costs.media_rate / costs.media_requests)
     whole = scale_model.start(cluster, costs).seconds
     return Forecast(cluster, found, whole + cluster.rows / rows_s if rows_s else float("inf"))
 
 
 def sweeps(cluster: Cluster) -> dict[str, list[Cluster]]:
-    """What is varied, one thing at a time."""
+    """Returns clusters that differ in one value from this one, by its name."""
 
     def sized(replicas: int) -> Cluster:
         workers = max(2, round(cluster.workers * replicas / cluster.replicas))
@@ -73,14 +73,14 @@ def _line(found: Forecast, name: str) -> str:
     value = getattr(found.cluster, name)
     return (
         f"{value:>12,}  {found.found.rows_s:>9,.0f} rows/s  {100 * found.share:>4.0f} %  "
-        f"{found.seconds / DAY_S:>7.1f} days  binds: {found.found.binds:<9}  {used}"
+        f"{found.seconds / DAY_S:>7.1f} days  bottleneck: {found.found.binds:<9}  {used}"
     )
 
 
 def _say(cluster: Cluster, costs: Costs) -> dict[str, Any]:
     wanted = cluster.replicas * cluster.row_rate
     print(f"{cluster.replicas:,} replicas could do {wanted:,.0f} rows/s.")
-    print("\nWhat each part lets through, in rows/s, and what moves it:")
+    print("\nThe limit of each part, in rows/s, and what changes it:")
     bounds = scale_model.bounds(cluster, costs)
     for bound in bounds:
         print(f"{bound.name:>10} {bound.rows_s:>12,.0f}  {bound.setting}")
@@ -120,20 +120,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if unknown := given.keys() - {field.name for field in fields(Costs)}:
         parser.error(f"--cost: found {', '.join(sorted(unknown))}, expected a field of Costs")
     costs = Costs(**{name: float(value) for name, value in given.items()})
-    told = _say(cluster, costs)
-    told["sweeps"] = {}
+    report = _say(cluster, costs)
+    report["sweeps"] = {}
     for name, clusters in sweeps(cluster).items() if not options.no_sweeps else ():
         print(f"\n{name}:")
         found = [forecast(one, costs) for one in clusters]
         for one in found:
             print(_line(one, name), flush=True)
-        told["sweeps"][name] = [asdict(one) for one in found]
+        report["sweeps"][name] = [asdict(one) for one in found]
     if options.json:
-        options.json.write_text(json.dumps({"costs": asdict(costs), **told}, indent=1))
+        options.json.write_text(json.dumps({"costs": asdict(costs), **report}, indent=1))
 
 
 def _whole(text: str) -> int:
-    """Also 1e9."""
+    """Parses a whole number, also one like 1e9."""
     return int(float(text))
 
 

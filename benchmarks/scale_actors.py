@@ -1,11 +1,10 @@
-"""Measures what many actors cost the driver and Ray's control service, whatever they do:
-`python -m benchmarks.scale_actors --actors 1000 10000`.
+"""Measures what many idle actors cost the driver and Ray's control service.
 
-The actors are real to Ray and are never started, as no node has what they ask for: that is what a
-machine of two cores can hold. So what is told are the serial parts, which no further node shares:
-registering them, their memory in the driver and in the control service, and what Ray Data's pool
-does with each of them in every step of its scheduling loop. Starting their processes, which the
-nodes share, is not in it. Next to them, what `ray.wait` takes for tasks that are under way.
+Usage: `python -m benchmarks.scale_actors --actors 1000 10000`. The actors are registered and never
+start, since no node has the resources that they ask for: a machine of two cores can hold that many.
+So only serial parts are measured, which more nodes do not share: registering actors, their memory
+in the driver and in the control service, and what Ray Data's pool does with each of them in every
+step of its scheduling loop; also `ray.wait` on tasks in flight. Starting processes is not measured.
 """
 
 import argparse
@@ -23,7 +22,7 @@ from benchmarks.scale_driver import ROOT, cpu_s, machine_ms, start_ray
 from tests import processes
 
 REPEATS = 15
-NODE_ACTORS = 150  # that share a node, for the pool's books
+NODE_ACTORS = 150  # on one node, as the pool sees them
 COLUMNS = (
     ("actors", "{:>7,}"),
     ("register_ms", "{:>12.2f}"),
@@ -45,12 +44,13 @@ def measure(actors: int) -> dict[str, Any]:
 
 
 def child(actors: int) -> dict[str, float]:
-    """register_ms, gcs_ms, driver_kib and gcs_kib are for each actor; the others as described.
+    """Returns the figures. register_ms, gcs_ms, driver_kib and gcs_kib are for each actor.
 
-    refresh_ms: the pool looks at all of its actors, in each step of the loop. locations_ms: it asks
-    where they are, once a second. usage_ms: it counts them, for each task that is begun. choose_ms:
-    it finds the actor for a task. wait_ms: `ray.wait` for four tasks of each actor, none of them
-    ready, beside the time that it waits.
+    refresh_ms: the pool checks all of its actors, in each step of the loop.
+    locations_ms: it asks for their nodes, once a second.
+    usage_ms: it counts them, for each task that begins.
+    choose_ms: it chooses the actor of a task.
+    wait_ms: `ray.wait` on four tasks of each actor, none of them ready, without its timeout.
     """
     import ray
 
@@ -58,12 +58,12 @@ def child(actors: int) -> dict[str, float]:
     gcs = next(
         pid for pid in processes.descendants(os.getpid()) if "gcs_server" in processes.title(pid)
     )
-    handles, told = _registered(actors, gcs)
-    told |= _pool_costs(handles)
-    told["wait_ms"] = _wait_ms(4 * actors)
+    handles, figures = _registered(actors, gcs)
+    figures |= _pool_costs(handles)
+    figures["wait_ms"] = _wait_ms(4 * actors)
     del handles
     ray.shutdown()
-    return told
+    return figures
 
 
 def _registered(actors: int, gcs: int) -> tuple[list[Any], dict[str, float]]:
@@ -73,7 +73,7 @@ def _registered(actors: int, gcs: int) -> tuple[list[Any], dict[str, float]]:
     class Idle:
         pass
 
-    handles = [Idle.remote()]  # what only the first one costs
+    handles = [Idle.remote()]  # pays the cost of a first actor
     time.sleep(2)
     memory = [processes.memory(pid, "RssAnon") for pid in (os.getpid(), gcs)]
     used = [time.process_time(), cpu_s(Path(f"/proc/{gcs}"))]
@@ -103,7 +103,7 @@ def _until_quiet(pid: int) -> None:
 
 
 class _Handle:
-    """A real handle, asked as Ray Data asks it; the pool is told that its actor is alive."""
+    """A real actor handle for Ray Data's pool, which believes that its actor is alive."""
 
     def __init__(self, real: Any, alive: Any) -> None:
         self._real, self._alive = real, alive
@@ -163,14 +163,14 @@ def _pool_costs(handles: Sequence[Any]) -> dict[str, float]:
     return {
         "locations_ms": _median_ms(locations),
         "refresh_ms": _median_ms(pool.refresh_actor_state),
-        # The same that ActorPoolMapOperator.extra_resource_usage does with a pool.
+        # As ActorPoolMapOperator.extra_resource_usage does.
         "usage_ms": _median_ms(lambda: set() - set(pool._get_logical_ids())),
         "choose_ms": _median_ms(choose),
     }
 
 
 def _median_ms(action: Callable[[], Any]) -> float:
-    """CPU of this thread, so that a busy machine does not count."""
+    """Returns the CPU time of this thread, so other load does not count."""
     found = []
     for _ in range(REPEATS):
         started = time.thread_time()

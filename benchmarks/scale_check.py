@@ -1,10 +1,9 @@
-"""Holds the simulation against runs of this machine: `python -m benchmarks.scale_check`.
+"""Compares the simulation with runs on this machine: `python -m benchmarks.scale_check`.
 
-The stages of the runs wait as long as they are told to, so that few processes stand for a cluster
-whose replicas, or whose workers, bind; all else is real. Each case is run twice, with few and with
-many blocks: what the further ones took is compared, and starting falls out. Of the scheduling loop
-and the coordinator, the share of a core that they used is compared with what the costs of
-scale_model.py say; the machine has to be quiet for that, or rows wait for its cores, which are not
+The stages of the runs sleep, so that few processes stand for a cluster whose bottleneck is the
+replicas or the workers; all else is real. Each case runs twice, with few and with many blocks; the
+difference excludes the start. The shares of a core that the scheduling loop and the coordinator use
+are compared with the costs of scale_model.py. Use a quiet machine: waiting for its cores is not
 simulated.
 """
 
@@ -23,12 +22,15 @@ from benchmarks.scale_stages import SLOTS
 from tests.soak.simulated import PATCH_BYTES
 
 CALL_ROWS = 64
-AHEAD = 64  # blocks, for the simulation: a run ends, and does not work ahead for ever
+AHEAD = 64  # blocks, since a real run ends and does not work ahead for ever
 
 
 @dataclass(frozen=True)
 class Case:
-    """actors: of each pool. prepare_s, generate_s: that a call waits. blocks: few and many."""
+    """One comparison.
+
+    actors: of each pool. prepare_s, generate_s: duration of a call. blocks: few and many.
+    """
 
     name: str
     actors: int
@@ -37,7 +39,7 @@ class Case:
     blocks: tuple[int, int]
 
     def cluster(self) -> Cluster:
-        """What the run is, in the simulation's words."""
+        """Returns the run as the simulation's cluster."""
         return Cluster(
             rows=self.blocks[1] * CALL_ROWS,
             replicas=self.actors,
@@ -65,7 +67,7 @@ CASES = (
 
 
 def check(case: Case, costs: Costs) -> dict[str, Any]:
-    """Of a run and of its simulation: rows a second, and shares of a core."""
+    """Returns rows a second and shares of a core, of a run and of its simulation."""
     runs = [
         measure(
             blocks * CALL_ROWS,
@@ -93,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cost", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--cases", type=int, nargs="+", default=range(len(CASES)))
-    parser.add_argument("--slower", type=float, default=1.0, help="waits so many times as long")
+    parser.add_argument("--slower", type=float, default=1.0, help="factor of the sleeps")
     parser.add_argument("--json", type=Path, help="where to write the figures")
     options = parser.parse_args(arguments)
     given = dict(one.split("=", 1) for one in options.cost)
@@ -112,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(
             f"{found[-1]['case']:<34} rows/s {rows_s[0]:.0f} / {rows_s[1]:.0f}  "
             f"loop {100 * loop[0]:.1f} / {100 * loop[1]:.1f} %  "
-            f"desk {100 * desk[0]:.1f} / {100 * desk[1]:.1f} %",
+            f"coordinator {100 * desk[0]:.1f} / {100 * desk[1]:.1f} %",
             flush=True,
         )
     if options.json:

@@ -1,9 +1,9 @@
-"""Measures what a coordinator can do: `python -m benchmarks.scale_coordinator`.
+"""Measures the rate of a coordinator: `python -m benchmarks.scale_coordinator`.
 
-The coordinator is one process, and every call of every actor goes through it. Some clients ask it
-what the processes of a pool ask, for blocks of some numbers of rows; then come commits of a write
-task's rows, to a ledger on the local disk, and what the log grows by. Told are CPU seconds of the
-coordinator, which bound its rate on any machine, and calls a second as they were, on this one.
+The coordinator is one process that receives every call of every actor. Clients make the calls of a
+pool, for blocks of some numbers of rows. Then rows of write tasks are committed to a ledger on the
+local disk. Prints the CPU seconds of the coordinator, which limit its rate on any machine, the
+calls a second on this one, and the growth of the log.
 """
 
 import argparse
@@ -33,11 +33,11 @@ from tests import processes
 RESOURCES = Resources(max_engine_failures=3)
 LIMITS = Limits(max_error_rate=0.5, error_rate_rows=1000)
 CALLS = ("begin", "done", "add")
-AT_ONCE = 32  # calls of one client that are under way
+AT_ONCE = 32  # calls of one client in flight
 
 
 def calls(clients: int, call_rows: Sequence[int], seconds: float) -> list[dict[str, Any]]:
-    """Of each number of rows in a call, what one call costs the coordinator."""
+    """Returns the cost of one call of the coordinator, for each number of rows in a call."""
     import ray
 
     start_ray(2)
@@ -66,7 +66,7 @@ def _calls(
             CoordinatorCalls(coordinator).enter(self._worker)
 
         def ask(self, what: str, rows: int, seconds: float) -> int:
-            """Keeps some calls under way, as many clients would: the coordinator is never idle."""
+            """Keeps some calls in flight, like many clients: the coordinator is never idle."""
             found, end = 0, time.monotonic() + seconds
             while time.monotonic() < end:
                 ray.get([self._one(what, found + turn, rows) for turn in range(AT_ONCE)])
@@ -110,8 +110,9 @@ def _begun(output: str, files: int, file_rows: int) -> LedgerState:
 
 
 def commits(rows: int, folders: int, span: int, number: int, total: int) -> dict[str, Any]:
-    """Commits of `rows` rows each, in spans of `span`, whose rows fall into so many folders; one
-    after the other, in this process. total: rows of the manifest.
+    """Measures commits of `rows` rows each in spans of `span`, one by one, in this process.
+
+    folders: into which the rows fall. total: rows of the manifest.
     """
     with tempfile.TemporaryDirectory() as folder:
         file_rows = 1_000_000
@@ -143,7 +144,7 @@ async def _commit_all(
 ) -> None:
     spans, folders = rows // span, min(rows, folders)
     for turn in range(number):
-        # Blocks come from as many read tasks as run at once.
+        # Concurrent read tasks interleave their blocks.
         at = np.arange(spans)
         where, start = at % files, (turn * spans + at) // files * span
         named = {
@@ -164,9 +165,7 @@ async def _commit_all(
 
 
 def in_work(rows: int, call_rows: int) -> dict[str, float]:
-    """Memory of the coordinator for rows that are being worked on, and what `begin` and `done` do
-    in it, beside Ray's part.
-    """
+    """Returns the coordinator's memory for rows in flight, and the time of `begin` and `done`."""
     quarantine = Quarantine(lambda _: True)
     before = processes.memory(os.getpid(), "RssAnon")
     who = [WorkerId(PREPARE, f"{n:032}", "process", "node") for n in range(-(-rows // call_rows))]

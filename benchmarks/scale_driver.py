@@ -1,11 +1,10 @@
 """Measures what a block costs each process of a run: `python -m benchmarks.scale_driver`.
 
-The stages are simulated, all else is real: manifest, Ray Data, coordinator, ledger, files. What is
-told are CPU seconds, since those of a serial process bound what it can do, and since they hold on a
-busy machine too, more or less: `machine_ms` says how long a fixed piece of work took meanwhile. Of
-the thread that schedules (loop), the driver's thread that fetches metadata (fetcher), its others,
-the coordinator, Ray's control service (gcs), the raylet and the workers. A run of its own, in a
-process of its own, for each number of rows that one call brings.
+The stages are simulated; manifest, Ray Data, coordinator, ledger and files are real. Prints CPU
+seconds: they limit a serial process, and other load changes them little; `machine_ms` is the time
+of a fixed piece of work meanwhile. The parts are the scheduling thread (loop), the driver's thread
+that fetches metadata (fetcher), its other threads, the coordinator, Ray's control service (gcs),
+the raylet and the workers. Each number of rows in a call is a run in a process of its own.
 """
 
 import argparse
@@ -46,7 +45,7 @@ COLUMNS = (
 
 
 def cpu_s(path: Path) -> float:
-    """CPU seconds of a process or a thread, by its folder in /proc; 0 when it has ended."""
+    """Returns the CPU seconds of a process or thread, by its folder in /proc; 0 after its end."""
     try:
         fields = (path / "stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -55,10 +54,10 @@ def cpu_s(path: Path) -> float:
 
 
 def start_ray(cpus: int) -> None:
-    """A local cluster that believes it has so many; a busy machine may need more than one try."""
+    """Starts a local cluster with that many CPUs; a busy machine may need several tries."""
     import ray
 
-    # As pipeline/ray_cluster/cluster.py sets it, for a cluster of its own.
+    # As pipeline/ray_cluster/cluster.py sets it for a local cluster.
     os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
     for attempt in range(STARTS):
         try:
@@ -74,7 +73,7 @@ def start_ray(cpus: int) -> None:
 
 
 def machine_ms() -> float:
-    """CPU that a fixed piece of Python takes now: 13 ms when nothing else runs here."""
+    """Returns the CPU time of a fixed piece of Python: 13 ms on this machine without other load."""
     found = []
     for _ in range(9):
         started = time.thread_time()
@@ -84,7 +83,7 @@ def machine_ms() -> float:
 
 
 class Meter(threading.Thread):
-    """Follows the CPU seconds of the thread that fetches metadata and of all child processes."""
+    """Samples the CPU seconds of the thread that fetches metadata and of all child processes."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -125,10 +124,10 @@ def measure(
     row_bytes: int = PATCH_BYTES,
     rows_per_file: int = 4096,
 ) -> dict[str, Any]:
-    """One run. sleeps: seconds that a call of prepare takes, and a block that an engine works on.
-    row_bytes: of the patches of a row.
+    """Measures one run. Returns CPU seconds by part, wall seconds, blocks and scheduling steps.
 
-    The result has CPU seconds by part, wall seconds, blocks, and steps of the scheduling loop.
+    sleeps: seconds of a call of prepare, and of a block in an engine.
+    row_bytes: of the patches of a row.
     """
     with tempfile.TemporaryDirectory() as folder:
         manifest = write_manifest(Path(folder) / "manifest", rows)
@@ -150,13 +149,13 @@ def measure(
             text=True,
             check=True,
         )
-    told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    assert told["done"] == rows, told
-    return {"rows": rows, "call_rows": call_rows, "workers": workers, "sleeps": sleeps, **told}
+    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    assert figures["done"] == rows, figures
+    return {"rows": rows, "call_rows": call_rows, "workers": workers, "sleeps": sleeps, **figures}
 
 
 def child(settings: dict[str, Any], stages: tuple[float, float, int]) -> None:
-    """What is measured: the driver alone, as the command line would run it."""
+    """Runs the measured driver, as the command line would."""
     import ray
     from ray.data._internal.execution import streaming_executor
 
@@ -185,11 +184,11 @@ def child(settings: dict[str, Any], stages: tuple[float, float, int]) -> None:
         started = time.monotonic()
         summary = run(job, plan, on_progress=lambda _: None, stages=sleeping(*stages))
         seconds, used = time.monotonic() - started, time.process_time() - before
-        told = meter.stop()
+        figures = meter.stop()
     ray.shutdown()
     call_rows = settings["resources.batch_rows"] // 4
-    told["loop"] = sum(steps)
-    told["other"] = used - told["loop"] - told["fetcher"]
+    figures["loop"] = sum(steps)
+    figures["other"] = used - figures["loop"] - figures["fetcher"]
     print(
         json.dumps(
             {
@@ -198,14 +197,14 @@ def child(settings: dict[str, Any], stages: tuple[float, float, int]) -> None:
                 "blocks": -(-summary.rows // call_rows),
                 "steps": len(steps),
                 "machine_ms": machine_ms(),
-                **told,
+                **figures,
             }
         )
     )
 
 
 def slope(few: dict[str, Any], many: dict[str, Any]) -> dict[str, float]:
-    """Milliseconds of CPU that one further block costs each part: starting costs fall out."""
+    """Returns the CPU milliseconds of one further block in each part; the start cancels out."""
     blocks = many["blocks"] - few["blocks"]
     return {name: 1000 * (many[name] - few[name]) / blocks for name in COLUMNS}
 

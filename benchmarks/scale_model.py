@@ -1,16 +1,14 @@
-"""What a large run is made of, as numbers: its size, the cost of each serial part, and the laws
-that bound it. Nothing is measured or simulated here.
+"""Models a large run in numbers: its size, the cost of each serial part, and its limits.
 
-Where a cost comes from is said beside it: "here" are CPU seconds on two shared cores of an AMD
-Zen 4 server, by the program that is named; "source" was read in Ray 2.60; "published" is what
-others say of their hardware; "guess" is none of these. What a cluster is like is chosen by whoever
-asks.
+Each cost names its source: "here" = CPU seconds on two shared cores of an AMD Zen 4 server, by the
+named program; "source" = read in Ray 2.60; "published" = figures of others for their hardware;
+"guess" = none of these.
 """
 
 from dataclasses import dataclass
 from math import ceil
 
-PREPARE_CALLS, GENERATE_CALLS = 2, 8  # of one actor at once, see pipeline/run.py
+PREPARE_CALLS, GENERATE_CALLS = 2, 8  # concurrent calls of one actor, see pipeline/run.py
 PREPARE_IN_FLIGHT, GENERATE_IN_FLIGHT = 4, 16  # tasks that Ray Data has at one actor (source)
 _READERS = 16  # of the plan, see pipeline/manifest/manifest.py
 
@@ -19,13 +17,18 @@ _READERS = 16  # of the plan, see pipeline/manifest/manifest.py
 class Cluster:
     """A run on a cluster.
 
-    row_rate: rows a second of one replica. prepare_row_s: CPU seconds of a worker for a row.
-    fetch_s: until the media of a call have come, beside decoding. call_rows: of one call of a
-    replica, whose engine has engine_rows at once. rows_per_file: also of a write task. folders: of
-    the output, into which the rows of one write task fall. row_bytes: of its patches; piece_bytes:
-    of which Ray Data makes another block, see pipeline/ray_cluster/cluster.py. nodes: raylets,
-    each with an object store of store_bytes. request_s: of one request to the object store.
-    prefixes: of the media, each with a request rate of its own. manifest_files: all new.
+    row_rate: rows a second of one replica.
+    prepare_row_s: CPU seconds of a worker for a row.
+    fetch_s: until the media of a call have arrived, without decoding.
+    call_rows: of one call of a replica, whose engine holds engine_rows at once.
+    rows_per_file: also of a write task.
+    folders: of the output, into which the rows of one write task fall.
+    row_bytes: of the patches of a row.
+    piece_bytes: size from which Ray Data splits a block; 0 = as pipeline/ray_cluster/pool_sizes.py.
+    nodes: raylets, each with an object store of store_bytes.
+    request_s: of one request to the object store.
+    prefixes: of the media, each with a request rate of its own.
+    manifest_files: all new.
     """
 
     rows: int = 1_000_000_000
@@ -56,19 +59,19 @@ class Cluster:
 
     @property
     def pieces(self) -> int:
-        """Blocks in which Ray Data keeps what one call of prepare gives."""
-        few, many = 32 * 2**20, 128 * 2**20  # as pipeline/ray_cluster/pool_sizes.py has it
+        """The objects in which Ray Data keeps the result of one call of prepare."""
+        few, many = 32 * 2**20, 128 * 2**20  # see pipeline/ray_cluster/pool_sizes.py
         whole = self.piece_bytes or (few if self.replicas < 64 else many)
         return ceil(self.block_bytes / whole)
 
     @property
     def slots(self) -> int:
-        """Calls that one engine works on at once."""
+        """The calls that one engine works on at once."""
         return max(1, self.engine_rows // self.call_rows)
 
     @property
     def engine_s(self) -> float:
-        """That an engine works on one call, while it works on as many as it has slots."""
+        """Seconds of one call in an engine, while all of its slots are used."""
         return self.slots * self.call_rows / self.row_rate
 
 
@@ -76,31 +79,42 @@ class Cluster:
 class Costs:
     """Seconds, bytes where the name says so, and counts of requests.
 
-    Of the driver's thread that schedules. loop_block: for a block on its way through all stages;
-    loop_piece: for each further piece of it (here, scale_driver). loop_actor: for each actor in
-    each step; loop_usage: for each actor and each task that is begun; loop_task: for each task
-    under way in each step (here, scale_actors). loop_step: for a step (guess). loop_wait: that it
-    waits for tasks (source). loop_tasks: begun for one block (source).
+    The driver's scheduling thread:
+    loop_block: a block on its way through all stages (here, scale_driver).
+    loop_piece: each further object of a block (here, scale_driver).
+    loop_actor: each actor in each step (here, scale_actors).
+    loop_usage: each actor for each task that begins (here, scale_actors).
+    loop_task: each task in flight in each step (here, scale_actors).
+    loop_step: a step (guess).
+    loop_wait: the wait for tasks in a step (source).
+    loop_tasks: tasks of one block (source).
 
-    Of the coordinator, by its old name, since these are keys of `--cost`. desk_begin, desk_done,
-    desk_add: for a call; desk_row: for each row that it names; desk_commit: for a write task,
-    beside its requests (here, scale_coordinator). desk_adds: for a block, two counts, and of how
-    busy its actors were, which each tells every 16 s at most (source, for calls of some seconds).
-    snapshot: that commits wait for one, of a billion rows (0.3 here, and the request: guess);
-    snapshot_records: between two (source).
+    The coordinator, whose keys of `--cost` have its old name:
+    desk_begin, desk_done, desk_add: a call (here, scale_coordinator).
+    desk_row: each row of a call (here, scale_coordinator).
+    desk_commit: a write task, without its requests (here, scale_coordinator).
+    desk_adds: calls for a block: two counts, and the utilization of its actors, reported every
+        16 s at most (source, for calls of some seconds).
+    snapshot: the time that commits wait for one, of a billion rows (0.3 here; the request: guess).
+    snapshot_records: between two snapshots (source).
 
-    Of Ray's control service. gcs_block: for a block (here, scale_driver). register: for an actor
-    (published; here less, scale_actors).
+    Ray's control service:
+    gcs_block: a block (here, scale_driver).
+    register: an actor (published; here less, scale_actors).
 
-    Of memory. driver_actor_bytes, gcs_actor_bytes: for each actor (here, scale_actors).
-    desk_row_bytes: for each row in work (here, scale_coordinator).
+    Memory:
+    driver_actor_bytes, gcs_actor_bytes: each actor (here, scale_actors).
+    desk_row_bytes: each row in flight (here, scale_coordinator).
 
-    Of the object store. file_requests: the plan's, for a manifest file. task_requests: for a write
-    task; group_requests: for a visible file, beside its parts; media_requests: for a medium (here,
-    scale_requests). media_rate: requests a second that a prefix allows (published by Amazon).
+    The object store:
+    file_requests: of the plan, for a manifest file (here, scale_requests).
+    task_requests: for a write task (here, scale_requests).
+    group_requests: for a visible file, without its parts (here, scale_requests).
+    media_requests: for a medium (here, scale_requests).
+    media_rate: requests a second of a prefix (published by Amazon).
 
-    plan_row: of the plan (here, scale_plan). store_share: of the object stores that Ray Data uses
-    (source).
+    plan_row: a row of the plan (here, scale_plan).
+    store_share: of the object stores that Ray Data uses (source).
     """
 
     loop_block: float = 0.006
@@ -133,33 +147,34 @@ class Costs:
     store_share: float = 0.5
 
     def loop(self, cluster: Cluster) -> float:
-        """Of the scheduling thread, for one block."""
+        """Seconds of the scheduling thread for one block."""
         pieces = (cluster.pieces - 1) * self.loop_piece
         return self.loop_block + pieces + self.loop_tasks * self.loop_usage * cluster.actors
 
     def step(self, cluster: Cluster, tasks: float) -> float:
-        """Of the scheduling thread, for a step with so many tasks under way, beside its blocks."""
+        """Seconds of the scheduling thread for a step with `tasks` in flight, without blocks."""
         return self.loop_step + self.loop_actor * cluster.actors + self.loop_task * tasks
 
     def begin(self, cluster: Cluster) -> float:
         return self.desk_begin + self.desk_row * cluster.call_rows
 
     def done(self, cluster: Cluster) -> float:
-        """And the counts of one pool beside it."""
+        """Seconds of `done`, with one pool's counts."""
         adds = self.desk_adds / 2 * self.desk_add
         return self.desk_done + self.desk_row * cluster.call_rows + adds
 
     def coordinator(self, cluster: Cluster) -> float:
-        """Of the coordinator, for a block on its way through both pools, and its share of a
-        commit.
-        """
+        """Seconds of the coordinator for a block in both pools, with its share of a commit."""
         share = cluster.call_rows / cluster.rows_per_file
         return 2 * (self.begin(cluster) + self.done(cluster)) + share * self.desk_commit
 
 
 @dataclass(frozen=True)
 class Bound:
-    """A part of the run that can bind. rows_s: what it lets through. setting: what moves it."""
+    """A part of the run that can be the bottleneck.
+
+    rows_s: its limit. setting: what changes it.
+    """
 
     name: str
     rows_s: float
@@ -167,7 +182,7 @@ class Bound:
 
 
 def bounds(cluster: Cluster, costs: Costs) -> list[Bound]:
-    """What each part lets through, the narrowest first."""
+    """Returns the limit of each part, the lowest first."""
     rows, media_rows = cluster.call_rows, cluster.prefixes * costs.media_rate
     found = [
         Bound("replicas", cluster.replicas * cluster.row_rate, "resources.replicas"),
@@ -183,15 +198,16 @@ def bounds(cluster: Cluster, costs: Costs) -> list[Bound]:
 
 
 def _workers(cluster: Cluster) -> float:
-    """A worker has two calls: while one decodes, the other waits for its media."""
+    """A worker has two calls: one decodes while the other waits for its media."""
     decode = cluster.call_rows * cluster.prepare_row_s
     each = max(decode, (decode + cluster.fetch_s) / PREPARE_CALLS)
     return cluster.workers * cluster.call_rows / each if each else float("inf")
 
 
 def _loop(cluster: Cluster, costs: Costs) -> float:
-    """A step waits and looks at all actors, however many blocks it has: at best as many as Ray Data
-    has under way at the replicas.
+    """A step waits and checks all actors, for any number of blocks.
+
+    The best case is as many blocks as Ray Data has in flight at the replicas.
     """
     blocks = cluster.replicas * GENERATE_IN_FLIGHT
     step = costs.loop_wait + costs.step(cluster, blocks)
@@ -199,15 +215,16 @@ def _loop(cluster: Cluster, costs: Costs) -> float:
 
 
 def _log(cluster: Cluster, costs: Costs) -> float:
-    """Commits that wait share one record, so its request does not bind; the coordinator's work on
-    each does, and snapshots, for which all wait.
+    """Waiting commits share one record, so its request is no limit.
+
+    The coordinator's work on each commit is one, and so are snapshots, for which all commits wait.
     """
     snapshot = costs.snapshot / costs.snapshot_records
     return cluster.rows_per_file / (costs.desk_commit + snapshot)
 
 
 def _stores(cluster: Cluster, costs: Costs) -> float:
-    """A row's patches lie in a store while it waits for its engine, and while that works on it."""
+    """A row's patches are in a store until its engine has finished it."""
     stay = cluster.engine_s * (1 + 1 / cluster.slots)
     room = costs.store_share * cluster.nodes * cluster.store_bytes
     return room / (cluster.row_bytes * stay)
@@ -215,7 +232,7 @@ def _stores(cluster: Cluster, costs: Costs) -> float:
 
 @dataclass(frozen=True)
 class Start:
-    """Seconds until rows flow, apart from loading weights. Each waits for the one before."""
+    """Seconds until rows flow, without loading weights. The phases follow one another."""
 
     listing_s: float
     ids_s: float
@@ -228,7 +245,7 @@ class Start:
 
 
 def start(cluster: Cluster, costs: Costs) -> Start:
-    """Of a first run, whose manifest is all new."""
+    """Returns the times of a first run, whose manifest is all new."""
     requests = cluster.manifest_files * costs.file_requests
     return Start(
         requests * cluster.request_s / _READERS,
@@ -239,7 +256,7 @@ def start(cluster: Cluster, costs: Costs) -> Start:
 
 
 def memory(cluster: Cluster, costs: Costs) -> dict[str, float]:
-    """Bytes of the processes that there is one of."""
+    """Returns the bytes of the processes that exist once."""
     calls = cluster.workers * PREPARE_CALLS + cluster.replicas * GENERATE_CALLS
     return {
         "driver": cluster.actors * costs.driver_actor_bytes,
@@ -249,7 +266,7 @@ def memory(cluster: Cluster, costs: Costs) -> dict[str, float]:
 
 
 def requests(cluster: Cluster, costs: Costs, rows_s: float) -> dict[str, float]:
-    """Requests a second to the object store."""
+    """Returns the requests a second to the object store."""
     tasks = rows_s / cluster.rows_per_file
     return {
         "media": rows_s * costs.media_requests,

@@ -1,8 +1,8 @@
 """Measures what a first plan costs a row and a file: `python -m benchmarks.scale_plan --rows ...`.
 
-The manifest lies on the local disk; what requests to an object store add is counted by
-scale_requests.py. Each plan is made in a process of its own, whose CPU seconds (of all threads),
-wall seconds and peak of memory above its imports are told, and what the plan keeps of the ids.
+The manifest is on the local disk; scale_requests.py counts the requests to an object store. Each
+plan runs in a process of its own. Prints its CPU seconds (of all threads), wall seconds, peak
+memory above its imports, and the size of the stored ids.
 """
 
 import argparse
@@ -35,8 +35,8 @@ def measure(rows: int) -> dict[str, Any]:
         command = [sys.executable, "-m", "benchmarks.scale_plan", "--child", json.dumps(settings)]
         done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
         kept = sum(one.stat().st_size for one in (Path(folder) / "out").rglob("*") if one.is_file())
-    told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return {"rows": rows, **told, "kept_bytes_row": kept / rows}
+    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return {"rows": rows, **figures, "kept_bytes_row": kept / rows}
 
 
 def child(settings: dict[str, Any]) -> dict[str, float]:

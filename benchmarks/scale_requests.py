@@ -1,9 +1,9 @@
-"""Counts the requests that a run makes of an object store: `python -m benchmarks.scale_requests`.
+"""Counts the object store requests of a run: `python -m benchmarks.scale_requests`.
 
-A real S3 server of this machine is asked, by plans and runs of two sizes; what a further manifest
-file, write task or visible file costs is the difference. The stages of the runs are simulated, so
-media are counted apart, by the real stage that fetches them. Times are not told: a request to a
-real store takes 20 to 100 ms, here it takes what the machine leaves.
+Plans and runs of two sizes use a real S3 server on this machine; the difference is the cost of a
+further manifest file, write task or visible file. The stages of the runs are simulated, so media
+are counted separately, by the real fetch stage. Times are not printed: a request to a real store
+takes 20 to 100 ms, here it depends on the machine.
 """
 
 import argparse
@@ -38,7 +38,7 @@ PLACES = (
 
 @contextmanager
 def counted(server: FaultyS3) -> Iterator[Counter[str]]:
-    """Requests by method and place, while it lasts."""
+    """Counts the requests by method and place while the block runs."""
     found: Counter[str] = Counter()
     plain = server.faults.draw
 
@@ -95,7 +95,7 @@ def job_of(base: str, folders: bool) -> JobConfig:
 
 
 def plans(server: FaultyS3) -> dict[str, Counter[str]]:
-    """A first plan of some files and of twice as many."""
+    """Counts a first plan of some files and of twice as many."""
     from mediamill.pipeline.plan import check
 
     found = {}
@@ -108,7 +108,7 @@ def plans(server: FaultyS3) -> dict[str, Counter[str]]:
 
 
 def runs(server: FaultyS3) -> dict[str, Counter[str]]:
-    """Runs of 4 and 8 manifest files: 8 and 16 visible files, or as many folders of some each."""
+    """Counts runs of 4 and 8 manifest files: 8 and 16 visible files, or as many folders."""
     import ray
 
     from mediamill.pipeline.run import check, run
@@ -132,7 +132,7 @@ def runs(server: FaultyS3) -> dict[str, Counter[str]]:
 
 
 def media(server: FaultyS3) -> dict[str, Counter[str]]:
-    """Fetching 64 rows with as many different media."""
+    """Counts the requests for 64 rows with different media."""
     from mediamill.pipeline.records import read_schema
     from mediamill.pipeline.stages.fetch import Fetch, FetchRules
     from mediamill.schemas.manifest import check_manifest_schema

@@ -1,13 +1,12 @@
-"""Turns a Cluster and its Costs into what a run of it would do: a simulation of discrete events.
+"""Simulates a run on a Cluster with given Costs, by discrete events.
 
-What moves is a block, the rows of one call. Its way: the driver's loop begins a call of prepare,
-which tells the coordinator, fetches and decodes; the loop hears of it and begins a call of
-generate, which tells the coordinator and waits for the engine; the loop gathers blocks for a write
-task, which the ledger commits. The loop, the coordinator and the ledger's log do one thing after
-the other; workers and engines are many. Ray's bounds are kept: tasks at one actor, and bytes in the
-object stores.
+The unit is a block, the rows of one call. The driver's loop begins a call of prepare, which tells
+the coordinator, fetches and decodes. The loop notices its end and begins a call of generate, which
+tells the coordinator and waits for the engine. The loop collects blocks for a write task, which the
+ledger commits. The loop, the coordinator and the ledger's log are serial; workers and engines are
+many. Ray's limits apply: tasks in flight at one actor, and bytes in the object stores.
 
-Actors of a pool share one queue, so the imbalance of real ones is not seen. Faults are not either.
+The actors of a pool share one queue, so imbalance is not simulated. Neither are faults.
 """
 
 import heapq
@@ -27,14 +26,16 @@ from benchmarks.scale_model import (
     Costs,
 )
 
-_QUEUED_BLOCKS = 512  # that have been read and wait: Ray reads no further ahead
-BUSY = 0.9  # of its time or room: what is used more binds
+_QUEUED_BLOCKS = 512  # that Ray reads ahead
+BUSY = 0.9  # share of its time or space above which a part can be the bottleneck
 
 
 @dataclass(frozen=True)
 class Found:
-    """Of the time after the start. rows_s: written. used: the share of its time or room that each
-    part was busy. waiting: blocks in front of each, on average. steps: of the loop, seconds each.
+    """The figures of the time after the start.
+
+    rows_s: written rows a second. used: the busy share of each part. waiting: the mean number of
+    blocks in front of each. step_s: mean seconds of a step of the loop.
     """
 
     rows_s: float
@@ -44,8 +45,10 @@ class Found:
 
     @property
     def binds(self) -> str:
-        """The replicas, if they are busy: what is before them then works ahead as far as it can,
-        and is full. Else the part that is used most; "nothing" when all have room.
+        """The bottleneck; "nothing" if no part is busy.
+
+        If the replicas are busy, it is the replicas: the parts before them then work ahead and are
+        full. Otherwise it is the busiest part.
         """
         name = max(self.used, key=lambda one: (one == "replicas") + self.used[one])
         if self.used[name] <= BUSY:
@@ -54,7 +57,7 @@ class Found:
 
 
 class _Level:
-    """A number over time, whose average is asked for."""
+    """A number over time, and its average."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -75,26 +78,26 @@ class _Level:
 
 
 class _Serial:
-    """Does one thing after the other, in the order in which they come."""
+    """A server that does one thing after the other, in order of arrival."""
 
     def __init__(self, clock: "Simulation") -> None:
         self._clock = clock
         self._free = self._asked = 0.0
 
     def work(self, seconds: float) -> float:
-        """When it will be done."""
+        """Returns when the work will be done."""
         self._free = max(self._free, self._clock.now) + seconds
         self._asked += seconds
         return self._free
 
     @property
     def busy_s(self) -> float:
-        """So far; what still waits is not in it."""
+        """Busy seconds so far, without work that waits."""
         return self._asked - max(0.0, self._free - self._clock.now)
 
 
 class _Pool:
-    """Calls of many actors: so many at once (`calls`), of which so many work (`servers`)."""
+    """The calls of many actors: `calls` at once, of which `servers` work."""
 
     def __init__(
         self,
@@ -112,7 +115,7 @@ class _Pool:
         self.queue, self.working = _Level(), _Level()
 
     def begin(self) -> None:
-        """The loop has begun a task; its block waits at the actor."""
+        """Begins a task for the loop; its block waits at the actor."""
         self.in_flight += 1
         self._queued += 1
         self.queue.add(self._clock.now, 1)
@@ -122,8 +125,8 @@ class _Pool:
         while self._queued and self._calls:
             self._queued -= 1
             self._calls -= 1
-            told = self._clock.call_coordinator(self._clock.costs.begin(self._clock.cluster))
-            self._clock.at(told + self._before_s, self._ask)
+            reported = self._clock.call_coordinator(self._clock.costs.begin(self._clock.cluster))
+            self._clock.at(reported + self._before_s, self._ask)
 
     def _ask(self) -> None:
         self._waiting += 1
@@ -148,7 +151,7 @@ class _Pool:
 
 
 class Simulation:
-    """One run. spread: of the time that calls take, its deviation over its mean."""
+    """One run. spread: the standard deviation of call times divided by their mean."""
 
     def __init__(self, cluster: Cluster, costs: Costs, seed: int = 0, spread: float = 0.2) -> None:
         self.cluster, self.costs, self.now = cluster, costs, 0.0
@@ -177,7 +180,7 @@ class Simulation:
         self._store = _Level()
         self._room = costs.store_share * cluster.nodes * cluster.store_bytes
         self._busy = _Level()  # the loop
-        self._fresh: Counter[str] = Counter()  # finished tasks that the loop has not seen
+        self._fresh: Counter[str] = Counter()  # finished tasks that the loop has not noticed
         self._ready: Counter[str] = Counter()  # blocks in front of an operator
         self._writes = 0
         self._asks: deque[int] = deque()
@@ -186,7 +189,7 @@ class Simulation:
         self._steps = 0
 
     def run(self, seconds: float, start_s: float) -> Found:
-        """Simulates until `start_s` and then `seconds` more, which are what is told."""
+        """Simulates until `start_s`, and then the `seconds` that the figures are about."""
         self.at(0.0, self._step)
         self._until(start_s)
         desk, log, rows, steps = self._coordinator.busy_s, self._log.busy_s, self._rows, self._steps
@@ -241,7 +244,7 @@ class Simulation:
     # -- the driver's loop
 
     def _step(self) -> None:
-        """Wait for tasks, look at all actors; then come what is done and what can begin."""
+        """Waits for tasks and checks all actors, before it handles finished and new tasks."""
         self._steps += 1
         under_way = self._prepare.in_flight + self._generate.in_flight + self._writes
         wait = self.costs.loop_wait if under_way else 0.0
@@ -259,8 +262,9 @@ class Simulation:
         self._begin_one()
 
     def _begin_one(self) -> None:
-        """Begins one task, the last stage first; the loop's time for a block is spread over those
-        that it begins for it.
+        """Begins one task, the last stage first.
+
+        The loop's time for a block is spread over the tasks of that block.
         """
         rows_per_write = max(1, self.cluster.rows_per_file // self.cluster.call_rows)
         each = self.costs.loop(self.cluster) / self.costs.loop_tasks
@@ -292,7 +296,7 @@ class Simulation:
     # -- write tasks and the ledger
 
     def _write(self, blocks: int) -> None:
-        """Stages its rows, and asks the ledger."""
+        """Stages the rows of a write task, and asks the ledger to commit them."""
         self._writes += 1
         self.at(self.now + self.cluster.request_s, lambda: self._ask_ledger(blocks))
 
@@ -302,7 +306,7 @@ class Simulation:
             self._record()
 
     def _record(self) -> None:
-        """All that wait go into one record: the coordinator's work on them, and one request."""
+        """Writes all waiting commits as one record: the coordinator's work, and one request."""
         self._recording = True
         taken = list(self._asks)
         self._asks.clear()
@@ -317,7 +321,7 @@ class Simulation:
     def _recorded(self, taken: list[int]) -> None:
         self._recording = False
         for blocks in taken:
-            # The group of a whole file is read, put together, and put.
+            # The parts of a whole file are read and joined, and the file is put.
             after = self.cluster.request_s * self.costs.group_requests
             self._rows += blocks * self.cluster.call_rows
             self.at(self.now + after, self._written)

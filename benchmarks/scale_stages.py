@@ -1,4 +1,4 @@
-"""Simulated stages that take a given time, so that a run can be held against its simulation."""
+"""Simulated stages that take a given time, to compare a run with its simulation."""
 
 import threading
 import time
@@ -10,17 +10,16 @@ from mediamill.pipeline.run import Stages
 from mediamill.schemas import columns as c
 from tests.soak.simulated import PATCH_BYTES, Answered, Prepared
 
-SLOTS = 4  # calls that an engine works on at once; the others wait for their turn
+SLOTS = 4  # concurrent calls of an engine; further ones wait
 
 
 def sleeping(prepare_s: float, generate_s: float, row_bytes: int = PATCH_BYTES) -> Stages:
-    """Stages whose calls take so many seconds of waiting, and next to none of work.
+    """Returns stages whose calls sleep, and do nearly no work.
 
-    generate_s: of a call that is being worked on, as SLOTS of an actor are at once. row_bytes: of
-    the patches of a row.
+    generate_s: of a running call; an actor runs SLOTS at once. row_bytes: of the patches of a row.
     """
 
-    # Classes of a function travel to the actors with the values that they hold.
+    # Local classes are pickled with their values.
     class SlowPrepared(Prepared):
         def __call__(self, table: pa.Table) -> pa.Table:
             time.sleep(prepare_s if table.num_rows else 0.0)

@@ -1,8 +1,8 @@
-"""How well scene cuts are found: `python -m benchmarks.scene_cuts`.
+"""Measures the detection of scene cuts: `python -m benchmarks.scene_cuts`.
 
-Clips of the embedded world, joined, and drawn films with known cuts: pictures of noise and of
-colour, with still, panning and shaking views, with flashes and with fades. A cut counts as found if
-one is told within a frame of it; that of a fade within six.
+The films are joined clips of the embedded world, and drawn films with known cuts: pictures of noise
+and colour, with still, panning and shaking views, flashes and fades. A cut counts as found if a
+detected one is within a frame of it, for fades within six.
 """
 
 import functools
@@ -23,8 +23,9 @@ SIZE = (180, 320)
 
 @dataclass(frozen=True)
 class Film:
-    """A file, the frames at which its scenes begin (the first one's 0 not among them), and how many
-    frames a told cut may be away.
+    """A file, and the frames at which its scenes begin, without the first one's 0.
+
+    within: how many frames a detected cut may be away.
     """
 
     name: str
@@ -36,10 +37,10 @@ class Film:
 
 @dataclass(frozen=True)
 class Score:
-    """Cuts that there are, that were told, and that were told rightly."""
+    """The numbers of true cuts, of detected cuts, and of correctly detected ones."""
 
     cuts: int
-    told: int
+    detected: int
     right: int
 
     @property
@@ -48,25 +49,25 @@ class Score:
 
     @property
     def precision(self) -> float:
-        return self.right / self.told if self.told else 1.0
+        return self.right / self.detected if self.detected else 1.0
 
 
 def score(film: Film, rules: SceneRules | None = None) -> Score:
-    """Each cut is found by one told cut at most."""
-    told = [at * film.rate for at in scene_cuts(film.data, rules)]
-    left = list(told)
+    """Matches each cut with at most one detected cut."""
+    detected = [at * film.rate for at in scene_cuts(film.data, rules)]
+    left = list(detected)
     right = 0
     for cut in film.cuts:
         near = [one for one in left if abs(one - cut) <= film.within + 1e-6]
         if near:
             right += 1
             left.remove(min(near, key=lambda one: abs(one - cut)))
-    return Score(len(film.cuts), len(told), right)
+    return Score(len(film.cuts), len(detected), right)
 
 
 @functools.cache
 def embedded_world(seed: int = 0, clips: int = 24) -> Film:
-    """Joined clips of the embedded world, each with one moving shape."""
+    """Returns joined clips of the embedded world, each with one moving shape."""
     rng = np.random.default_rng(seed)
     scenes = [
         draw_clip(rng, 288, 288, int(rng.choice((2, 3, 4))) * CLIP_RATE) for _ in range(clips)
@@ -81,7 +82,7 @@ def _cuts(lengths: Sequence[int]) -> tuple[int, ...]:
 
 
 def _picture(rng: np.random.Generator) -> np.ndarray:
-    """uint8 [H + 60, W + 120, 3]: like a photo, with structure of all sizes, in a few colours."""
+    """Returns uint8 [H + 60, W + 120, 3], photo-like: structure of all sizes, in a few colours."""
     height, width = SIZE[0] + 60, SIZE[1] + 120
     ground = np.zeros((height, width, 3), np.float32)
     for cells in (2, 4, 9, 20, 60):
@@ -93,7 +94,7 @@ def _picture(rng: np.random.Generator) -> np.ndarray:
 
 
 def _scene(rng: np.random.Generator, count: int, motion: str) -> list[np.ndarray]:
-    """Frames of one picture, seen by a camera that stands, pans or shakes, and an object."""
+    """Returns frames of one picture and an object; the camera stands, pans or shakes."""
     picture = _picture(rng)
     colour = rng.integers(0, 256, 3)
     frames = []
@@ -121,7 +122,7 @@ def _film(name: str, scenes: Sequence[list[np.ndarray]], within: int = 1) -> Fil
 
 @functools.cache
 def films(seed: int = 0, scenes: int = 10) -> tuple[Film, ...]:
-    """The drawn ones."""
+    """Returns the drawn films."""
     rng = np.random.default_rng(seed)
 
     def some(motion: str) -> list[list[np.ndarray]]:
@@ -145,7 +146,7 @@ def films(seed: int = 0, scenes: int = 10) -> tuple[Film, ...]:
 
 def main() -> None:
     print(
-        f"{'film':20} {'cuts':>5} {'told':>5} {'right':>5} {'recall':>7} {'precision':>9} {'s':>6}"
+        f"{'film':20} {'cuts':>5} {'det.':>5} {'right':>5} {'recall':>7} {'precision':>9} {'s':>6}"
     )
     for seed in range(3):
         for film in (embedded_world(seed), *films(seed)):
@@ -153,7 +154,7 @@ def main() -> None:
             found = score(film)
             spent = time.perf_counter() - start
             print(
-                f"{film.name:20} {found.cuts:5} {found.told:5} {found.right:5} "
+                f"{film.name:20} {found.cuts:5} {found.detected:5} {found.right:5} "
                 f"{found.recall:7.3f} {found.precision:9.3f} {spent:6.2f}"
             )
 

@@ -1,7 +1,8 @@
 """Compares scoring and embedding with captioning: `python -m benchmarks.score_embed`.
 
-One engine on one CPU thread answers the same fresh pictures in each way in turn (A B C A B C);
-CPU-seconds, medians. Absolute figures drift with the machine's load, ratios within one run hardly.
+One engine on one CPU thread processes the same fresh pictures in each mode in turn (A B C A B C).
+Prints medians of CPU-seconds. Absolute figures drift with the machine's load, ratios within one run
+hardly.
 """
 
 import argparse
@@ -44,14 +45,14 @@ def main() -> None:
 
 
 def measure(engine: Engine, pictures: int, repeat: int) -> dict[str, float]:
-    """CPU-seconds of each way, the median over the rounds; a round has pictures of its own."""
+    """Returns the median CPU-seconds of each mode. Each round has new pictures."""
     ways: dict[str, Make] = {"caption": _caption}
     ways |= {f"score {count}": _score(count) for count in (1, 5, 20)}
     ways |= {f"embed {pool}": _embed(pool) for pool in POOLS}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(repeat):
         for way, (name, make) in enumerate(ways.items()):
-            # Each its own, or one would find the prompts that another has computed.
+            # One engine for each, since an engine caches prompts.
             work = jobs(len(ways) * number + way, pictures, mixed=False)
             seconds[name].append(_run(engine, work, make))
     return {name: statistics.median(each) for name, each in seconds.items()}

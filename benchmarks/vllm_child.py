@@ -1,5 +1,7 @@
-"""Answers jobs with vLLM, one line of JSON each: run by benchmarks.engine with a Python that has
-vllm, in a process of its own. It imports nothing of this project.
+"""Answers jobs with vLLM, one line of JSON each.
+
+benchmarks.engine runs it in a process of its own, with a Python that has vLLM. It imports nothing
+of this project.
 """
 
 import json

@@ -1,9 +1,9 @@
-"""What windows of a long video cost: `python -m benchmarks.windows [hours]`.
+"""Measures the cost of windows of a long video: `python -m benchmarks.windows [hours]`.
 
-A film of 640 x 360 at 25 frames a second is drawn, as MP4 and as MKV; for each a fresh process
-prepares windows of 10 s at its beginning, middle and end, and tells seconds and by how much its
-memory has grown at most. The first window reads the whole file, for its hash and its times; the
-others find their place by the file's index.
+Draws a film of 640 x 360 at 25 frames a second, as MP4 and as MKV. For each, a fresh process
+prepares windows of 10 s at its beginning, middle and end, and prints seconds and the peak growth of
+its memory. The first window reads the whole file, for its hash and frame times; the others seek by
+the file's index.
 """
 
 import io
@@ -27,7 +27,7 @@ HEIGHT, WIDTH = 360, 640
 
 
 def draw(path: Path, seconds: int) -> None:
-    """The packets of one drawn minute, again and again."""
+    """Returns the packets of one drawn minute, repeated."""
     ground = media.draw(HEIGHT + 80, WIDTH + 160, seed=1)
     frames = []
     for index in range(PART_S * RATE):
@@ -51,7 +51,7 @@ def draw(path: Path, seconds: int) -> None:
 
 
 def remux(source: Path, target: Path) -> None:
-    """The same packets in another container."""
+    """Writes the same packets into another container."""
     with av.open(source) as given, av.open(target, "w") as container:
         copy = container.add_stream_from_template(given.streams.video[0])
         for packet in given.demux(video=0):
@@ -61,21 +61,21 @@ def remux(source: Path, target: Path) -> None:
 
 
 def mib(key: str) -> float:
-    """Of this process, what the system says of its memory."""
+    """Returns a memory figure of this process, as the system reports it."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(key))
 
 
 def measure(path: Path, seconds: int) -> None:
-    """In a process of its own."""
+    """Measures one file, in a process of its own."""
     torch.set_num_threads(1)
     processor = Processor.load(CHECKPOINT)
     processor.prepare_media(media.video(media.numbered_frames(30)))
     before = mib("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     start = time.perf_counter()
-    told = duration_s(path)
-    print(f"{path.suffix[1:]}: {told:.2f} s long, told in {time.perf_counter() - start:.3f} s")
+    duration = duration_s(path)
+    print(f"{path.suffix[1:]}: {duration:.2f} s long, found in {time.perf_counter() - start:.3f} s")
     for share in (0.0, 0.5, 0.999, 0.01, 0.51, 0.99):
         first = round((seconds - WINDOW_S) * share)
         start = time.perf_counter()

@@ -1,7 +1,6 @@
-"""The work that engines are compared on: a random checkpoint, fresh pictures and their prompts.
+"""The workload of the engine comparison: a random checkpoint, fresh pictures and their prompts.
 
-Turns a size and a seed into a hub-format folder and into decoded pictures with the tokens that are
-asked of each. It knows no engine.
+Makes a hub-format folder of a given size, and decoded pictures with prompts from a seed.
 """
 
 import json
@@ -23,8 +22,7 @@ _TEXT = {
     "num_attention_heads": 8,
     "num_key_value_heads": 2,
     "vocab_size": 8192,
-    # With a head of its own a random network does not repeat itself: tokens differ, and can be
-    # compared.
+    # A random network with a tied head repeats itself; its tokens would prove little.
     "tie_word_embeddings": False,
     "rope_theta": 1e6,
     "rope_scaling": {"type": "mrope", "mrope_section": [8, 12, 12]},
@@ -38,8 +36,9 @@ SIZES = {
 
 @dataclass(frozen=True)
 class Job:
-    """One picture, uint8 [height, width, 3], and the ids around its visual tokens; `new` tokens
-    are asked for.
+    """One picture, uint8 [height, width, 3], and the ids around its visual tokens.
+
+    new: tokens of the answer.
     """
 
     picture: npt.NDArray[np.uint8]
@@ -59,7 +58,7 @@ class Job:
 
 
 def write_folder(folder: Path, size: str) -> Path:
-    """The checkpoint of that size. Its files let the pictures through as they are."""
+    """Writes a checkpoint of that size. Its preprocessor files keep the pictures as they are."""
     write_checkpoint(folder, SIZES[size])
     for name in ("preprocessor_config.json", "video_preprocessor_config.json"):
         options = json.loads((folder / name).read_text())
@@ -71,10 +70,10 @@ def write_folder(folder: Path, size: str) -> Path:
 
 
 def jobs(seed: int, pictures: int, mixed: bool, fixed: int = 48) -> list[Job]:
-    """Fresh pictures of 224 to 448 pixels a side and prompts of about 174 tokens.
+    """Returns fresh pictures of 224 to 448 pixels a side, with prompts of about 174 tokens.
 
     mixed: 8 to 88 new tokens instead of `fixed` ones. The instruction is the same for all, as in a
-    captioning job; pictures are smooth noise, so that neighbouring patches are alike.
+    captioning job. Pictures are smooth noise, so neighbouring patches are alike.
     """
     rng = np.random.default_rng(seed)
     words = np.random.default_rng(7).integers(0, 500, 12).tolist()

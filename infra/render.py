@@ -1,7 +1,7 @@
-"""Turns figures.yaml and the templates into the files that clusters read, beside them.
+"""Renders templates/ with the values of figures.yaml into the files of this folder.
 
-`python infra/render.py` writes them; `--check` writes nothing, names those that differ and exits
-with 1. Knows no template by name, and nothing of what their words mean to a cluster.
+`python infra/render.py` writes them. `--check` writes nothing, prints the files that differ, and
+exits with 1 if there are any.
 """
 
 import argparse
@@ -18,26 +18,26 @@ import yaml
 INFRA = Path(__file__).resolve().parent
 ROOT = INFRA.parent
 _SUFFIX = ".j2"
-_PARTS = "_"  # a template whose name begins so is a part of others
+_PARTS = "_"  # prefix of templates that others include
 
 
 def figures() -> dict[str, Any]:
-    """What templates may name: figures.yaml, and the versions that other files own."""
-    found: dict[str, Any] = yaml.safe_load((INFRA / "figures.yaml").read_text(encoding="utf-8"))
+    """Returns the values for the templates: figures.yaml, and the versions from other files."""
+    values: dict[str, Any] = yaml.safe_load((INFRA / "figures.yaml").read_text(encoding="utf-8"))
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     pins = dict(re.findall(r"^([a-z0-9-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.M))
-    found["versions"] = {
+    values["versions"] = {
         "mediamill": project["version"],
         "ray": pins["ray"],
         "torch": pins["torch"],
     }
-    return found
+    return values
 
 
 def render(values: dict[str, Any]) -> dict[str, str]:
-    """Every finished file: its path below infra/, and its text.
+    """Returns the text of every file, by its path below infra/.
 
-    Raises jinja2.UndefinedError for a figure that is not there.
+    Raises jinja2.UndefinedError when a template names a missing figure.
     """
     loader = jinja2.FileSystemLoader([INFRA / "templates", INFRA])
     environment = jinja2.Environment(
@@ -48,7 +48,7 @@ def render(values: dict[str, Any]) -> dict[str, str]:
         keep_trailing_newline=True,
         autoescape=False,
     )
-    environment.globals.clear()  # a figure may have the name of one, and be missing
+    environment.globals.clear()  # else a missing figure of the same name would not be noticed
     environment.filters["yaml"] = _as_yaml
     environment.filters["file"] = lambda name: (INFRA / name).read_text(encoding="utf-8")
     names = sorted(
@@ -66,7 +66,7 @@ def _as_yaml(value: object) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Writes what differs, or with --check names it."""
+    """Writes the files that differ, or prints their names with --check."""
     parser = argparse.ArgumentParser(description="Write infra's files from figures.yaml.")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if one differs")
     check = parser.parse_args(argv).check

@@ -1,7 +1,7 @@
-"""Turns a RayJob manifest into one finished run: creates it, or follows the one that runs already.
+"""Creates a RayJob, or follows the one that already runs, until it ends.
 
-Knows the Kubernetes API and KubeRay's words, nothing of captions. Exit codes: 0 the run succeeded;
-1 it failed; 2 the manifest or the API refuses; 143 this pod was told to end, the run goes on.
+Exit codes: 0 the run succeeded; 1 it failed; 2 the API refuses a request, or stays unavailable;
+143 this pod was terminated, and the run goes on.
 """
 
 import argparse
@@ -19,17 +19,20 @@ from typing import Any
 import yaml
 
 _ENDED = {"Complete", "Failed", "ValidationFailed"}
-_GONE, _TAKEN = 404, 409
-_BUSY = {429, 500, 502, 503, 504}
-_TROUBLE_S = 600  # the API may be away for so long
+_NOT_FOUND, _CONFLICT = 404, 409
+_RETRYABLE = {429, 500, 502, 503, 504}
+_RETRY_S = 600  # limit of an outage of the API
 
 
 class RefusedError(Exception):
-    """The API says no, and would say it again."""
+    """The API refuses a request, or was unavailable for _RETRY_S."""
 
 
 class RayJobs:
-    """The RayJobs of one namespace. account: a folder with token, ca.crt and namespace."""
+    """The RayJobs of one namespace.
+
+    account: a folder with token, ca.crt and namespace. every_s: seconds between retries.
+    """
 
     def __init__(self, api: str, account: Path, every_s: float) -> None:
         namespace = (account / "namespace").read_text().strip()
@@ -41,40 +44,39 @@ class RayJobs:
         )
 
     def get(self, name: str) -> dict[str, Any] | None:
-        """None when there is no such RayJob."""
-        code, found = self._call("GET", f"/{name}", None)
-        return None if code == _GONE else found
+        """Returns the RayJob, or None if there is none of that name."""
+        code, run = self._call("GET", f"/{name}", None)
+        return None if code == _NOT_FOUND else run
 
     def create(self, manifest: dict[str, Any]) -> bool:
-        """False when one of that name is there."""
+        """Returns False if one of that name exists."""
         code, _ = self._call("POST", "", manifest)
-        return code != _TAKEN
+        return code != _CONFLICT
 
     def delete(self, name: str) -> None:
-        """And all that it owns, in a while."""
+        """Deletes the RayJob after all that it owns."""
         self._call("DELETE", f"/{name}", {"propagationPolicy": "Foreground"})
 
     def _call(self, method: str, path: str, body: Any) -> tuple[int, Any]:
-        """Code and answer, after as many tries as it takes. Raises RefusedError."""
-        until = time.monotonic() + _TROUBLE_S
+        """Returns the status code and the response, with retries. Raises RefusedError."""
+        until = time.monotonic() + _RETRY_S
         while True:
             try:
                 return self._once(method, path, body)
             except urllib.error.HTTPError as error:
-                if error.code in (_GONE, _TAKEN):
+                if error.code in (_NOT_FOUND, _CONFLICT):
                     return error.code, None
-                said = error.read(2000).decode(errors="replace")
-                trouble = f"{error.code}: {said}"
-                if error.code not in _BUSY:
-                    raise RefusedError(f"{method} {self._url}{path}: {trouble}") from error
+                message = f"{error.code}: {error.read(2000).decode(errors='replace')}"
+                if error.code not in _RETRYABLE:
+                    raise RefusedError(f"{method} {self._url}{path}: {message}") from error
             except (OSError, TimeoutError) as error:
-                trouble = str(error)
+                message = str(error)
             if time.monotonic() > until:
-                raise RefusedError(f"{method} {self._url}{path}: {trouble}")
+                raise RefusedError(f"{method} {self._url}{path}: {message}")
             time.sleep(self._every_s)
 
     def _once(self, method: str, path: str, body: Any) -> tuple[int, Any]:
-        # Read anew each time: the cluster renews it.
+        # Read each time, since the cluster renews it.
         token = (self._account / "token").read_text().strip()
         request = urllib.request.Request(
             self._url + path,
@@ -82,46 +84,46 @@ class RayJobs:
             data=None if body is None else json.dumps(body).encode(),
             headers={"Authorization": f"Bearer {token}", "Content-Type": "application/json"},
         )
-        with urllib.request.urlopen(request, timeout=30, context=self._tls) as answer:
-            return answer.status, json.load(answer)
+        with urllib.request.urlopen(request, timeout=30, context=self._tls) as response:
+            return response.status, json.load(response)
 
 
 def run_once(
     jobs: RayJobs, manifest: dict[str, Any], every_s: float, say: Callable[[str], None]
 ) -> bool:
-    """Whether the run succeeded. One that has ended is replaced, one that runs is followed."""
+    """Returns whether the run succeeded. Replaces an ended run, and follows a running one."""
     name = manifest["metadata"]["name"]
-    found = jobs.get(name)
-    if found is not None and _ended(found):
+    run = jobs.get(name)
+    if run is not None and _ended(run):
         say(f"deleting the last run of {name}, which has ended")
         jobs.delete(name)
-        uid = found["metadata"].get("uid")
-        while (found := jobs.get(name)) is not None and found["metadata"].get("uid") == uid:
+        uid = run["metadata"].get("uid")
+        while (run := jobs.get(name)) is not None and run["metadata"].get("uid") == uid:
             time.sleep(every_s)
-    say(f"following the run of {name} that is there" if found else f"creating {name}")
-    if found is None:
+    say(f"following the existing run of {name}" if run else f"creating {name}")
+    if run is None:
         jobs.create(manifest)
     last = ""
-    while (found := jobs.get(name)) is not None:
-        status = found.get("status", {})
+    while (run := jobs.get(name)) is not None:
+        status = run.get("status", {})
         now = " ".join(filter(None, (status.get("jobDeploymentStatus"), status.get("jobStatus"))))
         if now != last:
             say(f"{name}: {now or 'new'} {status.get('message') or ''}".rstrip())
             last = now
-        if _ended(found):
+        if _ended(run):
             return bool(status.get("jobStatus") == "SUCCEEDED")
         time.sleep(every_s)
     say(f"{name} was deleted")
     return False
 
 
-def _ended(found: dict[str, Any]) -> bool:
-    return found.get("status", {}).get("jobDeploymentStatus") in _ENDED
+def _ended(run: dict[str, Any]) -> bool:
+    return run.get("status", {}).get("jobDeploymentStatus") in _ENDED
 
 
 def main() -> int:
-    """The command line."""
-    parser = argparse.ArgumentParser(description="Run a RayJob once, to its end.")
+    """Runs the command line."""
+    parser = argparse.ArgumentParser(description="Run a RayJob once, until it ends.")
     parser.add_argument("manifest", type=Path)
     parser.add_argument("--api", default="https://kubernetes.default.svc")
     account = "/var/run/secrets/kubernetes.io/serviceaccount"

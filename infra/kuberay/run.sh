@@ -1,8 +1,8 @@
 #!/bin/sh
-# Runs the job file on the cluster that this is submitted to (RAY_ADDRESS names it).
-# Exit code 3 means: finished, and some rows are errors. It counts as done, because a retry would
-# find nothing to do; limits.max_error_rate says when errors are a failure.
-# SIGTERM reaches mediamill too; this shell only has to outlive it.
+# Runs the job file on the cluster that this script is submitted to (RAY_ADDRESS).
+# Exit code 3 (finished, some rows are errors) counts as success, since a retry would have nothing to
+# do; limits.max_error_rate decides when errors are a failure.
+# SIGTERM reaches mediamill too; this shell must outlive it.
 trap : TERM INT
 mediamill run /etc/mediamill/job.yaml
 code=$?

@@ -1,7 +1,7 @@
-"""Turns the end of a head into the end of its jobs: asks each to stop, and waits for it.
+"""Stops the jobs of a Ray cluster before its head terminates, and waits until they have ended.
 
-Run inside the head's container. Exits with 0 even when a job did not end in time: nobody could
-do anything about it any more.
+Runs in the head's container. Exits with 0 even when a job does not end in time, since nothing could
+be done about it.
 """
 
 import argparse
@@ -13,23 +13,22 @@ _POLL_S = 1.0
 
 
 def stop_jobs(address: str, wait_s: float) -> list[str]:
-    """Asks every job of the cluster to stop; the ids of those that still run after `wait_s`."""
+    """Asks every job of the cluster to stop. Returns the ids of those that run after `wait_s`."""
     client = JobSubmissionClient(address)
     until = time.monotonic() + wait_s
-    asked = []
+    running = []
     for job in client.list_jobs():
         if job.submission_id and not JobStatus(job.status).is_terminal():
             client.stop_job(job.submission_id)
-            asked.append(job.submission_id)
-    left = asked
-    while left and time.monotonic() < until:
+            running.append(job.submission_id)
+    while running and time.monotonic() < until:
         time.sleep(_POLL_S)
-        left = [one for one in left if not client.get_job_status(one).is_terminal()]
-    return left
+        running = [name for name in running if not client.get_job_status(name).is_terminal()]
+    return running
 
 
 def main() -> None:
-    """The command line."""
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description="Stop the jobs of a Ray cluster.")
     parser.add_argument("--address", default="http://127.0.0.1:8265", help="of the dashboard")
     parser.add_argument("--wait-s", type=float, required=True, help="for jobs to end")

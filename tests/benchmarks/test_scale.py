@@ -116,7 +116,7 @@ def test_the_program_names_the_first_wall(capsys, tmp_path):
     scale.main(["--rows", "1e9", "--no-sweeps", "--cost", "loop_block=0.05", "--json", str(path)])
     told, printed = json.loads(path.read_text()), capsys.readouterr().out
     assert told["bounds"][0]["name"] == "loop"
-    assert "binds: loop" in printed
+    assert "bottleneck: loop" in printed
     assert told["forecast"]["cluster"]["rows"] == 10**9
     assert told["costs"]["loop_block"] == 0.05
 

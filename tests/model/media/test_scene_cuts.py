@@ -161,7 +161,7 @@ def test_rules_out_of_range(wrong):
 
 
 def test_a_score_counts_each_told_cut_once():
-    """The measure itself: told cuts that are wrong, and cuts that are not told."""
+    """The score itself: detected cuts that are wrong, and cuts that are not detected."""
     data = media.video(patterns(20, 20), rate=10)
     assert score(Film("", data, (20,), 10)).precision == 1.0
     assert score(Film("", data, (20, 21), 10)).recall == 0.5
