@@ -18,7 +18,7 @@ _OVERRIDES = (
 )
 _EXIT_CODES = (
     "exit codes: 0 all rows ok; 3 finished, some rows are errors; 2 wrong usage or job; 1 failed; "
-    "130 interrupted"
+    "130 or 143 stopped by Ctrl-C or SIGTERM"
 )
 
 TOP_HELP = f"""\
