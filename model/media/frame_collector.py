@@ -12,7 +12,7 @@ from mediamill.model.media.limit_names import LimitName, ordered
 from mediamill.model.media.patches import resize
 from mediamill.model.media.pixel_budget import PixelBudget, Size
 from mediamill.model.media.timeline import FrameSelection, Timeline
-from mediamill.model.media.video_file import check_frame_size
+from mediamill.model.media.video_file import check_frame_size, conversion_errors_as_media_errors
 
 
 @dataclass(frozen=True)
@@ -127,8 +127,9 @@ class FrameCollector:
                 "decode_corrupt", f"frame {index} of the {self.file_format.label} is damaged"
             )
         check_frame_size(self.file_format, frame.width, frame.height, self.budget.limits)
-        # By default PyAV starts a thread per core for every frame.
-        rgb = frame.to_ndarray(format="rgb24", threads=1)
+        with conversion_errors_as_media_errors(self.file_format):
+            # By default PyAV starts a thread per core for every frame.
+            rgb = frame.to_ndarray(format="rgb24", threads=1)
         quarter_turns = frame.rotation // 90 % 4  # counterclockwise, as np.rot90 turns
         upright = np.ascontiguousarray(np.rot90(rgb, quarter_turns))
         pixels = torch.from_numpy(upright).permute(2, 0, 1)

@@ -15,8 +15,8 @@ and the indices are floor(i * N / n) for i = 0..n-1, computed in float32.
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,13 @@ DEFAULT_MAX_FRAMES = 768
 DEFAULT_VIDEO_TOKENS = 128_000
 _COUNTS = ("num_frames", "min_frames", "max_frames", "max_video_tokens")
 _BUDGETS = ("total_pixels", "max_tokens")
-_SWITCHES = ("do_sample_frames", "cap_pixels_per_frame")
-SAMPLING_KEYS = frozenset(("fps", *_COUNTS, *_SWITCHES))
+_READERS: dict[str, Callable[[str, str, Any], Any]] = {
+    **dict.fromkeys(_COUNTS, option_values.positive),
+    "do_sample_frames": option_values.switch,
+    "cap_pixels_per_frame": option_values.switch,
+    "fps": option_values.number,
+}
+SAMPLING_KEYS = frozenset(_READERS)
 
 
 @dataclass(frozen=True)
@@ -88,11 +93,10 @@ class VideoRules:
         If fps or num_frames is set, neither of them nor do_sample_frames is taken from `defaults`:
         a caller who sets a number of frames wants them sampled.
         """
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
         if self.fps is not None or self.num_frames is not None:
             defaults = replace(defaults, fps=None, num_frames=None, do_sample_frames=None)
         return replace(
-            defaults, **{name: value for name, value in values.items() if value is not None}
+            defaults, **{name: value for name, value in vars(self).items() if value is not None}
         )
 
     @classmethod
@@ -101,17 +105,8 @@ class VideoRules:
 
         where: names the source in errors. Raises ModelError (a ValueError) for malformed values.
         """
-        rules: dict[str, Any] = {}
-        for key in _COUNTS:
-            if options.get(key) is not None:
-                rules[key] = option_values.positive(where, key, options[key])
-        for key in _SWITCHES:
-            if options.get(key) is not None:
-                rules[key] = option_values.switch(where, options, key, False)
-        if options.get("fps") is not None:
-            rules["fps"] = option_values.number(where, options, "fps", 0.0)
         try:
-            return cls(**rules)
+            return cls(**option_values.read_set(options, _READERS, where))
         except ValueError as error:
             raise ModelError(f"{where}: {error}") from None
 

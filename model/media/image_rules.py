@@ -6,7 +6,7 @@ processor_config.json, video_preprocessor_config.json and flat preprocessor_conf
 of a video are used are in frame_sampling.py.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +16,7 @@ import torch
 from mediamill.model.checkpoint.folder import Folder
 from mediamill.model.errors import ModelError
 from mediamill.model.inputs import VisualKind
-from mediamill.model.media import option_values as values
+from mediamill.model.media import option_values
 from mediamill.model.media.patches import (
     CLIP_MEAN,
     CLIP_STD,
@@ -33,12 +33,7 @@ _CLASS_LIMITS: dict[VisualKind, tuple[int, int]] = {
 }
 # Pillow's numbers of the filters (PIL.Image.Resampling) that are implemented.
 _RESAMPLE: dict[int, Resample] = {2: "bilinear", 3: "bicubic"}
-_SWITCHES = ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb")
 _SIZES = ("patch_size", "temporal_patch_size", "merge_size")
-_NUMBERS = ("rescale_factor", "image_mean", "image_std")
-PIXEL_KEYS = frozenset(
-    (*_SWITCHES, *_SIZES, *_NUMBERS, "size", "min_pixels", "max_pixels", "resample")
-)
 
 
 @dataclass(frozen=True)
@@ -147,29 +142,21 @@ class ImageRules:
             self.temporal_patch_size,
         )
 
-    def resize_note(
+    def resize_limit(
         self, source: tuple[int, int], size: tuple[int, int], max_pixels: int | None = None
-    ) -> str | None:
-        """Returns the receipt's note on the limit that decided the resize; None if none did.
+    ) -> tuple[Literal["min_pixels", "max_pixels"], str] | None:
+        """Returns the limit that decided the resize and the receipt's note; None if none did.
 
         source, size: (height, width) before and after. max_pixels: as for `size_of`.
         """
-        name = self.resize_limit(source, max_pixels)
-        if name is None:
-            return None
-        high = self.max_pixels if max_pixels is None else max_pixels
-        limit = f"{name} {high if name == 'max_pixels' else self.min_pixels}"
-        return f"resized from {source[0]} x {source[1]} to {size[0]} x {size[1]} by {limit}"
-
-    def resize_limit(
-        self, source: tuple[int, int], max_pixels: int | None = None
-    ) -> Literal["min_pixels", "max_pixels"] | None:
-        """Returns the limit that decides the resize of a (height, width); None if none does."""
         high = self.max_pixels if max_pixels is None else max_pixels
         area = round(source[0] / self.factor) * round(source[1] / self.factor) * self.factor**2
         if not self.do_resize or self.min_pixels <= area <= high:
             return None
-        return "max_pixels" if area > high else "min_pixels"
+        note = f"resized from {source[0]} x {source[1]} to {size[0]} x {size[1]} by "
+        if area > high:
+            return "max_pixels", f"{note}max_pixels {high}"
+        return "min_pixels", f"{note}min_pixels {self.min_pixels}"
 
     def with_limits(self, min_pixels: int | None, max_pixels: int | None) -> "ImageRules":
         """Returns the rules with other limits; None keeps a limit.
@@ -194,21 +181,14 @@ class ImageRules:
         where: names the source in errors.
         Raises ModelError for malformed values and steps that are not implemented.
         """
-        values.refuse_unknown_steps(options, where)
+        option_values.refuse_unknown_steps(options, where)
         low, high = _limits(where, options, self)
-        changes: dict[str, Any] = {"min_pixels": low, "max_pixels": high}
-        for key in _SWITCHES:
-            changes[key] = values.switch(where, options, key, getattr(self, key))
-        for key in _SIZES:
-            changes[key] = values.count(where, options, key, getattr(self, key))
-        rescale_factor = values.number(where, options, "rescale_factor", self.rescale_factor)
-        changes["rescale_factor"] = rescale_factor
-        changes["mean"] = values.triple(where, options, "image_mean", self.mean)
-        changes["std"] = values.triple(where, options, "image_std", self.std)
-        if options.get("resample") is not None:
-            changes["resample"] = _resample(where, options["resample"])
+        changes = option_values.read_set(options, _READERS, where)
+        for key, name in (("image_mean", "mean"), ("image_std", "std")):
+            if key in changes:
+                changes[name] = changes.pop(key)
         try:
-            return replace(self, **changes)
+            return replace(self, min_pixels=low, max_pixels=high, **changes)
         except ModelError as error:
             raise ModelError(f"{where}: {error}") from None
 
@@ -218,7 +198,7 @@ class ImageRules:
         Raises ModelError also for a key that is not in PIXEL_KEYS, and for a new min_pixels above
         max_pixels.
         """
-        values.refuse_unknown_keys(options, PIXEL_KEYS, where)
+        option_values.refuse_unknown_keys(options, PIXEL_KEYS, where)
         rules = self.with_options(options, where)
         low, high = rules.min_pixels, rules.max_pixels
         if low > high and (low, high) != (self.min_pixels, self.max_pixels):
@@ -293,13 +273,27 @@ def _limits(where: str, options: Mapping[str, Any], base: ImageRules) -> tuple[i
         raise ModelError(
             f"{where}: size is {dict(size or {})}, expected a shortest_edge and a longest_edge"
         )
-    return values.positive(where, "min_pixels", low), values.positive(where, "max_pixels", high)
+    positive = option_values.positive
+    return positive(where, "min_pixels", low), positive(where, "max_pixels", high)
 
 
-def _resample(where: str, value: object) -> Resample:
+def _resample(where: str, key: str, value: object) -> Resample:
     if isinstance(value, bool) or not isinstance(value, int) or value not in _RESAMPLE:
         raise ModelError(
-            f"{where}: resample is {value!r}, expected 3 (bicubic) or 2 (bilinear); other filters "
+            f"{where}: {key} is {value!r}, expected 3 (bicubic) or 2 (bilinear); other filters "
             "are not supported"
         )
     return _RESAMPLE[value]
+
+
+_READERS: dict[str, Callable[[str, str, Any], Any]] = {
+    **dict.fromkeys(
+        ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"), option_values.switch
+    ),
+    **dict.fromkeys(_SIZES, option_values.positive),
+    "rescale_factor": option_values.number,
+    "image_mean": option_values.triple,
+    "image_std": option_values.triple,
+    "resample": _resample,
+}
+PIXEL_KEYS = frozenset((*_READERS, "size", "min_pixels", "max_pixels"))

@@ -188,12 +188,13 @@ class PixelBudget:
     def _size_within_limits(self, source: Size, size: Size, count: int) -> FrameSize:
         """Names the limit on one frame that decided its size."""
         max_pixels = max_pixels_for(count, self.pixels, self.rules)
-        name: LimitName | None = self.pixels.resize_limit(source, max_pixels)
-        if name is None:
+        limit = self.pixels.resize_limit(source, size, max_pixels)
+        if limit is None:
             return FrameSize(size, (), None)
+        name: LimitName = limit[0]
         if name == "max_pixels" and max_pixels < self.pixels.max_pixels:
             name = "max_video_tokens"
-        return FrameSize(size, (name,), self.pixels.resize_note(source, size, max_pixels))
+        return FrameSize(size, (name,), limit[1])
 
     def _listed(self, names: tuple[LimitName, ...]) -> str:
         values: dict[LimitName, int | None] = {

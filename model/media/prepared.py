@@ -62,7 +62,7 @@ def _picture(
     pixels = resize(image.pixels, *size, rules.resample)
     patches = patchify_image(pixels, rules.patch_size, rules.merge_size)
     visual = VisualInput("image", patches, rules.grid_of(size), rules.merge_size)
-    note, limit_name = rules.resize_note(source, size), rules.resize_limit(source)
+    limit = rules.resize_limit(source, size)
     receipt = Receipt(
         kind="image",
         sha256=sha256,
@@ -73,8 +73,8 @@ def _picture(
         visual_tokens=visual.tokens,
         source_height=source[0],
         source_width=source[1],
-        notes=image.notes + ((note,) if note else ()),
-        bound_by=(limit_name,) if limit_name else (),
+        notes=image.notes + limit[1:] if limit else image.notes,
+        bound_by=limit[:1] if limit else (),
         seen_sha256=None,
     )
     return visual, receipt

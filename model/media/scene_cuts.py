@@ -28,7 +28,7 @@ from mediamill.model.media.frame_reader import FrameReader
 from mediamill.model.media.limits import MediaLimits
 from mediamill.model.media.media_file import MediaFile, Source
 from mediamill.model.media.video import video_format
-from mediamill.model.media.video_file import check_sample_count
+from mediamill.model.media.video_file import check_sample_count, conversion_errors_as_media_errors
 
 _SIDE, _BLOCKS = 32, 8  # pixels of a thumbnail's side; blocks of a side
 _MIN_RATIO = 3.0  # of a cut's change to the mean change around it
@@ -113,13 +113,14 @@ def _frame_summaries(
                 f"more than {time_s:.1f} s of the {reader.file_format.label} would have to be "
                 f"decoded; the limit is {limits.max_duration_s:g} s",
             )
-        yield _summarize(time_s, frame, reformatter)
+        with conversion_errors_as_media_errors(reader.file_format):
+            summary = _summarize(time_s, frame, reformatter)
+        yield summary
 
 
 def _summarize(time_s: float, frame: VideoFrame, reformatter: VideoReformatter) -> _FrameSummary:
     scaled = reformatter.reformat(frame, _SIDE, _SIDE, "rgb24", interpolation="AREA", threads=1)
-    thumbnail: npt.NDArray[np.uint8] = np.asarray(scaled.to_ndarray(), np.uint8)
-    pixels = thumbnail.astype(np.float32) / 255
+    pixels = scaled.to_ndarray().astype(np.float32) / 255
     block = _SIDE // _BLOCKS
     blocks = pixels.reshape(_BLOCKS, block, _BLOCKS, block, 3).mean((1, 3))
     return _FrameSummary(time_s, blocks, 2 * float(pixels.mean(2).std()))

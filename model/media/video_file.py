@@ -167,6 +167,24 @@ def open_video(
         ) from error
 
 
+@contextmanager
+def conversion_errors_as_media_errors(file_format: FileFormat) -> Iterator[None]:
+    """Turns FFmpeg's errors while it converts a decoded frame to RGB into MediaError.
+
+    The code is decode_unsupported, such as for a colour space that FFmpeg only decodes, or
+    decode_too_large for a failed allocation.
+    """
+    try:
+        with out_of_memory_as_media_error(file_format.label):
+            yield
+    except av.FFmpegError as error:
+        raise MediaError(
+            "decode_unsupported",
+            f"the colours of the {file_format.label} cannot be converted to RGB: "
+            f"{error.strerror or error}",
+        ) from error
+
+
 def check_frame_size(file_format: FileFormat, width: int, height: int, limits: MediaLimits) -> None:
     """Raises MediaError decode_too_large for a frame beyond max_video_pixels or max_side."""
     subject = f"a frame of the {file_format.label}"
