@@ -45,7 +45,8 @@ def _run(options: argparse.Namespace) -> int:
 
     names = ("device", "dtype", "attention", "mrope", "min_pixels", "max_pixels")
     video = VideoRules(options.fps, options.num_frames, max_frames=options.max_frames)
-    chat = Chat.load(options.folder, *(getattr(options, name) for name in names), video)
+    loading = {name: getattr(options, name) for name in names}
+    chat = Chat.load(options.folder, **loading, video=video)
     parts = [{"type": kind, kind: source} for kind, source in options.media or []]
     content = [*parts, {"type": "text", "text": prompt}]
     system = [] if options.system is None else [{"role": "system", "content": options.system}]

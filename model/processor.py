@@ -1,7 +1,6 @@
 """The processor of a checkpoint: media to patches, chats to token ids, and token ids to text.
 
-It reads a checkpoint folder's tokenizer, chat template and preprocessor files. It needs no weights
-and no device.
+It needs no weights and no device.
 """
 
 from collections.abc import Mapping, Sequence
@@ -47,9 +46,7 @@ _DEFAULT_PAD_TOKEN = "<|endoftext|>"  # the pad token of published checkpoints
 
 @dataclass(frozen=True)
 class Processor:
-    """Prepares the inputs of a checkpoint; `load` makes one.
-
-    Usage:
+    """Prepares the inputs of a checkpoint; `load` makes one. Usage:
 
         processor = Processor.load(folder)
         visual, receipt = processor.prepare_media(Path("clip.mp4"))
@@ -148,13 +145,12 @@ class Processor:
         start_s, end_s: a window of a video, in seconds; only its frames are sampled.
         Raises MediaError, PromptError context_too_long for too many visual tokens, and OSError.
         """
-        file = MediaFile.of(data)
+        file, has_window = MediaFile.of(data), start_s is not None or end_s is not None
         if kind is None:
             file_format = detect_format(file)
-            has_window = start_s is not None or end_s is not None
             kind = "video" if has_window and file_format.name == "GIF" else file_format.kind
         if kind == "image":
-            if start_s is not None or end_s is not None:
+            if has_window:
                 raise MediaError(
                     "decode_unsupported",
                     f"the file is a picture, but a window ({start_s} s to {end_s} s) is asked for",
@@ -166,8 +162,7 @@ class Processor:
     def prepare_picture(self, picture: Picture) -> tuple[VisualInput, Receipt]:
         """Returns the patches and the receipt of a decoded picture.
 
-        picture: a Pillow picture of any mode, which is treated as a file is (EXIF orientation,
-            transparency over white); a uint8 array [H, W] or [H, W, 3], or a tensor [3, H, W].
+        picture: a Pillow picture, or a uint8 array [H, W] or [H, W, 3], or a tensor [3, H, W].
         Raises MediaError, and PromptError context_too_long.
         """
         return prepare_picture(picture, self.image_rules, self.limits)
@@ -179,8 +174,7 @@ class Processor:
 
         frames: a list of pictures as `prepare_picture` takes them, all of one size; a uint8 array
             [T, H, W, 3] or a tensor [T, 3, H, W].
-        fps: frames per second of `frames`. None: unknown; all frames are used then, unless
-            num_frames is set.
+        fps: of `frames`. None: unknown; all frames are used then, unless num_frames is set.
         video: sampling rules over this processor's.
         Raises MediaError, PromptError context_too_long, and ValueError for an fps out of range.
         """
@@ -229,11 +223,11 @@ class Processor:
         if control_strings not in ("refuse", "text"):
             raise ValueError(f"control_strings is {control_strings!r}, expected refuse or text")
         check_messages(messages)
-        mentioned, given = media_kinds(messages), [visual.kind for visual in visuals]
-        if mentioned != given:
+        mentioned, kinds = media_kinds(messages), [visual.kind for visual in visuals]
+        if mentioned != kinds:
             raise PromptError(
                 "prompt_invalid",
-                f"the messages mention {_listed(mentioned)}, but {_listed(given)} came with them",
+                f"the messages mention {_listed(mentioned)}, but {_listed(kinds)} came with them",
             )
         encode = encode_plainly if control_strings == "text" else encode_refusing
         unexpanded = encode(self.tokenizer, self.template, messages, add_vision_id)
@@ -247,11 +241,7 @@ class Processor:
             )
         return ids
 
-    def user_message(
-        self, prompt: str, kinds: Sequence[VisualKind], system: str | None = None
-    ) -> list[Message]:
-        """Returns a chat of one turn: the system text, if any, then the media and the prompt."""
-        return user_message(prompt, kinds, system)
+    user_message = staticmethod(user_message)
 
     def decode(self, ids: Sequence[int], stop: Sequence[str] = ()) -> str:
         """Returns the text of an answer, without control tokens and surrounding white space.

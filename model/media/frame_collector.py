@@ -10,7 +10,7 @@ from mediamill.model.errors import MediaError
 from mediamill.model.media.containers import FileFormat
 from mediamill.model.media.limit_names import LimitName, ordered
 from mediamill.model.media.patches import resize
-from mediamill.model.media.pixel_budget import PixelBudget, Size
+from mediamill.model.media.pixel_budget import FrameSize, PixelBudget, Size
 from mediamill.model.media.timeline import FrameSelection, Timeline
 from mediamill.model.media.video_file import check_frame_size, conversion_errors_as_media_errors
 
@@ -63,9 +63,7 @@ class FrameCollector:
         budget: PixelBudget,
         expected_size: Size,
     ) -> None:
-        """expected_size: (height, width) of the frames for which `selection` was made; either side
-        may be the height, since a rotation is known only from a decoded frame.
-        """
+        """expected_size: (height, width) for which `selection` was made, before any rotation."""
         self.file_format, self.selection, self.budget = file_format, selection, budget
         self.expected_size = expected_size
         self.reset()
@@ -76,8 +74,7 @@ class FrameCollector:
         self.count = 0
         self.source_size = (0, 0)
         self.notes: list[str] = []
-        self.bound_by: tuple[LimitName, ...] = ()
-        self.resize_note: str | None = None
+        self.frame_size: FrameSize | None = None
 
     @property
     def complete(self) -> bool:
@@ -103,10 +100,11 @@ class FrameCollector:
         skipped_packets: undecodable packets before the first frame, for the notes.
         """
         assert self.frames is not None
+        assert self.frame_size is not None
         selection = self.selection
-        notes = list(selection.notes) + self.notes
-        if self.resize_note:
-            notes.append(self.resize_note)
+        notes = [*selection.notes, *self.notes]
+        if self.frame_size.note:
+            notes.append(self.frame_size.note)
         if skipped_packets:
             notes.append(f"{skipped_packets} packets before the first whole frame left out")
         return Video(
@@ -118,7 +116,7 @@ class FrameCollector:
             source_height=self.source_size[0],
             source_width=self.source_size[1],
             notes=tuple(notes),
-            bound_by=ordered(*selection.bound_by, *self.bound_by),
+            bound_by=ordered(*selection.bound_by, *self.frame_size.bound_by),
         )
 
     def _store(self, index: int, frame: VideoFrame) -> None:
@@ -138,9 +136,8 @@ class FrameCollector:
             if self.budget.adapts and sorted(self.source_size) != sorted(self.expected_size):
                 raise FrameSizeError(self.source_size)
             count = len(self.selection.indices)
-            resized = self.budget.frame_size(self.source_size, count)
-            self.bound_by, self.resize_note = resized.bound_by, resized.note
-            self.frames = torch.empty((count, *resized.size, 3), dtype=torch.uint8)
+            self.frame_size = self.budget.frame_size(self.source_size, count)
+            self.frames = torch.empty((count, *self.frame_size.size, 3), dtype=torch.uint8)
             self.frames = self.frames.permute(0, 3, 1, 2)
             if quarter_turns:
                 self.notes.append(f"rotated by {90 * quarter_turns} degrees (file metadata)")

@@ -113,10 +113,7 @@ class VideoRules:
     @classmethod
     def from_checkpoint(cls, folder: str | Path | Folder) -> "VideoRules":
         """Reads the rules from the checkpoint's options for videos; without a file none is set."""
-        source = preprocessor_options(Folder.of(folder), "video")
-        if source is None:
-            return cls()
-        where, options = source
+        where, options = preprocessor_options(Folder.of(folder), "video") or ("", {})
         return cls.from_options(options, where)
 
 
@@ -145,19 +142,14 @@ def min_sampled_frames(total_frames: int, count: int, rules: VideoRules, group: 
 
 
 def sample_indices(
-    total_frames: int,
-    fps: float,
-    rules: VideoRules,
-    group: int = 2,
-    max_count: int | None = None,
+    total_frames: int, fps: float, rules: VideoRules, group: int = 2, max_count: int | None = None
 ) -> list[int]:
     """Returns the indices of the sampled frames, ascending, spread evenly from the first frame.
 
     Their number is a multiple of `group`. All frames are used if there are fewer than `group`, or
     if do_sample_frames is False. The result is the reference's, wherever the reference works.
 
-    total_frames: frames of the video. fps: frames per second of the video.
-    group: frames of one temporal patch.
+    total_frames, fps: of the video. group: frames of one temporal patch.
     max_count: limit on the number of indices, a multiple of `group`; None = no limit.
     Raises ValueError if total_frames is 0.
     """
@@ -185,12 +177,11 @@ def sampling_clamp(
     if rules.num_frames is not None:
         if count == rules.num_frames:
             return None
-        multiple = "in pairs" if group == 2 else f"in groups of {group}"
-        return (
-            "num_frames" if rules.num_frames <= total_frames else "frames",
-            f"{count} frames instead of num_frames {rules.num_frames} (of {total_frames}, "
-            f"{multiple})",
+        groups = "in pairs" if group == 2 else f"in groups of {group}"
+        note = (
+            f"{count} frames instead of num_frames {rules.num_frames} (of {total_frames}, {groups})"
         )
+        return "num_frames" if rules.num_frames <= total_frames else "frames", note
     requested = total_frames / fps * (rules.fps or DEFAULT_FPS)
     low, high = _frame_limits(rules)
     if requested > high and count < total_frames - 1:

@@ -168,10 +168,7 @@ class ImageRules:
         low = self.min_pixels if min_pixels is None else min_pixels
         high = self.max_pixels if max_pixels is None else max_pixels
         if low > high:
-            raise ModelError(
-                f"min_pixels is {low} and max_pixels is {high}, with the checkpoint's own for what "
-                "is not set; expected min_pixels <= max_pixels"
-            )
+            raise ModelError(_limits_message(low, high))
         return replace(self, min_pixels=low, max_pixels=high)
 
     def with_options(self, options: Mapping[str, Any], where: str) -> "ImageRules":
@@ -202,10 +199,7 @@ class ImageRules:
         rules = self.with_options(options, where)
         low, high = rules.min_pixels, rules.max_pixels
         if low > high and (low, high) != (self.min_pixels, self.max_pixels):
-            raise ModelError(
-                f"{where}: min_pixels is {low} and max_pixels is {high}, with the checkpoint's own "
-                "for what is not set; expected min_pixels <= max_pixels"
-            )
+            raise ModelError(f"{where}: {_limits_message(low, high)}")
         return rules
 
     @classmethod
@@ -224,15 +218,13 @@ class ImageRules:
         low, high = _CLASS_LIMITS[kind]
         default = cls(min_pixels=low, max_pixels=high)
         source = preprocessor_options(Folder.of(folder), kind)
-        if source is not None:
-            where, options = source
-            return default.with_options(options, where)
-        if kind == "video":
-            return default
-        raise ModelError(
-            f"{folder}: found neither preprocessor_config.json nor processor_config.json "
-            "with an image_processor; expected one of them"
-        )
+        if source is None and kind == "image":
+            raise ModelError(
+                f"{folder}: found neither preprocessor_config.json nor processor_config.json "
+                "with an image_processor; expected one of them"
+            )
+        where, options = source or ("", {})
+        return default.with_options(options, where)
 
 
 def preprocessor_options(folder: Folder, kind: VisualKind) -> tuple[str, dict[str, Any]] | None:
@@ -244,37 +236,37 @@ def preprocessor_options(folder: Folder, kind: VisualKind) -> tuple[str, dict[st
         if not isinstance(nested[part], dict):
             raise ModelError(f"{where}: found a {type(nested[part]).__name__}, expected an object")
         return where, nested[part]
-    names = ["preprocessor_config.json"]
-    if kind == "video":
-        names.insert(0, "video_preprocessor_config.json")
-    for name in names:
-        config = folder.read_json(name)
-        if config is not None:
+    names = ("video_preprocessor_config.json", "preprocessor_config.json")
+    for name in names if kind == "video" else names[1:]:
+        if (config := folder.read_json(name)) is not None:
             return folder.path(name), config
     return None
 
 
 def _limits(where: str, options: Mapping[str, Any], base: ImageRules) -> tuple[int, int]:
     """Returns (min, max) pixels; `min_pixels` and `max_pixels` win over `size`."""
-    low: object
-    high: object
-    low, high = base.min_pixels, base.max_pixels
-    size = options.get("size")
-    if size is not None:
-        if not isinstance(size, Mapping):
-            raise ModelError(f"{where}: size is {size!r}, expected an object of two pixel counts")
+    size, low, high = options.get("size"), options.get("min_pixels"), options.get("max_pixels")
+    if size is None:
+        size = {"min_pixels": base.min_pixels, "max_pixels": base.max_pixels}
+    if not isinstance(size, Mapping):
+        raise ModelError(f"{where}: size is {size!r}, expected an object of two pixel counts")
+    if low is None:
         low = size.get("shortest_edge", size.get("min_pixels"))
+    if high is None:
         high = size.get("longest_edge", size.get("max_pixels"))
-    if options.get("min_pixels") is not None:
-        low = options["min_pixels"]
-    if options.get("max_pixels") is not None:
-        high = options["max_pixels"]
     if low is None or high is None:
         raise ModelError(
-            f"{where}: size is {dict(size or {})}, expected a shortest_edge and a longest_edge"
+            f"{where}: size is {dict(size)}, expected a shortest_edge and a longest_edge"
         )
     positive = option_values.positive
     return positive(where, "min_pixels", low), positive(where, "max_pixels", high)
+
+
+def _limits_message(low: int, high: int) -> str:
+    return (
+        f"min_pixels is {low} and max_pixels is {high}, with the checkpoint's own for what is not "
+        "set; expected min_pixels <= max_pixels"
+    )
 
 
 def _resample(where: str, key: str, value: object) -> Resample:

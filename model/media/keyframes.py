@@ -7,7 +7,7 @@ of the whole file: a random access point.
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Sequence, Set
+from collections.abc import Set
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -19,6 +19,9 @@ _CODECS = {"h264", "hevc", "vp9", "av1"}
 _CONTAINERS = {"mov", "matroska", "mpegts", "flv"}
 # Containers with an index of keyframes in the file; the other demuxers seek by guessing.
 _INDEXED_CONTAINERS = {"mov", "matroska"}
+# Types of NAL units: headers (SPS, PPS; VPS, SPS, PPS), and pictures after which no frame refers to
+# an earlier one (IDR; IRAP).
+_NAL_TYPES = {"h264": ({7, 8}, {5}), "hevc": ({32, 33, 34}, set(range(16, 22)))}
 _START_CODE = b"\0\0\1"
 _FIELDS = 3  # of one keyframe in KeyframeIndex.values
 
@@ -32,7 +35,7 @@ class Keyframe(NamedTuple):
 
     packet: int
     timestamp: int
-    size: int = 0
+    size: int
 
 
 @dataclass(frozen=True)
@@ -46,12 +49,6 @@ class KeyframeIndex:
 
     values: "array[int]" = field(default_factory=lambda: array("q"))
     seekable: bool = False
-
-    @classmethod
-    def of(cls, keyframes: Sequence[Keyframe], seekable: bool = False) -> "KeyframeIndex":
-        """Makes the index of a list of keyframes."""
-        values = array("q", [value for keyframe in keyframes for value in keyframe])
-        return cls(values, seekable)
 
     def __len__(self) -> int:
         return len(self.values) // _FIELDS
@@ -100,8 +97,8 @@ class KeyframeIndexBuilder:
         if starts and is_shown and (self.max_timestamp is None or timestamp > self.max_timestamp):
             assert keyframe is not None
             self.values.extend(Keyframe(number, timestamp, len(keyframe)))
-        latest = self.max_timestamp
-        self.max_timestamp = timestamp if latest is None else max(latest, timestamp)
+        if self.max_timestamp is None or timestamp > self.max_timestamp:
+            self.max_timestamp = timestamp
 
     def disable(self) -> None:
         """Gives up: the stream changes its headers on the way, or has packets without times."""
@@ -118,17 +115,12 @@ class KeyframeIndexBuilder:
         return KeyframeIndex(self.values, self.seekable)
 
     def _is_random_access_point(self, packet: bytes) -> bool:
-        if self.codec == "h264":
-            # Only after an IDR picture (5) do no frames refer to earlier ones. 7, 8: SPS, PPS.
-            types = nal_unit_types(packet, self.codec, self.length_size)
-            self.has_headers.add(types >= {7, 8})
-            return 5 in types
-        if self.codec == "hevc":
-            # 16 to 21 are the IRAP types. 32, 33, 34: VPS, SPS, PPS.
-            types = nal_unit_types(packet, self.codec, self.length_size)
-            self.has_headers.add(types >= {32, 33, 34})
-            return bool(types & set(range(16, 22)))
-        return True
+        if self.codec not in _NAL_TYPES:
+            return True
+        headers, random_access = _NAL_TYPES[self.codec]
+        types = nal_unit_types(packet, self.codec, self.length_size)
+        self.has_headers.add(types >= headers)
+        return bool(types & random_access)
 
 
 def nal_unit_types(packet: bytes, codec: str, length_size: int) -> Set[int]:

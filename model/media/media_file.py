@@ -9,7 +9,6 @@ import io
 import stat
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import BinaryIO, TypeAlias
 
 from mediamill.model.errors import MediaError
@@ -47,7 +46,7 @@ class MediaFile:
             return source
         if isinstance(source, Path):
             status = source.stat()
-            # A pipe or a device could be read for ever.
+            # A pipe or a device may never end.
             if not stat.S_ISREG(status.st_mode):
                 raise MediaError("decode_unsupported", "found a folder or device, expected a file")
             changed = status.st_mtime_ns, status.st_ctime_ns
@@ -104,12 +103,7 @@ class FileHandle:
     def __enter__(self) -> "FileHandle":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._file.close()
 
     def read(self, count: int) -> bytes:
@@ -117,9 +111,9 @@ class FileHandle:
         return self._file.read(max(0, count))
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        """Moves the position and returns it; returns -1 for an impossible offset.
+        """Moves the position and returns it; -1 for an impossible offset, as in damaged files.
 
-        Damaged files ask for such offsets, and an exception would pass through FFmpeg's C code.
+        An exception would pass through FFmpeg's C code.
         """
         try:
             return self._file.seek(offset, whence)

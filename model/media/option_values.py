@@ -66,7 +66,7 @@ def number(where: str, key: str, value: Any) -> float:
     return float(value)
 
 
-def triple(where: str, key: str, value: object) -> tuple[float, float, float]:
+def triple(where: str, key: str, value: Any) -> tuple[float, float, float]:
     """Returns a number for each colour; one number stands for all three."""
     parts = list(value) if isinstance(value, (list, tuple)) else [value]
     if len(parts) not in (1, 3) or not all(is_number(part) for part in parts):

@@ -55,12 +55,10 @@ class ProbeCache:
 
     def _entry(self, media_file: MediaFile) -> _Entry | None:
         """Returns the entry of a file, a new one if it has none; None for bytes in memory."""
-        if media_file.identity is None:
+        if (identity := media_file.identity) is None:
             return None
-        for entry in self._entries:
-            if entry.identity == media_file.identity:
-                return entry
-        return _Entry(media_file.identity)
+        entries = (entry for entry in self._entries if entry.identity == identity)
+        return next(entries, _Entry(identity))
 
     def _store(self, newest: _Entry) -> None:
         """Puts an entry last; drops the first ones beyond the limits on files and bytes."""
