@@ -15,9 +15,8 @@ from mediamill.model.media.media_file import FileHandle, MediaFile, Source
 class FileFormat:
     """The format of a file.
 
-    kind: what it is read as by default.
+    kind: what it is read as by default. label: for messages.
     name: Pillow's name of the picture format, or FFmpeg's of the demuxer.
-    label: for messages.
     """
 
     kind: VisualKind
@@ -126,8 +125,7 @@ def find_truncation(source: Source, name: str) -> str | None:
 
 
 def _mp4_truncation(handle: FileHandle, total: int) -> str | None:
-    offset = 0
-    names = set()
+    offset, names = 0, set()
     for _ in range(_MAX_BOXES):
         if offset + 8 > total:
             break
@@ -145,9 +143,7 @@ def _mp4_truncation(handle: FileHandle, total: int) -> str | None:
         offset += size
     else:
         return None
-    if b"moov" not in names:
-        return "its index (the moov box) is missing"
-    return None
+    return None if b"moov" in names else "its index (the moov box) is missing"
 
 
 def _matroska_truncation(handle: FileHandle, total: int) -> str | None:

@@ -1,17 +1,15 @@
 """Computes which frames of a video the model sees, from the number of frames and their rate.
 
-It works on numbers only. The rules are those of the reference (Qwen2VLVideoProcessor.sample_frames
-of transformers), without its faults: it crashes on about one length in twenty-five, where its
-float32 steps give one index too many, and where less than one group of frames would be left.
-
-With N frames at `video_fps` and T = temporal_patch_size frames in a group, and floor_T(x) =
-T * floor(x / T), the number of sampled frames is
+The rules are those of the reference (Qwen2VLVideoProcessor.sample_frames of transformers), which
+crashes on about one length in twenty-five, where its float32 steps give one index too many, and
+where less than one group of frames would be left. With N frames at `video_fps`, T =
+temporal_patch_size frames in a group and floor_T(x) = T * floor(x / T), it samples
 
     num_frames given:  n = T * round(num_frames / T), at most floor_T(N), at least T
     otherwise:         n = floor_T(N / video_fps * fps), where the value in brackets is first raised
                        to min_frames and then lowered to floor_T(min(max_frames, N)); at least T
 
-and the indices are floor(i * N / n) for i = 0..n-1, computed in float32.
+frames, at the indices floor(i * N / n) for i = 0..n-1, computed in float32.
 """
 
 import math

@@ -2,8 +2,7 @@
 
 They are read from a checkpoint's preprocessor files in all published layouts: nested
 processor_config.json, video_preprocessor_config.json and flat preprocessor_config.json, each with
-`size` or with `min_pixels`/`max_pixels`. Callers' options go over them. The rules for which frames
-of a video are used are in frame_sampling.py.
+`size` or with `min_pixels`/`max_pixels`. Callers' options go over them.
 """
 
 from collections.abc import Callable, Mapping
@@ -42,14 +41,12 @@ class ImageRules:
 
     min_pixels, max_pixels: limits on height * width after the resize.
     mean, std: of each colour, for values in 0..1.
-    patch_size: height and width of a patch in pixels.
-    temporal_patch_size: frames in one patch.
+    patch_size: height and width of a patch in pixels. temporal_patch_size: frames in one patch.
     merge_size: merge_size x merge_size patches become one visual token.
     do_resize: False keeps the size; heights and widths then have to be multiples of `factor`.
     do_rescale, rescale_factor: whether values are multiplied by rescale_factor.
     do_normalize: whether mean is then subtracted, and the result divided by std.
-    do_convert_rgb: False refuses pictures that are not RGB.
-    resample: filter of the resize.
+    do_convert_rgb: False refuses pictures that are not RGB. resample: filter of the resize.
     Raises ModelError (a ValueError) for values out of range.
     """
 

@@ -1,7 +1,4 @@
-"""Decodes picture files to upright RGB pixels, within limits on size and cost.
-
-Resizing and patches are in patches.py; videos are in video.py.
-"""
+"""Decodes picture files to upright RGB pixels, within limits on size and cost."""
 
 import io
 import sys
@@ -46,9 +43,8 @@ _PLUGINS: dict[str, type[ImageFile.ImageFile]] = {
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """A decoded picture.
+    """A decoded picture: uint8 [3, H, W], upright RGB, in memory as [H, W, 3] or [3, H, W].
 
-    pixels: uint8 [3, H, W], upright RGB, in memory as [H, W, 3] or [3, H, W].
     notes: what was changed, in words.
     """
 

@@ -1,7 +1,6 @@
 """Converts decoded pictures (Pillow pictures, arrays, tensors) to upright RGB pixels.
 
-Arrays and tensors have to be uint8, 0 to 255, and are not rescaled. Files are decoded by images.py
-and video.py.
+Arrays and tensors have to be uint8, 0 to 255, and are not rescaled.
 """
 
 from collections.abc import Sequence
