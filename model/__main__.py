@@ -93,10 +93,8 @@ def _sampling(options: argparse.Namespace) -> "Sampling":
 def _check_device(name: str) -> None:
     import torch
 
-    if name == "auto":
-        return
     try:
-        torch.empty(0, device=name)
+        torch.empty(0, device="cpu" if name == "auto" else name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).split("\n")[0]
         raise ValueError(f"--device {name} cannot be used here: {reason}") from None

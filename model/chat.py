@@ -46,8 +46,7 @@ class Answer:
 
     text: without control tokens, the stop string and surrounding white space; "" with an error.
     completion: token ids, log-probabilities and finish reason; None if there was no request.
-    receipts: what the model saw of each medium, in order.
-    prompt_ids: the prompt as token ids.
+    receipts: what the model saw of each medium, in order. prompt_ids: the prompt as token ids.
     error: one sentence, or None.
     """
 
@@ -92,8 +91,7 @@ class Chat:
 
         device, dtype, attention, mrope, batch_rows: as for Engine.load.
         min_pixels, max_pixels: limits on height * width of pictures and of frames; None = those of
-            the checkpoint.
-        video: which frames are sampled, and limits for frames alone.
+            the checkpoint. video: which frames are sampled, and limits for frames alone.
         sources: which media may be read; None = all kinds of sources, up to 1 GiB.
         Raises ModelError if the folder cannot be used, and ValueError for the other arguments.
         """
@@ -261,17 +259,18 @@ class Chat:
 
 def _medium_entry(kind: VisualKind, part: Message) -> tuple[str, Any]:
     """Returns (key, medium) of a part. Raises ValueError for unknown and missing keys."""
+    medium = "a picture" if kind == "image" else "a video"
     part_keys = {key for key, value in part.items() if value is not None} - {"type"}
     allowed = *_MEDIUM_KEYS[kind], *_OPTIONS[kind]
     unknown = sorted(map(str, part_keys.difference(allowed)))
     if unknown:
         raise ValueError(
-            f"{unknown[0]:.80} is no key of {_a(kind)}, expected one of {', '.join(allowed)}"
+            f"{unknown[0]:.80} is no key of {medium}, expected one of {', '.join(allowed)}"
         )
     medium_keys = [key for key in _MEDIUM_KEYS[kind] if key in part_keys]
     if len(medium_keys) != 1:
         raise ValueError(
-            f"found {_a(kind)} under {len(medium_keys)} keys, expected it under one of "
+            f"found {medium} under {len(medium_keys)} keys, expected it under one of "
             f"{', '.join(_MEDIUM_KEYS[kind])}"
         )
     for name in _OPTIONS[kind]:
@@ -295,10 +294,6 @@ def _check_number(name: str, value: object) -> None:
         number = "whole number" if is_whole else "number"
         bound = "of at least" if zero_allowed else "above"
         raise ValueError(f"{name} is {value!r:.80}, expected a {number} {bound} 0")
-
-
-def _a(kind: VisualKind) -> str:
-    return "a picture" if kind == "image" else "a video"
 
 
 def _with_video_rules(processor: Processor, video: VideoRules) -> Processor:

@@ -55,9 +55,9 @@ class Processor:
         ...
         text = processor.decode(answer_ids)
 
-    image_rules, frame_rules: rules for the pixels of pictures and of frames.
-    video_rules: rules for which frames of a video are used.
-    limits: limits on media; max_visual_tokens is at most max_context.
+    image_rules, frame_rules: for the pixels of pictures and of frames.
+    video_rules: which frames of a video are used.
+    limits: on media; max_visual_tokens is at most max_context.
     max_context: tokens that the model takes, prompt and answer together.
     image_pad_id, video_pad_id: the token that stands for one visual token in a prompt.
     pad_id: pads the shorter prompts of a batch.
@@ -93,8 +93,7 @@ class Processor:
         Arguments win over the checkpoint's files, which win over the defaults (2 frames a second,
         4 to 768 of them).
 
-        image_min_pixels, image_max_pixels: win over `image`.
-        video: wins over `frames`, as far as its rules are set.
+        image_min_pixels, image_max_pixels: win over `image`. video: wins over `frames`.
         limits: None = the defaults of MediaLimits.
         image, frames: options of the reference's image and video processor by its own names, such
             as {"do_resize": False}; `frames` also takes those for sampling, as {"num_frames": 8}.
@@ -186,20 +185,14 @@ class Processor:
         return self.image_rules.tokens_of(self.image_rules.size_of(height, width))
 
     def video_tokens(self, frames: int, height: int, width: int) -> int:
-        """Returns the visual tokens of `frames` sampled frames of this size in pixels.
-
-        Raises as `PixelBudget.visual_tokens`.
-        """
+        """As `PixelBudget.visual_tokens`, of `frames` sampled frames of this size in pixels."""
         budget = PixelBudget(self.video_rules, self.frame_rules, self.limits)
         return budget.visual_tokens((height, width), frames)
 
     def collate(
         self, prompts: Sequence[PreparedPrompt], padding_side: Side = "left"
     ) -> dict[str, torch.Tensor]:
-        """Pads prompts with their media to the tensors of one forward pass: see `batch.collate`.
-
-        prompts: anything with `input_ids` and `visuals`, such as the engine's Request.
-        """
+        """Pads prompts, such as Requests, to the tensors of one forward pass: `batch.collate`."""
         return collate(prompts, self.rules, self.pad_id, padding_side)
 
     def build_prompt(
@@ -309,8 +302,7 @@ def _check_sizes(folder: Folder, rules: ImageRules, config: Qwen2VLConfig) -> No
 def _padding_id(folder: Folder, tokenizer: Tokenizer) -> int:
     """Returns the id of pad_token in tokenizer_config.json, by default of _DEFAULT_PAD_TOKEN."""
     token = (folder.read_json("tokenizer_config.json") or {}).get("pad_token")
-    if isinstance(token, dict):
-        token = token.get("content")
+    token = token.get("content") if isinstance(token, dict) else token
     token_id = tokenizer.special.get(token or _DEFAULT_PAD_TOKEN)
     if token_id is None:
         raise ModelError(

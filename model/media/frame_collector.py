@@ -20,12 +20,10 @@ class Video:
     """The frames of a video that the model sees.
 
     frames: uint8 [n, 3, H, W], upright RGB, resized; in memory [n, H, W, 3].
-    times_s: of each frame, in seconds from the video's first frame.
-    indices: of each frame, counted over the whole video.
+    times_s, indices: of each frame, counted from the video's first frame.
     fps, total_frames: of the window, or of the whole video.
     source_height, source_width: pixels of the upright frames before the resize.
-    notes: what was clamped or changed, in words.
-    bound_by: the limits that decided the frames and their size.
+    notes: what was clamped or changed, in words. bound_by: the limits that decided it.
     """
 
     frames: torch.Tensor
@@ -40,10 +38,7 @@ class Video:
 
 
 class FrameSizeError(Exception):
-    """The frames have another size than the one for which they were selected.
-
-    size: the decoded size (height, width).
-    """
+    """The frames have another size (height, width) than the one for which they were selected."""
 
     def __init__(self, size: Size) -> None:
         super().__init__(f"found frames of {size[1]} x {size[0]} pixels")
@@ -51,10 +46,7 @@ class FrameSizeError(Exception):
 
 
 class FrameCollector:
-    """Resizes and stores the selected frames one by one.
-
-    count: selected frames that were stored so far.
-    """
+    """Resizes and stores the selected frames one by one; `count` are stored so far."""
 
     def __init__(
         self,

@@ -23,16 +23,13 @@ class FrameReader:
 
     count: frames that were decoded so far. timestamp: of the last one.
     skipped_packets: undecodable packets before the first frame.
-    rate: frames per second by the header; time_base: seconds of one timestamp unit. Both are set
-        when `read` begins.
+    rate, time_base: set when `read` begins: frames per second by the header, seconds of one unit.
     """
 
     def __init__(self, file_format: FileFormat, limits: MediaLimits) -> None:
         self.file_format, self.limits = file_format, limits
-        self.count = self.timestamp = 0
-        self.skipped_packets = 0
-        self.rate = 1.0
-        self.time_base = Fraction(1)
+        self.count = self.timestamp = self.skipped_packets = 0
+        self.rate, self.time_base = 1.0, Fraction(1)
 
     def read(
         self,

@@ -58,8 +58,7 @@ class VideoRules:
     max_video_tokens: visual tokens, for cap_pixels_per_frame only (128000).
     total_pixels: limit on the pixels of all sampled frames after the resize (no limit).
     max_tokens: limit on the visual tokens of the video (no limit). With total_pixels or max_tokens
-        the video is also made to fit the model's context: the frames first become smaller, down to
-        min_pixels, and then fewer, down to min_frames.
+        the video is also made to fit the model's context, as pixel_budget.py says.
     Raises ValueError for values out of range, and for fps and num_frames together.
     """
 

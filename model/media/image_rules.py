@@ -98,18 +98,12 @@ class ImageRules:
         return height, width
 
     def grid_of(self, size: tuple[int, int], frames: int | None = None) -> tuple[int, int, int]:
-        """Returns (t, h, w) in patches for one size after the resize.
-
-        frames: their number; None for a picture. t = ceil(frames / temporal_patch_size).
-        """
+        """Returns (t, h, w) in patches for a size after the resize; frames: None for a picture."""
         groups = 1 if frames is None else -(-frames // self.temporal_patch_size)
         return groups, size[0] // self.patch_size, size[1] // self.patch_size
 
     def tokens_of(self, size: tuple[int, int], frames: int | None = None) -> int:
-        """Returns the visual tokens for one size after the resize: t * h * w / merge_size ** 2.
-
-        frames: their number; None for a picture.
-        """
+        """Returns the visual tokens: t * h * w / merge_size ** 2, of the grid of `grid_of`."""
         groups, rows, columns = self.grid_of(size, frames)
         return groups * rows * columns // self.merge_size**2
 
@@ -189,8 +183,7 @@ class ImageRules:
     def with_overrides(self, options: Mapping[str, Any], where: str) -> "ImageRules":
         """As `with_options`, for a caller's options, which are checked more strictly.
 
-        Raises ModelError also for a key that is not in PIXEL_KEYS, and for a new min_pixels above
-        max_pixels.
+        Raises ModelError also for keys not in PIXEL_KEYS and a new min_pixels above max_pixels.
         """
         option_values.refuse_unknown_keys(options, PIXEL_KEYS, where)
         rules = self.with_options(options, where)
@@ -208,9 +201,8 @@ class ImageRules:
         The first of these that exists counts: the part of processor_config.json, for videos
         video_preprocessor_config.json, then preprocessor_config.json. Missing and null keys get
         the reference's class defaults (the reference takes null for false), and so do videos
-        without any of the files.
-        Raises ModelError if the files are missing, malformed or ask for a step that is not
-        implemented.
+        without any of the files. Raises ModelError for missing and malformed files and for steps
+        that are not implemented.
         """
         low, high = _CLASS_LIMITS[kind]
         default = cls(min_pixels=low, max_pixels=high)

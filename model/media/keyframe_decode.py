@@ -66,8 +66,7 @@ def _decode(
 ) -> bool:
     """As `decode_by_keyframes`.
 
-    use_seeks: seeks to keyframes that are far ahead. Otherwise the packets before them are read
-        and dropped, which gives the same packets in every container.
+    use_seeks: seeks to keyframes that are far ahead, and does not read and drop the packets before.
     """
     timestamps = scan.timeline.timestamps
     verified = min(_VERIFIED_FRAMES, len(timestamps))

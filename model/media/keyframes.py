@@ -42,8 +42,7 @@ class Keyframe(NamedTuple):
 class KeyframeIndex:
     """The keyframes at which decoding can start, ascending by packet and by timestamp.
 
-    values: int64, the fields of one keyframe after the other; an object for each would be large
-        for a long video.
+    values: int64, the fields of one keyframe after the other, for less memory than objects take.
     seekable: whether the container's own index leads to them.
     """
 
@@ -74,17 +73,15 @@ class KeyframeIndexBuilder:
         """container, codec: FFmpeg's names. extradata: the stream's headers, may be empty."""
         self.codec, self.length_size = codec, _length_size(codec, extradata)
         self.usable = container in _CONTAINERS and codec in _CODECS
-        self.values = array("q")
-        self.seekable = container in _INDEXED_CONTAINERS
+        self.values, self.seekable = array("q"), container in _INDEXED_CONTAINERS
         self.max_timestamp: int | None = None
         self.has_headers: set[bool] = set()
 
     def add(
         self, number: int, timestamp: int | None, keyframe: bytes | None, is_shown: bool
     ) -> None:
-        """Takes the next packet.
+        """Takes the next packet, with its number and presentation timestamp.
 
-        number: of the packet. timestamp: of presentation.
         keyframe: the packet's bytes if the container marks it as a keyframe, else None.
         is_shown: False for a packet whose frame is decoded and discarded.
         """
@@ -105,11 +102,9 @@ class KeyframeIndexBuilder:
         self.usable = False
 
     def build(self) -> KeyframeIndex:
-        """Returns the index.
-
-        It is empty if some keyframes bring their headers and others do not: which headers apply
-        to the others depends on packets that would be skipped.
-        """
+        """Returns the index."""
+        # If only some keyframes bring their headers, those of the others may be in packets that
+        # would be skipped.
         if not self.usable or len(self.has_headers) > 1:
             return KeyframeIndex()
         return KeyframeIndex(self.values, self.seekable)
@@ -126,8 +121,7 @@ class KeyframeIndexBuilder:
 def nal_unit_types(packet: bytes, codec: str, length_size: int) -> Set[int]:
     """Returns the types of a packet's NAL units, up to the first one of picture data.
 
-    codec: h264 or hevc.
-    length_size: bytes of the length before each unit; 0 if start codes stand between the units.
+    codec: h264 or hevc. length_size: bytes of the length before each unit; 0 for start codes.
     A malformed packet gives what could be read. Source: ITU-T H.264 table 7-1, H.265 table 7-1.
     """
     types: set[int] = set()

@@ -39,7 +39,7 @@ class PixelBudget:
         max_tokens, and the model's max_visual_tokens   floor(tokens / ceil(n / T)) * factor ** 2
 
     where T = temporal_patch_size frames make one group, and one visual token covers factor * factor
-    pixels of a group, with factor = patch_size * merge_size. The smallest of them holds.
+    pixels of a group. The smallest of them holds.
 
     rules, limits: the limits on all frames. pixels: the rules for one frame.
     """

@@ -30,8 +30,7 @@ def picture_pixels(
         transparency over white); or a uint8 array or tensor [H, W], [H, W, C] or [C, H, W] with
         C = 1, 3 or 4 channels. If both the first and the last dimension could be the channels, an
         array has them last and a tensor has them first.
-    max_pixels: limit on height * width.
-    convert_rgb: False refuses pictures that are not RGB.
+    max_pixels: limit on height * width. convert_rgb: False refuses pictures that are not RGB.
     Raises MediaError: media_empty, decode_unsupported, decode_too_large, decode_corrupt.
     """
     if isinstance(picture, Image.Image):

@@ -98,11 +98,7 @@ def prepare_video(
 
 
 def prepare_frames(
-    frames: Frames,
-    fps: float | None,
-    rules: VideoRules,
-    pixels: ImageRules,
-    limits: MediaLimits,
+    frames: Frames, fps: float | None, rules: VideoRules, pixels: ImageRules, limits: MediaLimits
 ) -> tuple[VisualInput, Receipt]:
     """Returns the patches and the receipt of a video whose frames are decoded already.
 

@@ -14,10 +14,7 @@ from mediamill.model.media.limit_names import LimitName, ordered
 
 @dataclass(frozen=True)
 class Timeline:
-    """When each frame of a video is shown.
-
-    A frame is shown from its timestamp until the next one's; the last frame until `end`. In
-    seconds from the first frame, a timestamp is (timestamp - timestamps[0]) * time_base.
+    """When each frame of a video is shown: from its timestamp until the next one's or `end`.
 
     timestamps: int64, the frames' presentation timestamps (PTS) in display order, never descending.
     end: end of the last frame, in the same units.
@@ -34,7 +31,7 @@ class Timeline:
     ) -> "Timeline":
         """Makes a timeline of sorted timestamps.
 
-        end: of the last frame; None or one too early: it lasts as long as the mean frame.
+        end: of the last frame. If None or too early, this frame lasts as long as the mean one.
         rate: frames per second by the header, for a video of one frame without a duration.
         """
         last = timestamps[-1] if timestamps else 0
@@ -59,13 +56,10 @@ class Timeline:
 class FrameSelection:
     """The frames of a video that the model sees.
 
-    indices: of these frames, counted over the whole video, ascending.
-    times_s: their times, in seconds from the first frame of the video.
-    frames_needed: frames of the video that have to be decoded to verify the timeline up to here.
-    end_s: end of the part that has to be decoded, in seconds.
+    indices, times_s: of these frames, ascending, counted from the first frame of the video.
+    frames_needed, end_s: how many frames, and how many seconds, have to be decoded to verify them.
     fps: frames per second of the window, or of the whole video.
-    notes: what was clamped and why, in words.
-    bound_by: the limits that clamped it.
+    notes: what was clamped and why, in words. bound_by: the limits that clamped it.
     """
 
     indices: tuple[int, ...]

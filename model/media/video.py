@@ -1,10 +1,9 @@
 """Decodes the few frames of a video file that the model sees, with their times.
 
-A first pass scans the packets, which tell the frames' times without decoding; the frames are
-selected from these times. A second pass decodes and keeps only the selected frames, resized at
-once; where the packets tell how, it skips what they do not need. If the decoder returns other
-frames than the packets promised, everything is decoded, and the frames are selected again from
-the times that this gave.
+A first pass scans the packets, and the frames are selected from the times that these have. A second
+pass decodes and keeps only the selected frames, resized at once; where the packets tell how, it
+skips what they do not need. If the decoder returns other frames than the packets promised,
+everything is decoded, and the frames are selected again from the times that this gave.
 """
 
 from bisect import bisect_left
@@ -69,10 +68,9 @@ def decode_video(
 
 
 def video_format(media_file: MediaFile, complete: bool = True) -> FileFormat:
-    """Returns the format of a file that has to be a video.
+    """Returns the format of a file. Raises MediaError decode_unsupported if it is no video.
 
-    complete: also requires that the end of the file is there.
-    Raises MediaError decode_unsupported or decode_corrupt.
+    complete: also raises decode_corrupt if the end of the file is missing.
     """
     file_format = detect_format(media_file)
     if complete and (truncation := find_truncation(media_file, file_format.name)):

@@ -162,8 +162,7 @@ def open_video(
         hint = f", or a frame is beyond the limit of {limits.max_video_pixels} pixels"
         hint = hint if isinstance(error, av.ArgumentError) else ""
         raise MediaError(
-            "decode_corrupt",
-            f"the {file_format.label} is damaged: {error.strerror or error}{hint}",
+            "decode_corrupt", f"the {file_format.label} is damaged: {error.strerror or error}{hint}"
         ) from error
 
 

@@ -48,8 +48,7 @@ class ChatTemplate:
         """Reads the template of a checkpoint folder.
 
         The first of chat_template.jinja, chat_template.json and tokenizer_config.json that has one
-        counts; of several named templates, the one named default.
-        Raises ModelError if none of them has a template, or if it cannot be read.
+        counts; of several named ones, default. Raises ModelError for none or a malformed one.
         """
         folder = Folder.of(folder)
         config = folder.read_json("tokenizer_config.json") or {}

@@ -53,8 +53,7 @@ def encode_plainly(
 ) -> list[int]:
     """Returns the token ids of a checked chat, with control strings in texts as ordinary tokens.
 
-    A control string that a text makes together with another text or with the template counts as
-    the text's.
+    A control string that is made partly of a text counts as the text's.
     Raises PromptError prompt_invalid if the template rewrites texts, so that they cannot be told
     from its own, or if the control tokens are not those that the template alone writes.
     """
