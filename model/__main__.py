@@ -7,9 +7,9 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import partial
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     from mediamill.model.chat import Answer
@@ -43,32 +43,22 @@ def _run(options: argparse.Namespace) -> int:
     from mediamill.model.chat import Chat
     from mediamill.model.media.frame_sampling import VideoRules
 
-    video = VideoRules(options.fps, options.num_frames, None, options.max_frames)
-    chat = Chat.load(
-        options.folder,
-        options.device,
-        options.dtype,
-        options.attention,
-        options.mrope,
-        options.min_pixels,
-        options.max_pixels,
-        video,
-    )
+    names = ("device", "dtype", "attention", "mrope", "min_pixels", "max_pixels")
+    video = VideoRules(options.fps, options.num_frames, max_frames=options.max_frames)
+    loading = {name: getattr(options, name) for name in names}
+    chat = Chat.load(options.folder, **loading, video=video)
     parts = [{"type": kind, kind: source} for kind, source in options.media or []]
-    messages: list[dict[str, Any]] = [
-        {"role": "user", "content": [*parts, {"type": "text", "text": prompt}]}
-    ]
-    if options.system is not None:
-        messages.insert(0, {"role": "system", "content": options.system})
-    answer = chat.answer(messages, sampling, add_vision_id=options.add_vision_id)
-    _print_answer(answer, options)
+    content = [*parts, {"type": "text", "text": prompt}]
+    system = [] if options.system is None else [{"role": "system", "content": options.system}]
+    messages = [*system, {"role": "user", "content": content}]
+    _print_answer(chat.answer(messages, sampling, options.add_vision_id), options)
     return 0
 
 
 def _print_answer(answer: "Answer", options: argparse.Namespace) -> None:
     completion = answer.completion
     if options.json and completion is not None:
-        fields = {
+        values = {
             "text": answer.text,
             "finish_reason": completion.finish_reason,
             "prompt_tokens": completion.prompt_tokens,
@@ -77,8 +67,8 @@ def _print_answer(answer: "Answer", options: argparse.Namespace) -> None:
             "mean_logprob": completion.mean_logprob,
         }
         if options.show_receipt:
-            fields["receipts"] = [asdict(receipt) for receipt in answer.receipts]
-        print(json.dumps(fields, ensure_ascii=False))
+            values["receipts"] = [asdict(receipt) for receipt in answer.receipts]
+        print(json.dumps(values, ensure_ascii=False))
         return
     print(answer.text)
     for receipt in answer.receipts if options.show_receipt else ():
@@ -94,26 +84,17 @@ def _print_answer(answer: "Answer", options: argparse.Namespace) -> None:
 def _sampling(options: argparse.Namespace) -> "Sampling":
     from mediamill.model.sampling import Sampling
 
-    return Sampling(
-        max_new_tokens=options.max_new_tokens,
-        min_new_tokens=options.min_new_tokens,
-        temperature=options.temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
-        min_p=options.min_p,
-        repetition_penalty=options.repetition_penalty,
-        stop=tuple(options.stop) if options.stop else None,
-        seed=options.seed,
-    )
+    names = vars(options).keys() & {field.name for field in fields(Sampling)}
+    values = {name: getattr(options, name) for name in names}
+    values["stop"] = None if options.stop is None else tuple(options.stop)
+    return Sampling(**values)
 
 
 def _check_device(name: str) -> None:
     import torch
 
-    if name == "auto":
-        return
     try:
-        torch.empty(0, device=name)
+        torch.empty(0, device="cpu" if name == "auto" else name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).split("\n")[0]
         raise ValueError(f"--device {name} cannot be used here: {reason}") from None
@@ -124,10 +105,6 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message} ({self.prog} --help lists the arguments)")
-
-
-def _kind_and_source(kind: str, source: str) -> tuple[str, str]:
-    return kind, source
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -144,7 +121,7 @@ def _parser() -> argparse.ArgumentParser:
             dest="media",
             action="append",
             metavar="FILE",
-            type=partial(_kind_and_source, kind),
+            type=partial(lambda kind, source: (kind, source), kind),
             help=f"a {'picture' if kind == 'image' else 'video'}: path or URL; may be repeated, "
             "and they come in the order given",
         )

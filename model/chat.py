@@ -3,7 +3,7 @@
 Messages have the form of the reference (apply_chat_template of transformers).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -37,7 +37,7 @@ _OPTIONS: dict[VisualKind, tuple[str, ...]] = {
 
 
 class ChatError(ValueError):
-    """A conversation that cannot be answered; the message names it and the part at fault."""
+    """A conversation that cannot be answered; the message names it and the faulty part."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,7 @@ class Answer:
 
     text: without control tokens, the stop string and surrounding white space; "" with an error.
     completion: token ids, log-probabilities and finish reason; None if there was no request.
-    receipts: what the model saw of each medium, in order.
-    prompt_ids: the prompt as token ids.
+    receipts: what the model saw of each medium, in order. prompt_ids: the prompt as token ids.
     error: one sentence, or None.
     """
 
@@ -60,9 +59,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Chat:
-    """A loaded checkpoint that answers chats; `load` makes one. It is not thread-safe.
-
-    Usage:
+    """A loaded checkpoint that answers chats; `load` makes one. It is not thread-safe. Usage:
 
         chat = Chat.load("hf://Qwen/Qwen2-VL-2B-Instruct")
         picture = {"type": "image", "path": "cat.jpg"}
@@ -94,8 +91,7 @@ class Chat:
 
         device, dtype, attention, mrope, batch_rows: as for Engine.load.
         min_pixels, max_pixels: limits on height * width of pictures and of frames; None = those of
-            the checkpoint.
-        video: which frames are sampled, and limits for frames alone.
+            the checkpoint. video: which frames are sampled, and limits for frames alone.
         sources: which media may be read; None = all kinds of sources, up to 1 GiB.
         Raises ModelError if the folder cannot be used, and ValueError for the other arguments.
         """
@@ -168,8 +164,9 @@ class Chat:
         for number, chat in enumerate(chats):
             where = "" if single else f"conversation {number}: "
             try:
-                visuals, receipts = self._media(chat, processor)
-                placeholders = [_with_placeholders(message) for message in chat]
+                placeholders, media = self._prepare(chat, processor)
+                visuals = tuple(visual for visual, _ in media)
+                receipts = tuple(receipt for _, receipt in media)
                 ids = processor.build_prompt(placeholders, visuals, add_vision_id, control_strings)
             except (ChatError, MediaError, PromptError) as error:
                 if errors == "raise":
@@ -183,9 +180,8 @@ class Chat:
             if problem and errors == "raise":
                 raise ChatError(f"{'' if single else f'conversation {number}: '}{problem}")
             text = "" if problem else self.text(completion)
-            answers[number] = replace(
-                answers[number], text=text, completion=completion, error=problem
-            )
+            answer = replace(answers[number], text=text, completion=completion, error=problem)
+            answers[number] = answer
         return answers[0] if single else answers
 
     def text(self, completion: Completion) -> str:
@@ -193,17 +189,27 @@ class Chat:
         stop = (completion.stop,) if completion.stop else ()
         return self.processor.decode(completion.output_ids, stop)
 
-    def _media(
+    def _prepare(
         self, chat: Sequence[Message], processor: Processor
-    ) -> tuple[tuple[VisualInput, ...], tuple[Receipt, ...]]:
+    ) -> tuple[list[Message], list[tuple[VisualInput, Receipt]]]:
+        """Returns the chat with {"type": kind} in place of each medium, and the prepared media."""
         check_messages(chat)
-        pairs = []
-        for where, kind, part in _media_parts(chat):
-            try:
-                pairs.append(self._medium(kind, part, processor))
-            except (ValueError, TypeError) as error:
-                raise ChatError(f"{where}: {error}") from error
-        return tuple(visual for visual, _ in pairs), tuple(receipt for _, receipt in pairs)
+        messages: list[Message] = []
+        media: list[tuple[VisualInput, Receipt]] = []
+        for number, message in enumerate(chat):
+            content = message["content"]
+            if not isinstance(content, str):
+                content = list(content)
+                for index, part in enumerate(content):
+                    if (kind := part_kind(part)) is None:
+                        continue
+                    try:
+                        media.append(self._medium(kind, part, processor))
+                    except (ValueError, TypeError) as error:
+                        raise ChatError(f"messages[{number}].content[{index}]: {error}") from error
+                    content[index] = {"type": kind}
+            messages.append({**message, "content": content})
+        return messages, media
 
     def _medium(
         self, kind: VisualKind, part: Message, processor: Processor
@@ -212,8 +218,8 @@ class Chat:
         key, value = _medium_entry(kind, part)
         options = {option: part.get(option) for option in _OPTIONS[kind]}
         if kind == "image":
-            limits = processor.image_rules.with_limits(options["min_pixels"], options["max_pixels"])
-            processor = replace(processor, image_rules=limits)
+            rules = processor.image_rules.with_limits(options["min_pixels"], options["max_pixels"])
+            processor = replace(processor, image_rules=rules)
         else:
             names = ("fps", "num_frames", *_PIXELS)
             video = VideoRules(**{name: options[name] for name in names})
@@ -251,37 +257,20 @@ class Chat:
         return frame  # type: ignore[no-any-return]
 
 
-def _media_parts(chat: Sequence[Message]) -> Iterator[tuple[str, VisualKind, Message]]:
-    """Yields (location, kind, part) of each medium of a checked chat."""
-    for number, message in enumerate(chat):
-        if isinstance(message["content"], str):
-            continue
-        for index, part in enumerate(message["content"]):
-            if (kind := part_kind(part)) is not None:
-                yield f"messages[{number}].content[{index}]", kind, part
-
-
-def _with_placeholders(message: Message) -> Message:
-    """Returns the message for the chat template, with {"type": kind} in place of each medium."""
-    if isinstance(message["content"], str):
-        return message
-    kinds = [(part_kind(part), part) for part in message["content"]]
-    return {**message, "content": [{"type": kind} if kind else part for kind, part in kinds]}
-
-
 def _medium_entry(kind: VisualKind, part: Message) -> tuple[str, Any]:
     """Returns (key, medium) of a part. Raises ValueError for unknown and missing keys."""
-    given = {key for key, value in part.items() if value is not None} - {"type"}
+    medium = "a picture" if kind == "image" else "a video"
+    part_keys = {key for key, value in part.items() if value is not None} - {"type"}
     allowed = *_MEDIUM_KEYS[kind], *_OPTIONS[kind]
-    unknown = sorted(map(str, given.difference(allowed)))
+    unknown = sorted(map(str, part_keys.difference(allowed)))
     if unknown:
         raise ValueError(
-            f"{unknown[0]:.80} is no key of {_a(kind)}, expected one of {', '.join(allowed)}"
+            f"{unknown[0]:.80} is no key of {medium}, expected one of {', '.join(allowed)}"
         )
-    medium_keys = [key for key in _MEDIUM_KEYS[kind] if key in given]
+    medium_keys = [key for key in _MEDIUM_KEYS[kind] if key in part_keys]
     if len(medium_keys) != 1:
         raise ValueError(
-            f"found {_a(kind)} under {len(medium_keys)} keys, expected it under one of "
+            f"found {medium} under {len(medium_keys)} keys, expected it under one of "
             f"{', '.join(_MEDIUM_KEYS[kind])}"
         )
     for name in _OPTIONS[kind]:
@@ -297,18 +286,14 @@ def _medium_entry(kind: VisualKind, part: Message) -> tuple[str, Any]:
 
 def _check_number(name: str, value: object) -> None:
     """Raises ValueError unless an option is a number in its range, or None."""
-    is_whole, zero_allowed = name in (*_PIXELS, "num_frames"), name in ("start_s", "end_s")
     if value is None:
         return
+    is_whole, zero_allowed = name in (*_PIXELS, "num_frames"), name in ("start_s", "end_s")
     is_number = isinstance(value, int if is_whole else int | float) and not isinstance(value, bool)
     if not is_number or not (value >= 0 if zero_allowed else value > 0):  # type: ignore[operator]
         number = "whole number" if is_whole else "number"
         bound = "of at least" if zero_allowed else "above"
         raise ValueError(f"{name} is {value!r:.80}, expected a {number} {bound} 0")
-
-
-def _a(kind: VisualKind) -> str:
-    return "a picture" if kind == "image" else "a video"
 
 
 def _with_video_rules(processor: Processor, video: VideoRules) -> Processor:

@@ -14,10 +14,8 @@ from mediamill.model.processor import Processor
 
 
 def describe(folder: str | Path | Folder, mrope: MRopeRule = "original") -> str:
-    """Returns lines "name: value" about a checkpoint.
-
-    They are its shapes, parameters, positions, limits and generation defaults, and the keys of
-    config.json that are not known. Raises ModelError if the folder cannot be used.
+    """Returns lines "name: value": shapes, parameters, positions, limits, generation defaults and
+    the unknown keys of config.json. Raises ModelError if the folder cannot be used.
     """
     folder = Folder.of(folder)
     config = load_config(folder, mrope)

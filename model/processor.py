@@ -1,7 +1,6 @@
 """The processor of a checkpoint: media to patches, chats to token ids, and token ids to text.
 
-It reads a checkpoint folder's tokenizer, chat template and preprocessor files. It needs no weights
-and no device.
+It needs no weights and no device.
 """
 
 from collections.abc import Mapping, Sequence
@@ -47,9 +46,7 @@ _DEFAULT_PAD_TOKEN = "<|endoftext|>"  # the pad token of published checkpoints
 
 @dataclass(frozen=True)
 class Processor:
-    """Prepares the inputs of a checkpoint; `load` makes one.
-
-    Usage:
+    """Prepares the inputs of a checkpoint; `load` makes one. Usage:
 
         processor = Processor.load(folder)
         visual, receipt = processor.prepare_media(Path("clip.mp4"))
@@ -58,9 +55,9 @@ class Processor:
         ...
         text = processor.decode(answer_ids)
 
-    image_rules, frame_rules: rules for the pixels of pictures and of frames.
-    video_rules: rules for which frames of a video are used.
-    limits: limits on media; max_visual_tokens is at most max_context.
+    image_rules, frame_rules: for the pixels of pictures and of frames.
+    video_rules: which frames of a video are used.
+    limits: on media; max_visual_tokens is at most max_context.
     max_context: tokens that the model takes, prompt and answer together.
     image_pad_id, video_pad_id: the token that stands for one visual token in a prompt.
     pad_id: pads the shorter prompts of a batch.
@@ -96,8 +93,7 @@ class Processor:
         Arguments win over the checkpoint's files, which win over the defaults (2 frames a second,
         4 to 768 of them).
 
-        image_min_pixels, image_max_pixels: win over `image`.
-        video: wins over `frames`, as far as its rules are set.
+        image_min_pixels, image_max_pixels: win over `image`. video: wins over `frames`.
         limits: None = the defaults of MediaLimits.
         image, frames: options of the reference's image and video processor by its own names, such
             as {"do_resize": False}; `frames` also takes those for sampling, as {"num_frames": 8}.
@@ -148,13 +144,12 @@ class Processor:
         start_s, end_s: a window of a video, in seconds; only its frames are sampled.
         Raises MediaError, PromptError context_too_long for too many visual tokens, and OSError.
         """
-        file = MediaFile.of(data)
+        file, has_window = MediaFile.of(data), start_s is not None or end_s is not None
         if kind is None:
             file_format = detect_format(file)
-            has_window = start_s is not None or end_s is not None
             kind = "video" if has_window and file_format.name == "GIF" else file_format.kind
         if kind == "image":
-            if start_s is not None or end_s is not None:
+            if has_window:
                 raise MediaError(
                     "decode_unsupported",
                     f"the file is a picture, but a window ({start_s} s to {end_s} s) is asked for",
@@ -166,8 +161,7 @@ class Processor:
     def prepare_picture(self, picture: Picture) -> tuple[VisualInput, Receipt]:
         """Returns the patches and the receipt of a decoded picture.
 
-        picture: a Pillow picture of any mode, which is treated as a file is (EXIF orientation,
-            transparency over white); a uint8 array [H, W] or [H, W, 3], or a tensor [3, H, W].
+        picture: a Pillow picture, or a uint8 array [H, W] or [H, W, 3], or a tensor [3, H, W].
         Raises MediaError, and PromptError context_too_long.
         """
         return prepare_picture(picture, self.image_rules, self.limits)
@@ -179,8 +173,7 @@ class Processor:
 
         frames: a list of pictures as `prepare_picture` takes them, all of one size; a uint8 array
             [T, H, W, 3] or a tensor [T, 3, H, W].
-        fps: frames per second of `frames`. None: unknown; all frames are used then, unless
-            num_frames is set.
+        fps: of `frames`. None: unknown; all frames are used then, unless num_frames is set.
         video: sampling rules over this processor's.
         Raises MediaError, PromptError context_too_long, and ValueError for an fps out of range.
         """
@@ -192,20 +185,14 @@ class Processor:
         return self.image_rules.tokens_of(self.image_rules.size_of(height, width))
 
     def video_tokens(self, frames: int, height: int, width: int) -> int:
-        """Returns the visual tokens of `frames` sampled frames of this size in pixels.
-
-        Raises as `PixelBudget.visual_tokens`.
-        """
+        """As `PixelBudget.visual_tokens`, of `frames` sampled frames of this size in pixels."""
         budget = PixelBudget(self.video_rules, self.frame_rules, self.limits)
         return budget.visual_tokens((height, width), frames)
 
     def collate(
         self, prompts: Sequence[PreparedPrompt], padding_side: Side = "left"
     ) -> dict[str, torch.Tensor]:
-        """Pads prompts with their media to the tensors of one forward pass: see `batch.collate`.
-
-        prompts: anything with `input_ids` and `visuals`, such as the engine's Request.
-        """
+        """Pads prompts, such as Requests, to the tensors of one forward pass: `batch.collate`."""
         return collate(prompts, self.rules, self.pad_id, padding_side)
 
     def build_prompt(
@@ -229,11 +216,11 @@ class Processor:
         if control_strings not in ("refuse", "text"):
             raise ValueError(f"control_strings is {control_strings!r}, expected refuse or text")
         check_messages(messages)
-        mentioned, given = media_kinds(messages), [visual.kind for visual in visuals]
-        if mentioned != given:
+        mentioned, kinds = media_kinds(messages), [visual.kind for visual in visuals]
+        if mentioned != kinds:
             raise PromptError(
                 "prompt_invalid",
-                f"the messages mention {_listed(mentioned)}, but {_listed(given)} came with them",
+                f"the messages mention {_listed(mentioned)}, but {_listed(kinds)} came with them",
             )
         encode = encode_plainly if control_strings == "text" else encode_refusing
         unexpanded = encode(self.tokenizer, self.template, messages, add_vision_id)
@@ -247,11 +234,7 @@ class Processor:
             )
         return ids
 
-    def user_message(
-        self, prompt: str, kinds: Sequence[VisualKind], system: str | None = None
-    ) -> list[Message]:
-        """Returns a chat of one turn: the system text, if any, then the media and the prompt."""
-        return user_message(prompt, kinds, system)
+    user_message = staticmethod(user_message)
 
     def decode(self, ids: Sequence[int], stop: Sequence[str] = ()) -> str:
         """Returns the text of an answer, without control tokens and surrounding white space.
@@ -319,8 +302,7 @@ def _check_sizes(folder: Folder, rules: ImageRules, config: Qwen2VLConfig) -> No
 def _padding_id(folder: Folder, tokenizer: Tokenizer) -> int:
     """Returns the id of pad_token in tokenizer_config.json, by default of _DEFAULT_PAD_TOKEN."""
     token = (folder.read_json("tokenizer_config.json") or {}).get("pad_token")
-    if isinstance(token, dict):
-        token = token.get("content")
+    token = token.get("content") if isinstance(token, dict) else token
     token_id = tokenizer.special.get(token or _DEFAULT_PAD_TOKEN)
     if token_id is None:
         raise ModelError(

@@ -15,9 +15,8 @@ from mediamill.model.media.media_file import FileHandle, MediaFile, Source
 class FileFormat:
     """The format of a file.
 
-    kind: what it is read as by default.
+    kind: what it is read as by default. label: for messages.
     name: Pillow's name of the picture format, or FFmpeg's of the demuxer.
-    label: for messages.
     """
 
     kind: VisualKind
@@ -25,6 +24,22 @@ class FileFormat:
     label: str
 
 
+# Formats by the first bytes of their files, and other marks of formats.
+_PICTURES = {
+    b"\xff\xd8\xff": FileFormat("image", "JPEG", "JPEG picture"),
+    b"\x89PNG\r\n\x1a\n": FileFormat("image", "PNG", "PNG picture"),
+    **dict.fromkeys((b"GIF87a", b"GIF89a"), FileFormat("image", "GIF", "GIF picture")),
+    **dict.fromkeys(
+        (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), FileFormat("image", "TIFF", "TIFF picture")
+    ),
+}
+_VIDEOS = {
+    b"\x1a\x45\xdf\xa3": FileFormat("video", "matroska", "WebM or MKV video"),
+    b"FLV\x01": FileFormat("video", "flv", "FLV video"),
+    b"\x30\x26\xb2\x75\x8e\x66\xcf\x11": FileFormat("video", "asf", "WMV or ASF video"),
+    b"OggS": FileFormat("video", "ogg", "Ogg video"),
+    b"\x00\x00\x01\xba": FileFormat("video", "mpeg", "MPEG program stream"),
+}
 _AVIF_BRANDS = {b"avif", b"avis"}
 _HEIF_BRANDS = {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"}
 _QUICKTIME_ATOMS = {b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"}
@@ -35,10 +50,9 @@ _MAX_BOXES = 1_000_000  # that are read: a file may consist of nothing but the s
 
 
 def detect_format(source: Source) -> FileFormat:
-    """Returns the format of a file by its media_file, not by its name.
+    """Returns the format of a file by its bytes, not by its name.
 
-    Raises MediaError media_empty for no bytes, and decode_unsupported for a format that is not
-    known.
+    Raises MediaError media_empty for no bytes, and decode_unsupported for an unknown format.
     """
     media_file = MediaFile.of(source)
     signature = media_file.signature()
@@ -55,16 +69,11 @@ def detect_format(source: Source) -> FileFormat:
 
 
 def _picture_format(data: bytes) -> FileFormat | None:
-    if data.startswith(b"\xff\xd8\xff"):
-        return FileFormat("image", "JPEG", "JPEG picture")
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return FileFormat("image", "PNG", "PNG picture")
-    if data.startswith((b"GIF87a", b"GIF89a")):
-        return FileFormat("image", "GIF", "GIF picture")
+    for beginning, file_format in _PICTURES.items():
+        if data.startswith(beginning):
+            return file_format
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         return FileFormat("image", "WEBP", "WebP picture")
-    if data.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
-        return FileFormat("image", "TIFF", "TIFF picture")
     # "BM" alone may be two letters of a text: the size of the DIB header must fit as well.
     dib_header_size = int.from_bytes(data[14:18], "little")
     if data.startswith(b"BM") and dib_header_size in (12, 40, 52, 56, 64, 108, 124):
@@ -84,18 +93,11 @@ def _video_format(data: bytes) -> FileFormat | None:
     # "free" and "skip" also occur in text, but an atom of less than 16 MiB begins with a zero byte.
     if data[4:8] in (b"moov", b"mdat") or (data[0] == 0 and data[4:8] in _QUICKTIME_ATOMS):
         return FileFormat("video", "mov", "MOV video")
-    if data.startswith(b"\x1a\x45\xdf\xa3"):
-        return FileFormat("video", "matroska", "WebM or MKV video")
     if data.startswith(b"RIFF") and data[8:12] == b"AVI ":
         return FileFormat("video", "avi", "AVI video")
-    if data.startswith(b"FLV\x01"):
-        return FileFormat("video", "flv", "FLV video")
-    if data.startswith(b"\x30\x26\xb2\x75\x8e\x66\xcf\x11"):
-        return FileFormat("video", "asf", "WMV or ASF video")
-    if data.startswith(b"OggS"):
-        return FileFormat("video", "ogg", "Ogg video")
-    if data.startswith(b"\x00\x00\x01\xba"):
-        return FileFormat("video", "mpeg", "MPEG program stream")
+    for beginning, file_format in _VIDEOS.items():
+        if data.startswith(beginning):
+            return file_format
     for start, step in _TS_PACKETS:
         if data[start : start + 3 * step : step] == b"\x47\x47\x47":
             return FileFormat("video", "mpegts", "MPEG transport stream")
@@ -110,21 +112,20 @@ def find_truncation(source: Source, name: str) -> str | None:
     name: of the format, from `detect_format`.
     """
     media_file = MediaFile.of(source)
+    checks = {
+        "mov": _mp4_truncation,
+        "matroska": _matroska_truncation,
+        "avi": _avi_truncation,
+        "GIF": _gif_truncation,
+    }
+    if name not in checks:
+        return None
     with media_file.open() as handle:
-        if name == "mov":
-            return _mp4_truncation(handle, media_file.size)
-        if name == "matroska":
-            return _matroska_truncation(handle, media_file.size)
-        if name == "avi":
-            return _avi_truncation(handle, media_file.size)
-        if name == "GIF":
-            return _gif_truncation(handle, media_file.size)
-    return None
+        return checks[name](handle, media_file.size)
 
 
 def _mp4_truncation(handle: FileHandle, total: int) -> str | None:
-    offset = 0
-    names = set()
+    offset, names = 0, set()
     for _ in range(_MAX_BOXES):
         if offset + 8 > total:
             break
@@ -142,9 +143,7 @@ def _mp4_truncation(handle: FileHandle, total: int) -> str | None:
         offset += size
     else:
         return None
-    if b"moov" not in names:
-        return "its index (the moov box) is missing"
-    return None
+    return None if b"moov" in names else "its index (the moov box) is missing"
 
 
 def _matroska_truncation(handle: FileHandle, total: int) -> str | None:
@@ -155,10 +154,9 @@ def _matroska_truncation(handle: FileHandle, total: int) -> str | None:
         header = handle.read_at(offset, 16)
         size_offset = _vint_length(header[0])
         length = _vint_length(header[size_offset])
-        size = int.from_bytes(header[size_offset : size_offset + length], "big") & (
-            (1 << 7 * length) - 1
-        )
-        if size == (1 << 7 * length) - 1:
+        unknown = (1 << 7 * length) - 1
+        size = int.from_bytes(header[size_offset : size_offset + length], "big") & unknown
+        if size == unknown:
             return None  # a live recording does not declare its length
         end = offset + size_offset + length + size
         if header[:size_offset] == b"\x18\x53\x80\x67":

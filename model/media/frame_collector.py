@@ -10,9 +10,9 @@ from mediamill.model.errors import MediaError
 from mediamill.model.media.containers import FileFormat
 from mediamill.model.media.limit_names import LimitName, ordered
 from mediamill.model.media.patches import resize
-from mediamill.model.media.pixel_budget import PixelBudget, Size
+from mediamill.model.media.pixel_budget import FrameSize, PixelBudget, Size
 from mediamill.model.media.timeline import FrameSelection, Timeline
-from mediamill.model.media.video_file import check_frame_size
+from mediamill.model.media.video_file import check_frame_size, conversion_errors_as_media_errors
 
 
 @dataclass(frozen=True)
@@ -20,12 +20,10 @@ class Video:
     """The frames of a video that the model sees.
 
     frames: uint8 [n, 3, H, W], upright RGB, resized; in memory [n, H, W, 3].
-    times_s: of each frame, in seconds from the video's first frame.
-    indices: of each frame, counted over the whole video.
+    times_s, indices: of each frame, counted from the video's first frame.
     fps, total_frames: of the window, or of the whole video.
     source_height, source_width: pixels of the upright frames before the resize.
-    notes: what was clamped or changed, in words.
-    bound_by: the limits that decided the frames and their size.
+    notes: what was clamped or changed, in words. bound_by: the limits that decided it.
     """
 
     frames: torch.Tensor
@@ -40,10 +38,7 @@ class Video:
 
 
 class FrameSizeError(Exception):
-    """The frames have another size than the one for which they were selected.
-
-    size: the decoded size (height, width).
-    """
+    """The frames have another size (height, width) than the one for which they were selected."""
 
     def __init__(self, size: Size) -> None:
         super().__init__(f"found frames of {size[1]} x {size[0]} pixels")
@@ -51,10 +46,7 @@ class FrameSizeError(Exception):
 
 
 class FrameCollector:
-    """Resizes and stores the selected frames one by one.
-
-    count: selected frames that were stored so far.
-    """
+    """Resizes and stores the selected frames one by one; `count` are stored so far."""
 
     def __init__(
         self,
@@ -63,9 +55,7 @@ class FrameCollector:
         budget: PixelBudget,
         expected_size: Size,
     ) -> None:
-        """expected_size: (height, width) of the frames for which `selection` was made; either side
-        may be the height, since a rotation is known only from a decoded frame.
-        """
+        """expected_size: (height, width) for which `selection` was made, before any rotation."""
         self.file_format, self.selection, self.budget = file_format, selection, budget
         self.expected_size = expected_size
         self.reset()
@@ -76,8 +66,7 @@ class FrameCollector:
         self.count = 0
         self.source_size = (0, 0)
         self.notes: list[str] = []
-        self.bound_by: tuple[LimitName, ...] = ()
-        self.resize_note: str | None = None
+        self.frame_size: FrameSize | None = None
 
     @property
     def complete(self) -> bool:
@@ -103,10 +92,11 @@ class FrameCollector:
         skipped_packets: undecodable packets before the first frame, for the notes.
         """
         assert self.frames is not None
+        assert self.frame_size is not None
         selection = self.selection
-        notes = list(selection.notes) + self.notes
-        if self.resize_note:
-            notes.append(self.resize_note)
+        notes = [*selection.notes, *self.notes]
+        if self.frame_size.note:
+            notes.append(self.frame_size.note)
         if skipped_packets:
             notes.append(f"{skipped_packets} packets before the first whole frame left out")
         return Video(
@@ -118,7 +108,7 @@ class FrameCollector:
             source_height=self.source_size[0],
             source_width=self.source_size[1],
             notes=tuple(notes),
-            bound_by=ordered(*selection.bound_by, *self.bound_by),
+            bound_by=ordered(*selection.bound_by, *self.frame_size.bound_by),
         )
 
     def _store(self, index: int, frame: VideoFrame) -> None:
@@ -127,8 +117,9 @@ class FrameCollector:
                 "decode_corrupt", f"frame {index} of the {self.file_format.label} is damaged"
             )
         check_frame_size(self.file_format, frame.width, frame.height, self.budget.limits)
-        # By default PyAV starts a thread per core for every frame.
-        rgb = frame.to_ndarray(format="rgb24", threads=1)
+        with conversion_errors_as_media_errors(self.file_format):
+            # By default PyAV starts a thread per core for every frame.
+            rgb = frame.to_ndarray(format="rgb24", threads=1)
         quarter_turns = frame.rotation // 90 % 4  # counterclockwise, as np.rot90 turns
         upright = np.ascontiguousarray(np.rot90(rgb, quarter_turns))
         pixels = torch.from_numpy(upright).permute(2, 0, 1)
@@ -137,9 +128,8 @@ class FrameCollector:
             if self.budget.adapts and sorted(self.source_size) != sorted(self.expected_size):
                 raise FrameSizeError(self.source_size)
             count = len(self.selection.indices)
-            resized = self.budget.frame_size(self.source_size, count)
-            self.bound_by, self.resize_note = resized.bound_by, resized.note
-            self.frames = torch.empty((count, *resized.size, 3), dtype=torch.uint8)
+            self.frame_size = self.budget.frame_size(self.source_size, count)
+            self.frames = torch.empty((count, *self.frame_size.size, 3), dtype=torch.uint8)
             self.frames = self.frames.permute(0, 3, 1, 2)
             if quarter_turns:
                 self.notes.append(f"rotated by {90 * quarter_turns} degrees (file metadata)")

@@ -1,10 +1,10 @@
 """Decodes all frames of a video file, in display order."""
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Sequence
 from fractions import Fraction
 
 import av
-from av.container import InputContainer
+from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
@@ -23,16 +23,13 @@ class FrameReader:
 
     count: frames that were decoded so far. timestamp: of the last one.
     skipped_packets: undecodable packets before the first frame.
-    rate: frames per second by the header; time_base: seconds of one timestamp unit. Both are set
-        when `read` begins.
+    rate, time_base: set when `read` begins: frames per second by the header, seconds of one unit.
     """
 
     def __init__(self, file_format: FileFormat, limits: MediaLimits) -> None:
         self.file_format, self.limits = file_format, limits
-        self.count = self.timestamp = 0
-        self.skipped_packets = 0
-        self.rate = 1.0
-        self.time_base = Fraction(1)
+        self.count = self.timestamp = self.skipped_packets = 0
+        self.rate, self.time_base = 1.0, Fraction(1)
 
     def read(
         self,
@@ -53,7 +50,8 @@ class FrameReader:
             self.rate = float(stream.average_rate or stream.base_rate or 25)
             self.time_base = stream.time_base or Fraction(1)
             step = max(1, round(1 / (self.rate * float(self.time_base))))
-            for frame in self._decoded(container, stream, seconds):
+            packets = container.demux(stream)
+            for frame in (frame for packet in packets for frame in self._decode(packet, seconds)):
                 default = self.timestamp + step if self.count else 0
                 if self.count >= self.limits.max_frames_decoded:
                     raise too_many_frames_error(self.file_format, self.count + 1, self.limits)
@@ -65,25 +63,22 @@ class FrameReader:
                 "decode_corrupt", f"no frame of the {self.file_format.label} can be decoded"
             )
 
-    def _decoded(
-        self,
-        container: InputContainer,
-        stream: VideoStream,
-        seconds: Callable[[int], float] | None,
-    ) -> Iterator[VideoFrame]:
-        for packet in container.demux(stream):
-            try:
-                yield from packet.decode()
-            except av.error.InvalidDataError as error:
-                # A recording may begin between keyframes: nothing before the first one decodes.
-                if self.count:
-                    time_s = seconds(self.timestamp) if seconds else 0.0
-                    raise MediaError(
-                        "decode_corrupt",
-                        f"the {self.file_format.label} is damaged after frame {self.count - 1} "
-                        f"({time_s:.3f} s): {error.strerror}",
-                    ) from error
+    def _decode(
+        self, packet: "Packet[VideoStream]", seconds: Callable[[int], float] | None
+    ) -> Sequence[VideoFrame]:
+        try:
+            return packet.decode()
+        except av.error.InvalidDataError as error:
+            # A recording may begin between keyframes: nothing before the first one decodes.
+            if not self.count:
                 self.skipped_packets += 1
+                return ()
+            time_s = seconds(self.timestamp) if seconds else 0.0
+            raise MediaError(
+                "decode_corrupt",
+                f"the {self.file_format.label} is damaged after frame {self.count - 1} "
+                f"({time_s:.3f} s): {error.strerror}",
+            ) from error
 
 
 def too_many_frames_error(file_format: FileFormat, count: int, limits: MediaLimits) -> MediaError:

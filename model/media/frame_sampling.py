@@ -1,22 +1,20 @@
 """Computes which frames of a video the model sees, from the number of frames and their rate.
 
-It works on numbers only. The rules are those of the reference (Qwen2VLVideoProcessor.sample_frames
-of transformers), without its faults: it crashes on about one length in twenty-five, where its
-float32 steps give one index too many, and where less than one group of frames would be left.
-
-With N frames at `video_fps` and T = temporal_patch_size frames in a group, and floor_T(x) =
-T * floor(x / T), the number of sampled frames is
+The rules are those of the reference (Qwen2VLVideoProcessor.sample_frames of transformers), which
+crashes on about one length in twenty-five, where its float32 steps give one index too many, and
+where less than one group of frames would be left. With N frames at `video_fps`, T =
+temporal_patch_size frames in a group and floor_T(x) = T * floor(x / T), it samples
 
     num_frames given:  n = T * round(num_frames / T), at most floor_T(N), at least T
     otherwise:         n = floor_T(N / video_fps * fps), where the value in brackets is first raised
                        to min_frames and then lowered to floor_T(min(max_frames, N)); at least T
 
-and the indices are floor(i * N / n) for i = 0..n-1, computed in float32.
+frames, at the indices floor(i * N / n) for i = 0..n-1, computed in float32.
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +32,13 @@ DEFAULT_MAX_FRAMES = 768
 DEFAULT_VIDEO_TOKENS = 128_000
 _COUNTS = ("num_frames", "min_frames", "max_frames", "max_video_tokens")
 _BUDGETS = ("total_pixels", "max_tokens")
-_SWITCHES = ("do_sample_frames", "cap_pixels_per_frame")
-SAMPLING_KEYS = frozenset(("fps", *_COUNTS, *_SWITCHES))
+_READERS: dict[str, Callable[[str, str, Any], Any]] = {
+    **dict.fromkeys(_COUNTS, option_values.positive),
+    "do_sample_frames": option_values.switch,
+    "cap_pixels_per_frame": option_values.switch,
+    "fps": option_values.number,
+}
+SAMPLING_KEYS = frozenset(_READERS)
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,7 @@ class VideoRules:
     max_video_tokens: visual tokens, for cap_pixels_per_frame only (128000).
     total_pixels: limit on the pixels of all sampled frames after the resize (no limit).
     max_tokens: limit on the visual tokens of the video (no limit). With total_pixels or max_tokens
-        the video is also made to fit the model's context: the frames first become smaller, down to
-        min_pixels, and then fewer, down to min_frames.
+        the video is also made to fit the model's context, as pixel_budget.py says.
     Raises ValueError for values out of range, and for fps and num_frames together.
     """
 
@@ -88,11 +90,10 @@ class VideoRules:
         If fps or num_frames is set, neither of them nor do_sample_frames is taken from `defaults`:
         a caller who sets a number of frames wants them sampled.
         """
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
         if self.fps is not None or self.num_frames is not None:
             defaults = replace(defaults, fps=None, num_frames=None, do_sample_frames=None)
         return replace(
-            defaults, **{name: value for name, value in values.items() if value is not None}
+            defaults, **{name: value for name, value in vars(self).items() if value is not None}
         )
 
     @classmethod
@@ -101,27 +102,15 @@ class VideoRules:
 
         where: names the source in errors. Raises ModelError (a ValueError) for malformed values.
         """
-        rules: dict[str, Any] = {}
-        for key in _COUNTS:
-            if options.get(key) is not None:
-                rules[key] = option_values.positive(where, key, options[key])
-        for key in _SWITCHES:
-            if options.get(key) is not None:
-                rules[key] = option_values.switch(where, options, key, False)
-        if options.get("fps") is not None:
-            rules["fps"] = option_values.number(where, options, "fps", 0.0)
         try:
-            return cls(**rules)
+            return cls(**option_values.read_set(options, _READERS, where))
         except ValueError as error:
             raise ModelError(f"{where}: {error}") from None
 
     @classmethod
     def from_checkpoint(cls, folder: str | Path | Folder) -> "VideoRules":
         """Reads the rules from the checkpoint's options for videos; without a file none is set."""
-        source = preprocessor_options(Folder.of(folder), "video")
-        if source is None:
-            return cls()
-        where, options = source
+        where, options = preprocessor_options(Folder.of(folder), "video") or ("", {})
         return cls.from_options(options, where)
 
 
@@ -150,19 +139,14 @@ def min_sampled_frames(total_frames: int, count: int, rules: VideoRules, group: 
 
 
 def sample_indices(
-    total_frames: int,
-    fps: float,
-    rules: VideoRules,
-    group: int = 2,
-    max_count: int | None = None,
+    total_frames: int, fps: float, rules: VideoRules, group: int = 2, max_count: int | None = None
 ) -> list[int]:
     """Returns the indices of the sampled frames, ascending, spread evenly from the first frame.
 
     Their number is a multiple of `group`. All frames are used if there are fewer than `group`, or
     if do_sample_frames is False. The result is the reference's, wherever the reference works.
 
-    total_frames: frames of the video. fps: frames per second of the video.
-    group: frames of one temporal patch.
+    total_frames, fps: of the video. group: frames of one temporal patch.
     max_count: limit on the number of indices, a multiple of `group`; None = no limit.
     Raises ValueError if total_frames is 0.
     """
@@ -190,12 +174,11 @@ def sampling_clamp(
     if rules.num_frames is not None:
         if count == rules.num_frames:
             return None
-        multiple = "in pairs" if group == 2 else f"in groups of {group}"
-        return (
-            "num_frames" if rules.num_frames <= total_frames else "frames",
-            f"{count} frames instead of num_frames {rules.num_frames} (of {total_frames}, "
-            f"{multiple})",
+        groups = "in pairs" if group == 2 else f"in groups of {group}"
+        note = (
+            f"{count} frames instead of num_frames {rules.num_frames} (of {total_frames}, {groups})"
         )
+        return "num_frames" if rules.num_frames <= total_frames else "frames", note
     requested = total_frames / fps * (rules.fps or DEFAULT_FPS)
     low, high = _frame_limits(rules)
     if requested > high and count < total_frames - 1:

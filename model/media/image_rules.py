@@ -2,11 +2,10 @@
 
 They are read from a checkpoint's preprocessor files in all published layouts: nested
 processor_config.json, video_preprocessor_config.json and flat preprocessor_config.json, each with
-`size` or with `min_pixels`/`max_pixels`. Callers' options go over them. The rules for which frames
-of a video are used are in frame_sampling.py.
+`size` or with `min_pixels`/`max_pixels`. Callers' options go over them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +15,7 @@ import torch
 from mediamill.model.checkpoint.folder import Folder
 from mediamill.model.errors import ModelError
 from mediamill.model.inputs import VisualKind
-from mediamill.model.media import option_values as values
+from mediamill.model.media import option_values
 from mediamill.model.media.patches import (
     CLIP_MEAN,
     CLIP_STD,
@@ -33,12 +32,7 @@ _CLASS_LIMITS: dict[VisualKind, tuple[int, int]] = {
 }
 # Pillow's numbers of the filters (PIL.Image.Resampling) that are implemented.
 _RESAMPLE: dict[int, Resample] = {2: "bilinear", 3: "bicubic"}
-_SWITCHES = ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb")
 _SIZES = ("patch_size", "temporal_patch_size", "merge_size")
-_NUMBERS = ("rescale_factor", "image_mean", "image_std")
-PIXEL_KEYS = frozenset(
-    (*_SWITCHES, *_SIZES, *_NUMBERS, "size", "min_pixels", "max_pixels", "resample")
-)
 
 
 @dataclass(frozen=True)
@@ -47,14 +41,12 @@ class ImageRules:
 
     min_pixels, max_pixels: limits on height * width after the resize.
     mean, std: of each colour, for values in 0..1.
-    patch_size: height and width of a patch in pixels.
-    temporal_patch_size: frames in one patch.
+    patch_size: height and width of a patch in pixels. temporal_patch_size: frames in one patch.
     merge_size: merge_size x merge_size patches become one visual token.
     do_resize: False keeps the size; heights and widths then have to be multiples of `factor`.
     do_rescale, rescale_factor: whether values are multiplied by rescale_factor.
     do_normalize: whether mean is then subtracted, and the result divided by std.
-    do_convert_rgb: False refuses pictures that are not RGB.
-    resample: filter of the resize.
+    do_convert_rgb: False refuses pictures that are not RGB. resample: filter of the resize.
     Raises ModelError (a ValueError) for values out of range.
     """
 
@@ -106,18 +98,12 @@ class ImageRules:
         return height, width
 
     def grid_of(self, size: tuple[int, int], frames: int | None = None) -> tuple[int, int, int]:
-        """Returns (t, h, w) in patches for one size after the resize.
-
-        frames: their number; None for a picture. t = ceil(frames / temporal_patch_size).
-        """
+        """Returns (t, h, w) in patches for a size after the resize; frames: None for a picture."""
         groups = 1 if frames is None else -(-frames // self.temporal_patch_size)
         return groups, size[0] // self.patch_size, size[1] // self.patch_size
 
     def tokens_of(self, size: tuple[int, int], frames: int | None = None) -> int:
-        """Returns the visual tokens for one size after the resize: t * h * w / merge_size ** 2.
-
-        frames: their number; None for a picture.
-        """
+        """Returns the visual tokens: t * h * w / merge_size ** 2, of the grid of `grid_of`."""
         groups, rows, columns = self.grid_of(size, frames)
         return groups * rows * columns // self.merge_size**2
 
@@ -147,29 +133,21 @@ class ImageRules:
             self.temporal_patch_size,
         )
 
-    def resize_note(
+    def resize_limit(
         self, source: tuple[int, int], size: tuple[int, int], max_pixels: int | None = None
-    ) -> str | None:
-        """Returns the receipt's note on the limit that decided the resize; None if none did.
+    ) -> tuple[Literal["min_pixels", "max_pixels"], str] | None:
+        """Returns the limit that decided the resize and the receipt's note; None if none did.
 
         source, size: (height, width) before and after. max_pixels: as for `size_of`.
         """
-        name = self.resize_limit(source, max_pixels)
-        if name is None:
-            return None
-        high = self.max_pixels if max_pixels is None else max_pixels
-        limit = f"{name} {high if name == 'max_pixels' else self.min_pixels}"
-        return f"resized from {source[0]} x {source[1]} to {size[0]} x {size[1]} by {limit}"
-
-    def resize_limit(
-        self, source: tuple[int, int], max_pixels: int | None = None
-    ) -> Literal["min_pixels", "max_pixels"] | None:
-        """Returns the limit that decides the resize of a (height, width); None if none does."""
         high = self.max_pixels if max_pixels is None else max_pixels
         area = round(source[0] / self.factor) * round(source[1] / self.factor) * self.factor**2
         if not self.do_resize or self.min_pixels <= area <= high:
             return None
-        return "max_pixels" if area > high else "min_pixels"
+        note = f"resized from {source[0]} x {source[1]} to {size[0]} x {size[1]} by "
+        if area > high:
+            return "max_pixels", f"{note}max_pixels {high}"
+        return "min_pixels", f"{note}min_pixels {self.min_pixels}"
 
     def with_limits(self, min_pixels: int | None, max_pixels: int | None) -> "ImageRules":
         """Returns the rules with other limits; None keeps a limit.
@@ -181,10 +159,7 @@ class ImageRules:
         low = self.min_pixels if min_pixels is None else min_pixels
         high = self.max_pixels if max_pixels is None else max_pixels
         if low > high:
-            raise ModelError(
-                f"min_pixels is {low} and max_pixels is {high}, with the checkpoint's own for what "
-                "is not set; expected min_pixels <= max_pixels"
-            )
+            raise ModelError(_limits_message(low, high))
         return replace(self, min_pixels=low, max_pixels=high)
 
     def with_options(self, options: Mapping[str, Any], where: str) -> "ImageRules":
@@ -194,38 +169,27 @@ class ImageRules:
         where: names the source in errors.
         Raises ModelError for malformed values and steps that are not implemented.
         """
-        values.refuse_unknown_steps(options, where)
+        option_values.refuse_unknown_steps(options, where)
         low, high = _limits(where, options, self)
-        changes: dict[str, Any] = {"min_pixels": low, "max_pixels": high}
-        for key in _SWITCHES:
-            changes[key] = values.switch(where, options, key, getattr(self, key))
-        for key in _SIZES:
-            changes[key] = values.count(where, options, key, getattr(self, key))
-        rescale_factor = values.number(where, options, "rescale_factor", self.rescale_factor)
-        changes["rescale_factor"] = rescale_factor
-        changes["mean"] = values.triple(where, options, "image_mean", self.mean)
-        changes["std"] = values.triple(where, options, "image_std", self.std)
-        if options.get("resample") is not None:
-            changes["resample"] = _resample(where, options["resample"])
+        changes = option_values.read_set(options, _READERS, where)
+        for key, name in (("image_mean", "mean"), ("image_std", "std")):
+            if key in changes:
+                changes[name] = changes.pop(key)
         try:
-            return replace(self, **changes)
+            return replace(self, min_pixels=low, max_pixels=high, **changes)
         except ModelError as error:
             raise ModelError(f"{where}: {error}") from None
 
     def with_overrides(self, options: Mapping[str, Any], where: str) -> "ImageRules":
         """As `with_options`, for a caller's options, which are checked more strictly.
 
-        Raises ModelError also for a key that is not in PIXEL_KEYS, and for a new min_pixels above
-        max_pixels.
+        Raises ModelError also for keys not in PIXEL_KEYS and a new min_pixels above max_pixels.
         """
-        values.refuse_unknown_keys(options, PIXEL_KEYS, where)
+        option_values.refuse_unknown_keys(options, PIXEL_KEYS, where)
         rules = self.with_options(options, where)
         low, high = rules.min_pixels, rules.max_pixels
         if low > high and (low, high) != (self.min_pixels, self.max_pixels):
-            raise ModelError(
-                f"{where}: min_pixels is {low} and max_pixels is {high}, with the checkpoint's own "
-                "for what is not set; expected min_pixels <= max_pixels"
-            )
+            raise ModelError(f"{where}: {_limits_message(low, high)}")
         return rules
 
     @classmethod
@@ -237,22 +201,19 @@ class ImageRules:
         The first of these that exists counts: the part of processor_config.json, for videos
         video_preprocessor_config.json, then preprocessor_config.json. Missing and null keys get
         the reference's class defaults (the reference takes null for false), and so do videos
-        without any of the files.
-        Raises ModelError if the files are missing, malformed or ask for a step that is not
-        implemented.
+        without any of the files. Raises ModelError for missing and malformed files and for steps
+        that are not implemented.
         """
         low, high = _CLASS_LIMITS[kind]
         default = cls(min_pixels=low, max_pixels=high)
         source = preprocessor_options(Folder.of(folder), kind)
-        if source is not None:
-            where, options = source
-            return default.with_options(options, where)
-        if kind == "video":
-            return default
-        raise ModelError(
-            f"{folder}: found neither preprocessor_config.json nor processor_config.json "
-            "with an image_processor; expected one of them"
-        )
+        if source is None and kind == "image":
+            raise ModelError(
+                f"{folder}: found neither preprocessor_config.json nor processor_config.json "
+                "with an image_processor; expected one of them"
+            )
+        where, options = source or ("", {})
+        return default.with_options(options, where)
 
 
 def preprocessor_options(folder: Folder, kind: VisualKind) -> tuple[str, dict[str, Any]] | None:
@@ -264,42 +225,56 @@ def preprocessor_options(folder: Folder, kind: VisualKind) -> tuple[str, dict[st
         if not isinstance(nested[part], dict):
             raise ModelError(f"{where}: found a {type(nested[part]).__name__}, expected an object")
         return where, nested[part]
-    names = ["preprocessor_config.json"]
-    if kind == "video":
-        names.insert(0, "video_preprocessor_config.json")
-    for name in names:
-        config = folder.read_json(name)
-        if config is not None:
+    names = ("video_preprocessor_config.json", "preprocessor_config.json")
+    for name in names if kind == "video" else names[1:]:
+        if (config := folder.read_json(name)) is not None:
             return folder.path(name), config
     return None
 
 
 def _limits(where: str, options: Mapping[str, Any], base: ImageRules) -> tuple[int, int]:
     """Returns (min, max) pixels; `min_pixels` and `max_pixels` win over `size`."""
-    low: object
-    high: object
-    low, high = base.min_pixels, base.max_pixels
-    size = options.get("size")
-    if size is not None:
-        if not isinstance(size, Mapping):
-            raise ModelError(f"{where}: size is {size!r}, expected an object of two pixel counts")
+    size, low, high = options.get("size"), options.get("min_pixels"), options.get("max_pixels")
+    if size is None:
+        size = {"min_pixels": base.min_pixels, "max_pixels": base.max_pixels}
+    if not isinstance(size, Mapping):
+        raise ModelError(f"{where}: size is {size!r}, expected an object of two pixel counts")
+    if low is None:
         low = size.get("shortest_edge", size.get("min_pixels"))
+    if high is None:
         high = size.get("longest_edge", size.get("max_pixels"))
-    if options.get("min_pixels") is not None:
-        low = options["min_pixels"]
-    if options.get("max_pixels") is not None:
-        high = options["max_pixels"]
     if low is None or high is None:
         raise ModelError(
-            f"{where}: size is {dict(size or {})}, expected a shortest_edge and a longest_edge"
+            f"{where}: size is {dict(size)}, expected a shortest_edge and a longest_edge"
         )
-    return values.positive(where, "min_pixels", low), values.positive(where, "max_pixels", high)
+    positive = option_values.positive
+    return positive(where, "min_pixels", low), positive(where, "max_pixels", high)
 
 
-def _resample(where: str, value: object) -> Resample:
+def _limits_message(low: int, high: int) -> str:
+    return (
+        f"min_pixels is {low} and max_pixels is {high}, with the checkpoint's own for what is not "
+        "set; expected min_pixels <= max_pixels"
+    )
+
+
+def _resample(where: str, key: str, value: object) -> Resample:
     if isinstance(value, bool) or not isinstance(value, int) or value not in _RESAMPLE:
         raise ModelError(
-            f"{where}: resample is {value!r}, expected 3 (bicubic) or 2 (bilinear); other filters "
+            f"{where}: {key} is {value!r}, expected 3 (bicubic) or 2 (bilinear); other filters "
             "are not supported"
         )
     return _RESAMPLE[value]
+
+
+_READERS: dict[str, Callable[[str, str, Any], Any]] = {
+    **dict.fromkeys(
+        ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"), option_values.switch
+    ),
+    **dict.fromkeys(_SIZES, option_values.positive),
+    "rescale_factor": option_values.number,
+    "image_mean": option_values.triple,
+    "image_std": option_values.triple,
+    "resample": _resample,
+}
+PIXEL_KEYS = frozenset((*_READERS, "size", "min_pixels", "max_pixels"))

@@ -1,12 +1,10 @@
-"""Decodes picture files to upright RGB pixels, within limits on size and cost.
-
-Resizing and patches are in patches.py; videos are in video.py.
-"""
+"""Decodes picture files to upright RGB pixels, within limits on size and cost."""
 
 import io
 import sys
 import warnings
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,14 +43,18 @@ _PLUGINS: dict[str, type[ImageFile.ImageFile]] = {
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """A decoded picture.
+    """A decoded picture: uint8 [3, H, W], upright RGB, in memory as [H, W, 3] or [3, H, W].
 
-    pixels: uint8 [3, H, W], upright RGB, in memory as [H, W, 3] or [3, H, W].
     notes: what was changed, in words.
     """
 
     pixels: torch.Tensor
     notes: tuple[str, ...]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return self.pixels.shape[1], self.pixels.shape[2]
 
 
 def decode_image(source: Source, max_pixels: int | None = None) -> torch.Tensor:
@@ -84,15 +86,12 @@ def read_image(
     subject = f"the {file_format.label}"
     max_size = limits.max_image_pixels, limits.max_side
     data = media_file.read_all(limits.max_image_bytes, file_format.label)
-    if file_format.name == "WEBP":  # Pillow allocates the canvas when it opens the file
-        check_size(subject, *_webp_size(data), *max_size)
-    try:
-        picture = _PLUGINS[file_format.name](io.BytesIO(data))
-    except Exception as error:
-        raise _decode_error(file_format.label, error) from error
-    check_size(subject, *picture.size, *max_size)
     notes: list[str] = []
-    try:
+    with _errors_as_media_errors(file_format.label):
+        if file_format.name == "WEBP":  # Pillow allocates the canvas when it opens the file
+            check_size(subject, *_webp_size(data), *max_size)
+        picture = _PLUGINS[file_format.name](io.BytesIO(data))
+        check_size(subject, *picture.size, *max_size)
         if file_format.name == "JPEG" and (scans := scan_count(data)) > limits.max_scans:
             raise MediaError(
                 "decode_too_large",
@@ -108,8 +107,6 @@ def read_image(
             picture.seek(0)
             notes.append("first frame of several")
         return _converted(picture, notes, convert_rgb)
-    except Exception as error:
-        raise _decode_error(file_format.label, error) from error
 
 
 def read_open_picture(
@@ -125,13 +122,10 @@ def read_open_picture(
     if 0 in picture.size:
         raise MediaError("media_empty", f"the {label} is {picture.width} x {picture.height} pixels")
     check_size(f"the {label}", *picture.size, limit, MediaLimits.max_side)
-    notes: list[str] = []
-    try:
+    with _errors_as_media_errors(label):
         with _without_size_warning(picture):
             picture.load()
-        return _converted(picture, notes, convert_rgb)
-    except Exception as error:
-        raise _decode_error(label, error) from error
+        return _converted(picture, [], convert_rgb)
 
 
 def _converted(
@@ -154,14 +148,18 @@ def _without_size_warning(picture: Image.Image) -> AbstractContextManager[object
     return warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning)
 
 
-def _decode_error(label: str, error: Exception) -> MediaError:
-    if isinstance(error, MediaError):
-        return error
-    if isinstance(
-        error, (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError)
-    ):
-        return MediaError("decode_too_large", f"the {label} is too large to decode: {error}")
-    return MediaError("decode_corrupt", f"the {label} is damaged: {error}")
+@contextmanager
+def _errors_as_media_errors(label: str) -> Iterator[None]:
+    """Turns any error of Pillow into a MediaError: on damage its plugins raise any exception."""
+    try:
+        yield
+    except MediaError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError) as error:
+        message = f"the {label} is too large to decode: {error}"
+        raise MediaError("decode_too_large", message) from error
+    except Exception as error:
+        raise MediaError("decode_corrupt", f"the {label} is damaged: {error}") from error
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:

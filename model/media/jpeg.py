@@ -15,9 +15,6 @@ import simplejpeg
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9  # ITU-T T.81 table B.1
 
-# What simplejpeg raises: ValueError for damage and for pictures that it does not support.
-_LEFT_TO_PILLOW = (ValueError, RuntimeError, KeyError, MemoryError)
-
 
 def decode_jpeg(data: bytes, height: int, width: int) -> npt.NDArray[np.uint8] | None:
     """Returns uint8 [height, width, 3] of a grey or RGB picture as stored; None to use Pillow.
@@ -30,7 +27,7 @@ def decode_jpeg(data: bytes, height: int, width: int) -> npt.NDArray[np.uint8] |
         if header[:2] != (height, width) or header[2] not in ("YCbCr", "Gray", "RGB"):
             return None
         pixels: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB", strict=True)
-    except _LEFT_TO_PILLOW:
+    except (ValueError, RuntimeError, KeyError, MemoryError):  # damage and unsupported pictures
         return None
     return pixels
 

@@ -9,13 +9,10 @@ from av.container import InputContainer
 from av.packet import Packet
 from av.video.stream import VideoStream
 
-from mediamill.model.media.containers import FileFormat
 from mediamill.model.media.frame_collector import FrameCollector
-from mediamill.model.media.keyframes import Keyframe, KeyframeIndex
-from mediamill.model.media.limits import MediaLimits
+from mediamill.model.media.keyframes import Keyframe
 from mediamill.model.media.media_file import MediaFile
-from mediamill.model.media.timeline import Timeline
-from mediamill.model.media.video_file import open_video
+from mediamill.model.media.video_file import PacketScan, open_video
 
 # The first frames must come as the packets promised before anything is skipped.
 _VERIFIED_FRAMES = 8
@@ -24,25 +21,18 @@ _MIN_SEEK_PACKETS = 30  # reading and dropping fewer packets is faster than a se
 _NumberedPacket: TypeAlias = "tuple[int, Packet[VideoStream]]"
 
 
-def decode_by_keyframes(
-    media_file: MediaFile,
-    file_format: FileFormat,
-    timeline: Timeline,
-    keyframes: KeyframeIndex,
-    collector: FrameCollector,
-    limits: MediaLimits,
-) -> bool:
+def decode_by_keyframes(media_file: MediaFile, scan: PacketScan, collector: FrameCollector) -> bool:
     """Decodes the frames that `collector` needs, and skips packets up to keyframes before them.
 
     Returns False if a frame is not as the packets promised, or is damaged. The caller then has to
     decode everything to find out whether that matters.
     """
-    if keyframes.seekable:
+    if scan.keyframes.seekable:
         try:
-            return _decode(media_file, file_format, timeline, keyframes, collector, limits, True)
+            return _decode(media_file, scan, collector, use_seeks=True)
         except _SeekError:
             collector.reset()
-    return _decode(media_file, file_format, timeline, keyframes, collector, limits, False)
+    return _decode(media_file, scan, collector, use_seeks=False)
 
 
 class _SeekError(Exception):
@@ -72,27 +62,21 @@ def _seek(
 
 
 def _decode(
-    media_file: MediaFile,
-    file_format: FileFormat,
-    timeline: Timeline,
-    keyframes: KeyframeIndex,
-    collector: FrameCollector,
-    limits: MediaLimits,
-    use_seeks: bool,
+    media_file: MediaFile, scan: PacketScan, collector: FrameCollector, use_seeks: bool
 ) -> bool:
     """As `decode_by_keyframes`.
 
-    use_seeks: seeks to keyframes that are far ahead. Otherwise the packets before them are read
-        and dropped, which gives the same packets in every container.
+    use_seeks: seeks to keyframes that are far ahead, and does not read and drop the packets before.
     """
-    timestamps = timeline.timestamps
+    timestamps = scan.timeline.timestamps
     verified = min(_VERIFIED_FRAMES, len(timestamps))
     # expected: index of the next frame. resume: packet of the keyframe to skip to; start: its
     # timestamp until the keyframe has been decoded.
     expected, resume, start = 0, 0, None
-    with open_video(media_file, file_format, limits) as (container, stream):
+    opened = open_video(media_file, collector.file_format, collector.budget.limits)
+    with opened as (container, stream):
         packets: Iterator[_NumberedPacket] = enumerate(container.demux(stream))
-        while (numbered := next(packets, None)) is not None:
+        while (numbered := next(packets, None)) is not None:  # `packets` changes on the way
             number, packet = numbered
             if number < resume:
                 continue
@@ -120,7 +104,7 @@ def _decode(
                 continue
             if collector.complete:
                 return True
-            keyframe = keyframes.last_before(timestamps[collector.next_index])
+            keyframe = scan.keyframes.last_before(timestamps[collector.next_index])
             if keyframe is not None and keyframe.packet > number + 1:
                 if use_seeks and keyframe.packet > number + _MIN_SEEK_PACKETS:
                     packets = _seek(container, stream, keyframe)

@@ -7,7 +7,7 @@ of the whole file: a random access point.
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Sequence, Set
+from collections.abc import Set
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -19,6 +19,9 @@ _CODECS = {"h264", "hevc", "vp9", "av1"}
 _CONTAINERS = {"mov", "matroska", "mpegts", "flv"}
 # Containers with an index of keyframes in the file; the other demuxers seek by guessing.
 _INDEXED_CONTAINERS = {"mov", "matroska"}
+# Types of NAL units: headers (SPS, PPS; VPS, SPS, PPS), and pictures after which no frame refers to
+# an earlier one (IDR; IRAP).
+_NAL_TYPES = {"h264": ({7, 8}, {5}), "hevc": ({32, 33, 34}, set(range(16, 22)))}
 _START_CODE = b"\0\0\1"
 _FIELDS = 3  # of one keyframe in KeyframeIndex.values
 
@@ -32,26 +35,19 @@ class Keyframe(NamedTuple):
 
     packet: int
     timestamp: int
-    size: int = 0
+    size: int
 
 
 @dataclass(frozen=True)
 class KeyframeIndex:
     """The keyframes at which decoding can start, ascending by packet and by timestamp.
 
-    values: int64, the fields of one keyframe after the other; an object for each would be large
-        for a long video.
+    values: int64, the fields of one keyframe after the other, for less memory than objects take.
     seekable: whether the container's own index leads to them.
     """
 
     values: "array[int]" = field(default_factory=lambda: array("q"))
     seekable: bool = False
-
-    @classmethod
-    def of(cls, keyframes: Sequence[Keyframe], seekable: bool = False) -> "KeyframeIndex":
-        """Makes the index of a list of keyframes."""
-        values = array("q", [value for keyframe in keyframes for value in keyframe])
-        return cls(values, seekable)
 
     def __len__(self) -> int:
         return len(self.values) // _FIELDS
@@ -77,17 +73,15 @@ class KeyframeIndexBuilder:
         """container, codec: FFmpeg's names. extradata: the stream's headers, may be empty."""
         self.codec, self.length_size = codec, _length_size(codec, extradata)
         self.usable = container in _CONTAINERS and codec in _CODECS
-        self.values = array("q")
-        self.seekable = container in _INDEXED_CONTAINERS
+        self.values, self.seekable = array("q"), container in _INDEXED_CONTAINERS
         self.max_timestamp: int | None = None
         self.has_headers: set[bool] = set()
 
     def add(
         self, number: int, timestamp: int | None, keyframe: bytes | None, is_shown: bool
     ) -> None:
-        """Takes the next packet.
+        """Takes the next packet, with its number and presentation timestamp.
 
-        number: of the packet. timestamp: of presentation.
         keyframe: the packet's bytes if the container marks it as a keyframe, else None.
         is_shown: False for a packet whose frame is decoded and discarded.
         """
@@ -100,42 +94,34 @@ class KeyframeIndexBuilder:
         if starts and is_shown and (self.max_timestamp is None or timestamp > self.max_timestamp):
             assert keyframe is not None
             self.values.extend(Keyframe(number, timestamp, len(keyframe)))
-        latest = self.max_timestamp
-        self.max_timestamp = timestamp if latest is None else max(latest, timestamp)
+        if self.max_timestamp is None or timestamp > self.max_timestamp:
+            self.max_timestamp = timestamp
 
     def disable(self) -> None:
         """Gives up: the stream changes its headers on the way, or has packets without times."""
         self.usable = False
 
     def build(self) -> KeyframeIndex:
-        """Returns the index.
-
-        It is empty if some keyframes bring their headers and others do not: which headers apply
-        to the others depends on packets that would be skipped.
-        """
+        """Returns the index."""
+        # If only some keyframes bring their headers, those of the others may be in packets that
+        # would be skipped.
         if not self.usable or len(self.has_headers) > 1:
             return KeyframeIndex()
         return KeyframeIndex(self.values, self.seekable)
 
     def _is_random_access_point(self, packet: bytes) -> bool:
-        if self.codec == "h264":
-            # Only after an IDR picture (5) do no frames refer to earlier ones. 7, 8: SPS, PPS.
-            types = nal_unit_types(packet, self.codec, self.length_size)
-            self.has_headers.add(types >= {7, 8})
-            return 5 in types
-        if self.codec == "hevc":
-            # 16 to 21 are the IRAP types. 32, 33, 34: VPS, SPS, PPS.
-            types = nal_unit_types(packet, self.codec, self.length_size)
-            self.has_headers.add(types >= {32, 33, 34})
-            return bool(types & set(range(16, 22)))
-        return True
+        if self.codec not in _NAL_TYPES:
+            return True
+        headers, random_access = _NAL_TYPES[self.codec]
+        types = nal_unit_types(packet, self.codec, self.length_size)
+        self.has_headers.add(types >= headers)
+        return bool(types & random_access)
 
 
 def nal_unit_types(packet: bytes, codec: str, length_size: int) -> Set[int]:
     """Returns the types of a packet's NAL units, up to the first one of picture data.
 
-    codec: h264 or hevc.
-    length_size: bytes of the length before each unit; 0 if start codes stand between the units.
+    codec: h264 or hevc. length_size: bytes of the length before each unit; 0 for start codes.
     A malformed packet gives what could be read. Source: ITU-T H.264 table 7-1, H.265 table 7-1.
     """
     types: set[int] = set()

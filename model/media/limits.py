@@ -47,10 +47,7 @@ class MediaLimits:
 def check_size(
     subject: str, width: int, height: int, max_pixels: int, max_side: int | None = None
 ) -> None:
-    """Raises MediaError decode_too_large for a picture or frame beyond the limits, in pixels.
-
-    subject: names it in the message, such as "the PNG picture".
-    """
+    """Raises MediaError decode_too_large for a picture or frame (`subject`) beyond the limits."""
     if width * height > max_pixels:
         raise MediaError(
             "decode_too_large",

@@ -1,7 +1,6 @@
 """Gives access to the bytes of a medium, in memory or in a file, whole or in parts.
 
-Files are read only through the handles that are opened here, so decoders never learn a file's name
-and cannot open another file beside it.
+Decoders get handles and never a file's name, so they cannot open another file beside it.
 """
 
 import hashlib
@@ -9,7 +8,6 @@ import io
 import stat
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import BinaryIO, TypeAlias
 
 from mediamill.model.errors import MediaError
@@ -23,39 +21,34 @@ FileIdentity: TypeAlias = tuple[int, ...]
 
 
 class MediaFile:
-    """The bytes of one medium.
+    """The bytes of one medium, `size` in number.
 
-    size: number of bytes.
     identity: equal for the same file with the same bytes only; None for bytes in memory and for a
         file that changed a moment ago.
     """
 
     def __init__(self, data: bytes | Path, size: int, identity: FileIdentity | None = None) -> None:
         """Use `of` instead."""
-        self._data = data
-        self.size = size
-        self.identity = identity
+        self._data, self.size, self.identity = data, size, identity
 
     @classmethod
     def of(cls, source: "Source") -> "MediaFile":
         """Wraps bytes, or the file at a path, which is not read yet.
 
-        Raises OSError for a missing file, and MediaError decode_unsupported for a path that is not
-        a regular file.
+        Raises OSError for a missing file, MediaError decode_unsupported for a folder or device.
         """
         if isinstance(source, MediaFile):
             return source
         if isinstance(source, Path):
             status = source.stat()
-            # A pipe or a device could be read for ever.
+            # A pipe or a device may never end.
             if not stat.S_ISREG(status.st_mode):
                 raise MediaError("decode_unsupported", "found a folder or device, expected a file")
             changed = status.st_mtime_ns, status.st_ctime_ns
-            identity: FileIdentity | None = None
-            if time.time_ns() - max(changed) > _MTIME_STEP_NS:
-                identity = (status.st_dev, status.st_ino, status.st_size, *changed)
-            return cls(source, status.st_size, identity)
-        data = source if isinstance(source, bytes) else bytes(source)
+            identity = (status.st_dev, status.st_ino, status.st_size, *changed)
+            is_settled = time.time_ns() - max(changed) > _MTIME_STEP_NS
+            return cls(source, status.st_size, identity if is_settled else None)
+        data = bytes(source)  # no copy of bytes
         return cls(data, len(data))
 
     def open(self) -> "FileHandle":
@@ -70,10 +63,7 @@ class MediaFile:
             return handle.read(_SIGNATURE_BYTES)
 
     def read_all(self, max_bytes: int, label: str) -> bytes:
-        """Returns all bytes. label: names the medium in the error.
-
-        Raises MediaError decode_too_large before memory is allocated.
-        """
+        """Returns all bytes. Raises MediaError decode_too_large before memory is allocated."""
         if self.size > max_bytes:
             raise MediaError(
                 "decode_too_large",
@@ -104,12 +94,7 @@ class FileHandle:
     def __enter__(self) -> "FileHandle":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._file.close()
 
     def read(self, count: int) -> bytes:
@@ -117,9 +102,9 @@ class FileHandle:
         return self._file.read(max(0, count))
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        """Moves the position and returns it; returns -1 for an impossible offset.
+        """Moves the position and returns it; -1 for an impossible offset, as in damaged files.
 
-        Damaged files ask for such offsets, and an exception would pass through FFmpeg's C code.
+        An exception would pass through FFmpeg's C code.
         """
         try:
             return self._file.seek(offset, whence)

@@ -90,7 +90,7 @@ class _ReadError(ValueError):
 
 def _read_file(path: Path, rules: SourceRules) -> bytes:
     status = path.stat()
-    # A pipe or a device could be read for ever.
+    # A pipe or a device may never end.
     if not stat.S_ISREG(status.st_mode):
         raise _ReadError("found a folder or device, expected a file")
     _check_size(status.st_size, rules.max_bytes)

@@ -1,7 +1,6 @@
 """Counts the samples that the boxes of an MP4 or MOV file declare, without opening the video.
 
-A few bytes can declare billions of samples, for each of which FFmpeg allocates memory when it opens
-the file.
+A few bytes can declare billions of samples, for each of which FFmpeg allocates memory on opening.
 """
 
 from collections.abc import Iterator

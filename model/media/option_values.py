@@ -1,23 +1,19 @@
-"""Reads and checks the values of preprocessor options.
+"""Checks preprocessor options.
 
-Every function raises ModelError with one sentence for a value that cannot be used; `where` names
+Every function raises ModelError, in one sentence, for a value that cannot be used; `where` names
 the source of the options in it.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from mediamill.model.checkpoint.json_reader import is_number
 from mediamill.model.errors import ModelError
 
 # Steps of the reference that are implemented.
-_KNOWN_SWITCHES = {
-    "do_resize",
-    "do_rescale",
-    "do_normalize",
-    "do_convert_rgb",
-    "do_sample_frames",
-}
+_KNOWN_SWITCHES = (
+    "do_resize", "do_rescale", "do_normalize", "do_convert_rgb", "do_sample_frames",
+)  # fmt: skip
 
 
 def refuse_unknown_steps(options: Mapping[str, Any], where: str) -> None:
@@ -36,20 +32,22 @@ def refuse_unknown_keys(options: Mapping[str, Any], known: Collection[str], wher
         raise ModelError(f"{where}: found the key '{unknown[0]}', expected any of {sorted(known)}")
 
 
-def switch(where: str, options: Mapping[str, Any], key: str, default: bool) -> bool:
-    """Returns a boolean; `default` if it is missing or null."""
-    value = options.get(key)
-    if value is None:
-        return default
+def read_set(
+    options: Mapping[str, Any], readers: Mapping[str, Callable[[str, str, Any], Any]], where: str
+) -> dict[str, Any]:
+    """Returns the checked values of the keys of `readers`, without those missing or null."""
+    return {
+        key: read(where, key, options[key])
+        for key, read in readers.items()
+        if options.get(key) is not None
+    }
+
+
+def switch(where: str, key: str, value: object) -> bool:
+    """Returns `value` if it is a boolean."""
     if not isinstance(value, bool):
         raise ModelError(f"{where}: {key} is {value!r}, expected true or false")
     return value
-
-
-def count(where: str, options: Mapping[str, Any], key: str, default: int) -> int:
-    """Returns a whole number above 0; `default` if it is missing or null."""
-    value = options.get(key)
-    return default if value is None else positive(where, key, value)
 
 
 def positive(where: str, key: str, value: object) -> int:
@@ -61,23 +59,15 @@ def positive(where: str, key: str, value: object) -> int:
     return value
 
 
-def number(where: str, options: Mapping[str, Any], key: str, default: float) -> float:
-    """Returns a finite number; `default` if it is missing or null."""
-    value = options.get(key)
-    if value is None:
-        return default
+def number(where: str, key: str, value: Any) -> float:
+    """Returns `value` if it is a finite number."""
     if not is_number(value):
         raise ModelError(f"{where}: {key} is {value!r}, expected a number")
     return float(value)
 
 
-def triple(
-    where: str, options: Mapping[str, Any], key: str, default: tuple[float, float, float]
-) -> tuple[float, float, float]:
+def triple(where: str, key: str, value: Any) -> tuple[float, float, float]:
     """Returns a number for each colour; one number stands for all three."""
-    value = options.get(key)
-    if value is None:
-        return default
     parts = list(value) if isinstance(value, (list, tuple)) else [value]
     if len(parts) not in (1, 3) or not all(is_number(part) for part in parts):
         raise ModelError(f"{where}: {key} is {value!r}, expected three numbers or one")

@@ -85,8 +85,7 @@ def resize(
 def patchify_image(image: torch.Tensor, patch: int = 14, merge: int = 2) -> torch.Tensor:
     """uint8 [3, H, W] -> uint8 [gh * gw, 3 * p * p], inner order (C, row, column).
 
-    The T temporal slices of a picture are equal, so one is stored. H and W are multiples of
-    patch * merge.
+    One of the T equal temporal slices is stored. H and W are multiples of patch * merge.
     """
     return _patchify(image[None], patch, merge, 1)
 
@@ -105,10 +104,7 @@ def patchify_video(
 
 
 def _patchify(frames: torch.Tensor, patch: int, merge: int, slices: int) -> torch.Tensor:
-    """As `patchify_video`, for a multiple of `slices` frames.
-
-    Works on bands of rows that fit the CPU cache, and moves the row of a patch as one element.
-    """
+    # Works on bands of rows that fit the CPU cache, and moves the row of a patch as one element.
     pixels = frames.numpy()
     count, colours, height, width = pixels.shape
     factor = patch * merge
@@ -144,9 +140,8 @@ def normalize(
     Computes (values * factor - mean) / std for each colour, bit for bit as the reference does: with
     both `mean` and `factor` as (values - mean / factor) / (std / factor).
 
-    mean: None leaves out mean and std. factor: None leaves out the factor.
-    patch, slices: p and T. The width of the patches tells pictures, whose one slice is repeated T
-        times, from videos.
+    mean, factor: None leaves out mean and std, or the factor. patch, slices: p and T. The width of
+    the patches tells pictures, whose one slice is repeated T times, from videos.
     """
     width, area = patches.shape[-1], patch * patch
     if width not in (3 * area, 3 * slices * area):

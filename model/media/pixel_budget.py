@@ -1,8 +1,8 @@
 """Computes the size and the number of a video's frames that keep all limits on the whole video.
 
-It works on numbers only. With `total_pixels` or `max_tokens` the frames first become smaller, down
-to min_pixels, and then fewer, down to min_frames; what is too much even so is an error. Without
-them nothing is lowered, and a video beyond the model's context is an error at once.
+With `total_pixels` or `max_tokens` the frames first become smaller, down to min_pixels, and then
+fewer, down to min_frames; what is still too much is an error. Without them nothing is lowered, and
+a video beyond the model's context is an error at once.
 """
 
 import math
@@ -19,11 +19,9 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class FrameSize:
-    """The size of a video's frames after the resize.
+    """The size (height, width) of a video's frames after the resize.
 
-    size: (height, width) in pixels.
-    bound_by: the limits that decided it.
-    note: the same for the receipt, in words; None if no limit did.
+    bound_by: the limits that decided it. note: the same for the receipt, in words.
     """
 
     size: Size
@@ -41,7 +39,7 @@ class PixelBudget:
         max_tokens, and the model's max_visual_tokens   floor(tokens / ceil(n / T)) * factor ** 2
 
     where T = temporal_patch_size frames make one group, and one visual token covers factor * factor
-    pixels of a group, with factor = patch_size * merge_size. The smallest of them holds.
+    pixels of a group. The smallest of them holds.
 
     rules, limits: the limits on all frames. pixels: the rules for one frame.
     """
@@ -71,9 +69,8 @@ class PixelBudget:
         smaller = self._shrunk(source, size, count) if self.adapts else None
         if smaller is None:
             raise self._too_long(source, size, count, exceeded)
-        floor: tuple[LimitName, ...] = ()
-        if smaller == self._min_pixels_size(source):
-            floor = ("min_pixels",)
+        at_least = smaller == self._min_pixels_size(source)
+        floor: tuple[LimitName, ...] = ("min_pixels",) if at_least else ()
         note = f"resized from {source[0]} x {source[1]} to {smaller[0]} x {smaller[1]} by "
         return FrameSize(smaller, ordered(*exceeded, *floor), note + self._listed(exceeded))
 
@@ -166,9 +163,7 @@ class PixelBudget:
         if min_area <= shrunk[0] * shrunk[1] <= max_area:
             return shrunk
         smallest = self._min_pixels_size(source)
-        if smallest is not None and smallest[0] * smallest[1] <= max_area:
-            return smallest
-        return None
+        return smallest if smallest and smallest[0] * smallest[1] <= max_area else None
 
     def _min_pixels_size(self, source: Size) -> Size | None:
         """Returns the size nearest above min_pixels; None where frames are not resized."""
@@ -188,12 +183,13 @@ class PixelBudget:
     def _size_within_limits(self, source: Size, size: Size, count: int) -> FrameSize:
         """Names the limit on one frame that decided its size."""
         max_pixels = max_pixels_for(count, self.pixels, self.rules)
-        name: LimitName | None = self.pixels.resize_limit(source, max_pixels)
-        if name is None:
+        limit = self.pixels.resize_limit(source, size, max_pixels)
+        if limit is None:
             return FrameSize(size, (), None)
+        name: LimitName = limit[0]
         if name == "max_pixels" and max_pixels < self.pixels.max_pixels:
             name = "max_video_tokens"
-        return FrameSize(size, (name,), self.pixels.resize_note(source, size, max_pixels))
+        return FrameSize(size, (name,), limit[1])
 
     def _listed(self, names: tuple[LimitName, ...]) -> str:
         values: dict[LimitName, int | None] = {

@@ -1,7 +1,6 @@
 """Converts decoded pictures (Pillow pictures, arrays, tensors) to upright RGB pixels.
 
-Arrays and tensors have to be uint8, 0 to 255, and are not rescaled. Files are decoded by images.py
-and video.py.
+Arrays and tensors have to be uint8, 0 to 255, and are not rescaled.
 """
 
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from PIL import Image
 
 from mediamill.model.errors import MediaError
 from mediamill.model.media.images import DecodedImage, read_open_picture
+from mediamill.model.media.limits import check_size
 
 Picture: TypeAlias = Image.Image | npt.NDArray[np.uint8] | torch.Tensor
 Frames: TypeAlias = Sequence[Picture] | npt.NDArray[np.uint8] | torch.Tensor
@@ -30,20 +30,15 @@ def picture_pixels(
         transparency over white); or a uint8 array or tensor [H, W], [H, W, C] or [C, H, W] with
         C = 1, 3 or 4 channels. If both the first and the last dimension could be the channels, an
         array has them last and a tensor has them first.
-    max_pixels: limit on height * width.
-    convert_rgb: False refuses pictures that are not RGB.
+    max_pixels: limit on height * width. convert_rgb: False refuses pictures that are not RGB.
     Raises MediaError: media_empty, decode_unsupported, decode_too_large, decode_corrupt.
     """
     if isinstance(picture, Image.Image):
         return read_open_picture(picture, max_pixels, convert_rgb)
     pixels = _channels_first(picture)
     height, width = pixels.shape[1:]
-    if max_pixels is not None and height * width > max_pixels:
-        raise MediaError(
-            "decode_too_large",
-            f"the picture is {width} x {height} = {width * height} pixels; "
-            f"the limit is {max_pixels}",
-        )
+    if max_pixels is not None:
+        check_size("the picture", width, height, max_pixels)
     if len(pixels) != 3 and not convert_rgb:
         raise MediaError(
             "decode_unsupported",
@@ -83,9 +78,8 @@ def _channels_first(picture: Any) -> torch.Tensor:
             f"found pixels of {picture.dtype}, expected uint8 with values from 0 to 255",
         )
     if picture.ndim not in (2, 3) or 0 in shape:
-        code = "media_empty" if picture.ndim in (2, 3) else "decode_unsupported"
         raise MediaError(
-            code,  # type: ignore[arg-type]
+            "media_empty" if picture.ndim in (2, 3) else "decode_unsupported",
             f"found a picture of the shape {shape}, expected [H, W], [H, W, 3] or [3, H, W]",
         )
     if isinstance(picture, np.ndarray):

@@ -1,6 +1,4 @@
-"""Prepares one picture or video, as a file or decoded already: patches for the network, and a
-receipt of what they show.
-"""
+"""Makes the patches of one picture or video, and a receipt of what they show."""
 
 import hashlib
 from functools import partial
@@ -17,7 +15,7 @@ from mediamill.model.media.limit_names import ordered
 from mediamill.model.media.limits import MediaLimits, out_of_memory_as_media_error
 from mediamill.model.media.media_file import MediaFile, Source
 from mediamill.model.media.patches import patchify_image, patchify_video, resize
-from mediamill.model.media.pixel_budget import PixelBudget, Size
+from mediamill.model.media.pixel_budget import PixelBudget
 from mediamill.model.media.pixels import Frames, Picture, frame_count, picture_pixels
 from mediamill.model.media.probe_cache import ProbeCache
 from mediamill.model.media.receipt import Receipt
@@ -47,7 +45,7 @@ def prepare_picture(
 def _picture(
     image: DecodedImage, sha256: str, rules: ImageRules, limits: MediaLimits
 ) -> tuple[VisualInput, Receipt]:
-    source = (image.pixels.shape[1], image.pixels.shape[2])
+    source = image.size
     try:
         size = rules.size_of(*source)
     except ValueError as error:
@@ -62,7 +60,7 @@ def _picture(
     pixels = resize(image.pixels, *size, rules.resample)
     patches = patchify_image(pixels, rules.patch_size, rules.merge_size)
     visual = VisualInput("image", patches, rules.grid_of(size), rules.merge_size)
-    note, limit_name = rules.resize_note(source, size), rules.resize_limit(source)
+    limit = rules.resize_limit(source, size)
     receipt = Receipt(
         kind="image",
         sha256=sha256,
@@ -73,8 +71,8 @@ def _picture(
         visual_tokens=visual.tokens,
         source_height=source[0],
         source_width=source[1],
-        notes=image.notes + ((note,) if note else ()),
-        bound_by=(limit_name,) if limit_name else (),
+        notes=image.notes + limit[1:] if limit else image.notes,
+        bound_by=limit[:1] if limit else (),
         seen_sha256=None,
     )
     return visual, receipt
@@ -100,11 +98,7 @@ def prepare_video(
 
 
 def prepare_frames(
-    frames: Frames,
-    fps: float | None,
-    rules: VideoRules,
-    pixels: ImageRules,
-    limits: MediaLimits,
+    frames: Frames, fps: float | None, rules: VideoRules, pixels: ImageRules, limits: MediaLimits
 ) -> tuple[VisualInput, Receipt]:
     """Returns the patches and the receipt of a video whose frames are decoded already.
 
@@ -123,21 +117,21 @@ def prepare_frames(
     budget = PixelBudget(rules, pixels, limits)
     fit = None
     if budget.adapts:
-        fit = partial(budget.fit_frames, _size_of_first(frames, pixels, limits))
+        first = picture_pixels(frames[0], limits.max_video_pixels, pixels.do_convert_rgb)
+        fit = partial(budget.fit_frames, first.size)
     indices, limit_names, notes = sample_within_budget(total, fps or 1.0, rules, group, fit)
     resized: list[torch.Tensor] = []
     digest, source, frame_size = hashlib.sha256(), (0, 0), None
     for index in indices:
         frame = picture_pixels(frames[index], limits.max_video_pixels, pixels.do_convert_rgb)
-        size = (frame.pixels.shape[1], frame.pixels.shape[2])
         if frame_size is None:
-            source, frame_size = size, budget.frame_size(size, len(indices))
+            source, frame_size = frame.size, budget.frame_size(frame.size, len(indices))
             notes.extend(frame.notes)
-        elif size != source:
+        elif frame.size != source:
             raise MediaError(
                 "decode_unsupported",
-                f"frame {index} is {size[1]} x {size[0]} pixels, expected {source[1]} x "
-                f"{source[0]} as the first one",
+                f"frame {index} is {frame.size[1]} x {frame.size[0]} pixels, expected "
+                f"{source[1]} x {source[0]} as the first one",
             )
         digest.update(frame.pixels.contiguous().numpy().data)
         resized.append(resize(frame.pixels, *frame_size.size, pixels.resample))
@@ -156,11 +150,6 @@ def prepare_frames(
         bound_by=ordered(*limit_names, *frame_size.bound_by),
     )
     return _video(video, digest.hexdigest(), pixels)
-
-
-def _size_of_first(frames: Frames, pixels: ImageRules, limits: MediaLimits) -> Size:
-    first = picture_pixels(frames[0], limits.max_video_pixels, pixels.do_convert_rgb)
-    return first.pixels.shape[1], first.pixels.shape[2]
 
 
 def _video(video: Video, sha256: str, pixels: ImageRules) -> tuple[VisualInput, Receipt]:

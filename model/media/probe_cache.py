@@ -23,10 +23,7 @@ class _Entry:
 
 
 class ProbeCache:
-    """A cache of files with an identity; bytes in memory are read each time.
-
-    Threads may share it: a lost update only costs a second reading.
-    """
+    """A cache that threads may share: a lost update only costs a second reading."""
 
     def __init__(self) -> None:
         self._entries: tuple[_Entry, ...] = ()
@@ -34,33 +31,31 @@ class ProbeCache:
     def sha256(self, media_file: MediaFile) -> str:
         """As `MediaFile.sha256`."""
         entry = self._entry(media_file)
-        if entry is None or entry.sha256 is None:
-            sha256 = media_file.sha256()
-            if entry is not None:
-                self._store(replace(entry, sha256=sha256))
-            return sha256
-        return entry.sha256
+        if entry and entry.sha256:
+            return entry.sha256
+        sha256 = media_file.sha256()
+        if entry:
+            self._store(replace(entry, sha256=sha256))
+        return sha256
 
     def scan_packets(
         self, media_file: MediaFile, file_format: FileFormat, limits: MediaLimits
     ) -> PacketScan:
         """As `video_file.scan_packets`."""
         entry = self._entry(media_file)
-        if entry is None or entry.scan is None or entry.limits != limits:
-            scan = scan_packets(media_file, file_format, limits)
-            if entry is not None:
-                self._store(replace(entry, scan=scan, limits=limits))
-            return scan
-        return entry.scan
+        if entry and entry.scan and entry.limits == limits:
+            return entry.scan
+        scan = scan_packets(media_file, file_format, limits)
+        if entry:
+            self._store(replace(entry, scan=scan, limits=limits))
+        return scan
 
     def _entry(self, media_file: MediaFile) -> _Entry | None:
         """Returns the entry of a file, a new one if it has none; None for bytes in memory."""
-        if media_file.identity is None:
+        if (identity := media_file.identity) is None:
             return None
-        for entry in self._entries:
-            if entry.identity == media_file.identity:
-                return entry
-        return _Entry(media_file.identity)
+        entries = (entry for entry in self._entries if entry.identity == identity)
+        return next(entries, _Entry(identity))
 
     def _store(self, newest: _Entry) -> None:
         """Puts an entry last; drops the first ones beyond the limits on files and bytes."""

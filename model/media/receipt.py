@@ -11,18 +11,16 @@ from mediamill.model.media.limit_names import LimitName
 
 @dataclass(frozen=True)
 class Receipt:
-    """What the model really sees of one medium.
+    """What the model sees of one medium.
 
     sha256: in hex, of the file's bytes; of a medium that came decoded, of its RGB pixels before the
         resize, uint8 [3, H, W] or [frames looked at, 3, H, W].
     height, width: pixels after the resize.
     frame_times_s: of a video's sampled frames, in seconds from its first frame; empty for a picture
-        and for a video whose frame rate is not known.
-    frame_indices: of the same frames, counted over all frames of the video; empty for a picture.
+        and for an unknown frame rate. frame_indices: of the same frames, counted from the first.
     visual_tokens: in the prompt.
     source_height, source_width: upright pixels before the resize.
-    notes: what was clamped or changed and why, in words.
-    bound_by: the limits that decided the frames and the size.
+    notes: what was clamped or changed and why. bound_by: the limits that decided frames and size.
     seen_sha256: in hex, of a video's patches as the model gets them, which tells the windows of one
         file apart; None for a picture, whose file says as much.
     """

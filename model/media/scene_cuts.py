@@ -1,16 +1,10 @@
-"""Detects the times at which new scenes of a video begin.
-
-It makes one pass over the frames and holds no more than some twenty thumbnails. It detects two
-kinds of changes:
+"""Detects the times at which new scenes of a video begin, in one pass over its frames.
 
 A cut: the change from one frame to the next is at least `threshold` and three times the mean of the
 changes around it (so steady motion is no cut), and every frame of the last fifth of a second
 differs from every frame of the next (so a flash is no cut).
-
 A fade: the contrast goes down to a plain frame of any colour, and comes up again. The new scene
-begins with the first frame that is not plain.
-
-A dissolve from one scene to another is not detected.
+begins with the first frame that is not plain. Dissolves are not detected.
 """
 
 import math
@@ -20,7 +14,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
 from mediamill.model.errors import MediaError
@@ -28,7 +21,7 @@ from mediamill.model.media.frame_reader import FrameReader
 from mediamill.model.media.limits import MediaLimits
 from mediamill.model.media.media_file import MediaFile, Source
 from mediamill.model.media.video import video_format
-from mediamill.model.media.video_file import check_sample_count
+from mediamill.model.media.video_file import check_sample_count, conversion_errors_as_media_errors
 
 _SIDE, _BLOCKS = 32, 8  # pixels of a thumbnail's side; blocks of a side
 _MIN_RATIO = 3.0  # of a cut's change to the mean change around it
@@ -69,13 +62,11 @@ def scene_cuts(
     check_sample_count(media_file, file_format, limits)
     reader = FrameReader(file_format, limits)
     frames = _frame_summaries(reader, media_file, limits)
-    cuts: list[float] = []
-    last_cut_s = 0.0
+    cuts = [0.0]
     for time_s in _scene_starts(frames, reader, rules.threshold):
-        if time_s - last_cut_s >= rules.min_s:
+        if time_s - cuts[-1] >= rules.min_s:
             cuts.append(time_s)
-            last_cut_s = time_s
-    return cuts
+    return cuts[1:]
 
 
 @dataclass(frozen=True)
@@ -113,16 +104,14 @@ def _frame_summaries(
                 f"more than {time_s:.1f} s of the {reader.file_format.label} would have to be "
                 f"decoded; the limit is {limits.max_duration_s:g} s",
             )
-        yield _summarize(time_s, frame, reformatter)
-
-
-def _summarize(time_s: float, frame: VideoFrame, reformatter: VideoReformatter) -> _FrameSummary:
-    scaled = reformatter.reformat(frame, _SIDE, _SIDE, "rgb24", interpolation="AREA", threads=1)
-    thumbnail: npt.NDArray[np.uint8] = np.asarray(scaled.to_ndarray(), np.uint8)
-    pixels = thumbnail.astype(np.float32) / 255
-    block = _SIDE // _BLOCKS
-    blocks = pixels.reshape(_BLOCKS, block, _BLOCKS, block, 3).mean((1, 3))
-    return _FrameSummary(time_s, blocks, 2 * float(pixels.mean(2).std()))
+        with conversion_errors_as_media_errors(reader.file_format):
+            scaled = reformatter.reformat(
+                frame, _SIDE, _SIDE, "rgb24", interpolation="AREA", threads=1
+            )
+            pixels = scaled.to_ndarray().astype(np.float32) / 255
+        block = _SIDE // _BLOCKS
+        blocks = pixels.reshape(_BLOCKS, block, _BLOCKS, block, 3).mean((1, 3))
+        yield _FrameSummary(time_s, blocks, 2 * float(pixels.mean(2).std()))
 
 
 def _scene_starts(
@@ -134,13 +123,8 @@ def _scene_starts(
     changes: deque[float] = deque()  # of each frame of the window from the one before it
     current = 0  # the frame that is decided on, within the window
     fade = _FadeDetector()
-    ended = False
     while True:
-        while not ended and len(window) <= current + neighbourhood:
-            frame = next(frames, None)
-            if frame is None:
-                ended = True
-                break
+        while len(window) <= current + neighbourhood and (frame := next(frames, None)):
             if not window:
                 neighbourhood = _frame_count(_NEIGHBOURHOOD_S, reader.rate)
                 flash = _frame_count(_FLASH_S, reader.rate)

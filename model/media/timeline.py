@@ -1,7 +1,4 @@
-"""Selects the frames of a video or of a window of it from the times at which frames are shown.
-
-It works on numbers only. Times are seconds from the first frame of the video.
-"""
+"""Selects the frames of a video, or of a window of it, from the times at which frames are shown."""
 
 import math
 from array import array
@@ -17,10 +14,7 @@ from mediamill.model.media.limit_names import LimitName, ordered
 
 @dataclass(frozen=True)
 class Timeline:
-    """When each frame of a video is shown.
-
-    A frame is shown from its timestamp until the next one's; the last frame until `end`. In
-    seconds from the first frame, a timestamp is (timestamp - timestamps[0]) * time_base.
+    """When each frame of a video is shown: from its timestamp until the next one's or `end`.
 
     timestamps: int64, the frames' presentation timestamps (PTS) in display order, never descending.
     end: end of the last frame, in the same units.
@@ -37,8 +31,7 @@ class Timeline:
     ) -> "Timeline":
         """Makes a timeline of sorted timestamps.
 
-        end: end of the last frame, if the file has it; otherwise the last frame lasts as long as
-            the mean frame.
+        end: of the last frame. If None or too early, this frame lasts as long as the mean one.
         rate: frames per second by the header, for a video of one frame without a duration.
         """
         last = timestamps[-1] if timestamps else 0
@@ -63,13 +56,10 @@ class Timeline:
 class FrameSelection:
     """The frames of a video that the model sees.
 
-    indices: of these frames, counted over the whole video, ascending.
-    times_s: their times, in seconds from the first frame of the video.
-    frames_needed: frames of the video that have to be decoded to verify the timeline up to here.
-    end_s: end of the part that has to be decoded, in seconds.
+    indices, times_s: of these frames, ascending, counted from the first frame of the video.
+    frames_needed, end_s: how many frames, and how many seconds, have to be decoded to verify them.
     fps: frames per second of the window, or of the whole video.
-    notes: what was clamped and why, in words.
-    bound_by: the limits that clamped it.
+    notes: what was clamped and why, in words. bound_by: the limits that clamped it.
     """
 
     indices: tuple[int, ...]
@@ -95,9 +85,9 @@ def select_frames(
 ) -> FrameSelection:
     """Samples frames from the window [start_s, end_s); None = the video's start or end.
 
-    The frames of the window are those whose timestamp lies in it. A window is sampled as if it
-    were a video of its own; its frame rate is its number of frames over the seconds that they
-    last. A window that lies within a single frame gives that frame.
+    The window is sampled as if the frames whose timestamps lie in it were a video of their own, at
+    the rate of these frames over the seconds that they last. One within a single frame gives that
+    frame.
 
     group: frames of one temporal patch.
     fit: lowers the number of frames to the limits on all frames together.
@@ -146,7 +136,7 @@ def _window(
     if start_s is None and end_s is None:
         return 0, len(timeline.timestamps), []
     notes: list[str] = []
-    duration = timeline.duration_s
+    duration, timestamps = timeline.duration_s, timeline.timestamps
     start = 0.0 if start_s is None else start_s
     end = math.inf if end_s is None else end_s
     if math.isnan(start) or math.isnan(end) or end <= start:
@@ -163,7 +153,6 @@ def _window(
         notes.append(f"window begins at 0 s instead of {start:g} s")
     if end_s is not None and end > duration:
         notes.append(f"window ends with the video at {duration:.3f} s instead of {end:g} s")
-    timestamps = timeline.timestamps
     first = bisect_left(timestamps, start, key=timeline.seconds)
     stop = bisect_left(timestamps, end, key=timeline.seconds)
     if first == stop:

@@ -1,18 +1,15 @@
 """Decodes the few frames of a video file that the model sees, with their times.
 
-A first pass scans the packets, which tell the frames' times without decoding; the frames are
-selected from these times. A second pass decodes and keeps only the selected frames, resized at
-once; where the packets tell how, it skips what they do not need. If the decoder returns other
-frames than the packets promised, everything is decoded, and the frames are selected again from
-the times that this gave.
+A first pass scans the packets, and the frames are selected from the times that these have. A second
+pass decodes and keeps only the selected frames, resized at once; where the packets tell how, it
+skips what they do not need. If the decoder returns other frames than the packets promised,
+everything is decoded, and the frames are selected again from the times that this gave.
 """
 
 from bisect import bisect_left
 from collections.abc import Sequence
 from contextlib import closing
 from functools import partial
-
-from av.video.frame import VideoFrame
 
 from mediamill.model.errors import MediaError
 from mediamill.model.media.containers import FileFormat, detect_format, find_truncation
@@ -71,10 +68,9 @@ def decode_video(
 
 
 def video_format(media_file: MediaFile, complete: bool = True) -> FileFormat:
-    """Returns the format of a file that has to be a video.
+    """Returns the format of a file. Raises MediaError decode_unsupported if it is no video.
 
-    complete: also requires that the end of the file is there.
-    Raises MediaError decode_unsupported or decode_corrupt.
+    complete: also raises decode_corrupt if the end of the file is missing.
     """
     file_format = detect_format(media_file)
     if complete and (truncation := find_truncation(media_file, file_format.name)):
@@ -93,9 +89,9 @@ def video_timeline(
     """Returns the timeline by the packets, or by decoding all frames if packets have no times."""
     if scan.timeline.timestamps:
         return scan.timeline
-    decode = _SequentialDecode(file_format, scan.timeline, (), None, limits)
-    decode.run(media_file)
-    return decode.decoded_timeline()
+    reader = FrameReader(file_format, limits)
+    timestamps, _ = _decode_all(media_file, reader, scan.timeline, (), None)
+    return _decoded_timeline(scan.timeline, timestamps, reader)
 
 
 def _decode(
@@ -107,92 +103,80 @@ def _decode(
     window: _Window,
 ) -> Video:
     """size: expected (height, width) of the frames. Raises FrameSizeError if it is wrong."""
-    timeline, keyframes, limits = scan.timeline, scan.keyframes, budget.limits
-    if timeline.timestamps and len(keyframes):
-        selection = _select(timeline, size, budget, window)
-        _check_decode_length(file_format, timeline, selection, limits, keyframes)
-        collector = FrameCollector(file_format, selection, budget, size)
-        if decode_by_keyframes(media_file, file_format, timeline, keyframes, collector, limits):
+    timeline = scan.timeline
+    if timeline.timestamps and len(scan.keyframes):
+        collector = _collector(file_format, timeline, size, budget, window, scan.keyframes)
+        if decode_by_keyframes(media_file, scan, collector):
             return collector.video(timeline)
     expected: Sequence[int] = timeline.timestamps
     for _ in range(_MAX_ATTEMPTS):
-        sequential_collector: FrameCollector | None = None
+        all_collector: FrameCollector | None = None
         if timeline.timestamps:
-            selection = _select(timeline, size, budget, window)
-            _check_decode_length(file_format, timeline, selection, limits)
-            sequential_collector = FrameCollector(file_format, selection, budget, size)
-        decode = _SequentialDecode(file_format, timeline, expected, sequential_collector, limits)
-        decode.run(media_file)
-        if sequential_collector is not None and decode.as_expected:
-            return sequential_collector.video(timeline, decode.reader.skipped_packets)
-        expected, timeline = decode.timestamps, decode.decoded_timeline()
+            all_collector = _collector(file_format, timeline, size, budget, window)
+        reader = FrameReader(file_format, budget.limits)
+        timestamps, verified = _decode_all(media_file, reader, timeline, expected, all_collector)
+        if all_collector is not None and verified:
+            return all_collector.video(timeline, reader.skipped_packets)
+        expected, timeline = timestamps, _decoded_timeline(timeline, timestamps, reader)
     raise MediaError(
         "decode_corrupt", f"the {file_format.label} decodes to other frames at each attempt"
     )
 
 
-def _select(timeline: Timeline, size: Size, budget: PixelBudget, window: _Window) -> FrameSelection:
+def _collector(
+    file_format: FileFormat,
+    timeline: Timeline,
+    size: Size,
+    budget: PixelBudget,
+    window: _Window,
+    keyframes: KeyframeIndex | None = None,
+) -> FrameCollector:
+    """Selects the frames and returns a collector for them. Raises as `_check_decode_length`."""
     fit = partial(budget.fit_frames, size) if budget.adapts else None
     group = budget.pixels.temporal_patch_size
-    return select_frames(timeline, budget.rules, *window, group, fit)
+    selection = select_frames(timeline, budget.rules, *window, group, fit)
+    _check_decode_length(file_format, timeline, selection, budget.limits, keyframes)
+    return FrameCollector(file_format, selection, budget, size)
 
 
-class _SequentialDecode:
-    """One decode of all frames from the first on.
+def _decode_all(
+    media_file: MediaFile,
+    reader: FrameReader,
+    timeline: Timeline,
+    expected: Sequence[int],
+    collector: FrameCollector | None,
+) -> tuple[list[int], bool]:
+    """Decodes from the first frame on, until the selection is verified or to the end.
 
-    timestamps: of all frames that were decoded.
-    as_expected: whether they are the expected ones so far. Once they are not, no frame is stored
-        any more, and all timestamps are gathered for the next attempt.
+    Returns the timestamps of the decoded frames, and whether they verify what `collector` holds.
+    Once they are not as expected, no frame is stored any more, and all timestamps are gathered
+    for the next attempt.
+
+    expected: timestamps in the order of decoding. collector: None only gathers timestamps.
     """
+    timestamps: list[int] = []
+    as_expected = collector is not None
+    seconds = timeline.seconds if timeline.timestamps else None
+    with closing(reader.read(media_file, seconds)) as frames:
+        for index, (timestamp, frame) in enumerate(frames):
+            timestamps.append(timestamp)
+            as_expected = as_expected and index < len(expected) and expected[index] == timestamp
+            if collector is None or not as_expected:
+                continue
+            collector.add(index, frame)
+            # These frames prove a selection whose window ends before the video does.
+            if len(timestamps) == collector.selection.frames_needed < len(expected):
+                return timestamps, True
+    return timestamps, as_expected and len(timestamps) == len(expected)
 
-    def __init__(
-        self,
-        file_format: FileFormat,
-        timeline: Timeline,
-        expected: Sequence[int],
-        collector: FrameCollector | None,
-        limits: MediaLimits,
-    ) -> None:
-        """expected: timestamps in the order of decoding. collector: None only gathers times."""
-        self.timeline, self.expected, self.collector = timeline, expected, collector
-        self.as_expected = collector is not None
-        self.reader = FrameReader(file_format, limits)
-        self.timestamps: list[int] = []
 
-    def run(self, media_file: MediaFile) -> None:
-        """Decodes until the selection is verified, or to the end."""
-        seconds = self.timeline.seconds if self.timeline.timestamps else None
-        frames = self.reader.read(media_file, seconds)
-        with closing(frames):
-            for timestamp, frame in frames:
-                self._add(timestamp, frame)
-                if self._is_verified():
-                    return
-        if self.as_expected and len(self.timestamps) != len(self.expected):
-            self.as_expected = False
+def _decoded_timeline(timeline: Timeline, timestamps: list[int], reader: FrameReader) -> Timeline:
+    """Returns the times of the decoded frames.
 
-    def decoded_timeline(self) -> Timeline:
-        """Returns the times of the decoded frames.
-
-        Some containers have times in decoding order, and damaged ones in any order. Frames are
-        shown in the order in which the decoder returns them, so the times are sorted.
-        """
-        timeline, rate = self.timeline, self.reader.rate
-        return Timeline.build(sorted(self.timestamps), timeline.end, timeline.time_base, rate)
-
-    def _is_verified(self) -> bool:
-        """Whether the frames so far prove a selection whose window ends before the video does."""
-        if self.collector is None or not self.as_expected:
-            return False
-        return len(self.timestamps) == self.collector.selection.frames_needed < len(self.expected)
-
-    def _add(self, timestamp: int, frame: VideoFrame) -> None:
-        index = len(self.timestamps)
-        self.timestamps.append(timestamp)
-        if index >= len(self.expected) or self.expected[index] != timestamp:
-            self.as_expected = False
-        if self.as_expected and self.collector is not None:
-            self.collector.add(index, frame)
+    Some containers have times in decoding order, and damaged ones in any order. Frames are shown in
+    the order in which the decoder returns them, so the times are sorted.
+    """
+    return Timeline.build(sorted(timestamps), timeline.end, timeline.time_base, reader.rate)
 
 
 def _check_decode_length(

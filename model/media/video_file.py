@@ -162,8 +162,25 @@ def open_video(
         hint = f", or a frame is beyond the limit of {limits.max_video_pixels} pixels"
         hint = hint if isinstance(error, av.ArgumentError) else ""
         raise MediaError(
-            "decode_corrupt",
-            f"the {file_format.label} is damaged: {error.strerror or error}{hint}",
+            "decode_corrupt", f"the {file_format.label} is damaged: {error.strerror or error}{hint}"
+        ) from error
+
+
+@contextmanager
+def conversion_errors_as_media_errors(file_format: FileFormat) -> Iterator[None]:
+    """Turns FFmpeg's errors while it converts a decoded frame to RGB into MediaError.
+
+    The code is decode_unsupported, such as for a colour space that FFmpeg only decodes, or
+    decode_too_large for a failed allocation.
+    """
+    try:
+        with out_of_memory_as_media_error(file_format.label):
+            yield
+    except av.FFmpegError as error:
+        raise MediaError(
+            "decode_unsupported",
+            f"the colours of the {file_format.label} cannot be converted to RGB: "
+            f"{error.strerror or error}",
         ) from error
 
 

@@ -26,10 +26,7 @@ VIDEO_PAD = "<|video_pad|>"
 
 
 class ChatTemplate:
-    """A checkpoint's Jinja template in a sandbox, where it can only compute text.
-
-    source: the template.
-    """
+    """A checkpoint's Jinja template, run in a sandbox, where it can only compute text."""
 
     def __init__(self, source: str, variables: Mapping[str, Any] | None = None) -> None:
         """variables: values that the template may use, such as eos_token. Raises ModelError."""
@@ -51,8 +48,7 @@ class ChatTemplate:
         """Reads the template of a checkpoint folder.
 
         The first of chat_template.jinja, chat_template.json and tokenizer_config.json that has one
-        counts; of several named templates, the one named default.
-        Raises ModelError if none of them has a template, or if it cannot be read.
+        counts; of several named ones, default. Raises ModelError for none or a malformed one.
         """
         folder = Folder.of(folder)
         config = folder.read_json("tokenizer_config.json") or {}
@@ -89,43 +85,44 @@ class ChatTemplate:
                 **self._variables,
             )
         except (jinja2.TemplateError, TypeError, ValueError, AttributeError, KeyError) as error:
-            raise PromptError(
-                "prompt_invalid", f"the chat template cannot render the messages: {error}"
-            ) from error
+            raise _invalid(f"the chat template cannot render the messages: {error}") from error
 
 
 def check_messages(messages: Sequence[Message]) -> None:
     """Raises PromptError prompt_invalid for a malformed chat, naming the message or part."""
     if not isinstance(messages, (list, tuple)) or not messages:
-        raise PromptError(
-            "prompt_invalid", "messages is empty or no list, expected a list of messages"
-        )
+        raise _invalid("messages is empty or no list, expected a list of messages")
     for number, message in enumerate(messages):
         where = f"messages[{number}]"
         if not isinstance(message, Mapping):
-            raise PromptError("prompt_invalid", f"{where} is {message!r:.80}, expected an object")
-        role = message.get("role")
+            raise _invalid(f"{where} is {message!r:.80}, expected an object")
+        role, content = message.get("role"), message.get("content")
         if not isinstance(role, str) or not role.isidentifier():
-            raise PromptError(
-                "prompt_invalid",
-                f"{where}.role is {role!r:.80}, expected system, user or assistant",
-            )
-        content = message.get("content")
+            raise _invalid(f"{where}.role is {role!r:.80}, expected system, user or assistant")
         if isinstance(content, str):
             continue
         if not isinstance(content, (list, tuple)):
-            raise PromptError(
-                "prompt_invalid",
-                f"{where}.content is {content!r:.80}, expected a text or a list of parts",
+            raise _invalid(
+                f"{where}.content is {content!r:.80}, expected a text or a list of parts"
             )
         for index, part in enumerate(content):
-            _check_part(f"{where}.content[{index}]", part)
+            location = f"{where}.content[{index}]"
+            if not isinstance(part, Mapping):
+                raise _invalid(f"{location} is {part!r:.80}, expected an object")
+            if part_kind(part) is None and not isinstance(part.get("text"), str):
+                keys = sorted(map(str, part))
+                raise _invalid(
+                    f"{location} has the keys {keys}, expected an image, a video or a text"
+                )
+
+
+def _invalid(message: str) -> PromptError:
+    return PromptError("prompt_invalid", message)
 
 
 def media_kinds(messages: Sequence[Message]) -> list[VisualKind]:
     """Returns the kinds of the media that a checked chat mentions, in order."""
-    kinds = (part_kind(part) for part in _parts(messages))
-    return [kind for kind in kinds if kind is not None]
+    return [kind for part in _parts(messages) if (kind := part_kind(part)) is not None]
 
 
 def part_kind(part: Mapping[str, Any]) -> VisualKind | None:
@@ -166,29 +163,15 @@ def user_message(
     prompt: str, kinds: Sequence[VisualKind], system: str | None = None
 ) -> list[Message]:
     """Returns a chat of one turn: the system text, if any, then the media and the prompt."""
-    parts: list[dict[str, Any]] = [{"type": kind} for kind in kinds]
-    messages: list[Message] = [
-        {"role": "user", "content": [*parts, {"type": "text", "text": prompt}]}
-    ]
-    if system is not None:
-        messages.insert(0, {"role": "system", "content": system})
-    return messages
+    content = [*({"type": kind} for kind in kinds), {"type": "text", "text": prompt}]
+    first: list[Message] = [] if system is None else [{"role": "system", "content": system}]
+    return [*first, {"role": "user", "content": content}]
 
 
 def _parts(messages: Sequence[Message]) -> Iterator[Mapping[str, Any]]:
     for message in messages:
         if not isinstance(message["content"], str):
             yield from message["content"]
-
-
-def _check_part(where: str, part: object) -> None:
-    if not isinstance(part, Mapping):
-        raise PromptError("prompt_invalid", f"{where} is {part!r:.80}, expected an object")
-    if part_kind(part) is None and not isinstance(part.get("text"), str):
-        raise PromptError(
-            "prompt_invalid",
-            f"{where} has the keys {sorted(map(str, part))}, expected an image, a video or a text",
-        )
 
 
 def _find_template(folder: Folder, tokenizer_config: Mapping[str, Any]) -> tuple[str, str | None]:
@@ -206,15 +189,12 @@ def _find_template(folder: Folder, tokenizer_config: Mapping[str, Any]) -> tuple
     for name, config in configs.items():
         template = config.get("chat_template")
         if isinstance(template, list):  # several named templates
-            named = {entry["name"]: entry.get("template") for entry in template if _is_named(entry)}
-            template = named.get("default")
+            entries = [entry for entry in template if isinstance(entry, dict)]
+            defaults = [entry for entry in entries if entry.get("name") == "default"]
+            template = defaults[-1].get("template") if defaults else None
         if isinstance(template, str):
             return name, template
     return "", None
-
-
-def _is_named(template: object) -> bool:
-    return isinstance(template, dict) and isinstance(template.get("name"), str)
 
 
 def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:

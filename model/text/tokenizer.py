@@ -22,10 +22,8 @@ class Tokenizer:
         inner.no_padding()
         self._inner = inner
         added = inner.get_added_tokens_decoder()
-        self.special: dict[str, int] = {
-            token.content: index for index, token in added.items() if token.special
-        }
-        self._added = {index: token.content for index, token in added.items()}
+        self._added: dict[int, str] = {index: token.content for index, token in added.items()}
+        self.special = {self._added[index]: index for index in added if added[index].special}
 
     @classmethod
     def load(cls, folder: str | Path | Folder) -> "Tokenizer":
@@ -43,25 +41,15 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Returns the token ids of a text; no tokens are added at its ends."""
-        ids: list[int] = self._inner.encode(text, add_special_tokens=False).ids
-        return ids
+        return list(self._inner.encode(text, add_special_tokens=False).ids)
 
     def encode_plain(self, text: str) -> list[int]:
         """As `encode`, but with control strings as ordinary text."""
-        ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
-        return ids
+        return list(self._plain.encode(text, add_special_tokens=False).ids)
 
     def encode_exactly(self, text: str) -> list[int]:
         """As `encode_plain`, but without normalization: the bytes of the tokens are the text's."""
-        ids: list[int] = self._exact.encode(text, add_special_tokens=False).ids
-        return ids
-
-    @functools.cached_property
-    def _exact(self) -> tokenizers.Tokenizer:
-        exact = tokenizers.Tokenizer.from_str(self._inner.to_str())
-        exact.encode_special_tokens = True
-        exact.normalizer = None
-        return exact
+        return list(self._exact.encode(text, add_special_tokens=False).ids)
 
     @functools.cached_property
     def _plain(self) -> tokenizers.Tokenizer:
@@ -69,10 +57,15 @@ class Tokenizer:
         plain.encode_special_tokens = True
         return plain
 
+    @functools.cached_property
+    def _exact(self) -> tokenizers.Tokenizer:
+        exact = tokenizers.Tokenizer.from_str(self._inner.to_str())
+        exact.encode_special_tokens, exact.normalizer = True, None
+        return exact
+
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Returns the text of token ids; ids outside the vocabulary are ignored."""
-        text: str = self._inner.decode(list(ids), skip_special_tokens=skip_special_tokens)
-        return text
+        return str(self._inner.decode(list(ids), skip_special_tokens=skip_special_tokens))
 
     def control_tokens_in(self, text: str) -> list[str]:
         """Returns the control strings in a text, each once."""

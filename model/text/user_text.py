@@ -4,11 +4,12 @@ A control string such as "<|im_end|>" in a text is either refused or encoded as 
 functions verify the result against the same chat with its texts replaced.
 """
 
+import itertools
 import re
 from collections.abc import Callable, Sequence
 
 from mediamill.model.errors import PromptError
-from mediamill.model.text.prompt import ChatTemplate, Message, media_kinds, replace_texts, texts
+from mediamill.model.text.prompt import ChatTemplate, Message, part_kind, replace_texts, texts
 from mediamill.model.text.tokenizer import Tokenizer
 
 _PRIVATE_USE = range(0xF0000, 0xFFFFE)  # code points that Unicode never assigns
@@ -52,8 +53,7 @@ def encode_plainly(
 ) -> list[int]:
     """Returns the token ids of a checked chat, with control strings in texts as ordinary tokens.
 
-    A control string that a text makes together with another text or with the template counts as
-    the text's.
+    A control string that is made partly of a text counts as the text's.
     Raises PromptError prompt_invalid if the template rewrites texts, so that they cannot be told
     from its own, or if the control tokens are not those that the template alone writes.
     """
@@ -90,47 +90,33 @@ def _text_spans(
     used = set(rendered).union(*texts(messages))
     unused = (chr(code) for code in _PRIVATE_USE if chr(code) not in used)
     opening, closing = next(unused), next(unused)
-    marked = _with_texts(messages, lambda text: f"{opening}{text}{closing}")
-    parts = re.split(
-        f"([{opening}{closing}])", template.render(marked, add_vision_id=add_vision_id)
-    )
-    spans: list[tuple[int, int]] = []
-    offset, is_open = 0, False
-    for part in parts:
-        if part in (opening, closing):
-            if (part == opening) == is_open:
-                raise _rewritten()
-            is_open = not is_open
-            continue
-        if is_open and part:
-            spans.append((offset, offset + len(part)))
-        offset += len(part)
-    if is_open or "".join(part for part in parts if part not in (opening, closing)) != rendered:
-        raise _rewritten()
-    return spans
+    with_marks = _with_texts(messages, lambda text: f"{opening}{text}{closing}")
+    marked = template.render(with_marks, add_vision_id=add_vision_id)
+    # The even parts are the template's or a text's; the odd ones are the marks between them.
+    parts = re.split(f"([{opening}{closing}])", marked)
+    marks, between = parts[1::2], parts[::2]
+    pairs = len(marks) // 2
+    if marks != [opening, closing] * pairs or "".join(between) != rendered:
+        raise PromptError(
+            "prompt_invalid",
+            "the chat template rewrites the texts of the messages, so that control strings in "
+            "them cannot be told from its own: control_strings has to be 'refuse'",
+        )
+    stops = list(itertools.accumulate(map(len, between)))
+    return [span for span in zip(stops[:-1:2], stops[1::2], strict=True) if span[0] < span[1]]
 
 
 def _with_texts(messages: Sequence[Message], change: Callable[[str], str]) -> list[Message]:
     """Returns a checked chat with `change` applied to each text."""
-    changed_messages: list[Message] = []
+    changed: list[Message] = []
     for message in messages:
         content = message["content"]
         if isinstance(content, str):
-            changed_messages.append({**message, "content": change(content)})
-            continue
-        parts = [
-            part
-            if media_kinds([{"role": "user", "content": [part]}])
-            else {**part, "text": change(part["text"])}
-            for part in content
-        ]
-        changed_messages.append({**message, "content": parts})
-    return changed_messages
-
-
-def _rewritten() -> PromptError:
-    return PromptError(
-        "prompt_invalid",
-        "the chat template rewrites the texts of the messages, so that control strings in them "
-        "cannot be told from its own: control_strings has to be 'refuse'",
-    )
+            content = change(content)
+        else:
+            content = [
+                part if part_kind(part) else {**part, "text": change(part["text"])}
+                for part in content
+            ]
+        changed.append({**message, "content": content})
+    return changed

@@ -3,6 +3,8 @@
 import contextlib
 import functools
 import io
+import itertools
+from array import array
 from collections.abc import Iterator
 
 import av
@@ -421,8 +423,7 @@ def test_containers_and_codecs_that_tell_too_little(container, codec):
 @given(st.lists(st.integers(0, 1000), unique=True, max_size=30), st.integers(-5, 1005))
 def test_the_last_keyframe_before_a_timestamp(timestamps, timestamp):
     timestamps = sorted(timestamps)
-    keyframe = KeyframeIndex.of([Keyframe(*pair) for pair in enumerate(timestamps)]).last_before(
-        timestamp
-    )
-    earlier = [start for start in timestamps if start <= timestamp]
-    assert keyframe == (Keyframe(len(earlier) - 1, earlier[-1]) if earlier else None)
+    keyframes = [Keyframe(number, start, 9) for number, start in enumerate(timestamps)]
+    index = KeyframeIndex(array("q", itertools.chain(*keyframes)))
+    earlier = [keyframe for keyframe in keyframes if keyframe.timestamp <= timestamp]
+    assert index.last_before(timestamp) == (earlier[-1] if earlier else None)

@@ -15,6 +15,7 @@ from mediamill.model.media.frame_sampling import VideoRules, sample_indices, sam
 from mediamill.model.media.image_rules import ImageRules
 from mediamill.model.media.limits import MediaLimits
 from mediamill.model.media.patches import normalize, patchify_video, resize, smart_resize
+from mediamill.model.media.scene_cuts import scene_cuts
 from mediamill.model.media.video import Video, decode_video
 from tests import media, oracle
 
@@ -379,6 +380,15 @@ def test_more_visual_tokens_than_the_model_takes():
         decode_video(drawn("mp4 h264"), VideoRules(), SMALL, limited(max_visual_tokens=11))
     assert caught.value.code == "context_too_long"
     assert decode_video(drawn("mp4 h264"), VideoRules(), SMALL, limited(max_visual_tokens=12))
+
+
+@pytest.mark.parametrize("form", ["mp4", "avi"])
+def test_a_colour_space_that_cannot_be_converted(form):
+    ycgco = media.video(media.numbered_frames(6), form, options={"colorspace": "8"})
+    assert error_of(ycgco).code == "decode_unsupported"
+    with pytest.raises(MediaError, match="to RGB") as caught:
+        scene_cuts(ycgco)
+    assert caught.value.code == "decode_unsupported"
 
 
 def test_longer_than_200_to_1():
