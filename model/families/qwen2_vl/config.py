@@ -41,6 +41,11 @@ class Qwen2VLConfig:
     mrope: MRopeRule = "original"
     unknown_keys: tuple[str, ...] = ()
 
+    @property
+    def pad_token_ids(self) -> tuple[int, int]:
+        """The ids of the image and of the video pad token."""
+        return self.image_token_id, self.video_token_id
+
 
 def load_config(folder: str | Path | Folder, mrope: MRopeRule = "original") -> Qwen2VLConfig:
     """Reads config.json of `folder`.
