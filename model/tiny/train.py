@@ -24,7 +24,8 @@ from mediamill.model.layers.attention import PackedCausalAttention
 from mediamill.model.media.image_rules import ImageRules
 from mediamill.model.tiny import CHECKPOINT
 from mediamill.model.tiny.folder import tiny_config, write_folder
-from mediamill.model.tiny.samples import TAGS, SampleMaker, TrainingBatch, batches
+from mediamill.model.tiny.samples import SampleMaker, TrainingBatch, batches
+from mediamill.model.tiny.scenes import TAGS
 
 AUXILIARY_WEIGHT = 2.0
 POSITIVE_WEIGHT = 3.0
