@@ -1,7 +1,7 @@
 """Reads a checkpoint's generation_config.json: the defaults of its requests.
 
-Every key that changes the text is either followed or refused. Keys that change speed or what a call
-returns are ignored, and so are unknown keys.
+Every key that changes the text is applied or refused. Unknown keys and keys that change only speed
+or what a call returns are ignored.
 """
 
 import math
@@ -53,9 +53,9 @@ class GenerationDefaults:
 
     temperature, top_k, top_p, min_p: as in `Sampling`; used when tokens are sampled.
     do_sample: whether tokens are sampled when a request does not say.
-    max_new_tokens: tokens of an answer.
+    max_new_tokens: of an answer.
     max_length: tokens of prompt and answer, used only where neither the request nor the file has
-        max_new_tokens. Without either an answer has 20 tokens.
+        max_new_tokens. Without either, an answer has up to 20 tokens.
     """
 
     eos_token_ids: tuple[int, ...]

@@ -1,5 +1,6 @@
-"""Reads typed values from a JSON object of a checkpoint. Errors name the key.
+"""Reads typed values from a JSON object of a checkpoint.
 
+Each method raises ModelError, naming the file and the key, for a value of another type or range.
 The reader records which keys were read, so that the others can be shown to a user.
 """
 

@@ -1,4 +1,4 @@
-"""Conversion between padded batches [B, S] and packed tokens [T], of which only real ones count."""
+"""Conversion between padded batches [B, S] and their real tokens, packed as [T]."""
 
 from collections.abc import Sequence
 
@@ -34,7 +34,7 @@ class Packing:
         self.lengths = self.row_lengths
 
     def split(self, starts: torch.Tensor) -> None:
-        """Splits rows into sequences: starts is bool [B, S], true where a further one begins."""
+        """Splits rows into sequences: starts is bool [B, S], true where another one begins."""
         starts = starts.clone()
         starts[:, 0] = True
         indices = self.pack(starts).nonzero()[:, 0].tolist()

@@ -1,8 +1,8 @@
 """Tensor parallelism: the dimensions of one rank's share of a network, and its slices of weights.
 
 The split is Megatron's (arXiv 1909.08053). Projections into heads and into the inner width are
-split by rows of their weights and projections back by columns, so that attention and the
-feed-forward part need one sum over the ranks each. The embedding and the head are split by rows of
+split by rows of their weights, projections back by columns, so that attention and the feed-forward
+part need one sum over the ranks each. The embedding and the head are split by rows of
 the vocabulary. Where there are more ranks than key-value heads, several ranks hold the same head.
 The vision tower is small beside the decoder and is not split: each rank has all of it and encodes
 its share of the media.
@@ -21,7 +21,7 @@ _LAYER = re.compile(r"model\.layers\.\d+\.(.+)\.\w+")  # the module of a paramet
 
 @dataclass(frozen=True)
 class Shard:
-    """Part number `rank` of a network that is split into `size` equal parts."""
+    """Part `rank` (from 0) of a network that is split into `size` equal parts."""
 
     rank: int = 0
     size: int = 1
@@ -101,7 +101,7 @@ WHOLE = Shard()
 
 
 def balance(sizes: Sequence[int], ranks: int) -> list[int]:
-    """Assigns pieces of work of the given sizes to ranks evenly: returns the rank of each piece.
+    """Returns the rank of each piece of work, so that the ranks get similar sums of `sizes`.
 
     Greedy: the largest piece first, always to the rank with the least work so far.
     """

@@ -1,7 +1,7 @@
 """Trains the tiny model's tokenizer on the texts of the synthetic scenes.
 
-The shipped weights need the token ids of the shipped tokenizer.json. A new tokenizer would number
-its tokens differently, since the shipped one was trained when clips had one colour more. Run
+The shipped weights need the token ids of the shipped tokenizer.json. A new tokenizer has other ids
+for its tokens, since the shipped one was trained when clips had one colour more. Run
 `python -m mediamill.model.tiny.vocabulary` only to change the words of the scenes, and then train
 the model again.
 """
