@@ -3,33 +3,29 @@
 `code` is a short stable name that a caller may store.
 """
 
-from typing import Literal
+from typing import Any, Generic, Literal, TypeVar
 
 MediaCode = Literal["decode_corrupt", "decode_unsupported", "decode_too_large", "media_empty"]
 PromptCode = Literal["prompt_invalid", "context_too_long"]
+Code = TypeVar("Code", bound=str)
 
 
 class ModelError(ValueError):
     """A checkpoint folder, its configuration or its weights cannot be used."""
 
 
-class MediaError(ValueError):
+class _CodedError(ValueError, Generic[Code]):
+    def __init__(self, code: Code, message: str) -> None:
+        super().__init__(message)
+        self.code: Code = code
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(self), (self.code, str(self)))
+
+
+class MediaError(_CodedError[MediaCode]):
     """A picture or a video cannot be decoded or has no frames."""
 
-    def __init__(self, code: MediaCode, message: str) -> None:
-        super().__init__(message)
-        self.code: MediaCode = code
 
-    def __reduce__(self) -> tuple[type["MediaError"], tuple[MediaCode, str]]:
-        return (MediaError, (self.code, str(self)))
-
-
-class PromptError(ValueError):
+class PromptError(_CodedError[PromptCode]):
     """A prompt cannot be tokenized, or is longer than the model's context."""
-
-    def __init__(self, code: PromptCode, message: str) -> None:
-        super().__init__(message)
-        self.code: PromptCode = code
-
-    def __reduce__(self) -> tuple[type["PromptError"], tuple[PromptCode, str]]:
-        return (PromptError, (self.code, str(self)))

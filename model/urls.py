@@ -15,7 +15,7 @@ _DATA = re.compile(r"data:[^,\s]{0,80},[^\s'\"<>]*", re.IGNORECASE)
 # A chain such as zip://a.jpg::https://host/b.zip or simplecache::s3://bucket/a.
 _CHAIN = re.compile(r"::(?=[a-zA-Z][a-zA-Z0-9+.-]*(?:://|::))")
 _PORT = re.compile(r"[^:]*:\d*|\[[^\]]*\](:\d*)?")
-# In these URLs a bucket stands where others have a host, so that digits after a colon are no port.
+# In these URLs a bucket stands in place of the host, so digits after a colon are no port.
 _BUCKETS = ("s3", "s3a", "s3n", "gs", "gcs", "hf", "az", "abfs", "abfss", "adl", "oss")
 _URL_IN_TEXT = re.compile(r"\b[a-zA-Z][a-zA-Z0-9+.-]*://[^\s'\"<>]+")
 _PARAMETER = re.compile(
@@ -51,8 +51,8 @@ def redact(url: str) -> str:
     """The URL without user, password, query and fragment, each of which may be secret.
 
     Paths and `file://` URLs are returned unchanged, and of a data URL only its type is left.
-    Passwords may hold slashes, as the secret keys of AWS do. Where the end of a password cannot be
-    told, the whole URL behind the scheme is left out.
+    Passwords may hold slashes, as the secret keys of AWS do. Where a password's end is unclear, all
+    of the URL after its scheme is left out.
     """
     if _DATA.match(url):
         return f"{url.partition(',')[0]},..."
@@ -62,14 +62,14 @@ def redact(url: str) -> str:
 
 
 def redact_text(text: str) -> str:
-    """A library's message with each URL in it redacted, and the values of secret parameters."""
+    """A library's message with its URLs and the values of secret parameters redacted."""
     text = _DATA.sub(lambda match: redact(match.group()), text)
     text = _URL_IN_TEXT.sub(lambda match: redact(match.group()), text)
     return _PARAMETER.sub(r"\1...", text)
 
 
 def error_text(error: BaseException) -> str:
-    """The first line of an exception of a library, redacted; its type where it says nothing."""
+    """The first line of an exception's message, redacted; its type if there is no message."""
     return redact_text(str(error)).strip().split("\n")[0] or type(error).__name__
 
 

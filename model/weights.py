@@ -1,11 +1,12 @@
 """Loads the weights of a checkpoint: one safetensors file, or several with an index.
 
-Loading is strict: every parameter is stored exactly once and in its shape, or the load fails with a
-sentence, before memory is allocated. Values are copied into place in blocks, so that the peak of
-memory is the model and one block. No other format is read, and never a pickle.
+Loading is strict: it fails, before memory is allocated, unless every parameter is stored exactly
+once and in its shape. Values are copied into place in blocks, so that the peak of memory is the
+model and one block. No other format is read, and never a pickle.
 """
 
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -26,7 +27,7 @@ from mediamill.model.families.qwen2_vl.model import Qwen2VL
 from mediamill.model.layers.collectives import SINGLE_RANK, Collectives
 from mediamill.model.layers.shards import WHOLE, Shard
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 # Files of other formats that a folder may have instead.
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -61,8 +62,8 @@ def load_model(
         whole = Qwen2VL(config)
         model = whole if shard.size == 1 else Qwen2VL(config, shard, ranks)
     # With both, the single file counts: the reference looks for it first.
-    index = {} if folder.exists(SINGLE) else _weight_map(folder)
-    files = sorted(set(index.values())) or [SINGLE]
+    index = {} if folder.exists(_SINGLE) else _weight_map(folder)
+    files = sorted(set(index.values())) or [_SINGLE]
     folder = local_copy(folder, files)
     headers = {file: read_header(folder, file) for file in files}
     expected = dict(whole.named_parameters())
@@ -84,15 +85,14 @@ def load_model(
     if head:
         tensor_slice = shard.tensor_slice(_EMBEDDING, config.text)
         _check_head(folder, TensorCopy(head, parameters[_EMBEDDING], tensor_slice))
-    # The rotary frequencies are computed, not stored, and to_empty() has dropped them; they stay
-    # float32.
+    # to_empty() drops the rotary frequencies, which are float32 and not stored.
     for module in (model.visual, model.model):
         module.reset_frequencies(device)
     return model.eval().requires_grad_(False)
 
 
 def _available(device: torch.device | str) -> torch.device:
-    """The device, checked before anything is read. Raises ValueError."""
+    """Returns the device. Raises ValueError if torch does not have it."""
     try:
         checked = torch.device(device)
     except RuntimeError:
@@ -106,8 +106,8 @@ def _available(device: torch.device | str) -> torch.device:
 
 
 def _weight_map(folder: Folder) -> dict[str, str]:
-    """The index: from the name of each tensor to the name of its file. Raises ModelError."""
-    index = folder.read_json(INDEX)
+    """Reads the index: the file name of each tensor name. Raises ModelError."""
+    index = folder.read_json(_INDEX)
     if index is None:
         if folder.exists(_ADAPTER):
             weights = f"an adapter ({_ADAPTER}), which has to be merged into its model first"
@@ -116,9 +116,9 @@ def _weight_map(folder: Folder) -> dict[str, str]:
         else:
             weights = "neither"
         raise ModelError(
-            f"{folder} holds no weights: expected {SINGLE} or {INDEX}, found {weights}"
+            f"{folder} holds no weights: expected {_SINGLE} or {_INDEX}, found {weights}"
         )
-    where, files = folder.path(INDEX), index.get("weight_map")
+    where, files = folder.path(_INDEX), index.get("weight_map")
     if not isinstance(files, dict) or not files:
         raise ModelError(
             f"{where} is not an index of weights: weight_map is {files!r:.80}, expected an object "
@@ -140,12 +140,15 @@ def _matched(
     expected: dict[str, torch.nn.Parameter],
     tied: bool,
 ) -> dict[str, StoredTensor]:
-    """The tensor that fills each parameter; also the stored head where the config ties it."""
+    """Returns the tensor that fills each parameter, and a stored head that the config ties.
+
+    Raises ModelError with all tensors that do not match the parameters.
+    """
     sources: dict[str, StoredTensor] = {}
     problems: dict[str, list[str]] = {
         kind: [] for kind in ("missing", "unexpected", "repeated", "misshapen", "of another dtype")
     }
-    for tensor in (tensor for tensors in headers.values() for tensor in tensors):
+    for tensor in chain.from_iterable(headers.values()):
         name = hub_name(tensor.name)
         parameter = _EMBEDDING if name == _HEAD and tied else name
         if parameter not in expected:
@@ -179,26 +182,25 @@ def _sentence(kind: str, names: list[str]) -> str:
 
 
 def _refuse_quantized(folder: Folder, headers: dict[str, list[StoredTensor]]) -> None:
-    for file, tensors in headers.items():
-        for tensor in tensors:
-            if tensor.name.rpartition(".")[2] in _QUANTIZED:
-                raise ModelError(
-                    f"{folder.path(file)}: the weights are quantised (it holds "
-                    f"{shown_name(tensor.name)}), which is not supported: use the unquantised "
-                    "checkpoint"
-                )
+    for tensor in chain.from_iterable(headers.values()):
+        if tensor.name.rpartition(".")[2] in _QUANTIZED:
+            raise ModelError(
+                f"{folder.path(tensor.file)}: the weights are quantised (it holds "
+                f"{shown_name(tensor.name)}), which is not supported: use the unquantised "
+                "checkpoint"
+            )
 
 
 def _check_index(
     folder: Folder, index: dict[str, str], headers: dict[str, list[StoredTensor]]
 ) -> None:
     """Raises ModelError unless every tensor of the index is in the file that the index names."""
-    files = {tensor.name: file for file, tensors in headers.items() for tensor in tensors}
+    files = {tensor.name: tensor.file for tensor in chain.from_iterable(headers.values())}
     for name, file in index.items():
         if files.get(name) != file:
             holder = f"{files[name]} has" if name in files else "none of its files has"
             raise ModelError(
-                f"{folder.path(INDEX)} looks for {shown_name(name)} in {file}, but {holder} it"
+                f"{folder.path(_INDEX)} looks for {shown_name(name)} in {file}, but {holder} it"
             )
 
 

@@ -1,7 +1,7 @@
 """Reads the files of a checkpoint folder, which is a path or any fsspec URL.
 
-Credentials and endpoints come from the usual places of fsspec's file systems (for s3:// from the
-configuration and the environment variables of AWS).
+Credentials and endpoints come from where fsspec's file systems look for them (for s3:// the
+configuration files and environment variables of AWS).
 """
 
 import json
@@ -23,7 +23,6 @@ class Folder:
     """A folder in hub format. `str()` of it is its name for messages, without secrets.
 
     fs, root: the file system and the folder's path on it.
-    is_local: whether files can be opened by their path.
     """
 
     def __init__(self, where: str, fs: AbstractFileSystem, root: str) -> None:
@@ -60,11 +59,8 @@ class Folder:
             kind = "a file" if path.exists() else "no such folder"
         except (OSError, ValueError) as error:
             raise ModelError(f"{where!r} cannot be opened: {error}") from None
-        hint = (
-            f" (a model of the hub is hf://{where})"
-            if re.fullmatch(r"[\w.-]+/[\w.-]+", where) and kind != "a file"
-            else ""
-        )
+        is_hub_id = kind != "a file" and re.fullmatch(r"[\w.-]+/[\w.-]+", where)
+        hint = f" (a model of the hub is hf://{where})" if is_hub_id else ""
         raise ModelError(f"{where}: found {kind}, expected a checkpoint folder{hint}")
 
     def __str__(self) -> str:
@@ -72,20 +68,21 @@ class Folder:
 
     @property
     def is_local(self) -> bool:
+        """Whether files can be opened by their path."""
         return isinstance(self.fs, LocalFileSystem)
 
     def moved_to(self, root: Path) -> "Folder":
-        """A folder of this machine that messages call by this folder's name."""
+        """Returns the local folder `root`, which has the name of this folder in messages."""
         return Folder(self._where, LocalFileSystem(), str(root))
 
     def path(self, name: str) -> str:
-        """The name of the file `name` for messages."""
+        """The path or URL of the file `name` for messages."""
         return f"{self._where.rstrip('/')}/{name}"
 
     def full(self, name: str) -> str:
         """The path of the file `name` on the folder's file system.
 
-        Raises ModelError for a name that leads out of the folder: names also come from its files.
+        Raises ModelError for a name that is a path, since names also come from files of the folder.
         """
         if not name or name in (".", "..") or set(name) & set("/\\\0"):
             raise ModelError(f"{self}: {name!r} is no name of a file of the folder")
@@ -111,7 +108,10 @@ class Folder:
         return self.size(name) is not None
 
     def read_range(self, name: str, start: int, stop: int) -> bytes:
-        """Bytes `start` to `stop` of the file `name`, all of them. Raises ModelError."""
+        """Returns bytes `start` up to `stop` of the file `name`.
+
+        Raises ModelError when the file cannot be read or is shorter.
+        """
         if start == stop:
             return b""
         try:

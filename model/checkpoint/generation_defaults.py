@@ -1,16 +1,15 @@
 """Reads a checkpoint's generation_config.json: the defaults of its requests.
 
-Every key that changes the text is either followed or refused. Keys that change speed or what a call
-returns are ignored, and so are unknown keys.
+Every key that changes the text is applied or refused. Unknown keys and keys that change only speed
+or what a call returns are ignored.
 """
 
-from collections.abc import Mapping
+import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from mediamill.model.checkpoint.folder import Folder
-from mediamill.model.checkpoint.json_reader import is_number
+from mediamill.model.checkpoint.json_reader import JsonReader, is_number, is_whole
 from mediamill.model.errors import ModelError
 
 _FILE = "generation_config.json"
@@ -54,9 +53,9 @@ class GenerationDefaults:
 
     temperature, top_k, top_p, min_p: as in `Sampling`; used when tokens are sampled.
     do_sample: whether tokens are sampled when a request does not say.
-    max_new_tokens: tokens of an answer.
+    max_new_tokens: of an answer.
     max_length: tokens of prompt and answer, used only where neither the request nor the file has
-        max_new_tokens. Without either an answer has 20 tokens.
+        max_new_tokens. Without either, an answer has up to 20 tokens.
     """
 
     eos_token_ids: tuple[int, ...]
@@ -79,34 +78,31 @@ class GenerationDefaults:
         settings that are not supported: beams, biases, forced and forbidden tokens.
         """
         folder = Folder.of(folder)
-        raw = folder.read_json(_FILE) or {}
-        where = folder.path(_FILE)
+        raw = JsonReader(folder.read_json(_FILE) or {}, folder.path(_FILE))
         for key, ignorable in _UNSUPPORTED.items():
             value = raw.get(key)
             if value is not None and value not in ignorable:
-                expected = f"{ignorable[0]!r} or nothing" if ignorable else "nothing"
-                raise ModelError(f"{where}: {key} is {value!r}, expected {expected}")
+                raw.refuse(key, f"{ignorable[0]!r} or nothing" if ignorable else "nothing")
         do_sample = raw.get("do_sample") or False
         if not isinstance(do_sample, bool):
-            raise ModelError(f"{where}: do_sample is {do_sample!r}, expected true or false")
-        top_k = _integer(raw, where, "top_k", 0)
+            raw.refuse("do_sample", "true or false")
         return cls(
             eos_token_ids=_end_tokens(folder, raw),
-            repetition_penalty=_number(raw, where, "repetition_penalty", 1.0, "above 0"),
+            repetition_penalty=raw.number("repetition_penalty", 1.0),
             do_sample=do_sample,
-            temperature=_number(raw, where, "temperature", 1.0, "at least 0"),
-            top_k=50 if top_k is None else top_k,
-            top_p=_number(raw, where, "top_p", 1.0, "from 0 to 1"),
-            min_p=_number(raw, where, "min_p", 0.0, "from 0 to 1"),
-            min_new_tokens=_integer(raw, where, "min_new_tokens", 0) or 0,
-            max_new_tokens=_integer(raw, where, "max_new_tokens", 1),
-            max_length=_integer(raw, where, "max_length", 1),
-            stop=_stop_strings(raw, where),
+            temperature=_number(raw, "temperature", 1.0, math.inf, "a number of at least 0"),
+            top_k=raw.whole("top_k", 50, 0),
+            top_p=_number(raw, "top_p", 1.0, 1, "a number from 0 to 1"),
+            min_p=_number(raw, "min_p", 0.0, 1, "a number from 0 to 1"),
+            min_new_tokens=raw.whole("min_new_tokens", 0, 0),
+            max_new_tokens=raw.whole_or_none("max_new_tokens", 1),
+            max_length=raw.whole_or_none("max_length", 1),
+            stop=_stop_strings(raw),
         )
 
 
-def _end_tokens(folder: Folder, raw: Mapping[str, Any]) -> tuple[int, ...]:
-    where, eos = folder.path(_FILE), raw.get("eos_token_id")
+def _end_tokens(folder: Folder, raw: JsonReader) -> tuple[int, ...]:
+    eos = raw.get("eos_token_id")
     if eos is None:
         config = folder.read_json("config.json") or {}
         text = config.get("text_config")
@@ -114,37 +110,25 @@ def _end_tokens(folder: Folder, raw: Mapping[str, Any]) -> tuple[int, ...]:
         if eos is None and isinstance(text, dict):
             eos = text.get("eos_token_id")
     ids = tuple(eos) if isinstance(eos, list) else (eos,)
-    if not ids or not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
-        raise ModelError(f"{where}: eos_token_id is {eos!r}, expected a token id or a list of them")
+    if not ids or not all(map(is_whole, ids)):
+        raise ModelError(
+            f"{raw.where}: eos_token_id is {eos!r}, expected a token id or a list of them"
+        )
     return ids
 
 
-def _stop_strings(raw: Mapping[str, Any], where: str) -> tuple[str, ...]:
+def _stop_strings(raw: JsonReader) -> tuple[str, ...]:
     value = raw.get("stop_strings")
     texts = [value] if isinstance(value, str) else value or []
     if not isinstance(texts, list) or not all(isinstance(text, str) and text for text in texts):
-        raise ModelError(f"{where}: stop_strings is {value!r}, expected a text or a list of texts")
+        raw.refuse("stop_strings", "a text or a list of texts")
     return tuple(texts)
 
 
-def _integer(raw: Mapping[str, Any], where: str, key: str, low: int) -> int | None:
-    value = raw.get(key)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise ModelError(f"{where}: {key} is {value!r}, expected a whole number of at least {low}")
-    return value
-
-
-def _number(raw: Mapping[str, Any], where: str, key: str, default: float, words: str) -> float:
+def _number(raw: JsonReader, key: str, default: float, highest: float, expected: str) -> float:
     value = raw.get(key)
     if value is None:
         return default
-    valid = is_number(value) and (
-        (words == "above 0" and value > 0)
-        or (words == "at least 0" and value >= 0)
-        or (words == "from 0 to 1" and 0 <= value <= 1)
-    )
-    if not valid:
-        raise ModelError(f"{where}: {key} is {value!r}, expected a number {words}")
+    if not is_number(value) or not 0 <= value <= highest:
+        raw.refuse(key, expected)
     return float(value)

@@ -1,11 +1,11 @@
 """Lists the keys of a config.json that do not change what the network computes.
 
-The model's description shows a user all other keys that were not read.
+All other keys that were not read are shown to the user as `unknown_keys`.
 """
 
 IGNORED_KEYS = frozenset(
     {
-        # the kind of file, token ids for generation, keys that the reference adds when it saves
+        # kind of model, token ids for generation, keys that the reference adds when it saves
         "model_type",
         "architectures",
         "transformers_version",
@@ -45,7 +45,7 @@ IGNORED_KEYS = frozenset(
         "decoder_start_token_id",
         "vision_token_id",
         "gradient_checkpointing",
-        # of the reference's vision tower: a second name of patch_size
+        # a second name of patch_size in the reference's vision tower
         "spatial_patch_size",
         # generation settings that transformers 4.x saved here
         "max_length",

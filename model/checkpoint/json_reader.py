@@ -1,5 +1,6 @@
-"""Reads typed values from a JSON object of a checkpoint. Errors name the key.
+"""Reads typed values from a JSON object of a checkpoint.
 
+Each method raises ModelError, naming the file and the key, for a value of another type or range.
 The reader records which keys were read, so that the others can be shown to a user.
 """
 
@@ -42,20 +43,20 @@ class JsonReader:
         value = self.get(key)
         if value is None and default is not None:
             return default
-        if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+        if not is_whole(value) or value < minimum:
             self.refuse(key, "a positive integer" if minimum == 1 else f"an integer >= {minimum}")
-        return value
+        return int(value)
 
     def whole_or_none(self, key: str, minimum: int = 0) -> int | None:
         """An integer of at least `minimum`, or None where it is absent or null."""
         return None if self.get(key) is None else self.whole(key, None, minimum)
 
-    def number(self, key: str, default: float | None, minimum: float = 0.0) -> float:
-        """A finite number of at least `minimum`, or above 0 where `minimum` is 0."""
+    def number(self, key: str, default: float | None) -> float:
+        """A finite number above 0. With a default, the key may be absent or null."""
         value = self.get(key)
         if value is None and default is not None:
             return default
-        if not is_number(value) or value < minimum or (value == 0 and minimum == 0):
+        if not is_number(value) or value <= 0:
             self.refuse(key, "a positive number")
         return float(value)
 
@@ -82,7 +83,7 @@ class JsonReader:
         return value
 
     def name(self, key: str, default: str, allowed: Sequence[str]) -> str:
-        """One of the names `allowed`."""
+        """One of the names `allowed`; `default` where it is absent or null."""
         value = self.get(key)
         if value is None:
             return default
@@ -106,6 +107,11 @@ class JsonReader:
         value = repr(self.raw.get(key))
         value = value if len(value) <= 80 else value[:77] + "..."
         raise ModelError(f"{self.where}: {self.prefix}{key} is {value}, expected {expected}")
+
+
+def is_whole(value: object) -> bool:
+    """Whether a JSON value is an integer; true and false are none."""
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_number(value: object) -> bool:

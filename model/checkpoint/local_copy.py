@@ -1,6 +1,6 @@
 """Copies the weights of a checkpoint from a URL to this machine, once for all of its processes.
 
-    CACHE/<hash>/           a complete copy, which had that content hash when it got its name
+    CACHE/<hash>/           a complete copy with that content hash
     CACHE/<hash>.lock       locked by the process that makes the copy
     CACHE/.<hash>.partial/  a copy that is not complete
 
@@ -24,10 +24,10 @@ _CONCURRENT_REQUESTS = 4
 
 
 def local_copy(folder: Folder, names: Sequence[str]) -> Folder:
-    """The folder itself if it is local, else a copy of these files of it.
+    """Returns the folder itself if it is local, else a copy of its files `names`.
 
-    Messages call the copy by the URL. Raises ModelError when a file cannot be read or changes while
-    it is copied, and when the cache folder cannot be written.
+    Messages about the copy show the URL. Raises ModelError when a file cannot be read or changes
+    while it is copied, and when the cache folder cannot be written.
     """
     if folder.is_local:
         return folder
@@ -65,7 +65,7 @@ def _sizes(folder: Folder, names: Sequence[str]) -> dict[str, int]:
 
 
 def _has_content(copy: Folder, names: Sequence[str], digest: str) -> bool:
-    """Whether the copy is complete, and nothing has damaged it since."""
+    """Whether the copy is complete and undamaged."""
     try:
         return content_hash(_sizes(copy, names), copy.read_range) == digest
     except ModelError:

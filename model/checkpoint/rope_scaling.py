@@ -15,7 +15,7 @@ class RopeScaling:
     """How the frequencies of rotary positions are scaled.
 
     kind: the rope type.
-    factor: by which the context is extended; for yarn and longrope None means
+    factor: the extended context / the original one; for yarn and longrope None means
         max_position_embeddings / original.
     original: tokens of context before the extension (original_max_position_embeddings).
     attention_factor: multiplies cosine and sine; None = the rule of the rope type.

@@ -18,12 +18,7 @@ _KEYS: dict[RopeType, set[str]] = {
     "linear": {"factor"},
     "dynamic": {"factor"},
     "yarn": _EXTENDED | {"beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"},
-    "llama3": {
-        "factor",
-        "original_max_position_embeddings",
-        "low_freq_factor",
-        "high_freq_factor",
-    },
+    "llama3": _EXTENDED - {"attention_factor"} | {"low_freq_factor", "high_freq_factor"},
     "longrope": _EXTENDED | {"short_factor", "long_factor"},
 }
 _REQUIRED: dict[RopeType, tuple[str, ...]] = {
@@ -39,13 +34,11 @@ _REQUIRED: dict[RopeType, tuple[str, ...]] = {
 def rope_scaling(
     raw: Mapping[str, Any], where: str, context: int, head_dim: int, original: int | None = None
 ) -> tuple[RopeScaling, JsonReader]:
-    """Returns the scaling, and the reader of the rope object for the caller's other keys.
+    """Returns the scaling of the rope object `raw`, and its reader for the caller's other keys.
 
-    raw: the rope object.
     where: the name of its file in errors.
     context: max_position_embeddings, the default of original_max_position_embeddings.
-    original: original_max_position_embeddings beside the rope object, which overrides the one in
-        it.
+    original: original_max_position_embeddings beside the rope object; overrides the one in it.
     Raises ModelError, naming the key.
     """
     rope = JsonReader(raw, where, "rope ")
@@ -61,11 +54,11 @@ def rope_scaling(
     if kind == "default":
         return RopeScaling(), rope
     extended = kind in ("yarn", "llama3", "longrope")
-    may_be_null = kind in ("yarn", "longrope")
+    may_lack_factor = kind in ("yarn", "longrope")
     nested = rope.whole("original_max_position_embeddings", context) if extended else None
     scaling = RopeScaling(
         kind=kind,
-        factor=rope.number_or_none("factor") if may_be_null else rope.number("factor", None),
+        factor=rope.number_or_none("factor") if may_lack_factor else rope.number("factor", None),
         original=(original or nested) if extended else None,
         attention_factor=rope.number_or_none("attention_factor"),
         beta_fast=rope.number("beta_fast", 32.0),
@@ -89,16 +82,11 @@ def rope_scaling(
 
 
 def _kind(rope: JsonReader) -> RopeType:
-    for key in ("rope_type", "type"):
-        kind = rope.get(key)
-        if kind is not None:
-            break
-    else:
+    kind = rope.get("rope_type")
+    kind = rope.get("type") if kind is None else kind
+    if kind in (None, "mrope"):
         return "default"
-    if kind == "mrope":
-        return "default"
-    for rope_type in get_args(RopeType):
-        if kind == rope_type:
-            return rope_type  # type: ignore[no-any-return]
+    if kind in get_args(RopeType):
+        return kind  # type: ignore[no-any-return]
     names = ", ".join(repr(name) for name in get_args(RopeType))
     raise ModelError(f"{rope.where}: rope type is {kind!r}, expected 'mrope', {names}")

@@ -21,7 +21,7 @@ from mediamill.model.errors import ModelError
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _MAPPED_BYTES = 16 * 1024 * 1024
 _MAX_MESSAGE = 300  # characters of a library's message, which may quote the file
-# What the library says of a damaged file, and what that means.
+# What the library's messages about a damaged file mean, by how they begin.
 _PROBLEMS = {
     "header too small": "it ends before its header begins",
     "header too large": "it announces a header of more than 100 MB",
@@ -62,7 +62,7 @@ class TensorCopy:
 
 
 def read_header(folder: Folder, file: str) -> list[StoredTensor]:
-    """The tensors of a local file, in the order of their bytes.
+    """Returns the tensors of a local file, in the order of their bytes.
 
     Raises ModelError, naming the file, when it is missing or is not a whole safetensors file: the
     header has unknown dtypes or sizes that are not shape times dtype, or the bytes have holes or
@@ -71,22 +71,20 @@ def read_header(folder: Folder, file: str) -> list[StoredTensor]:
     if not folder.exists(file):
         raise ModelError(f"{folder.path(file)}: found no such file, expected weights")
     with _opened(folder, file) as source:
-        tensors = []
-        for name in source.offset_keys():
-            values = source.get_slice(name)
-            tensors.append(
-                StoredTensor(file, name, str(values.get_dtype()), tuple(values.get_shape()))
-            )
-        return tensors
+        slices = [(name, source.get_slice(name)) for name in source.offset_keys()]
+        return [
+            StoredTensor(file, name, str(values.get_dtype()), tuple(values.get_shape()))
+            for name, values in slices
+        ]
 
 
 def read_blocks(
     folder: Folder, file: str, copies: Sequence[TensorCopy]
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Blocks of stored values of at most 16 MiB, each with the block of its target of that shape.
+    """Yields stored values in blocks of at most 16 MiB, each with the block of its target.
 
-    What nothing fills of a target, such as rows behind the last one, is set to zero. A block is
-    only valid until the next one. Raises ModelError.
+    Rows of a target beyond the stored ones are set to zero. A block is only valid until the next
+    one. Raises ModelError.
     """
     blocks = deque(block for copy in copies for block in _blocks(copy))
     while blocks:
@@ -109,21 +107,18 @@ _Block = tuple[str, tuple[slice, ...], int, torch.Tensor]  # name, index, bytes 
 def _blocks(copy: TensorCopy) -> Iterator[_Block]:
     stored, target, part = copy.stored, copy.target.detach(), copy.part
     row_bytes = math.prod(stored.shape[1:]) * FLOATS[stored.dtype].itemsize
-    most_rows = max(1, _MAPPED_BYTES // max(1, row_bytes))
-    spans: tuple[tuple[int, int], ...] = ((0, stored.shape[0]),)
+    max_rows = max(1, _MAPPED_BYTES // max(1, row_bytes))
+    start, stop = 0, stored.shape[0]
     columns: tuple[slice, ...] = ()
     if part is not None and part.dim == 0:
-        spans = part.spans
+        start, stop = part.start, part.stop
     elif part is not None:
-        columns = (slice(*part.spans[0]),)
-    filled = 0
-    for start, stop in spans:
-        for first in range(start, stop, most_rows):
-            rows = min(most_rows, stop - first)
-            index = (slice(first, first + rows), *columns)
-            yield stored.name, index, rows * row_bytes, target[filled : filled + rows]
-            filled += rows
-    target[filled:].zero_()
+        columns = (slice(part.start, part.stop),)
+    for first in range(start, stop, max_rows):
+        last = min(first + max_rows, stop)
+        index = (slice(first, last), *columns)
+        yield stored.name, index, (last - first) * row_bytes, target[first - start : last - start]
+    target[max(0, stop - start) :].zero_()
 
 
 @contextmanager
@@ -134,8 +129,8 @@ def _opened(folder: Folder, file: str) -> Iterator[Any]:
             yield source
     except SafetensorError as error:
         reason = str(error).removeprefix("Error while deserializing header: ")
-        known = next((text for start, text in _PROBLEMS.items() if reason.startswith(start)), "")
-        detail = "".join(sign if sign.isprintable() else "?" for sign in reason[:_MAX_MESSAGE])
+        known = next((text for key, text in _PROBLEMS.items() if reason.startswith(key)), "")
+        detail = "".join(char if char.isprintable() else "?" for char in reason[:_MAX_MESSAGE])
         raise ModelError(
             f"{where} is not a whole safetensors file: {known}{f' ({detail})' if known else detail}"
         ) from None

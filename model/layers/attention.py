@@ -24,7 +24,6 @@ __all__ = [
     "AttentionName",
     "CachedCausalAttention",
     "CachedDecodeAttention",
-    "KeyValueCache",
     "PackedCausalAttention",
     "attention",
     "check_attention",

@@ -55,7 +55,7 @@ class KeyValueCache:
         )
 
     def keep(self, rows: torch.Tensor) -> None:
-        """Drops all sequences but `rows` (int64 indices), which get that order."""
+        """Keeps the sequences `rows` (int64 indices), in that order, and drops the others."""
         self.keys, self.values = (
             [tensor.transpose(1, 2)[rows].transpose(1, 2) for tensor in tensors]
             for tensors in (self.keys, self.values)

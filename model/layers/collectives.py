@@ -5,12 +5,9 @@ starts the process group.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
-
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
+import torch.distributed as dist
 
 
 @dataclass(frozen=True)
@@ -23,7 +20,7 @@ class Collectives:
 
     rank: int = 0
     size: int = 1
-    group: "ProcessGroup | None" = None
+    group: "dist.ProcessGroup | None" = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.size:
@@ -34,8 +31,6 @@ class Collectives:
     def all_reduce_(self, x: torch.Tensor) -> torch.Tensor:
         """Returns the sum of the ranks' x, the same bits on each; a contiguous x is overwritten."""
         if self.group is not None:
-            import torch.distributed as dist
-
             x = x.contiguous()
             dist.all_reduce(x, group=self.group)
         return x
@@ -44,8 +39,6 @@ class Collectives:
         """[..., n] of each rank -> [..., size * n], in the order of the ranks."""
         if self.group is None:
             return x
-        import torch.distributed as dist
-
         x = x.contiguous()
         parts = [torch.empty_like(x) for _ in range(self.size)]
         dist.all_gather(parts, x, group=self.group)
@@ -54,8 +47,6 @@ class Collectives:
     def broadcast_(self, x: torch.Tensor) -> torch.Tensor:
         """Overwrites x with that of rank 0, and returns it."""
         if self.group is not None:
-            import torch.distributed as dist
-
             dist.broadcast(x, group_src=0, group=self.group)
         return x
 
@@ -63,8 +54,6 @@ class Collectives:
         """Returns the smallest of the ranks' numbers."""
         if self.group is None:
             return number
-        import torch.distributed as dist
-
         value = torch.tensor(number, dtype=torch.int64, device=device)
         dist.all_reduce(value, op=dist.ReduceOp.MIN, group=self.group)
         return int(value)

@@ -1,4 +1,4 @@
-"""The decoder, from token embeddings and their positions to hidden states.
+"""The decoder: from token embeddings and their positions to hidden states.
 
 Layers take packed tokens [T, hidden] and an attention backend, so the same layer serves training,
 prefill and decode. Parameter names below `model.` are those of the hub checkpoints.
@@ -26,15 +26,13 @@ from mediamill.model.layers.shards import WHOLE, Shard
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with rotary positions; softmax attention is the backend's.
+    """Grouped-query attention with rotary positions; the backend computes the softmax attention.
 
     config: of this rank's part of the network.
     collectives: of the ranks that have the other heads.
     """
 
-    def __init__(
-        self, config: TextConfig, layer: int, collectives: Collectives = SINGLE_RANK
-    ) -> None:
+    def __init__(self, config: TextConfig, layer: int, collectives: Collectives) -> None:
         super().__init__()
         self.collectives = collectives
         self.layer = layer
@@ -90,9 +88,7 @@ class Attention(nn.Module):
 class DecoderLayer(nn.Module):
     """Attention, then the feed-forward part, each with a norm before it and a residual sum."""
 
-    def __init__(
-        self, config: TextConfig, layer: int, collectives: Collectives = SINGLE_RANK
-    ) -> None:
+    def __init__(self, config: TextConfig, layer: int, collectives: Collectives) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -179,7 +175,7 @@ class Decoder(nn.Module):
 
         With the rope types dynamic and longrope the frequencies depend on the length of the
         sequence: 1 + its largest position in this call. Sequences never influence one another, nor
-        does one call the next.
+        does one call influence the next.
         """
         config, inv_freq = self.config, self.inv_freq
         if config.rope.follows_length:
@@ -205,8 +201,7 @@ class Decoder(nn.Module):
             last layer is computed only for them. None: all tokens.
         """
         rotation = self.rotation(positions, backend.lengths, embeddings.dtype)
-        x = embeddings
-        last = len(self.layers) - 1
+        x, last = embeddings, len(self.layers) - 1
         for i, layer in enumerate(self.layers):
             if states is not None:
                 states.append(x)

@@ -1,6 +1,6 @@
 """Packed attention by torch's own flash kernels: one call for sequences of any lengths.
 
-For NVIDIA GPUs in half precision. Grouped heads, windows and cached keys are used where the
+For NVIDIA GPUs in half precision. The kernels read grouped heads, windows and cached keys where the
 installed torch supports them.
 """
 
@@ -48,9 +48,7 @@ def supports_windows() -> bool:
 
 
 def supports_cached_keys() -> bool:
-    """Returns whether the kernel of this torch can read the filled part of each row of a cache,
-    with grouped heads and without a copy.
-    """
+    """Returns whether the kernel of this torch reads the filled parts of cache rows in place."""
     return {"seqused_k", "window_size", "enable_gqa"} <= _kernel()[1]
 
 
@@ -58,19 +56,16 @@ def supports_cached_keys() -> bool:
 def supports_pages(device: torch.device, dtype: torch.dtype, head_dim: int, page_size: int) -> bool:
     """Returns whether the kernel of this torch reads keys and values from pages of that size.
 
-    Tried once on a few numbers: in some builds the signature has the arguments but the kernel
-    refuses them, and the supported page sizes depend on the flash kernel that is active.
+    It is tried once on a few numbers: in some builds the kernel refuses arguments that its
+    signature has, and the supported page sizes depend on the active flash kernel.
     """
     if missing_requirement(device, dtype) is not None or PAGED - _kernel()[1]:
         return False
     generator = torch.Generator().manual_seed(0)
+    page_shape = (4, page_size, 2, head_dim)
     q, keys, values = (
         torch.randn(shape, generator=generator).to(device, dtype)
-        for shape in (
-            (2, 4, head_dim),
-            (4, page_size, 2, head_dim),
-            (4, page_size, 2, head_dim),
-        )
+        for shape in ((2, 4, head_dim), page_shape, page_shape)
     )
     table = torch.tensor([[2, 1], [3, 0]], dtype=torch.int32, device=device)
     lengths = (page_size + 3, 2)
@@ -155,8 +150,9 @@ def flash_paged(
     window: int | None,
     longest: int,
 ) -> torch.Tensor:
-    """Attention of one new token per sequence over pages; the arguments are those of
-    `mediamill.model.engine_core.paged_attention.paged_decode`.
+    """Attention of one new token per sequence over pages.
+
+    The arguments are those of `paged_decode` in model/engine_core/paged_attention.py.
     """
     kernel, _ = _kernel()
     assert kernel is not None, "checked by choose_kernel"
@@ -169,7 +165,7 @@ def flash_paged(
         None,
         1,
         longest,
-        # The only query is at the end of its keys, so no key after it has to be hidden.
+        # The only query is at the end of its keys: no later key has to be hidden.
         window_size=(-1, -1) if window is None else (window - 1, 0),
         enable_gqa=q.shape[1] != keys.shape[2],
         seqused_k=filled,

@@ -21,8 +21,7 @@ from mediamill.model.layers.flash import (
 )
 
 AttentionName = Literal["sdpa", "eager", "flash", "products"]
-# Scores that "products" holds at once: few enough for the last-level cache, enough for large
-# products.
+# Scores that "products" holds at once: they fit the last-level cache and still fill the products.
 SCORES = 2 * 1024 * 1024
 
 
@@ -32,7 +31,7 @@ def check_attention(name: str, device: torch.device, dtype: torch.dtype) -> Atte
     name: "sdpa", "eager", "products" or "flash"; "flash_attention_2" is another name of "flash".
     Raises ValueError for any other name, and for "flash" where it is not available.
     """
-    if name == "sdpa" or name == "eager" or name == "products":
+    if name in ("sdpa", "eager", "products"):
         return name  # type: ignore[return-value]
     if name in ("flash", "flash_attention_2"):
         reason = missing_requirement(torch.device(device), dtype)
@@ -43,9 +42,7 @@ def check_attention(name: str, device: torch.device, dtype: torch.dtype) -> Atte
 
 
 def fastest_attention(device: torch.device, dtype: torch.dtype) -> AttentionName:
-    """Returns what "auto" stands for: "flash" where it can run, "products" in bfloat16 on a CPU,
-    else "sdpa".
-    """
+    """Returns "flash" where it can run, "products" in bfloat16 on a CPU, else "sdpa"."""
     if missing_requirement(device, dtype) is None:
         return "flash"
     return "products" if device.type == "cpu" and dtype == torch.bfloat16 else "sdpa"

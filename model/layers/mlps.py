@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from mediamill.model.layers.activations import activation, activation_
-from mediamill.model.layers.collectives import SINGLE_RANK, Collectives
+from mediamill.model.layers.collectives import Collectives
 from mediamill.model.layers.linear import MergedLinear
 from mediamill.model.layers.shapes import TextConfig
 
@@ -16,7 +16,7 @@ class SwiGLU(nn.Module):
     collectives: of the ranks that have the rest of the inner width.
     """
 
-    def __init__(self, config: TextConfig, collectives: Collectives = SINGLE_RANK) -> None:
+    def __init__(self, config: TextConfig, collectives: Collectives) -> None:
         super().__init__()
         self.collectives = collectives
         self.act = activation(config.hidden_act)

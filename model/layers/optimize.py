@@ -12,7 +12,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def optimize_for_inference(model: Network) -> Network:
-    """Changes a loaded network in place and returns it; it cannot be trained, moved or cast after.
+    """Changes a loaded network in place and returns it; then it cannot be trained, moved or cast.
 
     Projections of one input become one product, and on a CPU weights are stored in the layout of
     oneDNN's kernels. Results stay the same up to rounding. Weights are replaced a layer at a time,

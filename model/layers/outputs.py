@@ -11,7 +11,7 @@ from mediamill.model.layers.cache import KeyValueCache
 class TextOutput:
     """The result of the decoder.
 
-    last_hidden_state: [B, S, hidden], normalised.
+    last_hidden_state: [B, S, hidden], normalized.
     hidden_states: if requested, layers + 1 tensors like it: the input of every layer (first the
         embeddings), and last_hidden_state.
     attentions: if requested, the weights [B, H, S, K] of each layer; K is S, or with a cache the

@@ -1,20 +1,19 @@
 """Runs the decoder over the real tokens of a padded batch, and computes the loss of its logits."""
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 
 from mediamill.model.layers.attention import (
-    AttentionName,
     CachedCausalAttention,
     CachedDecodeAttention,
-    KeyValueCache,
     PackedCausalAttention,
 )
+from mediamill.model.layers.cache import KeyValueCache
 from mediamill.model.layers.decoder import Decoder
+from mediamill.model.layers.kernels import check_attention
 from mediamill.model.layers.outputs import TextOutput
 from mediamill.model.layers.padding import Packing
+from mediamill.model.layers.positions import rope_deltas
 
 
 def run_decoder(
@@ -23,23 +22,28 @@ def run_decoder(
     packing: Packing,
     positions: torch.Tensor,
     cache: KeyValueCache | None,
-    past: Sequence[int],
-    name: AttentionName,
+    attention: str,
     output_states: bool,
     output_attentions: bool,
-) -> TextOutput:
-    """Packed embeddings [T, hidden] at positions [3, T] -> padded outputs.
+) -> tuple[TextOutput, torch.Tensor]:
+    """Packed embeddings [T, hidden] at positions [3, T] -> padded outputs, and rope_deltas [B].
 
-    past: tokens of each row in the cache, to which the new ones are added.
+    attention: see `check_attention`.
     output_states, output_attentions: whether hidden states and attention weights are returned.
-    Raises ValueError if attention weights are requested of another attention than "eager".
+    Raises ValueError for an attention that cannot run, and if attention weights are requested of
+    another one than "eager".
     """
+    positions = positions.to(embeddings.device)
+    deltas = rope_deltas(positions, packing)
+    name = check_attention(attention, embeddings.device, embeddings.dtype)
     if output_attentions and name != "eager":
         raise ValueError(
             f"output_attentions needs attention='eager': {name!r} does not compute its weights"
         )
     dropout = decoder.config.attention_dropout if decoder.training else 0.0
+    past = packing.past
     if cache is not None:
+        cache.rope_deltas = deltas
         cache.reserve(max(n + new for n, new in zip(past, packing.row_lengths, strict=True)))
     backend: PackedCausalAttention | CachedCausalAttention | CachedDecodeAttention
     if cache is None or not any(past):
@@ -65,7 +69,7 @@ def run_decoder(
     if not isinstance(backend, CachedDecodeAttention) and backend.weights is not None:
         attentions = tuple(packing.unpack_attention(calls, seen) for calls in backend.weights)
     padded = None if states is None else (*map(packing.unpack, states[:-1]), hidden)
-    return TextOutput(hidden, padded, attentions, cache)
+    return TextOutput(hidden, padded, attentions, cache), deltas
 
 
 def causal_loss(

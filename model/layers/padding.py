@@ -1,4 +1,4 @@
-"""Conversion between padded batches [B, S] and packed tokens [T], of which only real ones count."""
+"""Conversion between padded batches [B, S] and their real tokens, packed as [T]."""
 
 from collections.abc import Sequence
 
@@ -14,18 +14,27 @@ class Packing:
     real: bool [B, S], true for real tokens; None where every cell is one.
     row_lengths: real tokens of each row.
     lengths: of the sequences, in order; a row may hold several.
+    past: tokens of each row in the cache.
+    starts: position of each row's first token.
     """
 
-    def __init__(self, shape: tuple[int, int], real: torch.Tensor | None) -> None:
+    def __init__(
+        self, shape: tuple[int, int], real: torch.Tensor | None, cache: KeyValueCache | None
+    ) -> None:
         self.shape = shape
         self.real = real
+        self.past: list[int] = [0] * shape[0] if cache is None else cache.lengths.tolist()
+        self.starts = self.past
+        if cache is not None and cache.rope_deltas is not None:
+            deltas = cache.rope_deltas.tolist()
+            self.starts = [n + delta for n, delta in zip(self.past, deltas, strict=True)]
         self.row_lengths: list[int] = (
             [shape[1]] * shape[0] if real is None else real.sum(1).tolist()
         )
         self.lengths = self.row_lengths
 
     def split(self, starts: torch.Tensor) -> None:
-        """Splits rows into sequences: starts is bool [B, S], true where a further one begins."""
+        """Splits rows into sequences: starts is bool [B, S], true where another one begins."""
         starts = starts.clone()
         starts[:, 0] = True
         indices = self.pack(starts).nonzero()[:, 0].tolist()
@@ -35,6 +44,10 @@ class Packing:
     def pack(self, cells: torch.Tensor) -> torch.Tensor:
         """[B, S, ...] -> [T, ...], row after row."""
         return cells.flatten(0, 1) if self.real is None else cells[self.real]
+
+    def rows(self, cells: torch.Tensor) -> list[torch.Tensor]:
+        """[B, S, ...] -> the real cells of each row."""
+        return list(self.pack(cells).split(self.row_lengths))
 
     def unpack(self, tokens: torch.Tensor) -> torch.Tensor:
         """[T, ...] -> [B, S, ...], zeros at padding."""
@@ -51,15 +64,13 @@ class Packing:
         batch, width = self.shape
         columns = seen.shape[1]
         padded = calls[0].new_zeros(batch, calls[0].shape[1], width, columns)
-        sequences = [weights for call in calls for weights in call]
         real_columns = [row.nonzero()[:, 0] for row in seen]
-        past = [len(cells) - new for cells, new in zip(real_columns, self.row_lengths, strict=True)]
         row, used = 0, 0
-        for weights in sequences:
+        for weights in (sequence for call in calls for sequence in call):
             new = weights.shape[1]
             while used + new > self.row_lengths[row] or self.row_lengths[row] == 0:
                 row, used = row + 1, 0
-            first = past[row] + used
+            first = self.past[row] + used
             queries = real_columns[row][first : first + new] - (columns - width)
             # A sequence that starts within its row does not see what is before it.
             keys = real_columns[row][first + new - weights.shape[2] : first + new]
@@ -75,7 +86,7 @@ def packing_for(
     cache: KeyValueCache | None,
     hidden: int,
 ) -> Packing:
-    """Checks the shapes of a batch, and finds its real tokens.
+    """Checks the shapes of a batch, and returns which of its cells are real tokens.
 
     input_ids: int64 [B, S]; inputs_embeds: [B, S, hidden]; at least one of them.
     mask: [B, S], or [B, columns + S] with a cache that has seen `columns`; 1 or true for real
@@ -103,7 +114,7 @@ def packing_for(
     if batch == 0 or width == 0:
         raise ValueError(f"the batch is [{batch}, {width}], expected at least one cell")
     if mask is None:
-        return Packing((batch, width), None)
+        return Packing((batch, width), None, cache)
     if tuple(mask.shape) != (batch, columns + width):
         raise ValueError(
             f"attention_mask is {list(mask.shape)}, expected {[batch, columns + width]}"
@@ -116,7 +127,7 @@ def packing_for(
     new = real[:, columns:]
     if not bool(new.any()):
         raise ValueError("attention_mask has no new token in any row")
-    return Packing((batch, width), None if bool(new.all()) else new)
+    return Packing((batch, width), None if bool(new.all()) else new, cache)
 
 
 def select_logits(hidden: torch.Tensor, keep: int | torch.Tensor) -> torch.Tensor:

@@ -1,8 +1,7 @@
 """Rotary frequencies for every type of rope scaling.
 
-Sources: position interpolation (arXiv
-2306.15595, "linear"), NTK-aware scaling (the "dynamic" type), YaRN (arXiv 2309.00071), LongRoPE
-(arXiv 2402.13753) and Llama 3.1's rule ("llama3").
+Sources: position interpolation (arXiv 2306.15595, "linear"), NTK-aware scaling ("dynamic"), YaRN
+(arXiv 2309.00071), LongRoPE (arXiv 2402.13753) and Llama 3.1's rule ("llama3").
 """
 
 import math
@@ -15,7 +14,11 @@ from mediamill.model.checkpoint.rope_scaling import RopeScaling
 
 def inverse_frequencies(dim: int, theta: float) -> torch.Tensor:
     """theta^(-2i/dim) for i < dim/2: float32 [dim/2]."""
-    return 1.0 / (theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim))
+    return 1.0 / _powers(dim, theta)
+
+
+def _powers(dim: int, theta: float) -> torch.Tensor:
+    return theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
 
 
 def scaled_frequencies(rope: RopeScaling, dim: int, theta: float, context: int) -> torch.Tensor:
@@ -26,20 +29,19 @@ def scaled_frequencies(rope: RopeScaling, dim: int, theta: float, context: int) 
     """
     plain = inverse_frequencies(dim, theta)
     if rope.kind == "linear":
-        return plain / _checked(rope.factor)
+        return plain / _factor(rope, context)
     if rope.kind == "yarn":
         return _yarn(rope, dim, theta, context)
     if rope.kind == "llama3":
-        return _llama3(rope, plain)
+        return _llama3(rope, plain, _factor(rope, context))
     if rope.kind == "longrope":
-        powers = theta ** (torch.arange(0, dim, 2).float() / dim)
         divisors = torch.tensor([rope.short_factor, rope.long_factor], dtype=torch.float32)
-        return 1.0 / (divisors * powers)
+        return 1.0 / (divisors * _powers(dim, theta))
     return plain
 
 
 def attention_scaling(rope: RopeScaling, context: int) -> float:
-    """Returns the factor of cosine and sine."""
+    """Returns the number by which cosine and sine are multiplied."""
     if rope.kind not in ("yarn", "longrope"):
         return 1.0
     if rope.attention_factor is not None:
@@ -63,7 +65,7 @@ def frequencies_by_length(
     if rope.kind == "longrope":
         short, long = frequencies
         return torch.where((longest > _original(rope))[:, None], long, short)
-    dim, factor = 2 * frequencies.shape[-1], _checked(rope.factor)
+    dim, factor = 2 * frequencies.shape[-1], _factor(rope, context)
     # Within the context the frequencies are exact; the formula would only approximate them.
     growth = (factor * longest / context - (factor - 1)).clamp(min=1.0)
     base = theta * growth ** (dim / (dim - 2))
@@ -72,7 +74,7 @@ def frequencies_by_length(
 
 
 def sequence_lengths(positions: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
-    """1 + the largest position of each token's own sequence: int64 [T].
+    """1 + the largest position of the sequence of each token: int64 [T].
 
     positions: int64 [axes, T] of packed sequences with `lengths` tokens each.
     """
@@ -86,9 +88,7 @@ def sequence_lengths(positions: torch.Tensor, lengths: Sequence[int]) -> torch.T
 
 
 def _yarn(rope: RopeScaling, dim: int, theta: float, context: int) -> torch.Tensor:
-    """Section 3.2 of the paper: slow frequencies are interpolated, fast ones are not, and between
-    the two there is a ramp.
-    """
+    """Interpolates slow frequencies, keeps fast ones, and blends those between (section 3.2)."""
 
     def boundary(rotations: float) -> float:
         turns = _original(rope) / (rotations * 2 * math.pi)
@@ -100,14 +100,14 @@ def _yarn(rope: RopeScaling, dim: int, theta: float, context: int) -> torch.Tens
     low, high = max(low, 0), min(high, dim - 1)
     if low == high:
         high += 0.001
-    powers = theta ** (torch.arange(0, dim, 2).float() / dim)
+    powers = _powers(dim, theta)
     ramp = 1 - ((torch.arange(dim // 2, dtype=torch.float32) - low) / (high - low)).clamp(0, 1)
     interpolated = 1.0 / (_factor(rope, context) * powers)
     return interpolated * (1 - ramp) + 1.0 / powers * ramp
 
 
-def _llama3(rope: RopeScaling, plain: torch.Tensor) -> torch.Tensor:
-    factor, original = _checked(rope.factor), _original(rope)
+def _llama3(rope: RopeScaling, plain: torch.Tensor, factor: float) -> torch.Tensor:
+    original = _original(rope)
     low, high = rope.low_freq_factor, rope.high_freq_factor
     wavelength = 2 * math.pi / plain
     scaled = torch.where(wavelength > original / low, plain / factor, plain)
@@ -128,8 +128,3 @@ def _factor(rope: RopeScaling, context: int) -> float:
 def _original(rope: RopeScaling) -> int:
     assert rope.original is not None, "checked when the configuration was read"
     return rope.original
-
-
-def _checked(factor: float | None) -> float:
-    assert factor is not None, "checked when the configuration was read"
-    return factor

@@ -38,7 +38,8 @@ class TextConfig:
 
     windows: the sliding window of each layer in tokens, None for full attention; empty: no layer
         has a window.
-    head_size: set for a part of a network, which has fewer heads; None = hidden_size / heads.
+    head_size: given for one rank's part of a network, which has fewer heads; None = hidden_size /
+        num_attention_heads.
     """
 
     vocab_size: int = 152064
@@ -67,7 +68,7 @@ class TextConfig:
 
     @property
     def context_length(self) -> int:
-        """Returns the longest sequence that the model supports, in tokens.
+        """The longest sequence that the model supports, in tokens.
 
         Files with rope type linear, dynamic or yarn give the length before the scaling, and often
         repeat it as max_position_embeddings.

@@ -18,9 +18,7 @@ from mediamill.model.layers.shapes import VisionConfig
 
 
 class PatchEmbed(nn.Module):
-    """A linear projection of patches, stored as in the hub files: as the kernel of a 3-D
-    convolution.
-    """
+    """A linear projection of patches; hub files store it as the kernel of a 3-D convolution."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()

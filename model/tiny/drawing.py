@@ -28,19 +28,16 @@ def draw_background(rng: np.random.Generator, width: int, height: int) -> np.nda
         return np.broadcast_to(np.clip(base, 0, 255).astype(np.uint8), (height, width, 3)).copy()
     if style == 1:
         slope = rng.uniform(-28, 28, 3)
-        axis = (
-            np.linspace(-0.5, 0.5, width)[None, :]
-            if rng.integers(2)
-            else np.linspace(-0.5, 0.5, height)[:, None]
-        )
+        is_horizontal = bool(rng.integers(2))
+        axis = np.linspace(-0.5, 0.5, width if is_horizontal else height)
+        axis = axis[None, :] if is_horizontal else axis[:, None]
         shaded = base + np.broadcast_to(axis, (height, width))[..., None] * slope
         return np.clip(shaded, 0, 255).astype(np.uint8)
     # Grain in cells of about 1/80 of the side, so that it survives the model's small pictures.
     cell = max(1, round((width * height) ** 0.5 / 80))
     rows, columns = -(-height // cell), -(-width // cell)
-    grain = np.clip(base + rng.normal(0, rng.uniform(3, 11), (rows, columns, 1)), 0, 255).astype(
-        np.uint8
-    )
+    noise = rng.normal(0, rng.uniform(3, 11), (rows, columns, 1))
+    grain = np.clip(base + noise, 0, 255).astype(np.uint8)
     return np.ascontiguousarray(grain.repeat(cell, 0).repeat(cell, 1)[:height, :width])
 
 
@@ -53,9 +50,8 @@ def draw_shape(
     """
     draw = ImageDraw.Draw(canvas)
     if shape == "circle":
-        draw.ellipse(
-            (x - radius * 0.95, y - radius * 0.95, x + radius * 0.95, y + radius * 0.95), fill=fill
-        )
+        radius *= 0.95
+        draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=fill)
         return
     angles, radii = _outline(shape)
     rotated = np.radians(angles + tilt)

@@ -102,19 +102,10 @@ def write_folder(folder: Path) -> None:
         folder / "generation_config.json",
         {"bos_token_id": pad, "pad_token_id": pad, "eos_token_id": [eos, pad], "do_sample": False},
     )
-    for name, (min_pixels, max_pixels), processor in (
-        (
-            "preprocessor_config.json",
-            IMAGE_PIXELS,
-            {"image_processor_type": "Qwen2VLImageProcessor"},
-        ),
-        (
-            "video_preprocessor_config.json",
-            VIDEO_PIXELS,
-            {"video_processor_type": "Qwen2VLVideoProcessor"},
-        ),
-    ):
-        _write_json(folder / name, _preprocessor(min_pixels, max_pixels) | processor)
+    for prefix, kind, pixels in (("", "image", IMAGE_PIXELS), ("video_", "video", VIDEO_PIXELS)):
+        processor = {f"{kind}_processor_type": f"Qwen2VL{kind.title()}Processor"}
+        path = folder / f"{prefix}preprocessor_config.json"
+        _write_json(path, _preprocessor(*pixels) | processor)
     if folder.resolve() != CHECKPOINT.resolve():
         shutil.copy(CHECKPOINT / "tokenizer.json", folder / "tokenizer.json")
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from mediamill.model.sampling import Sampling
 from mediamill.model.tiny import CAPTION_PROMPT, CHECKPOINT
 from mediamill.model.tiny.encode import EXTENSIONS, clip_file, picture_file
 from mediamill.model.tiny.questions import draw_question
-from mediamill.model.tiny.scenes import KINDS
+from mediamill.model.tiny.scenes import KINDS, Kind
 
 # Required share of exact answers of each kind.
 REQUIRED_ACCURACY = {
@@ -64,12 +65,11 @@ def _requests(
     """Yields a request for each scene, and puts the right answer into `expected`."""
     for number in range(count):
         rng = np.random.default_rng((seed, number))
-        scene_kind = KINDS[number % len(KINDS)] if kind == "question" else kind
+        scene_kind = KINDS[number % len(KINDS)] if kind == "question" else cast(Kind, kind)
         if scene_kind == "clip":
             scene, data = clip_file(rng)
         else:
-            picture_kind = next(name for name in KINDS if name == scene_kind)
-            scene, data = picture_file(rng, picture_kind, EXTENSIONS[number % len(EXTENSIONS)])
+            scene, data = picture_file(rng, scene_kind, EXTENSIONS[number % len(EXTENSIONS)])
         prompt, answer = CAPTION_PROMPT, scene.caption
         if kind == "question":
             prompt, answer = draw_question(rng, scene)

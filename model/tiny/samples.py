@@ -10,10 +10,8 @@ from tokenizers import Tokenizer
 from mediamill.model.layers.rope import Grid
 from mediamill.model.media.patches import normalize, patchify_image, patchify_video, resize
 from mediamill.model.tiny import questions, scenes
-from mediamill.model.tiny.drawing import COLOURS, SHAPES
-from mediamill.model.tiny.scenes import Kind, Scene
+from mediamill.model.tiny.scenes import TAGS, Kind, Scene
 
-TAGS = (*COLOURS, *SHAPES, *scenes.SIZES, *scenes.MOTIONS, *scenes.WORDS)
 Triple = tuple[float, float, float]
 CELL = 28  # pixels of a visual token's side
 # (width, height) in pixels to which the checkpoint's limits resize the media of encode.py.
@@ -71,23 +69,18 @@ class SampleMaker:
             width, height = PICTURE_SIZES[int(rng.integers(3))]
             scene = scenes.draw_picture(rng, kind, width * scale, height * scale)
         frames = [_resized_with_noise(rng, frame, width, height) for frame in scene.frames]
-        patches = (
-            patchify_video(torch.stack(frames)) if kind == "clip" else patchify_image(frames[0])
-        )
-        grid = (len(frames) // 2 if kind == "clip" else 1, height // 14, width // 14)
+        if kind == "clip":
+            patches, steps = patchify_video(torch.stack(frames)), len(frames) // 2
+        else:
+            patches, steps = patchify_image(frames[0]), 1
+        grid = (steps, height // 14, width // 14)
         if rng.random() < QUESTION_SHARE:
             prompt, answer = questions.draw_question(rng, scene)
         else:
             prompt, answer = questions.caption_prompt(rng, scene), scene.caption
         ids, labels = self._chat(prompt, answer, grid, kind == "clip")
-        return Sample(
-            kind,
-            ids,
-            labels,
-            normalize(patches, self.mean, self.std),
-            grid,
-            _tags(scene, grid, scale),
-        )
+        normalized = normalize(patches, self.mean, self.std)
+        return Sample(kind, ids, labels, normalized, grid, _tags(scene, grid, scale))
 
     def _chat(
         self, prompt: str, answer: str, grid: Grid, is_clip: bool
@@ -129,13 +122,12 @@ def _tags(scene: Scene, grid: Grid, scale: int) -> torch.Tensor:
     for scene_object in scene.objects:
         indices = [TAGS.index(tag) for tag in scene_object.tags]
         for step in range(t):
-            path = (
-                np.array(scene_object.path[step * per_step : (step + 1) * per_step]).mean(0) / scale
-            )
+            places = np.array(scene_object.path[step * per_step : (step + 1) * per_step])
+            center_x, center_y, radius = places.mean(0) / scale
             if scene_object.word:
-                covered = (abs(x - path[0]) < path[2] + 4) & (abs(y - path[1]) < CELL * 0.75)
+                covered = (abs(x - center_x) < radius + 4) & (abs(y - center_y) < CELL * 0.75)
             else:
-                covered = np.hypot(x - path[0], y - path[1]) < path[2] + CELL * 0.4
+                covered = np.hypot(x - center_x, y - center_y) < radius + CELL * 0.4
             for row, column in zip(*np.nonzero(covered), strict=True):
                 tags[step, row, column, indices] = 1.0
     return tags.flatten(0, 2)
@@ -187,18 +179,13 @@ def batches(
         pool = pools[is_clip]
         pictures = [kind for kind in shares if kind != "clip"]
         weights = np.array([shares[kind] for kind in pictures])
+        weights /= weights.sum()
         new_samples = []
         for _ in range(count // 2):
-            kind: Kind = (
-                "clip"
-                if is_clip
-                else pictures[int(rng.choice(len(pictures), p=weights / weights.sum()))]
-            )
+            kind = "clip" if is_clip else pictures[int(rng.choice(len(pictures), p=weights))]
             new_samples.append(maker.sample(rng, kind))
-        reused = [
-            pool.pop(int(rng.integers(len(pool))))
-            for _ in range(min(count - len(new_samples), len(pool)))
-        ]
+        reuses = min(count - len(new_samples), len(pool))
+        reused = [pool.pop(int(rng.integers(len(pool)))) for _ in range(reuses)]
         new_samples += [
             maker.sample(rng, "clip" if is_clip else pictures[0])
             for _ in range(count - len(new_samples) - len(reused))

@@ -25,12 +25,13 @@ KINDS: tuple[Kind, ...] = ("one", "two", "three", "word", "clip")
 SIZES = ("small", "large")
 MOTIONS = ("moving left", "moving right", "moving up", "moving down", "growing", "shrinking")
 WORDS = ("open", "sale", "stop", "exit", "taxi", "milk", "fish", "park")
+TAGS = (*COLOURS, *SHAPES, *SIZES, *MOTIONS, *WORDS)
 
 # A clip's caption names the colour first, and every caption begins with "a" or "the".
 CLIP_COLOURS = tuple(colour for colour in COLOURS if colour != "orange")
 # Thin strokes of the lightest colours vanish on a light ground.
 WORD_COLOURS = tuple(c for c in COLOURS if c not in ("yellow", "pink", "orange"))
-# Radii of a small and of a large shape, far enough apart to be told from each other.
+# Radii of a small and of a large shape, far enough apart to be distinguished.
 RADII = {"small": (0.12, 0.145), "large": (0.215, 0.26)}
 
 
@@ -76,12 +77,11 @@ def draw_picture(
     supersample: it is drawn so many times larger and resized, for smooth edges.
     """
     unit = (width * height) ** 0.5
+    right, bottom = width / unit, height / unit
     if kind == "word":
-        objects, caption = _word(rng, width / unit, height / unit)
+        objects, caption = _word(rng, right, bottom)
     else:
-        objects, caption = _shapes(
-            rng, {"one": 1, "two": 2, "three": 3}[kind], width / unit, height / unit
-        )
+        objects, caption = _shapes(rng, {"one": 1, "two": 2, "three": 3}[kind], right, bottom)
     objects = tuple(_scaled(scene_object, unit) for scene_object in objects)
     return Scene(kind, _render(rng, objects, 1, width, height, supersample), caption, objects)
 
@@ -105,20 +105,15 @@ def draw_clip(
         path = [(x, y, start + (end - start) * moment) for moment in moments]
     else:
         radius = rng.uniform(0.14, 0.2)
-        along, across = (
-            (right, bottom) if motion in ("moving left", "moving right") else (bottom, right)
-        )
+        is_horizontal = motion in ("moving left", "moving right")
+        along, across = (right, bottom) if is_horizontal else (bottom, right)
         travel = rng.uniform(0.65, 0.95) * (along - 2 * radius)
         first = rng.uniform(radius, along - radius - travel)
         fixed = rng.uniform(radius, across - radius)
-        steps = first + travel * (
-            moments if motion in ("moving right", "moving down") else 1 - moments
-        )
+        is_forward = motion in ("moving right", "moving down")
         path = [
-            (step, fixed, radius)
-            if along is right and motion in ("moving left", "moving right")
-            else (fixed, step, radius)
-            for step in steps
+            (step, fixed, radius) if is_horizontal else (fixed, step, radius)
+            for step in first + travel * (moments if is_forward else 1 - moments)
         ]
     scene_object = _scaled(SceneObject(tuple(path), colour, shape, motion=motion), unit)
     pictures = _render(rng, (scene_object,), frames, width, height, supersample)
@@ -219,10 +214,8 @@ def _render(
     scale: int,
 ) -> tuple[np.ndarray, ...]:
     background = draw_background(rng, width * scale, height * scale)
-    tints = [
-        np.clip(np.array(COLOURS[item.colour]) + rng.uniform(-14, 14, 3), 0, 255)
-        for item in objects
-    ]
+    colours = [np.array(COLOURS[item.colour]) for item in objects]
+    tints = [np.clip(colour + rng.uniform(-14, 14, 3), 0, 255) for colour in colours]
     tilts = [float(rng.uniform(-9, 9)) for _ in objects]
     pictures = []
     for frame in range(frames):

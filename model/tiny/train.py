@@ -19,13 +19,13 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import nn
 
-from mediamill.model.families.initialize import initialize_weights
 from mediamill.model.families.qwen2_vl.model import Qwen2VL
 from mediamill.model.layers.attention import PackedCausalAttention
 from mediamill.model.media.image_rules import ImageRules
 from mediamill.model.tiny import CHECKPOINT
 from mediamill.model.tiny.folder import tiny_config, write_folder
-from mediamill.model.tiny.samples import TAGS, SampleMaker, TrainingBatch, batches
+from mediamill.model.tiny.samples import SampleMaker, TrainingBatch, batches
+from mediamill.model.tiny.scenes import TAGS
 
 AUXILIARY_WEIGHT = 2.0
 POSITIVE_WEIGHT = 3.0
@@ -64,12 +64,10 @@ class ModelWithTagger(nn.Module):
         images, videos = (None, tokens) if batch.is_clip else (tokens, None)
         rows, length = batch.input_ids.shape
         embeddings = model.embed(batch.input_ids.flatten(), images, videos)
-        positions = model.positions(
-            batch.input_ids, *(([], batch.grids) if batch.is_clip else (batch.grids, []))
-        )
-        hidden = model.hidden_states(
-            embeddings, positions, PackedCausalAttention([length] * rows, "eager")
-        )
+        grids = ([], batch.grids) if batch.is_clip else (batch.grids, [])
+        positions, _ = model.rope_index(batch.input_ids, *grids)
+        backend = PackedCausalAttention([length] * rows, "eager")
+        hidden = model.hidden_states(embeddings, positions.flatten(1), backend)
         target = batch.labels.roll(-1, dims=1).flatten()
         is_predicted = target != -100
         logits = model.logits(hidden[is_predicted]).float()
@@ -81,42 +79,38 @@ class ModelWithTagger(nn.Module):
         return answer, tags
 
 
+@torch.no_grad()
 def initialize(model: Qwen2VL, patches: torch.Tensor) -> None:
-    """Initializes the weights.
+    """Draws the weights anew, in place.
 
     Weights are N(0, 1 / sqrt(fan_in)), those of residual outputs divided by sqrt(2 * depth), and
     the patch projection is a PCA of the given patches.
     """
-    model_config = model.config
-
-    def spread(name: str, parameter: nn.Parameter) -> float:
-        embedding = name.endswith("embed_tokens.weight")
-        return 0.08 if embedding else float(parameter[0].numel() ** -0.5)
-
-    initialize_weights(model, seed=None, spread=spread)
+    vision, text = model.config.vision, model.config.text
     residual = ("attn.proj.weight", "mlp.fc2.weight", "o_proj.weight", "down_proj.weight")
     for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            parameter.zero_()
+        elif name.endswith("embed_tokens.weight"):
+            parameter.normal_(std=0.08)
+        elif parameter.ndim >= 2:
+            parameter.normal_(std=parameter[0].numel() ** -0.5)
         if name.endswith(residual):
-            depth = (
-                model_config.vision.depth
-                if name.startswith("visual.")
-                else model_config.text.num_hidden_layers
-            )
-            parameter.data.div_(math.sqrt(2 * depth))
-    centred = patches - patches.mean(0)
-    values, vectors = torch.linalg.eigh(centred.T @ centred / len(patches))
-    largest = values.argsort(descending=True)[: model_config.vision.embed_dim]
+            depth = vision.depth if name.startswith("visual.") else text.num_hidden_layers
+            parameter.div_(math.sqrt(2 * depth))
+    centered = patches - patches.mean(0)
+    values, vectors = torch.linalg.eigh(centered.T @ centered / len(patches))
+    largest = values.argsort(descending=True)[: vision.embed_dim]
     kernel = (vectors[:, largest] * values[largest].clamp_min(1e-6) ** -0.4).T
-    model.visual.patch_embed.proj.weight.data.copy_(
-        kernel.reshape(model.visual.patch_embed.proj.weight.shape)
-    )
+    projection = model.visual.patch_embed.proj.weight
+    projection.copy_(kernel.reshape(projection.shape))
 
 
 class Optimizer:
     """Muon and AdamW over float32 master copies of the weights of a bfloat16 network."""
 
     def __init__(self, module: ModelWithTagger, steps: int, dtype: torch.dtype) -> None:
-        self.steps, self.dtype = steps, dtype
+        self.steps = steps
         self.masters = [p.detach().float().clone() for p in module.parameters()]
         module.to(dtype)
         for part in (module.model.visual, module.model.model):
@@ -141,8 +135,7 @@ class Optimizer:
 
         Returns the norm of the gradients.
         """
-        progress = step / self.steps
-        cosine = FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * progress))
+        cosine = FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * (step / self.steps)))
         scale = min(1.0, (step + 1) / WARMUP) * cosine
         for master, parameter in zip(self.masters, self.parameters, strict=True):
             master.grad = None if parameter.grad is None else parameter.grad.float()
@@ -203,18 +196,10 @@ def train(folder: Path, config: TrainingConfig) -> None:
     pca_config = replace(config, seed=config.seed + 1, steps=4, size=4 * config.size)
     initialize(model, next(iter(TrainingBatches(folder, pca_config))).patches)
     module = ModelWithTagger(model)
-    stream = iter(loader)
     optimizer = Optimizer(module, steps, dtype)
     started, samples, averages = time.monotonic(), 0, np.zeros(2)
-    for step, batch in enumerate(stream):
-        batch = TrainingBatch(
-            batch.input_ids,
-            batch.labels,
-            batch.patches.to(dtype),
-            batch.grids,
-            batch.tags,
-            batch.is_clip,
-        )
+    for step, batch in enumerate(loader):
+        batch = replace(batch, patches=batch.patches.to(dtype))
         answer, tags = module.loss(batch)
         (answer + AUXILIARY_WEIGHT * tags).backward()  # type: ignore[no-untyped-call]
         norm = optimizer.step(step)
@@ -245,12 +230,7 @@ def main() -> None:
     add = parser.add_argument
     add("--out", type=Path, default=CHECKPOINT, help="folder to write (default: the shipped one)")
     add("--steps", type=int, default=TrainingConfig.steps)
-    add(
-        "--batch",
-        type=int,
-        default=TrainingConfig.size,
-        help="pictures in a batch; clips are half as many",
-    )
+    add("--batch", type=int, default=TrainingConfig.size, help="pictures; clips are half as many")
     add("--seed", type=int, default=TrainingConfig.seed)
     add("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     add("--workers", type=int, default=TrainingConfig.workers, help="processes that draw")

@@ -1,7 +1,7 @@
 """Trains the tiny model's tokenizer on the texts of the synthetic scenes.
 
-The shipped weights need the token ids of the shipped tokenizer.json. A new tokenizer would number
-its tokens differently, since the shipped one was trained when clips had one colour more. Run
+The shipped weights need the token ids of the shipped tokenizer.json. A new tokenizer has other ids
+for its tokens, since the shipped one was trained when clips had one colour more. Run
 `python -m mediamill.model.tiny.vocabulary` only to change the words of the scenes, and then train
 the model again.
 """
@@ -10,7 +10,6 @@ import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from mediamill.model.tiny import CHECKPOINT, questions, scenes
-from mediamill.model.tiny.drawing import COLOURS, SHAPES
 
 SPECIALS = (
     "<|endoftext|>",
@@ -71,21 +70,13 @@ def _texts() -> list[str]:
     texts = []
     for kind in scenes.KINDS:
         for _ in range(60):
-            scene = (
-                scenes.draw_clip(rng, 16, 16, 1)
-                if kind == "clip"
-                else scenes.draw_picture(rng, kind, 16, 16)
-            )
+            if kind == "clip":
+                scene = scenes.draw_clip(rng, 16, 16, 1)
+            else:
+                scene = scenes.draw_picture(rng, kind, 16, 16)
             texts.append(scene.caption)
             texts.extend(text for pair in questions.questions(scene) for text in pair)
-    names = [
-        *COLOURS,
-        *SHAPES,
-        *scenes.SIZES,
-        *scenes.MOTIONS,
-        *scenes.WORDS,
-        *questions.NUMBERS.values(),
-    ]
+    names = [*scenes.TAGS, *questions.NUMBERS.values()]
     texts += names * 20 + [f" {name}" for name in names] * 40
     prompts = [*questions.CAPTION_PROMPTS, *questions.CLIP_PROMPTS]
     texts += [form for prompt in prompts for form in (prompt, prompt.lower())] * 10

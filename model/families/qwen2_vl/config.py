@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from mediamill.model.checkpoint.folder import Folder, parse_json
 from mediamill.model.checkpoint.ignored_keys import IGNORED_KEYS
-from mediamill.model.checkpoint.json_reader import JsonReader
+from mediamill.model.checkpoint.json_reader import JsonReader, is_whole
 from mediamill.model.checkpoint.layer_windows import layer_windows
 from mediamill.model.checkpoint.rope_settings import rope_scaling
 from mediamill.model.errors import ModelError
@@ -40,6 +40,11 @@ class Qwen2VLConfig:
     dtype: str | None = None
     mrope: MRopeRule = "original"
     unknown_keys: tuple[str, ...] = ()
+
+    @property
+    def pad_token_ids(self) -> tuple[int, int]:
+        """The ids of the image and of the video pad token."""
+        return self.image_token_id, self.video_token_id
 
 
 def load_config(folder: str | Path | Folder, mrope: MRopeRule = "original") -> Qwen2VLConfig:
@@ -73,10 +78,12 @@ def config_from_dict(
     tower = JsonReader(top.part("vision_config"), where, "vision_config.")
     for part in (top, nested):
         _refuse_quantized(part)
+    # Writers before 5.x put this flag into text_config; the reference accepts both places.
+    tied = [part.flag("tie_word_embeddings", False) for part in (top, nested)]
     # Nested keys win: files of 4.5x have both, and the flat copy may be stale.
     text = JsonReader({**raw, **nested.raw}, where)
     config = Qwen2VLConfig(
-        text=_text(text, nested, tied=_tied(top, nested)),
+        text=_text(text, nested, any(tied)),
         vision=_vision(tower, text),
         image_token_id=top.whole("image_token_id", 151655, 0),
         video_token_id=top.whole("video_token_id", 151656, 0),
@@ -84,11 +91,7 @@ def config_from_dict(
         vision_end_token_id=text.whole("vision_end_token_id", 151653, 0),
         dtype=_dtype(top) or _dtype(nested),
         mrope=mrope,
-        unknown_keys=(
-            *_unknown(top, text.read),
-            *_unknown(nested, text.read),
-            *_unknown(tower, set()),
-        ),
+        unknown_keys=(*_unknown(top, text), *_unknown(nested, text), *_unknown(tower, tower)),
     )
     _check(config, where)
     return config
@@ -104,8 +107,8 @@ def _refuse_quantized(part: JsonReader) -> None:
         )
 
 
-def _unknown(part: JsonReader, also_read: set[str]) -> list[str]:
-    known = part.read | also_read | IGNORED_KEYS
+def _unknown(part: JsonReader, other: JsonReader) -> list[str]:
+    known = part.read | other.read | IGNORED_KEYS
     return [part.prefix + key for key in part.raw if key not in known]
 
 
@@ -116,16 +119,10 @@ def _dtype(part: JsonReader) -> str | None:
     return None
 
 
-def _tied(top: JsonReader, nested: JsonReader) -> bool:
-    # Writers before 5.x put it into text_config; the reference accepts both places.
-    flags = [part.flag("tie_word_embeddings", False) for part in (top, nested)]
-    return any(flags)
-
-
 def _text(raw: JsonReader, nested: JsonReader, tied: bool) -> TextConfig:
     default = TextConfig()
     hidden, heads = raw.whole("hidden_size", None), raw.whole("num_attention_heads", None)
-    layers = raw.whole("num_hidden_layers", None)
+    head_dim, layers = hidden // heads, raw.whole("num_hidden_layers", None)
     context = raw.whole("max_position_embeddings", default.max_position_embeddings)
     if hidden % heads:
         raise ModelError(
@@ -133,22 +130,16 @@ def _text(raw: JsonReader, nested: JsonReader, tied: bool) -> TextConfig:
         )
     if raw.number("partial_rotary_factor", 1.0) != 1.0:
         raw.refuse("partial_rotary_factor", "1: the whole head is rotated")
-    if raw.whole("head_dim", hidden // heads) != hidden // heads:
-        raw.refuse("head_dim", f"hidden_size / num_attention_heads, {hidden // heads}")
+    if raw.whole("head_dim", head_dim) != head_dim:
+        raw.refuse("head_dim", f"hidden_size / num_attention_heads, {head_dim}")
     # A nested rope object replaces a flat one, which may be stale. If one object has both keys, the
     # reference reads rope_scaling.
-    has_own = nested.raw.get("rope_scaling") or nested.raw.get("rope_parameters")
-    holder = nested if has_own else raw
-    for key in ("rope_scaling", "rope_parameters"):
-        raw.read.add(key)
+    has_rope = nested.raw.get("rope_scaling") or nested.raw.get("rope_parameters")
+    holder = nested if has_rope else raw
+    raw.read |= {"rope_scaling", "rope_parameters"}
     rope_raw = holder.part("rope_scaling") or holder.part("rope_parameters")
-    scaling, rope = rope_scaling(
-        rope_raw,
-        raw.where,
-        context,
-        hidden // heads,
-        nested.whole_or_none("original_max_position_embeddings", 1),
-    )
+    original = nested.whole_or_none("original_max_position_embeddings", 1)
+    scaling, rope = rope_scaling(rope_raw, raw.where, context, head_dim, original)
     flat = raw.whole_or_none("original_max_position_embeddings", 1)
     if scaling.original is not None and flat not in (None, scaling.original):
         # The reference ignores the key here, but reads it in a text_config.
@@ -186,8 +177,7 @@ def _section(rope: JsonReader) -> tuple[int, int, int]:
     if value is None:
         return TextConfig().mrope_section
     sizes = value if isinstance(value, list) else []
-    whole = all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in sizes)
-    if len(sizes) != 3 or not whole:
+    if len(sizes) != 3 or not all(is_whole(n) and n >= 0 for n in sizes):
         rope.refuse("mrope_section", "three sizes")
     return (sizes[0], sizes[1], sizes[2])
 
@@ -195,12 +185,11 @@ def _section(rope: JsonReader) -> tuple[int, int, int]:
 def _vision(raw: JsonReader, text: JsonReader) -> VisionConfig:
     default = VisionConfig()
     rope = JsonReader(raw.part("rope_parameters"), raw.where, "vision_config.rope_parameters.")
-    rope.name("rope_type", "axial", ("axial", "default"))
-    rope.name("type", "axial", ("axial", "default"))
+    for key in ("rope_type", "type"):
+        rope.name(key, "axial", ("axial", "default"))
     for key, value in rope.raw.items():
         if key not in ("rope_type", "type", "rope_theta") and value is not None:
             rope.refuse(key, "no such key")
-    theta = raw.number("rope_theta", default.rope_theta)
     # Hub files say in_chans, the 5.x writer in_channels.
     channels = raw.whole("in_channels", raw.whole("in_chans", default.in_channels))
     if channels != 3:
@@ -218,7 +207,7 @@ def _vision(raw: JsonReader, text: JsonReader) -> VisionConfig:
         temporal_patch_size=_size(raw, "temporal_patch_size", default.temporal_patch_size),
         spatial_merge_size=raw.whole("spatial_merge_size", default.spatial_merge_size),
         hidden_act=raw.name("hidden_act", default.hidden_act, ACTIVATIONS),
-        rope_theta=rope.number("rope_theta", theta),
+        rope_theta=rope.number("rope_theta", raw.number("rope_theta", default.rope_theta)),
         initializer_range=raw.number("initializer_range", default.initializer_range),
     )
 

@@ -12,18 +12,14 @@ from torch import nn
 from mediamill.model.families.qwen2_vl.config import Qwen2VLConfig
 from mediamill.model.families.qwen2_vl.positions import prompt_positions
 from mediamill.model.families.qwen2_vl.vision import VisionTower
-from mediamill.model.layers.attention import AttentionBackend, KeyValueCache, check_attention
+from mediamill.model.layers.attention import AttentionBackend
+from mediamill.model.layers.cache import KeyValueCache
 from mediamill.model.layers.collectives import SINGLE_RANK, Collectives
 from mediamill.model.layers.decoder import Decoder
 from mediamill.model.layers.outputs import Output, TextOutput
 from mediamill.model.layers.padded import causal_loss, run_decoder
 from mediamill.model.layers.padding import packing_for, select_logits
-from mediamill.model.layers.positions import (
-    counted_positions,
-    given_positions,
-    past_starts,
-    rope_deltas,
-)
+from mediamill.model.layers.positions import rope_deltas, text_positions
 from mediamill.model.layers.rope import Grid, grid_list
 from mediamill.model.layers.shards import WHOLE, Shard
 from mediamill.model.layers.visual_tokens import is_pad_embedding, scatter_visual_tokens
@@ -99,10 +95,8 @@ class Qwen2VL(nn.Module):
         Raises ValueError when their number differs from that of the pad tokens.
         """
         x = self.model.embed_tokens(input_ids)
-        for token_id, tokens in (
-            (self.config.image_token_id, image_tokens),
-            (self.config.video_token_id, video_tokens),
-        ):
+        visual = (image_tokens, video_tokens)
+        for token_id, tokens in zip(self.config.pad_token_ids, visual, strict=True):
             x = scatter_visual_tokens(x, input_ids == token_id, tokens, token_id)
         return x  # type: ignore[no-any-return]
 
@@ -160,26 +154,19 @@ class Qwen2VL(nn.Module):
             assert input_ids is not None
             inputs_embeds = self.model.embed_tokens(input_ids)
         embeddings = packing.pack(inputs_embeds)
-        past, starts = past_starts(cache, packing.shape[0])
-        if position_ids is None:
-            positions = counted_positions(packing, starts)
-        else:
-            packs = cache is None and attention_mask is None
-            positions = given_positions(position_ids, packing, packs)
-        positions = positions.to(embeddings.device)
-        if cache is not None:
-            cache.rope_deltas = rope_deltas(positions, packing, past, starts)
-        return run_decoder(
+        splits_rows = cache is None and attention_mask is None
+        positions = text_positions(position_ids, packing, splits_rows)
+        output, _ = run_decoder(
             self.model,
             embeddings,
             packing,
             positions,
             cache,
-            past,
-            check_attention(attention, self.device, self.dtype),
+            attention,
             output_hidden_states,
             output_attentions,
         )
+        return output
 
     def forward(
         self,
@@ -242,62 +229,38 @@ class Qwen2VL(nn.Module):
             )
         else:
             ids = None if input_ids is None else packing.pack(input_ids)
-            embeddings = self._fill_pads(packing.pack(inputs_embeds), ids, *visual)
-        past, starts = past_starts(cache, packing.shape[0])
-        if position_ids is not None:
-            packs = cache is None and attention_mask is None
-            positions = given_positions(position_ids, packing, packs)
-        elif input_ids is not None and (images or videos):
-            rows = [
-                row.tolist() for row in torch.split(packing.pack(input_ids), packing.row_lengths)
-            ]
-            positions = prompt_positions(self.config, rows, images, videos, starts)
+            embeddings = self._fill_pads(packing.pack(inputs_embeds), ids, visual)
+        if position_ids is None and input_ids is not None and (images or videos):
+            positions = prompt_positions(self.config, input_ids, packing, images, videos)
         else:
-            positions = counted_positions(packing, starts)
-        positions = positions.to(embeddings.device)
-        deltas = rope_deltas(positions, packing, past, starts)
-        if cache is not None:
-            cache.rope_deltas = deltas
-        text = run_decoder(
+            splits_rows = cache is None and attention_mask is None
+            positions = text_positions(position_ids, packing, splits_rows)
+        text, deltas = run_decoder(
             self.model,
             embeddings,
             packing,
             positions,
             cache,
-            past,
-            check_attention(attention, self.device, self.dtype),
+            attention,
             output_hidden_states,
             output_attentions,
         )
-        hidden, loss = text.last_hidden_state, None
-        logits = None
+        hidden, logits, loss = text.last_hidden_state, None, None
         if labels is not None:
             logits = self.logits(hidden)
             loss = causal_loss(logits, labels, packing.real)
         if logits is None or not isinstance(logits_to_keep, int) or logits_to_keep != 0:
             logits = self.logits(select_logits(hidden, logits_to_keep))
-        return Output(
-            last_hidden_state=hidden,
-            hidden_states=text.hidden_states,
-            attentions=text.attentions,
-            cache=cache,
-            logits=logits,
-            loss=loss,
-            rope_deltas=deltas[:, None],
-        )
+        return Output(**vars(text), logits=logits, loss=loss, rope_deltas=deltas[:, None])
 
     def _fill_pads(
         self,
         x: torch.Tensor,
         input_ids: torch.Tensor | None,
-        image_tokens: torch.Tensor | None,
-        video_tokens: torch.Tensor | None,
+        visual: Sequence[torch.Tensor | None],
     ) -> torch.Tensor:
-        """Packed embeddings [T, hidden] with the given visual tokens in place of pad tokens."""
-        for token_id, tokens in (
-            (self.config.image_token_id, image_tokens),
-            (self.config.video_token_id, video_tokens),
-        ):
+        """Packed embeddings [T, hidden] with visual tokens (images', videos') at pad tokens."""
+        for token_id, tokens in zip(self.config.pad_token_ids, visual, strict=True):
             if tokens is not None:
                 pad = self.model.embed_tokens.weight[token_id]
                 mask = is_pad_embedding(x, pad) if input_ids is None else input_ids == token_id
@@ -315,21 +278,9 @@ class Qwen2VL(nn.Module):
         int64 [B, 1].
         """
         merge = self.config.vision.spatial_merge_size
+        images, videos = grid_list(image_grid_thw, merge), grid_list(video_grid_thw, merge)
         packing = packing_for(input_ids, None, attention_mask, None, self.config.text.hidden_size)
-        rows = [row.tolist() for row in torch.split(packing.pack(input_ids), packing.row_lengths)]
-        past, starts = past_starts(None, len(rows))
-        positions = prompt_positions(
-            self.config,
-            rows,
-            grid_list(image_grid_thw, merge),
-            grid_list(video_grid_thw, merge),
-            starts,
-        ).to(input_ids.device)
+        positions = prompt_positions(self.config, input_ids, packing, images, videos)
+        positions = positions.to(input_ids.device)
         cells = packing.unpack(positions.T).permute(2, 0, 1)
-        return cells, rope_deltas(positions, packing, past, starts)[:, None]
-
-    def positions(
-        self, input_ids: torch.Tensor, image_grids: Sequence[Grid], video_grids: Sequence[Grid]
-    ) -> torch.Tensor:
-        """M-RoPE positions of a batch of prompts [B, S] without padding, packed: int64 [3, B*S]."""
-        return self.rope_index(input_ids, image_grids, video_grids)[0].flatten(1)
+        return cells, rope_deltas(positions, packing)[:, None]

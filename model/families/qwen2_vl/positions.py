@@ -1,11 +1,12 @@
 """The M-RoPE positions of prompts with pictures and videos (arXiv 2409.12191, section 2.1)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 
 import torch
 
 from mediamill.model.families.qwen2_vl.config import MRopeRule, Qwen2VLConfig
+from mediamill.model.layers.padding import Packing
 from mediamill.model.layers.rope import Grid
 
 
@@ -62,56 +63,49 @@ def _grid_index(t: int, h: int, w: int) -> torch.Tensor:
     ).flatten(1)
 
 
-def prompt_grids(
-    ids: Sequence[int],
-    images: Iterator[Grid],
-    videos: Iterator[Grid],
-    image_id: int,
-    video_id: int,
-    merge: int = 2,
-) -> list[Grid]:
-    """Takes the grids of one prompt from the streams of images and videos, in prompt order.
+def prompt_positions(
+    config: Qwen2VLConfig,
+    input_ids: torch.Tensor,
+    packing: Packing,
+    image_grids: Sequence[Grid],
+    video_grids: Sequence[Grid],
+) -> torch.Tensor:
+    """Packed positions int64 [3, T] of the real tokens of prompts [B, S].
 
-    Raises ValueError when a stream ends too early.
+    image_grids, video_grids: of all prompts, in their order.
+    Raises ValueError where the runs of visual tokens do not match the grids.
     """
-    grids: list[Grid] = []
-    remaining = 0
-    for token in ids:
-        if token not in (image_id, video_id):
-            continue
+    grids = {"image": iter(image_grids), "video": iter(video_grids)}
+    merge = config.vision.spatial_merge_size
+    packed = []
+    for row, start in zip(packing.rows(input_ids), packing.starts, strict=True):
+        ids = row.tolist()
+        positions, _ = mrope_positions(
+            ids, _prompt_grids(ids, grids, config), config.pad_token_ids, config.mrope, merge
+        )
+        packed.append(positions + start)
+    for kind, remaining in grids.items():
+        left = len(list(remaining))
+        if left:
+            raise ValueError(f"there are {left} more {kind} grids than runs of {kind} tokens")
+    return torch.cat(packed, dim=1)
+
+
+def _prompt_grids(
+    ids: Sequence[int], grids: Mapping[str, Iterator[Grid]], config: Qwen2VLConfig
+) -> list[Grid]:
+    """Takes the grids of one prompt from those of images and videos, in prompt order."""
+    kinds = {config.video_token_id: "video", config.image_token_id: "image"}
+    merge = config.vision.spatial_merge_size
+    prompt_grids: list[Grid] = []
+    remaining = 0  # tokens of the current medium
+    for kind in (kinds[token] for token in ids if token in kinds):
         if remaining == 0:
-            grid = next(images if token == image_id else videos, None)
+            grid = next(grids[kind], None)
             if grid is None:
-                kind = "image" if token == image_id else "video"
                 raise ValueError(f"there are more runs of {kind} tokens than {kind} grids")
-            grids.append(grid)
+            prompt_grids.append(grid)
             t, h, w = grid
             remaining = t * (h // merge) * (w // merge)
         remaining -= 1
-    return grids
-
-
-def prompt_positions(
-    config: Qwen2VLConfig,
-    rows: Sequence[Sequence[int]],
-    image_grids: Sequence[Grid],
-    video_grids: Sequence[Grid],
-    starts: Sequence[int],
-) -> torch.Tensor:
-    """Packed positions int64 [3, T] of rows of token ids without padding.
-
-    starts: the first position of each row.
-    Raises ValueError where the runs of visual tokens do not match the grids.
-    """
-    images, videos = iter(image_grids), iter(video_grids)
-    image_id, video_id = config.image_token_id, config.video_token_id
-    merge = config.vision.spatial_merge_size
-    packed = []
-    for ids, start in zip(rows, starts, strict=True):
-        grids = prompt_grids(ids, images, videos, image_id, video_id, merge)
-        positions, _ = mrope_positions(ids, grids, (image_id, video_id), config.mrope, merge)
-        packed.append(positions + start)
-    for kind, left in (("image", list(images)), ("video", list(videos))):
-        if left:
-            raise ValueError(f"there are {len(left)} more {kind} grids than runs of {kind} tokens")
-    return torch.cat(packed, dim=1)
+    return prompt_grids

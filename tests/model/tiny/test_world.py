@@ -11,8 +11,8 @@ from mediamill.model.tiny.drawing import COLOURS
 from mediamill.model.tiny.encode import CLIP_SIZES as CLIP_FILES
 from mediamill.model.tiny.encode import PICTURE_SIZES as PICTURE_FILES
 from mediamill.model.tiny.folder import IMAGE_PIXELS, VIDEO_PIXELS
-from mediamill.model.tiny.samples import CLIP_SIZES, PICTURE_SIZES, TAGS
-from mediamill.model.tiny.scenes import KINDS, RADII, draw_clip, draw_picture
+from mediamill.model.tiny.samples import CLIP_SIZES, PICTURE_SIZES
+from mediamill.model.tiny.scenes import KINDS, RADII, TAGS, draw_clip, draw_picture
 
 SIZE = (280, 210)
 

@@ -75,7 +75,7 @@ def test_the_original_rule_gives_other_positions_only_where_a_video_is_long(fold
         case = prompt(1, media)
         ids = torch.tensor([case.ids])
         both = [
-            Qwen2VL.positions(m, ids, grids([case], "image"), grids([case], "video"))
+            Qwen2VL.rope_index(m, ids, grids([case], "image"), grids([case], "video"))[0]
             for m in (model, ours(folder, "hf5"))
         ]
         long = any(t > max(h, w) // 2 for kind, (t, h, w) in media)
