@@ -1,10 +1,9 @@
 """Stages rows in hidden objects, and publishes them as visible Parquet files.
 
-A write task stages its rows in one object, folder after folder. Later a group, which the ledger
-forms, merges parts of many such objects into one file.
-
-Publishing may be cut off at any instant and repeated by any process: a file appears with all of its
-content or not at all, and its parts are kept until the ledger has recorded that it is visible.
+A write task stages its rows in one object, folder after folder. Later one file is made of a group,
+which the ledger forms of parts of many such objects. Publishing may be cut off at any instant and
+repeated by any process: a file appears with all of its content or not at all, and its parts are
+kept until the ledger has recorded that it is visible.
 """
 
 import io
@@ -99,7 +98,7 @@ def read_parts(output: Place, groups: Iterable[Group]) -> Contents:
         paths = [_object(output, item.token).path for item in unread]
         starts, stops = [item.start for item in unread], [item.stop for item in unread]
         results = fs.cat_ranges(paths, starts, stops, on_error="return")
-        failed: list[_ByteRange] = []
+        failed: list[tuple[_ByteRange, Exception]] = []
         for item, path, result in zip(unread, paths, results, strict=True):
             size = item.stop - item.start
             if isinstance(result, FileNotFoundError):
@@ -109,16 +108,15 @@ def read_parts(output: Place, groups: Iterable[Group]) -> Contents:
                     f"{path}: found {len(result)} bytes of its parts, expected {size}"
                 )
             if isinstance(result, Exception):
-                error = result
-                failed.append(item)
+                failed.append((item, result))
                 continue
             for part in item.parts:
                 start = part.offset - item.start
                 view = memoryview(result)[start : start + part.length]
                 contents[part.token, part.offset] = view
-        unread = failed
-        if unread:
-            raise error
+        unread = [item for item, _ in failed]
+        if failed:
+            raise failed[-1][1]
 
     if unread:
         storage.with_retries(output, read)
