@@ -1,7 +1,7 @@
-"""Fetches the whole content of a URI, from the storage that its scheme names.
+"""Fetches the content of a URI, from the storage that its scheme names (the *_source.py files).
 
 Applies what the job allows (schemes, hosts, folders, sizes), and converts the errors of all
-storages to row errors. How a storage is read is in the *_source.py files.
+storages to row errors.
 """
 
 import os
@@ -60,8 +60,8 @@ class FetchRules:
     roots: folders that files may lie in, see `allowed_roots`; None for the base alone.
     pause_s: ceiling of the pause before the second try, in seconds.
     memory_bytes: larger media go to files; None for the default of content.py.
-    in_place: such a local file is not copied, but read where it lies.
-    use_cache: such remote media are kept in the machine's disk cache, up to config.cache_bytes.
+    in_place: larger local files are not copied, but read where they lie.
+    use_cache: larger remote media go to the machine's disk cache, up to config.cache_bytes.
     """
 
     config: FetchConfig
@@ -131,7 +131,7 @@ class Fetcher:
     def fetch_partial(
         self, uri: str | None, reservation: Reservation
     ) -> tuple[FetchedMedium, bool]:
-        """Fetches header and index of a large remote content, into a sparse file of its size; any
+        """Fetches header and index of a large remote content into a sparse file of its size, any
         other content whole. Returns the medium, and whether it is whole. Raises as `fetch`.
         """
         whole = True
@@ -204,7 +204,7 @@ class Fetcher:
         return probe[0].version, probe[0].size
 
     def _fetch_partial(self, uri: str, deadline: Deadline) -> FetchedMedium | None:
-        """Header and index in a sparse file; None for a content that has to be fetched whole."""
+        """Header and index in a sparse file; None for a content that must be fetched whole."""
         source = self._source(uri)
         if source is None:
             return None

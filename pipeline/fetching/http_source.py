@@ -1,8 +1,8 @@
 """Requests byte ranges of http(s) URLs, at addresses that have been checked.
 
-Redirects are followed here, and each hop is checked; connections go to the checked address, never
-to the name. Proxies of the environment are not used: a proxy looks names up itself, so what it
-would reach cannot be checked. Bodies are not decompressed, so that a few bytes cannot become many.
+Each redirect is checked too; connections go to the checked address, never to the name. Proxies of
+the environment are not used: a proxy looks names up itself, so what it would reach cannot be
+checked. Bodies are not decompressed, so that a few bytes cannot become many.
 """
 
 import base64

@@ -21,7 +21,7 @@ from mediamill.schemas.errors import JobError
 HIDDEN = "_mediamill"  # readers of datasets skip names that begin with "_" or "."
 _RECORD = ".json"
 _READERS = 16  # threads that read the log
-_TRIES = 5  # to read a log that another process writes
+_TRIES = 5  # to read a log that another process compacts meanwhile
 
 
 class TakenOverError(RuntimeError):

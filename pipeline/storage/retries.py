@@ -98,12 +98,11 @@ class FetchFailure:
 
 @dataclass(frozen=True)
 class Backoff:
-    """Exponential backoff with full jitter: a pause is drawn at random between zero and its
-    ceiling, so that many clients of a busy server do not return at the same moment.
+    """Exponential backoff with full jitter: a random pause between zero and its ceiling, so that
+    many clients of a busy server do not return at the same moment.
 
     tries: attempts in a row without progress before giving up.
-    base_s: ceiling of the first pause, in seconds; it doubles with each further one.
-    cap_s: the largest ceiling.
+    base_s, cap_s: ceiling of the first pause, which doubles with each, and the largest, in seconds.
     """
 
     tries: int = 6
@@ -111,7 +110,7 @@ class Backoff:
     cap_s: float = 20.0
 
     def pause_s(self, attempt: int, failure: FetchFailure) -> float:
-        """The pause in seconds after the `attempt`-th failure in a row."""
+        """Returns the pause in seconds after the `attempt`-th failure in a row."""
         jitter = random.uniform(0.0, min(self.cap_s, self.base_s * 2 ** (attempt - 1)))
         return jitter + min(failure.retry_after_s or 0.0, _MAX_RETRY_AFTER_S)
 
@@ -177,7 +176,7 @@ def retry(
 
 
 def classify_error(error: BaseException) -> FetchFailure:
-    """Returns the failure that an exception stands for, by what it and its causes carry."""
+    """Returns the failure that an exception and its causes stand for."""
     causes = list(_causes(error))
     for cause in causes:
         if _INTERRUPTED_NAMES.search(type(cause).__name__):
@@ -191,7 +190,7 @@ def classify_error(error: BaseException) -> FetchFailure:
 
 
 def parse_retry_after(value: str | None) -> float | None:
-    """The seconds that a Retry-After header (a number or a date) asks for; None if unreadable."""
+    """Returns the seconds that a Retry-After header (number or date) asks for; None if invalid."""
     if value is None:
         return None
     text = str(value).strip()
@@ -207,7 +206,7 @@ def parse_retry_after(value: str | None) -> float | None:
 
 
 def failure_of_status(status: int, code: str = "", retry_after: str | None = None) -> FetchFailure:
-    """The failure that an HTTP response with this status stands for."""
+    """Returns the failure that an HTTP status and a store's error code stand for."""
     reason = f"the server answered {status}" + (f" {code}" if code else "")
     wait = parse_retry_after(retry_after)
     if status in _MISSING_STATUSES or _CODES.get(code) == "missing":
@@ -224,7 +223,7 @@ def failure_of_status(status: int, code: str = "", retry_after: str | None = Non
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The exception, its cause, the cause's cause, ...; ends where they form a cycle."""
+    """Yields the exception, its cause, the cause's cause, ...; ends where they form a cycle."""
     seen: set[int] = set()
     cause: BaseException | None = error
     while cause is not None and id(cause) not in seen:
@@ -252,16 +251,15 @@ def _from_error_code(error: BaseException) -> FetchFailure | None:
 def _from_status(error: BaseException) -> FetchFailure | None:
     """aiohttp, gcsfs, azure-core, huggingface_hub and requests: an attribute has the status."""
     response: Any = getattr(error, "response", None)
-    for holder, names in ((error, ("status", "status_code", "code")), (response, ("status_code",))):
-        for name in names:
-            status = getattr(holder, name, None)
-            if isinstance(status, str) and status.isdigit():
-                status = int(status)
-            if isinstance(status, int) and 400 <= status <= 599:
-                headers: Any = getattr(error, "headers", None) or getattr(response, "headers", {})
-                wait = headers.get("Retry-After") if hasattr(headers, "get") else None
-                code = str(getattr(error, "error_code", "") or "")  # azure-core's
-                return failure_of_status(status, code if code.isalnum() else "", wait)
+    places = ((error, "status"), (error, "status_code"), (error, "code"), (response, "status_code"))
+    for status in (getattr(holder, name, None) for holder, name in places):
+        if isinstance(status, str) and status.isdigit():
+            status = int(status)
+        if isinstance(status, int) and 400 <= status <= 599:
+            headers: Any = getattr(error, "headers", None) or getattr(response, "headers", {})
+            wait = headers.get("Retry-After") if hasattr(headers, "get") else None
+            code = str(getattr(error, "error_code", "") or "")  # azure-core's
+            return failure_of_status(status, code if code.isalnum() else "", wait)
     return None
 
 

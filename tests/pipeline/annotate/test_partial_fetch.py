@@ -207,7 +207,7 @@ def test_header_and_index_of_a_large_file_are_enough_and_few_bytes(tmp_path, fau
             facts = medium.path.stat()
             assert facts.st_size == len(content)
             assert facts.st_blocks * 512 < 2 * MIB  # the rest are holes
-            assert duration_s(medium.path, whole=False) == duration_s(content) == 4.0
+            assert duration_s(medium.path, complete=False) == duration_s(content) == 4.0
             Spool.release([medium.path])
         if not faults:
             asked = [one[1] for one in site.ranges]
