@@ -249,10 +249,7 @@ class Fetcher:
             content.expect(size)
             offset = 0
             # A file that grows meanwhile is read up to its size at the start.
-            while offset < size:
-                chunk = os.pread(descriptor, min(_CHUNK_BYTES, size - offset), offset)
-                if not chunk:
-                    break
+            while chunk := os.pread(descriptor, min(_CHUNK_BYTES, size - offset), offset):
                 content.write(offset, chunk)
                 offset += len(chunk)
         return content.finish(offset)
