@@ -1,7 +1,6 @@
 """Checks that the checkpoint of a job can be run, and computes the hash of its content.
 
-The check reads the names of files and the configuration. The weights are checked when they are
-loaded (model/weights.py).
+The check reads the file names and the configuration. Loading checks the weights (model/weights.py).
 """
 
 import json
@@ -23,18 +22,18 @@ _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _CONFIG = "config.json"
 _NEEDED = (_CONFIG, "tokenizer.json")
-BUILT_IN = "built-in"  # names the model that ships with this program, wherever that is installed
+BUILT_IN = "built-in"  # names the model that ships with this program
 
 
 def place_of(model: str) -> Place:
-    """The folder of a job's model as this machine reaches it. Raises JobError."""
+    """Returns the folder of a job's model. Raises JobError for a URL that cannot be opened."""
     if model == BUILT_IN:
         return Place(LocalFileSystem(), str(CHECKPOINT), BUILT_IN)
     return storage.resolve(model)
 
 
 def check_checkpoint(model: str) -> Place:
-    """Returns the folder of a job's model. Raises JobError when it is no model that can be run."""
+    """Returns the folder of a job's model. Raises JobError when the model cannot be run."""
     place = place_of(model)
     shown = storage.redact(place.url)
     try:
@@ -61,38 +60,37 @@ def check_checkpoint(model: str) -> Place:
 
 @dataclass(frozen=True)
 class CheckpointHash:
-    """Two hashes of a checkpoint: `whole` of all its files, `settings` of all but the weights."""
+    """Two hashes of a checkpoint: of all its files, and of all but the weights."""
 
     whole: str
     settings: str
 
     @classmethod
     def of(cls, checkpoint: Place) -> "CheckpointHash":
-        """Computes both from the files. Raises OSError."""
+        """Reads the files. Raises OSError."""
         return cls(content_hash(checkpoint), content_hash(checkpoint, weights=False))
 
 
 def content_hash(checkpoint: Place, weights: bool = True) -> str:
-    """The hash of all files that decide the text, or of those that are no weights; 32 hex digits.
+    """Returns the hash of the files of `names_of`, 32 hex digits. Raises OSError.
 
-    model/checkpoint/content_hash.py says what of each file counts. Raises OSError.
+    model/checkpoint/content_hash.py says which bytes of a file count.
     """
+    paths = {name: (checkpoint / name).path for name in names_of(checkpoint, weights)}
 
     def read(name: str, start: int, stop: int) -> bytes:
-        place = checkpoint / name
         return bytes(
-            storage.with_retries(place, lambda fs: fs.cat_file(place.path, start=start, end=stop))
+            storage.with_retries(
+                checkpoint, lambda fs: fs.cat_file(paths[name], start=start, end=stop)
+            )
         )
 
-    sizes = {
-        name: int(checkpoint.fs.info((checkpoint / name).path)["size"])
-        for name in names_of(checkpoint, weights)
-    }
+    sizes = {name: int(checkpoint.fs.info(path)["size"]) for name, path in paths.items()}
     return hash_files(sizes, read)
 
 
 def names_of(checkpoint: Place, weights: bool = True) -> list[str]:
-    """The names of the folder's files that decide the text, sorted; with or without the weights."""
+    """Returns the names of the files that decide the text, sorted; with or without the weights."""
     entries = checkpoint.fs.ls(checkpoint.path, detail=True)
     names = [str(entry["name"]).rpartition("/")[2] for entry in entries if entry["type"] == "file"]
     names = [name for name in names if name[0] != "." and name.endswith(_SUFFIXES)]

@@ -2,10 +2,9 @@
 
     CACHE/<hash>/             a complete copy, which had that hash before it got its name
     CACHE/<hash>.lock         locked by the process that makes the copy
-    CACHE/.<hash>.partial/    a copy that is not complete; `.pieces` in it lists what it has
+    CACHE/.<hash>.partial/    a copy that is not complete; `.pieces` in it lists its chunks
 
-Files are fetched in chunks, several at once. After a kill the next process fetches only the chunks
-that are missing.
+After a kill the next process fetches only the chunks that are missing.
 """
 
 import errno
@@ -15,12 +14,11 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mediamill.pipeline.checkpoint.content_hash import (
     CheckpointHash,
@@ -41,14 +39,13 @@ _CHUNK_LOG = ".pieces"
 
 
 def local_folder(model: str, content: CheckpointHash, cache: str, weights: bool = True) -> Path:
-    """Returns a local folder with the checkpoint: its own, or a copy below `cache`.
+    """Returns the folder of a local checkpoint, or of a copy of another one below `cache`.
 
-    model: as the job names it.
     content: the hashes that the checkpoint had when the job was checked.
     cache: a folder of this machine; may begin with ~.
     weights: whether they are needed; without them the copy is small.
     Processes of one machine wait for each other. Raises RunError when the checkpoint has changed or
-    cannot be read, and when there is no room for the copy.
+    cannot be read, and when the copy cannot be written.
     """
     place = place_of(model)
     digest = content.whole if weights else content.settings
@@ -80,7 +77,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _check_local(place: Place, digest: str, weights: bool) -> None:
-    """Raises RunError unless this machine has the checkpoint at the same path."""
+    """Raises RunError unless this machine has the same checkpoint at that path."""
     try:
         actual = content_hash(place, weights)
     except OSError as error:
@@ -98,7 +95,7 @@ def _check_local(place: Place, digest: str, weights: bool) -> None:
 
 
 def _has_content(folder: Path, digest: str, weights: bool) -> bool:
-    """Whether a copy is there and has this hash: other programs may write to the cache too."""
+    """Whether a copy exists and has this hash: other programs may write to the cache too."""
     try:
         return content_hash(storage.resolve(str(folder)), weights) == digest
     except OSError:
@@ -108,129 +105,109 @@ def _has_content(folder: Path, digest: str, weights: bool) -> bool:
 def _make_copy(source: Place, root: Path, digest: str, weights: bool) -> None:
     """Makes the folder `digest` below `root`. The caller holds its lock."""
     target, partial = root / digest, root / f".{digest}.partial"
-    shutil.rmtree(target, ignore_errors=True)  # a copy with another content than its name says
+    shutil.rmtree(target, ignore_errors=True)  # its content does not have the hash of its name
     partial.mkdir(exist_ok=True)
     files = _files(source, weights)
-    chunks = _Chunks.of(partial, files)
-    try:
-        _check_free_space(source, root, sum(size for _, size, _ in chunks.missing))
-        _fetch(source, partial, chunks)
-        actual = content_hash(storage.resolve(str(partial)), weights)
-        if actual != digest or _changed(files, _files(source, weights)):
-            shutil.rmtree(partial, ignore_errors=True)
-            raise RunError(
-                f"{storage.redact(source.url)}: the checkpoint has changed since the job was "
-                f"checked: found content {actual}, expected {digest}; start the job again"
-            )
-    finally:
-        chunks.close()
-    storage.fsync_folder(partial)
+    missing = _missing_chunks(partial, files)
+    _check_free_space(source, root, sum(chunk.size for chunk in missing))
+    _fetch(source, partial, missing)
+    actual = content_hash(storage.resolve(str(partial)), weights)
+    if actual != digest or _changed(files, _files(source, weights)):
+        shutil.rmtree(partial, ignore_errors=True)
+        raise RunError(
+            f"{storage.redact(source.url)}: the checkpoint has changed since the job was "
+            f"checked: found content {actual}, expected {digest}; start the job again"
+        )
+    storage.fsync(partial)
     partial.rename(target)
-    storage.fsync_folder(root)
+    storage.fsync(root)
     (target / _CHUNK_LOG).unlink()
 
 
-@dataclass(frozen=True)
-class _File:
+class _File(NamedTuple):
     name: str
     size: int
     version: str  # see file_version
 
 
-def _files(source: Place, weights: bool) -> list[_File]:
-    def listed() -> list[_File]:
-        files = []
-        for name in names_of(source, weights):
-            info = source.fs.info((source / name).path)
-            files.append(_File(name, int(info["size"]), file_version(source / name, info)))
-        return files
+class _Chunk(NamedTuple):
+    name: str  # of the file
+    offset: int
+    size: int
 
-    return storage.with_retries(source, lambda _: listed())
+
+def _files(source: Place, weights: bool) -> list[_File]:
+    def file(name: str) -> _File:
+        info = source.fs.info((source / name).path)
+        return _File(name, int(info["size"]), file_version(source / name, info))
+
+    return storage.with_retries(source, lambda _: list(map(file, names_of(source, weights))))
 
 
 def _changed(files: list[_File], later: list[_File]) -> bool:
-    return [file.name for file in files] != [file.name for file in later] or any(
-        was.size != now.size or not same_content(was.version, now.version)
-        for was, now in zip(files, later, strict=True)
+    return [file[:2] for file in files] != [file[:2] for file in later] or not all(
+        same_content(was.version, now.version) for was, now in zip(files, later, strict=True)
     )
 
 
-class _Chunks:
-    """The parts of files that are still missing; those that are on the disk are listed in a file.
+def _missing_chunks(partial: Path, files: list[_File]) -> list[_Chunk]:
+    """Returns the chunks that the log of `partial` does not list.
 
-    missing: name of the file, bytes and offset of each chunk.
+    Clears the folder first if it belongs to other files, or if the storage reports no versions.
     """
-
-    def __init__(self, path: Path, missing: list[tuple[str, int, int]]) -> None:
-        self.missing = missing
-        self._lock = threading.Lock()
-        self._log = path.open("a", encoding="utf-8")
-
-    @classmethod
-    def of(cls, partial: Path, files: list[_File]) -> "_Chunks":
-        """Continues with what is in `partial` if it belongs to these files, else clears it."""
-        path = partial / _CHUNK_LOG
-        header = json.dumps([[file.name, file.size, file.version] for file in files])
-        lines = path.read_text(encoding="utf-8").splitlines(True) if path.exists() else []
-        complete = [line.rstrip("\n") for line in lines if line.endswith("\n")]
-        if not complete or complete[0] != header or any(not file.version for file in files):
-            shutil.rmtree(partial)
-            partial.mkdir()
-            path.write_text(header + "\n", encoding="utf-8")
-            complete = [header]
-        elif len(complete) < len(lines):  # a kill has cut the last line off
-            path.write_text("\n".join([*complete, ""]), encoding="utf-8")
-        done = set(complete[1:])
-        return cls(
-            path,
-            [
-                (file.name, min(_CHUNK_BYTES, file.size - offset), offset)
-                for file in files
-                for offset in range(0, max(file.size, 1), _CHUNK_BYTES)
-                if f"{offset} {file.name}" not in done
-            ],
-        )
-
-    def done(self, name: str, offset: int) -> None:
-        """Records that a chunk is on the disk."""
-        with self._lock:
-            self._log.write(f"{offset} {name}\n")
-            self._log.flush()
-
-    def close(self) -> None:
-        self._log.close()
+    path = partial / _CHUNK_LOG
+    header = json.dumps(files)
+    lines = path.read_text(encoding="utf-8").splitlines(True) if path.exists() else []
+    complete = [line.rstrip("\n") for line in lines if line.endswith("\n")]
+    if not complete or complete[0] != header or any(not file.version for file in files):
+        shutil.rmtree(partial)
+        partial.mkdir()
+        path.write_text(header + "\n", encoding="utf-8")
+        complete = [header]
+    elif len(complete) < len(lines):  # a kill has cut the last line off
+        path.write_text("\n".join([*complete, ""]), encoding="utf-8")
+    done = set(complete[1:])
+    return [
+        _Chunk(file.name, offset, min(_CHUNK_BYTES, file.size - offset))
+        for file in files
+        for offset in range(0, max(file.size, 1), _CHUNK_BYTES)
+        if f"{offset} {file.name}" not in done
+    ]
 
 
-def _fetch(source: Place, partial: Path, chunks: _Chunks) -> None:
-    """Fetches the missing chunks. Raises the error of the first chunk that fails."""
+def _fetch(source: Place, partial: Path, chunks: list[_Chunk]) -> None:
+    """Fetches the chunks and lists each in the log. Raises the error of a chunk that fails."""
     failed = threading.Event()
+    lock = threading.Lock()
 
-    def fetch(chunk: tuple[str, int, int]) -> None:
+    def fetch(chunk: _Chunk) -> None:
         if failed.is_set():
             return
-        name, size, offset = chunk
         try:
-            read = _reader(source / name, size, offset)
-            data = storage.with_retries(source, read) if size else b""
-            _write(partial / name, data, offset)
-            chunks.done(name, offset)
+            data = storage.with_retries(source, lambda fs: _read(fs, source, chunk))
+            _write(partial / chunk.name, data, chunk.offset)
+            with lock:
+                log.write(f"{chunk.offset} {chunk.name}\n")
+                log.flush()
         except BaseException:
             failed.set()
             raise
 
-    with ThreadPoolExecutor(_CONCURRENT_CHUNKS, thread_name_prefix="checkpoint") as threads:
-        for future in [threads.submit(fetch, chunk) for chunk in chunks.missing]:
-            future.result()
+    with (
+        (partial / _CHUNK_LOG).open("a", encoding="utf-8") as log,
+        ThreadPoolExecutor(_CONCURRENT_CHUNKS, thread_name_prefix="checkpoint") as threads,
+    ):
+        list(threads.map(fetch, chunks))
 
 
-def _reader(place: Place, size: int, offset: int) -> Callable[..., bytes]:
-    def read(fs: Any) -> bytes:
-        data = bytes(fs.cat_file(place.path, start=offset, end=offset + size))
-        if len(data) != size:
-            raise IncompleteError(f"got {len(data)} bytes, expected {size}")
-        return data
-
-    return read
+def _read(fs: Any, source: Place, chunk: _Chunk) -> bytes:
+    if not chunk.size:
+        return b""
+    path, stop = (source / chunk.name).path, chunk.offset + chunk.size
+    data = bytes(fs.cat_file(path, start=chunk.offset, end=stop))
+    if len(data) != chunk.size:
+        raise IncompleteError(f"got {len(data)} bytes, expected {chunk.size}")
+    return data
 
 
 def _write(path: Path, data: bytes, offset: int) -> None:
@@ -257,7 +234,6 @@ def _check_free_space(source: Place, root: Path, needed: int) -> None:
 
 
 def _error_sentence(error: Exception, place: Place, root: Path) -> str:
-    """A sentence for an error of the storage or of the disk, without secrets."""
     where = f"{root} on machine {os.uname().nodename}"
     local = isinstance(error, OSError) and str(error.filename or "").startswith(str(root))
     number = error.errno if isinstance(error, OSError) else None

@@ -1,8 +1,8 @@
 """Parses an http(s) URL, and resolves its host to the addresses that a request may go to.
 
 URLs are untrusted: they may name this machine, its network or its cloud's metadata service in many
-disguises. Therefore a name is looked up once, all its addresses have to be allowed, and the caller
-connects to one of the checked addresses, not to the name.
+disguises. Therefore a name is looked up once, all its addresses must be allowed, and the caller
+connects to one of these addresses, not to the name.
 """
 
 import base64
@@ -10,7 +10,7 @@ import fnmatch
 import re
 import socket
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from urllib.parse import unquote, urljoin, urlsplit
 
@@ -146,7 +146,7 @@ def follow_redirect(target: Target, location: str) -> Target:
         raise _denied("found a redirect from https to http, expected https to stay")
     # A login in the redirect's URL is the other server's choice, and is never sent.
     login = target.login if redirected.origin == target.origin else None
-    return Target(redirected.scheme, redirected.host, redirected.port, redirected.path, login)
+    return replace(redirected, login=login)
 
 
 def resolve_addresses(target: Target, rules: AddressRules, resolve: Resolver) -> list[str]:
@@ -156,28 +156,26 @@ def resolve_addresses(target: Target, rules: AddressRules, resolve: Resolver) ->
     the name cannot be resolved.
     """
     check_host(target.host, rules)
-    if _is_ip_address(target.host):
+    if _parse_address(target.host):
         addresses = [target.host]
     else:
         addresses = list(dict.fromkeys(resolve(target.host, target.port)))
     if not addresses:
         raise socket.gaierror(socket.EAI_NONAME, "no address")
-    if not rules.private:
-        for address in addresses:
-            if not is_public(address):
-                # The message omits the address: rows must not become a map of the network.
-                raise _denied(
-                    f"the host {target.host} has a private or reserved address, expected a public "
-                    "one; fetch.private_addresses=true allows it"
-                )
+    if not (rules.private or all(map(is_public, addresses))):
+        # The message omits the address: rows must not become a map of the network.
+        raise _denied(
+            f"the host {target.host} has a private or reserved address, expected a public one; "
+            "fetch.private_addresses=true allows it"
+        )
     return addresses
 
 
 def check_host(host: str, rules: AddressRules) -> None:
     """Raises RowError, fetch_denied, if no pattern allows the host."""
-    if rules.hosts is None:
-        return
-    if not any(fnmatch.fnmatchcase(host, _normalize_pattern(pattern)) for pattern in rules.hosts):
+    if rules.hosts is not None and not any(
+        fnmatch.fnmatchcase(host, _normalize_pattern(pattern)) for pattern in rules.hosts
+    ):
         raise _denied(
             f"found the host {host}, expected one of fetch.hosts: {', '.join(rules.hosts)}"
         )
@@ -185,13 +183,10 @@ def check_host(host: str, rules: AddressRules) -> None:
 
 def is_public(address: str) -> bool:
     """Whether an address is globally reachable. Checks IPv4 addresses embedded in IPv6, too."""
-    try:
-        parsed = ip_address(address)
-    except ValueError:
-        return False
+    parsed = _parse_address(address)
     if isinstance(parsed, IPv4Address):
         return not any(parsed in network for network in _BLOCKED_V4)
-    if parsed.scope_id is not None:
+    if parsed is None or parsed.scope_id is not None:
         return False
     if parsed in _IPV4_MAPPED or parsed in _NAT64:
         return is_public(str(IPv4Address(parsed.packed[-4:])))
@@ -239,23 +234,20 @@ def _normalize_host(name: str) -> str:
 
 def _normalize_pattern(pattern: str) -> str:
     """Returns a host pattern in the form of `_normalize_host`, with * as the only wildcard."""
-    plain = pattern.strip().removesuffix(".")
-    if not plain.isascii():
-        plain = ".".join(
-            label if label.isascii() else label.encode("idna").decode("ascii")
-            for label in plain.split(".")
-        )
+    plain = ".".join(
+        label if label.isascii() else label.encode("idna").decode("ascii")
+        for label in pattern.strip().removesuffix(".").split(".")
+    )
     if ":" in plain:
         plain = plain.strip("[]")
     return plain.lower().replace("[", "[[]").replace("?", "[?]")
 
 
-def _is_ip_address(host: str) -> bool:
+def _parse_address(host: str) -> IPv4Address | IPv6Address | None:
     try:
-        ip_address(host)
+        return ip_address(host)
     except ValueError:
-        return False
-    return True
+        return None
 
 
 def _percent_encode(text: str) -> str:

@@ -1,8 +1,7 @@
 """Limits the bytes of fetched media that a process holds before they are decoded.
 
-A fetch reserves bytes in a budget that all threads share, and waits while the budget is full. A
-reservation may overdraw the budget for the row that the consumer waits for, so that the consumer
-always makes progress.
+A fetch reserves bytes in a budget that all threads share, and waits while the budget is full. For
+the row that the consumer waits for it may overdraw the budget, so that there is always progress.
 """
 
 import threading

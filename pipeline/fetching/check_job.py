@@ -1,6 +1,6 @@
 """Checks the sections `fetch` and `limits` of a job for values that could only fail later.
 
-Looks up no names and no folders: the machines that fetch may see other ones than this machine.
+Looks up no hosts and no folders: the machines that fetch may see other ones than this machine.
 """
 
 from pathlib import Path
@@ -30,15 +30,13 @@ def check_fetching(job: JobConfig) -> None:
 
 
 def _check_schemes(fetch: FetchConfig) -> None:
-    if fetch.schemes is None:
-        return
     known = ", ".join(SCHEMES)
-    if not fetch.schemes:
+    if fetch.schemes is not None and not fetch.schemes:
         raise JobError(
             "fetch.schemes: found an empty list, which allows no medium, expected some of "
             f"{known}, or null for all"
         )
-    for name in fetch.schemes:
+    for name in fetch.schemes or ():
         if name not in SCHEMES:
             guess = nearest(name.removesuffix("://").removesuffix(":"), SCHEMES)
             instead = f"did you mean '{guess}'?" if guess else f"expected one of {known}"
@@ -59,8 +57,7 @@ def _check_host(pattern: str, private: bool) -> None:
         raise JobError(
             f"fetch.hosts: found '{shown}' with a port, expected a host alone ('{name}')"
         )
-    hosts: list[str] = []
-    reason = ""
+    hosts, reason = [], ""
     for value in _WILDCARD_VALUES:
         filled = host.replace("*", value)
         try:

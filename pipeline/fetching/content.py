@@ -1,7 +1,4 @@
-"""Assembles one medium from the chunks of its transfer, in memory or in a spooled file.
-
-Large media go to a temporary file, so that a process can hold several media of any size.
-"""
+"""Assembles one medium from the chunks of its transfer, in memory or in a spooled file if large."""
 
 import contextlib
 import hashlib
@@ -22,16 +19,15 @@ MEMORY_BYTES = 64 * 1024 * 1024
 _INITIAL_BYTES, _GROWTH_BYTES = 256 * 1024, 8 * 1024 * 1024
 
 
-class _Owner:
-    """Owns the budget reservation of a spooled file."""
+class Owner:
+    """Stands for the use of a medium: what it holds is released when it is garbage-collected."""
 
 
 @dataclass(frozen=True)
 class FetchedMedium:
-    """One fetched medium, in memory or in a file.
+    """One medium of `size` bytes, in memory or in a file.
 
-    size: in bytes.
-    data: the content, uint8; None for a file.
+    data: the content; None for a file.
     path: the file; the receiver removes it with `Spool.release`.
     owner: the budget reservation lives as long as `data`, or for a file, as long as this object.
     """
@@ -80,11 +76,10 @@ class FetchedContent:
     def write(self, start: int, chunk: bytes | memoryview) -> None:
         """Writes bytes at an offset. Raises IncompleteError beyond the expected size; RowError."""
         end = start + len(chunk)
-        if self.total is not None:
-            if end > self.total:
-                raise IncompleteError(f"got more than the {self.total} bytes that were announced")
-        else:
+        if self.total is None:
             self._grow(end)
+        elif end > self.total:
+            raise IncompleteError(f"got more than the {self.total} bytes that were announced")
         if self._file is None:
             self._memory[start:end] = np.frombuffer(chunk, np.uint8)
             return
@@ -111,7 +106,7 @@ class FetchedContent:
         os.ftruncate(self._file, size)
         os.close(self._file)
         self._file = None
-        owner = _Owner()
+        owner = Owner()
         self._reservation.bind_to(owner)
         return FetchedMedium(size, None, self._spool_path, owner)
 

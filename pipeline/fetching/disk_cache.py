@@ -1,10 +1,9 @@
 """Caches remote media that many rows name on the local disk, for all processes of a machine.
 
-The key of an entry is the hash of its URL, version and size. The caller has just read the version
-and size from the source, so a changed content has another key. Of several processes that need the
-same entry, one fetches it and the others wait. When the cache is full, the least recently used
-files are evicted. The files are removed when the last process that uses the cache ends, or by the
-next sweep of the spools.
+The key of an entry is the hash of its URL, version and size, so a changed content has another key.
+Of several processes that need the same entry, one fetches it and the others wait. A full cache
+evicts the least recently used files. All files are removed when the last process that uses the
+cache ends, or by the next sweep of the spools.
 """
 
 import contextlib
@@ -64,10 +63,10 @@ class DiskCache:
 
 
 class CacheEntry:
-    """The locked entry of one content."""
+    """The locked entry of one content of `size` bytes."""
 
     def __init__(self, cache: DiskCache, path: Path, size: int) -> None:
-        self._cache, self._path, self._size = cache, path, size
+        self._cache, self._path, self.size = cache, path, size
 
     def get(self) -> Path | None:
         """Returns a link to the content in this process's spool; None if it is not cached."""
@@ -75,7 +74,7 @@ class CacheEntry:
             link = self._cache.link(self._path)
         except FileNotFoundError:
             return None
-        if link.stat().st_size == self._size:
+        if link.stat().st_size == self.size:
             return link
         Spool.release([link, self._path])  # a corrupt entry
         return None
@@ -83,7 +82,7 @@ class CacheEntry:
     def put(self, spooled: Path) -> None:
         """Caches a file of this process's spool; does nothing when the disk is full."""
         with contextlib.suppress(OSError):
-            self._cache.evict(self._size)
+            self._cache.evict(self.size)
             temporary = self._path.with_name(f"{self._path.name}-{uuid.uuid4().hex}")
             temporary.hardlink_to(spooled)
             temporary.replace(self._path)

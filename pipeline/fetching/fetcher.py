@@ -1,7 +1,7 @@
-"""Fetches the whole content of a URI, from the storage that its scheme names.
+"""Fetches the content of a URI, from the storage that its scheme names (the *_source.py files).
 
 Applies what the job allows (schemes, hosts, folders, sizes), and converts the errors of all
-storages to row errors. How a storage is read is in the *_source.py files.
+storages to row errors.
 """
 
 import os
@@ -17,14 +17,13 @@ import numpy as np
 
 from mediamill.pipeline.fetching.addresses import AddressRules
 from mediamill.pipeline.fetching.budget import ByteBudget, Reservation
-from mediamill.pipeline.fetching.content import MEMORY_BYTES, FetchedContent, FetchedMedium
+from mediamill.pipeline.fetching.content import MEMORY_BYTES, FetchedContent, FetchedMedium, Owner
 from mediamill.pipeline.fetching.disk_cache import DiskCache
 from mediamill.pipeline.fetching.file_source import open_file
 from mediamill.pipeline.fetching.http_source import HttpClient, HttpSource
 from mediamill.pipeline.fetching.object_source import ObjectStores
 from mediamill.pipeline.fetching.partial_fetch import (
     HEADER_BYTES,
-    ContentInfo,
     fetch_first_bytes,
     write_header_and_index,
 )
@@ -61,8 +60,8 @@ class FetchRules:
     roots: folders that files may lie in, see `allowed_roots`; None for the base alone.
     pause_s: ceiling of the pause before the second try, in seconds.
     memory_bytes: larger media go to files; None for the default of content.py.
-    in_place: such a local file is not copied, but read where it lies.
-    use_cache: such remote media are kept in the machine's disk cache, up to config.cache_bytes.
+    in_place: larger local files are not copied, but read where they lie.
+    use_cache: larger remote media go to the machine's disk cache, up to config.cache_bytes.
     """
 
     config: FetchConfig
@@ -76,7 +75,7 @@ class FetchRules:
 
     @classmethod
     def of(cls, job: JobConfig, base: str) -> "FetchRules":
-        """Returns the rules of a job. base: the folder that it was started in."""
+        """Returns the rules of a job that was started in the folder `base`."""
         annotate = job.job == "annotate"  # many rows name the same video
         return cls(
             job.fetch,
@@ -92,8 +91,7 @@ class FetchRules:
 def allowed_roots(job: JobConfig, base: str) -> tuple[str, ...]:
     """Returns the folders that rows may read files of.
 
-    By default these are the folder of a local manifest, and `base`, the folder that the job was
-    started in.
+    By default: the folder of a local manifest, and `base`, in which the job was started.
     """
     if job.fetch.roots is not None:
         paths = (Path(storage.local_path(root)).expanduser() for root in job.fetch.roots)
@@ -133,7 +131,7 @@ class Fetcher:
     def fetch_partial(
         self, uri: str | None, reservation: Reservation
     ) -> tuple[FetchedMedium, bool]:
-        """Fetches header and index of a large remote content, into a sparse file of its size; any
+        """Fetches header and index of a large remote content into a sparse file of its size, any
         other content whole. Returns the medium, and whether it is whole. Raises as `fetch`.
         """
         whole = True
@@ -152,76 +150,61 @@ class Fetcher:
         reservation: Reservation,
         fetch: Callable[[str, FetchedContent, Deadline], FetchedMedium],
     ) -> FetchedMedium:
-        rules = self._rules
         if not uri:
             raise RowError(ErrorCode.FETCH_NOT_FOUND, "the row names no file: its uri is empty")
-        limits = rules.limits
-        deadline = Deadline(limits.fetch_timeout_s)
+        shown, rules = storage.redact(uri), self._rules
+        deadline = Deadline(rules.limits.fetch_timeout_s)
         content = FetchedContent(
-            reservation, self._spool, limits.max_bytes, deadline, rules.memory_bytes
+            reservation, self._spool, rules.limits.max_bytes, deadline, rules.memory_bytes
         )
         try:
             medium = fetch(uri, content, deadline)
-        except RowError as error:
-            content.abandon()
-            raise RowError(error.code, f"{storage.redact(uri)}: {error.message}") from None
-        except JobError as error:  # a package for that scheme is not installed
-            content.abandon()
-            raise RowError(ErrorCode.FETCH_DENIED, str(error)) from None
         except Exception as error:  # each library has its own
             content.abandon()
+            if isinstance(error, RowError):
+                raise RowError(error.code, f"{shown}: {error.message}") from None
+            if isinstance(error, JobError):  # a package for that scheme is not installed
+                raise RowError(ErrorCode.FETCH_DENIED, str(error)) from None
             failure = classify_error(error)
             code = _CODES.get(failure.kind, ErrorCode.FETCH_FAILED)
-            raise RowError(code, f"{storage.redact(uri)}: {failure.reason}") from error
+            raise RowError(code, f"{shown}: {failure.reason}") from error
         if not medium.size:
-            raise RowError(ErrorCode.MEDIA_EMPTY, f"{storage.redact(uri)}: the file is empty")
+            raise RowError(ErrorCode.MEDIA_EMPTY, f"{shown}: the file is empty")
         return medium
 
     def _fetch(self, uri: str, content: FetchedContent, deadline: Deadline) -> FetchedMedium:
         source = self._source(uri)
         if source is None:
             return retry(lambda: self._read_file(uri, content), self._backoff, deadline=deadline)
-        if self._cache is None:
-            return transfer(source, content, deadline, self._backoff, self._range_executor)
-        return self._fetch_cached(uri, self._cache, source, content, deadline)
-
-    def _fetch_cached(
-        self,
-        uri: str,
-        cache: DiskCache,
-        source: Source,
-        content: FetchedContent,
-        deadline: Deadline,
-    ) -> FetchedMedium:
-        """Fetches a content from the disk cache; on a miss, from its source into the cache."""
-        info = self._probe(source, deadline)
-        if info is None or info.version is None or not self._is_cacheable(info.size):
-            return transfer(source, content, deadline, self._backoff, self._range_executor)
         with ExitStack() as stack:
-            with deadline.paused():  # another process may be fetching it
-                entry = stack.enter_context(cache.entry(uri, info.version, info.size))
-            if path := entry.get():
-                return FetchedMedium(info.size, None, path)
+            entry = None
+            if self._cache is not None and (key := self._cache_key(source, deadline)):
+                with deadline.paused():  # another process may be fetching it
+                    entry = stack.enter_context(self._cache.entry(uri, *key))
+                if path := entry.get():
+                    return FetchedMedium(entry.size, None, path)
             medium = transfer(source, content, deadline, self._backoff, self._range_executor)
-            if medium.path is not None and medium.size == info.size:
+            if entry is not None and medium.path is not None and medium.size == entry.size:
                 entry.put(medium.path)
             return medium
 
-    def _is_cacheable(self, size: int) -> bool:
+    def _cache_key(self, source: Source, deadline: Deadline) -> tuple[str, int] | None:
+        """The version and size of a content that the disk cache may hold; None for others, and if
+        the first attempt to read them fails: the transfer reports the error.
+        """
         rules = self._rules
         in_memory = MEMORY_BYTES if rules.memory_bytes is None else rules.memory_bytes
-        return in_memory < size <= min(rules.limits.max_bytes, rules.config.cache_bytes)
-
-    def _probe(self, source: Source, deadline: Deadline) -> ContentInfo | None:
-        """Size and version; None if the first attempt fails: the transfer reports the error."""
+        largest = min(rules.limits.max_bytes, rules.config.cache_bytes)
         try:
             probe = fetch_first_bytes(source, 1, deadline, replace(self._backoff, tries=1))
         except Exception:  # noqa: BLE001 - each library has its own
             return None
-        return None if probe is None else probe[0]
+        if probe is None or probe[0].version is None or not in_memory < probe[0].size <= largest:
+            return None
+        return probe[0].version, probe[0].size
 
     def _fetch_partial(self, uri: str, deadline: Deadline) -> FetchedMedium | None:
-        """Header and index in a sparse file; None for a content that has to be fetched whole."""
+        """Header and index in a sparse file; None for a content that must be fetched whole."""
         source = self._source(uri)
         if source is None:
             return None
@@ -266,17 +249,10 @@ class Fetcher:
             content.expect(size)
             offset = 0
             # A file that grows meanwhile is read up to its size at the start.
-            while offset < size:
-                chunk = os.pread(descriptor, min(_CHUNK_BYTES, size - offset), offset)
-                if not chunk:
-                    break
+            while chunk := os.pread(descriptor, min(_CHUNK_BYTES, size - offset), offset):
                 content.write(offset, chunk)
                 offset += len(chunk)
         return content.finish(offset)
-
-
-class _Descriptor:
-    """Keeps a file descriptor open as long as it lives."""
 
 
 def _open_descriptor_path(descriptor: int, size: int) -> FetchedMedium:
@@ -284,7 +260,7 @@ def _open_descriptor_path(descriptor: int, size: int) -> FetchedMedium:
 
     Another process that opens the file by its own path could be led to another file by then.
     """
-    duplicate, owner = os.dup(descriptor), _Descriptor()
+    duplicate, owner = os.dup(descriptor), Owner()
     weakref.finalize(owner, os.close, duplicate)
     return FetchedMedium(size, None, Path(f"/proc/{os.getpid()}/fd/{duplicate}"), owner)
 

@@ -58,7 +58,7 @@ def open_file(uri: str, base: str, roots: tuple[str, ...]) -> Iterator[tuple[int
 
 
 def _candidate_paths(uri: str, base: str) -> list[str]:
-    """The paths that a URI may mean: a URL with percent signs literally, and decoded."""
+    """Returns the paths that a URI may mean: a URL with percent signs as they are, and decoded."""
     if "\0" in uri:
         raise _denied("found a NUL character in the path")
     if not _URL.match(uri):
@@ -84,10 +84,10 @@ def _resolve_links(path: str) -> Path:
 
 def _find_root(real: Path, roots: tuple[str, ...]) -> Path:
     """Returns the allowed folder that the file lies in. Raises RowError, fetch_denied."""
-    for root in roots:
+    forbidden = any(real.is_relative_to(folder) for folder in FORBIDDEN_FOLDERS)
+    for root in () if forbidden else roots:
         folder = Path(os.path.realpath(root))
-        forbidden = any(real.is_relative_to(other) for other in FORBIDDEN_FOLDERS)
-        if real.is_relative_to(folder) and not forbidden:
+        if real.is_relative_to(folder):
             return folder
     raise _denied(
         "found a file outside of the folders that rows may read, expected one below fetch.roots"

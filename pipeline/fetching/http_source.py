@@ -1,8 +1,8 @@
 """Requests byte ranges of http(s) URLs, at addresses that have been checked.
 
-Redirects are followed here, and each hop is checked; connections go to the checked address, never
-to the name. Proxies of the environment are not used: a proxy looks names up itself, so what it
-would reach cannot be checked. Bodies are not decompressed, so that a few bytes cannot become many.
+Each redirect is checked too; connections go to the checked address, never to the name. Proxies of
+the environment are not used: a proxy looks names up itself, so what it would reach cannot be
+checked. Bodies are not decompressed, so that a few bytes cannot become many.
 """
 
 import base64
@@ -30,7 +30,7 @@ from mediamill.pipeline.fetching.addresses import (
     resolve_addresses,
     system_resolver,
 )
-from mediamill.pipeline.fetching.transfer import RangeReply
+from mediamill.pipeline.fetching.transfer import RangeReply, Source
 from mediamill.pipeline.storage.retries import ContentChangedError, Deadline, IncompleteError
 from mediamill.schemas.errors import ErrorCode, RowError
 
@@ -46,7 +46,7 @@ _DIGESTS = {"md5": 16, "sha-256": 32}  # algorithms of Digest headers, and lengt
 
 
 class StatusError(OSError):
-    """A response that is not the file. `status` and `headers` are the response's."""
+    """A response that is not the file."""
 
     def __init__(self, status: int, headers: HTTPMessage) -> None:
         super().__init__(f"the server answered {status}")
@@ -78,8 +78,8 @@ class HttpClient:
     @contextmanager
     def get(
         self, target: Target, headers: dict[str, str], deadline: Deadline
-    ) -> Iterator[tuple[HTTPResponse, Target]]:
-        """Sends a request and follows redirects; yields the response and the target that sent it.
+    ) -> Iterator[HTTPResponse]:
+        """Sends a request and follows redirects; yields the last response.
 
         Raises RowError, fetch_denied; OSError or HTTPException when the connection fails.
         """
@@ -87,7 +87,7 @@ class HttpClient:
             with self._exchange(target, headers, deadline) as response:
                 location = response.headers.get("Location")
                 if response.status not in (301, 302, 303, 307, 308) or location is None:
-                    yield response, target
+                    yield response
                     return
             target = follow_redirect(target, location)
         raise RowError(
@@ -121,7 +121,8 @@ class HttpClient:
                 connection = idle.pop() if idle else None
             if connection is None:
                 return self._connect(target, deadline)
-            if not _is_stale(connection.sock):
+            readable, _, _ = select.select([connection.sock], [], [], 0)
+            if not readable:  # the server has neither closed it nor sent data without a request
                 return connection
             connection.close()
 
@@ -169,7 +170,7 @@ class HttpClient:
             surplus.close()
 
 
-class HttpSource:
+class HttpSource(Source):
     """The `Source` of one URL. Raises RowError if the URL is not allowed."""
 
     def __init__(self, url: str, client: HttpClient) -> None:
@@ -185,18 +186,8 @@ class HttpSource:
             headers["Range"] = f"bytes={start}-{'' if stop is None else stop - 1}"
             if version is not None and start:
                 headers["If-Range"] = version
-        with self._client.get(self._target, headers, deadline) as (response, _):
+        with self._client.get(self._target, headers, deadline) as response:
             yield _reply(response, start)
-
-    def check_unchanged(self, version: str | None, deadline: Deadline) -> None:
-        """Does nothing: each response reports its version."""
-
-    def renew(self) -> bool:
-        """Returns False: a URL's login cannot be renewed."""
-        return False
-
-    def distrust_digest(self) -> None:
-        """Does nothing: stated digests are certain."""
 
 
 def _close_all(idle: dict[tuple[str, str, int], deque[HTTPConnection]]) -> None:
@@ -243,11 +234,11 @@ def _reply(response: HTTPResponse, requested: int) -> RangeReply:
     if content_range is None:
         raise IncompleteError("got a part of the file without a valid Content-Range")
     start, last = int(content_range[1]), int(content_range[2])
-    total = None if content_range[3] == "*" else int(content_range[3])
-    if last < start or (total is not None and last >= total):
-        raise IncompleteError("got a part of the file with an impossible Content-Range")
-    if total is None:
+    if content_range[3] == "*":
         raise IncompleteError("got a part of the file without the size of the whole file")
+    total = int(content_range[3])
+    if not start <= last < total:
+        raise IncompleteError("got a part of the file with an impossible Content-Range")
     if start != requested:
         raise ContentChangedError("got another part of the file than was requested")
     whole = start == 0 and last + 1 == total
@@ -297,12 +288,6 @@ def _is_reusable(response: HTTPResponse) -> bool:
     """Whether the whole body was read and the server keeps the connection open."""
     at_end = response.isclosed() if response.chunked else response.length == 0
     return at_end and not response.will_close
-
-
-def _is_stale(sock: socket.socket) -> bool:
-    """Whether the server has closed an idle connection, or sent data without a request."""
-    readable, _, _ = select.select([sock], [], [], 0)
-    return bool(readable)
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """Reads byte ranges of objects in object stores, through fsspec's file systems.
 
-S3 and compatible stores are read with get_object, whose response has the bytes, the size and the
-ETag. Other stores are read with the operations that every fsspec file system has. The libraries'
-own retries are disabled where possible, because transfer.py retries.
+S3 and compatible stores are read with get_object, which returns the bytes, the size and the ETag,
+other stores with the operations of every fsspec file system. The libraries' own retries are
+disabled where possible, because transfer.py retries.
 """
 
 import base64
@@ -35,10 +35,7 @@ _S3_SETTINGS = {
 
 
 class ObjectStores:
-    """Creates the sources of objects, and remembers per process which ETags are no checksums.
-
-    Threads share it.
-    """
+    """Creates the sources of objects for all threads of a process."""
 
     def __init__(self) -> None:
         self.distrusted: set[str] = set()  # buckets whose ETags are no checksums
@@ -56,13 +53,12 @@ class ObjectStores:
         return _FsspecSource(url)
 
 
-class _S3Source:
+class _S3Source(Source):
     """An object of S3 or a compatible store.
 
     The ETag of an object that was uploaded in one part is the MD5 of its bytes; that of a multipart
-    upload has a dash. With some kinds of encryption, or other vendors, it may be 32 digits and no
-    MD5. Then two transfers that agree are accepted, and the ETags of the bucket are no longer used
-    as checksums.
+    upload has a dash. With some kinds of encryption, or other vendors, 32 digits may be no MD5.
+    Then two transfers that agree are accepted, and the bucket's ETags are distrusted.
     """
 
     def __init__(self, place: Place, stores: ObjectStores) -> None:
@@ -93,10 +89,9 @@ class _S3Source:
         etag = response.get("ETag")
         length = int(response["ContentLength"])
         content_range = _RANGE.fullmatch(response.get("ContentRange") or "")
-        if content_range is None:
-            start, total = 0, length
-        else:
-            start, last, total = (int(number) for number in content_range.groups())
+        start, total = 0, length
+        if content_range is not None:
+            start, last, total = map(int, content_range.groups())
             if start != requested:
                 raise ContentChangedError("got another part of the object than was requested")
             length = last + 1 - start
@@ -123,14 +118,12 @@ class _S3Source:
 
     def _digest(self, etag: str | None, response: dict[str, Any]) -> tuple[str, bytes] | None:
         digits = (etag or "").strip('"').lower()
-        encrypted = response.get("ServerSideEncryption") not in (None, "AES256")
-        encrypted = encrypted or bool(response.get("SSECustomerAlgorithm"))
+        encrypted = response.get("SSECustomerAlgorithm") or (
+            response.get("ServerSideEncryption") not in (None, "AES256")
+        )
         if encrypted or not _MD5.fullmatch(digits) or self._bucket in self._stores.distrusted:
             return None
         return "md5", bytes.fromhex(digits)
-
-    def check_unchanged(self, version: str | None, deadline: Deadline) -> None:
-        """Does nothing: each request named the version."""
 
     def renew(self) -> bool:
         storage.renew(self._place)
@@ -141,7 +134,7 @@ class _S3Source:
             self._stores.distrusted.add(self._bucket)
 
 
-class _FsspecSource:
+class _FsspecSource(Source):
     """An object of any other store whose file system reports its size and reads ranges."""
 
     def __init__(self, url: str) -> None:
@@ -172,9 +165,6 @@ class _FsspecSource:
     def renew(self) -> bool:
         self._place = storage.renew(self._place)
         return True
-
-    def distrust_digest(self) -> None:
-        """Does nothing: stated digests are certain."""
 
     def _read_info(self, deadline: Deadline) -> dict[str, Any]:
         info: dict[str, Any] = self._call("info", deadline)

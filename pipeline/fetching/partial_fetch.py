@@ -1,9 +1,8 @@
 """Fetches only the header and the index of a large remote file, into a sparse file of its size.
 
-The rest of the file is holes, which take no space on the disk. This is enough for a reader that
-needs a video's duration. In MP4 and MOV files the index (the moov box) may be anywhere, so their
-boxes are followed with range requests; of other containers only the first bytes are fetched. The
-reader decides whether they suffice.
+This is enough to read a video's duration; the holes take no space on the disk. In MP4 and MOV files
+the index (the moov box) may be anywhere, so their boxes are followed with range requests. Of other
+containers only the first bytes are fetched, and the reader decides whether they suffice.
 """
 
 import os
@@ -72,7 +71,16 @@ def write_header_and_index(
         return
 
     def fetch_range(start: int, stop: int) -> bytes:
-        data = _fetch_range(source, start, min(stop, info.size), info, deadline, backoff)
+        stop = min(stop, info.size)
+
+        def attempt() -> bytes:
+            with source.open(start, stop, info.version, deadline) as reply:
+                same = reply.version == info.version and reply.total == info.size
+                if not same or reply.start != start:
+                    raise ContentChangedError("the file changed while it was read")
+                return _read_exactly(reply.chunks, stop - start, deadline)
+
+        data = retry(attempt, backoff, source.renew, deadline)
         os.pwrite(descriptor, data, start)
         return data
 
@@ -105,24 +113,6 @@ def _fetch_index(fetch_range: Callable[[int, int], bytes], header: bytes, size: 
                 fetch_range(missing, box_start + length)
             return
         box_start += length
-
-
-def _fetch_range(
-    source: Source,
-    start: int,
-    stop: int,
-    info: ContentInfo,
-    deadline: Deadline,
-    backoff: Backoff,
-) -> bytes:
-    def attempt() -> bytes:
-        with source.open(start, stop, info.version, deadline) as reply:
-            same = reply.version == info.version and reply.total == info.size
-            if not same or reply.start != start:
-                raise ContentChangedError("the file changed while it was read")
-            return _read_exactly(reply.chunks, stop - start, deadline)
-
-    return retry(attempt, backoff, source.renew, deadline)
 
 
 def _read_exactly(chunks: Iterator[bytes], count: int, deadline: Deadline) -> bytes:

@@ -1,8 +1,8 @@
 """Stores media that are too large for memory in temporary files, and removes them.
 
-Each process has its own folder below the system's temporary one, created when it is first needed.
-The folder is removed when the process ends. The folder of a killed process is removed by the next
-sweep: a lock on a file beside the folder shows whether its process is alive.
+Each process has its own folder below the system's temporary one, and removes it when it ends. The
+next sweep removes the folder of a killed process: a lock on a file beside the folder shows whether
+the process is alive.
 """
 
 import contextlib
@@ -126,7 +126,7 @@ def _create_root(root: Path) -> Path:
 
 
 def _create_folder(root: Path) -> tuple[Path, BinaryIO]:
-    """Creates this process's folder, and the locked file that shows that the process is alive."""
+    """Creates a folder for this process. Returns it with the lock that a sweep looks at."""
     _create_root(root)
     while True:
         process_folder = root / uuid.uuid4().hex

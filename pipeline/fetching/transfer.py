@@ -1,15 +1,15 @@
 """Transfers a whole content from a source that serves byte ranges, in spite of faults.
 
-An interrupted request is resumed at the byte where it broke. Large contents are fetched in several
-ranges at once. A content that changed meanwhile is fetched again from the start. Lengths are
-checked, and checksums where the source states them.
+Resumes an interrupted request at the byte where it broke, fetches several ranges of a large content
+at once, and starts again when the content has changed. Checks lengths, and checksums that the
+source states.
 """
 
 import threading
 from collections.abc import Iterator
 from concurrent.futures import FIRST_EXCEPTION, Executor, Future, wait
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from mediamill.pipeline.fetching.content import FetchedContent, FetchedMedium
@@ -30,12 +30,11 @@ _MAX_STARTS = 3  # of a content that changes, or arrives with a wrong checksum
 
 @dataclass
 class RangeReply:
-    """The response to one request for a byte range.
+    """The response to one request for a byte range: its bytes in `chunks`.
 
     start: offset of the first byte in the content.
     total: size of the content in bytes; None if the source does not report it.
     supports_ranges: whether the source honored the range, so that further ones can be requested.
-    chunks: the bytes.
     version: identifies this content (an ETag, for example).
     digest: algorithm and value of the checksum of the whole content.
     is_digest_certain: False if `digest` may be something other than a checksum.
@@ -64,27 +63,19 @@ class Source(Protocol):
         """
 
     def check_unchanged(self, version: str | None, deadline: Deadline) -> None:
-        """Called after several requests. Raises ContentChangedError if the content has changed."""
+        """Called after several requests. Raises ContentChangedError if the content has changed.
+
+        Needs to do something only if `open` does not check the version.
+        """
+        return
 
     def renew(self) -> bool:
         """Obtains new credentials when the old ones have expired; False if that is impossible."""
+        return False
 
     def distrust_digest(self) -> None:
         """Called when an uncertain digest was wrong: two transfers agreed with each other only."""
-
-
-@dataclass
-class _ReplyState:
-    """What the replies of one transfer have reported of the content so far."""
-
-    total: int | None = None
-    supports_ranges: bool = False
-    version: str | None = None
-    digest: tuple[str, bytes] | None = None
-    is_digest_certain: bool = True
-    requests: int = 0
-    renewed: bool = False
-    lock: threading.Lock = field(default_factory=threading.Lock)
+        return
 
 
 def transfer(
@@ -103,7 +94,7 @@ def transfer(
         run = _Transfer(source, content, deadline, backoff)
         try:
             size = run.run(executor if start == 1 else None)
-            _check_digest(run.state, content, size, rejected, source)
+            _check_digest(run.reported, content, size, rejected, source)
             return content.finish(size)
         except (ContentChangedError, _WrongDigestError) as error:
             if isinstance(error, _WrongDigestError):
@@ -122,22 +113,22 @@ class _WrongDigestError(IncompleteError):
 
 
 def _check_digest(
-    state: _ReplyState, content: FetchedContent, size: int, rejected: bytes | None, source: Source
+    reply: RangeReply, content: FetchedContent, size: int, rejected: bytes | None, source: Source
 ) -> None:
     """Raises _WrongDigestError. An uncertain digest is ignored if two transfers agree."""
-    if state.digest is None:
+    if reply.digest is None:
         return
-    algorithm, stated = state.digest
+    algorithm, stated = reply.digest
     digest = content.digest(algorithm, size)
     if digest == stated:
         return
-    if state.is_digest_certain or digest != rejected:
+    if reply.is_digest_certain or digest != rejected:
         raise _WrongDigestError(algorithm, digest)
     source.distrust_digest()
 
 
 class _Transfer:
-    """One transfer from the start of the content."""
+    """One transfer from the start of the content. `reported`: its first reply, without bytes."""
 
     def __init__(
         self, source: Source, content: FetchedContent, deadline: Deadline, backoff: Backoff
@@ -145,20 +136,22 @@ class _Transfer:
         self._source, self._content = source, content
         self._deadline, self._backoff = deadline, backoff
         self._stopped = threading.Event()
-        self.state = _ReplyState()
+        self._lock = threading.Lock()
+        self._requests, self._renewed = 0, False
+        self.reported = RangeReply(0, total=None, supports_ranges=False, chunks=iter(()))
 
     def run(self, executor: Executor | None) -> int:
         """Fetches the content and returns its size. executor: None for sequential requests."""
         first_stop = RANGE_BYTES if executor is not None else None
         size = self._read(0, first_stop)
-        total = self.state.total
+        total = self.reported.total
         if total is None or size >= total:
             return size
-        if executor is not None and self.state.supports_ranges:
+        if executor is not None and self.reported.supports_ranges:
             self._read_parallel(size, total, executor)
         else:
             self._read(size, total)
-        self._source.check_unchanged(self.state.version, self._deadline)
+        self._source.check_unchanged(self.reported.version, self._deadline)
         return total
 
     def wait(self, attempt: int, failure: FetchFailure, error: BaseException) -> None:
@@ -218,7 +211,7 @@ class _Transfer:
                 return offset
             if offset > before:
                 attempt = 0  # only attempts without progress are counted
-            if self.state.total is None:
+            if self.reported.total is None:
                 offset = start  # nothing shows that a second reply has the same content
             error = error or IncompleteError(f"got no more than {offset} bytes")
             failure = classify_error(error)
@@ -236,7 +229,7 @@ class _Transfer:
             self.wait(attempt, failure, error)
 
     def _is_complete(self, offset: int, stop: int | None, error: Exception | None) -> bool:
-        total = self.state.total
+        total = self.reported.total
         if total is None:
             return error is None  # the end of the reply is the only sign of the end
         return offset >= (total if stop is None else min(stop, total))
@@ -246,10 +239,9 @@ class _Transfer:
 
         Raises _InterruptedRequestError.
         """
-        state = self.state
         try:
             self._deadline.check()
-            with self._source.open(offset, stop, state.version, self._deadline) as reply:
+            with self._source.open(offset, stop, self.reported.version, self._deadline) as reply:
                 offset = self._accept(reply, offset, exclusive)
                 for chunk in reply.chunks:
                     self._content.write(offset, chunk)
@@ -267,11 +259,11 @@ class _Transfer:
 
     def _accept(self, reply: RangeReply, offset: int, exclusive: bool) -> int:
         """Checks a reply before its bytes are used; returns the offset of its first byte."""
-        state = self.state
-        with state.lock:
-            state.requests += 1
-            if state.requests > 1:
-                same = reply.version == state.version and reply.total == state.total
+        with self._lock:
+            self._requests += 1
+            if self._requests > 1:
+                first = self.reported
+                same = reply.version == first.version and reply.total == first.total
                 if not same or reply.start not in (offset, 0):
                     raise ContentChangedError("the file changed while it was read")
                 if reply.start != offset and not exclusive:
@@ -279,18 +271,16 @@ class _Transfer:
                 return reply.start
             if reply.start != offset:
                 raise IncompleteError("got another range than was requested")
-            state.total, state.supports_ranges = reply.total, reply.supports_ranges
-            state.version = reply.version
-            state.digest, state.is_digest_certain = reply.digest, reply.is_digest_certain
+            self.reported = replace(reply, chunks=iter(()))
         if reply.total is not None:
             self._content.expect(reply.total)
         return offset
 
     def _renew(self) -> bool:
-        with self.state.lock:
-            if self.state.renewed:
+        with self._lock:
+            if self._renewed:
                 return False
-            self.state.renewed = True
+            self._renewed = True
         return self._source.renew()
 
 

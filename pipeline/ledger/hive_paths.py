@@ -1,10 +1,10 @@
 """Converts partition values to the folder names of Hive datasets, and back.
 
-A null has Hive's own folder name, which Spark, DuckDB, Polars and pyarrow's datasets read as null.
-pandas does with `read_parquet(output, partitioning=pyarrow.dataset.partitioning(flavor="hive"))`
-or `dtype_backend="pyarrow"`; otherwise pyarrow 26 refuses to unify its dictionaries. An empty
-string has a folder without a value, "kind=": all of these read it as an empty string, except
-Spark, which has no empty values.
+A null has Hive's own folder name, which Spark, DuckDB, Polars and pyarrow's datasets read as null;
+pandas needs `read_parquet(output, partitioning=pyarrow.dataset.partitioning(flavor="hive"))` or
+`dtype_backend="pyarrow"`, else pyarrow 26 refuses to unify its dictionaries. An empty string has a
+folder without a value, "kind=". All of these read it as an empty string, except Spark, which has no
+empty values.
 """
 
 from collections.abc import Sequence
@@ -23,10 +23,7 @@ def folder(names: Sequence[str], values: Sequence[object]) -> str:
 
 
 def values(folders: str) -> dict[str, str | None]:
-    """Returns the column values of a path like "date=2024-01-01/kind=a%2Fb".
-
-    Folders that do not have this form are ignored.
-    """
+    """Returns the column values of a path like "date=2024-01-01/kind=a%2Fb"; ignores others."""
     pairs = (part.partition("=") for part in folders.split("/") if "=" in part)
     return {unquote(name): None if text == _NULL else unquote(text) for name, _, text in pairs}
 

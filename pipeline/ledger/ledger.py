@@ -1,28 +1,23 @@
-"""The commit protocol of an output: which rows are finished, durably, whatever is killed and when.
+"""The commit protocol of an output: records durably which rows are finished, despite any kill.
 
 A run begins by adding a `start` record to the output's log. An older run that is still alive then
 finds its next record number taken, and stops. Within a run one actor adds the `commit` records;
 commits that arrive together share one record. A record marks rows as finished, and groups finished
-rows into the next visible file as soon as a folder has enough of them.
-
-Files are written and made visible by publish.py.
+rows into the next visible file as soon as a folder has enough of them (see publish.py).
 """
 
 import asyncio
 import math
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 
-from mediamill.pipeline.ledger.log import (
-    HIDDEN,
-    TakenOverError,
-    Writer,
-    append,
-    catch_up,
-    taken_over,
-)
+from mediamill.pipeline.ledger.log import HIDDEN as HIDDEN
+from mediamill.pipeline.ledger.log import TakenOverError as TakenOverError
+from mediamill.pipeline.ledger.log import Writer, append, taken_over
+from mediamill.pipeline.ledger.log import catch_up as catch_up
 from mediamill.pipeline.ledger.state import (
     VERSION,
     Counts,
@@ -37,17 +32,6 @@ from mediamill.pipeline.ledger.state import (
 from mediamill.pipeline.storage import storage
 from mediamill.pipeline.storage.storage import Place
 
-__all__ = [
-    "HIDDEN",
-    "Commit",
-    "CommitReply",
-    "Ledger",
-    "TakenOverError",
-    "begin",
-    "catch_up",
-    "load",
-]
-
 _MAX_GROUPS = 4  # that a write task gets at once, so that several tasks share the work
 _ASSIGNMENT_S = 120.0  # after which a task that has not published its groups counts as dead
 
@@ -57,7 +41,7 @@ class Commit:
     """Rows that one write task has staged, to be finished all at once or not at all.
 
     token: unique to this attempt of this task.
-    rows: the staged rows. counts: theirs.
+    rows, counts: of the staged rows.
     parts: the same rows by folder of the result; a folder may come more than once.
     """
 
@@ -82,10 +66,7 @@ class CommitReply:
 
 
 def load(output: Place) -> LedgerState:
-    """Returns the state of the output's log; an empty state when there is none.
-
-    Raises JobError when the log is damaged.
-    """
+    """Returns the state of the output's log, empty without a log. Raises JobError if damaged."""
     state = LedgerState()
     catch_up(output, state)
     return state
@@ -101,9 +82,8 @@ def begin(
 ) -> None:
     """Makes `run` the only one that can commit, and logs new and grown manifest files.
 
-    header: what the output is bound to. It is written to a new output; else the caller has compared
-    it with `state.header`.
-    rows_per_file: rows of a visible file.
+    header: what the output is bound to. It is written to a new output only; for an older one the
+    caller compares it with `state.header`.
     Raises TakenOverError when another run starts at the same moment.
     """
     previous = state.run
@@ -119,13 +99,14 @@ def begin(
 
 
 def _changed(state: LedgerState, files: Sequence[KnownFile]) -> list[Record]:
+    """Returns the entries of the files that are not in the state as they are now."""
     numbers = {file.name: number for number, file in enumerate(state.files)}
-    entries = []
-    for file in files:
-        number = numbers.setdefault(file.name, len(numbers))
-        if number >= len(state.files) or state.files[number] != file:
-            entries.append({"number": number, **asdict(file)})
-    return entries
+    known = set(state.files)
+    return [
+        {"number": numbers.setdefault(file.name, len(numbers)), **asdict(file)}
+        for file in files
+        if file not in known
+    ]
 
 
 def end(output: Place, state: LedgerState, summary: Record) -> bool:
@@ -149,8 +130,8 @@ def record_of(
 ) -> Record:
     """Returns the next record: it finishes the rows of commits, and drops published groups.
 
-    In the folders that commits add to, rows that fill whole files become groups.
-    everything: all waiting rows of all folders become groups.
+    In the folders of the commits, rows that fill whole files become groups; with `everything`, all
+    waiting rows of all folders do.
     """
     added: Counter[str] = Counter(state.waiting if everything else ())
     for commit in commits:
@@ -195,12 +176,10 @@ class _Call:
 
 
 class Ledger:
-    """Serves the write tasks of one run. A reply is durable before it is sent.
+    """Serves the write tasks of one run. A record is durable before its calls get a reply.
 
-    Only one process of a run can commit: if there are two, since the first one was cut off but is
-    not dead, it is the one that wrote its fence last.
-
-    output: the output's place. state: of its log.
+    Only one process of a run can commit: if the first one was cut off but is not dead, it is the
+    one that wrote its fence last.
     """
 
     def __init__(
@@ -252,14 +231,11 @@ class Ledger:
         published: dict[str, Group] = {}
 
         def build() -> Record | None:
-            published.clear()
-            for name in (name for call in calls for name in call.published):
-                if name in self.state.groups:
-                    published[name] = self.state.groups[name]
+            nonlocal published
+            names = [name for call in calls for name in call.published]
+            published = {n: self.state.groups[n] for n in names if n in self.state.groups}
             accepted = self._acceptable(calls)
-            if not accepted and not published:
-                return None
-            return record_of(self.state, accepted, published)
+            return record_of(self.state, accepted, published) if accepted or published else None
 
         try:
             await asyncio.to_thread(self._add, build)
@@ -278,21 +254,21 @@ class Ledger:
         self._writer.add(build)
 
     def _acceptable(self, calls: Sequence[_Call]) -> list[Commit]:
-        """Returns the commits whose rows are not finished, nor in another commit of the record."""
+        """Returns the commits whose rows are neither finished nor in an earlier commit of these."""
         accepted: list[Commit] = []
-        claimed: dict[int, set[int]] = {}
+        claimed: defaultdict[int, set[int]] = defaultdict(set)
         for commit in (call.commit for call in calls):
             if commit is None or self.state.finished(commit.rows):
                 continue
-            rows = {number: indices.tolist() for number, indices in commit.rows.items()}
-            if all(claimed.get(number, set()).isdisjoint(rows[number]) for number in rows):
+            rows = [(number, indices.tolist()) for number, indices in commit.rows.items()]
+            if all(claimed[number].isdisjoint(indices) for number, indices in rows):
                 accepted.append(commit)
-                for number in rows:
-                    claimed.setdefault(number, set()).update(rows[number])
+                for number, indices in rows:
+                    claimed[number].update(indices)
         return accepted
 
     def _reply(self, call: _Call, published: Mapping[str, Group]) -> CommitReply:
-        """Must be called after the record is written. A commit that is not in it was rejected."""
+        """Returns the reply to a call after its record. Commits that it lacks were rejected."""
         if call.commit is not None and call.commit.token not in self.state.tokens:
             return CommitReply(finished=self.state.finished(call.commit.rows))
         groups = [published[name] for name in call.published if name in published]
@@ -301,12 +277,13 @@ class Ledger:
         return CommitReply(groups=self._assign(), unneeded=unneeded)
 
     def _assign(self) -> tuple[Group, ...]:
-        """Returns groups for a task to publish: no live task has been given them."""
-        now, groups = self._clock(), list[Group]()
-        for name, group in self.state.groups.items():
-            if len(groups) == _MAX_GROUPS:
-                break
-            if now - self._assigned.get(name, -math.inf) > _ASSIGNMENT_S:
-                self._assigned[name] = now
-                groups.append(group)
-        return tuple(groups)
+        """Returns groups for a task to publish that no live task has."""
+        now = self._clock()
+        unassigned = (
+            group
+            for name, group in self.state.groups.items()
+            if now - self._assigned.get(name, -math.inf) > _ASSIGNMENT_S
+        )
+        groups = tuple(islice(unassigned, _MAX_GROUPS))
+        self._assigned |= {group.name: now for group in groups}
+        return groups

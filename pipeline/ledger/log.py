@@ -1,9 +1,8 @@
 """The commit log of an output: numbered objects in its hidden folder.
 
 A record is added by putting an object that must not exist yet. Each writer begins with a fence, a
-record of its own: the previous writer then finds its next number taken, for ever, and stops. From
-time to time a writer adds a snapshot, which replaces the records up to it. state.py applies the
-records.
+record of its own: the previous writer then finds its next number taken, and stops. A writer
+sometimes adds a snapshot, which replaces the records up to it. state.py applies the records.
 """
 
 import json
@@ -13,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
 from mediamill.pipeline.ledger import snapshot as snapshots
+from mediamill.pipeline.ledger.snapshot import number_of
 from mediamill.pipeline.ledger.state import LedgerState, Record
 from mediamill.pipeline.storage import storage
 from mediamill.pipeline.storage.storage import Place
@@ -21,7 +21,7 @@ from mediamill.schemas.errors import JobError
 HIDDEN = "_mediamill"  # readers of datasets skip names that begin with "_" or "."
 _RECORD = ".json"
 _READERS = 16  # threads that read the log
-_TRIES = 5  # to read a log that another process writes
+_TRIES = 5  # to read a log that another process compacts meanwhile
 
 
 class TakenOverError(RuntimeError):
@@ -43,7 +43,7 @@ def catch_up(output: Place, state: LedgerState) -> None:
 def _catch_up(log: Place, state: LedgerState) -> None:
     names = _numbered(log)
     for name in snapshots.newest_first(names):
-        if _number(name) <= state.sequence:
+        if number_of(name) <= state.sequence:
             break
         try:
             state.become(snapshots.parse(storage.read(log / name)))
@@ -51,11 +51,12 @@ def _catch_up(log: Place, state: LedgerState) -> None:
             continue  # the previous snapshot is kept for this case
         state.snapshot = state.sequence
         break
-    records = [name for name in names if name.endswith(_RECORD) and _number(name) > state.sequence]
+    later = [name for name in names if number_of(name) > state.sequence]
+    records = [name for name in later if name.endswith(_RECORD)]
     with ThreadPoolExecutor(_READERS) as readers:
         contents = readers.map(lambda name: storage.read(log / name), records)
         for name, data in zip(records, contents, strict=True):
-            if _number(name) != state.sequence + 1:
+            if number_of(name) != state.sequence + 1:
                 raise _MissingError(f"record {state.sequence + 1} is missing")
             try:
                 state.apply(json.loads(data))
@@ -69,8 +70,7 @@ class _MissingError(Exception):
 
 def _is_past(log: Place, number: int) -> bool:
     """Returns whether a snapshot covers this record number."""
-    newest = snapshots.newest_first(_numbered(log))
-    return bool(newest) and _number(newest[0]) >= number
+    return any(number_of(name) >= number for name in snapshots.newest_first(_numbered(log)))
 
 
 def _damaged(place: Place, error: Exception) -> JobError:
@@ -86,15 +86,11 @@ def _numbered(log: Place) -> list[str]:
     return [name for name in storage.list_files(log) if name.endswith(suffixes)]
 
 
-def _number(name: str) -> int:
-    return int(name.partition(".")[0])
-
-
 def append(output: Place, state: LedgerState, record: Record) -> bool:
     """Adds the next record and applies it.
 
-    Returns False when another writer has used the number, or has used it and removed the record
-    since; `state` is then brought up to date.
+    Returns False when another writer has used the number, even if the record is removed by now;
+    `state` is then brought up to date.
     """
     timed = {**record, "at": datetime.now(UTC).isoformat(timespec="milliseconds")}
     name = f"{state.sequence + 1:012}{_RECORD}"
@@ -104,7 +100,7 @@ def append(output: Place, state: LedgerState, record: Record) -> bool:
         # cannot: numbers after a fence are never free again.
         if added and record["kind"] != "commit":
             added = not _is_past(log_of(output), state.sequence + 1)
-    except FileNotFoundError:  # it existed, and was removed before it could be read
+    except FileNotFoundError:  # the record existed, and was removed before it could be read
         added = False
     if not added:
         catch_up(output, state)
@@ -131,7 +127,7 @@ class Writer:
         raise taken_over(output, state)
 
     def add(self, build: Callable[[], Record | None]) -> None:
-        """Adds the record that `build` makes from the current state; nothing for None.
+        """Adds the record that `build` makes from the current state, unless it returns None.
 
         Raises TakenOverError when this is no longer the writer.
         """
@@ -154,14 +150,14 @@ def compact(output: Place, state: LedgerState) -> None:
     storage.put(log / snapshots.file_name(state.sequence), snapshots.dump(state))
     state.snapshot = state.sequence
     # Only up to this state: a writer that was replaced does not know the newer fences.
-    names = [name for name in _numbered(log) if _number(name) <= state.sequence]
+    names = [name for name in _numbered(log) if number_of(name) <= state.sequence]
     obsolete = snapshots.obsolete(names, state.fences)
     with ThreadPoolExecutor(_READERS) as removers:
         list(removers.map(lambda name: storage.remove(log / name), obsolete))
 
 
 def taken_over(output: Place, state: LedgerState) -> TakenOverError:
-    """Returns the error to raise when another process is the writer according to `state`."""
+    """Returns the error that says that the run of `state` has replaced this one."""
     return TakenOverError(
         f"{storage.redact(output.url)}: run {state.run} has begun on the same output, so this run "
         "stops; finished rows are kept"

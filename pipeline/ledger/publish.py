@@ -1,15 +1,14 @@
 """Stages rows in hidden objects, and publishes them as visible Parquet files.
 
-A write task stages its rows in one object, folder after folder. Later a group, which the ledger
-forms, merges parts of many such objects into one file.
-
-Publishing may be cut off at any instant and repeated by any process: a file appears with all of its
-content or not at all, and its parts are kept until the ledger has recorded that it is visible.
+A write task stages its rows in one object, folder after folder. Later one file is made of a group,
+which the ledger forms of parts of many such objects. Publishing may be cut off at any instant and
+repeated by any process: a file appears with all of its content or not at all, and its parts are
+kept until the ledger has recorded that it is visible.
 """
 
 import io
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -35,12 +34,12 @@ Contents = Mapping[tuple[str, int], memoryview]  # of parts, by token and offset
 
 
 class _ByteRange(NamedTuple):
-    """Bytes of one staged object, and the parts in them."""
+    """Bytes of one staged object, and the parts in them, by offset."""
 
     token: str
     start: int
     stop: int
-    parts: tuple[Part, ...]
+    parts: list[Part]
 
 
 def staged(output: Place) -> Place:
@@ -90,42 +89,37 @@ def leftovers(output: Place, needed: Iterable[str]) -> list[Place]:
 
 def read_parts(output: Place, groups: Iterable[Group]) -> Contents:
     """Reads the parts of the groups, in few requests. Parts that do not exist are left out."""
-    ranges = _byte_ranges(groups)
-    data: dict[int, bytes | None] = {}
+    unread = _byte_ranges(groups)
+    contents: dict[tuple[str, int], memoryview] = {}
 
     def read(fs: Any) -> None:
-        """Reads the ranges that are missing, so that a retry does not read the others again."""
-        missing = [index for index in range(len(ranges)) if index not in data]
-        paths = [_object(output, ranges[index].token).path for index in missing]
-        starts = [ranges[index].start for index in missing]
-        stops = [ranges[index].stop for index in missing]
-        error: Exception | None = None
+        """Reads the unread ranges, so that a retry does not read the others again."""
+        nonlocal unread
+        paths = [_object(output, item.token).path for item in unread]
+        starts, stops = [item.start for item in unread], [item.stop for item in unread]
         results = fs.cat_ranges(paths, starts, stops, on_error="return")
-        for index, path, result in zip(missing, paths, results, strict=True):
-            size = ranges[index].stop - ranges[index].start
+        failed: list[tuple[_ByteRange, Exception]] = []
+        for item, path, result in zip(unread, paths, results, strict=True):
+            size = item.stop - item.start
             if isinstance(result, FileNotFoundError):
-                data[index] = None
-            elif isinstance(result, Exception):
-                error = result
-            elif len(result) != size:
-                error = IncompleteError(
+                continue
+            if not isinstance(result, Exception) and len(result) != size:
+                result = IncompleteError(
                     f"{path}: found {len(result)} bytes of its parts, expected {size}"
                 )
-            else:
-                data[index] = result
-        if error is not None:
-            raise error
+            if isinstance(result, Exception):
+                failed.append((item, result))
+                continue
+            for part in item.parts:
+                start = part.offset - item.start
+                view = memoryview(result)[start : start + part.length]
+                contents[part.token, part.offset] = view
+        unread = [item for item, _ in failed]
+        if failed:
+            raise failed[-1][1]
 
-    if ranges:
+    if unread:
         storage.with_retries(output, read)
-    contents: dict[tuple[str, int], memoryview] = {}
-    for index, byte_range in enumerate(ranges):
-        content = data[index]
-        if content is not None:
-            view = memoryview(content)
-            for part in byte_range.parts:
-                start = part.offset - byte_range.start
-                contents[part.token, part.offset] = view[start : start + part.length]
     return contents
 
 
@@ -157,22 +151,15 @@ def _byte_ranges(groups: Iterable[Group]) -> list[_ByteRange]:
     """Returns the byte ranges of the groups' parts. Neighbouring parts share a range."""
     # A part that two groups share is read once.
     parts = {(part.token, part.offset): part for group in groups for part in group.parts}
-    ranges: list[list[Part]] = []
+    ranges: list[_ByteRange] = []
     for part in (parts[key] for key in sorted(parts)):
-        last = ranges[-1][-1] if ranges else None
-        if (
-            last is None
-            or last.token != part.token
-            or part.offset - (last.offset + last.length) > _GAP_BYTES
-        ):
-            ranges.append([])
-        ranges[-1].append(part)
-    return [_byte_range(neighbours) for neighbours in ranges]
-
-
-def _byte_range(parts: Sequence[Part]) -> _ByteRange:
-    first, last = parts[0], parts[-1]
-    return _ByteRange(first.token, first.offset, last.offset + last.length, tuple(parts))
+        last, stop = ranges[-1] if ranges else None, part.offset + part.length
+        if last and last.token == part.token and part.offset - last.stop <= _GAP_BYTES:
+            last.parts.append(part)
+            ranges[-1] = last._replace(stop=stop)
+        else:
+            ranges.append(_ByteRange(part.token, part.offset, stop, [part]))
+    return ranges
 
 
 def _merged(group: Group, contents: Contents) -> pa.Table:

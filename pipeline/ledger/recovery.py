@@ -34,9 +34,9 @@ def recover(output: Place, state: LedgerState) -> None:
 
 
 def flush(output: Place, state: LedgerState) -> None:
-    """Makes all finished rows visible; the last file of a folder may have fewer rows.
+    """Ends the run's commits, and makes all finished rows visible.
 
-    Ends the run's commits. Brings `state` up to date.
+    The last file of a folder may have fewer rows. Brings `state` up to date.
     Raises TakenOverError when a newer run has begun.
     """
     run = _run_of(state)
@@ -103,7 +103,7 @@ def _batches(groups: Iterable[Group]) -> Iterator[list[Group]]:
 
 
 def _clean(output: Place, state: LedgerState, run: str) -> None:
-    """Removes what was staged by tasks that were killed before they committed."""
+    """Removes the staged objects of tasks that were killed before they committed."""
     leftovers = publish.leftovers(output, state.tokens)
     # This process may have been paused for hours. If no other run has begun by now, the leftovers
     # belong to tasks that can no longer commit.

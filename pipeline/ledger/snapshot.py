@@ -1,7 +1,7 @@
 """The snapshot format of a LedgerState, and the rules of when to write and to remove snapshots.
 
 A snapshot replaces all records up to its number, so that a resume reads it and the few records
-after it. A finished or untouched file costs one byte; any other file one bit a row before
+after it. A finished or untouched file takes one byte, any other file one bit a row before
 compression. A digest protects snapshots: `parse` returns exactly what was dumped, or raises.
 """
 
@@ -73,7 +73,7 @@ def parse(data: bytes) -> LedgerState:
 def due(state: LedgerState, records_since: int) -> bool:
     """Returns whether to write a snapshot, `records_since` records after the previous one.
 
-    Large snapshots are written less often: one record for each 16 KiB of the bitmaps.
+    A large state is written less often: the interval grows by a record for each 16 KiB of bitmaps.
     """
     size = sum(bitmap.nbytes for bitmap in state.done)
     interval = min(max(size // _BYTES_PER_RECORD, _MIN_RECORDS), _MAX_RECORDS)
@@ -86,32 +86,33 @@ def file_name(sequence: int) -> str:
 
 
 def newest_first(names: Collection[str]) -> list[str]:
-    """Returns the snapshots among the names of a log's files, in the order in which to try them."""
+    """Returns the names of the snapshots among those of a log's files."""
     return sorted((name for name in names if name.endswith(SUFFIX)), reverse=True)
 
 
 def obsolete(names: Collection[str], fences: Collection[int]) -> list[str]:
     """Returns the log's files that no resume needs, in the order in which to remove them.
 
-    The two newest snapshots and all records after the older one are retained, so that no single
-    damaged object can lose a row. The fences, numbered `fences`, and the record before each are
-    retained too: a replaced writer must find its next number taken for ever. That is the fence's
-    number, or the one before it if the writer's last record was stored without its knowledge.
+    Retains the two newest snapshots and all records after the older one, so that no single damaged
+    object can lose a row. Retains also the fences, by number, and the record before each: a
+    replaced writer must always find its next number taken. That is the fence's number, or the one
+    before it if the writer's last record was stored without its knowledge.
     """
     snapshots = newest_first(names)
     if len(snapshots) < _RETAINED:
         return []
-    covered = _number(snapshots[_RETAINED - 1])
+    covered = number_of(snapshots[_RETAINED - 1])
     retained = {*fences, *(fence - 1 for fence in fences)}
     records = sorted(
         name
         for name in names
-        if name.endswith(".json") and _number(name) <= covered and _number(name) not in retained
+        if name.endswith(".json") and number_of(name) <= covered and number_of(name) not in retained
     )
     return [*records, *reversed(snapshots[_RETAINED:])]
 
 
-def _number(name: str) -> int:
+def number_of(name: str) -> int:
+    """Returns the record number of a log's file: its own, or the last that a snapshot covers."""
     return int(name.partition(".")[0])
 
 
@@ -121,9 +122,7 @@ def _digest(body: memoryview) -> bytes:
 
 def _kind(rows: int, bitmap: npt.NDArray[np.uint8]) -> int:
     finished = int(np.bitwise_count(bitmap).sum(dtype=np.int64))
-    if finished == 0:
-        return _UNTOUCHED
-    return _FINISHED if finished == rows else _MIXED
+    return {rows: _FINISHED, 0: _UNTOUCHED}.get(finished, _MIXED)
 
 
 def _bitmap(kind: int, rows: int, source: Any) -> npt.NDArray[np.uint8]:

@@ -1,11 +1,11 @@
 """The state of an output, built from the records of its log: one bit for each manifest row.
 
-A row is named by its ordinal: the file's number in the ledger and the row's index in that file.
-Numbers are given in the order in which files were first seen, and never change.
+A row is named by the number of its file and its index in that file. Files are numbered in the
+order in which they were first seen; numbers never change.
 
-Rows become visible after they are finished, in two steps: a commit leaves them as parts, one for
-each folder of the result, and a group names the parts of one visible file. Parts and groups are
-held here until the log records that the file is visible.
+Finished rows become visible in two steps: a commit leaves them as parts, one for each folder of the
+result, and a group names the parts of one visible file. The state holds parts and groups until the
+log records that the file is visible.
 """
 
 from collections import Counter
@@ -27,7 +27,7 @@ class KnownFile:
     """A manifest file as last seen.
 
     name: path relative to the manifest. rows: their number. digest: of the ids.
-    stamp: the version of the file, like its ETag; "" where the storage has none.
+    stamp: see file_version.py.
     row_groups: rows of each.
     """
 
@@ -40,13 +40,8 @@ class KnownFile:
     @staticmethod
     def of(entry: Mapping[str, Any]) -> "KnownFile":
         """Parses the entry of a record; older records have neither stamp nor row groups."""
-        return KnownFile(
-            entry["name"],
-            entry["rows"],
-            entry["digest"],
-            entry.get("stamp", ""),
-            tuple(entry.get("row_groups", ())),
-        )
+        stamp, row_groups = entry.get("stamp", ""), tuple(entry.get("row_groups", ()))
+        return KnownFile(entry["name"], entry["rows"], entry["digest"], stamp, row_groups)
 
 
 class Part(NamedTuple):
@@ -99,10 +94,10 @@ class Counts:
 
 @dataclass
 class LedgerState:
-    """The state of the log up to record number `sequence`. The names are part of snapshots.
+    """The state of the log up to record number `sequence`. The field names are part of snapshots.
 
     header: what the output is bound to.
-    run: the run that may commit: the one that started last.
+    run: the run that started last; no other one may commit.
     owner: the process of the run that may commit; None for the one that started the run.
     closed: whether the run commits no more rows.
     fences: the numbers of all records that are not commits.
@@ -132,16 +127,15 @@ class LedgerState:
     groups: dict[str, Group] = field(default_factory=dict)
     counts: Counts = field(default_factory=Counts)
     run_counts: Counts = field(default_factory=Counts)
-    tokens: dict[str, int] = field(init=False, default_factory=dict)
-    waiting: dict[str, int] = field(init=False, default_factory=dict)
+    tokens: Counter[str] = field(init=False, default_factory=Counter)
+    waiting: Counter[str] = field(init=False, default_factory=Counter)
     snapshot: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
         for folder, parts in self.parts.items():
             self.waiting[folder] = sum(part.rows for part in parts)
         grouped = (group.parts for group in self.groups.values())
-        for part in chain(*self.parts.values(), *grouped):
-            self.tokens[part.token] = self.tokens.get(part.token, 0) + 1
+        self.tokens.update(part.token for part in chain(*self.parts.values(), *grouped))
 
     def apply(self, record: Record) -> None:
         """Applies the next record of the log. Raises ValueError when it is not valid."""
@@ -183,7 +177,7 @@ class LedgerState:
         return {number: indices for number, indices in finished.items() if indices.size}
 
     def pending(self, number: int, start: int, stop: int) -> npt.NDArray[np.bool_]:
-        """Returns whether each row from start to stop of a file is unfinished: [stop - start]."""
+        """Returns which rows from start to stop of a file are unfinished: [stop - start]."""
         first = start // 8
         bits = np.unpackbits(self.done[number][first : -(-stop // 8)], bitorder="little")
         pending: npt.NDArray[np.bool_] = bits[start - first * 8 : stop - first * 8] == 0
@@ -198,12 +192,12 @@ class LedgerState:
         for folder, offset, length, rows in commit["parts"]:
             part = Part(commit["token"], offset, length, 0, rows)
             self.parts.setdefault(folder, []).append(part)
-            self.waiting[folder] = self.waiting.get(folder, 0) + rows
-            self.tokens[part.token] = self.tokens.get(part.token, 0) + 1
+            self.waiting[folder] += rows
+            self.tokens[part.token] += 1
 
     def _group(self, folder: str, rows: int, name: str) -> None:
         """Moves the folder's oldest `rows` rows into a new group."""
-        if not 0 < rows <= self.waiting.get(folder, 0) or name in self.groups:
+        if not 0 < rows <= self.waiting[folder] or name in self.groups:
             raise ValueError(f"{name}: a group of {rows} rows that are not there")
         grouped: list[Part] = []
         parts, missing = self.parts[folder], rows

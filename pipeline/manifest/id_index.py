@@ -1,13 +1,10 @@
 """An index of the id hashes of a manifest: a log-structured merge (LSM) index of sorted segments.
 
-A check of new ids collects their hashes in a `HashSorter`: in memory, and in sorted runs of a
-temporary file. The sorted hashes are merged into a new segment below the output, so that a later
-check need not read the ids of old files again. Compaction (unique_ids.py) merges small segments
-into the new one, so that there are few.
-
-A segment is immutable. It consists of shards, by the highest bits of the hashes, and a metadata
-object that lists the rows that it covers. Segments are a cache: the ledger decides which of them
-are consistent with it, and the files are read again where a segment is missing or damaged.
+With the index, a check need not read the ids of old files again. It sorts the hashes of new ids in
+a `HashSorter` and writes them to a new, immutable segment below the output. A segment consists of
+shards, by the highest bits of the hashes, and a metadata object that lists the rows that it covers.
+Segments are a cache: only those that are consistent with the ledger are used, and the files are
+read again where a segment is missing or damaged.
 """
 
 import hashlib
@@ -18,10 +15,10 @@ import threading
 import uuid
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import IO, TypeVar
+from typing import IO
 
 import numpy as np
 import numpy.typing as npt
@@ -31,8 +28,6 @@ from mediamill.pipeline.storage import storage
 from mediamill.pipeline.storage.storage import Place
 
 Hashes = npt.NDArray[np.uint64]
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
 
 _VERSION = 1
 _SHARD_HASHES = 2_000_000  # 16 MB; sorting and writing takes a few times as much memory
@@ -50,11 +45,9 @@ class DamagedSegmentError(RuntimeError):
 
 @dataclass(frozen=True)
 class SegmentEntry:
-    """A range of a file's rows, [start, stop), that a segment covers.
+    """Rows [start, stop) of the file `name`, which a segment covers.
 
-    name: of the file.
-    before: digest of the file's ids up to start; "" for 0.
-    digest: of the file's ids up to stop.
+    before, digest: of the file's ids up to start ("" for 0), and up to stop.
     """
 
     name: str
@@ -92,8 +85,9 @@ class Segment:
 class HashSorter:
     """An external merge sort of the hashes of one check, in 2 ** bits buckets by highest bits.
 
-    Hashes beyond the size of one shard are written as sorted runs to an unnamed temporary file,
-    which disappears with the process. Several threads may add; afterwards, buckets can be read.
+    Each time that the buffer reaches the size of a shard, it is written as a sorted run to an
+    unnamed temporary file, which disappears with the process. Threads may share it; buckets are
+    complete when all hashes are added.
     """
 
     def __init__(self, rows: int, max_bits: int = 64) -> None:
@@ -154,8 +148,6 @@ def _sorted(parts: Sequence[Hashes]) -> Hashes:
 
 def split_by_prefix(hashes: Hashes, bits: int) -> list[Hashes]:
     """Splits ascending hashes into 2 ** bits parts, by their highest bits."""
-    if not bits:
-        return [hashes]
     firsts = np.arange(1, 1 << bits, dtype=np.uint64) << np.uint64(64 - bits)
     return np.split(hashes, np.searchsorted(hashes, firsts))
 
@@ -176,12 +168,9 @@ def write_segment(
 
     with ThreadPoolExecutor(_THREADS) as pool:
         shards = list(pool.map(write_shard, range(1 << hashes.bits)))
-        metadata = {
-            "version": _VERSION,
-            "bits": hashes.bits,
-            "entries": [asdict(entry) for entry in entries],
-            "shards": shards,
-        }
+        covered = [asdict(entry) for entry in entries]
+        head = {"version": _VERSION, "bits": hashes.bits}
+        metadata = {**head, "entries": covered, "shards": shards}
         text = json.dumps(metadata, ensure_ascii=False).encode()
         storage.put(folder / f"{name}.json", _digest(text).encode() + text)
         live = {name, *(segment.name for segment in unmerged)}
@@ -232,11 +221,6 @@ def consistent_segments(
         candidates = consistent
 
 
-def covered_files(segments: Sequence[Segment]) -> set[str]:
-    """Returns the names of the files that `consistent_segments` cover."""
-    return {entry.name for segment in segments for entry in segment.entries}
-
-
 def _entry_chain(
     file: KnownFile, by_end: Mapping[tuple[str, str], SegmentEntry]
 ) -> list[SegmentEntry]:
@@ -252,14 +236,12 @@ def _entry_chain(
     return chain
 
 
-def map_with_prefetch(
-    function: Callable[[_Item], _Result], items: Iterable[_Item]
-) -> Iterator[_Result]:
-    """Yields function(item) of each item in order, and runs it in threads for a few items ahead."""
+def read_shards(shards: Iterable[tuple[Segment, int]]) -> Iterator[Hashes]:
+    """Yields the hashes of each shard in order, and reads a few ahead in threads."""
     with ThreadPoolExecutor(_THREADS) as pool:
-        pending: deque[Future[_Result]] = deque()
-        for item in items:
-            pending.append(pool.submit(function, item))
+        pending: deque[Future[Hashes]] = deque()
+        for segment, number in shards:
+            pending.append(pool.submit(segment.read, number))
             if len(pending) > _THREADS:
                 yield pending.popleft().result()
         while pending:

@@ -34,7 +34,7 @@ class ManifestFile:
     row_groups: number of rows of each.
     partitions: values of the columns that its hive path gives.
     version: see file_version.py.
-    digest: of its ids; None if they have to be read.
+    digest: of its ids; None if they must be read.
     """
 
     name: str
@@ -66,8 +66,8 @@ class Manifest:
 def open_manifest(url: str, known: Sequence[KnownFile] = ()) -> Manifest:
     """Opens the manifest at a Parquet file, a folder or a glob.
 
-    known: the files that an earlier run found, all of one schema. Of the files that have not
-        changed since, only one footer is read.
+    known: the files that an earlier run found, all of one schema. Of those that have not changed
+    since, only one footer is read.
     Raises JobError if there is no manifest, if a file is not Parquet, if the columns are wrong or
     differ between the files.
     """
@@ -127,8 +127,7 @@ def _list_files(root: Place) -> tuple[Place, dict[str, str]]:
             info = {"type": "directory"}
         if info["type"] == "file":
             folder = Place(root.fs, posixpath.dirname(root.path), posixpath.dirname(root.url))
-            name = posixpath.basename(root.path)
-            return folder, _versions(folder, {name: info})
+            return folder, _versions(folder, {posixpath.basename(root.path): info})
         if info["type"] == "directory":
             base, infos = root, root.fs.find(root.path, detail=True)
         elif any(sign in root.path for sign in "*?["):
@@ -144,7 +143,7 @@ def _list_files(root: Place) -> tuple[Place, dict[str, str]]:
                 "expected Parquet files"
             )
         return base, _versions(base, parquet)
-    except (PermissionError, OSError) as error:
+    except OSError as error:
         reason = storage.redact_text(str(error))
         raise JobError(f"{shown}: the manifest cannot be read: {reason}") from error
 
@@ -171,19 +170,21 @@ def _hive_partitions(
     A column is int64 if all its values are integers in canonical form: "01" stays text.
     """
     by_file = [hive_paths.values(posixpath.dirname(name)) for name in names]
-    fields = []
+    types: dict[str, pa.DataType] = {}
     for column in dict.fromkeys(column for values in by_file for column in values):
-        texts = {values[column] for values in by_file if values.get(column) is not None}
-        is_integer = all(text is not None and _INTEGER.fullmatch(text) for text in texts)
-        fields.append(pa.field(column, pa.int64() if texts and is_integer else pa.string()))
-    typed: list[dict[str, int | str | None]] = []
-    for values in by_file:
-        row: dict[str, int | str | None] = {}
-        for field in fields:
-            text = values.get(field.name)
-            row[field.name] = int(text) if text and pa.types.is_integer(field.type) else text
-        typed.append(row)
-    return fields, typed
+        texts = [text for values in by_file if (text := values.get(column)) is not None]
+        is_integer = texts and all(_INTEGER.fullmatch(text) for text in texts)
+        types[column] = pa.int64() if is_integer else pa.string()
+    typed: list[dict[str, int | str | None]] = [
+        {
+            column: int(text)
+            if (text := values.get(column)) and pa.types.is_integer(kind)
+            else text
+            for column, kind in types.items()
+        }
+        for values in by_file
+    ]
+    return [pa.field(*item) for item in types.items()], typed
 
 
 def _read_footer(place: Place) -> tuple[tuple[int, ...], pa.Schema]:

@@ -1,9 +1,8 @@
 """Checks a manifest's ids in bounded memory: that none is null, none occurs twice, and those of
 earlier runs have not changed.
 
-Unchanged files are not read, because the index (id_index.py) has their hashes. Ids are compared by
-64-bit hashes first. Ids with equal hashes are read again and compared, so that a hash collision is
-not reported as a duplicate.
+Unchanged files are not read, because the index (id_index.py) has their hashes. The ids of equal
+64-bit hashes are read again and compared, so that a collision is not reported as a duplicate.
 """
 
 import hashlib
@@ -44,7 +43,7 @@ class Digests:
 
 @dataclass(frozen=True)
 class NewIds:
-    """A segment that is to be added to the index below the output.
+    """A segment that is to be added to the index in `folder`.
 
     hashes, entries: of the same rows; they include those of the compacted segments.
     unmerged: the segments that remain.
@@ -67,8 +66,7 @@ def check_ids(
 ) -> tuple[tuple[KnownFile, ...], NewIds]:
     """Checks all ids; returns the manifest's files for the ledger, and the new ids for the index.
 
-    known: the files that the ledger knows.
-    folder: of the index; it is only read.
+    known: the files that the ledger knows. folder: of the index; it is only read.
     Raises JobError if an id is null or occurs twice, with ids and places; and if the manifest has
     changed in another way than by new files and new rows at the end of files.
     """
@@ -97,7 +95,7 @@ class _Check:
             stored = id_index.load_segments(folder)
             sound = [segment for segment in stored if segment.name not in damaged]
             segments = id_index.consistent_segments(sound, before)
-        covered = id_index.covered_files(segments)
+        covered = {entry.name for segment in segments for entry in segment.entries}
         # By file, the index of the first row whose hash is not in the index.
         self._starts = {name: rows[name] if name in covered else 0 for name in rows}
         size = sum(file.rows - self._starts[file.name] for file in manifest.files)
@@ -113,15 +111,10 @@ class _Check:
             digests = dict(zip((f.name for f in read), readers.map(self._read, read), strict=True))
         for file in read:
             self._check_prefix(file, digests[file.name])
+        whole = {name: digest.whole for name, digest in digests.items()}
         files = tuple(
-            KnownFile(
-                file.name,
-                file.rows,
-                digests[file.name].whole if file.name in digests else file.digest or "",
-                file.version,
-                file.row_groups,
-            )
-            for file in self._manifest.files
+            KnownFile(f.name, f.rows, whole.get(f.name, f.digest or ""), f.version, f.row_groups)
+            for f in self._manifest.files
         )
         entries: list[SegmentEntry] = []
         if self._has_new_rows:
@@ -140,37 +133,31 @@ class _Check:
         return file.digest is None or (self._has_new_rows and file.rows > self._starts[file.name])
 
     def _read(self, file: ManifestFile) -> Digests:
-        whole, prefix = hashlib.blake2b(digest_size=16), None
+        whole = hashlib.blake2b(digest_size=16)
         known = self._before.get(file.name)
-        prefix_rows = known.rows if known else None  # that are still to come
+        prefix = None if known is None or known.rows else whole.hexdigest()
         for start, ids in _batches(file):
             hashes = _hash(ids)
-            if prefix_rows is not None and prefix is None and prefix_rows <= hashes.size:
+            if known and prefix is None and known.rows <= start + hashes.size:
                 hasher = whole.copy()
-                hasher.update(hashes[:prefix_rows].tobytes())
+                hasher.update(hashes[: known.rows - start].tobytes())
                 prefix = hasher.hexdigest()
-            prefix_rows = None if prefix_rows is None else prefix_rows - hashes.size
             whole.update(hashes.tobytes())
             if self._has_new_rows:
                 self._hashes.add(hashes[max(self._starts[file.name] - start, 0) :])
-        if prefix_rows == 0 and prefix is None:
-            prefix = whole.hexdigest()
         return Digests(whole.hexdigest(), prefix)
 
     def _check_prefix(self, file: ManifestFile, digests: Digests) -> None:
         known = self._before.get(file.name)
         if known is None or digests.prefix == known.digest:
             return
-        where = storage.redact(self._manifest.url)
-        if file.rows < known.rows:
-            raise JobError(
-                f"{where}: found {file.rows} rows in {file.name}, and the output was begun with "
-                f"{known.rows}: {_ADVICE}"
-            )
-        raise JobError(
-            f"{where}: the first {known.rows} ids of {file.name} are not those that the output was "
-            f"begun with, or not in their order: {_ADVICE}"
+        reason = (
+            f"found {file.rows} rows in {file.name}, and the output was begun with {known.rows}"
+            if file.rows < known.rows
+            else f"the first {known.rows} ids of {file.name} are not those that the output was "
+            "begun with, or not in their order"
         )
+        raise JobError(f"{storage.redact(self._manifest.url)}: {reason}: {_ADVICE}")
 
     def _entries(self, files: Sequence[KnownFile]) -> Iterator[SegmentEntry]:
         for file in files:
@@ -190,17 +177,12 @@ class _Check:
                 for segment in self._unmerged  # their shards are subsets of buckets
                 for shard in _shards_of_bucket(bucket, segment.bits - self._hashes.bits)
             ]
-            stored = id_index.map_with_prefetch(_read_shard, shards)
+            stored = id_index.read_shards(shards)
             in_bucket.extend(_intersection(hashes, old) for old in stored)
             duplicates = np.unique(np.concatenate(in_bucket))[: _MAX_CANDIDATES + 1]
             if duplicates.size > _MAX_CANDIDATES:
                 break
         return duplicates
-
-
-def _read_shard(shard: tuple[Segment, int]) -> Hashes:
-    segment, number = shard
-    return segment.read(number)
 
 
 def _shards_of_bucket(bucket: int, finer: int) -> range:

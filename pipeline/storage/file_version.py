@@ -2,8 +2,8 @@
 
 An object store's own names of a content (ETag, generation) are trusted. The version of a local
 file is its size, modification time and inode change time. No program can set the inode change
-time, so a rewrite of the same size with the old modification time put back is noticed. A second
-write of the same size within one tick of the file system's clock (a few milliseconds) is not.
+time, so restoring the modification time after a rewrite hides nothing. A second write of the same
+size within one tick of the file system's clock (a few milliseconds) is not noticed.
 """
 
 import os
@@ -15,7 +15,7 @@ from mediamill.pipeline.storage.storage import Place
 
 
 def file_version(place: Place, info: Mapping[str, Any] | None = None) -> str:
-    """Returns the file's version as a text; "" where the storage reports neither name nor time.
+    """Returns the file's version; "" where the storage reports no name and no time.
 
     info: the file's entry in a listing, which saves a request.
     Raises OSError when the file does not exist.
@@ -29,8 +29,7 @@ def file_version(place: Place, info: Mapping[str, Any] | None = None) -> str:
     size = info.get("size")
     names = [str(info[field]).strip('"') for field in VERSION_FIELDS if info.get(field)]
     times = [f"@{info[field]}".replace(" ", "T") for field in TIME_FIELDS if info.get(field)]
-    tags = [*names, *times]
-    return f"{size} {tags[0]}" if size is not None and tags else ""
+    return f"{size} {(names + times)[0]}" if size is not None and names + times else ""
 
 
 def same_content(version: str, later: str) -> bool:

@@ -1,11 +1,12 @@
 """Classifies the exceptions of storage libraries, and retries actions that fail transiently.
 
-Each library has its own exceptions. They are classified by the HTTP status and error code that
-they carry, not by their text, so this module imports none of the libraries.
+Exceptions are classified by the HTTP status and error code that they carry, and by the names of
+their types, so this module imports none of the libraries.
 """
 
 import os
 import random
+import re
 import socket
 import ssl
 import time
@@ -19,15 +20,7 @@ from typing import Any, Literal, TypeVar
 from mediamill.schemas.errors import JobError, RowError
 
 FailureKind = Literal[
-    "passing",
-    "timeout",
-    "missing",
-    "denied",
-    "expired",
-    "changed",
-    "range",
-    "conflict",
-    "other",
+    "passing", "timeout", "missing", "denied", "expired", "changed", "range", "conflict", "other"
 ]
 
 _TRANSIENT_STATUSES = (408, 425, 429, 500, 502, 503, 504, 507, 509, 520, 521, 522, 523, 524, 530)
@@ -59,13 +52,21 @@ _CODES: dict[str, FailureKind] = {
 }
 # Parts of the names of the exceptions that aiohttp, httpx, http.client and botocore raise when a
 # response is interrupted. Some carry a status that no server sent, so names are checked first.
-_INTERRUPTED_NAMES = (
-    "Payload",
-    "ContentLength",
-    "TransferEncoding",
-    "Disconnected",
-    "ConnectionClosed",
+_INTERRUPTED_NAMES = re.compile(
+    "Payload|ContentLength|TransferEncoding|Disconnected|ConnectionClosed"
 )
+# Types of exceptions, or a part of their names, with the failure that they stand for.
+_TYPES: tuple[tuple[tuple[type[BaseException], ...], str | None, FailureKind, str], ...] = (
+    ((ssl.SSLCertVerificationError,), None, "denied", "the server's certificate is not valid"),
+    ((FileExistsError,), None, "conflict", "the file already exists"),
+    ((FileNotFoundError, NotADirectoryError), None, "missing", "no such file"),
+    ((PermissionError,), None, "denied", "no permission"),
+    ((TimeoutError,), "Timeout", "timeout", "took too long"),
+    ((ConnectionError,), None, "passing", "the connection broke"),
+    ((), "Credential", "denied", "no credentials were found"),  # of botocore and google
+    ((), "ParamValidation", "denied", "the name of the bucket or key is not valid"),  # of botocore
+)
+_BUGS = TypeError, AttributeError, LookupError, NameError, RuntimeError  # ours or a library's
 _MAX_RETRY_AFTER_S = 30.0  # a longer Retry-After is shortened to this
 _Result = TypeVar("_Result")
 
@@ -80,10 +81,9 @@ class IncompleteError(OSError):
 
 @dataclass(frozen=True)
 class FetchFailure:
-    """A classified exception.
+    """A classified exception. `reason` has no secrets.
 
-    kind: "passing" and "timeout" may be retried; "expired" may be retried with new credentials.
-    reason: a text without secrets.
+    kind: "passing" and "timeout" may be retried, "expired" with new credentials.
     retry_after_s: the pause that the server asks for, in seconds.
     """
 
@@ -98,12 +98,11 @@ class FetchFailure:
 
 @dataclass(frozen=True)
 class Backoff:
-    """Exponential backoff with full jitter: a pause is drawn at random between zero and its
-    ceiling, so that many clients of a busy server do not return at the same moment.
+    """Exponential backoff with full jitter: a random pause between zero and its ceiling, so that
+    many clients of a busy server do not return at the same moment.
 
     tries: attempts in a row without progress before giving up.
-    base_s: ceiling of the first pause, in seconds; it doubles with each further one.
-    cap_s: the largest ceiling.
+    base_s, cap_s: ceiling of the first pause, which doubles with each, and the largest, in seconds.
     """
 
     tries: int = 6
@@ -111,7 +110,7 @@ class Backoff:
     cap_s: float = 20.0
 
     def pause_s(self, attempt: int, failure: FetchFailure) -> float:
-        """The pause in seconds after the `attempt`-th failure in a row."""
+        """Returns the pause in seconds after the `attempt`-th failure in a row."""
         jitter = random.uniform(0.0, min(self.cap_s, self.base_s * 2 ** (attempt - 1)))
         return jitter + min(failure.retry_after_s or 0.0, _MAX_RETRY_AFTER_S)
 
@@ -177,23 +176,21 @@ def retry(
 
 
 def classify_error(error: BaseException) -> FetchFailure:
-    """Returns the failure that an exception stands for, by what it and its causes carry."""
+    """Returns the failure that an exception and its causes stand for."""
     causes = list(_causes(error))
     for cause in causes:
-        if any(part in type(cause).__name__ for part in _INTERRUPTED_NAMES):
+        if _INTERRUPTED_NAMES.search(type(cause).__name__):
             return FetchFailure("passing", "the connection broke")
-        failure = _from_error_code(cause) or _from_status(cause)
-        if failure is not None:
+        if failure := _from_error_code(cause) or _from_status(cause):
             return failure
     for cause in causes:
-        failure = _from_type(cause)
-        if failure is not None:
+        if failure := _from_type(cause):
             return failure
     return FetchFailure("passing", type(error).__name__)
 
 
 def parse_retry_after(value: str | None) -> float | None:
-    """The seconds that a Retry-After header (a number or a date) asks for; None if unreadable."""
+    """Returns the seconds that a Retry-After header (number or date) asks for; None if invalid."""
     if value is None:
         return None
     text = str(value).strip()
@@ -209,7 +206,7 @@ def parse_retry_after(value: str | None) -> float | None:
 
 
 def failure_of_status(status: int, code: str = "", retry_after: str | None = None) -> FetchFailure:
-    """The failure that an HTTP response with this status stands for."""
+    """Returns the failure that an HTTP status and a store's error code stand for."""
     reason = f"the server answered {status}" + (f" {code}" if code else "")
     wait = parse_retry_after(retry_after)
     if status in _MISSING_STATUSES or _CODES.get(code) == "missing":
@@ -226,7 +223,7 @@ def failure_of_status(status: int, code: str = "", retry_after: str | None = Non
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The exception, its cause, the cause's cause, ...; ends where they form a cycle."""
+    """Yields the exception, its cause, the cause's cause, ...; ends where they form a cycle."""
     seen: set[int] = set()
     cause: BaseException | None = error
     while cause is not None and id(cause) not in seen:
@@ -254,50 +251,37 @@ def _from_error_code(error: BaseException) -> FetchFailure | None:
 def _from_status(error: BaseException) -> FetchFailure | None:
     """aiohttp, gcsfs, azure-core, huggingface_hub and requests: an attribute has the status."""
     response: Any = getattr(error, "response", None)
-    for holder, names in ((error, ("status", "status_code", "code")), (response, ("status_code",))):
-        for name in names:
-            status = getattr(holder, name, None)
-            if isinstance(status, str) and status.isdigit():
-                status = int(status)
-            if isinstance(status, int) and 400 <= status <= 599:
-                headers: Any = getattr(error, "headers", None) or getattr(response, "headers", {})
-                wait = headers.get("Retry-After") if hasattr(headers, "get") else None
-                code = str(getattr(error, "error_code", "") or "")  # azure-core's
-                return failure_of_status(status, code if code.isalnum() else "", wait)
+    places = ((error, "status"), (error, "status_code"), (error, "code"), (response, "status_code"))
+    for status in (getattr(holder, name, None) for holder, name in places):
+        if isinstance(status, str) and status.isdigit():
+            status = int(status)
+        if isinstance(status, int) and 400 <= status <= 599:
+            headers: Any = getattr(error, "headers", None) or getattr(response, "headers", {})
+            wait = headers.get("Retry-After") if hasattr(headers, "get") else None
+            code = str(getattr(error, "error_code", "") or "")  # azure-core's
+            return failure_of_status(status, code if code.isalnum() else "", wait)
     return None
 
 
 def _from_type(error: BaseException) -> FetchFailure | None:
     name = type(error).__name__
-    if isinstance(error, ContentChangedError):
-        return FetchFailure("changed", "the file changed while it was read")
-    if isinstance(error, IncompleteError):
-        return FetchFailure("passing", str(error))
-    if isinstance(error, socket.gaierror):
-        unknown = {getattr(socket, name, None) for name in ("EAI_NONAME", "EAI_NODATA")}
-        if error.errno in unknown:
-            return FetchFailure("missing", "no such host")
-        return FetchFailure("passing", "the host's name could not be looked up")
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return FetchFailure("denied", "the server's certificate is not valid")
-    if isinstance(error, FileExistsError):
-        return FetchFailure("conflict", "the file already exists")
-    if isinstance(error, FileNotFoundError | NotADirectoryError):
-        return FetchFailure("missing", "no such file")
-    if isinstance(error, PermissionError):
-        return FetchFailure("denied", "no permission")
-    if isinstance(error, TimeoutError) or "Timeout" in name:
-        return FetchFailure("timeout", "took too long")
-    if isinstance(error, ConnectionError):
-        return FetchFailure("passing", "the connection broke")
-    if "Credential" in name:  # botocore's NoCredentialsError, google's DefaultCredentialsError
-        return FetchFailure("denied", "no credentials were found")
-    if isinstance(error, ImportError):
-        return FetchFailure("denied", f"the package {error.name} is not installed")
-    if isinstance(error, TypeError | AttributeError | LookupError | NameError | RuntimeError):
-        return FetchFailure("other", name)  # a bug, ours or a library's
+    match error:
+        case ContentChangedError():
+            return FetchFailure("changed", "the file changed while it was read")
+        case IncompleteError():
+            return FetchFailure("passing", str(error))
+        case socket.gaierror():
+            unknown = {getattr(socket, name, None) for name in ("EAI_NONAME", "EAI_NODATA")}
+            if error.errno in unknown:
+                return FetchFailure("missing", "no such host")
+            return FetchFailure("passing", "the host's name could not be looked up")
+        case ImportError():
+            return FetchFailure("denied", f"the package {error.name} is not installed")
+    for types, name_part, kind, reason in _TYPES:
+        if isinstance(error, types) or (name_part and name_part in name):
+            return FetchFailure(kind, reason)
+    if isinstance(error, _BUGS):
+        return FetchFailure("other", name)
     if isinstance(error, OSError) and error.errno:
         return FetchFailure("passing", os.strerror(error.errno))
-    if "Param" in name and "Validation" in name:  # botocore's, for an invalid bucket or key
-        return FetchFailure("denied", "the name of the bucket or key is not valid")
     return None

@@ -1,4 +1,4 @@
-"""Lists the storage schemes that rows may name, and the fields that identify a file's version.
+"""Lists the URL schemes that rows may use, and the fields that identify a file's version.
 
 To add a storage: add its scheme to `READERS`, and the names under which its fsspec file system
 reports a version to `VERSION_FIELDS`. Error codes of its library belong to retries.py.

@@ -1,13 +1,11 @@
 """Resolves URLs to file systems and paths, and reads and writes files so that they survive a crash.
 
-Storages differ in what is atomic: a local file system renames files, an object store puts whole
-objects. The functions of this module hide that difference.
-
-Credentials and endpoints come from the environment of each process, as fsspec's file systems
-read them (s3:// reads AWS's variables, AWS_ENDPOINT_URL included). Transient errors of a store are
-retried, in addition to the retries of each library.
+A local file system renames files, an object store puts whole objects: this module hides the
+difference, and retries transient errors of object stores. Credentials and endpoints come from the
+environment, as fsspec's file systems read it (s3:// reads AWS_ENDPOINT_URL, for example).
 """
 
+import contextlib
 import os
 import posixpath
 import shutil
@@ -28,7 +26,7 @@ from mediamill.pipeline.storage.retries import Backoff, classify_error, retry
 from mediamill.schemas.errors import JobError
 
 _BACKOFF = Backoff(tries=8)
-_FOUND = TypeVar("_FOUND")
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -86,10 +84,10 @@ def renew(place: Place) -> Place:
     return replace(place, fs=resolve(place.url).fs)
 
 
-def with_retries(place: Place, action: Callable[[Any], _FOUND]) -> _FOUND:
-    """Calls `action` with the place's file system, again after transient errors; returns its value.
+def with_retries(place: Place, action: Callable[[Any], _Result]) -> _Result:
+    """Returns action(file system of the place); calls it again after transient errors.
 
-    `action` may run several times. Raises what its last call raises.
+    Raises what the last call raises.
     """
     if place.is_local:
         return action(place.fs)
@@ -121,7 +119,7 @@ def put_if_absent(place: Place, data: bytes) -> bool:
             return False
         finally:
             temporary.unlink()
-        fsync_folder(target.parent)
+        fsync(target.parent)
         return True
 
     def create(fs: Any) -> bool:
@@ -144,7 +142,7 @@ def put(place: Place, data: bytes) -> None:
         return
     target = Path(place.path)
     _write_temporary(target, data).replace(target)
-    fsync_folder(target.parent)
+    fsync(target.parent)
 
 
 def put_file(place: Place, source: Path) -> None:
@@ -153,25 +151,23 @@ def put_file(place: Place, source: Path) -> None:
         with_retries(place, lambda fs: fs.put_file(str(source), place.path))
         return
     target = Path(place.path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.parent / f".{uuid.uuid4().hex}.tmp"
+    temporary = _temporary(target)
     shutil.copyfile(source, temporary)
-    _fsync(temporary)
+    fsync(temporary)
     temporary.replace(target)
-    fsync_folder(target.parent)
+    fsync(target.parent)
 
 
 def move(source: Place, target: Place) -> None:
-    """Renames a file; replaces what is there. Idempotent, so that an interrupted move can be
-    repeated: a missing source counts as moved when the target exists.
+    """Renames a file; replaces what is there. An interrupted move can be repeated.
 
-    Raises FileNotFoundError when neither exists.
+    Raises FileNotFoundError when neither source nor target exists.
     """
     try:
         if source.is_local:
             Path(target.path).parent.mkdir(parents=True, exist_ok=True)
             Path(source.path).replace(target.path)
-            fsync_folder(Path(target.path).parent)
+            fsync(Path(target.path).parent)
         else:
             with_retries(source, lambda fs: fs.cp_file(source.path, target.path))
     except FileNotFoundError:
@@ -192,14 +188,12 @@ def exists(place: Place) -> bool:
 
 def remove(place: Place) -> None:
     """Removes a file, if it exists."""
-    try:
+    with contextlib.suppress(FileNotFoundError):
         with_retries(place, lambda fs: fs.rm_file(place.path))
-    except FileNotFoundError:
-        return
 
 
 def list_files(place: Place) -> list[str]:
-    """The paths of all files below a folder, relative to it, sorted; empty if it does not exist."""
+    """Returns the relative paths of all files below a folder, sorted; none if it does not exist."""
     try:
         paths = with_retries(place, lambda fs: fs.find(place.path))
     except FileNotFoundError:  # s3fs, when the bucket does not exist
@@ -207,9 +201,13 @@ def list_files(place: Place) -> list[str]:
     return sorted(posixpath.relpath(path, place.path) for path in paths)
 
 
-def _write_temporary(target: Path, data: bytes) -> Path:
+def _temporary(target: Path) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.parent / f".{uuid.uuid4().hex}.tmp"
+    return target.parent / f".{uuid.uuid4().hex}.tmp"
+
+
+def _write_temporary(target: Path, data: bytes) -> Path:
+    temporary = _temporary(target)
     with temporary.open("wb") as file:
         file.write(data)
         file.flush()
@@ -217,12 +215,8 @@ def _write_temporary(target: Path, data: bytes) -> Path:
     return temporary
 
 
-def fsync_folder(folder: Path) -> None:
-    """Makes the file names in a local folder durable."""
-    _fsync(folder)
-
-
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Makes the content of a local file durable, or the file names in a local folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
