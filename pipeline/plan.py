@@ -120,18 +120,7 @@ def check(job: JobConfig, step: StepOverrides | None = None) -> Plan:
     _check_writable(output)
     trim_memory()
     return Plan(
-        manifest,
-        output,
-        model,
-        content,
-        digest,
-        bound,
-        task,
-        schema,
-        files,
-        new_ids,
-        state,
-        step,
+        manifest, output, model, content, digest, bound, task, schema, files, new_ids, state, step
     )
 
 

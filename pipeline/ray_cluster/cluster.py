@@ -212,14 +212,23 @@ def _set_environment(address: str | None) -> None:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
 
-def data_context(block_bytes: int, *callbacks: Any) -> "DataContext":
+def data_context(block_bytes: int, *on_step: Callable[[Any], None]) -> "DataContext":
     """Returns Ray Data's settings for this job; the current context is not changed.
 
     block_bytes: of one object between the stages.
-    callbacks: execution callbacks, which Ray Data's scheduling loop calls.
+    on_step: called with the executor after each step of Ray Data's scheduling loop; what they
+        raise ends the execution.
     """
     from ray.data import DataContext
+    from ray.data._internal.execution.execution_callback import ExecutionCallback
     from ray.data.context import AutoscalingConfig
+
+    steps = (*on_step, ClearBlockStats().on_execution_step)
+
+    class StepCallback(ExecutionCallback):
+        def on_execution_step(self, executor: Any) -> None:
+            for step in steps:
+                step(executor)
 
     with warnings.catch_warnings():
         # The copy reads Ray's deprecated settings too.
@@ -235,8 +244,6 @@ def data_context(block_bytes: int, *callbacks: Any) -> "DataContext":
     context.autoscaling_config = AutoscalingConfig(
         actor_pool_util_upscaling_threshold=math.inf, actor_pool_util_downscaling_threshold=-1.0
     )
-    # Ray Data calls each of these to create a callback; an instance that returns itself will do.
-    factories: list[Any] = [*callbacks, ClearBlockStats]
-    context.custom_execution_callback_classes = factories
+    context.custom_execution_callback_classes = [StepCallback]
     context.enable_fallback_to_arrow_object_ext_type = False  # no pickles in columns
     return context
