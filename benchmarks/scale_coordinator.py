@@ -79,7 +79,7 @@ def _calls(
                 return self._coordinator.begin.remote(self._worker, named)
             if what == "done":
                 return self._coordinator.done.remote(self._worker, named, {})
-            return self._coordinator.add.remote("prepared", rows)
+            return self._coordinator.add.remote({"prepared": rows})
 
     output = str(Path(folder) / "out")
     coordinator = start_coordinator(output, _begun(output, 1, 1).run or "", RESOURCES, LIMITS)

@@ -1,7 +1,7 @@
 """The exceptions of a run as a whole; an error of one row is a column of that row instead.
 
 RunError (RuntimeError)           the run stopped before its end; the same command resumes it
-+ Drained                         it was asked to stop
++ Drained                         someone asked it to stop
 BrokenEngineError (RuntimeError)  one process cannot go on; another one may take its place
 FatalError (RuntimeError)         answers cannot be trusted: the whole run stops
 + IdentityError                   an answer or a tensor belongs to another row
@@ -18,9 +18,9 @@ class RunError(RuntimeError):
 
 
 class Drained(RunError):
-    """The job was asked to stop, and has. The message says how far it came.
+    """The job stopped on request. The message says what it had done by then.
 
-    signal: the number of the signal that asked, or None when a program did.
+    signal: the number of the signal that requested it; None when a program did.
     """
 
     def __init__(self, message: str, signal: int | None = None) -> None:
@@ -70,7 +70,6 @@ def _raised(traceback: Sequence[str]) -> str:
     """Returns the line after the last frame of a traceback, without the names of modules."""
     lines = [line for line in traceback if line.strip()]
     frames = [number for number, line in enumerate(lines) if line.startswith(" ")]
-    name, colon, message = lines[min(frames[-1] + 1, len(lines) - 1) if frames else 0].partition(
-        ":"
-    )
+    last = lines[min(frames[-1] + 1, len(lines) - 1) if frames else 0]
+    name, colon, message = last.partition(":")
     return f"{name.rpartition('.')[2]}{colon}{message}"

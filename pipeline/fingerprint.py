@@ -1,6 +1,6 @@
-"""Computes the fingerprint of a job: a hash of all that decides the text of a row besides the row.
+"""Computes a job's fingerprint: a hash of everything besides the row that determines a row's text.
 
-An output has one fingerprint: a run with another one is refused.
+An output has one fingerprint, and refuses runs with another one.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from mediamill.schemas.job import JobConfig
 from mediamill.schemas.job_types import FINGERPRINT_DEFAULT
 
-# To be raised when the same inputs would give another text, so that old results are not continued.
+# Increase it when the same inputs give another text, so that old outputs are not continued.
 ENGINE_VERSION = 1
 _KEYS = ("job", "prompt", "prompts", "json_schema", "system", "dedupe")
 _SECTIONS = ("generation", "image", "video")
@@ -42,16 +42,16 @@ def fingerprint(parts: Mapping[str, Any]) -> str:
 
 
 def _values(section: BaseModel, keys: Collection[str] | None = None) -> dict[str, Any]:
-    """Returns the values of some keys (None: all), as JSON can hold them.
+    """Returns the JSON values of some keys (None: all).
 
     Leaves out keys that have their `added_later` default, so that outputs begun before these keys
     existed can be continued.
     """
     values = section.model_dump(mode="json", include=None if keys is None else set(keys))
-    for key in list(values):
-        extra = type(section).model_fields[key].json_schema_extra
-        if not isinstance(extra, dict) or FINGERPRINT_DEFAULT not in extra:
-            continue
-        if values[key] == extra[FINGERPRINT_DEFAULT]:
-            del values[key]
-    return values
+    defaults = {
+        key: field.json_schema_extra[FINGERPRINT_DEFAULT]
+        for key, field in type(section).model_fields.items()
+        if isinstance(field.json_schema_extra, dict)
+        and FINGERPRINT_DEFAULT in field.json_schema_extra
+    }
+    return {key: value for key, value in values.items() if defaults.get(key, ...) != value}

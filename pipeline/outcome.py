@@ -18,9 +18,9 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Outcome:
-    """The run at its end.
+    """A run and its rows.
 
-    before: rows that were finished when it began.
+    state: of the output's ledger. before: rows that were finished when the run began.
     started: when it began, on the monotonic clock, in seconds.
     """
 
@@ -40,11 +40,8 @@ class Outcome:
             recovery.flush(self.plan.output, self.state)
         except ledger.TakenOverError as error:
             raise RunError(str(error)) from error
-        summary = replace(
-            self.summary(self.state.run_counts),
-            engines_replaced=engines_replaced,
-            binds=bottleneck,
-        )
+        summary = self.summary(self.state.run_counts)
+        summary = replace(summary, engines_replaced=engines_replaced, binds=bottleneck)
         note = self._note(summary_dict(summary))
         if ledger.end(self.plan.output, self.state, summary_dict(summary)):
             recovery.mark_finished(self.plan.output, note)
@@ -54,8 +51,7 @@ class Outcome:
         """Makes the finished rows of a stopped run visible, as far as possible."""
         try:
             recovery.flush(self.plan.output, self.state)
-            summary = summary_dict(self.summary(self.state.run_counts))
-            summary = {**summary, "stopped": str(error)}
+            summary = summary_dict(self.summary(self.state.run_counts)) | {"stopped": str(error)}
             self._note(summary)
             ledger.end(self.plan.output, self.state, summary)
         except Exception as failure:  # noqa: BLE001 - the user has to see why the run stopped
@@ -78,6 +74,7 @@ class Outcome:
         )
 
     def _note(self, summary: Mapping[str, object]) -> str:
+        """Writes the note, and returns its text."""
         note = json.dumps(summary, indent=1)
         place = self.plan.output / ledger.HIDDEN / "runs" / f"{self.run_id}.json"
         storage.put(place, note.encode())

@@ -1,7 +1,7 @@
-"""Checks a job before anything is started, and makes its Plan.
+"""Checks a job before anything is started, and makes its Plan, without Ray and torch.
 
-Needs neither Ray nor torch: it reads the output's log; the footers, ids and partition values of
-those manifest files that the log does not know; and the checkpoint's files as bytes.
+Reads the output's log; the footers, ids and partition values of those manifest files that the log
+does not know; and the checkpoint's files as bytes.
 """
 
 import json
@@ -48,10 +48,10 @@ _FOLDER_BYTES = 255  # the longest file name of common file systems
 
 @dataclass(frozen=True)
 class StepOverrides:
-    """What a run changes in its plan if it is one of several steps of a job.
+    """What differs in the plan of a run that is one of several steps of a job.
 
-    schema: makes the schema of its result from the manifest's and that of a job with one step.
-    fingerprint_parts: makes the parts of its fingerprint from those of a job with one step.
+    schema: returns the result's schema, given the manifest's and that of a job with one step.
+    fingerprint_parts: returns the parts of the fingerprint, given those of a job with one step.
     """
 
     schema: Callable[[ManifestSchema, pa.Schema], pa.Schema]
@@ -60,12 +60,12 @@ class StepOverrides:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that is known of a job before it runs.
+    """A checked job that is ready to run.
 
     model: the checkpoint's folder. checkpoint: the hash of its content.
-    bound: what the output is bound to from its first run on.
-    files: of the manifest, as the ledger should know them.
-    new_ids: ids of these files, to be stored before the ledger knows the files.
+    bound: the fingerprint and layout that all runs on the output must have.
+    files: of the manifest, as the ledger will store them.
+    new_ids: ids of these files, to be saved before the ledger stores the files.
     state: of the output's ledger when the job was checked.
     step: None if the job has a single step.
     """
@@ -93,7 +93,7 @@ class Plan:
 
 
 def check(job: JobConfig, step: StepOverrides | None = None) -> Plan:
-    """Returns the job's plan. Raises JobError: what is wrong, what was found, what was expected."""
+    """Returns the job's plan. Raises JobError with what was found and what was expected."""
     _check_sampling(job)
     check_fetching(job)
     _check_output_apart(job)
@@ -120,39 +120,25 @@ def check(job: JobConfig, step: StepOverrides | None = None) -> Plan:
     _check_writable(output)
     trim_memory()
     return Plan(
-        manifest,
-        output,
-        model,
-        content,
-        digest,
-        bound,
-        task,
-        schema,
-        files,
-        new_ids,
-        state,
-        step,
+        manifest, output, model, content, digest, bound, task, schema, files, new_ids, state, step
     )
 
 
 def _check_sampling(job: JobConfig) -> None:
-    generation = job.generation
-    if generation.temperature == 0:
-        for name in ("top_k", "top_p", "min_p"):
-            value = getattr(generation, name)
-            if value is not None:
-                raise JobError(
-                    f"generation.{name}: found {value} beside temperature 0, which takes the "
-                    "likeliest token whatever it says: expected null, or another temperature"
-                )
+    for name in ("top_k", "top_p", "min_p") if job.generation.temperature == 0 else ():
+        value = getattr(job.generation, name)
+        if value is not None:
+            raise JobError(
+                f"generation.{name}: found {value} beside temperature 0, which takes the "
+                "likeliest token whatever it says: expected null, or another temperature"
+            )
 
 
 def _check_model(job: JobConfig, model: Place) -> Qwen2VLConfig:
-    resources = job.resources
     where = storage.redact((model / "config.json").url)
     config = parse_config(storage.read(model / "config.json"), where)
     try:
-        Shard(0, resources.tensor_parallel).check(config.text)
+        Shard(0, job.resources.tensor_parallel).check(config.text)
     except ModelError as error:
         raise JobError(f"resources.tensor_parallel: {error}") from error
     return config

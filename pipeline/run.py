@@ -9,7 +9,7 @@ file of its name in stages/.
 
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -44,6 +44,7 @@ from mediamill.schemas.result import Progress, Summary
 from mediamill.schemas.task import CAPTION, Task
 
 if TYPE_CHECKING:
+    from mediamill.model.requests import Request
     from mediamill.pipeline.stages.write import OutputRules
 
 __all__ = ["Drained", "Plan", "RunError", "Stages", "Stop", "check", "run"]
@@ -103,22 +104,18 @@ class GenerateStage:
 
         folder = local_folder(*checkpoint, job.resources.cache)
         size = EngineSize(rows, threads, on_gpu, ranks)
-        self._generate = generate = Generate(
-            schema, job, folder, count, size, on_end, task, registry
-        )
+        generate = Generate(schema, job, folder, count, size, on_end, task, registry)
+        self._generate = generate
         if run:  # empty if this is not an actor of a run
             export_engine_rows(lambda: generate.rows_now, run)
         self._canary: Canary | None = None
         if job.canary.uri is not None:
-            self._canary = Canary(
-                job,
-                folder,
-                Path(base),
-                generate.sampling,
-                lambda request: before_stop(
-                    generate.decode(generate.ask(request).output_ids), generate.stop
-                ),
-            )
+
+            def answer(request: "Request") -> str:
+                text = generate.decode(generate.ask(request).output_ids)
+                return before_stop(text, generate.stop)
+
+            self._canary = Canary(job, folder, Path(base), generate.sampling, answer)
             self._canary.check()
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -163,7 +160,7 @@ def run(
     stages: Stages = Stages(),
     stop: Stop | None = None,
 ) -> Summary:
-    """Makes the result rows that the output does not have yet, and returns what it did.
+    """Makes the result rows that the output does not have yet, and returns the run's summary.
 
     plan: what `check` returned for the job; None = it is checked here.
     on_progress: called from another thread, about twice a second.
@@ -176,9 +173,9 @@ def run(
     """
     started = time.monotonic()
     plan = plan or check(job)
-    state, seen = plan.state, plan.state.sequence
+    state, checked = plan.state, plan.state.sequence
     ledger.catch_up(plan.output, state)
-    if state.sequence != seen:  # another run was here in between
+    if state.sequence != checked:  # another run has worked on the output since the check
         plan = check(job, plan.step)
         state = plan.state
     run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
@@ -194,60 +191,60 @@ def run(
             recovery.recover(plan.output, state)
         except ledger.TakenOverError as error:
             raise RunError(str(error)) from error
-        stop, engines_replaced, bottleneck = stop or Stop(), 0, None
-        if outcome.before < plan.manifest.rows:
-            if stop.requested:
-                raise Drained("nothing had begun", stop.signal)
-            try:
-                with ray_cluster(address) as can_grow:
-                    names = [_FetchAndPrepare.__name__]
-                    names += [] if stages.generate is None else [_GenerateAndParse.__name__]
-                    execution = Execution(job, outcome, on_progress, stop, names, can_grow)
-                    one_pass = _Pass(job, outcome, stages, execution.coordinator)
-                    prepare_bytes = memory_bytes(job.limits, _PREPARE_CALLS)
-                    stopped = execution.run(one_pass, prepare_bytes)
-                    engines_replaced = execution.engines_replaced
-                    bottleneck = execution.bottleneck
-                    if stopped is not None:
-                        # The machine may be about to go: files first, then Ray.
-                        outcome.finish_stopped(stopped)
-                        raise stopped
-            finally:
-                spool.sweep()  # Ray ends its actors without letting them tidy up
-        return outcome.finish(engines_replaced, bottleneck)
+        if outcome.before == plan.manifest.rows:
+            return outcome.finish(0)
+        stop = stop or Stop()
+        if stop.requested:
+            raise Drained("nothing had begun", stop.signal)
+        try:
+            with ray_cluster(address) as can_grow:
+                names = [_FetchAndPrepare.__name__]
+                names += [] if stages.generate is None else [_GenerateAndParse.__name__]
+                prepare_bytes = memory_bytes(job.limits, _PREPARE_CALLS)
+                execution = Execution(
+                    job, outcome, on_progress, stop, names, can_grow, prepare_bytes
+                )
+                stopped = execution.run(_Pass(job, outcome, stages, execution.coordinator))
+                if stopped is not None:
+                    # The machine may be about to go: files first, then Ray.
+                    outcome.finish_stopped(stopped)
+                    raise stopped
+        finally:
+            spool.sweep()  # Ray ends its actors without letting them tidy up
+        return outcome.finish(execution.engines_replaced, execution.bottleneck)
 
 
 @dataclass(frozen=True)
-class _Count:
-    """Adds to several counters of the coordinator."""
-
-    counters: Sequence[RemoteCounter]
-
-    def __call__(self, number: int) -> None:
-        for counter in self.counters:
-            counter(number)
-
-
 class _Pass:
     """One pass over the unfinished rows. coordinator: a handle of the run's."""
 
-    def __init__(self, job: JobConfig, outcome: Outcome, stages: Stages, coordinator: Any) -> None:
-        self._job, self._plan, self._state = job, outcome.plan, outcome.state
-        self._run_id, self._stages, self._coordinator = outcome.run_id, stages, coordinator
+    job: JobConfig
+    outcome: Outcome
+    stages: Stages
+    coordinator: Any
 
-    def __call__(self, pools: Pools, callbacks: Sequence[Any]) -> None:
-        """Executes the stages. callbacks: Ray Data's scheduling loop calls them."""
+    def __call__(self, pools: Pools, *on_step: Callable[[Any], None]) -> None:
+        """Executes the stages. on_step: see `data_context`."""
         import ray
 
         from mediamill.pipeline.stages.read import ManifestDatasource
         from mediamill.pipeline.stages.write import ResultDatasink
 
-        plan, calls = self._plan, CoordinatorCalls(self._coordinator)
-        source = ManifestDatasource(plan.manifest, self._state)
-        sink = ResultDatasink(
-            self._output_rules(), LedgerCalls(self._coordinator), self._write_rows()
-        )
-        with ray.data.DataContext.current(data_context(pools.block_bytes, *callbacks)):
+        plan, labels = self.outcome.plan, self.job.resources.labels
+        calls, ledger_calls = CoordinatorCalls(self.coordinator), LedgerCalls(self.coordinator)
+        options = {
+            "job": self.job,
+            "schema": plan.manifest.schema,
+            "checkpoint": (plan.model.url, plan.checkpoint),
+            "base": str(Path.cwd()),
+            "task": plan.task,
+        }
+        prepare, generate = self.stages.prepare, self.stages.generate
+        counters = ("prepared",) if generate else ("prepared", "generated")
+        prepare_options = {**options, "count": RemoteCounter(self.coordinator, counters)}
+        source = ManifestDatasource(plan.manifest, self.outcome.state)
+        sink = ResultDatasink(self._output_rules(), ledger_calls, self._write_rows())
+        with ray.data.DataContext.current(data_context(pools.block_bytes, *on_step)):
             dataset = ray.data.read_datasource(
                 source, num_cpus=pools.task_cpus, override_num_blocks=source.tasks
             )
@@ -256,94 +253,70 @@ class _Pass:
                 _FetchAndPrepare,
                 batch_size=None,
                 batch_format="pyarrow",
-                fn_constructor_args=(
-                    self._stages.prepare,
-                    self._prepare_options(),
-                    calls,
-                    PREPARE,
-                    1,
-                ),
-                compute=ray.data.ActorPoolStrategy(
-                    min_size=pools.prepare_workers,
-                    max_size=pools.max_workers,
-                    max_concurrent_calls_per_actor=_PREPARE_CALLS,
-                    enable_true_multi_threading=True,
-                ),
+                fn_constructor_args=(prepare, prepare_options, calls, PREPARE),
+                compute=_actor_pool(pools.prepare_workers, pools.max_workers, _PREPARE_CALLS),
                 num_cpus=pools.prepare_cpus,
                 memory=pools.prepare_bytes,
-                label_selector=dict(self._job.resources.labels.prepare) or None,
+                label_selector=dict(labels.prepare) or None,
             )
-            if self._stages.generate is not None:
+            if generate is not None:
+                generate_options = {**options, **self._engine_options(pools)}
                 dataset = dataset.map_batches(
                     _GenerateAndParse,
                     batch_size=pools.call_rows,
                     batch_format="pyarrow",
                     fn_constructor_args=(
-                        self._stages.generate,
-                        self._generate_options(pools),
+                        generate,
+                        generate_options,
                         calls,
                         GENERATE,
                         CALLS_TO_FILL,
                     ),
-                    compute=ray.data.ActorPoolStrategy(
-                        min_size=pools.replicas,
-                        max_size=pools.max_replicas,
-                        max_concurrent_calls_per_actor=_GENERATE_CALLS,
-                        enable_true_multi_threading=True,
-                    ),
+                    compute=_actor_pool(pools.replicas, pools.max_replicas, _GENERATE_CALLS),
                     num_cpus=pools.replica_cpus,
                     num_gpus=pools.replica_gpus,
-                    label_selector=dict(self._job.resources.labels.generate) or None,
+                    label_selector=dict(labels.generate) or None,
                 )
             dataset.write_datasink(
                 sink, ray_remote_args={"num_cpus": pools.task_cpus}, concurrency=pools.write_tasks
             )
 
-    def _options(self) -> dict[str, Any]:
-        """Keyword arguments of both stages."""
+    def _engine_options(self, pools: Pools) -> dict[str, Any]:
         return {
-            "job": self._job,
-            "schema": self._plan.manifest.schema,
-            "checkpoint": (self._plan.model.url, self._plan.checkpoint),
-            "base": str(Path.cwd()),
-            "task": self._plan.task,
-        }
-
-    def _prepare_options(self) -> dict[str, Any]:
-        names = ["prepared"] if self._stages.generate else ["prepared", "generated"]
-        return {
-            **self._options(),
-            "count": _Count([RemoteCounter(self._coordinator, name) for name in names]),
-        }
-
-    def _generate_options(self, pools: Pools) -> dict[str, Any]:
-        return {
-            **self._options(),
             "threads": pools.engine_threads,
             "rows": pools.engine_rows,
             "on_gpu": pools.replica_gpus > 0,
             "ranks": pools.ranks,
-            "run": self._run_id,
-            "count": RemoteCounter(self._coordinator, "generated"),
-            "registry": AnswerCalls(self._coordinator),
+            "run": self.outcome.run_id,
+            "count": RemoteCounter(self.coordinator, ("generated",)),
+            "registry": AnswerCalls(self.coordinator),
         }
 
     def _write_rows(self) -> int:
-        left = self._plan.manifest.rows - self._state.counts.rows
-        return min(self._job.rows_per_file, max(_MIN_ROWS_PER_WRITE, left // _MIN_WRITES))
+        left = self.outcome.plan.manifest.rows - self.outcome.state.counts.rows
+        return min(self.job.rows_per_file, max(_MIN_ROWS_PER_WRITE, left // _MIN_WRITES))
 
     def _output_rules(self) -> "OutputRules":
         from mediamill.pipeline.stages.write import OutputRules
 
+        plan, job = self.outcome.plan, self.job
         constants = {
-            c.MODEL: storage.redact(self._job.model),
-            c.FINGERPRINT: self._plan.fingerprint,
-            c.RUN_ID: self._run_id,
+            c.MODEL: storage.redact(job.model),
+            c.FINGERPRINT: plan.fingerprint,
+            c.RUN_ID: self.outcome.run_id,
         }
         return OutputRules(
-            self._plan.output.url,
-            self._plan.schema,
-            self._job.partition_by,
-            self._job.rows_per_file,
-            constants,
+            plan.output.url, plan.schema, job.partition_by, job.rows_per_file, constants
         )
+
+
+def _actor_pool(min_size: int, max_size: int | None, calls: int) -> Any:
+    """Returns Ray Data's strategy of a pool. calls: of one actor at once, each in a thread."""
+    import ray
+
+    return ray.data.ActorPoolStrategy(
+        min_size=min_size,
+        max_size=max_size,
+        max_concurrent_calls_per_actor=calls,
+        enable_true_multi_threading=True,
+    )

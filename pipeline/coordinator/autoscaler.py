@@ -1,9 +1,9 @@
-"""Resizes the running actor pools to the cluster's capacity and to which pool waits for the other.
+"""Resizes the running actor pools when nodes join or leave, and when engines starve.
 
-Engines take every place that the cluster has, at once: the job is paid for by them. The prepare
-pool grows only while all of its workers are busy and the engines starve. No pool shrinks while
-there is work. When a node leaves, its actors wait for a place, and their rows with them; they get
-one when a node joins, or at the end, when other actors have nothing left to do.
+Engines take every free place at once, since they decide what a job costs. The prepare pool grows
+only while all of its workers are busy and the engines starve. No pool shrinks while there is work.
+When a node leaves, its actors wait for a place, and their rows with them; they get one when a node
+joins, or at the end, when other actors have nothing left to do.
 """
 
 import math
@@ -36,11 +36,11 @@ class PoolLimits:
 
 
 class Autoscaler:
-    """Ray Data's execution callback: its scheduling loop calls it after each step.
+    """Resizes the pools of one execution.
 
     prepare, generate: part of the operator's name, and the limits of its pool; None: no such stage.
-    capacity: returns the capacity of the cluster as it is now.
-    wait_s: for nodes in place of lost ones, while nothing else happens.
+    capacity: returns the capacity of the cluster now.
+    wait_s: time to wait for nodes in place of lost ones, while nothing else happens.
     """
 
     def __init__(
@@ -51,26 +51,16 @@ class Autoscaler:
         wait_s: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._names = [name for name, _ in (prepare, *([generate] if generate else []))]
-        self._prepare, self._generate = prepare[1], generate[1] if generate else None
+        pools = [prepare, generate] if generate else [prepare]
+        self._names = [name for name, _ in pools]
+        self._limits = [limits for _, limits in pools]
         self._get_capacity, self._wait_s = capacity, max(_MIN_WAIT_S, wait_s)
         self._clock = clock
         self._capacity: Capacity | None = None
         self._next_step = self._next_capacity = self._last_step = 0.0
-        self._workers = self._prepare.initial
+        self._workers = self._limits[0].initial
         self._starved_s = 0.0
         self._finished_tasks, self._progress_at = -1, 0.0
-
-    def __call__(self) -> "Autoscaler":
-        """Ray Data creates its callbacks by calling what it was given."""
-        return self
-
-    def __deepcopy__(self, _memo: object) -> "Autoscaler":
-        """Ray Data deep-copies its context; returns self to keep the state."""
-        return self
-
-    def before_execution_starts(self, executor: Any) -> None:
-        """Does nothing."""
 
     def on_execution_step(self, executor: Any) -> None:
         """Resizes the pools, once a second. Raises RunError when nodes are missing for too long."""
@@ -82,38 +72,30 @@ class Autoscaler:
         operators = _operators(executor, *self._names)
         if operators is None:
             return
-        prepare, generate = operators[0], operators[1] if len(operators) > 1 else None
         if now >= self._next_capacity:
             self._next_capacity = now + _CAPACITY_S
             self._capacity = self._get_capacity()
         if self._capacity is None:
             return
-        if generate is not None and self._generate is not None:
-            _resize(generate.pool, self._generate.clamp(self._capacity.replicas))
-        change = elapsed if _is_starved(prepare, generate) else -elapsed
+        change = elapsed if _is_starved(*operators) else -elapsed
         self._starved_s = max(0.0, self._starved_s + change)
         if self._starved_s >= _STARVED_S:
             self._starved_s = 0.0
             self._workers = max(self._workers + 1, math.ceil(self._workers * _GROWTH))
-        self._workers = min(self._workers, max(self._capacity.workers, self._prepare.initial))
-        _resize(prepare.pool, self._prepare.clamp(self._workers))
+        workers, replicas = self._capacity.workers, self._capacity.replicas
+        self._workers = min(self._workers, max(workers, self._limits[0].initial))
+        sizes, places = (self._workers, replicas), (workers, replicas)
+        for operator, limits, size in zip(operators, self._limits, sizes, strict=False):
+            _resize(operator.pool, limits.clamp(size))
+        excess = sum(map(_Operator.excess, operators, places))
         tasks = sum(int(operator.metrics.num_tasks_finished) for operator in executor._topology)
-        excess = prepare.excess(self._capacity.workers)
-        if generate is not None:
-            excess += generate.excess(self._capacity.replicas)
         self._check_progress(excess, tasks, now)
-
-    def after_execution_succeeds(self, executor: Any) -> None:
-        """Does nothing."""
-
-    def after_execution_fails(self, executor: Any, error: Exception) -> None:
-        """Does nothing."""
 
     def _check_progress(self, excess: int, finished_tasks: int, now: float) -> None:
         """Raises RunError when no task has finished for long, because nodes are missing.
 
         excess: actors above the capacity. They wait for a place, or have taken it from Ray's own
-        tasks, without which nothing goes on either.
+        tasks, without which the run cannot go on either.
         """
         if finished_tasks != self._finished_tasks or not excess:
             self._finished_tasks, self._progress_at = finished_tasks, now
@@ -150,17 +132,16 @@ def _operators(executor: Any, *names: str) -> list[_Operator] | None:
 
 
 def _resize(pool: Any, size: int) -> None:
-    """Has Ray Data's own autoscaler start actors up to `size`, and keep at least so many.
+    """Sets the minimum size, up to which Ray Data starts actors at once, whatever its own estimate.
 
-    It starts actors up to the minimum size at once, whatever its own estimate is; there is no
-    public way to change that minimum.
+    It has no public way to change that.
     """
     size = int(min(size, pool.max_size()))
     if pool.min_size() != size:
         pool._config = replace(pool._config, min_size=size, initial_size=size)
 
 
-def _is_starved(prepare: _Operator, generate: _Operator | None) -> bool:
+def _is_starved(prepare: _Operator, generate: _Operator | None = None) -> bool:
     """Returns whether every prepare worker is busy, and engines, if any, wait for rows."""
     capacity = prepare.pool.num_alive_actors() * prepare.pool.max_actor_concurrency()
     busy = (

@@ -6,6 +6,7 @@ Also holds the functions by which the driver and the write tasks call it, and ex
 import asyncio
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,11 +14,10 @@ from typing import Any
 
 from mediamill.pipeline.coordinator import utilization
 from mediamill.pipeline.coordinator.failure_policy import GENERATE, FailurePolicy, RunStatus
-from mediamill.pipeline.coordinator.quarantine import Admission, Ordinal, WorkerId
 from mediamill.pipeline.ledger import ledger
 from mediamill.pipeline.ledger.state import Counts, Rows
 from mediamill.pipeline.ray_cluster import metrics
-from mediamill.pipeline.ray_cluster.metrics import Metrics, Rate, eta_s
+from mediamill.pipeline.ray_cluster.metrics import Rate, eta_s
 from mediamill.pipeline.tasks.answer_cache import AnswerCache
 from mediamill.pipeline.tasks.dedupe import Claim, RowAnswer
 from mediamill.schemas.job import Limits, Resources
@@ -27,10 +27,11 @@ _POLL_S = 0.5
 _TIMEOUT_S = 5.0  # for a reply of the coordinator, which may be restarting
 
 
-class Coordinator:
-    """The remote interface of a run's ledger, counters, failure policy and answer cache.
+class Coordinator(FailurePolicy):
+    """A run's failure policy as a Ray actor, with the run's ledger, counters and answer cache.
 
-    It is one actor and not four, since each process adds a second to the start on a laptop.
+    It is one actor and not four, since each process adds a second to the start on a laptop. Ray
+    calls only methods of the actor's own class: it inherits those of the policy.
 
     resources, limits: of the job, see `FailurePolicy`.
     answer_columns: the columns of an answer if copies are deduplicated, else none.
@@ -45,12 +46,12 @@ class Coordinator:
         last_pool: str = GENERATE,
         answer_columns: Sequence[str] = (),
     ) -> None:
+        super().__init__(resources, limits, _is_alive, last_pool)
         self._ledger = ledger.Ledger(output_url, run)
-        self._metrics = Metrics()
-        self._failures = FailurePolicy(resources, limits, _is_alive, last_pool)
         self._answers, self._answer_columns = AnswerCache(), answer_columns
         self._loading: asyncio.Task[None] | None = None
         self._started = time.monotonic()
+        self._counters: Counter[str] = Counter()
         self._changed: dict[str, float] = {}  # when a counter was last added to
         # A coordinator before this one has already exported what it committed.
         self._exported = metrics.ExportedCounters(run, self._totals())
@@ -67,51 +68,19 @@ class Coordinator:
     async def counts(self) -> tuple[Counts, Counts]:
         return await self._ledger.counts()
 
-    def enter(self, worker: WorkerId) -> None:
-        self._failures.enter(worker)
-
-    def loaded(self, worker: WorkerId) -> None:
-        self._failures.loaded(worker)
-
-    def load_failed(self, worker: WorkerId, error: str) -> None:
-        self._failures.load_failed(worker, error)
-
-    def begin(self, worker: WorkerId, rows: Sequence[Ordinal]) -> Admission:
-        return self._failures.begin(worker, rows)
-
-    def begin_isolated(self, worker: WorkerId, rows: Sequence[Ordinal]) -> None:
-        self._failures.begin_isolated(worker, rows)
-
-    def done(self, worker: WorkerId, rows: Sequence[Ordinal], errors: Mapping[str, int]) -> None:
-        self._failures.done(worker, rows, errors)
-
-    def engine_broken(self, reason: str) -> None:
-        self._failures.engine_broken(reason)
-
-    def fatal(self, reason: str) -> None:
-        self._failures.fatal(reason)
-
-    def drain(self) -> None:
-        self._failures.drain()
-
     def status(self) -> RunStatus:
         """Returns the run status. Also exports metrics, since the driver polls this regularly."""
         self._exported.update(self._totals())
-        return self._failures.status()
+        return super().status()
 
-    def add(self, name: str, number: int) -> None:
-        """Adds to a counter."""
-        self._metrics.add(name, number)
-        self._changed[name] = time.monotonic()
-
-    def add_all(self, numbers: Mapping[str, int]) -> None:
-        self._metrics.add_all(numbers)
+    def add(self, numbers: Mapping[str, int]) -> None:
+        """Adds to counters. They are approximate: a retried task counts twice."""
+        self._counters.update(numbers)
+        self._changed.update(dict.fromkeys(numbers, time.monotonic()))
 
     def counters(self) -> dict[str, int]:
-        """Returns the counters, with those that `utilization` needs of the time, in milliseconds:
-        until the last row was prepared, and from then until the last one was generated.
-        """
-        counters = self._metrics.counters()
+        """Returns the counters, and the times that `utilization` needs, in milliseconds."""
+        counters = dict(self._counters)
         if prepared := self._changed.get("prepared"):
             generated = self._changed.get("generated", prepared)
             counters[utilization.ACTIVE] = round(1000 * (prepared - self._started))
@@ -140,16 +109,16 @@ class Coordinator:
 
     def _totals(self) -> metrics.Totals:
         """The ledger counts finished rows; the stages report the others."""
-        finished, counters = self._ledger.state.run_counts, self._metrics.counters()
+        finished = self._ledger.state.run_counts
         return {
-            (metrics.ROWS, "prepare"): counters.get("prepared", 0),
-            (metrics.ROWS, "generate"): counters.get("generated", 0),
+            (metrics.ROWS, "prepare"): self._counters["prepared"],
+            (metrics.ROWS, "generate"): self._counters["generated"],
             (metrics.ROWS, "write"): finished.rows,
             **{(metrics.ERROR_ROWS, code): rows for code, rows in finished.errors.items()},
             (metrics.TOKENS, "prompt"): finished.prompt_tokens,
             (metrics.TOKENS, "visual"): finished.visual_tokens,
             (metrics.TOKENS, "output"): finished.output_tokens,
-            (metrics.ENGINES, ""): self._failures.status().engines_replaced,
+            (metrics.ENGINES, ""): super().status().engines_replaced,
         }
 
 
@@ -180,24 +149,17 @@ class LedgerCalls:
 
 @dataclass(frozen=True)
 class RemoteCounter:
-    """Adds to one of the coordinator's counters, and does not wait."""
+    """Adds to the coordinator's counters of these names, and does not wait."""
 
     actor: Any
-    name: str
+    names: Sequence[str]
 
     def __call__(self, number: int) -> None:
-        self.actor.add.remote(self.name, number)
+        self.actor.add.remote(dict.fromkeys(self.names, number))
 
 
-def start_coordinator(
-    output_url: str,
-    run: str,
-    resources: Resources,
-    limits: Limits,
-    last_pool: str,
-    answer_columns: Sequence[str] = (),
-) -> Any:
-    """Starts a coordinator on this node and returns its handle. The arguments are its own.
+def start_coordinator(*arguments: Any) -> Any:
+    """Starts a `Coordinator` with these arguments on this node, and returns its handle.
 
     Ray restarts it if it dies; it then reads the ledger's log.
     """
@@ -205,14 +167,10 @@ def start_coordinator(
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    options = {
-        "num_cpus": 0,
-        "max_restarts": -1,
-        "max_task_retries": -1,
-        "scheduling_strategy": node,
-    }
-    actor = ray.remote(Coordinator).options(**options)
-    return actor.remote(output_url, run, resources, limits, last_pool, answer_columns)
+    actor = ray.remote(Coordinator).options(
+        num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=node
+    )
+    return actor.remote(*arguments)
 
 
 def poll(coordinator: Any) -> RunStatus | None:
@@ -252,71 +210,71 @@ def _is_alive(node: str) -> bool:
     return any(entry["NodeID"] == node and entry["Alive"] for entry in nodes)
 
 
-@dataclass(frozen=True)
-class ProgressReporter:
-    """Reports the progress of a run.
+@contextmanager
+def reporting(
+    on_progress: Callable[[Progress], None] | None,
+    coordinator: Any,
+    rows: int,
+    skipped: int,
+    started: float,
+) -> Iterator[None]:
+    """Reports the progress of a run from a thread, about twice a second, and once at the end.
 
-    coordinator: its handle. rows: of the manifest. skipped: finished before the run began.
+    rows: of the manifest. skipped: finished before the run began.
     started: when the run began, on the monotonic clock, in seconds.
     """
+    if on_progress is None:
+        yield
+        return
+    rate, stopped = Rate(), threading.Event()
 
-    coordinator: Any
-    rows: int
-    skipped: int
-    started: float
+    def report() -> None:
+        if progress := _progress(coordinator, rate, rows, skipped, time.monotonic() - started):
+            on_progress(progress)
 
-    @contextmanager
-    def reporting(self, on_progress: Callable[[Progress], None] | None) -> Iterator[None]:
-        """Calls `on_progress` from a thread, about twice a second, and once at the end."""
-        if on_progress is None:
-            yield
-            return
-        rate, stopped = Rate(), threading.Event()
+    def report_until_stopped() -> None:
+        while not stopped.wait(_POLL_S):
+            report()
 
-        def report() -> None:
-            while not stopped.wait(_POLL_S):
-                if progress := self._progress(rate):
-                    on_progress(progress)
+    thread = threading.Thread(target=report_until_stopped, daemon=True, name="progress")
+    thread.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        thread.join()
+        report()
 
-        thread = threading.Thread(target=report, daemon=True, name="progress")
-        thread.start()
-        try:
-            yield
-        finally:
-            stopped.set()
-            thread.join()
-            if progress := self._progress(rate):
-                on_progress(progress)
 
-    def _progress(self, rate: Rate) -> Progress | None:
-        """None while the coordinator does not reply."""
-        actor = self.coordinator
-        replies = _replies(actor.counters, actor.counts, actor.status)
-        if replies is None:
-            return None
-        counters: dict[str, int]
-        output: Counts
-        run: Counts
-        status: RunStatus
-        counters, (output, run), status = replies
-        seconds = time.monotonic() - self.started
-        generated = min(counters.get("generated", 0), self.rows - self.skipped)
-        rows_per_s = rate.update(seconds, generated)
-        pools = utilization.pool_utilization(counters)
-        return Progress(
-            rows_total=self.rows,
-            rows_done=output.rows,
-            rows_skipped=self.skipped,
-            ok=run.ok,
-            errors=run.errors,
-            output_tokens=run.output_tokens,
-            seconds=seconds,
-            rate_rows_s=rows_per_s,
-            eta_s=eta_s(self.rows - self.skipped - generated, rows_per_s),
-            prepared=counters.get("prepared", 0),
-            generated=generated,
-            written=run.rows,
-            engines_replaced=status.engines_replaced,
-            busy=pools,
-            binds=utilization.bottleneck(pools),
-        )
+def _progress(
+    coordinator: Any, rate: Rate, rows: int, skipped: int, seconds: float
+) -> Progress | None:
+    """Returns the progress after `seconds`; None while the coordinator does not reply."""
+    replies = _replies(coordinator.counters, coordinator.counts, coordinator.status)
+    if replies is None:
+        return None
+    counters: dict[str, int]
+    output: Counts
+    run: Counts
+    status: RunStatus
+    counters, (output, run), status = replies
+    generated = min(counters.get("generated", 0), rows - skipped)
+    rows_per_s = rate.update(seconds, generated)
+    pools = utilization.pool_utilization(counters)
+    return Progress(
+        rows_total=rows,
+        rows_done=output.rows,
+        rows_skipped=skipped,
+        ok=run.ok,
+        errors=run.errors,
+        output_tokens=run.output_tokens,
+        seconds=seconds,
+        rate_rows_s=rows_per_s,
+        eta_s=eta_s(rows - skipped - generated, rows_per_s),
+        prepared=counters.get("prepared", 0),
+        generated=generated,
+        written=run.rows,
+        engines_replaced=status.engines_replaced,
+        busy=pools,
+        binds=utilization.bottleneck(pools),
+    )

@@ -1,8 +1,8 @@
 """Drains a running dataset: rows in flight are finished, and no others are begun.
 
-Two things happen. The coordinator tells every worker to begin nothing (see guarded_stage.py), and
-an execution callback takes from Ray Data's queues what waits before the stages. Ray Data then sees
-the end of its input, and passes on the rows that it has gathered for the write.
+The coordinator tells every worker to begin nothing (see guarded_stage.py), and a callback empties
+Ray Data's queues before the stages. Ray Data then sees the end of its input, and passes on the
+rows that it has gathered for the write.
 """
 
 import threading
@@ -18,7 +18,7 @@ _ABORT_S = 30.0  # for Ray Data to end an aborted execution; then it is abandone
 
 
 class Stop:
-    """A request to end a run, given to `run`. Any thread or signal handler may make it."""
+    """The request to end a run. Any thread or signal handler may make it."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -53,7 +53,7 @@ def run_while_polling(work: Callable[[], None], poll: Callable[[], None]) -> Non
 
 
 class DrainCallback:
-    """Ray Data's execution callback: its scheduling loop calls it after each step.
+    """Drains or aborts one execution of Ray Data, whose scheduling loop calls it after each step.
 
     last: part of the name of the last operator that gets no further rows once drained.
     """
@@ -71,21 +71,8 @@ class DrainCallback:
         """Ends the execution at once, by raising `error` in it."""
         self._error = error
 
-    def __call__(self) -> "DrainCallback":
-        """Ray Data creates its callbacks by calling what it was given."""
-        return self
-
-    def __deepcopy__(self, _memo: object) -> "DrainCallback":
-        """Ray Data deep-copies its context; returns self so that drain() still takes effect."""
-        return self
-
-    def before_execution_starts(self, executor: Any) -> None:
-        """Does nothing."""
-
     def on_execution_step(self, executor: Any) -> None:
-        """Empties the queues before the stages. Running tasks are left alone; their output is
-        removed at the next step.
-        """
+        """Empties the queues before the stages, of what running tasks have put there too."""
         if self._error is not None:
             raise self._error
         if not self._draining:
@@ -101,12 +88,6 @@ class DrainCallback:
                 queue.clear()
             if self._last in operator.name:
                 return
-
-    def after_execution_succeeds(self, executor: Any) -> None:
-        """Does nothing."""
-
-    def after_execution_fails(self, executor: Any, error: Exception) -> None:
-        """Does nothing."""
 
 
 class RunMonitor:

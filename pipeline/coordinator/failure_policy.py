@@ -1,6 +1,6 @@
 """Decides from the failures that workers report whether the run goes on.
 
-Part of the coordinator. Counts failed rows by error code, broken engines and failed loads.
+Counts failed rows by error code, broken engines and failed loads. The coordinator inherits it.
 """
 
 from collections import Counter
@@ -19,9 +19,9 @@ PREPARE, GENERATE = "prepare", "generate"  # the pools
 class RunStatus:
     """What the driver polls.
 
-    stop_reason: a sentence, if the run must stop.
+    stop_reason: a sentence; None if the run may go on.
     abort: whether it must stop at once, since results in flight cannot be trusted.
-    draining: whether workers are told to begin nothing more.
+    draining: whether workers must begin no more rows.
     engines_replaced: engines that broke so far.
     """
 
@@ -38,7 +38,7 @@ class FailurePolicy:
 
     resources, limits: of the job; they hold max_engine_failures, max_error_rate, error_rate_rows.
     is_alive: whether a node, by its id, is still in the cluster.
-    last_pool: whose rows count for the error rate.
+    last_pool: the pool whose rows count for the error rate.
     """
 
     def __init__(

@@ -1,8 +1,7 @@
 """Runs a stage in a worker with crash isolation, and reports the worker's utilization.
 
-Before a worker runs rows it asks the coordinator, which may have some of them run isolated, have
-poison rows skipped, or, when the run drains, have nothing begun. Stages pass rows through whose
-status is set.
+Before a worker runs rows it asks the coordinator, which may tell it to run some of them isolated,
+to skip poison rows, or, when the run drains, to begin none. Stages pass rows whose status is set.
 """
 
 import atexit
@@ -23,6 +22,7 @@ from mediamill.pipeline.coordinator.quarantine import Admission, Ordinal, Worker
 from mediamill.pipeline.coordinator.utilization import BUSY, UP, UtilizationMeter
 from mediamill.pipeline.faults import BrokenEngineError, FatalError
 from mediamill.pipeline.records import ROW_FILE, ROW_INDEX
+from mediamill.pipeline.storage.storage import redact_text
 from mediamill.schemas import columns as c
 from mediamill.schemas.errors import ErrorCode
 
@@ -54,7 +54,7 @@ class CoordinatorCalls:
         return bool(ray.get_runtime_context().was_current_actor_reconstructed)
 
     def enter(self, worker: WorkerId) -> None:
-        # Ray's own cleanup at exit can wait for ever for a cluster that is gone.
+        # Ray's own cleanup at exit can wait endlessly for a cluster that is gone.
         atexit.register(os._exit, 0)
         _get(self.actor.enter.remote(worker))
 
@@ -80,7 +80,7 @@ class CoordinatorCalls:
 
     def count(self, numbers: Mapping[str, int]) -> None:
         """Adds to the coordinator's counters, and does not wait."""
-        self.actor.add_all.remote(numbers)
+        self.actor.add.remote(numbers)
 
     def fatal(self, reason: str) -> None:
         _get(self.actor.fatal.remote(reason), _REPORT_TIMEOUT_S)
@@ -102,8 +102,7 @@ class GuardedStage:
         calls: int = 1,
     ) -> None:
         self._coordinator, self._worker = coordinator, coordinator.worker_id(pool)
-        self._lock = _SharedLock()
-        self._exiting = threading.Lock()
+        self._lock, self._exiting = _SharedLock(), threading.Lock()
         coordinator.enter(self._worker)
         try:
             self._stage = stage(**options)
@@ -111,7 +110,13 @@ class GuardedStage:
             coordinator.fatal(str(error))
             raise
         except Exception as error:
-            self._report_load_failure(error)
+            text = redact_text(f"{type(error).__name__}: {error}")
+            coordinator.load_failed(self._worker, text)
+            if coordinator.is_restarted():
+                # Ray gives up an actor, and the job with it, if its constructor raises after a
+                # restart, but not if its process ends.
+                time.sleep(_RESTART_DELAY_S)
+                os._exit(1)
             raise
         coordinator.loaded(self._worker)
         self._meter = UtilizationMeter(
@@ -125,7 +130,7 @@ class GuardedStage:
 
     def _run(self, table: pa.Table) -> pa.Table:
         rows = _ordinals(table)
-        with self._lock.shared():
+        with self._lock.hold(exclusive=False):
             admission = self._coordinator.begin(self._worker, rows)
             if admission.stop:
                 return self._stage(table.slice(0, 0))
@@ -136,7 +141,7 @@ class GuardedStage:
             shared = sorted(set(range(len(rows))) - set(isolated))
             results = [self._work(_take(table, shared), [rows[index] for index in shared])]
         for group in admission.isolated:
-            with self._lock.exclusive():
+            with self._lock.hold(exclusive=True):
                 suspects = [rows[index] for index in group]
                 self._coordinator.begin_isolated(self._worker, suspects)
                 results.append(self._work(_take(table, group), suspects))
@@ -163,15 +168,6 @@ class GuardedStage:
         finally:
             os._exit(1)
 
-    def _report_load_failure(self, error: Exception) -> None:
-        """Reports the failure. Ends a restarted process, since Ray gives up an actor, and the job
-        with it, if its constructor raises after a restart, but not if its process ends.
-        """
-        self._coordinator.load_failed(self._worker, f"{type(error).__name__}: {error}")
-        if self._coordinator.is_restarted():
-            time.sleep(_RESTART_DELAY_S)
-            os._exit(1)
-
 
 def _get(reply: Any, timeout_s: float | None = None) -> Any:
     import ray
@@ -187,29 +183,17 @@ class _SharedLock:
         self._holders = self._exclusive = 0
 
     @contextmanager
-    def shared(self) -> Iterator[None]:
+    def hold(self, exclusive: bool) -> Iterator[None]:
         with self._changed:
-            self._changed.wait_for(lambda: not self._exclusive)
+            self._exclusive += exclusive
+            self._changed.wait_for(lambda: not (self._holders if exclusive else self._exclusive))
             self._holders += 1
         try:
             yield
         finally:
             with self._changed:
                 self._holders -= 1
-                self._changed.notify_all()
-
-    @contextmanager
-    def exclusive(self) -> Iterator[None]:
-        with self._changed:
-            self._exclusive += 1
-            self._changed.wait_for(lambda: not self._holders)
-            self._holders += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._holders -= 1
-                self._exclusive -= 1
+                self._exclusive -= exclusive
                 self._changed.notify_all()
 
 
@@ -223,9 +207,9 @@ def _take(table: pa.Table, indices: Sequence[int]) -> pa.Table:
 
 def _with_poison(table: pa.Table, poison: Sequence[int]) -> pa.Table:
     """Returns the table with these rows as error rows, which every stage passes through."""
-    values = {c.STATUS: c.STATUS_ERROR, c.ERROR_CODE: ErrorCode.POISON.value}
-    values[c.ERROR_MESSAGE] = _POISON
-    for name, value in values.items() if poison else ():
+    values = (c.STATUS_ERROR, ErrorCode.POISON.value, _POISON)
+    names = (c.STATUS, c.ERROR_CODE, c.ERROR_MESSAGE)
+    for name, value in zip(names, values, strict=True) if poison else ():
         column = table[name].to_pylist()
         for index in poison:
             column[index] = value

@@ -1,7 +1,7 @@
 """Keeps a second run away from an output: a run holds a lease on it and renews it with heartbeats.
 
-Advisory only: correctness with two concurrent runs is guaranteed by the ledger. A lease that was
-not renewed for long, or whose process has ended, does not count.
+It is advisory: the ledger stays correct with two concurrent runs. A lease that was not renewed for
+long, or whose process has ended, does not count.
 """
 
 import json
@@ -27,12 +27,10 @@ _POLL_S = 1.0
 
 @dataclass(frozen=True)
 class Lease:
-    """Who holds an output. It is stored as JSON under these names.
+    """The run that holds an output, and its process. It is stored as JSON under these names.
 
-    run: the run's id.
     machine: the host name.
     kernel: the host's boot id and the process's PID namespace; "" where they are not known.
-    pid: of the process.
     born: start time of the process, in clock ticks since boot.
     beat: the number of heartbeats.
     at: time of the last heartbeat, in seconds since the epoch, by that machine's clock.
@@ -48,7 +46,6 @@ class Lease:
 
     @classmethod
     def of_this_process(cls, run: str) -> "Lease":
-        """Returns a new lease."""
         pid = os.getpid()
         return cls(run, os.uname().nodename, _kernel(), pid, _start_time(pid), 0, time.time())
 
@@ -59,7 +56,7 @@ class Lease:
 
     @property
     def is_expired(self) -> bool:
-        """Whether the lease is known not to count, without waiting for a heartbeat."""
+        """Whether the lease does not count any more, as far as is known without waiting."""
         if self.is_local:
             return not self.born or _start_time(self.pid) != self.born
         return time.time() - self.at > _OLD_S
@@ -124,7 +121,7 @@ def _heartbeat(place: Place, lease: Lease, ended: threading.Event) -> None:
 
 
 def _load(place: Place) -> Lease | None:
-    """None where there is no lease, or none that can be read."""
+    """Returns None where there is no lease, or none that can be read."""
     try:
         return Lease(**json.loads(storage.read(place)))
     except (FileNotFoundError, ValueError, TypeError):

@@ -1,10 +1,9 @@
-"""Quarantines rows whose worker process died, so that a poison row cannot crash workers for ever.
+"""Quarantines rows whose worker process died, so that a poison row cannot crash them endlessly.
 
 Each worker of an actor pool reports the rows that it begins and finishes. When Ray replaces a
 worker, it has died, and every row that it had begun and not finished is a suspect:
 
-1. If several rows were in flight, any of them may be the cause. They are retried in small groups;
-   nothing else runs in the process meanwhile.
+1. They are retried in small isolated groups: nothing else runs in the process meanwhile.
 2. If a group crashes its process too, its rows are retried one by one, isolated.
 3. A row that crashes its process twice while it is isolated is poison: it becomes an error row.
 
@@ -32,13 +31,13 @@ class CrashLevel(IntEnum):
 
 @dataclass(frozen=True)
 class Admission:
-    """How a worker must run the rows of one call. Rows are named by their index in the call.
+    """How a worker must run the rows of one call; rows that are not named run together.
 
-    Rows that are not named run together.
+    Rows are named by their index in the call.
 
     isolated: groups that run one after the other, with nothing else in the process.
     poison: rows that must not run.
-    stop: nothing may be begun, since the run ends.
+    stop: no row may begin, since the run ends.
     """
 
     isolated: tuple[tuple[int, ...], ...] = ()
@@ -90,8 +89,8 @@ class Quarantine:
     def begin(self, worker: WorkerId, rows: Sequence[Ordinal]) -> Admission:
         """Decides how a process must run the rows of a call.
 
-        Rows that the result does not name are in flight from now on. A process may only call this
-        while it runs nothing isolated.
+        Rows that the result does not name are in flight from now on. A process must not call this
+        while it runs isolated rows.
         """
         state = self._current(worker)
         if state is None:
@@ -127,7 +126,7 @@ class Quarantine:
             state.in_flight.difference_update(rows)
 
     def _current(self, worker: WorkerId) -> _Worker | None:
-        """None when the report is late: it is from a process that has died since."""
+        """Returns None when the report is late: its process has died since."""
         state = self._workers.setdefault(worker.actor, _Worker(worker))
         return state if state.id == worker else None
 
@@ -138,6 +137,8 @@ class Quarantine:
                 raised = CrashLevel.BATCH
             elif level is CrashLevel.ALONE:
                 raised = CrashLevel.POISON
+            elif len(dead.in_flight) == 1:
+                raised = CrashLevel.ALONE
             else:
-                raised = CrashLevel.ALONE if len(dead.in_flight) == 1 else CrashLevel.GROUP
+                raised = CrashLevel.GROUP
             self._suspects[dead.id.pool, row] = raised

@@ -1,11 +1,12 @@
-"""Reads the past runs of an output from its log and from the notes that runs leave beside it.
+"""Reads the past runs of an output from its log, and from the note that each run leaves at its end.
 
-A run that was killed has begun and left no note; its rows count in later runs.
+A killed run leaves no note; its rows count in later runs.
 """
 
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from mediamill.pipeline.coordinator import lease
 from mediamill.pipeline.ledger import ledger
@@ -21,7 +22,7 @@ _READERS = 16
 def past_runs(output: str, steps: Sequence[str] = ()) -> list[dict[str, object]]:
     """Returns the runs of an output, oldest first: the summary of each, and these keys:
 
-    run: its name. started: UTC, ISO 8601. end: "finished", "finished with errors", why it stopped,
+    run: its id. started: UTC, ISO 8601. end: "finished", "finished with errors", why it stopped,
     "at work", or None for one that was killed. step: the run's folder, where `steps` are read.
 
     steps: folders in the output that are read if it has no log of its own.
@@ -49,11 +50,10 @@ def _runs(place: Place, state: LedgerState) -> list[dict[str, object]]:
     log, notes = log_of(place), place / ledger.HIDDEN / "runs"
     note_names, working = set(storage.list_files(notes)), lease.holder(place)
 
-    def record(number: int) -> dict[str, object]:
-        content: dict[str, object] = json.loads(storage.read(log / f"{number:012}.json"))
-        return content
+    def record(number: int) -> Any:
+        return json.loads(storage.read(log / f"{number:012}.json"))
 
-    def with_note(start: dict[str, object]) -> dict[str, object]:
+    def with_note(start: Any) -> dict[str, object]:
         run = {"run": start["run"], "started": start.get("at")}
         name = f"{start['run']}.json"
         if name not in note_names:
@@ -63,6 +63,5 @@ def _runs(place: Place, state: LedgerState) -> list[dict[str, object]]:
         return {**run, **note, "end": note.get("stopped", errors)}
 
     with ThreadPoolExecutor(_READERS) as readers:
-        fences = readers.map(record, state.fences)
-        starts = [fence for fence in fences if fence["kind"] == "start"]
-        return list(readers.map(with_note, starts))
+        records = readers.map(record, state.fences)
+        return list(readers.map(with_note, [each for each in records if each["kind"] == "start"]))

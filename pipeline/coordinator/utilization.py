@@ -1,6 +1,6 @@
 """Measures the utilization of each actor pool, and names the bottleneck.
 
-Each worker reports from time to time how long it was busy and how long it has been up. The
+Each worker reports from time to time how long it was busy and how much time has passed. The
 coordinator sums these times by pool.
 """
 
@@ -13,7 +13,7 @@ from mediamill.pipeline.coordinator.failure_policy import GENERATE, PREPARE
 
 # The interval of reports doubles: thousands of workers report to one coordinator.
 _REPORT_S, _MAX_REPORT_S = 2.0, 16.0
-_BOTTLENECK = 0.5  # a pool that is utilized less than this does not hold up the other one
+_BOTTLENECK = 0.5  # a pool with a lower utilization does not slow down the other one
 BUSY, UP = "_busy_ms", "_up_ms"  # counters of the coordinator, after the name of the pool
 # Counters of the coordinator: the time until the last row was prepared, and from then until the
 # last one was generated.
@@ -23,7 +23,7 @@ ACTIVE, FINISHED = "preparing_ms", "prepared_all_ms"
 class UtilizationMeter:
     """Measures one process.
 
-    calls: concurrent calls that keep it fully busy; fewer count in proportion.
+    calls: concurrent calls that keep the process fully busy; fewer count in proportion.
     report: called with the busy and the elapsed milliseconds since the previous report.
     """
 
@@ -66,7 +66,7 @@ class UtilizationMeter:
 def pool_utilization(counters: Mapping[str, int]) -> dict[str, float]:
     """Returns by pool the fraction of its workers' time that they were busy, in 0..1.
 
-    counters: of the coordinator. A pool that has not reported yet is left out.
+    counters: the coordinator's. A pool that has not reported yet is left out.
     """
     utilization = {
         pool: min(1.0, counters.get(pool + BUSY, 0) / counters[pool + UP])
@@ -80,6 +80,6 @@ def pool_utilization(counters: Mapping[str, int]) -> dict[str, float]:
 
 
 def bottleneck(utilization: Mapping[str, float]) -> str | None:
-    """Returns the pool that limits the rate of the job; None if it is neither of them."""
-    pool = max(utilization, key=lambda name: (utilization[name], name == GENERATE), default=None)
-    return pool if pool is not None and utilization[pool] >= _BOTTLENECK else None
+    """Returns the pool that limits the rate of the job; None if neither does."""
+    busy = [pool for pool in utilization if utilization[pool] >= _BOTTLENECK]
+    return max(busy, key=lambda pool: (utilization[pool], pool == GENERATE), default=None)

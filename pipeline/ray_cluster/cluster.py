@@ -1,7 +1,4 @@
-"""Connects to a Ray cluster or starts a local one, and configures Ray Data.
-
-Also waits for the nodes of a cluster that is still starting.
-"""
+"""Connects to a Ray cluster or starts a local one, waits for its nodes, and configures Ray Data."""
 
 import logging
 import math
@@ -34,10 +31,10 @@ _NO_PROGRESS_S = 2 * 3600  # loading a large model and one slow video must fit
 
 @contextmanager
 def ray_cluster(address: str | None) -> Iterator[bool]:
-    """Connects to Ray: by this process's connection, at `address`, or to a new local cluster.
+    """Connects to Ray, and yields whether nodes may join; they cannot join a local cluster.
 
-    Yields whether nodes may join, which they do not in a local cluster. The default of `address` is
-    RAY_ADDRESS, which `ray job submit` sets. A local cluster is stopped at the end.
+    Uses the connection that this process has, or else the cluster at `address`, by default at
+    RAY_ADDRESS, which `ray job submit` sets, or else a local cluster that is stopped at the end.
     """
     address = address or os.environ.get("RAY_ADDRESS") or None
     if "ray" not in sys.modules:
@@ -87,9 +84,9 @@ def await_pools(
 ) -> Pools:
     """Returns the pools as soon as the cluster has room for them, after at most `wait_s` seconds.
 
-    A cluster with an autoscaler is asked to start the missing nodes.
+    Asks the cluster's autoscaler, if it has one, to start the missing nodes.
 
-    prepare_bytes: that one prepare actor may need.
+    prepare_bytes: the memory that one prepare actor may need.
     on_wait: called about once a second with what is missing; what it raises ends the wait.
     nodes: returns the nodes that are alive.
     Raises TooSmallError, a JobError, when the cluster stays too small.
@@ -116,8 +113,9 @@ def await_pools(
 
 
 def _request_nodes(resources: Resources | None) -> None:
-    """Asks Ray's autoscaler, if there is one, for the minimum that the job can start on; Ray Data
-    asks for the rest. None withdraws the request.
+    """Asks Ray's autoscaler, if there is one, for the least that the job can start with.
+
+    Ray Data asks for the rest. None withdraws the request.
     """
     from ray.autoscaler import sdk
 
@@ -142,7 +140,7 @@ def _start_local() -> None:
         try:
             with _no_stderr():
                 ray.init(
-                    # With fewer, Ray Data's own tasks would wait for the actors for ever.
+                    # With fewer, Ray Data's own tasks would wait endlessly for the actors.
                     num_cpus=max(os.cpu_count() or 1, _MIN_CPUS),
                     include_dashboard=False,
                     log_to_driver=False,
@@ -208,21 +206,29 @@ def _set_environment(address: str | None) -> None:
     if address is None:
         # Ray's history of up to 100,000 tasks takes half a gigabyte, and is not used.
         os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
-    # Ray's core logs an error for every actor pool, that its actors might not restart.
+    # Ray's core logs for every actor pool the error that its actors might not restart.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
 
-def data_context(block_bytes: int, *callbacks: Any) -> "DataContext":
-    """Returns Ray Data's settings for this job; the current context is not changed.
+def data_context(block_bytes: int, *on_step: Callable[[Any], None]) -> "DataContext":
+    """Returns Ray Data's settings for this job, and leaves the current context unchanged.
 
     block_bytes: of one object between the stages.
-    callbacks: execution callbacks, which Ray Data's scheduling loop calls.
+    on_step: called with the executor after each step of Ray Data's scheduling loop; what they
+        raise ends the execution.
     """
     from ray.data import DataContext
+    from ray.data._internal.execution.execution_callback import ExecutionCallback
     from ray.data.context import AutoscalingConfig
 
-    with warnings.catch_warnings():
-        # The copy reads Ray's deprecated settings too.
+    steps = (*on_step, ClearBlockStats().on_execution_step)
+
+    class StepCallback(ExecutionCallback):
+        def on_execution_step(self, executor: Any) -> None:
+            for step in steps:
+                step(executor)
+
+    with warnings.catch_warnings():  # the copy reads Ray's deprecated settings too
         warnings.simplefilter("ignore", DeprecationWarning)
         context = DataContext.get_current().copy()
     context.target_max_block_size = block_bytes
@@ -235,8 +241,6 @@ def data_context(block_bytes: int, *callbacks: Any) -> "DataContext":
     context.autoscaling_config = AutoscalingConfig(
         actor_pool_util_upscaling_threshold=math.inf, actor_pool_util_downscaling_threshold=-1.0
     )
-    # Ray Data calls each of these to create a callback; an instance that returns itself will do.
-    factories: list[Any] = [*callbacks, ClearBlockStats]
-    context.custom_execution_callback_classes = factories
+    context.custom_execution_callback_classes = [StepCallback]
     context.enable_fallback_to_arrow_object_ext_type = False  # no pickles in columns
     return context

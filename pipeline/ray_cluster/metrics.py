@@ -1,12 +1,8 @@
-"""Counts what the stages do, estimates rate and remaining time, and exports Ray metrics.
-
-The counters are approximate: a retried task counts twice. Exact counts of finished rows come from
-the ledger.
-"""
+"""Exports a run's metrics to Ray, and estimates its rate and remaining time."""
 
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Mapping
 
 _WINDOW_S = 30.0  # of the recent rate
@@ -26,22 +22,6 @@ _COUNTERS: dict[str, tuple[str | None, str]] = {
 EXPORTED = (*_COUNTERS, ENGINE_ROWS)
 
 Totals = Mapping[tuple[str, str], int]  # by name of the metric and value of its own tag
-
-
-class Metrics:
-    """Named counters, held by the coordinator. Stages add to them without waiting."""
-
-    def __init__(self) -> None:
-        self._counts: Counter[str] = Counter()
-
-    def add(self, name: str, number: int) -> None:
-        self._counts[name] += number
-
-    def add_all(self, numbers: Mapping[str, int]) -> None:
-        self._counts.update(numbers)
-
-    def counters(self) -> dict[str, int]:
-        return dict(self._counts)
 
 
 class Rate:
@@ -73,11 +53,11 @@ class ExportedCounters:
     """
 
     def __init__(self, run: str, exported: Totals) -> None:
-        from ray.util.metrics import Counter as RayCounter
+        from ray.util.metrics import Counter
 
         self._run, self._exported = run, dict(exported)
         self._counters = {
-            name: RayCounter(name, description, (_RUN, tag) if tag else (_RUN,))
+            name: Counter(name, description, (_RUN, tag) if tag else (_RUN,))
             for name, (tag, description) in _COUNTERS.items()
         }
 

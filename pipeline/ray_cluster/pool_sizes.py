@@ -1,7 +1,7 @@
 """Computes the sizes of the actor pools for a Ray cluster, and what each actor asks Ray for.
 
 Counts node by node, since an actor cannot use free resources of two nodes. Ray places actors and
-its own tasks in an unspecified order; with these sizes each of them finds a place in any order.
+its own tasks in any order; with these sizes each of them finds a place whatever the order.
 """
 
 import math
@@ -20,7 +20,7 @@ _MIN_CPUS = 2  # of a node that holds actors and a task at once
 _CPU_FRACTIONS = (1.0, 0.75, 0.5, 0.25, 0.2, 0.15, 0.1, 0.05, 0.02, 0.01)  # that an actor asks for
 _LARGE_CLUSTER_CPUS = 8
 _PREPARE_BYTES = 2 * 1024**3
-_INITIAL_WORKERS = 8  # for each engine on a GPU; by the measured rates more are needed
+_INITIAL_WORKERS = 8  # for each engine on a GPU; the measured rates call for more later
 _CPUS_PER_WORKER = 4  # without GPUs decoding is a small part of the work
 _BLOCK_BYTES = 32 * 1024**2
 # Each object costs time of the driver's scheduling loop, the bottleneck of a large job
@@ -101,9 +101,10 @@ def size_pools(
     replicas = cluster.replicas(resources) if generates else 0
     ranks = resources.tensor_parallel
     initial, maximum = span(resources.prepare_workers)
+    most_workers = cluster.max_workers(replicas, ranks, prepare_bytes)
     workers = initial
     if workers is None:
-        workers = cluster.initial_workers(replicas, ranks, prepare_bytes)
+        workers = min(most_workers, _INITIAL_WORKERS * replicas) if cluster.on_gpu else most_workers
     actors = workers + (0 if cluster.on_gpu else replicas)
     fraction = cluster.cpu_fraction(actors, "replicas" if initial is None else "prepare_workers")
     rows = resources.batch_rows
@@ -120,11 +121,7 @@ def size_pools(
         replica_cpus=0 if cluster.on_gpu else fraction,
         replica_gpus=ranks if cluster.on_gpu else 0,
         ranks=ranks,
-        engine_threads=cluster.threads(
-            cluster.max_workers(replicas, ranks, prepare_bytes) if initial is None else workers,
-            replicas,
-            ranks,
-        ),
+        engine_threads=cluster.threads(initial or most_workers, replicas, ranks),
         engine_rows=rows,
         call_rows=-(-rows // CALLS_TO_FILL),
         task_cpus=0.5 if is_large else 0.25,
@@ -163,7 +160,7 @@ class _Cluster:
     @classmethod
     def of(cls, resources: Resources, nodes: Sequence[Node]) -> "_Cluster":
         """Decides between GPUs and CPUs. Raises TooSmallError when no node is suitable."""
-        generate = _with_labels(nodes, resources.labels.generate)
+        generate = [node for node in nodes if matches(node, resources.labels.generate)]
         gpus = any(node.gpus >= 1 for node in generate)
         if resources.device == "cuda" and not gpus:
             raise TooSmallError(
@@ -174,13 +171,14 @@ class _Cluster:
         for pool, suitable in (("prepare", cluster.prepare), ("generate", cluster.generate)):
             labels = getattr(resources.labels, pool)
             if labels and not suitable:
+                text = ", ".join(f"{name}: {value}" for name, value in labels.items())
                 raise TooSmallError(
-                    f"resources.labels: {pool}: no node of the Ray cluster has "
-                    f"{_labels_text(labels)}, expected at least one"
+                    f"resources.labels: {pool}: no node of the Ray cluster has {text}, expected at "
+                    "least one"
                 )
         if not any(cpus > 0 for _, cpus in cluster.prepare):
             raise TooSmallError(
-                f"{_cluster_has([node for node, _ in cluster.prepare])} "
+                f"{_cluster_has(cluster.prepare)} "
                 f"{max((node.cpus for node, _ in cluster.prepare), default=0):g} CPUs at most on "
                 f"one node, expected a node with at least {_MIN_CPUS} CPUs: Ray's tasks need one "
                 "too"
@@ -222,14 +220,10 @@ class _Cluster:
         return min(available, maximum or available)
 
     def max_replicas(self, ranks: int) -> int:
-        """Returns the replicas that the nodes have room for; on CPUs one for each node."""
+        """Returns how many replicas the nodes have room for; on CPUs one for each node."""
         if self.on_gpu:
             return sum(int(node.gpus // ranks) for node, _ in self.generate)
         return sum(cpus > 0 for _, cpus in self.generate)
-
-    def initial_workers(self, replicas: int, ranks: int, each_bytes: int) -> int:
-        workers = self.max_workers(replicas, ranks, each_bytes)
-        return min(workers, _INITIAL_WORKERS * replicas) if self.on_gpu else workers
 
     def max_workers(self, replicas: int, ranks: int, each_bytes: int) -> int:
         """Returns the largest useful number of prepare workers, at least 1.
@@ -248,10 +242,7 @@ class _Cluster:
         return max(1, workers)
 
     def cpu_fraction(self, actors: int, key: str) -> float:
-        """Returns the CPUs that each actor asks for, so that all of them fit.
-
-        Raises TooSmallError.
-        """
+        """Returns the CPUs that each actor asks for, so that all fit. Raises TooSmallError."""
         pools = [self.prepare] if self.on_gpu else [self.prepare, self.generate]
         for fraction in _CPU_FRACTIONS:
             if all(self.places(nodes, fraction, 0) >= actors for nodes in pools):
@@ -276,10 +267,7 @@ class _Cluster:
 
     @staticmethod
     def places(nodes: Sequence[tuple[Node, float]], fraction: float, each_bytes: int) -> int:
-        """Returns the number of actors that find a place, in whatever order they are placed.
-
-        An actor finds no place only when every node is full.
-        """
+        """Returns the number of actors that fit, in whatever order they are placed."""
         places = 0
         for node, cpus in nodes:
             by_cpu = math.floor(cpus / fraction + 1e-9)
@@ -288,8 +276,11 @@ class _Cluster:
 
     def threads(self, workers: int, replicas: int, ranks: int) -> int:
         """Returns the CPU threads of each rank: a node's CPUs, less one for each prepare worker."""
-        hosts = [node for node, cpus in self.generate if (node.gpus >= ranks or not self.on_gpu)]
-        hosts = [node for node in hosts if node.cpus >= _MIN_CPUS]
+        hosts = [
+            node
+            for node, _ in self.generate
+            if node.cpus >= _MIN_CPUS and (node.gpus >= ranks or not self.on_gpu)
+        ]
         if not hosts:
             return 1
         beside = math.ceil(workers / max(1, sum(cpus > 0 for _, cpus in self.prepare)))
@@ -308,13 +299,5 @@ def matches(node: Node, labels: Mapping[str, str]) -> bool:
     return True
 
 
-def _with_labels(nodes: Sequence[Node], labels: Mapping[str, str]) -> list[Node]:
-    return [node for node in nodes if matches(node, labels)]
-
-
-def _cluster_has(nodes: Sequence[Node]) -> str:
+def _cluster_has(nodes: Sequence[object]) -> str:
     return f"the Ray cluster ({len(nodes)} nodes) has"
-
-
-def _labels_text(labels: Mapping[str, str]) -> str:
-    return ", ".join(f"{name}: {value}" for name, value in labels.items())

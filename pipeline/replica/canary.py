@@ -1,7 +1,7 @@
-"""The canary: a request whose answer is known, which checks a whole replica.
+"""The canary: a request with a known answer, by which a replica checks itself.
 
-Its picture or video and its request take the same path as those of rows: at the start, and then
-from time to time. It never becomes a row.
+It takes the same path through the replica as the requests of rows, at the start and then from time
+to time, and makes no row.
 """
 
 import threading
@@ -23,7 +23,7 @@ _EVERY_ROWS = 1000
 
 
 def check_canary(job: JobConfig) -> None:
-    """Raises JobError when the job has a canary that cannot be used. Needs no cluster."""
+    """Raises JobError when the job has a canary that cannot be used."""
     canary = job.canary
     if canary.uri is None:
         return

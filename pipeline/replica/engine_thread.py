@@ -21,7 +21,7 @@ from mediamill.pipeline.faults import BrokenEngineError, IdentityError
 
 
 class RunningEngine(Protocol):
-    """The methods of `mediamill.model.engine.Engine` that are used here."""
+    """What is used here of `mediamill.model.engine.Engine`."""
 
     def add(self, request: Request) -> None: ...
     def step(self) -> Sequence[Completion]: ...
@@ -45,7 +45,7 @@ class EngineResult:
 class EngineThread:
     """Owns an engine, in a thread of its own.
 
-    max_requests: that the engine has at once, waiting ones included.
+    max_requests: the most that the engine holds at once, waiting ones included.
     refuse: called with each error of the engine. It raises if no further request can be answered;
         what it raises is raised in every waiting call.
     step_s: seconds after which an engine that has not finished a step counts as broken.
@@ -58,10 +58,8 @@ class EngineThread:
         refuse: Callable[[Exception], None],
         step_s: float = math.inf,
     ) -> None:
-        self._engine = engine
-        self._max_requests = max_requests
-        self._refuse = refuse
-        self._step_s = step_s
+        self._engine, self._refuse = engine, refuse
+        self._max_requests, self._step_s = max_requests, step_s
         self._step_started: float | None = None
         self._ended: Future[None] = Future()
         self._queue: queue.SimpleQueue[tuple[Request, Future[EngineResult]]] = queue.SimpleQueue()
@@ -72,11 +70,10 @@ class EngineThread:
             threading.Thread(target=self._watchdog, daemon=True, name="engine watchdog").start()
 
     def __call__(self, requests: Sequence[Request]) -> list[EngineResult]:
-        """Returns the results, in order, once all are there. Raises what `end` was given."""
-        futures: list[Future[EngineResult]] = []
-        for request in requests:
-            futures.append(Future())
-            self._queue.put((request, futures[-1]))
+        """Returns the results in the requests' order. Raises the error that `end` was given."""
+        futures: list[Future[EngineResult]] = [Future() for _ in requests]
+        for entry in zip(requests, futures, strict=True):
+            self._queue.put(entry)
         results = []
         for future in futures:
             either: list[Future[Any]] = [future, self._ended]
@@ -109,29 +106,26 @@ class EngineThread:
             self._take()
             try:
                 self._step()
-            except Exception as error:  # noqa: BLE001 - the engine's own, of any kind
+            except Exception as error:  # noqa: BLE001 - the engine's, of any kind
                 self._recover(error)
-            except BaseException as error:  # noqa: BLE001 - the calls would wait for ever
+            except BaseException as error:  # noqa: BLE001 - or the calls would wait endlessly
                 self._fail(error)
 
     def _take(self) -> None:
-        """Gives queued requests to the engine. Blocks while there are none at all."""
-        # A request whose id is in the engine, from another call, waits for that one.
+        """Gives queued requests to the engine. Blocks while it has none and the queue is empty."""
         for _ in range(len(self._deferred)):
             self._admit(*self._deferred.popleft())
         while len(self._in_flight) < self._max_requests:
-            if not self._in_flight:
-                self._admit(*self._queue.get())
-            else:
-                try:
-                    self._admit(*self._queue.get_nowait())
-                except queue.Empty:
-                    return
+            try:
+                self._admit(*self._queue.get(block=not self._in_flight))
+            except queue.Empty:
+                return
 
     def _admit(self, request: Request, future: Future[EngineResult]) -> None:
         if self._ended.done():
             future.set_exception(self._ended.exception())
         elif request.id in self._in_flight or len(self._in_flight) >= self._max_requests:
+            # The engine is full, or has a request with this id, from another call.
             self._deferred.append((request, future))
         else:
             try:
@@ -158,7 +152,7 @@ class EngineThread:
             self._step_started = None
 
     def _step(self) -> None:
-        """Runs one step. Delivers its completions after all of them are checked."""
+        """Runs one step, and returns its completions to the calls once all are checked."""
         if not self._in_flight:
             return
         completions = self._timed_step()
@@ -170,8 +164,7 @@ class EngineThread:
         if missing and not self._engine.unfinished:
             raise IdentityError(f"the engine's answers do not match its requests: {missing[:3]}")
         for completion in completions:
-            _, future = self._in_flight.pop(completion.id)
-            future.set_result(EngineResult(completion))
+            self._in_flight.pop(completion.id)[1].set_result(EngineResult(completion))
 
     def _recover(self, error: Exception) -> None:
         """Retries the requests that failed together once, each alone."""
@@ -206,11 +199,8 @@ class EngineThread:
         """Raises `error` in every call that waits for the engine."""
         if isinstance(error, IdentityError | BrokenEngineError):
             self.end(error)  # the engine can no longer be trusted, by later calls either
-        in_flight = list(self._in_flight.values())
-        self._in_flight.clear()
-        for _, future in in_flight:
+        for _, future in self._in_flight.values():
             future.set_exception(error)
-        try:
+        self._in_flight.clear()
+        with suppress(Exception):  # it is broken already, and the calls have the error
             self._engine.reset()
-        except Exception:  # noqa: BLE001 - it is broken already, and the calls have the error
-            return

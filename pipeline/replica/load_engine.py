@@ -22,15 +22,13 @@ def load_engine(
     on_end: Callable[[BrokenEngineError], None],
     **options: Any,
 ) -> Engine:
-    """Returns an engine over `ranks` processes, of which this one is the first.
+    """Returns an engine on the GPUs that this process sees. Raises what `Engine.load` raises.
 
-    It uses the GPUs that this process sees.
-
+    ranks: its processes; this one is the first.
     threads: of each rank on a CPU.
     on_end: called in another thread when another rank has ended or hangs, since this one may then
-        wait for it for ever.
+        wait for it endlessly.
     options: of `Engine.load`.
-    Raises what `Engine.load` raises.
     """
     if ranks == 1:
         return Engine.load(checkpoint, device, **options)

@@ -13,9 +13,13 @@ from tests import processes
 from tests.soak.cluster import LocalCluster
 from tests.soak.driver import Driver
 
-PROPORTIONS = {"driver": 4, "prepare": 4, "generate": 4, "worker": 4, "node": 3, "desk": 1}
+PROPORTIONS = {"driver": 4, "prepare": 4, "generate": 4, "worker": 4, "node": 3, "coordinator": 1}
 FIRST = ("node", "driver", "prepare", "generate", "worker")  # of a short run
-TITLES = {"prepare": "_FetchAndPrepare", "generate": "_GenerateAndParse", "desk": "Coordinator"}
+TITLES = {
+    "prepare": "_FetchAndPrepare",
+    "generate": "_GenerateAndParse",
+    "coordinator": "Coordinator",
+}
 # Fraction of the rows by which all kills are due, in a short run and in a long one: the number of
 # rows increases in jumps.
 BY_SHORT, BY_LONG = 0.4, 0.9

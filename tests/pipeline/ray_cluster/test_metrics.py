@@ -1,6 +1,8 @@
 """The rate and the estimate that a person sees."""
 
-from mediamill.pipeline.ray_cluster.metrics import Metrics, Rate, eta_s
+from mediamill.pipeline.coordinator.coordinator import Coordinator
+from mediamill.pipeline.ray_cluster.metrics import Rate, eta_s
+from mediamill.schemas.job import Limits, Resources
 
 
 def test_the_rate_is_that_of_the_last_seconds():
@@ -15,9 +17,10 @@ def test_the_rate_is_that_of_the_last_seconds():
     assert eta_s(500, 0) is None
 
 
-def test_counters_add_up():
-    metrics = Metrics()
+def test_counters_add_up(tmp_path):
+    coordinator = Coordinator(str(tmp_path), "run", Resources(), Limits())
     for number in (3, 4):
-        metrics.add("prepared", number)
-    metrics.add("generated", 1)
-    assert metrics.counters() == {"prepared": 7, "generated": 1}
+        coordinator.add({"prepared": number})
+    coordinator.add({"generated": 1})
+    counters = coordinator.counters()
+    assert (counters["prepared"], counters["generated"]) == (7, 1)
