@@ -133,8 +133,7 @@ def summary_text(summary: Summary) -> str:
     if summary.skipped:
         lines[0] += f" ({summary.skipped} of them from earlier runs)"
     if summary.error_rows:
-        by_count = sorted(summary.errors.items(), key=lambda item: (-item[1], item[0]))
-        lines.append("errors: " + ", ".join(f"{code} {count}" for code, count in by_count))
+        lines.append(f"errors: {error_counts(summary.errors)}")
     answered = summary.rows - summary.skipped
     rate = f", {answered / summary.seconds:.1f} rows/s" if answered and summary.seconds > 0 else ""
     lines.append(
@@ -149,6 +148,12 @@ def summary_text(summary: Summary) -> str:
         f"output: {summary.output} (run {summary.run_id}, fingerprint {summary.fingerprint})"
     )
     return "\n".join(lines)
+
+
+def error_counts(errors: Mapping[str, int]) -> str:
+    """Returns codes and counts as text, most frequent first: "fetch_failed 3, poison 1"."""
+    by_count = sorted(errors.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{code} {count}" for code, count in by_count)
 
 
 @dataclass(frozen=True)

@@ -133,6 +133,11 @@ class AnnotationSummary:
     merged: int = 0
     summaries: Summary | None = None
 
+    @property
+    def exit_code(self) -> int:
+        """0 when all windows and summaries are ok, 3 when some are error rows."""
+        return max(self.windows.exit_code, self.summaries.exit_code if self.summaries else 0)
+
 
 def check_annotation(job: JobConfig) -> AnnotationPlan:
     """Checks the job. Raises JobError: what is wrong, what was found, what was expected."""
