@@ -213,7 +213,7 @@ class JobConfig(Strict):
         Literal["caption", "annotate", "score", "embed"],
         Expected("caption, annotate, score or embed"),
     ] = Field(description="the kind of job")
-    manifest: Text = Field(description="a Parquet file, folder or glob with a row for each answer")
+    manifest: Text = Field(description="a Parquet file, folder or glob that lists the media")
     output: Text = Field(description="a folder for the result")
     model: Text = Field(
         description="a folder with a checkpoint in hub format, or built-in for the tiny one"

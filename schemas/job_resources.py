@@ -39,7 +39,7 @@ class Resources(Strict):
     replicas: AutoCountOrRange = key(
         "auto",
         "copies of the model that work in parallel; auto = all that the cluster has room for, also "
-        "as it grows; 2..8 = start with 2 and grow to 8",
+        "as it grows; 2..8 = wait for 2, then grow to 8",
     )
     device: Annotated[Literal["auto", "cpu", "cuda"], Expected("auto, cpu or cuda")] = key(
         "auto",

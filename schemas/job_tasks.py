@@ -85,7 +85,7 @@ class ScoreConfig(Strict):
     column: OptionalText = key(None, "manifest column with each row's text, or list of texts")
     end_token: Flag = key(True, "whether the answer must end after the text")
     rank_by: Annotated[Literal["total", "mean"], Expected("total or mean")] = key(
-        "total", "log-likelihood of the text, or its mean over the tokens"
+        "total", "rank texts by their log-likelihood, or by its mean over the tokens"
     )
 
 
