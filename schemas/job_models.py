@@ -216,7 +216,7 @@ class JobConfig(Strict):
     manifest: Text = Field(description="a Parquet file, folder or glob that lists the media")
     output: Text = Field(description="a folder for the result")
     model: Text = Field(
-        description="a folder with a checkpoint in hub format, or built-in for the tiny one"
+        description="the folder of a checkpoint in hub format, or built-in for the tiny one"
     )
     prompt: OptionalText = key(None, "prompt of rows that have none of their own")
     prompts: Prompts = key(
