@@ -93,7 +93,7 @@ class Summary:
     rows, ok, errors (by code): of the whole output, earlier runs included.
     skipped: rows that were finished in earlier runs.
     prompt_tokens, visual_tokens, output_tokens, seconds: of this run.
-    engines_replaced: copies of the model that broke in this run and were loaded again.
+    engines_replaced: copies of the model that broke in this run and were reloaded.
     binds: the bottleneck, prepare or generate; None if it was neither.
     """
 
@@ -168,7 +168,7 @@ class Progress:
     rate_rows_s: recent rows a second of this run.
     eta_s: seconds to the end; None while unknown.
     prepared, generated, written: rows of this run that left each stage.
-    engines_replaced: copies of the model that broke in this run and were loaded again.
+    engines_replaced: copies of the model that broke in this run and were reloaded.
     busy: utilization of each pool (prepare, generate), from 0 to 1.
     binds: the pool that is the bottleneck; None if neither is.
     waits_for: a sentence that says which resources the cluster lacks before the run can begin.
