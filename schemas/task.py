@@ -112,8 +112,8 @@ class Task(ABC):
         clashes = [name for name in names if name in taken or names.count(name) > 1]
         if clashes:
             raise JobError(
-                f"{where}: column '{clashes[0]}' is also a column that the answers make: rename the "
-                "prompt (prompts), the property (json_schema) or the manifest's column"
+                f"{where}: column '{clashes[0]}' is also a column that the answers make: rename "
+                "the prompt (prompts), the property (json_schema) or the manifest's column"
             )
 
 
