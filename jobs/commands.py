@@ -14,11 +14,11 @@ _PAIR = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*=")
 
 _OVERRIDES = (
     "key=value arguments change the job: keys as in a job file (see below), values in YAML.\n"
-    "A path that holds '=' is written with './' in front of it."
+    "Write './' in front of a path that contains '='."
 )
 _EXIT_CODES = (
-    "exit codes: 0 all rows ok; 3 finished, some rows are errors; 2 wrong usage or job; 1 failed; "
-    "130 or 143 stopped by Ctrl-C or SIGTERM"
+    "exit codes: 0 all rows ok; 3 finished, some rows are errors; 2 wrong usage or job; 1 failed;\n"
+    "130 interrupted (Ctrl-C); 143 terminated (SIGTERM)"
 )
 
 TOP_HELP = f"""\
@@ -35,10 +35,12 @@ commands:
   embed     turn media into vectors
   run       run a job file
   submit    run a job file on a remote Ray cluster, and follow it
-  status, logs, stop
-            show a submitted job, follow its output, or stop it
+  status    show a submitted job
+  logs      follow the output of a submitted job
+  stop      stop a submitted job
   history   list the runs of an output
-  COMMAND --help says more
+
+mediamill COMMAND --help describes a command and its options.
 
 examples:
   mediamill demo
@@ -109,16 +111,16 @@ def parse_job(kind: str, argv: Sequence[str]) -> tuple[argparse.Namespace, dict[
     """Parses the arguments of a kind of job in JOB_HELP.
 
     Returns the options, and the job's overrides by dotted key. Raises JobError when a key is given
-    twice, and SystemExit(2) after it has printed what is wrong.
+    twice, and SystemExit(2) after it has printed a usage error.
     """
     description, examples = JOB_HELP[kind]
-    parser = _parser(
+    parser = _job_parser(
         kind,
-        "MANIFEST OUTPUT --model DIR --prompt TEXT [--config JOB.yaml] [key=value ...]",
+        "MANIFEST OUTPUT --model DIR --prompt TEXT [options] [key=value ...]",
         description,
         f"{_OVERRIDES}\n\nexamples:\n{examples}\n\n{_EXIT_CODES}\n",
     )
-    parser.add_argument("arguments", nargs="*", metavar="MANIFEST OUTPUT [key=value ...]")
+    parser.add_argument("arguments", nargs="*", help=argparse.SUPPRESS)  # the usage has them
     parser.add_argument("--model", metavar="DIR", help="folder of a checkpoint in hub format")
     parser.add_argument(
         "--prompt", metavar="TEXT", help="prompt of the rows that have none of their own"
@@ -133,18 +135,15 @@ def parse_job(kind: str, argv: Sequence[str]) -> tuple[argparse.Namespace, dict[
         given = ", ".join(paths) or "neither"
         parser.error(f"expected two paths, MANIFEST and OUTPUT, found {given}")
     named: dict[str, object] = dict(zip(("manifest", "output"), paths, strict=False))
-    named |= {
-        key: text
-        for key in ("model", "prompt", "system")
-        if (text := getattr(options, key)) is not None
-    }
+    texts = {key: getattr(options, key) for key in ("model", "prompt", "system")}
+    named |= {key: text for key, text in texts.items() if text is not None}
     return options, _merge(named, pairs)
 
 
 def parse_run(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, object]]:
     """Parses `mediamill run`. The job file is `options.config`; else see `parse_job`."""
-    parser = _parser("run", "JOB.yaml [key=value ...]", "Run a job file.", _RUN_HELP)
-    parser.add_argument("arguments", nargs="*", metavar="JOB.yaml [key=value ...]")
+    parser = _job_parser("run", "JOB.yaml [key=value ...]", "Run a job file.", _RUN_HELP)
+    parser.add_argument("arguments", nargs="*", help=argparse.SUPPRESS)  # the usage has them
     options = parse(parser, argv)
     options.config, overrides = job_arguments(parser, options.arguments)
     return options, overrides
@@ -155,7 +154,7 @@ def job_arguments(
 ) -> tuple[str, dict[str, object]]:
     """Splits positional arguments into one job file and its overrides by dotted key.
 
-    Raises JobError when a key is given twice, and SystemExit(2) after it has printed what is wrong.
+    Raises JobError when a key is given twice, and SystemExit(2) after it has printed a usage error.
     """
     paths, pairs = _paths_and_pairs(parser, arguments)
     if len(paths) != 1:
@@ -165,12 +164,11 @@ def job_arguments(
 
 def parse_demo(argv: Sequence[str]) -> argparse.Namespace:
     """Parses `mediamill demo`."""
-    parser = _parser(
+    parser = new_parser(
         "demo",
         "[--dir DIR] [--model DIR]",
         "Draw 200 pictures and 40 clips, caption them, and write an HTML report.",
-        "A second run does only the rows that are not done yet.",
-        keys=False,
+        "A second run only processes the rows that are not finished yet.",
     )
     parser.add_argument(
         "--dir", default="demo", metavar="DIR", help="output folder (default: demo)"
@@ -189,40 +187,32 @@ def new_parser(command: str, usage: str, description: str, epilog: str) -> argpa
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("-v", "--verbose", action="store_true", help="tracebacks of failures")
+    parser.add_argument("-v", "--verbose", action="store_true", help="print tracebacks")
     return parser
 
 
-def _parser(
-    command: str, usage: str, description: str, epilog: str, keys: bool = True
-) -> argparse.ArgumentParser:
-    """Like `new_parser`. keys: whether the command runs a job and so takes job keys."""
-    if keys:
-        epilog = f"{epilog}\nkeys:\n{describe_keys()}"
-    parser = new_parser(command, usage, description, epilog)
-    if keys:
-        parser.add_argument("--json", action="store_true", help="print the summary as JSON")
-        parser.add_argument(
-            "--address",
-            metavar="ADDRESS",
-            help="run on this Ray cluster (auto: the one of this machine); "
-            "default: $RAY_ADDRESS, or a cluster for the time of the job",
-        )
+def _job_parser(command: str, usage: str, description: str, epilog: str) -> argparse.ArgumentParser:
+    """Returns a parser for a command that runs a job, whose help describes all job keys."""
+    parser = new_parser(command, usage, description, f"{epilog}\nkeys:\n{describe_keys()}")
+    parser.add_argument("--json", action="store_true", help="print the summary as JSON")
+    parser.add_argument(
+        "--address",
+        metavar="ADDRESS",
+        help="Ray cluster to run on (auto: this machine's); default: $RAY_ADDRESS, or a local "
+        "cluster for the duration of the job",
+    )
     return parser
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
-    """Parses `argv`. Raises SystemExit(2) after it has printed which option is unknown or wrong."""
+    """Parses `argv`. Raises SystemExit(2) after it has printed a usage error."""
     options, unknown = parser.parse_known_intermixed_args(argv)
     if unknown:
-        guess = nearest(unknown[0].partition("=")[0], _option_names(parser))
+        names = [name for name in parser._option_string_actions if name.startswith("--")]
+        guess = nearest(unknown[0].partition("=")[0], names)
         hint = f", did you mean '{guess}'?" if guess else ""
         parser.error(f"unknown option '{unknown[0]}'{hint}")
     return options
-
-
-def _option_names(parser: argparse.ArgumentParser) -> list[str]:
-    return [name for name in parser._option_string_actions if name.startswith("--")]
 
 
 def _paths_and_pairs(
@@ -242,11 +232,8 @@ def _merge(named: dict[str, object], pairs: Sequence[str]) -> dict[str, object]:
     overrides = parse_overrides(pairs)
     for key in named:
         if key in overrides:
+            option = key.upper() if key in ("manifest", "output") else f"--{key}"
             raise JobError(
-                f"command line: {key}: found {key}=... besides {_spelling(key)}, expected it once"
+                f"command line: {key}: found {key}=... besides {option}, expected it once"
             )
     return named | overrides
-
-
-def _spelling(key: str) -> str:
-    return key.upper() if key in ("manifest", "output") else f"--{key}"

@@ -1,13 +1,11 @@
 """Prints the runs of an output, from its log: what each did, and how it ended."""
 
 import json
-import sys
-from typing import TextIO
 
 _COLUMNS = ("started", "run", "rows", "ok", "errors", "seconds", "end")
 
 
-def history(output: str, as_json: bool = False, out: TextIO | None = None) -> int:
+def history(output: str, as_json: bool = False) -> int:
     """Prints one line (or one JSON object) for each run, oldest first, and returns the exit code.
 
     Raises JobError when the output has no log, or a damaged one.
@@ -16,17 +14,16 @@ def history(output: str, as_json: bool = False, out: TextIO | None = None) -> in
     from mediamill.pipeline.coordinator.run_history import past_runs
 
     runs = past_runs(output, STEPS)
-    stream = out or sys.stdout
     if as_json:
         for run in runs:
-            print(json.dumps(run), file=stream)
+            print(json.dumps(run))
         return 0
     columns = ("step", *_COLUMNS) if runs and "step" in runs[0] else _COLUMNS
     lines = [columns, *(tuple(_format(run.get(name)) for name in columns) for run in runs)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
     for line in lines:
         text = "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        print(text.rstrip(), file=stream)
+        print(text.rstrip())
     return 0
 
 

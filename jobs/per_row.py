@@ -1,22 +1,11 @@
 """Runs the jobs caption, score and embed: one result row for each manifest row."""
 
-import json
-import sys
-from typing import TextIO
-
-from mediamill.jobs.interactive import run_with_progress
-from mediamill.jobs.progress import quiet_logs
+from mediamill.jobs.interactive import print_summary, run_with_progress
 from mediamill.schemas.job import JobConfig
 from mediamill.schemas.result import Summary, summary_dict, summary_text
 
 
-def run_per_row(
-    job: JobConfig,
-    as_json: bool = False,
-    stdout: TextIO | None = None,
-    stderr: TextIO | None = None,
-    address: str | None = None,
-) -> Summary:
+def run_per_row(job: JobConfig, as_json: bool = False, address: str | None = None) -> Summary:
     """Runs a job, prints progress on stderr and the summary on stdout, and returns the summary.
 
     as_json: print the summary as one JSON object instead of text.
@@ -28,10 +17,8 @@ def run_per_row(
     # Imported late: Ray and torch take seconds to import, and a usage error should not wait.
     from mediamill.pipeline.run import check, run
 
-    quiet_logs()
     plan = check(job)
-    with run_with_progress(job.resources.grace_s, stderr or sys.stderr) as (reporter, stop):
+    with run_with_progress(job.resources.grace_s) as (reporter, stop):
         summary = run(job, plan, on_progress=reporter, address=address, stop=stop)
-    text = json.dumps(summary_dict(summary)) if as_json else summary_text(summary)
-    print(text, file=stdout or sys.stdout, flush=True)
+    print_summary(summary_dict(summary), summary_text(summary), as_json)
     return summary

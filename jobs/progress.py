@@ -4,9 +4,10 @@ import json
 import logging
 import shutil
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Protocol, TextIO
+from typing import TextIO
 
 from mediamill.schemas.result import Progress
 
@@ -19,29 +20,55 @@ _MIN_LEVELS = {
 }
 
 
-class Reporter(Protocol):
-    """Prints the progress of a run."""
+class Reporter(ABC):
+    """Prints the progress of a run, at most every `every_s` seconds.
+
+    A Progress that comes too soon is held back: `phase` and `close` print the latest, unless a
+    later one was printed since.
+    """
+
+    def __init__(self, stream: TextIO, every_s: float, clock: Callable[[], float]) -> None:
+        self._stream, self._every_s, self._clock = stream, every_s, clock
+        self._phase = ""
+        self._next = float("-inf")  # time of the clock from which a Progress is printed at once
+        self._held: Progress | None = None
 
     def __call__(self, progress: Progress) -> None:
-        """Prints `progress`, or holds it back if the last one was printed a moment ago."""
-
-    def stopping(self, grace_s: float) -> None:
-        """Prints that the run ends within `grace_s` seconds."""
+        """Prints `progress` or holds it back."""
+        now = self._clock()
+        if now < self._next:
+            self._held = progress
+            return
+        self._next = now + self._every_s
+        self._held = None
+        self._show(progress)
 
     def phase(self, name: str) -> None:
         """Starts the next step of the job."""
+        self.close()
+        self._next = float("-inf")
+        self._phase = name
 
     def close(self) -> None:
         """Prints the last progress, if it was held back."""
+        if self._held is not None:
+            self._show(self._held)
+            self._held = None
+
+    @abstractmethod
+    def stopping(self, grace_s: float) -> None:
+        """Prints that the run ends within `grace_s` seconds."""
+
+    @abstractmethod
+    def _show(self, progress: Progress) -> None: ...
+
+    def _write(self, text: str) -> None:
+        self._stream.write(text)
+        self._stream.flush()
 
 
-def reporter_for(stream: TextIO) -> Reporter:
-    """Returns a TerminalReporter for a terminal, else a JsonReporter."""
-    return TerminalReporter(stream) if stream.isatty() else JsonReporter(stream)
-
-
-class TerminalReporter:
-    """Rewrites one line at most every `every_s` seconds; `close` ends the line."""
+class TerminalReporter(Reporter):
+    """Rewrites one line, which `close` ends. columns: the terminal's width; None = measured."""
 
     def __init__(
         self,
@@ -50,107 +77,53 @@ class TerminalReporter:
         columns: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._stream = stream
+        super().__init__(stream, every_s, clock)
         self._columns = columns
-        self._throttle = _Throttle(every_s, clock)
-        self._phase = ""
-
-    def __call__(self, progress: Progress) -> None:
-        if self._throttle.is_due(progress):
-            self._show(progress)
+        self._has_line = False
 
     def stopping(self, grace_s: float) -> None:
-        self._stream.write(
+        self._write(
             f"\r\x1b[Kstopping: rows in flight are finished first, in at most {grace_s:g} s; "
             "press Ctrl-C again to stop at once\n"
         )
-        self._stream.flush()
-
-    def phase(self, name: str) -> None:
-        self.close()
-        self._throttle.reset()
-        self._phase = f"{name}: "
 
     def close(self) -> None:
-        if self._throttle.held is not None:
-            self._show(self._throttle.held)
-        if self._throttle.has_shown:
-            self._stream.write("\n")
-            self._stream.flush()
+        super().close()
+        if self._has_line:
+            self._write("\n")
+            self._has_line = False
 
     def _show(self, progress: Progress) -> None:
+        phase = f"{self._phase}: " if self._phase else ""
         columns = self._columns or shutil.get_terminal_size().columns
         # One write (carriage return, text, erase to the end of the line), so that nothing flickers.
-        line = progress_line(progress, columns - 1 - len(self._phase))
-        self._stream.write(f"\r{self._phase}{line}\x1b[K")
-        self._stream.flush()
+        self._write(f"\r{phase}{progress_line(progress, columns - 1 - len(phase))}\x1b[K")
+        self._has_line = True
 
 
-class JsonReporter:
-    """Writes one JSON object a line at most every `every_s` seconds: {"event": "progress", ...}."""
+class JsonReporter(Reporter):
+    """Writes one JSON object a line: {"event": "progress", ...}."""
 
     def __init__(
-        self,
-        stream: TextIO,
-        every_s: float = 5.0,
-        clock: Callable[[], float] = time.monotonic,
+        self, stream: TextIO, every_s: float = 5.0, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._stream = stream
-        self._throttle = _Throttle(every_s, clock)
-        self._phase: dict[str, str] = {}
-
-    def __call__(self, progress: Progress) -> None:
-        if self._throttle.is_due(progress):
-            self._show(progress)
+        super().__init__(stream, every_s, clock)
 
     def stopping(self, grace_s: float) -> None:
-        self._stream.write(json.dumps({"event": "stopping", "grace_s": grace_s}) + "\n")
-        self._stream.flush()
-
-    def phase(self, name: str) -> None:
-        self.close()
-        self._throttle.reset()
-        self._phase = {"phase": name}
-
-    def close(self) -> None:
-        if self._throttle.held is not None:
-            self._show(self._throttle.held)
+        self._write(json.dumps({"event": "stopping", "grace_s": grace_s}) + "\n")
 
     def _show(self, progress: Progress) -> None:
-        event = {"event": "progress", **self._phase, **asdict(progress)}
-        self._stream.write(json.dumps(event) + "\n")
-        self._stream.flush()
+        phase = {"phase": self._phase} if self._phase else {}
+        self._write(json.dumps({"event": "progress", **phase, **asdict(progress)}) + "\n")
 
 
-class _Throttle:
-    """Lets one Progress pass every `every_s` seconds, and holds back the latest of the others."""
-
-    def __init__(self, every_s: float, clock: Callable[[], float]) -> None:
-        self._every_s = every_s
-        self._clock = clock
-        self._next = float("-inf")
-        self.held: Progress | None = None
-        self.has_shown = False
-
-    def reset(self) -> None:
-        """Forgets the previous step."""
-        self._next = float("-inf")
-        self.held = None
-        self.has_shown = False
-
-    def is_due(self, progress: Progress) -> bool:
-        now = self._clock()
-        if now < self._next:
-            self.held = progress
-            return False
-        self._next = now + self._every_s
-        self.held = None
-        self.has_shown = True
-        return True
+def reporter_for(stream: TextIO) -> Reporter:
+    """Returns a TerminalReporter for a terminal, else a JsonReporter."""
+    return TerminalReporter(stream) if stream.isatty() else JsonReporter(stream)
 
 
 def progress_line(progress: Progress, columns: int) -> str:
-    """One line of at most `columns` characters: bar, counts, rates and the remaining time."""
+    """Returns one line of at most `columns` characters: bar, counts, rates and remaining time."""
     total, done = progress.rows_total, progress.rows_done
     share = done / total if total else 1.0
     errors = sum(progress.errors.values())

@@ -1,4 +1,4 @@
-"""Says what the values of an Arrow type can be used as."""
+"""Predicates on Arrow types: what their values can be used as."""
 
 import pyarrow as pa
 

@@ -25,13 +25,13 @@ def _keys(sections: dict[str, type[BaseModel]]) -> dict[str, FieldInfo]:
     return keys
 
 
+_WIDTH, _INDENT = 100, " " * 4  # of the key descriptions
 SECTIONS = _sections()
-_WIDTH, _INDENT = 100, " " * 4  # of the key descriptions, in characters
 KEYS = _keys(SECTIONS)  # every dotted key of a job file, in the order of the models
 
 
 def expected(key: str) -> str:
-    """Describes the values that a key or section takes, for an error sentence."""
+    """Returns a description of the values that a key or section takes."""
     if key in SECTIONS:
         return f"a mapping with keys of {', '.join(SECTIONS[key].model_fields)}"
     return next(note.words for note in KEYS[key].metadata if isinstance(note, Expected))
@@ -43,11 +43,11 @@ def takes_text(key: str) -> bool:
 
 
 def describe_keys() -> str:
-    """Returns the help of all keys: name and default, then the meaning and the values."""
+    """Returns the help of all keys: name and default, then the meaning and allowed values."""
     lines = []
     for key, field in KEYS.items():
         lines.append(key if field.is_required() else f"{key} = {to_json(field.default)}")
-        meaning = f"{field.description}: {expected(key)}"
+        meaning = f"{field.description} ({expected(key)})"
         lines += textwrap.wrap(meaning, _WIDTH, initial_indent=_INDENT, subsequent_indent=_INDENT)
     return "\n".join(lines)
 

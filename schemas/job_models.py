@@ -20,66 +20,61 @@ from mediamill.schemas.job_types import (
     Bytes,
     Count,
     Expected,
+    Flag,
     Names,
     OptionalCount,
     OptionalPositive,
+    OptionalPositiveShare,
+    OptionalShare,
     OptionalText,
     OptionalTexts,
     OptionalWhole,
     Positive,
     Strict,
     Text,
-    added_later,
     check_order,
+    key,
     to_tuple,
 )
 
 
 class GenerationConfig(Strict):
-    """How text is chosen, token by token."""
+    """How text is chosen, token by token. null = the checkpoint's value."""
 
-    max_new_tokens: Count = Field(
-        default=128, description="tokens after which an answer is cut off"
-    )
-    min_new_tokens: OptionalWhole = Field(
-        default=None,
-        description="tokens before which no end token is chosen; null = as the model",
-        json_schema_extra=added_later(None),
+    max_new_tokens: Count = key(128, "maximum output tokens of an answer")
+    min_new_tokens: OptionalWhole = key(
+        None,
+        "output tokens before the end token is allowed; null = the checkpoint's value",
+        added_later=True,
     )
     temperature: Annotated[
         float | None, Field(ge=0), Expected("a number of at least 0, or null")
-    ] = Field(
-        default=0.0,
-        description="0 takes the likeliest token, above 0 draws; null = as the model says",
+    ] = key(0.0, "0 = the likeliest token, above 0 = sampling; null = the checkpoint's value")
+    top_k: OptionalWhole = key(
+        None, "sample among the k likeliest tokens; 0 = all; null = the checkpoint's value"
     )
-    top_k: OptionalWhole = Field(
-        default=None,
-        description="draw among the k likeliest tokens; 0 = all; null = as the model says",
+    top_p: OptionalPositiveShare = key(
+        None,
+        "sample among the likeliest tokens with this total probability; 1 = all; null = the "
+        "checkpoint's value",
     )
-    top_p: Annotated[
-        float | None, Field(gt=0, le=1), Expected("a number above 0 and at most 1, or null")
-    ] = Field(
-        default=None,
-        description="likeliest tokens of this total probability; 1 = all; null = the model's",
+    min_p: OptionalShare = key(
+        None,
+        "minimum probability of a sampled token, as a share of the likeliest one's; null = the "
+        "checkpoint's value",
+        added_later=True,
     )
-    min_p: Annotated[float | None, Field(ge=0, le=1), Expected("a number from 0 to 1, or null")] = (
-        Field(
-            default=None,
-            description="least share of the likeliest token's probability; null = the model's",
-            json_schema_extra=added_later(None),
-        )
-    )
-    repetition_penalty: OptionalPositive = Field(
-        default=None, description="above 1 makes repeats less likely; null = as the model says"
+    repetition_penalty: OptionalPositive = key(
+        None, "above 1 makes repeated tokens less likely; null = the checkpoint's value"
     )
     stop: Annotated[
         tuple[Annotated[str, Field(min_length=1)], ...] | None,
         BeforeValidator(to_tuple),
         Expected("a list of texts that are not empty, or null"),
-    ] = Field(
-        default=None,
-        description="an answer ends before any of these texts; null = as the model says",
-        json_schema_extra=added_later(None),
+    ] = key(
+        None,
+        "texts that end an answer and are cut from it; null = the checkpoint's value",
+        added_later=True,
     )
 
     @model_validator(mode="after")
@@ -89,13 +84,13 @@ class GenerationConfig(Strict):
 
 
 class ImageConfig(Strict):
-    """The size of pictures as the model sees them. null = as the checkpoint says."""
+    """The size of pictures as the model sees them."""
 
-    min_pixels: OptionalCount = Field(
-        default=None, description="smaller pictures are enlarged to this area"
+    min_pixels: OptionalCount = key(
+        None, "smaller pictures are enlarged to this area; null = the checkpoint's value"
     )
-    max_pixels: OptionalCount = Field(
-        default=None, description="larger pictures are reduced to this area"
+    max_pixels: OptionalCount = key(
+        None, "larger pictures are reduced to this area; null = the checkpoint's value"
     )
 
     @model_validator(mode="after")
@@ -110,33 +105,27 @@ class VideoConfig(Strict):
     Either `fps` or `num_frames` is set, never both: after validation the other one is None.
     """
 
-    fps: OptionalPositive = Field(default=2.0, description="frames a second to look at")
-    num_frames: OptionalCount = Field(
-        default=None, description="look at so many frames, instead of fps"
+    fps: OptionalPositive = key(2.0, "frames to sample from each second of a video")
+    num_frames: OptionalCount = key(None, "frames to sample from a video, instead of fps")
+    min_frames: Count = key(4, "with fps: minimum frames to sample from a video")
+    max_frames: Count = key(768, "with fps: maximum frames to sample from a video")
+    min_pixels: OptionalCount = key(None, "as image.min_pixels, for each frame")
+    max_pixels: OptionalCount = key(None, "as image.max_pixels, for each frame")
+    total_pixels: OptionalCount = key(
+        None,
+        "maximum height x width, added up over a video's sampled frames; null = no maximum",
+        added_later=True,
     )
-    min_frames: Count = Field(default=4, description="with fps: at least so many frames")
-    max_frames: Count = Field(default=768, description="with fps: at most so many frames")
-    min_pixels: OptionalCount = Field(
-        default=None, description="as image.min_pixels, for each frame"
+    max_tokens: OptionalCount = key(
+        None,
+        "maximum visual tokens of a video: frames are made smaller first, then fewer; null = no "
+        "maximum",
+        added_later=True,
     )
-    max_pixels: OptionalCount = Field(
-        default=None, description="as image.max_pixels, for each frame"
-    )
-    total_pixels: OptionalCount = Field(
-        default=None,
-        description="height x width of all frames that are looked at, together",
-        json_schema_extra=added_later(None),
-    )
-    max_tokens: OptionalCount = Field(
-        default=None,
-        description="visual tokens of a video; frames shrink, then become fewer",
-        json_schema_extra=added_later(None),
-    )
-    mrope: Annotated[Literal["original", "hf5"], Expected("original or hf5")] = Field(
-        default="original",
-        description="how the model counts a video's positions: as it was trained, or as "
-        "transformers 5 does",
-        json_schema_extra=added_later("original"),
+    mrope: Annotated[Literal["original", "hf5"], Expected("original or hf5")] = key(
+        "original",
+        "position ids of videos: original = as in training, hf5 = as in transformers 5",
+        added_later=True,
     )
 
     @model_validator(mode="after")
@@ -159,40 +148,33 @@ class VideoConfig(Strict):
 class FetchConfig(Strict):
     """Where media may come from, and how they are fetched."""
 
-    schemes: OptionalTexts = Field(
-        default=None, description="kinds of URL that rows may name; null = all that are known"
+    schemes: OptionalTexts = key(None, "URL schemes that rows may use; null = all that are known")
+    hosts: OptionalTexts = key(
+        None, "hosts that http(s) URLs may name, such as *.example.com; null = every public host"
     )
-    hosts: OptionalTexts = Field(
-        default=None,
-        description="hosts that http(s) URLs may name, with *; null = every public one",
+    roots: OptionalTexts = key(
+        None,
+        "folders that local files may lie in; null = a local manifest's folder and the current one",
     )
-    roots: OptionalTexts = Field(
-        default=None,
-        description="folders of files; null = a local manifest's and the current one",
+    private_addresses: Flag = key(
+        False, "whether http(s) hosts may have private, loopback or link-local addresses"
     )
-    private_addresses: Annotated[bool, Expected("true or false")] = Field(
-        default=False,
-        description="whether http(s) hosts may have private, loopback or link-local addresses",
+    tries: Count = key(6, "attempts of one request, if the error may be temporary")
+    at_once: Count = key(16, "media that one process fetches at the same time")
+    ahead_bytes: Bytes = key(
+        512 * 1024**2, "fetched media that one process holds before they are decoded"
     )
-    tries: Count = Field(default=6, description="of one request, when the storage may recover")
-    at_once: Count = Field(default=16, description="media that one process fetches at once")
-    ahead_bytes: Bytes = Field(
-        default=512 * 1024**2, description="media that one process holds before they are decoded"
-    )
-    cache_bytes: Annotated[int, Field(ge=0), Expected("a whole number of bytes, 0 for none")] = (
-        Field(
-            default=8 * 1024**3,
-            description="large media that a machine keeps on disk for further rows of a job",
-        )
+    cache_bytes: Annotated[int, Field(ge=0), Expected("a whole number of bytes, 0 for none")] = key(
+        8 * 1024**3, "large media that a machine keeps on disk for other rows of the job"
     )
 
 
 class CanaryConfig(Strict):
     """A row with a known answer, which each copy of the model has to give before it starts."""
 
-    uri: OptionalText = Field(default=None, description="a picture or video; null = no canary")
-    prompt: OptionalText = Field(default=None, description="what to ask; null = the job's prompt")
-    text: OptionalText = Field(default=None, description="the answer that is right")
+    uri: OptionalText = key(None, "a picture or video with a known answer; null = no canary")
+    prompt: OptionalText = key(None, "prompt of the canary; null = the job's prompt")
+    text: OptionalText = key(None, "the answer that the canary must get")
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -205,37 +187,23 @@ class CanaryConfig(Strict):
 class Limits(Strict):
     """Limits on the cost of one row; a row beyond one becomes an error row."""
 
-    max_bytes: Count = Field(default=1024**3, description="bytes of one medium")
-    max_image_pixels: Count = Field(
-        default=150_000_000, description="height x width of a picture, as stored"
+    max_bytes: Count = key(1024**3, "maximum bytes of one medium")
+    max_image_pixels: Count = key(150_000_000, "maximum height x width of a picture, as stored")
+    max_video_pixels: Count = key(
+        8192 * 4320, "maximum height x width of a video's frames, as stored"
     )
-    max_video_pixels: Count = Field(
-        default=8192 * 4320, description="height x width of one frame of a video, as stored"
+    max_frames_decoded: Count = key(500_000, "maximum frames to decode of a video, sampled or not")
+    max_duration_s: Positive = key(4 * 3600.0, "maximum seconds to decode of a video")
+    fetch_timeout_s: Positive = key(60.0, "maximum seconds to fetch one medium")
+    decode_timeout_s: Positive = key(300.0, "maximum seconds to decode the media of one row")
+    decode_bytes: Bytes = key(2 * 1024**3, "maximum memory to decode the media of one row")
+    step_timeout_s: Positive = key(
+        600.0, "maximum seconds of one step of the model; an engine that hangs is replaced"
     )
-    max_frames_decoded: Count = Field(
-        default=500_000, description="frames of a video that have to be decoded, looked at or not"
+    max_error_rate: OptionalShare = key(
+        None, "share of error rows above which the job stops; null = never"
     )
-    max_duration_s: Positive = Field(
-        default=4 * 3600.0, description="seconds of a video that have to be decoded"
-    )
-    fetch_timeout_s: Positive = Field(default=60.0, description="seconds to wait for one medium")
-    decode_timeout_s: Positive = Field(
-        default=300.0, description="seconds to decode the media of one row"
-    )
-    decode_bytes: Bytes = Field(
-        default=2 * 1024**3, description="memory that decoding the media of one row may take"
-    )
-    step_timeout_s: Positive = Field(
-        default=600.0, description="seconds of one step of the model; a copy that hangs is replaced"
-    )
-    max_error_rate: Annotated[
-        float | None, Field(ge=0, le=1), Expected("a number from 0 to 1, or null")
-    ] = Field(
-        default=None, description="share of error rows above which the job stops; null = never"
-    )
-    error_rate_rows: Count = Field(
-        default=1000, description="rows of a run before max_error_rate is looked at"
-    )
+    error_rate_rows: Count = key(1000, "rows of a run before max_error_rate applies")
 
 
 class JobConfig(Strict):
@@ -245,41 +213,30 @@ class JobConfig(Strict):
         Literal["caption", "annotate", "score", "embed"],
         Expected("caption, annotate, score or embed"),
     ] = Field(description="the kind of job")
-    manifest: Text = Field(description="a Parquet file, folder or glob with a row for each answer")
+    manifest: Text = Field(description="a Parquet file, folder or glob that lists the media")
     output: Text = Field(description="a folder for the result")
     model: Text = Field(
-        description="the folder of a checkpoint in hub format; built-in = the tiny one"
+        description="the folder of a checkpoint in hub format, or built-in for the tiny one"
     )
-    prompt: OptionalText = Field(
-        default=None, description="what to ask of rows that bring no prompt"
+    prompt: OptionalText = key(None, "prompt of rows that have none of their own")
+    prompts: Prompts = key(
+        None,
+        "instead of prompt: several named prompts for every row, each with separate columns",
+        added_later=True,
     )
-    prompts: Prompts = Field(
-        default=None,
-        description="instead of prompt: several questions to every row, by name; each has columns "
-        "of its own",
-        json_schema_extra=added_later(None),
+    json_schema: JsonSchema = key(
+        None, "schema of the answers to prompt; its properties become columns", added_later=True
     )
-    json_schema: JsonSchema = Field(
-        default=None,
-        description="of the answers to prompt: their properties become typed columns",
-        json_schema_extra=added_later(None),
-    )
-    system: OptionalText = Field(
-        default=None, description="system message; null = the chat template's own"
-    )
-    partition_by: Names = Field(
-        default=(), description="manifest columns that name the result's folders"
-    )
-    rows_per_file: Count = Field(
-        default=4096, description="rows of one file of the result, at most"
-    )
+    system: OptionalText = key(None, "system message; null = the chat template's own")
+    partition_by: Names = key((), "manifest columns that name the result's folders")
+    rows_per_file: Count = key(4096, "maximum rows of a result file")
     seed: Annotated[int, Field(ge=0, lt=2**63), Expected("a whole number from 0 to 2^63 - 1")] = (
-        Field(default=0, description="of sampling, together with the row's id")
+        key(0, "seed of sampling, used together with the row's id")
     )
-    dedupe: Annotated[bool, Expected("true or false")] = Field(
-        default=False,
-        description="rows whose media and prompts are exactly those of another are answered once",
-        json_schema_extra=added_later(False),
+    dedupe: Flag = key(
+        False,
+        "whether rows with exactly the same media and prompts are answered only once",
+        added_later=True,
     )
     generation: GenerationConfig = GenerationConfig()
     json_answers: JsonConfig = JsonConfig()

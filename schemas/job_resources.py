@@ -11,12 +11,14 @@ from mediamill.schemas.job_types import (
     AutoOrCount,
     Count,
     Expected,
+    NonNegative,
     Strict,
     Text,
+    key,
 )
 
 
-def span(value: str | int) -> tuple[int | None, int | None]:
+def size_range(value: str | int) -> tuple[int | None, int | None]:
     """Returns the smallest and the largest size of a pool; None = decided by the cluster."""
     if isinstance(value, int):
         return value, value
@@ -34,47 +36,34 @@ class Labels(Strict):
 class Resources(Strict):
     """What the job runs on."""
 
-    replicas: AutoCountOrRange = Field(
-        default="auto",
-        description="copies of the model that work side by side; auto = all that the cluster has "
-        "room for, also later; a range waits for the first number and grows up to the second",
+    replicas: AutoCountOrRange = key(
+        "auto",
+        "copies of the model that work in parallel; auto = all that the cluster has room for, also "
+        "as it grows; 2..8 = wait for 2, then grow to 8",
     )
-    device: Annotated[Literal["auto", "cpu", "cuda"], Expected("auto, cpu or cuda")] = Field(
-        default="auto",
-        description="what the model runs on; auto = GPUs if the cluster has some when the job "
-        "starts, cuda waits for them",
+    device: Annotated[Literal["auto", "cpu", "cuda"], Expected("auto, cpu or cuda")] = key(
+        "auto",
+        "what the model runs on; auto = GPUs if the cluster has any when the job starts, cuda "
+        "waits for them",
     )
-    tensor_parallel: Count = Field(default=1, description="GPUs that share one copy of the model")
+    tensor_parallel: Count = key(1, "GPUs that share one copy of the model")
     dtype: Annotated[
         Literal["auto", "bfloat16", "float16", "float32"],
         Expected("auto, bfloat16, float16 or float32"),
-    ] = Field(default="auto", description="number format of weights and activations")
-    prepare_workers: AutoCountOrRange = Field(
-        default="auto",
-        description="processes that fetch and decode media; auto = as many as the model needs",
+    ] = key("auto", "number format of weights and activations")
+    prepare_workers: AutoCountOrRange = key(
+        "auto", "processes that fetch and decode media; auto = as many as the model needs"
     )
     labels: Annotated[
         Labels, Expected("a mapping from prepare or generate to labels, each with a text")
-    ] = Field(
-        default=Labels(),
-        description="of the nodes that a stage may use, as Ray has them: a, !a, in(a,b), !in(a,b)",
+    ] = key(
+        Labels(),
+        "labels of the Ray nodes that a stage may use, in Ray's syntax: a, !a, in(a,b), !in(a,b)",
     )
-    wait_s: Annotated[float, Field(ge=0), Expected("a number of at least 0")] = Field(
-        default=1800.0, description="seconds to wait for nodes that the job needs and Ray lacks"
-    )
-    batch_rows: AutoOrCount = Field(
-        default="auto", description="rows that the model works on at once"
-    )
+    wait_s: NonNegative = key(1800.0, "seconds to wait for nodes that the cluster lacks")
+    batch_rows: AutoOrCount = key("auto", "rows that one copy of the model works on at once")
     max_engine_failures: Annotated[int, Field(ge=0), Expected("a whole number of at least 0")] = (
-        Field(
-            default=8,
-            description="broken engines that are replaced before the job stops, in one run",
-        )
+        key(8, "broken engines that a run replaces before it stops")
     )
-    grace_s: Annotated[float, Field(ge=0), Expected("a number of at least 0")] = Field(
-        default=60.0, description="seconds to finish what has begun, when the job is told to stop"
-    )
-    cache: Text = Field(
-        default="~/.cache/mediamill",
-        description="folder of each machine for copies of models that are not on its disk",
-    )
+    grace_s: NonNegative = key(60.0, "seconds to finish the rows in flight when the job is stopped")
+    cache: Text = key("~/.cache/mediamill", "folder of each machine for copies of remote models")

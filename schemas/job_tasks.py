@@ -9,11 +9,15 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from mediamill.schemas.job_types import (
     Count,
     Expected,
+    Flag,
+    NonNegative,
     OptionalPositive,
+    OptionalPositiveShare,
     OptionalText,
     Positive,
     Strict,
     Text,
+    key,
     to_tuple,
 )
 
@@ -61,14 +65,12 @@ Prompts = Annotated[
 class JsonConfig(Strict):
     """How answers with a JSON schema are generated."""
 
-    constrained: Annotated[bool, Expected("true or false")] = Field(
-        default=True, description="whether only tokens are chosen that the schema allows"
+    constrained: Flag = key(True, "whether the model can only generate what the schema allows")
+    retries: Annotated[int, Field(ge=0, le=8), Expected("a whole number from 0 to 8")] = key(
+        1, "attempts with other seeds when an answer does not fit the schema"
     )
-    retries: Annotated[int, Field(ge=0, le=8), Expected("a whole number from 0 to 8")] = Field(
-        default=1, description="answers more, each with another seed, where one does not fit"
-    )
-    retry_temperature: Positive = Field(
-        default=0.7, description="of those, where generation.temperature is 0"
+    retry_temperature: Positive = key(
+        0.7, "temperature of these attempts, if generation.temperature is 0"
     )
 
 
@@ -79,15 +81,11 @@ class ScoreConfig(Strict):
         tuple[Text, ...] | None,
         BeforeValidator(to_tuple),
         Expected("a list of texts that are not blank, or null"),
-    ] = Field(default=None, description="scored for every row")
-    column: OptionalText = Field(
-        default=None, description="the manifest's column of each row's own text, or list of texts"
-    )
-    end_token: Annotated[bool, Expected("true or false")] = Field(
-        default=True, description="whether the answer has to end after the text"
-    )
-    rank_by: Annotated[Literal["total", "mean"], Expected("total or mean")] = Field(
-        default="total", description="the log-likelihood of a whole text, or for each token"
+    ] = key(None, "texts to score for every row")
+    column: OptionalText = key(None, "manifest column with each row's text, or list of texts")
+    end_token: Flag = key(True, "whether the answer must end after the text")
+    rank_by: Annotated[Literal["total", "mean"], Expected("total or mean")] = key(
+        "total", "rank texts by their log-likelihood, or by its mean over the tokens"
     )
 
 
@@ -97,51 +95,39 @@ class EmbedConfig(Strict):
     pool: Annotated[
         Literal["auto", "last", "mean", "visual_tokens", "vision_tower"],
         Expected("auto, last, mean, visual_tokens or vision_tower"),
-    ] = Field(
-        default="auto",
-        description="last = the final hidden state of the last token; mean = of all tokens; "
-        "visual_tokens = of the media's; vision_tower = what the vision tower says of the media; "
-        "auto = as the checkpoint says, else vision_tower",
+    ] = key(
+        "auto",
+        "last = the final hidden state of the last token; mean = of all tokens; visual_tokens = of "
+        "the media's tokens; vision_tower = the vision tower's output for the media; auto = as the "
+        "checkpoint says, else vision_tower",
     )
-    normalize: Annotated[bool, Expected("true or false")] = Field(
-        default=True, description="whether vectors are scaled to length 1"
-    )
+    normalize: Flag = key(True, "whether vectors are scaled to length 1")
 
 
 class AnnotateConfig(Strict):
     """Job annotate: the windows of a video, and whether videos get rows too."""
 
     windows: Annotated[Literal["fixed", "scenes", "given"], Expected("fixed, scenes or given")] = (
-        Field(
-            default="fixed",
-            description="fixed = of window_s; scenes = from cut to cut; given = by the manifest's "
-            "columns start_s and end_s",
+        key(
+            "fixed",
+            "fixed = every window_s; scenes = from cut to cut; given = from the manifest's columns "
+            "start_s and end_s",
         )
     )
-    window_s: Positive = Field(default=10.0, description="seconds of a fixed window")
-    overlap_s: Annotated[float, Field(ge=0), Expected("a number of at least 0")] = Field(
-        default=0.0, description="seconds that a fixed window shares with the next"
+    window_s: Positive = key(10.0, "seconds of a fixed window")
+    overlap_s: NonNegative = key(0.0, "seconds that a fixed window shares with the next")
+    min_s: NonNegative = key(1.0, "a shorter last window, or scene, joins the one before")
+    scene_threshold: OptionalPositiveShare = key(
+        None,
+        "how much of the picture changes at a cut; a lower value finds more cuts; null = the value "
+        "that was measured to be best",
     )
-    min_s: Annotated[float, Field(ge=0), Expected("a number of at least 0")] = Field(
-        default=1.0, description="a last window, or a scene, that is shorter joins the one before"
-    )
-    scene_threshold: Annotated[
-        float | None, Field(gt=0, le=1), Expected("a number above 0 and at most 1, or null")
-    ] = Field(
-        default=None,
-        description="how much of the picture changes at a cut, less finds more; null = as measured "
-        "to be best",
-    )
-    max_scene_s: OptionalPositive = Field(
-        default=None, description="longer scenes are divided evenly"
-    )
-    max_windows: Count = Field(default=100_000, description="of one video; beyond is an error row")
-    videos: Annotated[bool, Expected("true or false")] = Field(
-        default=False, description="also write one row for each video, with all its windows"
-    )
-    summary_prompt: OptionalText = Field(
-        default=None,
-        description="with videos: what to ask of the windows' texts together; null = nothing",
+    max_scene_s: OptionalPositive = key(None, "longer scenes are divided evenly")
+    max_windows: Count = key(100_000, "maximum windows of a video; beyond it is an error row")
+    videos: Flag = key(False, "whether to also write one row for each video, with all its windows")
+    summary_prompt: OptionalText = key(
+        None,
+        "with videos: prompt about the texts of all windows of a video; null = no summaries",
     )
 
     @model_validator(mode="after")

@@ -2,14 +2,14 @@
 
 import re
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 
 @dataclass(frozen=True)
 class Expected:
-    """The words that an error sentence uses for the values of a field."""
+    """The words that help and error sentences use for the values of a key."""
 
     words: str
 
@@ -28,6 +28,7 @@ def _unique(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
+Flag = Annotated[bool, Expected("true or false")]
 Text = Annotated[str, Field(pattern=r"\S"), Expected("text that is not blank")]
 OptionalText = Annotated[Text | None, Expected("text that is not blank, or null")]
 Count = Annotated[int, Field(ge=1), Expected("a whole number of at least 1")]
@@ -54,6 +55,13 @@ AutoCountOrRange = Annotated[
 ]
 Positive = Annotated[float, Field(gt=0), Expected("a number greater than 0")]
 OptionalPositive = Annotated[Positive | None, Expected("a number greater than 0, or null")]
+NonNegative = Annotated[float, Field(ge=0), Expected("a number of at least 0")]
+OptionalShare = Annotated[
+    float | None, Field(ge=0, le=1), Expected("a number from 0 to 1, or null")
+]
+OptionalPositiveShare = Annotated[
+    float | None, Field(gt=0, le=1), Expected("a number above 0 and at most 1, or null")
+]
 Bytes = Annotated[int, Field(ge=1024**2), Expected("a whole number of bytes, at least 1 MiB")]
 Names = Annotated[
     tuple[Text, ...],
@@ -78,14 +86,17 @@ def check_order(config: BaseModel, low: str, high: str) -> None:
 
 
 FINGERPRINT_DEFAULT = "fingerprint_default"
+_T = TypeVar("_T")
 
 
-def added_later(default: str | bool | None) -> dict[str, JsonValue]:
-    """Marks a key that was added after outputs existed: `json_schema_extra=added_later(default)`.
+def key(default: _T, description: str, *, added_later: bool = False) -> _T:
+    """Declares a key of a section.
 
-    The job's fingerprint leaves the key out at this value, which has to change no text.
+    added_later: whether outputs exist that are older than the key. Their fingerprints lack it, so
+        new ones leave it out at its default, which must then never change an answer.
     """
-    return {FINGERPRINT_DEFAULT: default}
+    extra: dict[str, Any] | None = {FINGERPRINT_DEFAULT: default} if added_later else None
+    return Field(default=default, description=description, json_schema_extra=extra)
 
 
 class Strict(BaseModel):

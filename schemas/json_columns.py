@@ -60,10 +60,10 @@ class Column:
         if self.type == pa.string():
             return _checked_text(value)
         if self.type == pa.int64():
-            whole = int(value)
-            if not -(2**63) <= whole < 2**63:
-                raise ValueError(f"found {str(whole)[:40]}, expected a number within 64 bits")
-            return whole
+            number = int(value)
+            if not -(2**63) <= number < 2**63:
+                raise ValueError(f"found {str(number)[:40]}, expected a number within 64 bits")
+            return number
         return float(value) if self.type == pa.float64() else bool(value)
 
 
@@ -88,7 +88,7 @@ class _RecursiveSchemaError(Exception):
 
 
 def _column(schema: Any, root: Mapping[str, Any], references: tuple[str, ...]) -> Column:
-    """references: those that were followed to this schema; none for a property of the top."""
+    """references: those that led to this schema; none for a property of the top object."""
     try:
         return _plain_column(schema, root, references)
     except _RecursiveSchemaError:

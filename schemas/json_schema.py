@@ -1,7 +1,7 @@
 """Checks the JSON schema of a job, and parses answers into the values of its columns.
 
-Schemas come from the job file and answers from a model: a wrong schema raises, a wrong answer never
-does.
+Schemas come from the job file and answers from a model: a wrong schema raises JobError, and a wrong
+answer gives the reason why it is wrong.
 """
 
 import functools
@@ -19,10 +19,8 @@ from mediamill.schemas.errors import JobError
 from mediamill.schemas.json_columns import Column, columns_of
 from mediamill.schemas.json_normalize import UnsupportedSchemaError, normalize_schema
 
-# Characters of a schema and of an answer.
-_MAX_SCHEMA, _MAX_ANSWER = 100_000, 1_000_000
-# Nesting of objects and lists, in schemas and answers.
-_MAX_DEPTH = 64
+_MAX_SCHEMA, _MAX_ANSWER = 100_000, 1_000_000  # characters
+_MAX_DEPTH = 64  # nested objects and lists, in schemas and answers
 _MAX_NAME = 100
 _MAX_SHOWN = 200
 
@@ -56,9 +54,8 @@ class AnswerSchema:
             raise JobError(f"{where}: found more than {_MAX_DEPTH} levels, expected fewer")
         # YAML may have given values that JSON lacks, such as keys that are numbers.
         schema = json.loads(text)
-        kind = _validator_class(schema, where)
         try:
-            kind.check_schema(schema)
+            _validator_class(schema, where).check_schema(schema)
         except jsonschema.SchemaError as error:
             place = ".".join([where, *map(str, error.absolute_path)])
             raise JobError(f"{place}: is no JSON schema: {_brief(error.message)}") from None
@@ -116,24 +113,24 @@ def _validator_class(schema: Any, where: str) -> Any:
     """Returns the validator class of the draft that the schema names."""
     if not isinstance(schema, dict):
         raise JobError(f"{where}: found no mapping, expected a JSON schema of an object")
-    named = schema.get("$schema")
-    kind = jsonschema.validators.validator_for(schema, default=None)
-    if named is None:
+    draft = schema.get("$schema")
+    if draft is None:
         return jsonschema.Draft202012Validator
-    if kind is None:
+    validator_class = jsonschema.validators.validator_for(schema, default=None)
+    if validator_class is None:
         raise JobError(
-            f"{where}.$schema: found {_brief(named)}, expected a published draft of JSON Schema, "
+            f"{where}.$schema: found {_brief(draft)}, expected a published draft of JSON Schema, "
             "or none"
         )
-    return kind
+    return validator_class
 
 
 @functools.lru_cache(64)
 def _validator(text: str) -> Any:
     """Returns the validator of a checked schema. It fetches nothing: the registry is empty."""
     schema = json.loads(text)
-    kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
-    return kind(schema, registry=Registry())
+    default = jsonschema.Draft202012Validator
+    return jsonschema.validators.validator_for(schema, default=default)(schema, registry=Registry())
 
 
 @functools.lru_cache(64)

@@ -9,7 +9,7 @@ _MIN_SIMILARITY = 0.6
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """Returns the known name most similar to `name`, or None when none is similar.
 
-    Dotted names are compared whole and by their last part, so that `max_new_tokens` finds
+    The last parts of dotted names are compared too: `max_new_tokens` finds
     `generation.max_new_tokens`.
     """
     best, best_score = None, _MIN_SIMILARITY

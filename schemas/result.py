@@ -93,7 +93,7 @@ class Summary:
     rows, ok, errors (by code): of the whole output, earlier runs included.
     skipped: rows that were finished in earlier runs.
     prompt_tokens, visual_tokens, output_tokens, seconds: of this run.
-    engines_replaced: copies of the model that broke in this run and were loaded again.
+    engines_replaced: copies of the model that broke in this run and were reloaded.
     binds: the bottleneck, prepare or generate; None if it was neither.
     """
 
@@ -133,8 +133,7 @@ def summary_text(summary: Summary) -> str:
     if summary.skipped:
         lines[0] += f" ({summary.skipped} of them from earlier runs)"
     if summary.error_rows:
-        by_count = sorted(summary.errors.items(), key=lambda item: (-item[1], item[0]))
-        lines.append("errors: " + ", ".join(f"{code} {count}" for code, count in by_count))
+        lines.append(f"errors: {error_counts(summary.errors)}")
     answered = summary.rows - summary.skipped
     rate = f", {answered / summary.seconds:.1f} rows/s" if answered and summary.seconds > 0 else ""
     lines.append(
@@ -151,6 +150,12 @@ def summary_text(summary: Summary) -> str:
     return "\n".join(lines)
 
 
+def error_counts(errors: Mapping[str, int]) -> str:
+    """Returns codes and counts as text, most frequent first: "fetch_failed 3, poison 1"."""
+    by_count = sorted(errors.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{code} {count}" for code, count in by_count)
+
+
 @dataclass(frozen=True)
 class Progress:
     """The progress of a running job.
@@ -163,7 +168,7 @@ class Progress:
     rate_rows_s: recent rows a second of this run.
     eta_s: seconds to the end; None while unknown.
     prepared, generated, written: rows of this run that left each stage.
-    engines_replaced: copies of the model that broke in this run and were loaded again.
+    engines_replaced: copies of the model that broke in this run and were reloaded.
     busy: utilization of each pool (prepare, generate), from 0 to 1.
     binds: the pool that is the bottleneck; None if neither is.
     waits_for: a sentence that says which resources the cluster lacks before the run can begin.

@@ -45,7 +45,7 @@ class Question:
     """One prompt of a job.
 
     name: None if the job has only this prompt, whose columns are then the plain ones.
-    prompt: None if each row brings its own.
+    prompt: None if each row has its own.
     schema: the JSON schema of the answer; None for free text.
     """
 
@@ -84,7 +84,7 @@ class Task(ABC):
     @classmethod
     @abstractmethod
     def of(cls, job: JobConfig, dimension: int | None) -> Self:
-        """See `task_of`, which checks what all kinds have in common."""
+        """Returns the task of a job of this kind. Raises JobError. Called by `task_of`."""
 
     @property
     @abstractmethod
@@ -93,7 +93,7 @@ class Task(ABC):
 
     @property
     def input_columns(self) -> tuple[str, ...]:
-        """Columns of the manifest whose values the answers are made with."""
+        """Columns of the manifest that the answers depend on."""
         return ()
 
     @property
@@ -105,15 +105,15 @@ class Task(ABC):
         """Checks the names of the answers' columns.
 
         taken: the other columns of the result. where: names the manifest in the message.
-        Raises JobError for an answer column that is also in `taken`, or that there is twice.
+        Raises JobError for an answer column that is also in `taken`, or that occurs twice.
         """
         names = [column.name for column in self.answer_fields]
         names += [c.CONTENT_HASH, c.DUPLICATE_OF] if self.dedupe else []
-        twice = [name for name in names if name in taken or names.count(name) > 1]
-        if twice:
+        clashes = [name for name in names if name in taken or names.count(name) > 1]
+        if clashes:
             raise JobError(
-                f"{where}: column '{twice[0]}' is also a column that the answers make: rename the "
-                "prompt (prompts), the property (json_schema) or the manifest's column"
+                f"{where}: column '{clashes[0]}' is also a column that the answers make: rename "
+                "the prompt (prompts), the property (json_schema) or the manifest's column"
             )
 
 

@@ -11,9 +11,9 @@ class ClusterGoneError(Exception):
 
 
 _SUBMIT_HELP = """\
-The driver runs on the cluster: this machine may go away. Ctrl-C stops following, not the job. Paths
-are paths on the cluster's machines and must be absolute; URLs that every machine can read are
-better. The exit code is the job's own, or 1 when the cluster stops answering.
+The job runs on the cluster, even if this machine is switched off. Ctrl-C ends the output here, not
+the job. Paths are those of the cluster's machines and must be absolute; URLs that every machine can
+read are better. The exit code is the job's own, or 1 when the cluster stops answering.
 
 examples:
   mediamill submit nightly.yaml --address http://head:8265
@@ -24,22 +24,19 @@ _HISTORY_HELP = "Oldest first. A run without an end was killed."
 
 
 def parse_submit(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, object]]:
-    """Parses `mediamill submit`. Returns the options (job file: `config`) and the overrides.
-
-    Raises SystemExit(2) after it has printed what is wrong.
-    """
+    """Parses `mediamill submit`. Returns and raises the same as `parse_run`."""
     parser = new_parser(
         "submit",
-        "JOB.yaml --address http://HEAD:8265 [--name NAME] [--detach] [--code] [key=value ...]",
+        "JOB.yaml --address http://HEAD:8265 [options] [key=value ...]",
         "Run a job file on a remote Ray cluster, through Ray's Jobs API.",
         _SUBMIT_HELP,
     )
-    parser.add_argument("arguments", nargs="*", metavar="JOB.yaml [key=value ...]")
+    parser.add_argument("arguments", nargs="*", help=argparse.SUPPRESS)  # the usage has them
     _add_address(parser)
     parser.add_argument("--name", metavar="NAME", help="name of the job on the cluster")
-    parser.add_argument("--detach", action="store_true", help="print the name and do not follow")
+    parser.add_argument("--detach", action="store_true", help="print the name and return at once")
     parser.add_argument(
-        "--code", action="store_true", help="upload this program; the cluster needs no installation"
+        "--code", action="store_true", help="upload Mediamill, for a cluster that does not have it"
     )
     options = parse(parser, argv)
     options.config, overrides = job_arguments(parser, options.arguments)

@@ -6,7 +6,6 @@ The driver runs on the cluster, so the submitting machine may go away.
 import asyncio
 import json
 import logging
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +26,7 @@ _UNAVAILABLE_S = 60.0  # how long a dashboard may not answer: it may be restarti
 _STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"  # seconds from SIGTERM to SIGKILL; Ray's default is 3
 _STOP_MARGIN_S = 15  # beyond resources.grace_s
 _EXCLUDES = ["**/__pycache__/", "*.pyc"]
+# In the messages of a head that cannot take jobs yet.
 _STARTING = ("Cannot connect to host", "No available agent", "head node agent")
 _ENDS = ("SUCCEEDED", "FAILED", "STOPPED")
 
@@ -86,18 +86,15 @@ class Cluster:
     def status(self, name: str) -> dict[str, Any]:
         """Returns the status of a job as a dict. Raises JobError when there is no such job."""
         info = self._info(name)
+        metadata = info.metadata or {}
         facts = {
             "name": name,
             "status": _status(info),
             "exit_code": info.driver_exit_code,
             "message": _last_sentence(info.message or ""),
-            "started": _seconds(info.start_time),
-            "ended": _seconds(info.end_time),
-            **{
-                key: value
-                for key, value in (info.metadata or {}).items()
-                if key in ("job", "output")
-            },
+            "started": _time(info.start_time),
+            "ended": _time(info.end_time),
+            **{key: metadata[key] for key in ("job", "output") if key in metadata},
         }
         return {key: value for key, value in facts.items() if value not in (None, "")}
 
@@ -109,10 +106,7 @@ class Cluster:
             return bool(self._client.stop_job(name))
 
     def has_stop_time(self, name: str) -> bool:
-        """Whether the job was submitted with a stop time of its own (RAY_JOB_STOP_WAIT_TIME_S).
-
-        Without it, the head's setting counts, which a client cannot see.
-        """
+        """Whether the job sets RAY_JOB_STOP_WAIT_TIME_S; else the head's setting applies."""
         return _STOP_WAIT in ((self._info(name).runtime_env or {}).get("env_vars") or {})
 
     def follow(self, name: str, out: TextIO) -> int:
@@ -209,17 +203,14 @@ class Cluster:
         return storage.redact_text(lines[0])
 
 
-def print_status(facts: dict[str, Any], as_json: bool, out: TextIO | None = None) -> None:
+def print_status(facts: dict[str, Any], as_json: bool) -> None:
     """Prints a job's status: one line for each fact, or one JSON object."""
-    if as_json:
-        text = json.dumps(facts)
-    else:
-        text = "\n".join(f"{key:<10} {value}" for key, value in facts.items())
-    print(text, file=out or sys.stdout, flush=True)
+    lines = "\n".join(f"{key:<10} {value}" for key, value in facts.items())
+    print(json.dumps(facts) if as_json else lines, flush=True)
 
 
 def _is_connection(error: Exception) -> bool:
-    """Whether a request of Ray's client failed, as opposed to a fault of this program."""
+    """Whether a request of Ray's client failed; other errors are faults of this program."""
     library = type(error).__module__.partition(".")[0] in ("aiohttp", "ray", "requests")
     return library or isinstance(error, RuntimeError | OSError | ValueError | KeyError)
 
@@ -229,16 +220,15 @@ def _status(info: Any) -> str:
 
 
 def _last_sentence(message: str) -> str:
-    """Reduces Ray's message about a job to one line. The message about a failed job is the end of
-    its log, whose last line is the driver's own error.
-    """
+    """Reduces Ray's message about a job to one line."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     if not lines:
         return ""
+    # The message about a failed job is the end of its log: the last line is the driver's error.
     return storage.redact_text(lines[-1] if "exit code" in lines[0] else lines[0])
 
 
-def _seconds(milliseconds: int | None) -> str | None:
+def _time(milliseconds: int | None) -> str | None:
     if not milliseconds:
         return None
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(milliseconds / 1000))

@@ -1,6 +1,6 @@
 """The demo: draws media, captions them with the built-in model, and writes an HTML report.
 
-A second run repeats only what is missing.
+A second run only does what is missing.
 """
 
 from pathlib import Path

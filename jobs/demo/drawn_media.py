@@ -83,10 +83,8 @@ def _scenes(media: Path, pictures: int, clips: int) -> Iterator[DrawnRow]:
             scene, data = clip_file(rng)
             path = media / f"{name}-clip.mp4"
         else:
-            kind, extension = (
-                PICTURE_KINDS[drawn % len(PICTURE_KINDS)],
-                EXTENSIONS[drawn % len(EXTENSIONS)],
-            )
+            kind = PICTURE_KINDS[drawn % len(PICTURE_KINDS)]
+            extension = EXTENSIONS[drawn % len(EXTENSIONS)]
             drawn += 1
             scene, data = picture_file(rng, kind, extension)
             path = media / f"{name}-{kind}.{extension}"
@@ -95,7 +93,7 @@ def _scenes(media: Path, pictures: int, clips: int) -> Iterator[DrawnRow]:
 
 
 def _broken(media: Path, before: int) -> Iterator[DrawnRow]:
-    """Writes BROKEN_FILES files as large collections have them; the last one does not exist."""
+    """Writes broken files such as large collections have; the last of them does not exist."""
     rng = np.random.default_rng((SEED, before))
     _, jpeg = picture_file(rng, "two", "jpg")
     _, clip = clip_file(rng)

@@ -67,7 +67,9 @@ def make_card(row: dict[str, Any], group: str | None) -> Card:
     """Returns the card of an ok row. group: the column that groups the page."""
     verdict = {True: "right", False: "wrong", None: "plain"}[is_match(row)]
     text, truth = row[c.TEXT] or "", row.get(TRUTH) or ""
-    words, expected = _compare(text, truth) if verdict == "wrong" else (_whole(text), _whole(truth))
+    words, expected = (
+        _compare(text, truth) if verdict == "wrong" else (_unmarked(text), _unmarked(truth))
+    )
     frames, note = _frames(_uri(row))
     return Card(
         id=str(row[c.ID]),
@@ -119,7 +121,7 @@ def _frames(uri: str) -> tuple[tuple[Thumbnail, ...], str]:
         return (), f"{uri or 'This row'} cannot be shown: {error}"
 
 
-def _whole(text: str) -> tuple[Words, ...]:
+def _unmarked(text: str) -> tuple[Words, ...]:
     return (Words(text, False),) if text else ()
 
 

@@ -2,19 +2,19 @@
 
     manifest -> split -> manifest of windows -> caption -> timeline [-> videos [-> summaries]]
 
-    OUTPUT/_split/      one row for each video: its windows, or what is wrong with it
+    OUTPUT/_split/      one row for each video: its windows, or its error
     OUTPUT/_manifest/   one row for each window
     OUTPUT/windows/     the same, captioned
     OUTPUT/_videos/     one row for each video, with a prompt (annotate.summary_prompt)
     OUTPUT/videos/      one row for each video
 
-Split, caption and summaries are runs of the pipeline, each with a ledger of its own, so that a
-killed job is resumed where it was. The steps between them make files whole or not at all.
+Split, caption and summaries are runs of the pipeline, each with a separate ledger, so that a killed
+job is resumed where it was. The steps between them write each file atomically.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from mediamill.pipeline.annotate.window_columns import (
     WINDOWS_FOLDER,
     check_columns,
     split_schema,
-    without_hidden,
+    without_split_error,
 )
 from mediamill.pipeline.annotate.window_manifest import make_windows
 from mediamill.pipeline.checkpoint.content_hash import CheckpointHash
@@ -45,7 +45,7 @@ from mediamill.pipeline.ledger import ledger
 from mediamill.pipeline.ledger.publish import visible_files
 from mediamill.pipeline.plan import Plan, StepOverrides, check
 from mediamill.pipeline.ray_cluster.cluster import ray_cluster
-from mediamill.pipeline.records import RowFailure, failure_columns, failures
+from mediamill.pipeline.records import RowFailure, failure_columns, failures, replace_columns
 from mediamill.pipeline.run import PrepareStage, Stages, run
 from mediamill.pipeline.storage import storage
 from mediamill.pipeline.storage.storage import Place
@@ -61,7 +61,7 @@ _FIXED_BATCH_ROWS, _SCENES_BATCH_ROWS = 64, 8  # a call of the split stage gets 
 
 
 class SplitStage:
-    """The stage of a split's actors."""
+    """Finds the windows of videos."""
 
     def __init__(
         self,
@@ -97,14 +97,12 @@ def with_failures(table: pa.Table) -> pa.Table:
     for index, (code, message) in enumerate(zip(codes, messages, strict=True)):
         if row_failures[index] is None and code is not None:
             row_failures[index] = RowFailure(code, message)
-    for name, values in failure_columns(row_failures).items():
-        number = table.schema.get_field_index(name)
-        table = table.set_column(number, table.schema.field(name), pa.array(values, pa.string()))
-    return table
+    return replace_columns(table, failure_columns(row_failures), table.schema)
 
 
 SPLIT_STAGES = Stages(prepare=SplitStage, generate=None)
 WINDOW_STAGES = Stages(prepare=WindowStage)
+_WINDOWS_STEP = StepOverrides(lambda _, schema: without_split_error(schema))
 
 
 @dataclass(frozen=True)
@@ -123,28 +121,30 @@ class AnnotationPlan:
 
 @dataclass(frozen=True)
 class AnnotationSummary:
-    """What an annotation did.
-
-    merged: new rows of videos. summaries: of the step that asks for summaries, if there is one.
-    """
+    """The summaries of an annotation's runs. merged: the number of new rows of videos."""
 
     split: Summary
     windows: Summary
     merged: int = 0
     summaries: Summary | None = None
 
+    @property
+    def exit_code(self) -> int:
+        """0 when all windows and summaries are ok, 3 when some are error rows."""
+        return max(self.windows.exit_code, self.summaries.exit_code if self.summaries else 0)
+
 
 def check_annotation(job: JobConfig) -> AnnotationPlan:
-    """Checks the job. Raises JobError: what is wrong, what was found, what was expected."""
+    """Checks the job. Raises JobError with what was found and what was expected."""
     output = storage.resolve(job.output)
     _check_output(job, output)
-    with _errors_name(output):
+    with _errors_name_output(output):
         plan = check(_split_job(job), _split_overrides(job))
         given = job.annotate.windows == "given"
         check_columns(plan.manifest.schema, given, plan.manifest.url)
         check_partition_by(plan.manifest.schema, job.partition_by, storage.redact(job.manifest))
         if visible_files(output / _WINDOW_MANIFEST):  # before new videos are split in vain
-            check(_windows_job(job), _windows_overrides())
+            check(_windows_job(job), _WINDOWS_STEP)
     return AnnotationPlan(job, output, plan)
 
 
@@ -156,24 +156,24 @@ def annotate(
     stop: Stop | None = None,
     stages: Stages = WINDOW_STAGES,
 ) -> AnnotationSummary:
-    """Makes what the output does not have yet, and returns what it did.
+    """Makes what the output does not have yet.
 
     on_phase: called with the name of each step when it begins.
-    stages: of the windows and the summaries.
+    stages: of the runs of the windows and the summaries.
     See `mediamill.pipeline.run` for the other arguments and the errors.
     """
     job, output, manifest = annotation.job, annotation.output, annotation.manifest
     stop = stop or Stop()
-    with _errors_name(output), ExitStack() as stack:
+    with _errors_name_output(output), ExitStack() as stack:
         stack.enter_context(spool.hold_shared_folder())
         on_phase("split")
-        if annotation.split.rows_left:  # all steps have work then, and share one Ray cluster
+        if annotation.split.rows_left:  # then all steps have work, and share one Ray cluster
             stack.enter_context(ray_cluster(address))
         split = run(_split_job(job), annotation.split, on_progress, address, SPLIT_STAGES, stop)
         make_windows(output / SPLIT_FOLDER, output / _WINDOW_MANIFEST, manifest)
         on_phase("windows")
         windows_job = _windows_job(job)
-        plan = check(windows_job, _windows_overrides())
+        plan = check(windows_job, _WINDOWS_STEP)
         windows = run(windows_job, plan, on_progress, address, stages, stop)
         if not job.annotate.videos:
             return AnnotationSummary(split, windows)
@@ -192,12 +192,12 @@ def annotate(
 
 
 def _derive(job: JobConfig, changes: Mapping[str, object]) -> JobConfig:
-    """Returns the job with other values, by dotted key. Raises JobError as a job file would."""
+    """Returns the job with changes by dotted key. Raises JobError as a job file would."""
     return load_job(None, {**job_dict(job), **changes})
 
 
 def _split_job(job: JobConfig) -> JobConfig:
-    """Returns the job of the split, which needs no engine."""
+    """Returns the job of the split, a run without an engine."""
     scenes = job.annotate.windows == "scenes"
     labels = dict(job.resources.labels.prepare)
     return _derive(
@@ -240,10 +240,6 @@ def _windows_job(job: JobConfig) -> JobConfig:
     )
 
 
-def _windows_overrides() -> StepOverrides:
-    return StepOverrides(lambda _, schema: without_hidden(schema))
-
-
 def _summary_job(job: JobConfig) -> JobConfig:
     output = job.output.rstrip("/")
     return _derive(
@@ -264,7 +260,7 @@ def _summary_job(job: JobConfig) -> JobConfig:
 
 def _summary_overrides(job: JobConfig) -> StepOverrides:
     part = {"annotate.summary_prompt": job.annotate.summary_prompt}
-    return StepOverrides(lambda _, schema: without_hidden(schema), lambda parts: {**parts, **part})
+    return replace(_WINDOWS_STEP, fingerprint_parts=lambda parts: {**parts, **part})
 
 
 def _summary_rules(job: JobConfig, plan: Plan) -> SummaryRules:
@@ -283,10 +279,10 @@ def _summary_rules(job: JobConfig, plan: Plan) -> SummaryRules:
 
 
 def _check_output(job: JobConfig, output: Place) -> None:
-    """Checks that the output is empty, or an annotation's with or without summaries as the job."""
+    """Checks that the output is empty, or of an annotation that has summaries if the job has."""
     shown = storage.redact(output.url)
     try:
-        names: Sequence[str] = []
+        names: list[str] = []
         if output.fs.isdir(output.path):
             paths = output.fs.ls(output.path, False)
             names = [str(path).rstrip("/").rpartition("/")[2] for path in paths]
@@ -315,8 +311,8 @@ def _check_output(job: JobConfig, output: Place) -> None:
 
 
 @contextmanager
-def _errors_name(output: Place) -> Iterator[None]:
-    """Makes errors name the output that the user has named instead of a folder in it."""
+def _errors_name_output(output: Place) -> Iterator[None]:
+    """Makes errors name the user's output instead of a folder in it."""
     try:
         yield
     except JobError as error:

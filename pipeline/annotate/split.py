@@ -46,6 +46,7 @@ from mediamill.pipeline.records import (
     failures,
     parsed_schema,
     read_schema,
+    replace_columns,
 )
 from mediamill.schemas import columns as c
 from mediamill.schemas.errors import ErrorCode, RowError
@@ -55,7 +56,7 @@ from mediamill.schemas.manifest import MEDIA_TYPE, ManifestSchema
 
 _VIDEO: Literal["video"] = "video"
 _IMAGE = "image"
-_MEASURER = "mediamill.pipeline.decoding.probe:load_prober"
+_PROBER = "mediamill.pipeline.decoding.probe:load_prober"
 
 
 class Fetch(Protocol):
@@ -89,7 +90,7 @@ _Result = _SplitVideo | RowFailure
 
 
 class SplitVideos:
-    """The stage. Several threads may call it."""
+    """Finds the windows of the videos of a table. Several threads may call it."""
 
     def __init__(
         self,
@@ -109,7 +110,7 @@ class SplitVideos:
             self._fetcher = Fetcher(fetch_rules)
             arguments = {"limits": asdict(media_limits(limits))}
             decode_rules = DecodeRules(limits.decode_timeout_s, limits.decode_bytes)
-            self._decoder = DecoderPool(arguments, decode_rules, _MEASURER)
+            self._decoder = DecoderPool(arguments, decode_rules, _PROBER)
         self._threads = ThreadPoolExecutor(fetch_rules.config.at_once, thread_name_prefix="head")
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -135,7 +136,7 @@ class SplitVideos:
         return _table(table, [results[index] for index in range(table.num_rows)], self._manifest)
 
     def close(self) -> None:
-        """Ends the processes that read videos."""
+        """Stops the processes that decode videos."""
         if self._decoder is not None:
             self._decoder.close()
 
@@ -147,18 +148,18 @@ class SplitVideos:
         return _VideoPart(index, video[c.MEDIA_URI], start_s, end_s)
 
     def _measure(self, table: pa.Table, parts: Sequence[_VideoPart]) -> dict[int, _Result]:
-        """Splits videos whose windows follow from the video itself."""
+        """Splits videos whose windows depend on their duration or scene cuts."""
         results: dict[int, _Result] = {}
-        whole = list(parts)
+        whole_needed = list(parts)
         if self._config.windows == "fixed":
             step = 2 * self._fetch_rules.config.at_once
-            whole = []
+            whole_needed = []
             for start in range(0, len(parts), step):
                 measured, not_measured = self._by_headers(parts[start : start + step])
                 results |= measured
-                whole += not_measured
-        if whole:
-            results |= self._by_whole_files(table, whole)
+                whole_needed += not_measured
+        if whole_needed:
+            results |= self._by_whole_files(table, whole_needed)
         return results
 
     def _by_headers(
@@ -200,15 +201,14 @@ class SplitVideos:
     def _by_whole_files(self, table: pa.Table, parts: Sequence[_VideoPart]) -> dict[int, _Result]:
         """Splits videos by their whole files."""
         probe = ProbeRequest(
-            cuts=self._config.windows == "scenes",
-            threshold=self._config.scene_threshold,
+            cuts=self._config.windows == "scenes", threshold=self._config.scene_threshold
         )
         results: dict[int, _Result] = {}
         first = 0
         for fetched in self._fetch.parts(_videos_alone(table, parts, self._manifest)):
             fetched_parts = parts[first : first + fetched.num_rows]
             first += fetched.num_rows
-            sound: list[_VideoPart] = []
+            readable: list[_VideoPart] = []
             requests: list[DecodeRequest] = []
             row_failures = failures(fetched)
             for number, (part, failure) in enumerate(zip(fetched_parts, row_failures, strict=True)):
@@ -218,9 +218,9 @@ class SplitVideos:
                 path = fetched[MEDIA_PATHS][number].as_py()[0]
                 data = fetched[MEDIA_BYTES][number][0]
                 content = memoryview(data.as_buffer()) if path is None else Path(path)
-                sound.append(part)
+                readable.append(part)
                 requests.append(DecodeRequest([MediumRequest(content, _VIDEO)], probe=probe))
-            for part, reply in zip(sound, self._decode(requests), strict=True):
+            for part, reply in zip(readable, self._decode(requests), strict=True):
                 results[part.index] = self._split(part, reply)
         return results
 
@@ -309,13 +309,6 @@ def _table(table: pa.Table, results: Sequence[_Result], manifest: ManifestSchema
         WINDOWS: windows,
         c.ATTEMPT: [1] * len(results),
     }
-    unchanged = set(read_schema(manifest).names) - set(new)
-    arrays = [
-        pa.array(new[field.name], field.type)
-        if field.name in new
-        else table[field.name].cast(field.type)
-        if field.name in unchanged
-        else pa.nulls(table.num_rows, field.type)
-        for field in split_in_flight_schema(manifest)
-    ]
-    return pa.Table.from_arrays(arrays, schema=split_in_flight_schema(manifest))
+    schema, filled = split_in_flight_schema(manifest), {*read_schema(manifest).names, *new}
+    empty = {name: [None] * len(results) for name in schema.names if name not in filled}
+    return replace_columns(table, {**empty, **new}, schema)

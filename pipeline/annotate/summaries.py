@@ -1,7 +1,7 @@
 """Makes a prompt for each video that asks the model about the texts of all its windows.
 
-Of a timeline that is too long for the model's context, as many windows as fit are chosen, evenly
-over the video, and a note says so.
+If the timeline is too long for the model's context, the prompt has as many windows as fit, evenly
+spread over the video, and a note says so.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,12 +14,13 @@ from mediamill.pipeline.annotate.video_table import (
     VideoTable,
     common_fields,
     common_values,
-    first_failure,
+    first_error_row,
     segment_answers,
 )
 from mediamill.pipeline.annotate.window_columns import (
     END_S,
     SPLIT_CODE,
+    SPLIT_ERROR_FIELDS,
     SPLIT_MESSAGE,
     START_S,
     SUMMARY_NOTE,
@@ -33,12 +34,7 @@ _TEMPLATE_TOKENS = 64  # of the chat template, with its default system message
 
 @dataclass(frozen=True)
 class SummaryRules:
-    """How summaries are asked for.
-
-    question: what is asked about a timeline.
-    max_tokens: of the question and the timeline together.
-    count_tokens: of a text.
-    """
+    """The question about a timeline, and the maximum tokens of both together."""
 
     question: str
     max_tokens: int
@@ -59,14 +55,13 @@ def prompt_table(manifest: ManifestSchema, task: Task, rules: SummaryRules) -> V
             pa.field(c.MEDIA, MEDIA_TYPE),
             pa.field(c.PROMPT, pa.string()),
             pa.field(SUMMARY_NOTE, pa.string()),
-            pa.field(SPLIT_CODE, pa.string()),
-            pa.field(SPLIT_MESSAGE, pa.string()),
+            *SPLIT_ERROR_FIELDS,
         ]
     )
 
     def make_row(video: RowValues, segments: list[RowValues]) -> RowValues:
         answered = [segment for segment in segments if segment[c.STATUS] == c.STATUS_OK]
-        failed = None if answered else first_failure(segments)
+        failed = {} if answered else first_error_row(segments)
         lines = [_line(segment, task) for segment in answered]
         prompt, note = summary_prompt(lines, rules)
         return {
@@ -74,8 +69,8 @@ def prompt_table(manifest: ManifestSchema, task: Task, rules: SummaryRules) -> V
             c.MEDIA: [],
             c.PROMPT: prompt,
             SUMMARY_NOTE: note,
-            SPLIT_CODE: None if failed is None else failed[c.ERROR_CODE],
-            SPLIT_MESSAGE: None if failed is None else failed[c.ERROR_MESSAGE],
+            SPLIT_CODE: failed.get(c.ERROR_CODE),
+            SPLIT_MESSAGE: failed.get(c.ERROR_MESSAGE),
         }
 
     return VideoTable(manifest, answers, schema, make_row)
@@ -93,13 +88,11 @@ def summary_prompt(lines: Sequence[str], rules: SummaryRules) -> tuple[str, str 
         else:
             high = count - 1
     chosen = [lines[index] for index in evenly(len(lines), low)]
-    note = None
-    if low < len(lines):
-        note = (
-            f"{low} of {len(lines)} windows, evenly over the video: more do not fit the model's "
-            "context"
-        )
-    return "\n".join([rules.question, "", *chosen]), note
+    prompt = "\n".join([rules.question, "", *chosen])
+    if low == len(lines):
+        return prompt, None
+    left_out = "evenly over the video: more do not fit the model's context"
+    return prompt, f"{low} of {len(lines)} windows, {left_out}"
 
 
 def evenly(total: int, count: int) -> list[int]:

@@ -1,6 +1,6 @@
 """Merges the rows of windows into one row for each video, with all its windows in order.
 
-A merge takes the files of the split and of the windows that are new since the merge before. Rows
+A merge reads the files of the split and of the windows that are new since the previous merge. Rows
 are grouped in buckets on the local disk, so that memory does not grow with the number of videos.
 """
 
@@ -10,8 +10,9 @@ import tempfile
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,13 @@ import pyarrow.parquet as pq
 
 from mediamill.pipeline.annotate.window_columns import (
     DURATION_S,
-    END_S,
+    ERROR_FIELDS,
     FAILED_WINDOWS,
     SEGMENTS,
     START_S,
     VIDEO_ID,
     WINDOW,
+    WINDOW_FIELDS,
     WINDOWS,
     user_fields,
 )
@@ -39,7 +41,7 @@ from mediamill.schemas.manifest import ManifestSchema
 from mediamill.schemas.task import Task
 
 _MERGED = "_merged"  # a folder with a note for each merge
-_BUCKET_WINDOWS = 50_000  # of one bucket, about: they are in memory at once
+_BUCKET_WINDOWS = 50_000  # about as many as one bucket has: they are in memory together
 _MAX_BUCKETS = 200  # each has open files
 _BATCH_ROWS = 4096
 _ROW_GROUP_VIDEOS = 512
@@ -51,9 +53,8 @@ RowValues = dict[str, Any]  # by column
 class VideoTable:
     """What a table of videos looks like.
 
-    manifest: of the videos.
+    manifest: the schema of the manifest of videos.
     answers: the columns of a window's row that a segment has too.
-    schema: of the table.
     make_row: makes the row of a video from the row of the split and its segments.
     """
 
@@ -66,23 +67,15 @@ class VideoTable:
 def plain_table(manifest: ManifestSchema, task: Task) -> VideoTable:
     """Returns the table of videos with their segments and status, without summaries."""
     answers = segment_answers(task)
-    schema = pa.schema(
-        [
-            *common_fields(manifest, answers),
-            pa.field(c.STATUS, pa.string()),
-            pa.field(c.ERROR_CODE, pa.string()),
-            pa.field(c.ERROR_MESSAGE, pa.string()),
-        ]
-    )
+    schema = pa.schema([*common_fields(manifest, answers), *ERROR_FIELDS])
 
     def make_row(video: RowValues, segments: list[RowValues]) -> RowValues:
-        failed = first_failure(segments)
-        status = c.STATUS_OK if failed is None else c.STATUS_ERROR
+        failed = first_error_row(segments)
         return {
             **common_values(video, segments, manifest),
-            c.STATUS: status,
-            c.ERROR_CODE: None if failed is None else failed[c.ERROR_CODE],
-            c.ERROR_MESSAGE: None if failed is None else failed[c.ERROR_MESSAGE],
+            c.STATUS: c.STATUS_ERROR if failed else c.STATUS_OK,
+            c.ERROR_CODE: failed.get(c.ERROR_CODE),
+            c.ERROR_MESSAGE: failed.get(c.ERROR_MESSAGE),
         }
 
     return VideoTable(manifest, answers, schema, make_row)
@@ -100,9 +93,7 @@ def segment_answers(task: Task) -> list[pa.Field]:
 def common_fields(manifest: ManifestSchema, answers: Sequence[pa.Field]) -> list[pa.Field]:
     """Returns the columns that all tables of videos have."""
     segment = [
-        pa.field(WINDOW, pa.int32()),
-        pa.field(START_S, pa.float64()),
-        pa.field(END_S, pa.float64()),
+        *WINDOW_FIELDS,
         *answers,
         pa.field(c.STATUS, pa.string()),
         pa.field(c.ERROR_CODE, pa.string()),
@@ -131,13 +122,13 @@ def common_values(
     }
 
 
-def first_failure(segments: Sequence[RowValues]) -> RowValues | None:
-    """Returns the first window that is an error row."""
-    return next((segment for segment in segments if segment[c.STATUS] != c.STATUS_OK), None)
+def first_error_row(segments: Sequence[RowValues]) -> RowValues:
+    """Returns the first window that is an error row, or an empty row if all are ok."""
+    return next((segment for segment in segments if segment[c.STATUS] != c.STATUS_OK), {})
 
 
 def merge(split: Place, windows: Place, target: Place, table: VideoTable) -> int:
-    """Adds the videos that `target` does not have yet, and returns how many these were.
+    """Adds the videos that `target` does not have yet, and returns their number.
 
     split, windows: outputs of finished runs. An interrupted merge is repeated by the next call.
     Raises RunError if windows of a video are missing.
@@ -172,7 +163,7 @@ def merge(split: Place, windows: Place, target: Place, table: VideoTable) -> int
 
 
 def _merged_files(target: Place) -> set[str]:
-    """Returns what was merged: files NAME of the split, windows/NAME, and notes _merged/DIGEST."""
+    """Returns what was merged: NAME for files of the split, windows/NAME, and _merged/DIGEST."""
     merged: set[str] = set()
     for name in storage.list_files(target / _MERGED):
         note = json.loads(storage.read(target / _MERGED / name))
@@ -194,7 +185,7 @@ def _count_rows(place: Place) -> int:
 
 
 class _Spill:
-    """Rows in a local file."""
+    """A temporary local file of rows."""
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         self._path, self.schema = path, schema
@@ -224,32 +215,18 @@ class _Bucket:
     def __init__(self, path: Path, table: VideoTable) -> None:
         self._table = table
         manifest = table.manifest
-        self.windows = _Spill(
-            path.with_suffix(".windows"),
-            pa.schema(
-                [
-                    pa.field(VIDEO_ID, manifest.id_type),
-                    pa.field(WINDOW, pa.int32()),
-                    pa.field(START_S, pa.float64()),
-                    pa.field(END_S, pa.float64()),
-                    *table.answers,
-                    pa.field(c.STATUS, pa.string()),
-                    pa.field(c.ERROR_CODE, pa.string()),
-                    pa.field(c.ERROR_MESSAGE, pa.string()),
-                ]
-            ),
+        video_id = pa.field(VIDEO_ID, manifest.id_type)
+        window_schema = pa.schema([video_id, *WINDOW_FIELDS, *table.answers, *ERROR_FIELDS])
+        self.windows = _Spill(path.with_suffix(".windows"), window_schema)
+        video_schema = pa.schema(
+            [
+                pa.field(c.ID, manifest.id_type),
+                *user_fields(manifest),
+                pa.field(DURATION_S, pa.float64()),
+                pa.field(WINDOWS, pa.int32()),
+            ]
         )
-        self.videos = _Spill(
-            path.with_suffix(".videos"),
-            pa.schema(
-                [
-                    pa.field(c.ID, manifest.id_type),
-                    *user_fields(manifest),
-                    pa.field(DURATION_S, pa.float64()),
-                    pa.field(WINDOWS, pa.int32()),
-                ]
-            ),
-        )
+        self.videos = _Spill(path.with_suffix(".videos"), video_schema)
 
     def close(self) -> None:
         self.windows.close()
@@ -263,14 +240,14 @@ class _Bucket:
         segments: defaultdict[Any, list[RowValues]] = defaultdict(list)
         for row in self.windows.read():
             segments[row.pop(VIDEO_ID)].append(row)
-        schema, videos = self._table.schema, 0
+        rows, schema, videos = self._merged(segments), self._table.schema, 0
         with ExitStack() as stack:
             writer: pq.ParquetWriter | None = None
-            for rows in _chunks(self._merged(segments), _ROW_GROUP_VIDEOS):
+            while chunk := list(islice(rows, _ROW_GROUP_VIDEOS)):
                 if writer is None:
                     writer = stack.enter_context(pq.ParquetWriter(path, schema, compression="zstd"))
-                writer.write_table(pa.Table.from_pylist(rows, schema))
-                videos += len(rows)
+                writer.write_table(pa.Table.from_pylist(chunk, schema))
+                videos += len(chunk)
         return videos
 
     def _merged(self, segments: Mapping[Any, list[RowValues]]) -> Iterator[RowValues]:
@@ -292,17 +269,12 @@ def _spread(place: Place, key: str, spills: Sequence[_Spill]) -> None:
     """Adds the rows of a file to the spills; all rows of a video get into one spill."""
     schema = spills[0].schema
     with place.fs.open(place.path, "rb") as file, pq.ParquetFile(file) as parquet:
-        columns = [name for name in schema.names if name in parquet.schema_arrow.names]
-        columns += [c.STATUS] if c.STATUS not in columns else []
-        for batch in parquet.iter_batches(_BATCH_ROWS, columns=columns):
+        for batch in parquet.iter_batches(_BATCH_ROWS, columns=schema.names):
             table = _with_counts(pa.Table.from_batches([batch])).select(schema.names).cast(schema)
-            spill_numbers = [
-                zlib.crc32(str(value).encode(errors="surrogatepass")) % len(spills)
-                for value in table[key].to_pylist()
-            ]
             by_spill: defaultdict[int, list[int]] = defaultdict(list)
-            for row, number in enumerate(spill_numbers):
-                by_spill[number].append(row)
+            for row, value in enumerate(table[key].to_pylist()):
+                digest = zlib.crc32(str(value).encode(errors="surrogatepass"))
+                by_spill[digest % len(spills)].append(row)
             for number, rows in by_spill.items():
                 for part in table.take(pa.array(rows, pa.int64())).combine_chunks().to_batches():
                     spills[number].add(part)
@@ -315,14 +287,3 @@ def _with_counts(table: pa.Table) -> pa.Table:
     counts = pc.fill_null(pc.list_value_length(table[WINDOWS]), 1)
     number = table.schema.get_field_index(WINDOWS)
     return table.set_column(number, WINDOWS, counts)
-
-
-def _chunks(rows: Iterator[RowValues], size: int) -> Iterator[list[RowValues]]:
-    while True:
-        chunk: list[RowValues] = []
-        with suppress(StopIteration):
-            while len(chunk) < size:
-                chunk.append(next(rows))
-        if not chunk:
-            return
-        yield chunk

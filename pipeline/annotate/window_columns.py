@@ -13,15 +13,15 @@ from mediamill.schemas.manifest import MEDIA_TYPE, ManifestSchema
 # Folders of an annotation that are outputs of runs.
 SPLIT_FOLDER, WINDOWS_FOLDER, VIDEOS_FOLDER = STEPS = ("_split", "windows", "videos")
 
-# Of a window's row.
+# Columns of a window's row.
 VIDEO_ID = "video_id"
 WINDOW = "window"
 START_S = "start_s"
 END_S = "end_s"
-# Only of a window's row in the manifest: the error of its video.
+# Only in the manifest of windows: the error of the window's video.
 SPLIT_CODE = "split_error_code"
 SPLIT_MESSAGE = "split_error_message"
-# Of a video's row.
+# Columns of a video's row.
 DURATION_S = "duration_s"
 WINDOWS = "windows"
 SEGMENTS = "segments"
@@ -30,7 +30,15 @@ SUMMARY_NOTE = "summary_note"
 
 WINDOWS_TYPE = pa.list_(pa.struct([pa.field(START_S, pa.float64()), pa.field(END_S, pa.float64())]))
 SPLIT_FIELDS = (pa.field(DURATION_S, pa.float64()), pa.field(WINDOWS, WINDOWS_TYPE))
-_HIDDEN = (pa.field(SPLIT_CODE, pa.string()), pa.field(SPLIT_MESSAGE, pa.string()))
+SPLIT_ERROR_FIELDS = (pa.field(SPLIT_CODE, pa.string()), pa.field(SPLIT_MESSAGE, pa.string()))
+WINDOW_FIELDS = (
+    pa.field(WINDOW, pa.int32()),  # from 0 in each video
+    pa.field(START_S, pa.float64()),
+    pa.field(END_S, pa.float64()),
+)
+ERROR_FIELDS = tuple(
+    pa.field(name, pa.string()) for name in (c.STATUS, c.ERROR_CODE, c.ERROR_MESSAGE)
+)
 _RESERVED = (
     *(VIDEO_ID, WINDOW, SPLIT_CODE, SPLIT_MESSAGE),
     *(DURATION_S, WINDOWS, SEGMENTS, FAILED_WINDOWS, SUMMARY_NOTE),
@@ -78,30 +86,19 @@ def window_schema(manifest: ManifestSchema) -> pa.Schema:
             *(pa.field(name, pa.string()) for name in manifest.optional),
             *user_fields(manifest),
             pa.field(VIDEO_ID, manifest.id_type),
-            pa.field(WINDOW, pa.int32()),
-            pa.field(START_S, pa.float64()),
-            pa.field(END_S, pa.float64()),
-            *_HIDDEN,
+            *WINDOW_FIELDS,
+            *SPLIT_ERROR_FIELDS,
         ]
     )
 
 
-def without_hidden(schema: pa.Schema) -> pa.Schema:
+def without_split_error(schema: pa.Schema) -> pa.Schema:
     """Removes the columns of the video's error: a result has it in the row's error columns."""
-    return pa.schema([field for field in schema if field not in _HIDDEN])
+    return pa.schema([field for field in schema if field not in SPLIT_ERROR_FIELDS])
 
 
 def split_schema(manifest: ManifestSchema) -> pa.Schema:
     """Returns the schema of the result of a split, with one row for each video."""
     read_columns = [field for field in manifest.fields if field.name in c.MANIFEST_COLUMNS]
-    return pa.schema(
-        [
-            *read_columns,
-            *manifest.user,
-            *SPLIT_FIELDS,
-            pa.field(c.STATUS, pa.string()),
-            pa.field(c.ERROR_CODE, pa.string()),
-            pa.field(c.ERROR_MESSAGE, pa.string()),
-            pa.field(c.RUN_ID, pa.string()),
-        ]
-    )
+    run_id = pa.field(c.RUN_ID, pa.string())
+    return pa.schema([*read_columns, *manifest.user, *SPLIT_FIELDS, *ERROR_FIELDS, run_id])

@@ -1,7 +1,7 @@
 """Makes the manifest of windows from the rows of a split: one row for each window of each video.
 
-Each file of the split gives one file, which is written whole or not at all, and never changed: the
-ledger of the windows identifies rows by their position in it.
+Each file of the split gives one file, which is written atomically and never changed: the ledger of
+the windows identifies rows by their position in it.
 """
 
 import tempfile
@@ -41,7 +41,7 @@ _VIDEO = "video"
 
 
 def make_windows(split: Place, windows: Place, manifest: ManifestSchema) -> int:
-    """Makes the missing files of the manifest of windows, and returns how many these were.
+    """Makes the missing files of the manifest of windows, and returns their number.
 
     split: the output of a finished run. Memory does not grow with the windows of a file.
     """
@@ -113,9 +113,8 @@ def windows_of(video: Mapping[str, Any], manifest: ManifestSchema) -> Iterator[d
 def _end(video: Mapping[str, Any], row_end: float | None) -> float | None:
     """Returns the measured end of a video; None if it was not measured, or the row ends before."""
     duration: float | None = video[DURATION_S]
-    if duration is None or (row_end is not None and row_end < duration):
-        return None
-    return duration
+    ends_before = duration is not None and row_end is not None and row_end < duration
+    return None if ends_before else duration
 
 
 def window_id(video_id: str | int, number: int) -> str:

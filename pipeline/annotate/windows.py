@@ -1,4 +1,4 @@
-"""Divides a video into windows: of a fixed length, from scene cut to scene cut, or as a row says.
+"""Divides a video into windows: of a fixed length, from scene cut to scene cut, or given by a row.
 
 Times are seconds from the first frame of the video. All functions raise RowError decode_too_large
 for more windows than `annotate.max_windows`.
@@ -74,7 +74,7 @@ def given_windows(config: AnnotateConfig, starts: object, ends: object) -> list[
     """Returns the windows that a row names, in its order.
 
     starts, ends: the values of its columns start_s and end_s, a number each or a list of numbers
-    each. Raises RowError prompt_invalid for values that are no windows.
+    each. Raises RowError prompt_invalid for values that are not windows.
     """
     start_numbers, end_numbers = _numbers("start_s", starts), _numbers("end_s", ends)
     if len(start_numbers) != len(end_numbers):

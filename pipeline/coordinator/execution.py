@@ -17,7 +17,7 @@ from mediamill.pipeline.records import answer_columns
 from mediamill.pipeline.storage.storage import redact_text
 from mediamill.schemas.errors import JobError
 from mediamill.schemas.job import JobConfig
-from mediamill.schemas.job_resources import span
+from mediamill.schemas.job_resources import size_range
 from mediamill.schemas.result import Progress
 
 _PASSES = 3
@@ -134,7 +134,7 @@ class Execution:
 
     def _autoscaler(self, pools: Pools) -> Autoscaler:
         resources, names = self._resources, self._names
-        workers, replicas = span(resources.prepare_workers), span(resources.replicas)
+        workers, replicas = size_range(resources.prepare_workers), size_range(resources.replicas)
         return Autoscaler(
             (names[0], PoolLimits(*workers, pools.prepare_workers)),
             (names[1], PoolLimits(*replicas, pools.replicas)) if len(names) > 1 else None,

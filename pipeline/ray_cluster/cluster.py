@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from mediamill.pipeline.ray_cluster.block_stats import ClearBlockStats
 from mediamill.pipeline.ray_cluster.pool_sizes import Node, Pools, TooSmallError, size_pools
 from mediamill.schemas.job import Resources
-from mediamill.schemas.job_resources import span
+from mediamill.schemas.job_resources import size_range
 
 if TYPE_CHECKING:
     from ray.data import DataContext
@@ -125,7 +125,7 @@ def _request_nodes(resources: Resources | None) -> None:
         on_gpu = resources.device == "cuda"
         cpus = {"CPU": float(_MIN_CPUS)}
         replica = {"GPU": float(resources.tensor_parallel)} if on_gpu else cpus
-        replicas = span(resources.replicas)[0] or 1
+        replicas = size_range(resources.replicas)[0] or 1
         bundles = [cpus, *([replica] * replicas)]
         generate = dict(resources.labels.generate)
         labels = [dict(resources.labels.prepare), *([generate] * replicas)]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from mediamill.model.engine_core.default_batch import default_batch_rows
 from mediamill.schemas.errors import JobError
 from mediamill.schemas.job import Resources
-from mediamill.schemas.job_resources import span
+from mediamill.schemas.job_resources import size_range
 
 _TASK_CPUS = 1.0  # of each node, kept free of actors: Ray's repartition tasks ask for a whole one
 _IO_TASK_CPUS = 0.5  # of the largest node: for read and write tasks at the same time
@@ -100,7 +100,7 @@ def size_pools(
     cluster = _Cluster.of(resources, nodes)
     replicas = cluster.replicas(resources) if generates else 0
     ranks = resources.tensor_parallel
-    initial, maximum = span(resources.prepare_workers)
+    initial, maximum = size_range(resources.prepare_workers)
     most_workers = cluster.max_workers(replicas, ranks, prepare_bytes)
     workers = initial
     if workers is None:
@@ -116,7 +116,7 @@ def size_pools(
         prepare_cpus=fraction,
         prepare_bytes=cluster.bytes_each(actors, fraction, prepare_bytes),
         replicas=replicas,
-        max_replicas=span(resources.replicas)[1],
+        max_replicas=size_range(resources.replicas)[1],
         # Asks for no CPU on a GPU node: prepare actors could take it before the replica is placed.
         replica_cpus=0 if cluster.on_gpu else fraction,
         replica_gpus=ranks if cluster.on_gpu else 0,
@@ -143,8 +143,8 @@ def capacity(resources: Resources, pools: Pools, nodes: Sequence[Node]) -> Capac
     replicas = min(replicas, pools.max_replicas or replicas)
     workers = cluster.places(cluster.prepare, pools.prepare_cpus, pools.prepare_bytes)
     if generates and not on_gpu:
-        workers -= max(replicas, span(resources.replicas)[0] or 0)
-    if span(resources.prepare_workers)[0] is None:
+        workers -= max(replicas, size_range(resources.replicas)[0] or 0)
+    if size_range(resources.prepare_workers)[0] is None:
         workers = min(workers, cluster.max_workers(replicas, pools.ranks, pools.prepare_bytes))
     return Capacity(max(0, min(workers, pools.max_workers or workers)), replicas)
 
@@ -200,7 +200,7 @@ class _Cluster:
 
     def replicas(self, resources: Resources) -> int:
         """Returns the initial number of replicas. Raises TooSmallError."""
-        minimum, maximum = span(resources.replicas)
+        minimum, maximum = size_range(resources.replicas)
         ranks = resources.tensor_parallel
         available = self.max_replicas(ranks)
         if not self.on_gpu:

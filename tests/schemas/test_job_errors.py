@@ -289,7 +289,7 @@ def test_every_mistake_is_told_in_the_order_of_the_file(job_file):
         f"{path}:5: model: found 7 (a whole number), expected text that is not blank",
         'command line: seed: found "x" (text), expected a whole number from 0 to 2^63 - 1',
         f"{path}: found no key 'manifest', "
-        "expected a Parquet file, folder or glob with a row for each answer",
+        "expected a Parquet file, folder or glob that lists the media",
     ]
 
 

@@ -1,4 +1,4 @@
-// Shows the rows that match the filters. Without it every row is shown and the filters are not.
+// Shows the rows that match the filters. Without this script, all rows are shown without filters.
 const form = document.getElementById("filters");
 const rows = [...document.querySelectorAll("[data-verdict]")];
 const shown = document.getElementById("shown");

@@ -21,7 +21,7 @@ from mediamill.pipeline.annotate.window_columns import (
     check_columns,
     split_schema,
     window_schema,
-    without_hidden,
+    without_split_error,
 )
 from mediamill.pipeline.annotate.window_manifest import make_windows, windows_of
 from mediamill.pipeline.faults import RunError
@@ -71,7 +71,7 @@ def answer(rows, folder, name, rng, failing=0.1):
         row["text"] = None if failed else f"seen at {row['start_s']} of {row['video_id']}"
         done.append(row)
     fields = [pa.field("text", pa.string()), *list(split_schema(MANIFEST))[-4:]]
-    schema = without_hidden(pa.schema([*window_schema(MANIFEST), *fields]))
+    schema = without_split_error(pa.schema([*window_schema(MANIFEST), *fields]))
     order = rng.permutation(len(done)).tolist()
     folder.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist([done[i] for i in order], schema), folder / name)
