@@ -140,7 +140,7 @@ def _matched(
     expected: dict[str, torch.nn.Parameter],
     tied: bool,
 ) -> dict[str, StoredTensor]:
-    """Returns the tensor that fills each parameter, and a stored head that the config ties.
+    """Returns the stored tensor of each parameter by its hub name, and a head that is tied.
 
     Raises ModelError with all tensors that do not match the parameters.
     """

@@ -47,7 +47,7 @@ class Packing:
 
     def rows(self, cells: torch.Tensor) -> list[torch.Tensor]:
         """[B, S, ...] -> the real cells of each row."""
-        return list(self.pack(cells).split(self.row_lengths))
+        return list(torch.split(self.pack(cells), self.row_lengths))
 
     def unpack(self, tokens: torch.Tensor) -> torch.Tensor:
         """[T, ...] -> [B, S, ...], zeros at padding."""

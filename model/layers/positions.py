@@ -45,7 +45,7 @@ def text_positions(
 def rope_deltas(positions: torch.Tensor, packing: Packing) -> torch.Tensor:
     """1 + the largest position of each row - its tokens, those of the cache included: int64 [B]."""
     deltas = []
-    rows = positions.split(packing.row_lengths, dim=1)
+    rows = torch.split(positions, packing.row_lengths, dim=1)
     for row, past, start in zip(rows, packing.past, packing.starts, strict=True):
         largest = torch.tensor(start - 1, device=positions.device)
         if row.shape[1]:

@@ -18,8 +18,8 @@ def grid_list(grids: torch.Tensor | Sequence[Grid], merge: int) -> list[Grid]:
     """
     rows = grids.tolist() if isinstance(grids, torch.Tensor) else [list(grid) for grid in grids]
     for row in rows:
-        whole = isinstance(row, list) and len(row) == 3 and all(type(n) is int for n in row)
-        if not whole or min(row) < 1 or row[1] % merge or row[2] % merge:
+        is_grid = isinstance(row, list) and len(row) == 3 and all(type(n) is int for n in row)
+        if not is_grid or min(row) < 1 or row[1] % merge or row[2] % merge:
             raise ValueError(
                 f"a grid is {row}, expected t, h and w, h and w being multiples of {merge}"
             )
