@@ -7,7 +7,7 @@ pool.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,8 @@ from mediamill.pipeline.decoding.decoder_pool import (
     DecodeReply,
     DecodeRequest,
     DecoderPool,
-    DecodeRules,
     MediumRequest,
 )
-from mediamill.pipeline.decoding.media_limits import media_limits
 from mediamill.pipeline.fetching.spool import Spool
 from mediamill.pipeline.records import (
     MEDIA_BYTES,
@@ -83,10 +81,8 @@ class Prepare:
             "image_min_pixels": job.image.min_pixels,
             "image_max_pixels": job.image.max_pixels,
             "video": job.video.model_dump(exclude={"mrope"}),
-            "limits": asdict(media_limits(job.limits)),
         }
-        rules = DecodeRules(job.limits.decode_timeout_s, job.limits.decode_bytes)
-        self._decoder = DecoderPool(arguments, rules)
+        self._decoder = DecoderPool(arguments, job.limits)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """A table of `fetched_schema` -> one of `prepared_schema`.
