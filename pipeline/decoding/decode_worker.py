@@ -268,7 +268,6 @@ def _prompt_ids(
 
 def _text_ids(processor: "Processor", texts: Sequence[str], prompt_tokens: int) -> list[list[int]]:
     """The token ids of each text that may follow the prompt."""
-    max_tokens = processor.max_context - prompt_tokens
     all_ids = []
     for number, text in enumerate(texts, start=1):
         if control := processor.tokenizer.control_tokens_in(text):
@@ -278,6 +277,7 @@ def _text_ids(processor: "Processor", texts: Sequence[str], prompt_tokens: int) 
                 "only the chat template may write",
             )
         ids = processor.tokenizer.encode(text)
+        max_tokens = processor.max_context - prompt_tokens
         if len(ids) > max_tokens:
             raise RowError(
                 ErrorCode.CONTEXT_TOO_LONG,
