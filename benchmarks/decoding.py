@@ -15,12 +15,8 @@ from mediamill.model.processor import Processor
 from mediamill.model.tiny import CAPTION_PROMPT, CHECKPOINT
 from mediamill.pipeline.decoding.arrow_column import binary_column
 from mediamill.pipeline.decoding.buffer_pool import BufferPool
-from mediamill.pipeline.decoding.decoder_pool import (
-    DecodeRequest,
-    DecoderPool,
-    DecodeRules,
-    MediumRequest,
-)
+from mediamill.pipeline.decoding.decoder_pool import DecodeRequest, DecoderPool, MediumRequest
+from mediamill.schemas.job import Limits
 from tests.media import jpeg, numbered_frames, video
 
 ROUNDS = 25
@@ -40,7 +36,7 @@ def main() -> None:
     torch.set_num_threads(1)
     processor = Processor.load(CHECKPOINT, image_max_pixels=PIXELS)
     arguments = {"checkpoint": str(CHECKPOINT), "image_max_pixels": PIXELS}
-    decoder = DecoderPool(arguments, DecodeRules(workers=1))
+    decoder = DecoderPool(arguments, Limits(), workers=1)
     cases = {
         "JPEG 64 x 64": (jpeg(64, 64), 64),
         "JPEG 128 x 128": (jpeg(128, 128), 64),

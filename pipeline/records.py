@@ -1,9 +1,10 @@
 """The schemas of the tables between the stages, and how a row's failure is stored in them.
 
-Every stage takes and returns Arrow tables of exactly these types: a type that Ray would have to
-guess could turn into pickled objects, and differ from block to block.
+Every stage takes and returns tables of exactly these types: a type that Ray has to guess may become
+pickled objects, and differ from block to block.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,8 +23,8 @@ from mediamill.schemas.task import CAPTION, Task
 ROW_FILE, ROW_INDEX = "file", "index"
 ROW_STRUCT = pa.struct([pa.field(ROW_FILE, pa.int32()), pa.field(ROW_INDEX, pa.int64())])
 
-# Only between fetch and prepare, which run in one process. Of each medium, one of the two is null:
-# what is too large for memory is in a temporary file, which the prepare stage removes.
+# Only between fetch and prepare, which run in one process. Each medium has one of the two: what is
+# too large for memory is in a temporary file, which the prepare stage removes.
 MEDIA_BYTES = "media_bytes"
 MEDIA_PATHS = "media_paths"
 
@@ -58,42 +59,30 @@ _TOTAL_FIELDS = (
 
 
 def read_schema(manifest: ManifestSchema) -> pa.Schema:
-    """The manifest's columns, the row's ordinal, and no error yet."""
+    """The manifest's columns, the row's ordinal, and the status and error."""
     return pa.schema([*manifest.fields, _ROW_FIELD, *_ERROR_FIELDS])
 
 
 def fetched_schema(manifest: ManifestSchema) -> pa.Schema:
     """Adds the bytes of each medium, or the path of a temporary file; null in error rows."""
-    return pa.schema(
-        [
-            *read_schema(manifest),
-            pa.field(MEDIA_BYTES, pa.list_(pa.large_binary())),
-            pa.field(MEDIA_PATHS, pa.list_(pa.string())),
-        ]
-    )
+    data = pa.field(MEDIA_BYTES, pa.list_(pa.large_binary()))
+    return pa.schema([*read_schema(manifest), data, pa.field(MEDIA_PATHS, pa.list_(pa.string()))])
 
 
 def prepared_schema(manifest: ManifestSchema) -> pa.Schema:
-    """Has receipts and tensors in the place of the bytes; tensors are null in error rows."""
+    """Has receipts and tensors instead of the bytes; tensors are null in error rows."""
     return pa.schema([*read_schema(manifest), *_RECEIPT_FIELDS, *_TENSOR_FIELDS])
 
 
 def parsed_schema(manifest: ManifestSchema, task: Task = CAPTION) -> pa.Schema:
-    """Has the answers in the place of the tensors."""
+    """Has the answers instead of the tensors."""
     copies = copy_fields(manifest) if task.dedupe else ()
-    return pa.schema(
-        [
-            *read_schema(manifest),
-            *_RECEIPT_FIELDS,
-            *_TOTAL_FIELDS,
-            *task.answer_fields,
-            *copies,
-        ]
-    )
+    answers = (*_TOTAL_FIELDS, *task.answer_fields, *copies)
+    return pa.schema([*read_schema(manifest), *_RECEIPT_FIELDS, *answers])
 
 
 def answer_columns(task: Task) -> list[str]:
-    """The columns that the answer of a row fills, also that of a copy."""
+    """The columns that a row's answer fills; a copy has the same answer."""
     return [field.name for field in (*_TOTAL_FIELDS, *task.answer_fields)]
 
 
@@ -106,7 +95,7 @@ class RowFailure:
 
     @classmethod
     def of(cls, error: RowError) -> "RowFailure":
-        """The failure that the error describes."""
+        """The failure of a row that raised this error."""
         return cls(error.code.value, error.message)
 
 
@@ -121,7 +110,7 @@ def media_uris(table: pa.Table, manifest: ManifestSchema) -> list[list[str | Non
 
 
 def failures(table: pa.Table) -> list[RowFailure | None]:
-    """The failure of each row, None for those that have not failed so far."""
+    """The failure of each row; None for rows that have not failed."""
     codes, messages = table[c.ERROR_CODE].to_pylist(), table[c.ERROR_MESSAGE].to_pylist()
     return [
         None if code is None else RowFailure(code, message)
@@ -138,14 +127,20 @@ def failure_columns(row_failures: list[RowFailure | None]) -> dict[str, list[str
     }
 
 
-def replace_columns(table: pa.Table, columns: dict[str, list[Any]], schema: pa.Schema) -> pa.Table:
-    """The table in another schema: with `columns` as given and all others from the table."""
-    arrays = [
-        pa.array(columns[field.name], field.type)
-        if field.name in columns
-        else table[field.name].cast(field.type)
-        for field in schema
-    ]
+def replace_columns(table: pa.Table, columns: Mapping[str, Any], schema: pa.Schema) -> pa.Table:
+    """Returns a table of the schema: with `columns` as given, and all others from the table.
+
+    columns: lists of values, or Arrow columns of the schema's types.
+    """
+    arrays = []
+    for field in schema:
+        values = columns.get(field.name)
+        if isinstance(values, pa.ChunkedArray):
+            arrays.append(values)
+        elif values is not None:
+            arrays.append(pa.array(values, field.type))
+        else:
+            arrays.append(table[field.name].cast(field.type))
     return pa.Table.from_arrays(arrays, schema=schema)
 
 

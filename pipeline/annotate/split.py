@@ -6,7 +6,7 @@ these are fetched. windows.py defines the windows; window_manifest.py makes rows
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -29,10 +29,8 @@ from mediamill.pipeline.decoding.decoder_pool import (
     DecodeReply,
     DecodeRequest,
     DecoderPool,
-    DecodeRules,
     MediumRequest,
 )
-from mediamill.pipeline.decoding.media_limits import media_limits
 from mediamill.pipeline.decoding.probe import ProbeRequest, ProbeResult
 from mediamill.pipeline.fetching.budget import Reservation
 from mediamill.pipeline.fetching.content import FetchedMedium
@@ -108,9 +106,7 @@ class SplitVideos:
         self._decoder: DecoderPool | None = None
         if config.windows != "given":
             self._fetcher = Fetcher(fetch_rules)
-            arguments = {"limits": asdict(media_limits(limits))}
-            decode_rules = DecodeRules(limits.decode_timeout_s, limits.decode_bytes)
-            self._decoder = DecoderPool(arguments, decode_rules, _PROBER)
+            self._decoder = DecoderPool({}, limits, _PROBER)
         self._threads = ThreadPoolExecutor(fetch_rules.config.at_once, thread_name_prefix="head")
 
     def __call__(self, table: pa.Table) -> pa.Table:

@@ -1,6 +1,6 @@
-"""Builds one Arrow column of the bytes of rows, without a copy of those that are contiguous.
+"""Builds one Arrow column of the bytes of rows, without copying those that are contiguous.
 
-Arrow's own builder allocates new memory as the column grows.
+Arrow's own builder copies all of them into new memory.
 """
 
 from collections.abc import Sequence
@@ -15,10 +15,10 @@ _TYPE = pa.large_binary()
 
 
 def binary_column(values: Sequence[memoryview | None], pool: BufferPool) -> pa.ChunkedArray:
-    """large_binary [rows], equal to what pa.array makes of the values.
+    """Returns large_binary [rows], equal to what pa.array makes of the values.
 
-    values: with items of one byte; nothing may write to them any more. Values that are not
-        contiguous are copied into a buffer of the pool.
+    values: with items of one byte; nothing may write to them afterwards. Those of more than
+        _MAX_CHUNKS contiguous runs are copied into a buffer of the pool.
     Raises OSError without memory.
     """
     runs = _contiguous_runs(values)
@@ -28,7 +28,7 @@ def binary_column(values: Sequence[memoryview | None], pool: BufferPool) -> pa.C
     for start, stop, address in runs:
         run = values[start:stop]
         size = sum(map(_size, run))
-        # The buffer refers to the run, so that the memory of its values is not used again.
+        # The buffer refers to the run, so that the pool does not reuse the memory of its values.
         data = pa.foreign_buffer(address, size, base=run) if size else pa.py_buffer(b"")
         chunks.append(_array(run, data))
     return pa.chunked_array(chunks, _TYPE)

@@ -21,10 +21,10 @@ class BufferPool:
 
     A buffer returns to the pool when nothing refers to the array, a view of it or an Arrow buffer
     on it.
+    retained_bytes: of free blocks; more are returned to the system.
     """
 
     def __init__(self, retained_bytes: int = RETAINED_BYTES) -> None:
-        """retained_bytes: of free blocks; more are given back to the system."""
         self._retained_bytes = retained_bytes
         # Finalizers return blocks in any thread, in the middle of any line: no lock may be taken.
         self._free: dict[int, deque[mmap.mmap]] = {}
@@ -40,10 +40,6 @@ class BufferPool:
         weakref.finalize(array, self._release, block).atexit = False
         return array[:size]
 
-    def arena(self) -> "Arena":
-        """A new arena on this pool, for one thread."""
-        return Arena(self)
-
     def _block(self, size: int) -> mmap.mmap:
         free = self._free.setdefault(size, deque())
         with suppress(IndexError):
@@ -57,8 +53,9 @@ class BufferPool:
 
 
 class Arena:
-    """Allocates small buffers one directly after the other within a block of the pool, so that
-    neighbours can become one Arrow column without a copy.
+    """Allocates contiguous small buffers within a block of a pool, for one thread.
+
+    Contiguous buffers can become one Arrow column without a copy.
     """
 
     def __init__(self, pool: BufferPool) -> None:

@@ -16,7 +16,7 @@ class MediumRequest:
     """One medium.
 
     content: the file's bytes, or the path of the file.
-    kind: None = told from the bytes.
+    kind: None = detected from the bytes.
     start_s, end_s: a window of a video, in seconds.
     """
 
@@ -37,7 +37,7 @@ class DecodeRequest:
 
     chats: JSON objects, each {"messages": a chat} or {"prompt": text, "system": text or null}.
     texts: that may follow the prompt. The reply holds token ids of each chat, then of each text.
-    probe: find out about the only medium, a video, and do nothing of the above.
+    probe: only probe the medium, which is a single video; decode and tokenize nothing.
     """
 
     media: Sequence[MediumRequest]
@@ -46,7 +46,7 @@ class DecodeRequest:
     probe: ProbeRequest | None = None
 
     def content_hash(self) -> bytes:
-        """A hash of all that decides the reply, 16 bytes. Of a file, its inode is hashed."""
+        """A hash of all that decides the reply, 16 bytes. Stands for a file: its inode."""
         media = [(medium.kind, medium.start_s, medium.end_s, medium.size) for medium in self.media]
         digest = hashlib.blake2b(digest_size=16)
         digest.update(json.dumps([list(self.chats), list(self.texts), media]).encode())
@@ -66,10 +66,10 @@ class DecodeRequest:
 
 def encode_requests(
     requests: Sequence[DecodeRequest], start_s: float
-) -> tuple[bytes, list[memoryview]]:
-    """The header of the message, and the contents to write into the shared memory.
+) -> tuple[dict[str, Any], list[memoryview]]:
+    """Returns the message as JSON, and the contents to write into the shared memory.
 
-    start_s: the worker starts no further row of the message after so many seconds.
+    start_s: the worker starts no further row of the message after this many seconds.
     """
     contents: list[memoryview] = []
     rows = [
@@ -81,18 +81,12 @@ def encode_requests(
         }
         for request in requests
     ]
-    return json.dumps({"rows": rows, "start_s": start_s}).encode(), contents
+    return {"rows": rows, "start_s": start_s}, contents
 
 
 def _medium(medium: MediumRequest, contents: list[memoryview]) -> dict[str, Any]:
-    fields: dict[str, Any] = {
-        "kind": medium.kind,
-        "start_s": medium.start_s,
-        "end_s": medium.end_s,
-    }
+    window = {"kind": medium.kind, "start_s": medium.start_s, "end_s": medium.end_s}
     if isinstance(medium.content, Path):
-        fields["path"] = str(medium.content)
-    else:
-        fields["bytes"] = medium.content.nbytes
-        contents.append(medium.content)
-    return fields
+        return {**window, "path": str(medium.content)}
+    contents.append(medium.content)
+    return {**window, "bytes": medium.content.nbytes}

@@ -1,8 +1,7 @@
 """The fork server's process and the decode workers that it forks.
 
-The server has one thread, and imports and loads everything once. It decodes nothing: it forks
-workers, which turn the media of rows into patches, receipts and token ids, and reports how they
-ended.
+The server has one thread and loads everything once. It decodes nothing: it forks workers, which
+turn the media of rows into patches, receipts and token ids, and reports their exit statuses.
 """
 
 import gc
@@ -54,16 +53,17 @@ def main(fd: int) -> None:
     retain_freed_memory()
     connection = socket.socket(fileno=fd)
     with suppress(socket_messages.ConnectionClosedError):
-        request = json.loads(socket_messages.receive(connection, _MAX_REQUEST_BYTES).header)
+        request = socket_messages.receive(connection, _MAX_REQUEST_BYTES).content
         module, _, name = request["factory"].partition(":")
         try:
             processor = getattr(importlib.import_module(module), name)(**request["arguments"])
         except Exception as error:  # noqa: BLE001 - the owner raises it
-            _send(connection, {"error": [type(error).__name__, str(error)[:_MAX_MESSAGE]]})
+            message = [type(error).__name__, str(error)[:_MAX_MESSAGE]]
+            socket_messages.send(connection, {"error": message})
             return
         gc.collect()
         gc.freeze()  # or the first collection of each worker would copy what all share
-        _send(connection, {"shapes": _patch_shapes(processor)})
+        socket_messages.send(connection, {"shapes": _patch_shapes(processor)})
         _serve(connection, processor)
 
 
@@ -116,10 +116,9 @@ def _serve(connection: socket.socket, processor: "Processor") -> None:
     workers: set[int] = set()
     try:
         while True:
-            message = socket_messages.receive(connection, _MAX_REQUEST_BYTES, max_fds=4)
-            request = json.loads(message.header)
-            if message.fds:
-                pid = _fork(connection, message.fds, processor, request["max_bytes"], prctl)
+            request, fds = socket_messages.receive(connection, _MAX_REQUEST_BYTES, max_fds=4)
+            if fds:
+                pid = _fork(connection, fds, processor, request["max_bytes"], prctl)
                 workers.add(pid)
                 continue
             pid = request["end"]
@@ -128,7 +127,7 @@ def _serve(connection: socket.socket, processor: "Processor") -> None:
                 os.kill(pid, signal.SIGKILL)
             # If the worker had ended before, this is its own status, and not that of the SIGKILL.
             status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-            _send(connection, {"status": status})
+            socket_messages.send(connection, {"status": status})
     finally:
         for pid in workers:
             os.kill(pid, signal.SIGKILL)
@@ -162,7 +161,7 @@ def _fork(
             os._exit(1)
     for fd in fds:
         os.close(fd)
-    _send(connection, {"worker": pid})
+    socket_messages.send(connection, {"worker": pid})
     return pid
 
 
@@ -173,16 +172,16 @@ def _run_worker(
     processor: "Processor",
     memory_limit: MemoryLimit,
 ) -> NoReturn:
-    """Decodes one batch after the other. Raises ConnectionClosedError."""
+    """Decodes batch after batch. Raises ConnectionClosedError."""
     while True:
-        request = json.loads(socket_messages.receive(connection, _MAX_REQUEST_BYTES).header)
+        request = socket_messages.receive(connection, _MAX_REQUEST_BYTES).content
         end = time.monotonic() + request["start_s"]
         offset = 0
         for row in request["rows"]:
             reply, parts = _decode(processor, row, offset, memory, memory_limit)
             offset += sum(medium.get("bytes", 0) for medium in row["media"])
-            # The next row could change shared memory before it is read, so a row that uses it is
-            # the last of its batch.
+            # A row that uses shared memory is the last of its batch, since the next row could
+            # overwrite it before it is read.
             large = sum(part.nbytes for part in parts) > replies.max_data_bytes
             if large:
                 memory.write(parts)
@@ -202,7 +201,7 @@ def _decode(
     memory: SharedMemory,
     memory_limit: MemoryLimit,
 ) -> tuple[dict[str, Any], Sequence[memoryview]]:
-    """The reply about one row, and its patches and token ids as bytes.
+    """Returns the reply about one row, and its patches and token ids as bytes.
 
     offset: where the row's media begin in the shared memory.
     """
@@ -210,8 +209,8 @@ def _decode(
     visuals: list[VisualInput] = []
     parts: list[memoryview] = []
     ids: list[list[int]] = []
-    probe = None
-    failure, stage = None, "media"
+    probe = failure = None
+    stage = "media"
     memory_limit.apply()
     try:
         for medium in row["media"]:
@@ -234,10 +233,9 @@ def _decode(
         stage = "prompt"
         ids = [_prompt_ids(processor, chat, visuals) for chat in row["chats"]]
         ids += _text_ids(processor, row["texts"], max(map(len, ids), default=0))
-        parts = [
-            memoryview(visual.patches.contiguous().numpy().data).cast("B") for visual in visuals
-        ]
-        parts += [memoryview(array("i", text_ids)).cast("B") for text_ids in ids]
+        arrays = [visual.patches.contiguous().numpy().data for visual in visuals]
+        arrays += [memoryview(array("i", text_ids)) for text_ids in ids]
+        parts = [values.cast("B") for values in arrays]
         if sum(part.nbytes for part in parts) > memory.size:
             raise MemoryError
     except Exception as error:  # noqa: BLE001 - whatever a decoder raises fails this row alone
@@ -278,14 +276,15 @@ def _text_ids(processor: "Processor", texts: Sequence[str], prompt_tokens: int) 
                 f"text {number} of those to score holds the control string {control[0]}, which "
                 "only the chat template may write",
             )
-        all_ids.append(processor.tokenizer.encode(text))
+        ids = processor.tokenizer.encode(text)
         max_tokens = processor.max_context - prompt_tokens
-        if len(all_ids[-1]) > max_tokens:
+        if len(ids) > max_tokens:
             raise RowError(
                 ErrorCode.CONTEXT_TOO_LONG,
-                f"text {number} of those to score has {len(all_ids[-1])} tokens, and the model's "
+                f"text {number} of those to score has {len(ids)} tokens, and the model's "
                 f"context of {processor.max_context} has room for {max_tokens} after the prompt",
             )
+        all_ids.append(ids)
     return all_ids
 
 
@@ -316,7 +315,3 @@ def _is_out_of_memory(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
-
-
-def _send(connection: socket.socket, header: Mapping[str, Any]) -> None:
-    socket_messages.send(connection, json.dumps(header).encode())

@@ -1,30 +1,29 @@
 """Decodes the media of rows in worker processes: patches, receipts and token ids.
 
-A crash, a hang or a decompression bomb fails the row that brought it and no other: the worker is
-replaced.
+A crash, a hang or a decompression bomb fails only the row that caused it: the worker is replaced.
 """
 
 import select
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from typing import Any
 
+from mediamill.model.media.limits import MediaLimits
 from mediamill.pipeline.decoding.buffer_pool import Arena, BufferPool
 from mediamill.pipeline.decoding.decode_request import DecodeRequest, MediumRequest
 from mediamill.pipeline.decoding.fair_pool import FairPool
-from mediamill.pipeline.decoding.fork_server import ForkServer, ForkServerSettings
+from mediamill.pipeline.decoding.fork_server import ForkServer
 from mediamill.pipeline.decoding.reply import DecodeReply
 from mediamill.pipeline.decoding.work_queue import WorkQueue
-from mediamill.pipeline.decoding.worker_handle import (
-    DecodeRules,
-    PendingRow,
-    WorkerHandle,
-    failure_reply,
-)
+from mediamill.pipeline.decoding.worker_handle import PendingRow, WorkerHandle, failure_reply
 from mediamill.schemas.errors import ErrorCode
+from mediamill.schemas.job import Limits
 
-__all__ = ["DecodeReply", "DecodeRequest", "DecodeRules", "DecoderPool", "MediumRequest"]
+__all__ = ["DecodeReply", "DecodeRequest", "DecoderPool", "MediumRequest"]
+
+WORKERS = 2  # rows that one pool decodes at once
 
 
 class DecoderPool:
@@ -36,17 +35,21 @@ class DecoderPool:
     def __init__(
         self,
         arguments: Mapping[str, Any],
-        rules: DecodeRules,
+        limits: Limits,
         factory: str = "mediamill.pipeline.decoding.decode_worker:load_processor",
+        workers: int = WORKERS,
     ) -> None:
-        """arguments: of the factory, as JSON.
+        """arguments: of the factory, as JSON. It also gets `limits`, the arguments of MediaLimits.
 
         Raises ModelError for a checkpoint that cannot be used, RuntimeError for all else.
         """
-        self._rules = rules
-        self._fork_server = ForkServer(ForkServerSettings(factory, arguments, rules.max_bytes))
+        media_limits = limits.model_dump(include={field.name for field in fields(MediaLimits)})
+        self._max_bytes, self._worker_count = limits.decode_bytes, workers
+        self._fork_server = ForkServer(
+            factory, {**arguments, "limits": media_limits}, limits.decode_bytes
+        )
         self._workers = FairPool(
-            [WorkerHandle(self._fork_server, rules) for _ in range(rules.workers)]
+            [WorkerHandle(self._fork_server, limits.decode_timeout_s) for _ in range(workers)]
         )
         self.buffers = BufferPool()
 
@@ -56,41 +59,35 @@ class DecoderPool:
         return self._fork_server.pid
 
     def prepare(self, requests: Iterable[DecodeRequest]) -> list[DecodeReply]:
-        """The replies, in the order of the requests. Several threads may call it at once.
+        """Returns the replies in the order of the requests. Several threads may call it at once.
 
         Raises RuntimeError when no worker can be started.
         """
         replies: dict[int, DecodeReply] = {}
         rows: deque[PendingRow] = deque()
         for number, request in enumerate(requests):
-            if request.size > self._rules.max_bytes:
+            if request.size > self._max_bytes:
                 replies[number] = failure_reply(
                     ErrorCode.DECODE_TOO_LARGE,
                     f"the row's media are {request.size} bytes long, and decoding them may take "
-                    f"{self._rules.max_bytes} bytes of memory: raise limits.decode_bytes",
+                    f"{self._max_bytes} bytes of memory: raise limits.decode_bytes",
                 )
             else:
                 rows.append(PendingRow(number, request))
-        queue = WorkQueue(rows, self._rules.workers)
-        arenas: dict[WorkerHandle, Arena] = {}
-        busy: set[WorkerHandle] = set()
-        with self._workers.lease() as lease:
+        queue = WorkQueue(rows, self._worker_count)
+        arenas = defaultdict[WorkerHandle, Arena](lambda: Arena(self.buffers))
+        with self._workers.lease() as busy:
             try:
                 while queue.waiting or busy:
-                    while queue.waiting and (worker := lease.acquire()) is not None:
-                        busy.add(worker)
-                        arenas.setdefault(worker, self.buffers.arena())
+                    while queue.waiting and (worker := self._workers.acquire(busy)) is not None:
                         worker.send(queue.take(worker, worker.batch_rows))
                     for worker, rings in _ready_or_late(busy):
-                        arena = arenas[worker]
-                        received, pending = (
-                            worker.receive(arena) if rings else worker.receive_late(arena)
-                        )
+                        receive = worker.receive if rings else worker.receive_late
+                        received, pending = receive(arenas[worker])
                         replies |= received
                         if pending is not None:
                             queue.put_back(worker, pending)
-                            busy.remove(worker)
-                            lease.release(worker)
+                            self._workers.release(busy, worker)
             finally:
                 for worker in busy:  # after an error
                     worker.abandon()

@@ -12,61 +12,48 @@ T = TypeVar("T")
 
 
 class FairPool(Generic[T]):
-    """The free resources, and the number of threads that share them."""
+    """The free resources, and the number of threads that share the pool."""
 
     def __init__(self, resources: Sequence[T]) -> None:
         self._free = list(resources)
         self._total = len(resources)
-        self._leases = 0
+        self._threads = 0
         self._change = threading.Condition()
 
     @contextmanager
-    def lease(self) -> Iterator["Lease[T]"]:
-        """One thread's use of the pool; what it holds at the end is released."""
-        with self._change:
-            self._leases += 1
-        lease = Lease(self)
-        try:
-            yield lease
-        finally:
-            for resource in list(lease.held):
-                lease.release(resource)
-            with self._change:
-                self._leases -= 1
+    def lease(self) -> Iterator[list[T]]:
+        """Counts one more thread that shares the pool.
 
-    def acquire(self, held: int) -> T | None:
-        """One more for a thread that holds so many, None when it has its share; waits for the
-        first one.
+        Yields the list of the resources that this thread holds, for `acquire` and `release`.
+        Resources that it still holds at the end are released.
         """
         with self._change:
-            if held == 0:
-                self._change.wait_for(lambda: self._free)
-            elif not self._free or held >= self._total // self._leases:
-                return None
-            return self._free.pop()
+            self._threads += 1
+        held: list[T] = []
+        try:
+            yield held
+        finally:
+            with self._change:
+                self._threads -= 1
+                self._free += held
+                self._change.notify(len(held))
 
-    def release(self, resource: T) -> None:
-        """Returns a resource. The one used last is the next to be used."""
+    def acquire(self, held: list[T]) -> T | None:
+        """Returns one more resource for a thread and appends it to those that the thread holds.
+
+        Returns None if the thread has its share. Waits for the first resource.
+        """
         with self._change:
+            if not held:
+                self._change.wait_for(lambda: self._free)
+            elif not self._free or len(held) >= self._total // self._threads:
+                return None
+            held.append(self._free.pop())
+            return held[-1]
+
+    def release(self, held: list[T], resource: T) -> None:
+        """Returns a held resource to the pool. The one used last is the next to be used."""
+        with self._change:
+            held.remove(resource)
             self._free.append(resource)
             self._change.notify()
-
-
-class Lease(Generic[T]):
-    """One thread's use of a FairPool. held: its resources."""
-
-    def __init__(self, pool: FairPool[T]) -> None:
-        self._pool = pool
-        self.held: list[T] = []
-
-    def acquire(self) -> T | None:
-        """One more resource, None when this thread has its share; waits for the first one."""
-        resource = self._pool.acquire(len(self.held))
-        if resource is not None:
-            self.held.append(resource)
-        return resource
-
-    def release(self, resource: T) -> None:
-        """Returns a resource."""
-        self.held.remove(resource)
-        self._pool.release(resource)

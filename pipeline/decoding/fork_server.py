@@ -1,5 +1,6 @@
-"""The fork server: a child process that has loaded everything, and forks decode workers in
-milliseconds.
+"""The fork server: a child process that loads everything once and forks decode workers.
+
+A fork takes milliseconds.
 """
 
 import json
@@ -31,8 +32,8 @@ main(int(sys.argv[1]))
 _LOAD_TIMEOUT_S = 600.0  # libraries may come from a slow network disk
 _FORK_TIMEOUT_S = 60.0
 _MAX_STARTS = 3
-_MAX_HEADER_BYTES = 64 * 1024  # of the server's replies
-_MAX_REPLY_BYTES = 16 * 1024**2  # of a worker's reply without patches: times of many frames
+_MAX_REPLY_BYTES = 64 * 1024  # of the server
+_MAX_HEADER_BYTES = 16 * 1024**2  # of a worker's reply, without patches: times of many frames
 _REPLY_TIMEOUT_S = 10.0  # for the rest of a reply that has begun, while other rows wait
 _LOST = (
     socket_messages.ConnectionClosedError,
@@ -44,27 +45,11 @@ _LOST = (
 
 
 @dataclass(frozen=True)
-class ForkServerSettings:
-    """What the fork server loads.
-
-    factory: "module:name" of a function that creates the processor.
-    arguments: of the factory, as JSON.
-    max_bytes: memory that decoding one row may take.
-    """
-
-    factory: str
-    arguments: Mapping[str, Any]
-    max_bytes: int
-
-
-@dataclass(frozen=True)
 class Worker:
-    """A process that decodes.
+    """A process that decodes: where its requests go and its replies come from.
 
-    connection: for requests to it.
-    replies: what it sends back.
     memory: shared with it.
-    generation: which start of the fork server has forked it.
+    generation: counts the starts of the fork server, up to the one that forked this worker.
     """
 
     pid: int
@@ -80,9 +65,14 @@ class ForkServer:
     shapes: of patches, by kind of medium.
     """
 
-    def __init__(self, settings: ForkServerSettings) -> None:
-        """Raises ModelError for a checkpoint that cannot be used, RuntimeError for all else."""
-        self._settings = settings
+    def __init__(self, factory: str, arguments: Mapping[str, Any], max_bytes: int) -> None:
+        """factory: "module:name" of a function that creates the processor from `arguments`, JSON.
+
+        max_bytes: of memory that decoding one row may take.
+        Raises ModelError for a checkpoint that cannot be used, RuntimeError for all else.
+        """
+        self._load_request = {"factory": factory, "arguments": dict(arguments)}
+        self._max_bytes = max_bytes
         self._mutex = threading.Lock()
         self._generation = 0
         self._worker_ends: set[socket.socket | Receiver] = set()
@@ -91,40 +81,38 @@ class ForkServer:
 
     @property
     def pid(self) -> int:
-        """Of the server process; it changes with a restart."""
+        """The process id of the server, which changes with a restart."""
         return self._process.pid
 
     def fork(self) -> Worker:
         """A new worker. Raises RuntimeError when the server keeps dying, OSError without memory."""
-        max_bytes = self._settings.max_bytes
         with self._mutex:
             for _ in range(_MAX_STARTS):
                 connection, worker_connection = socket.socketpair()
                 receiver_fds, sender_fds = create_pipes()
-                memory, memory_fd = SharedMemory.create(max_bytes)
-                replies = Receiver(*receiver_fds, _MAX_REPLY_BYTES, _REPLY_TIMEOUT_S)
+                memory, memory_fd = SharedMemory.create(self._max_bytes)
+                replies = Receiver(*receiver_fds, _MAX_HEADER_BYTES, _REPLY_TIMEOUT_S)
                 worker_fds = (worker_connection.fileno(), *sender_fds, memory_fd)
                 try:
-                    pid = int(self._call({"max_bytes": max_bytes}, worker_fds)["worker"])
+                    reply = self._call({"max_bytes": self._max_bytes}, fds=worker_fds)
+                    pid = int(reply["worker"])
                     self._worker_ends |= {connection, replies}
                     return Worker(pid, connection, replies, memory, self._generation)
                 except _LOST:
                     connection.close()
                     replies.close()
                     memory.close()
-                    self._end()
-                    self._start()
+                    self._restart()
                 finally:
                     worker_connection.detach()
                     for fd in worker_fds:
                         os.close(fd)
-        raise RuntimeError(f"the decoding process ended {_MAX_STARTS} times when it was to fork")
+        raise RuntimeError(f"the decoding process ended {_MAX_STARTS} times when it had to fork")
 
     def end(self, worker: Worker) -> int | None:
-        """Ends a worker.
+        """Ends a worker and returns its exit status; -N if signal N had ended it before this call.
 
-        Returns its exit status; below 0 it is the signal that ended the worker, if that happened
-        before this call. None when its fork server has ended, and every worker with it.
+        Returns None when its fork server has ended, and every worker with it.
         """
         worker.connection.close()
         worker.replies.close()
@@ -136,8 +124,7 @@ class ForkServer:
             try:
                 return int(self._call({"end": worker.pid})["status"])
             except _LOST:
-                self._end()
-                self._start()
+                self._restart()
                 return None
 
     def close(self) -> None:
@@ -147,18 +134,26 @@ class ForkServer:
             for end in self._worker_ends:
                 end.close()
 
-    def _call(self, request: Mapping[str, Any], fds: Sequence[int] = ()) -> Mapping[str, Any]:
-        deadline = time.monotonic() + _FORK_TIMEOUT_S
-        socket_messages.send(self._connection, json.dumps(request).encode(), deadline, fds)
-        message = socket_messages.receive(self._connection, _MAX_HEADER_BYTES, deadline)
-        reply: Mapping[str, Any] = json.loads(message.header)
-        return reply
+    def _call(
+        self,
+        request: Mapping[str, Any],
+        timeout_s: float = _FORK_TIMEOUT_S,
+        fds: Sequence[int] = (),
+    ) -> Any:
+        """Returns the server's reply. Raises the errors of _LOST."""
+        deadline = time.monotonic() + timeout_s
+        socket_messages.send(self._connection, request, deadline, fds)
+        return socket_messages.receive(self._connection, _MAX_REPLY_BYTES, deadline).content
+
+    def _restart(self) -> None:
+        self._end()
+        self._start()
 
     def _start(self) -> None:
         self._generation += 1
         self._connection, server_end = socket.socketpair()
         with server_end:
-            # In a session of its own, since Ctrl-C is for the job, which lets its work finish.
+            # In a new session, so that Ctrl-C reaches only the job, which finishes its rows first.
             self._process = subprocess.Popen(
                 [sys.executable, "-c", _PROGRAM, str(server_end.fileno()), json.dumps(sys.path)],
                 stdin=subprocess.DEVNULL,
@@ -169,12 +164,8 @@ class ForkServer:
         self._finalizer = weakref.finalize(
             self, _end_process, self._process, self._connection, self._worker_ends
         )
-        settings, deadline = self._settings, time.monotonic() + _LOAD_TIMEOUT_S
-        request = {"factory": settings.factory, "arguments": dict(settings.arguments)}
         try:
-            socket_messages.send(self._connection, json.dumps(request).encode(), deadline)
-            message = socket_messages.receive(self._connection, _MAX_HEADER_BYTES, deadline)
-            reply = json.loads(message.header)
+            reply = self._call(self._load_request, _LOAD_TIMEOUT_S)
         except _LOST as error:
             self._end()
             status = self._process.returncode
@@ -198,7 +189,7 @@ def _end_process(
     connection: socket.socket,
     worker_ends: Iterable[socket.socket | Receiver],
 ) -> None:
-    """Closes the server's connection, upon which it ends with its workers, or kills it."""
+    """Closes the server's connection, so that it ends with its workers; kills it if it does not."""
     for end in (connection, *worker_ends):
         end.close()
     with suppress(subprocess.TimeoutExpired):

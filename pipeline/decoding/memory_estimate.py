@@ -1,12 +1,12 @@
-"""Estimates the memory that an actor which decodes needs, from the limits of the job.
+"""Estimates the memory of an actor that decodes, from the limits of the job.
 
-These are upper limits: most rows take a hundredth of them.
+It is an upper limit: most rows take a hundredth of their share.
 """
 
 from mediamill.pipeline.decoding.shared_memory import RETAINED_BYTES
 from mediamill.schemas.job import Limits
 
-MAX_GROWTH_BYTES = 256 * 1024**2  # that a worker may hold between rows more than when it was new
+MAX_GROWTH_BYTES = 256 * 1024**2  # by which a worker may grow between rows before it is replaced
 
 _MIB = 1024**2
 # The actor's process, the fork server, what is fetched ahead, and the tables between the stages:
@@ -16,11 +16,10 @@ _WORKER_BYTES = 64 * _MIB  # that a worker does not share with the fork server
 
 
 def memory_bytes(limits: Limits, workers: int) -> int:
-    """Bytes for an actor to request, so that its node has enough memory while `workers` rows at
-    once take all that they may.
+    """Bytes for an actor to request, enough for `workers` rows at once that take all they may.
 
-    The limit of a worker holds for one row: `limits.decode_bytes` above what it held before, which
-    may be MAX_GROWTH_BYTES more than when it was new. Shared memory comes on top of it.
+    A row may take `limits.decode_bytes` on top of what its worker held before, which may be
+    MAX_GROWTH_BYTES more than when the worker was new. Shared memory is added to that.
     """
     worker = limits.decode_bytes + MAX_GROWTH_BYTES + RETAINED_BYTES + _WORKER_BYTES
     return _BASE_BYTES + workers * worker

@@ -1,8 +1,8 @@
 """Framed messages over a pipe, with a second pipe as the doorbell that wakes the receiver.
 
 The receiver is not woken for each frame, but when enough data are queued. Queued data stay in the
-kernel's pipe, where the sender can no longer change them and where they survive it. The receiver
-trusts nothing that arrives.
+kernel's pipe: they outlive the sender, which can no longer change them. The receiver trusts nothing
+that arrives.
 """
 
 import fcntl
@@ -23,8 +23,8 @@ from mediamill.pipeline.decoding.socket_messages import ConnectionClosedError, I
 _PREFIX = struct.Struct("!BII")  # flags, bytes of the header, bytes of the data
 _SHARED, _LAST = 1, 2
 _PIPE_BYTES = 1024**2  # capacity of the pipe, if the system grants it
-_DEFAULT_PIPE_BYTES = 64 * 1024  # that it has in any case
-_MAX_RINGS = 4096  # that are cleared at once
+_DEFAULT_PIPE_BYTES = 64 * 1024  # the capacity without the system's grant
+_MAX_RINGS = 4096  # bytes of the doorbell that one read clears
 _BUFFER = 128 * 1024  # bytes: many small frames in one read; large data bypass it
 _MIN_READ = 8 * 1024  # bytes of the buffer that should be free
 
@@ -43,10 +43,9 @@ def create_pipes() -> tuple[tuple[int, int], tuple[int, int]]:
 class Frame(NamedTuple):
     """One message.
 
-    header: text in a format that both ends know.
-    size: bytes of the data that follow it in the pipe.
+    size: bytes of the data that follow the header in the pipe.
     shared: the data are in shared memory instead, and none follow.
-    last: no more frames come.
+    last: no more frames of this batch come.
     """
 
     header: bytes
@@ -76,12 +75,7 @@ class Sender:
         size = sum(part.nbytes for part in data)
         parts: list[bytes | memoryview] = [_PREFIX.pack(flags, len(header), size), header, *data]
         total = _PREFIX.size + len(header) + size
-        try:
-            sent = os.writev(self._pipe, parts)
-        except BlockingIOError:
-            sent = 0
-        except BrokenPipeError as error:
-            raise ConnectionClosedError from error
+        sent = _write(self._pipe, parts)
         if sent < total:
             self._send_rest(memoryview(b"".join(parts))[sent:])
         self._unannounced += total
@@ -91,12 +85,7 @@ class Sender:
     def ring(self) -> None:
         """Wakes the receiver. Raises ConnectionClosedError."""
         self._unannounced = 0
-        try:
-            os.write(self._doorbell, b".")
-        except BlockingIOError:  # it is full of rings
-            return
-        except BrokenPipeError as error:
-            raise ConnectionClosedError from error
+        _write(self._doorbell, [b"."])  # if it is full, the receiver is woken anyway
 
     def _send_rest(self, rest: memoryview) -> None:
         """Sends what the pipe had no space for, while the receiver reads from it."""
@@ -105,12 +94,17 @@ class Sender:
         while rest:
             self.ring()
             poll.poll()
-            try:
-                rest = rest[os.write(self._pipe, rest) :]
-            except BlockingIOError:
-                continue
-            except BrokenPipeError as error:
-                raise ConnectionClosedError from error
+            rest = rest[_write(self._pipe, [rest]) :]
+
+
+def _write(pipe: int, parts: Sequence[bytes | memoryview]) -> int:
+    """Writes what fits into the pipe. Returns the number of bytes."""
+    try:
+        return os.writev(pipe, parts)
+    except BlockingIOError:
+        return 0
+    except BrokenPipeError as error:
+        raise ConnectionClosedError from error
 
 
 class Receiver:
@@ -134,12 +128,12 @@ class Receiver:
 
     @property
     def doorbell(self) -> int:
-        """A file descriptor that is readable when the doorbell has rung or the sender is gone."""
+        """A file descriptor, readable when the doorbell has rung or the sender has ended."""
         return self._doorbell.fileno()
 
     @property
     def is_idle(self) -> bool:
-        """Whether the sender is there and has sent nothing that is not yet read."""
+        """Whether the sender is alive and everything that it has sent is read."""
         if self._unread or self._start < self._stop:
             return False
         poll = select.poll()
@@ -168,7 +162,7 @@ class Receiver:
         return frame
 
     def read_into(self, array: npt.NDArray[np.uint8]) -> None:
-        """Fills the array with the next data of the last frame, which must have as many.
+        """Fills the array with the next data of the last frame, which must have that many left.
 
         Raises ConnectionClosedError and TimeoutError.
         """
@@ -185,7 +179,9 @@ class Receiver:
         self._unread -= array.size
 
     def _parse(self) -> Frame | None:
-        """The first frame of the buffer; if it is not complete, None, and space for the rest."""
+        """Returns the first frame of the buffer; if it is incomplete, reserves space for the rest
+        and returns None.
+        """
         available, needed = self._stop - self._start, _PREFIX.size
         if available >= needed:
             flags, header, data = _PREFIX.unpack_from(self._buffer, self._start)
@@ -202,7 +198,7 @@ class Receiver:
         return Frame(text, data, bool(flags & _SHARED), bool(flags & _LAST))
 
     def _reserve(self, size: int) -> None:
-        """Makes so many bytes, from the first unread one on, fit into the buffer."""
+        """Makes room for `size` bytes in the buffer, counted from the first unread byte."""
         if len(self._buffer) - self._start >= max(size, _MIN_READ):
             return
         rest = bytes(memoryview(self._buffer)[self._start : self._stop])
@@ -215,14 +211,14 @@ class Receiver:
 
     def _fill(self) -> bool:
         """Reads into the buffer. Returns whether bytes have arrived."""
-        # Large data are not read here but where they belong, without a copy.
+        # Large data are not read into the buffer: `read_into` reads them without a copy.
         size = _MIN_READ if self._large else len(self._buffer)
         received = self._read(memoryview(self._buffer)[self._stop : self._stop + size])
         self._stop += received
         return received > 0
 
     def _read(self, target: memoryview) -> int:
-        """Bytes that have arrived; 0 = none yet."""
+        """Returns how many bytes have been read; 0 if none have arrived yet."""
         received = self._pipe.readinto(target)
         if received == 0:
             raise ConnectionClosedError

@@ -1,7 +1,6 @@
 """Finds how long a video lasts and where its scenes change, in a decode worker.
 
-Holds the request and the result of a probe, and the code that the worker runs; reply.py validates
-what a worker sends back.
+reply.py validates the result that the worker sends back.
 """
 
 import math
@@ -23,10 +22,9 @@ _MAX_CUTS = 500_000  # they have to fit into one reply
 class ProbeRequest:
     """What to find out about a video.
 
-    whole: whether the whole file is there; if not, it may have holes, and only its header and index
-        are read.
+    whole: whether the file is complete; if not, only its header and index are read.
     cuts: whether to look for scene changes, too.
-    threshold, min_s: of model/media's SceneRules.
+    threshold, min_s: of SceneRules.
     """
 
     whole: bool = True
@@ -36,9 +34,9 @@ class ProbeRequest:
 
 
 class ProbeResult(BaseModel):
-    """What a probe has found. cuts: seconds at which a new scene begins.
+    """The result of a probe. cuts: seconds at which a new scene begins.
 
-    whole_needed: only the whole file can tell; the other fields then mean nothing.
+    whole_needed: the probe needs the whole file; the other fields then mean nothing.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -50,10 +48,13 @@ class ProbeResult(BaseModel):
 
 @dataclass(frozen=True)
 class Prober:
-    """Probes videos; the decode workers of an annotate job load it instead of a Processor."""
+    """Probes videos; the decode workers of an annotate job load it instead of a Processor.
+
+    rules: those of a Processor: none, since a probe makes no patches.
+    """
 
     limits: MediaLimits
-    rules: Mapping[str, Any] = field(default_factory=dict)  # it makes no patches
+    rules: Mapping[str, Any] = field(default_factory=dict)
 
     def probe(self, data: bytes | Path, request: ProbeRequest) -> ProbeResult:
         """Probes one video. Raises MediaError."""
@@ -73,7 +74,7 @@ class Prober:
             cuts = [cut for cut in scene_cuts(content, rules, self.limits) if cut > 0]
             # A header may declare an end that lies before the last frames.
             seconds = max(seconds, math.nextafter(cuts[-1], math.inf)) if cuts else seconds
-        # Without validation: the receiving process validates, and calls what it refuses a crash.
+        # Not validated here: the receiver does, and treats an invalid result as a crash.
         return ProbeResult.model_construct(duration_s=seconds, cuts=cuts)
 
 

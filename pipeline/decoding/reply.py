@@ -21,14 +21,12 @@ from mediamill.schemas.errors import ErrorCode
 
 _ID_BYTES = 4
 _NO_PATCHES = memoryview(b"")
-_PROBE_FAILURES = frozenset(
-    (
-        ErrorCode.DECODE_CORRUPT,
-        ErrorCode.DECODE_UNSUPPORTED,
-        ErrorCode.DECODE_TOO_LARGE,
-        ErrorCode.MEDIA_EMPTY,
-    )
-)
+_PROBE_FAILURES = {
+    ErrorCode.DECODE_CORRUPT,
+    ErrorCode.DECODE_UNSUPPORTED,
+    ErrorCode.DECODE_TOO_LARGE,
+    ErrorCode.MEDIA_EMPTY,
+}
 _FAILURES = _PROBE_FAILURES | {ErrorCode.PROMPT_INVALID, ErrorCode.CONTEXT_TOO_LONG}
 
 _INT32, _INT64 = 2**31, 2**63
@@ -53,7 +51,7 @@ class PatchShape(_Strict):
 
 
 class VisualGrid(_Strict):
-    """What a row carries of a VisualInput beside its patches. Fields: see VisualInput."""
+    """The fields of a VisualInput beside its patches."""
 
     kind: VisualKind
     grid_thw: tuple[_Size, _Size, _Size]
@@ -78,13 +76,12 @@ class _ProbeHeader(_Header):
 class DecodeReply:
     """The result of decoding one row.
 
-    receipts: one a medium; in case of a failure only if all media could be decoded.
-    visuals: one a medium, none in case of a failure.
+    receipts: one per medium; if the row failed, only if all media could be decoded.
+    visuals: one per medium; none if the row failed.
     patches: uint8, those of all media one after the other.
     ids: int32 [length], of each chat, then of each text of the request.
-    failure: what is wrong with the row.
-    data_bytes: of memory that the worker holds.
-    probe: the result, where the request was a probe.
+    data_bytes: memory that the worker holds.
+    probe: the result, if the request was a probe.
     """
 
     receipts: Sequence[Receipt] = ()
@@ -105,22 +102,22 @@ def parse_reply(
     texts: int,
     shapes: Mapping[str, PatchShape],
 ) -> DecodeReply:
-    """The reply about a row, and the data that come with it.
+    """Validates the reply about a row, and reads the data that come with it.
 
     header: JSON.
-    allocate: uint8 [size], for the patches.
+    allocate: returns an array for the patches, uint8 [size].
     read_into: copies the next data of the reply to where the worker cannot change them.
     max_data_bytes: that the reply can have.
     kinds: of each medium of the row, None where the request left it open.
     texts: number of chats and texts whose token ids were requested.
     shapes: by kind of medium.
-    Raises ValueError for a reply that no sound worker sends.
+    Raises ValueError for a reply that no correct worker sends.
     """
     reply = _DecodeHeader.model_validate_json(header)
     receipts, visuals, failure = reply.receipts, reply.visuals, reply.failure
     if failure is not None:
         if failure.code not in _FAILURES or visuals or reply.ids:
-            raise ValueError(f"found the error {failure.code}, or found it together with patches")
+            raise ValueError(f"found an unknown error or one with patches: {failure.code}")
         if receipts:
             _check_receipts(receipts, kinds)
         return DecodeReply(receipts, failure=failure, data_bytes=reply.data_bytes)
@@ -146,7 +143,7 @@ def parse_reply(
 
 
 def parse_probe_reply(header: bytes) -> DecodeReply:
-    """The reply to a probe. Raises ValueError for one that no sound worker sends."""
+    """Validates the reply to a probe. Raises ValueError for one that no correct worker sends."""
     reply = _ProbeHeader.model_validate_json(header)
     if (reply.probe is None) == (reply.failure is None):
         raise ValueError("found both a result and a failure, or neither, expected one")
@@ -162,7 +159,7 @@ def parse_probe_reply(header: bytes) -> DecodeReply:
 
 
 def _check_receipts(receipts: Sequence[Receipt], kinds: Sequence[VisualKind | None]) -> None:
-    """Checks the values, which are of the right types already. Raises ValueError."""
+    """Raises ValueError for values out of their bounds; pydantic has checked the types."""
     for receipt, kind in zip(receipts, kinds, strict=True):
         if kind not in (None, receipt.kind):
             raise ValueError(f"found the receipt of a {receipt.kind}, expected one of a {kind}")
@@ -176,11 +173,11 @@ def _check_receipts(receipts: Sequence[Receipt], kinds: Sequence[VisualKind | No
         if indices and not 0 <= min(indices) <= max(indices) < _INT64:
             raise ValueError(f"found frames from {min(indices)} to {max(indices)}")
         if len(receipt.frame_times_s) not in (0, len(indices)):
-            raise ValueError("found times of some frames, expected those of all or none")
+            raise ValueError("found the times of some frames, expected those of all or none")
 
 
 def _patch_bytes(visual: VisualGrid, receipt: Receipt, shape: PatchShape) -> int:
-    """Bytes of one medium's patches. Raises ValueError for a grid that is not its receipt's."""
+    """Bytes of one medium's patches. Raises ValueError for a grid that contradicts the receipt."""
     t, h, w = visual.grid_thw
     described = (visual.kind, h * shape.patch_size, w * shape.patch_size)
     if described != (receipt.kind, receipt.height, receipt.width):

@@ -1,9 +1,8 @@
 """Confines a freshly forked process to decoding.
 
-On Linux its memory is limited, it can write no byte to a file, it dumps no core, it can have few
-open files, its output is discarded, and it ends with the process that forked it. Where seccomp is
-available it can open no sockets, start no programs and remove no files. On other systems memory and
-system calls are not limited.
+It can write no byte to a file, dumps no core, can open few files, and its output is discarded. On
+Linux its memory is limited, and it ends with the process that forked it; with seccomp it can open
+no sockets, start no programs and remove no files.
 
 This limits accidents; it does not contain a compromised process, which can still read the files of
 its user.
@@ -54,7 +53,7 @@ def retain_freed_memory() -> None:
 def enter_sandbox(parent: int, prctl: Prctl | None) -> None:
     """Confines this process for good; to be called right after the fork.
 
-    parent: the id of the process that forked this one.
+    parent: the process id of the one that forked this one.
     """
     if prctl is not None:
         prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -76,13 +75,13 @@ def enter_sandbox(parent: int, prctl: Prctl | None) -> None:
 
 
 class MemoryLimit:
-    """A limit on this process's memory, set for one row after the other.
+    """A limit on this process's memory, which is set anew for each row.
 
     Allocations beyond it fail: with MemoryError in Python, and in their own ways in libraries.
+    size: bytes that a row may take on top of what the process holds before it.
     """
 
     def __init__(self, size: int) -> None:
-        """size: bytes that a row may take on top of what the process holds before it."""
         self._size = size
         self._statm = os.open("/proc/self/statm", os.O_RDONLY) if sys.platform == "linux" else -1
         self._page = resource.getpagesize()
@@ -96,17 +95,24 @@ class MemoryLimit:
         tolerance = self._size // _LIMIT_TOLERANCE
         if self._base is None or abs(self._data_bytes - self._base) > tolerance:
             self._base = self._data_bytes
-            if self._statm >= 0:
-                _set_soft_limit(resource.RLIMIT_DATA, self._base + self._size)
+            self._set(self._base + self._size)
 
     def remove(self) -> None:
         """Removes the limit, so that an error can be handled."""
         self._base = None
-        if self._statm >= 0:
-            _set_soft_limit(resource.RLIMIT_DATA, None)
+        self._set(None)
+
+    def _set(self, value: int | None) -> None:
+        """value: None = as high as the hard limit."""
+        if self._statm < 0:
+            return
+        hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+        if value is None or (hard != resource.RLIM_INFINITY and value > hard):
+            value = hard
+        resource.setrlimit(resource.RLIMIT_DATA, (value, hard))
 
     def data_bytes(self) -> int:
-        """Bytes of this process's private memory, used or not; 0 where the system does not tell.
+        """Bytes of this process's private memory, used or not; 0 on other systems than Linux.
 
         To be called after each row: the next limit is set on top of it.
         """
@@ -114,11 +120,3 @@ class MemoryLimit:
             fields = os.pread(self._statm, 200, 0).split()
             self._data_bytes = int(fields[_STATM_DATA]) * self._page
         return self._data_bytes
-
-
-def _set_soft_limit(kind: int, value: int | None) -> None:
-    """value: None = as high as the hard limit."""
-    hard = resource.getrlimit(kind)[1]
-    if value is None or (hard != resource.RLIM_INFINITY and value > hard):
-        value = hard
-    resource.setrlimit(kind, (value, hard))

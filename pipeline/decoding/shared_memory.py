@@ -1,6 +1,6 @@
 """Memory that two processes share: on Linux a sealed memfd.
 
-One mapping is used for many rows, since new memory costs more than what is done with it.
+One mapping serves many rows, since new memory costs more than the copies into it.
 """
 
 import fcntl
@@ -17,10 +17,9 @@ RETAINED_BYTES = 64 * 1024**2  # that stay allocated between two rows
 
 
 class SharedMemory:
-    """A mapping of `size` bytes; the system allocates those that are written."""
+    """A mapping of `size` bytes of the memory `fd`; the system allocates those that are written."""
 
     def __init__(self, fd: int, size: int) -> None:
-        """fd: of the memory that another process has created."""
         self.size = size
         self._map = mmap.mmap(fd, size)
         self._used = 0
@@ -57,7 +56,7 @@ class SharedMemory:
         return self._map[offset : offset + size]
 
     def read_into(self, offset: int, array: npt.NDArray[np.uint8]) -> None:
-        """Fills the array, so that the other process can no longer change the bytes."""
+        """Copies into the array, so that the other process can no longer change the bytes."""
         self._used = max(self._used, offset + array.size)
         with memoryview(self._map) as view:
             array[:] = view[offset : offset + array.size]

@@ -1,18 +1,19 @@
-"""Length-prefixed messages with file descriptors, between two processes over a Unix socket.
+"""Length-prefixed JSON messages with file descriptors, between two processes over a Unix socket.
 
 Nothing that arrives is trusted: every length is checked against a limit before memory is allocated.
 The replies of a worker do not come this way, see message_stream.py.
 """
 
+import json
 import os
 import socket
 import struct
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 _MAX_FDS = 8  # that may come with one read; a message has four at most
-_PREFIX = struct.Struct("!IB")  # bytes of the header, number of file descriptors
+_PREFIX = struct.Struct("!IB")  # bytes of the JSON, number of file descriptors
 _FD_BYTES = struct.calcsize("i")
 
 
@@ -24,19 +25,16 @@ class InvalidMessageError(Exception):
     """What arrived is not a message, or exceeds a limit."""
 
 
-@dataclass(frozen=True)
-class Message:
-    """header: text in a format that both ends know. fds: file descriptors that came with it; the
-    receiver closes them.
-    """
+class Message(NamedTuple):
+    """content: the parsed JSON. fds: file descriptors, which the receiver has to close."""
 
-    header: bytes
-    fds: tuple[int, ...] = ()
+    content: Any
+    fds: tuple[int, ...]
 
 
 def send(
     connection: socket.socket,
-    header: bytes,
+    content: Mapping[str, Any],
     deadline: float | None = None,
     fds: Sequence[int] = (),
 ) -> None:
@@ -44,7 +42,8 @@ def send(
 
     Raises ConnectionClosedError and TimeoutError.
     """
-    data = memoryview(_PREFIX.pack(len(header), len(fds)) + header)
+    text = json.dumps(content).encode()
+    data = memoryview(_PREFIX.pack(len(text), len(fds)) + text)
     try:
         _set_timeout(connection, deadline)
         rest = data[socket.send_fds(connection, [data], fds) :]
@@ -57,33 +56,34 @@ def send(
 
 def receive(
     connection: socket.socket,
-    max_header_bytes: int,
+    max_bytes: int,
     deadline: float | None = None,
     max_fds: int = 0,
 ) -> Message:
     """Returns the next message. deadline: in seconds of time.monotonic.
 
-    Raises ConnectionClosedError, InvalidMessageError and TimeoutError.
+    max_bytes: of its JSON. max_fds: of its file descriptors.
+    Raises ConnectionClosedError, InvalidMessageError, TimeoutError, and ValueError for no JSON.
     """
     fds: list[int] = []
     try:
         size, count = _PREFIX.unpack(_read_exactly(connection, _PREFIX.size, deadline, fds))
-        if size > max_header_bytes:
+        if size > max_bytes:
             raise InvalidMessageError(
-                f"found a message of {size} bytes, expected at most {max_header_bytes}"
+                f"found a message of {size} bytes, expected at most {max_bytes}"
             )
-        header = bytes(_read_exactly(connection, size, deadline, fds))
+        text = _read_exactly(connection, size, deadline, fds)
         if count > max_fds or len(fds) != count:
             raise InvalidMessageError(
                 f"found {len(fds)} file descriptors, expected {count} and at most {max_fds}"
             )
+        return Message(json.loads(text), tuple(fds))
     except BaseException as error:
         for fd in fds:
             os.close(fd)
         if isinstance(error, ConnectionResetError):
             raise ConnectionClosedError from error
         raise
-    return Message(header, tuple(fds))
 
 
 def _set_timeout(connection: socket.socket, deadline: float | None) -> None:
@@ -100,7 +100,7 @@ def _set_timeout(connection: socket.socket, deadline: float | None) -> None:
 def _read_exactly(
     connection: socket.socket, count: int, deadline: float | None, fds: list[int]
 ) -> bytearray:
-    """So many bytes; appends the file descriptors that come with them to `fds`."""
+    """Returns `count` bytes, and appends the file descriptors that come with them to `fds`."""
     data, filled = bytearray(count), 0
     view = memoryview(data)
     ancillary_bytes = socket.CMSG_SPACE(_MAX_FDS * _FD_BYTES)

@@ -1,5 +1,6 @@
-"""A work queue with stealing: each worker gets consecutive rows, so that their outputs are
-contiguous in memory.
+"""A work queue with stealing.
+
+Each worker gets consecutive rows, so that their outputs are contiguous in memory.
 """
 
 from collections import deque
@@ -12,7 +13,7 @@ _UNASSIGNED = None
 
 
 class WorkQueue:
-    """The rows of one table that no worker has. waiting: how many."""
+    """The rows of one table that are not being decoded. waiting: how many they are."""
 
     def __init__(self, rows: deque[PendingRow], workers: int) -> None:
         self._workers = workers
@@ -24,12 +25,13 @@ class WorkQueue:
         queue = self._queues.setdefault(worker, deque())
         if not queue:
             # Take all unassigned rows, else steal the second half of the longest queue.
-            owner = (
-                _UNASSIGNED if self._queues[_UNASSIGNED] else max(self._queues, key=self._length)
-            )
-            count = self._length(owner)
-            for _ in range(count if owner is _UNASSIGNED else -(-count // 2)):
-                queue.appendleft(self._queues[owner].pop())
+            source = self._queues[_UNASSIGNED]
+            count = len(source)
+            if not source:
+                source = max(self._queues.values(), key=len)
+                count = -(-len(source) // 2)
+            for _ in range(count):
+                queue.appendleft(source.pop())
         count = min(max_rows, -(-len(queue) // self._workers))
         rows = [queue.popleft()]
         size = rows[0].request.size
@@ -42,9 +44,6 @@ class WorkQueue:
         return rows
 
     def put_back(self, worker: Hashable, rows: Sequence[PendingRow]) -> None:
-        """Returns rows of the worker's last batch that have to be decoded anew."""
+        """Takes back rows of the worker's last batch that have to be decoded again."""
         self._queues[worker].extendleft(reversed(rows))
         self.waiting += len(rows)
-
-    def _length(self, worker: Hashable) -> int:
-        return len(self._queues[worker])

@@ -1,7 +1,7 @@
-"""Runs batches of rows in one decode worker at a time, and replaces the worker when it fails.
+"""Runs batches of rows in a decode worker, and replaces the worker when it fails.
 
-A row that crashes its worker or exceeds its time limit fails alone: the worker is replaced, the
-replies before that row stay, and the rows after it are returned to the caller.
+A row that crashes its worker or exceeds its time limit fails alone: the replies before that row
+remain valid, and the rows after it are returned to the caller.
 """
 
 import signal
@@ -30,27 +30,13 @@ _MAX_BATCH_ROWS = 32
 _BATCH_START_S = 0.25  # rows of a batch that have not started by then are returned
 
 
-@dataclass(frozen=True)
-class DecodeRules:
-    """Limits of decoding.
-
-    timeout_s: for all media of one row.
-    max_bytes: of memory, for the same.
-    workers: rows that are decoded at once.
-    """
-
-    timeout_s: float = 300.0
-    max_bytes: int = 4 * 1024**3
-    workers: int = 2
-
-
 @dataclass
 class PendingRow:
     """A row without a reply.
 
-    number: its place among all rows of the call.
+    number: its index among the requests of the call.
     crashes: of workers while they decoded this row.
-    losses: of the whole fork server meanwhile, which need not be the row's fault.
+    losses: how often the fork server ended meanwhile, which need not be the row's fault.
     """
 
     number: int
@@ -60,7 +46,7 @@ class PendingRow:
 
 
 class _WorkerLostError(Exception):
-    """The worker has ended with its fork server, which need not be the row's fault."""
+    """The worker ended together with its fork server, which need not be the row's fault."""
 
 
 class _WorkerCrashError(Exception):
@@ -70,14 +56,15 @@ class _WorkerCrashError(Exception):
 class WorkerHandle:
     """One worker, its batch, and the rules for when it is replaced.
 
+    timeout_s: for all media of one row.
     batch_rows: rows that the next batch should have at most. It is 1 where rows take long or their
         replies are large, because the rows of a batch wait for each other.
     deadline: of the row that is decoded, in seconds of time.monotonic.
     """
 
-    def __init__(self, fork_server: ForkServer, rules: DecodeRules) -> None:
+    def __init__(self, fork_server: ForkServer, timeout_s: float) -> None:
         self._fork_server = fork_server
-        self._rules = rules
+        self._timeout_s = timeout_s
         self._worker: Worker | None = None
         self._worker_rows = 0  # that this worker has decoded
         self._first_bytes = self._bytes = 0  # that the worker held after its first and last row
@@ -88,28 +75,28 @@ class WorkerHandle:
 
     @property
     def doorbell(self) -> int:
-        """A file descriptor that is readable when replies have arrived or the worker is gone."""
+        """A file descriptor, readable when replies have arrived or the worker has ended."""
         assert self._worker is not None
         return self._worker.replies.doorbell
 
     def send(self, rows: Sequence[PendingRow]) -> None:
         """Sends a batch to the worker. Raises RuntimeError when no worker can be started."""
         self._pending, self._sent = list(rows), len(rows)
-        header, contents = encode_requests([row.request for row in rows], _BATCH_START_S)
+        message, contents = encode_requests([row.request for row in rows], _BATCH_START_S)
         worker = self._usable_worker()
-        # Any row of the batch may exceed its time, and each has started within _BATCH_START_S.
-        self.deadline = time.monotonic() + self._rules.timeout_s + _BATCH_START_S * (len(rows) > 1)
+        # Any row of the batch may be the late one, and each has started within _BATCH_START_S.
+        self.deadline = time.monotonic() + self._timeout_s + _BATCH_START_S * (len(rows) > 1)
         worker.memory.write(contents)
-        # A worker that is gone is noticed where its replies are read.
+        # A worker that has ended is noticed where its replies are read.
         with suppress(socket_messages.ConnectionClosedError, TimeoutError):
-            socket_messages.send(worker.connection, header, self.deadline)
+            socket_messages.send(worker.connection, message, self.deadline)
 
     def receive(self, arena: Arena) -> tuple[dict[int, DecodeReply], list[PendingRow] | None]:
         """Reads the replies that have arrived.
 
         arena: memory for the replies' patches.
-        Returns the replies by their rows' numbers; and the rows of the batch that have to be
-        decoded anew, None while the worker goes on with the batch.
+        Returns the replies by row number, and the rows of the batch that have to be decoded again;
+        None instead of these rows while the worker continues with the batch.
         """
         assert self._worker is not None
         self._worker.replies.clear_doorbell()
@@ -138,7 +125,7 @@ class WorkerHandle:
         return replies, self._take_pending()
 
     def receive_late(self, arena: Arena) -> tuple[dict[int, DecodeReply], list[PendingRow] | None]:
-        """The same after the deadline: a row that is still being decoded fails."""
+        """Does the same after the deadline: a row that is still being decoded fails."""
         replies, pending = self.receive(arena)
         if pending is not None:
             return replies, pending
@@ -146,7 +133,7 @@ class WorkerHandle:
         row = self._pending.pop(0)
         replies[row.number] = failure_reply(
             ErrorCode.DECODE_TIMEOUT,
-            f"the row's media were not decoded within {self._rules.timeout_s:g} s: "
+            f"the row's media were not decoded within {self._timeout_s:g} s: "
             "raise limits.decode_timeout_s",
         )
         return replies, self._take_pending()
@@ -162,16 +149,16 @@ class WorkerHandle:
         return pending
 
     def _next_reply(self, arena: Arena) -> tuple[DecodeReply, bool] | None:
-        """The first pending row's reply, and whether it is the batch's last; None = not yet there.
+        """Returns the first pending row's reply, and whether it is the batch's last.
 
-        Raises _WorkerLostError and _WorkerCrashError.
+        Returns None if the reply has not arrived. Raises _WorkerLostError and _WorkerCrashError.
         """
         assert self._worker is not None
         try:
             frame = self._worker.replies.next_frame()
             if frame is None:
                 return None
-            reply = self._parse(self._worker, self._pending[0].request, frame, arena)
+            reply = self._parse_reply(self._worker, self._pending[0].request, frame, arena)
         except socket_messages.ConnectionClosedError as error:
             status = self._end_worker()
             if status is None and self._pending[0].losses < _MAX_LOSSES:
@@ -187,7 +174,7 @@ class WorkerHandle:
         self._first_bytes = self._first_bytes or reply.data_bytes
         return reply, frame.last
 
-    def _parse(
+    def _parse_reply(
         self, worker: Worker, request: DecodeRequest, frame: Frame, arena: Arena
     ) -> DecodeReply:
         if request.probe is not None:
@@ -212,7 +199,7 @@ class WorkerHandle:
         return reply
 
     def _usable_worker(self) -> Worker:
-        """The worker, or a new one when it has to be replaced."""
+        """Returns the worker, or a new one when it has to be replaced."""
         worker = self._worker
         if worker is not None:
             grown = self._bytes - self._first_bytes > MAX_GROWTH_BYTES
@@ -236,7 +223,6 @@ def failure_reply(code: ErrorCode, message: str) -> DecodeReply:
 
 
 def _status_text(status: int | None) -> str:
-    """An exit status in words."""
     if status is None:
         return "the process that it was forked from"
     if status >= 0:

@@ -1,7 +1,7 @@
 """The fetch stage: reads the media that the rows of a table name, or turns rows into error rows.
 
-A few threads fetch the media of a table ahead of the prepare stage, as far as the byte budget
-allows; a URI that several rows name is fetched once. fetcher.py reads a URI.
+A few threads fetch media ahead of the prepare stage, as far as the byte budget allows. A URI that
+several rows name is fetched once.
 """
 
 from collections.abc import Iterator
@@ -47,29 +47,21 @@ class Fetch:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """A table of `read_schema` -> one of `fetched_schema`, with all its media at once."""
-        parts = list(_TableFetch(self, table).parts(release=False))
-        return pa.concat_tables(parts) if parts else self._empty(table)
+        return pa.concat_tables(_TableFetch(self, table).parts(release=False))
 
     def parts(self, table: pa.Table) -> Iterator[pa.Table]:
-        """The same in one or more tables of consecutive rows.
+        """Yields the same in one or more tables of consecutive rows.
 
         A part is yielded as soon as fetches of other rows wait for the bytes that it holds. Its
         bytes count, and its temporary files exist, until the next part is requested; the caller
         must drop it before.
         """
-        if table.num_rows == 0:
-            yield self._empty(table)
-            return
-        yield from _TableFetch(self, table).parts(release=True)
-
-    def _empty(self, table: pa.Table) -> pa.Table:
-        columns: dict[str, list[Any]] = {MEDIA_BYTES: [], MEDIA_PATHS: []}
-        return replace_columns(table, columns, fetched_schema(self._manifest))
+        return _TableFetch(self, table).parts(release=True)
 
 
 @dataclass
 class _UriFetch:
-    """The fetch of one URI of a table. uses: rows that name it and have not received it yet."""
+    """The fetch of one URI of a table. uses: how often rows name it that have not received it."""
 
     uses: int
     medium: "Future[FetchedMedium | RowFailure]"
@@ -87,13 +79,14 @@ class _TableFetch:
             uris if failure is None else []
             for uris, failure in zip(media_uris(table, self._manifest), self._failures, strict=True)
         ]
-        self._urgent_row = -1  # rows up to this one hold up the caller
+        self._urgent_row = -1  # the caller waits for rows up to this one
         self._fetches: dict[str | None, _UriFetch] = {}
 
     def parts(self, release: bool) -> Iterator[pa.Table]:
-        """Tables of consecutive rows. release: remove a part's temporary files when the next part
-        is requested.
-        """
+        """See `Fetch.parts`. release: remove a part's temporary files before the next part."""
+        if not self._uris:
+            yield self._part(0, 0, [])
+            return
         self._submit()
         files: list[FetchedMedium] = []
         try:
@@ -126,7 +119,7 @@ class _TableFetch:
         try:
             return self._fetcher.fetch(uri, reservation)
         except RowError as error:
-            # Not raised: the traceback would keep other media of the row in memory.
+            # Returned, since a traceback would keep other media of the row in memory.
             return RowFailure.of(error)
 
     def _notify(self, _: object) -> None:
@@ -134,8 +127,10 @@ class _TableFetch:
             self._fetcher.budget.changed.notify_all()
 
     def _wait(self, start: int) -> int:
-        """Waits for the next part. Returns the row after its last: the end, or the first row that
-        is not fetched when other rows wait for bytes.
+        """Waits for the next part, and returns the row after its last one.
+
+        The part ends with the table, or before a row that is not fetched while others wait for
+        bytes.
         """
         budget = self._fetcher.budget
         stop = start
@@ -164,20 +159,17 @@ class _TableFetch:
             data.append(_binary_list(media))
             paths.append(None if media is None else [_path(medium) for medium in media])
             files += [medium for medium in media or [] if medium.path is not None]
-        part = self._table.slice(start, stop - start)
-        columns: dict[str, list[Any]] = {
-            MEDIA_BYTES: [None] * (stop - start),
+        schema = fetched_schema(self._manifest)
+        columns: dict[str, Any] = {
+            # A chunk for each row: one array for all of them would be a copy of all.
+            MEDIA_BYTES: pa.chunked_array(data, schema.field(MEDIA_BYTES).type),
             MEDIA_PATHS: paths,
             **failure_columns(self._failures[start:stop]),
         }
-        schema = fetched_schema(self._manifest)
-        table = replace_columns(part, columns, schema)
-        # A chunk for each row: one array for all of them would be a copy of all.
-        chunks = pa.chunked_array(data, schema.field(MEDIA_BYTES).type)
-        return table.set_column(schema.get_field_index(MEDIA_BYTES), MEDIA_BYTES, chunks)
+        return replace_columns(self._table.slice(start, stop - start), columns, schema)
 
     def _take_media(self, row: int) -> list[FetchedMedium] | None:
-        """A row's media, which belong to the caller; None when one of them failed."""
+        """Returns a row's media, which belong to the caller; None if one of them failed."""
         media: list[FetchedMedium] = []
         failure = None
         for uri in self._uris[row]:
@@ -197,7 +189,7 @@ class _TableFetch:
         return None
 
     def _discard(self) -> None:
-        """Cancels or drops the media that no row has received."""
+        """Cancels the fetches, or releases the media, that no row has received."""
         for uri_fetch in self._fetches.values():
             if not uri_fetch.medium.cancel():
                 uri_fetch.medium.add_done_callback(_release)

@@ -1,8 +1,8 @@
-"""The generate stage: turns prepared rows into their answers, with one engine that all calls share.
+"""The generate stage: turns prepared rows into answers, with one engine that all calls share.
 
-Error rows pass unchanged. A row's id and the hash of its media go through the engine with its
-tensors, and are compared with the row when the answer comes back. The requests of a row, and the
-values of its answer, are the task handler's: see pipeline/tasks/.
+Error rows pass unchanged. The id of each request names its row and the hash of its media, and is
+checked when the completion comes back. The task's handler makes the requests of a row and the
+values of its answer, see pipeline/tasks/.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ import torch
 from mediamill.model.engine import Completion, Request
 from mediamill.model.sampling import Sampling
 from mediamill.model.text.tokenizer import Tokenizer
-from mediamill.pipeline.faults import BrokenEngineError, IdentityError
+from mediamill.pipeline.faults import BrokenEngineError
 from mediamill.pipeline.records import (
     answer_columns,
     failure_columns,
@@ -37,19 +37,15 @@ from mediamill.schemas.job import JobConfig
 from mediamill.schemas.manifest import ManifestSchema
 from mediamill.schemas.task import CAPTION, Task
 
-__all__ = ["BrokenEngineError", "EngineSize", "Generate", "IdentityError", "job_sampling"]
-
 _NO_ANSWER = RowAnswer({c.ATTEMPT: 1, c.FINISH_REASON: "error"})  # of rows that came as errors
-
-# Requests that the engine holds at once, per row that it works on: the others wait for a free row.
-_QUEUED_PER_ROW = 2
+_QUEUED_PER_ROW = 2  # requests that the engine holds, waiting ones included, per row of its batch
 
 
 @dataclass(frozen=True)
 class EngineSize:
-    """What an engine has to work with.
+    """The size of an engine.
 
-    rows: that it works on at once.
+    rows: of its batch.
     threads: of the CPU, for each rank of an engine without a GPU.
     ranks: processes that share the model.
     """
@@ -60,17 +56,14 @@ class EngineSize:
     ranks: int = 1
 
 
-def job_sampling(job: JobConfig) -> Sampling:
-    """Returns the sampling of a job; each row has a seed made of this one and its id."""
-    return Sampling(**job.generation.model_dump(), seed=job.seed)
-
-
 class Generate:
     """The stage. Several threads may call it at once: their rows share the engine.
 
-    on_end: called in another thread when the engine has lost a rank, even if no call waits; None:
+    on_end: called in another thread when the engine has lost a rank, even if no call waits. None:
         the calls raise the error.
     registry: the answers of the run's other processes, for tasks that dedupe.
+    sampling: the job's; each row has a seed made of this one and its id.
+    decode: token ids to text.
     """
 
     def __init__(
@@ -87,18 +80,18 @@ class Generate:
         torch.set_num_threads(size.threads)
         self._manifest, self._task = manifest, task
         self._count = count
-        self.sampling = job_sampling(job)
+        self.sampling = Sampling(**job.generation.model_dump(), seed=job.seed)
         rows = size.rows
         if not size.on_gpu:
-            # Questions about one medium are encoded and computed together, and the more requests
-            # enter at once, the less each costs. A GPU is busy with half as many pictures.
+            # Questions about one medium are computed together: the more requests enter at once, the
+            # less each costs. A GPU is busy with half as many.
             rows *= len(task.questions)
         self._engine = load_engine(
             checkpoint,
             "cuda" if size.on_gpu else "cpu",
             size.ranks,
             size.threads,
-            on_end or self._end,
+            on_end or (lambda error: self._engine_thread.end(error)),
             dtype=job.resources.dtype,
             batch_rows=rows,
             mrope=job.video.mrope,
@@ -109,15 +102,12 @@ class Generate:
         )
         tokenizer = Tokenizer.load(checkpoint)
         self.decode = tokenizer.decode
-        end = tokenizer.special.get(END_OF_TURN)
-        self._deduplicator = (
-            Deduplicator(registry) if registry is not None and task.dedupe else None
-        )
-        options = HandlerOptions(self.sampling, self.decode, self.stop, end)
+        self._deduplicator = None
+        if registry is not None and task.dedupe:
+            self._deduplicator = Deduplicator(registry)
+        end_token = tokenizer.special.get(END_OF_TURN)
+        options = HandlerOptions(self.sampling, self.decode, self.stop, end_token)
         self._handler = task_kind(task).handler(options)
-
-    def _end(self, error: BrokenEngineError) -> None:
-        self._engine_thread.end(error)
 
     @property
     def stop(self) -> tuple[str, ...]:
@@ -127,18 +117,18 @@ class Generate:
 
     @property
     def rows_now(self) -> int:
-        """How many rows the engine works on at this moment."""
+        """Rows of the engine's batch at this moment."""
         return self._engine.stats().rows
 
     def ask(self, request: Request) -> Completion:
         """Returns the completion of a request that belongs to no row.
 
-        Raises what a call of the stage raises, and RuntimeError when there is no answer.
+        Raises RuntimeError if the request fails, and the errors of a call of the stage.
         """
-        result = self._engine_thread([request])[0]
+        [result] = self._engine_thread([request])
         if result.completion is None or result.completion.finish_reason == "error":
-            why = result.error if result.completion is None else result.completion.error
-            raise RuntimeError(f"the engine gave no answer to {request.id}: {why}")
+            error = result.error if result.completion is None else result.completion.error
+            raise RuntimeError(f"the engine gave no answer to {request.id}: {error}")
         return result.completion
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -183,7 +173,7 @@ class Generate:
         return answers
 
     def _results(self, rows: Mapping[int, PreparedRow]) -> dict[int, list[RequestResult]]:
-        """Returns the last result of each of a row's requests, after their retries."""
+        """Returns the last result of each request of each row, after its retries."""
         results: dict[int, list[RequestResult]] = {number: [] for number in rows}
         pending = [
             (number, place, request)
@@ -194,9 +184,8 @@ class Generate:
         while pending:
             engine_results = self._engine_thread([request for _, _, request in pending])
             retries = []
-            for (number, place, request), engine_result in zip(
-                pending, engine_results, strict=True
-            ):
+            for entry, engine_result in zip(pending, engine_results, strict=True):
+                number, place, request = entry
                 result = classify(request, engine_result, asked)
                 results[number][place : place + 1] = [result]
                 retry = self._handler.retry(rows[number], place, result)

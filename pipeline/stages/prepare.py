@@ -1,13 +1,11 @@
-"""The prepare stage: decodes media and prompts into patches, token ids and receipts, or into row
-errors.
+"""The prepare stage: turns media and prompts into patches, token ids and receipts, or row errors.
 
-A row's columns become a DecodeRequest, and the reply becomes the columns of `prepared_schema`. What
-a checkpoint does with its inputs is in model/processor.py, which runs in the workers of the decoder
-pool.
+A row's columns become a DecodeRequest, and the reply becomes the columns of `prepared_schema`. The
+workers of the decoder pool run model/processor.py.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +17,8 @@ from mediamill.pipeline.decoding.decoder_pool import (
     DecodeReply,
     DecodeRequest,
     DecoderPool,
-    DecodeRules,
     MediumRequest,
 )
-from mediamill.pipeline.decoding.media_limits import media_limits
 from mediamill.pipeline.fetching.spool import Spool
 from mediamill.pipeline.records import (
     MEDIA_BYTES,
@@ -49,8 +45,8 @@ _KINDS = ("image", "video")
 class _Row:
     """One row before its media are decoded.
 
-    failure: why it has failed already; it has no request then.
-    prompt_failure: what is wrong with its prompt alone; its media are decoded for their receipts.
+    request: None if the row has a `failure`.
+    prompt_failure: of its prompt alone; its media are decoded for their receipts.
     """
 
     uris: Sequence[str | None] = ()
@@ -74,19 +70,15 @@ class Prepare:
 
         Raises ModelError for a checkpoint that cannot be used.
         """
-        self._manifest = manifest
-        self._job, self._task = job, task
-        self._kind = task_kind(task)
-        self._count = count
+        self._manifest, self._job, self._task = manifest, job, task
+        self._kind, self._count = task_kind(task), count
         arguments = {
             "checkpoint": str(checkpoint),
             "image_min_pixels": job.image.min_pixels,
             "image_max_pixels": job.image.max_pixels,
             "video": job.video.model_dump(exclude={"mrope"}),
-            "limits": asdict(media_limits(job.limits)),
         }
-        rules = DecodeRules(job.limits.decode_timeout_s, job.limits.decode_bytes)
-        self._decoder = DecoderPool(arguments, rules)
+        self._decoder = DecoderPool(arguments, job.limits)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """A table of `fetched_schema` -> one of `prepared_schema`.
@@ -106,20 +98,17 @@ class Prepare:
         columns = _columns(replies, [row.uris for row in rows], len(self._task.questions))
         columns |= failure_columns([reply.failure for reply in replies])
         columns[c.TENSOR_CHECKSUM] = checksums(table, columns)
-        patches, columns[c.PATCHES] = columns[c.PATCHES], [None] * len(replies)
-        schema = prepared_schema(self._manifest)
-        table = replace_columns(table, columns, schema)
-        column = binary_column(patches, self._decoder.buffers)
-        index = schema.get_field_index(c.PATCHES)
-        return table.set_column(index, schema.field(c.PATCHES), column)
+        columns[c.PATCHES] = binary_column(columns[c.PATCHES], self._decoder.buffers)
+        return replace_columns(table, columns, prepared_schema(self._manifest))
 
     def close(self) -> None:
-        """Ends the decode workers; they end as well when nothing refers to the stage any more."""
+        """Ends the decode workers; they also end when nothing refers to the stage any more."""
         self._decoder.close()
 
     def _decode(self, rows: Sequence[_Row]) -> list[DecodeReply | None]:
-        """The reply of each row with a request; where the task removes duplicates, equal requests
-        are decoded once.
+        """Returns the reply of each row, None for one without a request.
+
+        Equal requests are decoded once if the task removes duplicates.
         """
         requests: dict[object, DecodeRequest] = {}
         keys: list[object] = []
@@ -129,8 +118,7 @@ class Prepare:
                 key = row.request.content_hash() if self._task.dedupe else number
                 requests.setdefault(key, row.request)
             keys.append(key)
-        decoded = self._decoder.prepare(list(requests.values()))
-        replies = dict(zip(requests, decoded, strict=True))
+        replies = dict(zip(requests, self._decoder.prepare(requests.values()), strict=True))
         return [replies.get(key) for key in keys]
 
     def _rows(self, table: pa.Table) -> list[_Row]:
@@ -164,7 +152,7 @@ class Prepare:
     def _media(
         self, values: Mapping[str, Any], contents: Sequence[memoryview | Path]
     ) -> list[MediumRequest]:
-        """The row's media, with the kind and the window that the row gives for each."""
+        """The row's media, each with its kind and window."""
         if self._manifest.form == c.URI:
             return [MediumRequest(content) for content in contents]
         requests = []
@@ -189,7 +177,7 @@ def _contents(data: pa.ListScalar, paths: pa.ListScalar) -> list[memoryview | Pa
 
 
 def _with_failure(reply: DecodeReply | None, row: _Row) -> DecodeReply:
-    """The reply, with the failure that the row has for any reason."""
+    """Returns the reply with the row's failure, whatever its reason."""
     if reply is None:
         return DecodeReply(failure=row.failure)
     failure = reply.failure or row.prompt_failure
@@ -201,13 +189,10 @@ def _with_failure(reply: DecodeReply | None, row: _Row) -> DecodeReply:
 def _columns(
     replies: list[DecodeReply], uris: list[Sequence[str | None]], prompts: int
 ) -> dict[str, Any]:
-    """The values of all columns that this stage adds, by name. prompts: questions of each row."""
+    """The values of the columns that this stage adds, by name. prompts: the number per row."""
 
     def tensor(value: Callable[[DecodeReply], Any]) -> list[Any]:
         return [None if reply.failure else value(reply) for reply in replies]
-
-    def seen(value: Callable[[DecodeReply], Any]) -> list[Any]:
-        return [value(reply) if reply.receipts or not reply.failure else None for reply in replies]
 
     def first(value: Callable[[Receipt], Any]) -> list[Any]:
         return [value(reply.receipts[0]) if reply.receipts else None for reply in replies]
@@ -218,15 +203,17 @@ def _columns(
         else None
         for reply, row_uris in zip(replies, uris, strict=True)
     ]
+    visual_tokens = [
+        None if row is None else sum(receipt["visual_tokens"] for receipt in row)
+        for row in receipts
+    ]
     return {
         c.INPUT_IDS: tensor(lambda reply: reply.ids[:prompts]),
         c.CONTINUATIONS: tensor(lambda reply: reply.ids[prompts:]),
         c.PATCHES: tensor(lambda reply: reply.patches),
         c.GRID_THW: tensor(lambda reply: [n for visual in reply.visuals for n in visual.grid_thw]),
         c.MEDIA_KINDS: tensor(lambda reply: [visual.kind for visual in reply.visuals]),
-        c.VISUAL_TOKENS: seen(
-            lambda reply: sum(receipt.visual_tokens for receipt in reply.receipts)
-        ),
+        c.VISUAL_TOKENS: visual_tokens,
         c.SHA256: first(lambda receipt: receipt.sha256),
         c.HEIGHT: first(lambda receipt: receipt.height),
         c.WIDTH: first(lambda receipt: receipt.width),
@@ -236,6 +223,6 @@ def _columns(
 
 
 def _receipt(receipt: Receipt, uri: str | None) -> dict[str, Any]:
-    """A value of RECEIPT_STRUCT, whose other fields have the names of Receipt's."""
+    """A value of RECEIPT_STRUCT: Receipt's fields, with the type for the kind, and the URI."""
     values = {name: value for name, value in vars(receipt).items() if name != "kind"}
     return {**values, "type": receipt.kind, "uri": uri}

@@ -1,11 +1,9 @@
 """Reads the unfinished rows of a manifest, each with its ordinal, as a Ray Data source.
 
-A read split is the work of one read task: the row groups with unfinished rows of one file, or of
-several small files, and a bitmap of these rows. Row groups and files without an unfinished row are
-not read.
-
-A row group is never divided among tasks: each task would decode all rows before its own. A very
-large row group is streamed instead, so that it needs no more memory than a small one.
+A read split is the work of one read task: row groups of one file or of several small files, with a
+bitmap of their unfinished rows. A row group without an unfinished row is not read. None is divided
+among tasks, since each task would decode all rows before its own; a very large one is streamed,
+so that it needs no more memory than a small one.
 """
 
 import zlib
@@ -29,7 +27,7 @@ from mediamill.schemas import columns as c
 from mediamill.schemas.manifest import ManifestSchema
 
 _MIN_SPLIT_ROWS = 16_384  # of unfinished rows in a split, if there are as many
-_MAX_SPLITS = 1000  # about: the driver and Ray keep each task in memory
+_MAX_SPLITS = 1000  # roughly: the driver and Ray hold each task in memory
 _FILE_OPEN_ROWS = 1024  # opening a file takes at least as long as reading so many rows
 _BATCH_ROWS = 1024
 _MASK_ROWS = 1 << 20  # of one mask while splits are planned; a multiple of 8
@@ -74,15 +72,10 @@ class RowGroupSlice:
 
     def bitmaps(self) -> Iterator[tuple[RowGroup, Bitmap]]:
         """Yields each group with the bitmap of its unfinished rows."""
-        bitmaps = np.frombuffer(zlib.decompress(self.pending), np.uint8) if self.pending else None
-        offset = 0
-        for group in self.groups:
-            size = -(-group.rows // 8)
-            if bitmaps is None:
-                yield group, np.full(size, 0xFF, np.uint8)
-            else:
-                yield group, bitmaps[offset : offset + size]
-            offset += size
+        sizes = [-(-group.rows // 8) for group in self.groups]
+        bits = zlib.decompress(self.pending) if self.pending else b"\xff" * sum(sizes)
+        bitmaps = np.split(np.frombuffer(bits, np.uint8), np.cumsum(sizes)[:-1])
+        yield from zip(self.groups, bitmaps, strict=True)
 
 
 @dataclass(frozen=True)
@@ -141,7 +134,7 @@ def plan_splits(manifest: Manifest, state: LedgerState) -> list[ReadSplit]:
     """
     numbers = {file.name: number for number, file in enumerate(state.files)}
     files = [(file, numbers[file.name]) for file in manifest.files]
-    unfinished = {number: file.rows - _finished_rows(state, number) for file, number in files}
+    unfinished = {number: file.rows - _count_bits(state.done[number]) for file, number in files}
     total_cost = sum(rows + _FILE_OPEN_ROWS for rows in unfinished.values() if rows)
     target_cost = max(_MIN_SPLIT_ROWS, -(-total_cost // _MAX_SPLITS))
     splits: list[ReadSplit] = []
@@ -164,8 +157,8 @@ def plan_splits(manifest: Manifest, state: LedgerState) -> list[ReadSplit]:
     return [*splits, ReadSplit(tuple(slices), rows)] if slices else splits
 
 
-def _finished_rows(state: LedgerState, number: int) -> int:
-    return int(np.bitwise_count(state.done[number]).sum(dtype=np.int64))
+def _count_bits(bitmap: Bitmap) -> int:
+    return int(np.bitwise_count(bitmap).sum(dtype=np.int64))
 
 
 def _pending_groups(
@@ -182,7 +175,7 @@ def _pending_groups(
             for first in range(start, stop, _MASK_ROWS)
         ]
         bitmap = np.concatenate([*masks, np.empty(0, np.uint8)])
-        if pending := int(np.bitwise_count(bitmap).sum(dtype=np.int64)):
+        if pending := _count_bits(bitmap):
             yield RowGroup(position, start, rows), bitmap, pending
         start = stop
 
@@ -191,8 +184,7 @@ def _slice(
     file: ManifestFile, number: int, groups: Sequence[tuple[RowGroup, Bitmap]]
 ) -> RowGroupSlice:
     bitmaps = np.concatenate([bitmap for _, bitmap in groups])
-    pending = int(np.bitwise_count(bitmaps).sum(dtype=np.int64))
-    all_pending = pending == sum(group.rows for group, _ in groups)
+    all_pending = _count_bits(bitmaps) == sum(group.rows for group, _ in groups)
     return RowGroupSlice(
         file.place.url,
         number,
@@ -266,7 +258,7 @@ def _open_checked(group_slice: RowGroupSlice) -> Iterator[pq.ParquetFile]:
         groups = group_slice.groups
         if any(sizes[group.position : group.position + 1] != [group.rows] for group in groups):
             raise _changed(group_slice, "its row groups have changed")
-        # What an object store reported when the file was opened saves a request.
+        # The details that an object store sent when the file was opened save a request.
         version = file_version.file_version(place, getattr(source, "details", None))
         if not file_version.same_content(group_slice.version, version):
             raise _changed(group_slice, "it was overwritten")
@@ -291,13 +283,9 @@ def _changed(group_slice: RowGroupSlice, how: str) -> ManifestChangedError:
 
 def _with_ordinals(table: pa.Table, number: int, indices: npt.NDArray[np.int64]) -> pa.Table:
     """Adds the column ROW (file number and row index), and empty status and error columns."""
-    ordinals = pa.StructArray.from_arrays(
-        [pa.array(np.full(len(indices), number, np.int32)), pa.array(indices)],
-        fields=list(ROW_STRUCT),
-    )
+    files = np.full(len(indices), number, np.int32)
+    ordinals = pa.StructArray.from_arrays([files, indices], fields=list(ROW_STRUCT))
     table = table.append_column(pa.field(c.ROW, ROW_STRUCT), ordinals)
     for name in (c.STATUS, c.ERROR_CODE, c.ERROR_MESSAGE):
-        table = table.append_column(
-            pa.field(name, pa.string()), pa.nulls(len(indices), pa.string())
-        )
+        table = table.append_column(name, pa.nulls(len(indices), pa.string()))
     return table

@@ -1,17 +1,19 @@
 """The write stage: writes finished rows to the output, each row exactly once.
 
 A write task stages its rows in one hidden object and has the ledger commit them. When the rows of
-several tasks fill a file, the ledger gives one of the tasks the group to publish. A task that is
-killed at any point is repeated, by Ray or by the next run, and no row is lost or doubled.
+several tasks fill a file, the ledger gives one of the tasks the group to publish. A task may be
+killed at any point: Ray or the next run repeats it, and no row is lost or doubled.
 """
 
 import uuid
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 from ray.data.datasource import Datasink
@@ -29,7 +31,7 @@ from mediamill.schemas import columns as c
 class OutputRules:
     """Where results go, and in which layout.
 
-    output: its URL. schema: of the result, with the partition columns.
+    output: a URL. schema: of the result, with the partition columns.
     constants: the values of columns that are the same in every row, by name.
     """
 
@@ -79,7 +81,7 @@ def write_rows(table: pa.Table, rules: OutputRules, ledger: LedgerCalls) -> None
         if not reply.finished:
             _publish(output, reply, ledger)
             return
-        # Another attempt of the same task was faster. Only the remaining rows are staged again.
+        # Another attempt of the same task has finished some rows. The others are staged again.
         publish.discard(output, [token])
         table = _without(table, reply.finished)
 
@@ -98,29 +100,25 @@ def _parts(table: pa.Table, rules: OutputRules) -> Iterator[tuple[str, pa.Table]
     result = _result(table, rules)
     columns = [name for name in rules.schema.names if name not in rules.partition_by]
     result = result.select(columns).append_column(c.ROW, table[c.ROW])
-    groups = [
-        (hive_paths.folder(rules.partition_by, values), indices)
-        for values, indices in _groups(table, rules.partition_by)
-    ]
-    for folder, indices in sorted(groups, key=lambda group: group[0]):
+    for folder, indices in sorted(_folders(table, rules.partition_by), key=itemgetter(0)):
         for start in range(0, len(indices), rules.rows_per_file):
             yield folder, result.take(indices[start : start + rules.rows_per_file])
 
 
-def _groups(
+def _folders(
     table: pa.Table, partition_by: tuple[str, ...]
-) -> Iterator[tuple[tuple[Any, ...], "np.ndarray[Any, np.dtype[np.int64]]"]]:
-    """Yields partition values with the indices of their rows, in the manifest's order."""
+) -> Iterator[tuple[str, npt.NDArray[np.int64]]]:
+    """Yields the folder of each partition, with the indices of its rows in the manifest's order."""
     order = manifest_order(table)
     if not partition_by:
-        yield (), order
+        yield hive_paths.folder((), ()), order
         return
     keys = list(zip(*(table[name].to_pylist() for name in partition_by), strict=True))
-    groups: dict[tuple[Any, ...], list[int]] = {}
+    groups = defaultdict[tuple[Any, ...], list[int]](list)
     for index in order.tolist():
-        groups.setdefault(keys[index], []).append(index)
+        groups[keys[index]].append(index)
     for values, indices in groups.items():
-        yield values, np.array(indices, np.int64)
+        yield hive_paths.folder(partition_by, values), np.array(indices, np.int64)
 
 
 def _result(table: pa.Table, rules: OutputRules) -> pa.Table:

@@ -1,7 +1,7 @@
-"""Remembers the answers of a run and its predecessors by content, so that copies reuse them.
+"""Remembers the answers of a run and of earlier runs by content, so that copies reuse them.
 
-The answers are in a temporary file, since there may be one for each row of a job. Answers of
-earlier runs are loaded from the output: of a run that is resumed, or of a manifest that has grown.
+The answers are in a temporary file, since there may be one for each row of a job. Those of earlier
+runs are loaded from the output, when a run is resumed or its manifest has grown.
 """
 
 import json
@@ -26,14 +26,14 @@ from mediamill.schemas import columns as c
 _MAX_BYTES = 4 * 1024**3
 _PAGE_BYTES = 4096
 _CACHE_KB = 64 * 1024  # of the file, in memory
-_LOADED_ROWS = 1024  # that are Python objects at once: vectors are large
-_FINISHED = ""  # the name of finished rows: no row that is yet to be answered has it
+_LOADED_ROWS = 1024  # converted to Python objects at once: vectors are large
+_FINISHED = ""  # stands for the name of a finished row; no unfinished row has this name
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """An answer, and the row that it was made for: its name and id."""
+    """An answer, and the name and id of the row that it was made for."""
 
     name: str
     row_id: object
@@ -41,14 +41,14 @@ class _Entry:
 
 
 class AnswerCache:
-    """The contents that were claimed, and their answers.
+    """The claimed contents and their answers.
 
-    max_bytes: of the file; further answers are not stored, and their contents are answered again.
+    max_bytes: of the file; later answers are not stored, and their contents are answered again.
     """
 
     def __init__(self, max_bytes: int = _MAX_BYTES) -> None:
         self._claimed: dict[bytes, tuple[str, object]] = {}  # no answer yet: name and id of a row
-        # The file has no name: SQLite makes one that disappears even if the process is killed. The
+        # SQLite makes a file without a name, which disappears even if the process is killed. The
         # threads that use it take turns.
         self._file = sqlite3.connect("", isolation_level=None, check_same_thread=False)
         for setting in (
@@ -70,15 +70,15 @@ class AnswerCache:
         return [self._claim(*content) for content in contents]
 
     def put(self, answers: Mapping[bytes, RowAnswer]) -> None:
-        """Stores the answers of claimed contents; the first of each if there are several."""
+        """Stores the answers of claimed contents; only the first answer of each."""
         claimed = {key: self._claimed.pop(key) for key in answers if key in self._claimed}
         self._store({key: _Entry(*row, answers[key]) for key, row in claimed.items()})
 
     def load(self, output: Place, columns: Sequence[str]) -> None:
         """Stores the answers of the visible rows of an output.
 
-        columns: that an answer has. Copies and failed rows are left out: a failed row may succeed
-        in another run. Raises what the file system raises.
+        columns: of an answer. Copies and failed rows are left out: a failed row may succeed in
+        another run. Raises the errors of the file system.
         """
         needed = [c.ID, c.CONTENT_HASH, *columns, c.STATUS, c.DUPLICATE_OF]
         for name in visible_files(output):
@@ -129,10 +129,7 @@ def _loaded(row: dict[str, Any]) -> tuple[bytes, _Entry]:
 
 
 def _row_groups(file: Place, columns: Sequence[str]) -> Iterator[pa.Table]:
-    """Yields one row group after the other, since a file may be larger than memory.
-
-    Most files have a single one, and are opened once.
-    """
+    """Yields one row group after the other, since a file may be larger than memory."""
     number, count = 0, 1
     while number < count:
         table, count = storage.with_retries(file, partial(_read, file.path, number, columns))

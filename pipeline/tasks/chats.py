@@ -1,4 +1,4 @@
-"""Chooses the prompt or chat of a row that is asked a single question."""
+"""Chooses the prompt or chat of a row: its own, or else the job's."""
 
 import json
 from collections.abc import Mapping
@@ -26,9 +26,9 @@ def row_system(row: Mapping[str, Any], system: str | None) -> str | None:
 
 
 def row_chat(row: Mapping[str, Any], prompt: str | None, system: str | None) -> Mapping[str, Any]:
-    """Returns the row's own chat, else a chat of its prompt, else of the job's.
+    """Returns the row's own chat, else a chat of its prompt, else of the job's prompt.
 
-    Raises RowError prompt_invalid for a chat that is not a JSON list, or if there is no prompt.
+    Raises RowError prompt_invalid for a chat that is not a JSON list, or without any prompt.
     """
     if row.get(c.MESSAGES) is not None:
         return {"messages": _messages(row[c.MESSAGES])}
@@ -45,10 +45,10 @@ def row_chat(row: Mapping[str, Any], prompt: str | None, system: str | None) -> 
 def _messages(text: str) -> list[Any]:
     try:
         chat = json.loads(text)
+        if isinstance(chat, list):
+            return chat
+        problem = f"a JSON {type(chat).__name__}"
     except (ValueError, RecursionError) as error:
-        message = f"messages: found no JSON ({error}), expected a list of messages"
-        raise RowError(ErrorCode.PROMPT_INVALID, message) from error
-    if not isinstance(chat, list):
-        message = f"messages: found a JSON {type(chat).__name__}, expected a list of messages"
-        raise RowError(ErrorCode.PROMPT_INVALID, message)
-    return chat
+        problem = f"no JSON ({error})"
+    message = f"messages: found {problem}, expected a list of messages"
+    raise RowError(ErrorCode.PROMPT_INVALID, message)

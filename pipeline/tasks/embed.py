@@ -1,4 +1,4 @@
-"""Embeds rows: computes one vector of a row's prompt and media."""
+"""Embeds rows: computes one vector for the prompt and media of a row."""
 
 import math
 from collections.abc import Mapping
@@ -29,11 +29,10 @@ class EmbedKind(TaskKind):
         self._task = task
 
     def resolve(self, checkpoint: Place) -> EmbedTask:
-        """Returns a task whose pool is not "auto", and which has set `texts_alike`.
+        """Returns the task with a pool that is not "auto", and with `texts_alike`: whether texts
+        and media have one vector space, because the checkpoint was trained with this pool.
 
-        The vectors of texts lie in the space of those of media only if the checkpoint was trained
-        for vectors that are pooled in this way. Raises JobError for `embed.pool: auto` with a
-        checkpoint that declares a computation that is not implemented.
+        Raises JobError for `embed.pool: auto` and a checkpoint whose pooling is not implemented.
         """
         pool = self._task.embed.pool
         try:

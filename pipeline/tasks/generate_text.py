@@ -118,7 +118,7 @@ class GenerateText(TaskHandler):
     def _values(
         self, question: Question, result: "RequestResult"
     ) -> tuple[dict[str, Any], RowFailure | None]:
-        """Returns a question's values by plain column name, and what is wrong with the answer."""
+        """Returns a question's values by plain column name, and the answer's failure."""
         completion, failure = result.completion, result.failure
         text = None
         if failure is None:

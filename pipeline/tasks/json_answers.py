@@ -1,7 +1,7 @@
-"""Asks for JSON answers: checks schemas, chooses the sampling of each try, and parses the answers.
+"""JSON answers: checks schemas, chooses the sampling of each try, and parses the answers.
 
-An answer that does not fit its schema is generated again with another seed. A greedy answer is
-sampled then, since it would come out the same.
+An answer that does not fit its schema is generated again with another seed; the new try of a greedy
+answer is sampled, since it would be the same otherwise.
 """
 
 from collections.abc import Mapping
@@ -48,7 +48,7 @@ def question_sampling(
         sampling = replace(sampling, json_schema=question.schema.text)
     if attempt == 1:
         return sampling
-    # Published checkpoints set top_k to 1, with which another seed gives the same answer.
+    # Published checkpoints set top_k to 1, so that every seed would give the same answer.
     return replace(
         sampling,
         temperature=sampling.temperature or config.retry_temperature,
@@ -60,7 +60,7 @@ def question_sampling(
 def parse_answer(
     question: Question, text: str, completion: "Completion"
 ) -> tuple[Mapping[str, Any], RowFailure | None]:
-    """Returns the values of the answer's properties by name, or what is wrong with the answer."""
+    """Returns the values of the answer's properties by name, or the answer's failure."""
     if question.schema is None:
         return {}, None
     values, problem = question.schema.parse(text)

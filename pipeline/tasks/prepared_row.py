@@ -1,4 +1,4 @@
-"""Reads a row of a table of `prepared_schema` back: what requests to the engine are made of."""
+"""Reads a row of a table of `prepared_schema`, from which requests to the engine are made."""
 
 import hashlib
 import json
@@ -17,8 +17,7 @@ from mediamill.pipeline.faults import IdentityError
 from mediamill.pipeline.tasks.checksum import checksum, row_name
 from mediamill.schemas import columns as c
 
-# With the hash of the file, these fields of a receipt tell apart what the model sees of it: other
-# windows of a video, or frames and sizes chosen by other rules.
+# The fields of a receipt that decide what the model sees: the file, its frames and their size.
 _IDENTITY_FIELDS = ("type", "sha256", "height", "width", "frame_indices")
 
 
@@ -27,10 +26,9 @@ class PreparedRow:
     """The inputs of one row.
 
     name: identifies the row, see checksum.row_name.
-    prompts: token ids of each question.
-    texts: token ids of each text to score.
+    prompts, texts: token ids of each question, and of each text to score.
     media_names: see `Request`.
-    content_hash: of all that decides the answers, 16 bytes; empty where it was not requested.
+    content_hash: of all that decides the answers, 16 bytes; empty if it was not requested.
     values: of the requested columns, by column name.
     """
 
@@ -43,10 +41,6 @@ class PreparedRow:
     content_hash: bytes
     values: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
-    def visual_tokens(self) -> int:
-        return sum(visual.tokens for visual in self.visuals)
-
 
 def prepared_row(
     table: pa.Table,
@@ -55,10 +49,9 @@ def prepared_row(
     value_columns: Sequence[str] = (),
     with_content_hash: bool = False,
 ) -> PreparedRow:
-    """The row of this number in the table.
+    """The row of this number in the table, with the values of `value_columns`.
 
-    rules: that the patches were made by.
-    value_columns: whose values to read, too.
+    rules: those that made the patches.
     Raises IdentityError when the tensors are those of another row.
     """
     columns = (c.ROW, c.SHA256, c.ID, c.INPUT_IDS, c.CONTINUATIONS, c.GRID_THW, c.MEDIA_KINDS)

@@ -12,10 +12,9 @@ from mediamill.schemas.errors import ErrorCode
 
 @dataclass(frozen=True)
 class RequestResult:
-    """The result of a row's request.
+    """The result of a row's request. failure: None if there is an answer.
 
     attempt: how often it was tried, by the task handler or the engine.
-    failure: None if there is an answer.
     asked: how often the task handler asked, with `TaskHandler.retry`.
     """
 

@@ -111,7 +111,7 @@ class ScoreTexts(TaskHandler):
             message = "log-probabilities are not finite numbers: try resources.dtype=float32"
             failure = RowFailure(ErrorCode.ENGINE_FAILED.value, message)
             return {c.FINISH_REASON: "error"}, failure
-        # The result has the texts as the manifest has them, so they are not carried separately.
+        # The texts are in the row's own columns, so the tables between the stages have no copy.
         texts = texts_to_score(row.values, self._config)
         ranking = ranked(texts, scores, self._config.rank_by)
         best = next(text for text in ranking if text["rank"] == 1)

@@ -1,7 +1,7 @@
 """Defines what each kind of task implements: `TaskKind` and `TaskHandler`.
 
-To add a kind: its section in schemas/job_tasks.py and schemas/task.py, a file beside this one with
-the two classes, and a case in tasks.py.
+A new kind needs a section in schemas/job_tasks.py and schemas/task.py, a file here with the two
+classes, and a case in tasks.py.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # the driver and the prepare stage do without torch
 
 @dataclass(frozen=True)
 class HandlerOptions:
-    """What a task handler needs to know of the job and the loaded model.
+    """What a task handler needs of the job and the loaded model.
 
     sampling: the job's; each row has a seed made of this one and its id.
     decode: token ids to text, without control tokens.
@@ -41,7 +41,7 @@ class TaskHandler(Protocol):
     """Makes the requests of a row and its answer, in the generate stage."""
 
     def requests(self, row: "PreparedRow") -> "list[Request]":
-        """Returns the row's requests, at least one, each with another id."""
+        """Returns the row's requests, at least one, each with an id of its own."""
 
     def retry(self, row: "PreparedRow", number: int, result: "RequestResult") -> "Request | None":
         """Returns a request to replace the row's request `number`, whose answer is not acceptable.
@@ -53,14 +53,14 @@ class TaskHandler(Protocol):
     def answer(
         self, row: "PreparedRow", results: "list[RequestResult]"
     ) -> tuple[dict[str, Any], RowFailure | None]:
-        """Returns the values of the row's columns, and what is wrong with the row.
+        """Returns the values of the row's columns, and the row's failure or None.
 
-        results: of each of the row's requests. Columns that have no value may be missing.
+        results: one per request of the row. Columns without a value may be missing.
         """
 
 
 class TaskKind(Protocol):
-    """What the driver and the prepare stage need to know of a kind of task."""
+    """What the driver and the prepare stage need of a kind of task."""
 
     def resolve(self, checkpoint: Place) -> Task:
         """Returns the task with the settings that the checkpoint decides.

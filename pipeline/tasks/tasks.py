@@ -8,7 +8,7 @@ from mediamill.schemas.task import EmbedTask, ScoreTask, Task, TextTask
 
 
 def task_kind(task: Task) -> TaskKind:
-    """Returns what the task's kind does differently from the others."""
+    """Returns the implementation of the task's kind."""
     match task:
         case TextTask():
             return TextKind(task)

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pytest
 
 from mediamill.pipeline.decoding.arrow_column import binary_column
-from mediamill.pipeline.decoding.buffer_pool import BufferPool
-from mediamill.pipeline.decoding.decoder_pool import DecodeRequest, DecodeRules, MediumRequest
+from mediamill.pipeline.decoding.buffer_pool import Arena, BufferPool
+from mediamill.pipeline.decoding.decoder_pool import WORKERS, DecodeRequest, MediumRequest
 from mediamill.pipeline.decoding.memory_estimate import memory_bytes
 from mediamill.pipeline.decoding.work_queue import WorkQueue
 from mediamill.pipeline.decoding.worker_handle import PendingRow
@@ -30,7 +30,7 @@ def test_no_two_things_that_are_in_use_overlap(seed):
     draw, pool, faults = random.Random(seed), BufferPool(), []
 
     def work(mark):
-        arena, held = pool.arena(), []
+        arena, held = Arena(pool), []
         for step in range(150):
             size = draw.choice([0, 1, 63, 64, 5000, 300_000, 3 * MIB])
             array = draw.choice([pool.allocate, arena.allocate])(size)
@@ -71,7 +71,7 @@ def test_no_more_is_retained_than_was_said():
 
 
 def test_buffers_of_an_arena_are_contiguous():
-    arena, end = BufferPool().arena(), None
+    arena, end = Arena(BufferPool()), None
     for size in (1, 3, 77, 300_000, 5):
         buffer = arena.allocate(size)
         assert buffer.size == size
@@ -86,12 +86,12 @@ def test_a_column_is_what_arrow_would_make(seed, apart):
     """Of values side by side, with some gaps, or each somewhere else."""
     draw, pool = random.Random(seed), BufferPool()
     for count in (0, 1, 7, 8, 9, 100):
-        values, views, arena = [], [], pool.arena()
+        values, views, arena = [], [], Arena(pool)
         for _ in range(count):
             null = draw.random() < 0.3 * (seed % 3)
             values.append(None if null else draw.randbytes(draw.choice([0, 1, 999])))
             if draw.random() < apart:
-                arena = pool.arena()
+                arena = Arena(pool)
             views.append(None if null else put(arena, values[-1]))
         column = binary_column(views, pool)
         column.validate(full=True)
@@ -108,7 +108,7 @@ def put(arena, value):
 
 def test_what_lies_side_by_side_is_not_copied():
     pool = BufferPool()
-    arena = pool.arena()
+    arena = Arena(pool)
     values = [put(arena, bytes([number]) * 1000) for number in range(50)]
     (chunk,) = binary_column(values, pool).chunks
     assert chunk.buffers()[2].address == address(np.asarray(values[0]))
@@ -118,10 +118,10 @@ def test_what_lies_side_by_side_is_not_copied():
 def test_a_column_keeps_its_memory_through_arrow(apart):
     """As a table, a part of it, and another table made of it."""
     pool = BufferPool()
-    arena = pool.arena()
+    arena = Arena(pool)
     values = []
     for number in range(50):
-        values.append(put(pool.arena() if apart else arena, bytes([number]) * 50_000))
+        values.append(put(Arena(pool) if apart else arena, bytes([number]) * 50_000))
     table = pa.table({"x": binary_column(values, pool)})
     part = pa.concat_tables([table.slice(10, 5), table.slice(40)])
     del table, values, arena
@@ -160,7 +160,7 @@ def test_every_row_is_taken_once_and_each_worker_gets_neighbours(seed):
 def test_the_memory_estimate_covers_the_limits_of_all_workers():
     limits = Limits()
     both, one = memory_bytes(limits, 2), memory_bytes(limits, 1)
-    assert both > DecodeRules.workers * limits.decode_bytes
+    assert both > WORKERS * limits.decode_bytes
     assert both - one > limits.decode_bytes
     larger = limits.model_copy(update={"decode_bytes": 2 * limits.decode_bytes})
     assert memory_bytes(larger, 2) - both == 2 * limits.decode_bytes

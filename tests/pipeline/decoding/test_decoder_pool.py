@@ -19,9 +19,9 @@ from mediamill.model.tiny import CAPTION_PROMPT, CHECKPOINT
 from mediamill.pipeline.decoding.decoder_pool import (
     DecodeRequest,
     DecoderPool,
-    DecodeRules,
     MediumRequest,
 )
+from mediamill.schemas.job import Limits
 from tests import processes
 from tests.media import animation, audio_only, cut, draw, encode, jpeg, numbered_frames, video
 from tests.pipeline.decoding.hostile_processor import FACTORY, trap
@@ -31,9 +31,13 @@ CHAT = {"prompt": CAPTION_PROMPT, "system": None}
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="held on Linux only")
 
 
+def limits(timeout_s, max_bytes=4096 * MIB):
+    return Limits(decode_timeout_s=timeout_s, decode_bytes=max_bytes)
+
+
 @pytest.fixture(scope="module")
 def decoder():
-    made = DecoderPool({"checkpoint": str(CHECKPOINT)}, DecodeRules(60, 160 * MIB), FACTORY)
+    made = DecoderPool({"checkpoint": str(CHECKPOINT)}, limits(60, 160 * MIB), FACTORY)
     yield made
     made.close()
 
@@ -186,7 +190,7 @@ def test_a_worker_that_is_ended_between_two_rows_costs_nothing(decoder):
 
 
 def test_a_hang_is_ended_at_its_deadline():
-    impatient = DecoderPool({"checkpoint": str(CHECKPOINT)}, DecodeRules(8, 160 * MIB), FACTORY)
+    impatient = DecoderPool({"checkpoint": str(CHECKPOINT)}, limits(8, 160 * MIB), FACTORY)
     try:
         ask(impatient, *[FILES["jpeg"]] * 20)  # from now on several rows go together
         rows = [FILES["jpeg"]] * 6
@@ -235,7 +239,7 @@ def test_what_a_row_leaks_is_no_other_rows_affair(decoder):
 
 @LINUX
 def test_a_worker_that_has_grown_is_replaced():
-    decoder = DecoderPool({"checkpoint": str(CHECKPOINT)}, DecodeRules(60, workers=1), FACTORY)
+    decoder = DecoderPool({"checkpoint": str(CHECKPOINT)}, limits(60), FACTORY, workers=1)
     try:
         ask(decoder, FILES["jpeg"])
         first = fact(decoder, "pid")
@@ -318,8 +322,9 @@ _OWNER = """
 import sys, threading, time
 from mediamill.model.tiny import CHECKPOINT
 from mediamill.pipeline.decoding.decoder_pool import *
+from mediamill.schemas.job import Limits
 from tests.pipeline.decoding.hostile_processor import FACTORY, trap
-decoder = DecoderPool({"checkpoint": str(CHECKPOINT)}, DecodeRules(600), FACTORY)
+decoder = DecoderPool({"checkpoint": str(CHECKPOINT)}, Limits(decode_timeout_s=600), FACTORY)
 def row(data): return DecodeRequest([MediumRequest(memoryview(data))])
 for answer in decoder.prepare([row(trap("report", "pid"))]):
     print(decoder.fork_server_pid, answer.failure.message.split()[-1], flush=True)
@@ -348,4 +353,4 @@ def test_a_checkpoint_that_cannot_be_used_is_an_error_at_once(tmp_path):
     from mediamill.model.errors import ModelError
 
     with pytest.raises(ModelError, match=r"config\.json"):
-        DecoderPool({"checkpoint": str(tmp_path)}, DecodeRules())
+        DecoderPool({"checkpoint": str(tmp_path)}, Limits())

@@ -6,16 +6,16 @@ import random
 import pytest
 
 from mediamill.model.tiny import CHECKPOINT
-from mediamill.pipeline.decoding.decoder_pool import DecoderPool, DecodeRules
+from mediamill.pipeline.decoding.decoder_pool import DecoderPool
 from tests.media import jpeg
 from tests.pipeline.decoding.hostile_processor import FACTORY, trap
-from tests.pipeline.decoding.test_decoder_pool import FILES, MIB, ask, code, open_fds
+from tests.pipeline.decoding.test_decoder_pool import FILES, MIB, ask, code, limits, open_fds
 
 
 @pytest.fixture(scope="module")
 def narrow():
     """One process, to which many rows go together."""
-    made = DecoderPool({"checkpoint": str(CHECKPOINT)}, DecodeRules(60, 160 * MIB, 1), FACTORY)
+    made = DecoderPool({"checkpoint": str(CHECKPOINT)}, limits(60, 160 * MIB), FACTORY, 1)
     yield made
     made.close()
 

@@ -14,16 +14,12 @@ from mediamill.model.processor import Processor
 from mediamill.model.sampling import Sampling
 from mediamill.model.tensor_parallel.tensor_parallel_engine import BrokenRanksError
 from mediamill.model.tiny import CAPTION_PROMPT, CHECKPOINT
+from mediamill.pipeline.faults import BrokenEngineError, IdentityError
 from mediamill.pipeline.records import parsed_schema, prepared_schema, read_schema
 from mediamill.pipeline.replica.engine_thread import EngineThread
 from mediamill.pipeline.replica.load_engine import refuse_broken
 from mediamill.pipeline.stages.fetch import Fetch, FetchRules
-from mediamill.pipeline.stages.generate import (
-    BrokenEngineError,
-    EngineSize,
-    Generate,
-    IdentityError,
-)
+from mediamill.pipeline.stages.generate import EngineSize, Generate
 from mediamill.pipeline.stages.prepare import Prepare
 from mediamill.pipeline.tasks.generate_text import GenerateText
 from mediamill.pipeline.tasks.prepared_row import prepared_row
