@@ -19,7 +19,8 @@ from mediamill.model.engine_core.contiguous_cache import ContiguousCache
 from mediamill.model.engine_core.default_batch import default_batch_rows
 from mediamill.model.engine_core.engine_core import EngineCore
 from mediamill.model.engine_core.kv_budget import cache_tokens as measured_cache_tokens
-from mediamill.model.engine_core.model_runner import Cache, ModelRunner
+from mediamill.model.engine_core.kv_cache import Cache
+from mediamill.model.engine_core.model_runner import ModelRunner
 from mediamill.model.engine_core.output_constraints import OutputConstraints
 from mediamill.model.engine_core.paged_cache import PagedCache
 from mediamill.model.engine_core.request_checks import place_media, request_problem
