@@ -34,7 +34,6 @@ class PrefillAttention:
         self._starts = [0, *accumulate(self.lengths)]
         self._count = sum(not chunk.has_context for chunk in chunks)
         assert not any(c.has_context for c in chunks[: self._count]), "those without come first"
-        self._packed = self._starts[self._count]
         self._pages = {
             chunk.pages: torch.tensor(chunk.pages, device=device) for chunk in chunks if chunk.pages
         }
@@ -55,12 +54,12 @@ class PrefillAttention:
         self._writer.write(layer, k, v)
         out = []
         if self._count:
-            packed = slice(0, self._packed)
+            end = self._starts[self._count]
             out.append(
                 packed_attention(
-                    q[packed],
-                    k[packed],
-                    v[packed],
+                    q[:end],
+                    k[:end],
+                    v[:end],
                     self.lengths[: self._count],
                     causal=True,
                     name=self._name,
@@ -72,15 +71,11 @@ class PrefillAttention:
             rows = slice(self._starts[group.start], self._starts[group.stop])
             keys = torch.cat([*self._context(group.start, self._cache.keys[layer], k), k[rows]])
             values = torch.cat([*self._context(group.start, self._cache.values[layer], v), v[rows]])
-            lengths = tuple(self.lengths[group.start : group.stop])
-            attended = attention(
-                q[rows].transpose(0, 1)[None],
-                keys.transpose(0, 1)[None],
-                values.transpose(0, 1)[None],
-                causal=False,
-                mask=self._mask(lengths, len(keys), window, q.device),
-                name=self._name,
+            mask = self._mask(
+                tuple(self.lengths[group.start : group.stop]), len(keys), window, q.device
             )
+            query, keys, values = (x.transpose(0, 1)[None] for x in (q[rows], keys, values))
+            attended = attention(query, keys, values, causal=False, mask=mask, name=self._name)
             out.append(attended[0].transpose(0, 1))
         return out[0] if len(out) == 1 else torch.cat(out)
 

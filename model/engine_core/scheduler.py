@@ -168,11 +168,10 @@ class Scheduler:
 
     def remove(self, request_id: str) -> Sequence | None:
         """Removes a sequence from the queue and returns it, or None if it is not there."""
-        for seq in self.waiting:
-            if seq.request.id == request_id:
-                self.waiting.remove(seq)
-                return seq
-        return None
+        seq = next((seq for seq in self.waiting if seq.request.id == request_id), None)
+        if seq is not None:
+            self.waiting.remove(seq)
+        return seq
 
     def _cached_pages(self, seq: Sequence, cache: Cache) -> int:
         """Returns how many pages at the beginning of the prompt are cached and worth using."""
