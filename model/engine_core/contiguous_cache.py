@@ -142,7 +142,6 @@ class ContiguousCache:
         return True
 
     def free(self, allocation: Allocation) -> None:
-        """Frees the allocation."""
         self.pool.release(allocation.pages)
         allocation.pages = []
         if allocation.size_class >= 0:
@@ -189,9 +188,7 @@ class ContiguousCache:
     def batch(
         self, allocations: Sequence[Allocation], seq_lens: Sequence[int]
     ) -> "ContiguousBatch":
-        """Returns the state of a decode step. seq_lens: tokens of each sequence, the new one
-        included.
-        """
+        """Returns the state of decode steps. seq_lens: with the new token of each sequence."""
         self._compact()
         return ContiguousBatch(self, allocations, seq_lens)
 
@@ -280,9 +277,7 @@ class _SlotRun:
         return self.visible & (torch.arange(self.span) > self.last[:, None] - window)
 
     def mask(self, window: int | None, dtype: torch.dtype) -> torch.Tensor:
-        """Returns what is added to the scores: 0 or -inf, [rows, 1, 1, span]; cached for all
-        layers.
-        """
+        """Returns what is added to the scores of every layer: 0 or -inf, [rows, 1, 1, span]."""
         if window not in self.masks:
             hidden = ~self.visible_within(window)
             mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, float("-inf"))

@@ -39,9 +39,9 @@ def cache_tokens(
     prefill_tokens: int,
     vision_patches: int,
 ) -> int:
-    """Returns the number of tokens that a KV cache may hold: at most `batch_size` whole contexts.
+    """Returns how many tokens a KV cache may hold, at most those of `batch_size` whole contexts.
 
-    On a GPU it takes nine tenths of the memory that is free during the largest prefill and the
+    On a GPU they take nine tenths of the memory that is free during the largest prefill and the
     largest call of the vision tower, which are run for this; on a CPU half of what is available.
     """
     text = model.config.text

@@ -31,12 +31,13 @@ from mediamill.model.media.image_rules import ImageRules
 
 @dataclass(frozen=True)
 class PrefillOutput:
-    """The hidden states of a prefill that are needed, [n, hidden].
+    """What a prefill computed.
 
-    rows: for each sequence and continuation (their indices; None for the prompt itself) its rows of
-        `hidden`: of a prompt the last token, or those that an embedding is pooled from; of a
-        continuation all its input tokens.
-    visual: the visual tokens [tokens, hidden] of each sequence that needs the vision tower alone.
+    hidden: the final hidden states that are needed, [n, hidden].
+    rows: the rows of `hidden` of each (index of a sequence, index of its continuation). None stands
+        for the prompt: its last token, or the tokens that an embedding is pooled from. A
+        continuation has those of all its input tokens.
+    visual: by sequence, the visual tokens [tokens, hidden] of those that skip the language model.
     prompt_tokens: how many prompt tokens were computed.
     """
 
@@ -49,10 +50,8 @@ class PrefillOutput:
 class ModelRunner:
     """Runs a model for one engine.
 
-    decode_step: runs a decode step over pages; may be replaced by a wrapper, such as one that
-        replays CUDA graphs.
-    token_bitmask: computes the tokens that the grammars of sequences allow.
-    vision_seconds: host seconds spent in the vision tower. visual_tokens: made by it.
+    decode_step: runs a decode step over pages: plainly, or by replaying CUDA graphs.
+    vision_seconds, visual_tokens: host seconds spent in the vision tower, and what it made.
     """
 
     def __init__(
@@ -72,8 +71,8 @@ class ModelRunner:
         self._copier = HostToDeviceCopier(model.device)
         self.vision_seconds = 0.0
         self.visual_tokens = 0
-        # Visual tokens of the last sequence's media, which the next sequence may have as well. The
-        # media are held too: a key may be an identity, which is valid only while they live.
+        # Visual tokens of the last sequence's media, which the next sequence may share. The media
+        # are held too: a key may be the id of a tensor, which is valid only while it lives.
         self._encoder_cache: dict[Hashable, tuple[VisualInput, torch.Tensor]] = {}
         self._new_encoder_cache: dict[Hashable, tuple[VisualInput, torch.Tensor]] = {}
 
@@ -129,9 +128,7 @@ class ModelRunner:
         return PrefillOutput(hidden, rows, visual, computed)
 
     def _vision_only(self, sequences: abc.Sequence[Sequence]) -> dict[int, torch.Tensor]:
-        """Returns the visual tokens of the sequences that need nothing else, by index. Equal media
-        are encoded once.
-        """
+        """Returns the visual tokens of the sequences that skip the language model, by index."""
         selected = {i: seq for i, seq in enumerate(sequences) if seq.request.skips_language}
         media: dict[Hashable, VisualInput] = {}
         for seq in selected.values():

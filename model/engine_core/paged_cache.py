@@ -62,14 +62,11 @@ class PagedCache:
         return Allocation(tokens, shared + new, len(shared) * self.page_size)
 
     def free(self, allocation: Allocation) -> None:
-        """Frees the allocation."""
         self.pool.release(allocation.pages)
         allocation.pages = []
 
     def publish(self, allocation: Allocation, block_hashes: Sequence[bytes]) -> None:
-        """Lets later sequences with these block hashes share the allocation's first pages, which
-        are filled.
-        """
+        """Shares the allocation's first pages, which are filled, under these block hashes."""
         for page, block_hash in zip(allocation.pages, block_hashes, strict=False):
             self.pool.set_hash(page, block_hash)
 
@@ -78,9 +75,7 @@ class PagedCache:
         return PageWriter(self, writes)
 
     def batch(self, allocations: Sequence[Allocation], seq_lens: Sequence[int]) -> "PagedBatch":
-        """Returns the state of a decode step. seq_lens: tokens of each sequence, the new one
-        included.
-        """
+        """Returns the state of decode steps. seq_lens: with the new token of each sequence."""
         return PagedBatch(self, allocations, seq_lens)
 
 

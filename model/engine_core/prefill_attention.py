@@ -17,9 +17,7 @@ from mediamill.model.layers.kernels import window_mask
 
 
 class PrefillAttention:
-    """Attention of one prefill. Chunks without context come first, the others after the chunk that
-    they continue.
-    """
+    """Attention of one prefill over chunks in the order of `build_chunks`."""
 
     def __init__(
         self,

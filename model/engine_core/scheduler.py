@@ -11,7 +11,7 @@ from mediamill.model.engine_core.kv_budget import out_of_memory
 from mediamill.model.engine_core.kv_cache import Cache
 from mediamill.model.engine_core.sequence import Sequence
 
-# After so many successes at a limit that memory has set, the limit is doubled.
+# Successful steps after which a limit that memory has set is doubled.
 _SUCCESSES_TO_GROW = 8
 # On a GPU, gathering cached pages pays if they hold 1 / _MIN_CACHED_PART of the prompt.
 _MIN_CACHED_PART = 8
@@ -68,8 +68,8 @@ class ScheduledPrefill:
 
 
 class OomBackoff:
-    """Limits how many sequences run at once: halves the limit when memory runs out, and doubles it
-    again after successes.
+    """A limit of the sequences that run at once: halved when memory runs out, doubled after
+    successes.
     """
 
     def __init__(self) -> None:
@@ -157,9 +157,7 @@ class Scheduler:
         return scheduled
 
     def put_back(self, sequences: abc.Sequence[Sequence], cache: Cache) -> None:
-        """Returns admitted sequences to the front of the queue, in their order, and frees their
-        cache.
-        """
+        """Frees the cache of admitted sequences, and returns them to the front of the queue."""
         for seq in reversed(sequences):
             if seq.allocation is not None:
                 cache.free(seq.allocation)

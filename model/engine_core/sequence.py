@@ -145,10 +145,7 @@ class Sequence:
         return len(self.prompt) + len(self.output)
 
     def append(self, token: int, logprob: float, top: abc.Sequence[tuple[int, float]]) -> None:
-        """Appends an output token.
-
-        top: the likeliest tokens with their logprobs, at least as many as the rule reports.
-        """
+        """Appends an output token. top: at least as many of the likeliest as the rule reports."""
         self.output.append(token)
         self._logprobs.append(logprob)
         if self.rule.logprobs:

@@ -28,8 +28,7 @@ _LAYOUT = {
     "coerce_one_of": False,
     "lenient": False,
 }
-# A lexer keeps every state that it has met; compiling the schema again after so many outputs bounds
-# that.
+# A lexer keeps every state that it has met, so a schema is compiled again after so many outputs.
 _MAX_OUTPUTS = 1024
 _MAX_SCHEMAS = 64
 _MAX_ERROR_LENGTH = 300
