@@ -11,7 +11,7 @@ import torch
 
 from benchmarks import roofline
 from benchmarks.gpu_setup import Clock
-from mediamill.model.engine_core.cuda_graphs import DecodeGraphs
+from mediamill.model.engine_core.cuda_graphs import DecodeGraphs, DecodeInputs
 from mediamill.model.engine_core.paged_attention import PagedKernel, choose_kernel, paged_decode
 from mediamill.model.engine_core.paged_cache import PagedCache, PagedDecode
 from mediamill.model.families.qwen2_vl.model import Qwen2VL
@@ -212,22 +212,13 @@ class Batch:
         self.model = model
 
     @property
-    def inputs(self) -> tuple[torch.Tensor, ...]:
-        return self.tokens, self.positions, self.table, self.filled, self.slots
+    def inputs(self) -> DecodeInputs:
+        return DecodeInputs(self.tokens, self.positions, self.table, self.filled, self.slots)
 
-    def step(
-        self,
-        tokens: torch.Tensor,
-        positions: torch.Tensor,
-        block_table: torch.Tensor,
-        filled: torch.Tensor,
-        slots: torch.Tensor,
-    ) -> torch.Tensor:
-        model, attend = self.model, PagedDecode(self.cache, block_table, filled, slots)
-        hidden = model.hidden_states(
-            model.model.embed_tokens(tokens), positions.expand(3, -1), attend
-        )
-        return model.logits(hidden)
+    def step(self, inputs: DecodeInputs) -> torch.Tensor:
+        model, attend = self.model, PagedDecode(self.cache, *inputs[2:])
+        embeddings = model.model.embed_tokens(inputs.tokens)
+        return model.logits(model.hidden_states(embeddings, inputs.positions.expand(3, -1), attend))
 
     def graphs(self) -> DecodeGraphs | None:
         """The step as a graph; None where graphs cannot run."""
@@ -258,7 +249,7 @@ def decode(model: Qwen2VL, clock: Clock, top: roofline.Ceilings, sizes: Sizes) -
             for way, step in ways:
                 if step is None:
                     continue
-                ms = 1e3 * clock.seconds(lambda step=step, batch=batch: step(*batch.inputs))  # type: ignore[misc]
+                ms = 1e3 * clock.seconds(lambda step=step, batch=batch: step(batch.inputs))  # type: ignore[misc]
                 row = {
                     "what": f"decode {count} rows x {sizes.context} ({kernel}, {way})",
                     "ms": ms,
@@ -298,7 +289,7 @@ def paged_kernels(model: Qwen2VL, clock: Clock, top: roofline.Ceilings, sizes: S
             for kernel in kernels(model, page):
                 seconds = clock.seconds(
                     lambda q=q, keys=keys, values=values, batch=batch, kernel=kernel: paged_decode(  # type: ignore[misc]
-                        q, keys, values, batch.table, batch.filled, None, kernel, sizes.context
+                        q, keys, values, batch.table, batch.filled, None, kernel
                     )
                 )
                 rows.append(

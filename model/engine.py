@@ -19,7 +19,8 @@ from mediamill.model.engine_core.contiguous_cache import ContiguousCache
 from mediamill.model.engine_core.default_batch import default_batch_rows
 from mediamill.model.engine_core.engine_core import EngineCore
 from mediamill.model.engine_core.kv_budget import cache_tokens as measured_cache_tokens
-from mediamill.model.engine_core.model_runner import Cache, ModelRunner
+from mediamill.model.engine_core.kv_cache import Cache
+from mediamill.model.engine_core.model_runner import ModelRunner
 from mediamill.model.engine_core.output_constraints import OutputConstraints
 from mediamill.model.engine_core.paged_cache import PagedCache
 from mediamill.model.engine_core.request_checks import place_media, request_problem
@@ -41,14 +42,7 @@ from mediamill.model.sampling import GenerationRule
 from mediamill.model.text.tokenizer import Tokenizer
 from mediamill.model.weights import load_model
 
-__all__ = [
-    "Completion",
-    "Engine",
-    "EngineStats",
-    "FinishReason",
-    "Request",
-    "Score",
-]
+__all__ = ["Completion", "Engine", "EngineStats", "FinishReason", "Request", "Score"]
 
 # Patches in one call of the vision tower, which bounds its activations.
 VISION_PATCHES = 16384
@@ -169,21 +163,20 @@ class Engine:
         if attention != "auto":
             check_attention(attention, torch.device(device), torch_dtype or torch.bfloat16)
         config = load_config(folder, mrope)
-        rules: dict[VisualKind, ImageRules] = {
-            "image": ImageRules.from_checkpoint(folder, "image"),
-            "video": ImageRules.from_checkpoint(folder, "video"),
-        }
+        kinds: tuple[VisualKind, ...] = ("image", "video")
+        rules = {kind: ImageRules.from_checkpoint(folder, kind) for kind in kinds}
         defaults = GenerationDefaults.load(folder)
+        if batch_rows is None:
+            batch_rows = default_batch_rows(torch.device(device).type == "cuda")
         model = load_model(folder, torch_dtype, device, config, shard, ranks)
         kernel = attention if attention != "auto" else fastest_attention(model.device, model.dtype)
-        name = check_attention(kernel, model.device, model.dtype)
         optimize_for_inference(model)
         return cls(
             model,
             rules,
             defaults,
-            default_batch_rows(model.device.type == "cuda") if batch_rows is None else batch_rows,
-            name,
+            batch_rows,
+            check_attention(kernel, model.device, model.dtype),
             lambda: Tokenizer.load(folder),
             page_size=page_size,
             cache_tokens=cache_tokens,
@@ -212,7 +205,7 @@ class Engine:
                 if not pending:
                     return
                 completions = self.step()
-                # Completions of other callers wait for their next step.
+                # Other callers get theirs from the next step.
                 others = [completion for completion in completions if completion.id not in pending]
                 self._core.put_back_completions(others)
                 self._unanswered.update(completion.id for completion in others)
@@ -238,12 +231,8 @@ class Engine:
         """
         if request.id in self._unanswered:
             raise ValueError(f"the request {request.id!r} is not answered yet; ids must differ")
+        sequence = self._make_sequence(request)
         self._unanswered.add(request.id)
-        try:
-            sequence = self._make_sequence(request)
-        except BaseException:
-            self._unanswered.remove(request.id)
-            raise
         if isinstance(sequence, str):
             self._core.refuse(failed(request, sequence))
         else:
@@ -287,25 +276,18 @@ class Engine:
 
     def _make_sequence(self, request: Request) -> Sequence | str:
         """Returns the request as a sequence, or why it can never be answered."""
-        config = self.model.config
-        problem = request_problem(request, config, self.rules)
+        config, ids = self.model.config, request.input_ids
+        rule = request.sampling.rule(self.defaults, len(ids))
+        problem = request_problem(request, config, self.rules) or self._rule_problem(request, rule)
         if problem:
             return problem
-        rule = request.sampling.rule(self.defaults, len(request.input_ids))
-        if problem := self._rule_problem(request, rule):
-            return problem
         try:
-            positions, next_position, media_starts = place_media(
-                request.input_ids, request.visuals, config
-            )
+            positions, next_position, media_starts = place_media(ids, request.visuals, config)
         except ValueError as error:
             return str(error)
-        context = config.text.context_length
-        constraints = self._constraints
-        matcher = constraints.matcher(rule) if request.mode == "generate" else None
-        sequence = Sequence(
-            request, rule, context, constraints.tokenizer, positions, next_position, matcher
-        )
+        context, tokenizer = config.text.context_length, self._constraints.tokenizer
+        matcher = self._constraints.matcher(rule) if request.mode == "generate" else None
+        sequence = Sequence(request, rule, context, tokenizer, positions, next_position, matcher)
         cache = self._core.cache
         if sequence.cache_tokens > cache.capacity:
             return (
@@ -314,12 +296,11 @@ class Engine:
             )
         sequence.media_starts = media_starts
         if self._share_prefixes:
-            names = request.media_names
-            ids = [
-                self._tensor_ids.of(visual.patches) if names is None else named_media_id(names[i])
-                for i, visual in enumerate(request.visuals)
-            ]
-            media = list(zip(media_starts, ids, strict=True))
+            if request.media_names is None:
+                media_ids = [self._tensor_ids.of(visual.patches) for visual in request.visuals]
+            else:
+                media_ids = [named_media_id(name) for name in request.media_names]
+            media = list(zip(media_starts, media_ids, strict=True))
             sequence.block_hashes = block_hashes(sequence.prompt, media, cache.page_size)
         return sequence
 

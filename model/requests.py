@@ -102,12 +102,13 @@ class Completion:
 
 def failed(request: Request, problem: str, out_of_memory: bool = False) -> Completion:
     """Returns the completion of a request that cannot be answered."""
+    prompt_tokens, visual_tokens = len(request.input_ids), request.visual_tokens
     return Completion(
         request.id,
         [],
         "error",
-        len(request.input_ids),
-        request.visual_tokens,
+        prompt_tokens,
+        visual_tokens,
         0.0,
         problem,
         out_of_memory=out_of_memory,

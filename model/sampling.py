@@ -10,8 +10,6 @@ from typing import TypeVar
 from mediamill.model.checkpoint.generation_defaults import GenerationDefaults
 from mediamill.model.checkpoint.json_reader import is_number
 
-__all__ = ["GenerationDefaults", "GenerationRule", "Sampling"]
-
 _T = TypeVar("_T")
 
 # Within these limits, logits divided by the temperature stay finite in float32.

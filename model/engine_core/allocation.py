@@ -55,14 +55,12 @@ def layer_tensors(
     """
     heads = config.num_key_value_heads
     shape = (pages, *((heads, size) if heads_first else (size, heads)), config.head_dim)
+    return [_zeros(shape, dtype, device) for _ in range(config.num_hidden_layers)]
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     if device.type != "cpu":
-        return [
-            torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_hidden_layers)
-        ]
-    return [_lazy_zeros(shape, dtype) for _ in range(config.num_hidden_layers)]
-
-
-def _lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        return torch.zeros(shape, dtype=dtype, device=device)
     size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     # torch.zeros writes its zeros; numpy calls calloc, which gets zeroed pages from the system.
     raw = np.zeros(size + _ALIGNMENT, np.uint8)

@@ -42,9 +42,6 @@ class TensorIds:
         self._entries[key] = (weakref.ref(patches, remove), tensor_id)
         return tensor_id
 
-    def __len__(self) -> int:
-        return len(self._entries)
-
 
 def named_media_id(name: str) -> bytes:
     """Returns the id of a medium that the caller has named; differs from all ids of `TensorIds`."""

@@ -28,11 +28,6 @@ class BlockPool:
     def in_use(self) -> int:
         return self.total - self.available
 
-    @property
-    def idle(self) -> int:
-        """Pages that are unused and keep their content."""
-        return len(self._idle)
-
     def allocate(self, count: int) -> list[int] | None:
         """Returns `count` pages of undefined content with one user, or None if fewer are left."""
         if count > self.available:
@@ -49,9 +44,8 @@ class BlockPool:
 
     def count_cached(self, block_hashes: Sequence[bytes]) -> int:
         """Returns how many of the hashes, from the first on, have a page."""
-        return next(
-            (i for i, h in enumerate(block_hashes) if h not in self._pages), len(block_hashes)
-        )
+        missing = (i for i, h in enumerate(block_hashes) if h not in self._pages)
+        return next(missing, len(block_hashes))
 
     def share(self, block_hashes: Sequence[bytes]) -> list[int]:
         """Adds one user to the pages of these hashes, all of them cached, and returns them."""

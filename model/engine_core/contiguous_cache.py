@@ -128,22 +128,20 @@ class ContiguousCache:
         added = min(max(1, size_class.slots), free // size_class.size)
         if added < 1:
             return False
-        grown = []
-        for old_layers in (size_class.keys, size_class.values):
-            slots = size_class.slots + added
-            new_layers = layer_tensors(
-                self._config, slots, size_class.size, self._dtype, self.device, True
-            )
-            for old, new in zip(old_layers, new_layers, strict=False):
-                for slot, allocation in enumerate(size_class.allocations):
-                    used = 0 if allocation is None else allocation.used
-                    new[slot, :, :used] = old[slot, :, :used]
-            grown.append(new_layers)
-        size_class.keys, size_class.values = grown
+        shape = size_class.slots + added, size_class.size
+        keys, values = (
+            layer_tensors(self._config, *shape, self._dtype, self.device, True) for _ in range(2)
+        )
+        # There are none before the first growth.
+        old_layers = (*size_class.keys, *size_class.values)
+        for old, new in zip(old_layers, (*keys, *values), strict=False):
+            for slot, allocation in enumerate(size_class.allocations):
+                used = 0 if allocation is None else allocation.used
+                new[slot, :, :used] = old[slot, :, :used]
+        size_class.keys, size_class.values = keys, values
         return True
 
     def free(self, allocation: Allocation) -> None:
-        """Frees the allocation."""
         self.pool.release(allocation.pages)
         allocation.pages = []
         if allocation.size_class >= 0:
@@ -190,9 +188,7 @@ class ContiguousCache:
     def batch(
         self, allocations: Sequence[Allocation], seq_lens: Sequence[int]
     ) -> "ContiguousBatch":
-        """Returns the state of a decode step. seq_lens: tokens of each sequence, the new one
-        included.
-        """
+        """Returns the state of decode steps. seq_lens: with the new token of each sequence."""
         self._compact()
         return ContiguousBatch(self, allocations, seq_lens)
 
@@ -247,23 +243,22 @@ class _SlotRun:
 
     def __init__(
         self,
-        size_class: SizeClass,
-        first_slot: int,
-        index: list[int],
+        cache: ContiguousCache,
+        allocations: Sequence[Allocation],
         seq_lens: Sequence[int],
-        batch_size: int,
-        whole_slots: bool,
+        index: list[int],
     ) -> None:
-        self.size_class = size_class
-        self.slots = slice(first_slot, first_slot + len(index))
-        self.index = None if index == list(range(batch_size)) else torch.tensor(index)
+        first = allocations[index[0]]
+        self.size_class = cache.size_classes[first.size_class]
+        self.slots = slice(first.slot, first.slot + len(index))
+        self.index = None if index == list(range(len(allocations))) else torch.tensor(index)
         self.rows = torch.arange(len(index))
         self.last = torch.tensor([seq_lens[i] - 1 for i in index])
         self.span = max(seq_lens[i] for i in index)
         # Batched products copy keys that are not contiguous: reading masked ones is cheaper.
-        self._whole_slots = whole_slots and size_class.size <= WASTE * self.span
+        self._whole_slots = cache.name == "products" and self.size_class.size <= WASTE * self.span
         if self._whole_slots:
-            self.span = size_class.size
+            self.span = self.size_class.size
         self._update_visible()
 
     def _update_visible(self) -> None:
@@ -282,9 +277,7 @@ class _SlotRun:
         return self.visible & (torch.arange(self.span) > self.last[:, None] - window)
 
     def mask(self, window: int | None, dtype: torch.dtype) -> torch.Tensor:
-        """Returns what is added to the scores: 0 or -inf, [rows, 1, 1, span]; cached for all
-        layers.
-        """
+        """Returns what is added to the scores of every layer: 0 or -inf, [rows, 1, 1, span]."""
         if window not in self.masks:
             hidden = ~self.visible_within(window)
             mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, float("-inf"))
@@ -308,17 +301,7 @@ class ContiguousBatch:
                 runs[-1].append(i)
             else:
                 runs.append([i])
-        self._runs = [
-            _SlotRun(
-                cache.size_classes[allocations[run[0]].size_class],
-                allocations[run[0]].slot,
-                run,
-                seq_lens,
-                len(allocations),
-                cache.name == "products",
-            )
-            for run in runs
-        ]
+        self._runs = [_SlotRun(cache, allocations, seq_lens, run) for run in runs]
 
     def advance(self) -> None:
         """Every sequence has one token more."""
@@ -333,32 +316,22 @@ class ContiguousBatch:
         v: torch.Tensor,
         window: int | None = None,
     ) -> torch.Tensor:
-        if len(self._runs) == 1 and self._runs[0].index is None:
-            return self._attend(self._runs[0], layer, q, k, v, window)
         out = torch.empty_like(q)
         for run in self._runs:
-            i = run.index
-            assert i is not None, "one run of the whole batch is the case above"
-            out[i] = self._attend(run, layer, q[i], k[i], v[i], window)
+            i = slice(None) if run.index is None else run.index
+            size_class = run.size_class
+            keys, values = size_class.keys[layer][run.slots], size_class.values[layer][run.slots]
+            keys[run.rows, :, run.last] = k[i]
+            values[run.rows, :, run.last] = v[i]
+            keys, values = keys[:, :, : run.span], values[:, :, : run.span]
+            if self._name == "eager":
+                query, mask = q[i][:, :, None], run.visible_within(window)[:, None, None]
+                attended = attention(query, keys, values, causal=False, mask=mask, name="eager")
+                attended = attended[:, :, 0]
+            else:
+                mask = run.mask(window, q.dtype)
+                attended = dense_decode(q[i], keys, values, mask, self._name)
+            if run.index is None:
+                return attended
+            out[i] = attended
         return out
-
-    def _attend(
-        self,
-        run: _SlotRun,
-        layer: int,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        window: int | None,
-    ) -> torch.Tensor:
-        size_class = run.size_class
-        keys, values = size_class.keys[layer][run.slots], size_class.values[layer][run.slots]
-        keys[run.rows, :, run.last] = k
-        values[run.rows, :, run.last] = v
-        keys, values = keys[:, :, : run.span], values[:, :, : run.span]
-        if self._name == "eager":
-            mask = run.visible_within(window)[:, None, None]
-            return attention(q[:, :, None], keys, values, causal=False, mask=mask, name="eager")[
-                :, :, 0
-            ]
-        return dense_decode(q, keys, values, run.mask(window, q.dtype), self._name)

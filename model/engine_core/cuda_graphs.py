@@ -7,30 +7,31 @@ does not synchronize with the device and keeps no state except in the KV slots t
 
 import logging
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple
 
 import torch
 
 log = logging.getLogger(__name__)
 
 
-class DecodeStep(Protocol):
-    """A decode step; must be idempotent.
+class DecodeInputs(NamedTuple):
+    """The inputs of a decode step over pages.
 
-    tokens, positions, slots: int64 [B]. block_table: int32 [B, pages]. seq_lens: int32 [B]. Returns
-    logits [B, V].
+    tokens, positions: int64 [B], the last token of each sequence, and its position.
+    block_table: int32 [B, pages], the pages of each sequence in order.
+    seq_lens: int32 [B], tokens of each sequence, the last one included.
+    slots: int64 [B], where keys and values of the last token go: page * page_size + offset.
     """
 
-    def __call__(
-        self,
-        tokens: torch.Tensor,
-        positions: torch.Tensor,
-        block_table: torch.Tensor,
-        seq_lens: torch.Tensor,
-        slots: torch.Tensor,
-    ) -> torch.Tensor: ...
+    tokens: torch.Tensor
+    positions: torch.Tensor
+    block_table: torch.Tensor
+    seq_lens: torch.Tensor
+    slots: torch.Tensor
 
 
+# Returns logits [B, V]. Must be idempotent: capturing a step runs it several times.
+DecodeStep = Callable[[DecodeInputs], torch.Tensor]
 Replay = Callable[[], torch.Tensor]
 Capture = Callable[[Replay], Replay]
 
@@ -79,6 +80,7 @@ class DecodeGraphs:
     ) -> None:
         self.step = step
         self.failure: str | None = None
+        self._device = device
         self._sizes = batch_sizes(max_batch_size)
         self._max_pages = max_pages
         # Narrower tables share one width: kernels skip the pages that a sequence does not have.
@@ -88,39 +90,22 @@ class DecodeGraphs:
         self._used = 0
         # Padding reads and writes the first token of the scratch page.
         self._padding = (0, 0, scratch_page, 1, scratch_page * page_size)
-        size = max_batch_size
         with torch.inference_mode(False):
-            self._inputs = tuple(
-                torch.full(shape, fill, dtype=dtype, device=device)
-                for fill, dtype, shape in zip(
-                    self._padding,
-                    (torch.int64, torch.int64, torch.int32, torch.int32, torch.int64),
-                    ((size,), (size,), (size, max_pages), (size,), (size,)),
-                    strict=True,
-                )
-            )
+            self._inputs = self._padded_inputs(max_batch_size, max_pages)
 
     @property
     def captured(self) -> list[tuple[int, int]]:
         """Batch size and table width of each captured graph."""
         return sorted(self._replays)
 
-    def __call__(
-        self,
-        tokens: torch.Tensor,
-        positions: torch.Tensor,
-        block_table: torch.Tensor,
-        seq_lens: torch.Tensor,
-        slots: torch.Tensor,
-    ) -> torch.Tensor:
+    def __call__(self, inputs: DecodeInputs) -> torch.Tensor:
         """Runs the step. The logits are valid until the next call, which may overwrite them.
 
         Raises ValueError for a batch that is larger than the graphs.
         """
-        batch_size, pages = block_table.shape
-        inputs = (tokens, positions, block_table, seq_lens, slots)
         if self.failure is not None:
-            return self.step(*inputs)
+            return self.step(inputs)
+        batch_size, pages = inputs.block_table.shape
         if batch_size > self._sizes[-1] or pages > self._max_pages:
             raise ValueError(
                 f"a batch has {batch_size} rows of {pages} pages, and the graphs are for "
@@ -129,49 +114,46 @@ class DecodeGraphs:
         size = next(size for size in self._sizes if size >= batch_size)
         width = padded_width(pages, self._min_pages, self._max_pages)
         self._fill(inputs)
-        replay = self._replays.get((size, width))
-        if replay is None:
-            replay = self._capture_graph(size, width)
-            if replay is None:
-                return self.step(*inputs)
-            self._replays[size, width] = replay
-        return replay()[:batch_size]
+        if (size, width) not in self._replays:
+            padded = self._buffers(size, width)
+            try:
+                self._replays[size, width] = self._capture(lambda: self.step(padded))
+            except RuntimeError as error:
+                self.failure = f"{type(error).__name__}: {error}"
+                self._replays.clear()
+                log.warning("decode steps run without CUDA graphs: %s", self.failure)
+                return self.step(inputs)
+        return self._replays[size, width]()[:batch_size]
 
     def capture_all(self, pages: int) -> None:
         """Captures the graphs of every batch size for tables of `pages` pages, as a warm-up."""
         for size in self._sizes:
-            shapes = ((size,), (size,), (size, pages), (size,), (size,))
-            self(
-                *(
-                    torch.full(shape, padding, dtype=buffer.dtype, device=buffer.device)
-                    for shape, padding, buffer in zip(
-                        shapes, self._padding, self._inputs, strict=True
-                    )
-                )
+            self(self._padded_inputs(size, pages))
+
+    def _padded_inputs(self, size: int, pages: int) -> DecodeInputs:
+        """Returns new inputs of padding alone."""
+        dtypes = (torch.int64, torch.int64, torch.int32, torch.int32, torch.int64)
+        shapes = ((size,), (size,), (size, pages), (size,), (size,))
+        return DecodeInputs(
+            *(
+                torch.full(shape, padding, dtype=dtype, device=self._device)
+                for shape, padding, dtype in zip(shapes, self._padding, dtypes, strict=True)
             )
+        )
 
-    def _fill(self, inputs: tuple[torch.Tensor, ...]) -> None:
+    def _buffers(self, rows: int, pages: int) -> DecodeInputs:
+        """Returns the first rows of the buffers, with a table of `pages` pages."""
+        return DecodeInputs(*(b[:rows] if b.dim() == 1 else b[:rows, :pages] for b in self._inputs))
+
+    def _fill(self, inputs: DecodeInputs) -> None:
         """Copies the batch into the buffers, and pads the rows that only the last batch used."""
-        rows = len(inputs[0])
-        for buffer, value, padding in zip(self._inputs, inputs, self._padding, strict=True):
-            if rows < self._used:
+        rows, pages = inputs.block_table.shape
+        if rows < self._used:
+            for buffer, padding in zip(self._inputs, self._padding, strict=True):
                 buffer[rows : self._used].fill_(padding)
-            target = buffer[:rows] if value.dim() == 1 else buffer[:rows, : value.shape[1]]
-            target.copy_(value, non_blocking=value.device == buffer.device)
+        for target, value in zip(self._buffers(rows, pages), inputs, strict=True):
+            target.copy_(value, non_blocking=value.device == target.device)
         self._used = rows
-
-    def _capture_graph(self, size: int, width: int) -> Replay | None:
-        """Captures the step over the first `size` rows of the buffers; returns None if it fails."""
-        inputs = [
-            buffer[:size] if buffer.dim() == 1 else buffer[:size, :width] for buffer in self._inputs
-        ]
-        try:
-            return self._capture(lambda: self.step(*inputs))
-        except RuntimeError as error:
-            self.failure = f"{type(error).__name__}: {error}"
-            self._replays.clear()
-            log.warning("decode steps run without CUDA graphs: %s", self.failure)
-            return None
 
 
 class CudaCapture:
@@ -190,20 +172,17 @@ class CudaCapture:
         libraries; then captures it.
         """
         with torch.cuda.device(self.device):
-            return self._record(run)
-
-    def _record(self, run: Replay) -> Replay:
-        stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(stream):
-            for _ in range(2):
-                run()
-        torch.cuda.current_stream(self.device).wait_stream(stream)
-        torch.cuda.synchronize(self.device)
-        graph = torch.cuda.CUDAGraph()
-        # "thread_local": another thread may allocate or copy at the same time.
-        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
-            out = run()
+            stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+            stream.wait_stream(torch.cuda.current_stream(self.device))
+            with torch.cuda.stream(stream):
+                for _ in range(2):
+                    run()
+            torch.cuda.current_stream(self.device).wait_stream(stream)
+            torch.cuda.synchronize(self.device)
+            graph = torch.cuda.CUDAGraph()
+            # "thread_local": another thread may allocate or copy at the same time.
+            with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+                out = run()
 
         def replay() -> torch.Tensor:
             graph.replay()

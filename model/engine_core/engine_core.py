@@ -5,14 +5,16 @@ A step that fails leaves no trace: its sequences wait again, or stay as they wer
 
 import time
 from collections import abc
+from dataclasses import replace
 
 from mediamill.model.engine_core.kv_budget import out_of_memory, release_unused
-from mediamill.model.engine_core.model_runner import Cache, ModelRunner
+from mediamill.model.engine_core.kv_cache import Cache
+from mediamill.model.engine_core.model_runner import ModelRunner
 from mediamill.model.engine_core.running_batch import RunningBatch, chooser_for
 from mediamill.model.engine_core.scheduler import OomBackoff, Scheduler, SchedulerLimits
 from mediamill.model.engine_core.scoring import score_and_pool
 from mediamill.model.engine_core.sequence import Sequence
-from mediamill.model.engine_core.stats import Counters, EngineStats
+from mediamill.model.engine_core.stats import EngineStats
 from mediamill.model.generation.chooser import Choice
 from mediamill.model.requests import Completion, failed
 
@@ -41,7 +43,7 @@ class EngineCore:
         self._cache: Cache | None = None
         self._make_cache = make_cache
         self._completions: list[Completion] = []
-        self._counters = Counters()
+        self._counters = EngineStats()
         self._decode_backoff = OomBackoff()
 
     @property
@@ -106,8 +108,8 @@ class EngineCore:
     def stats(self) -> EngineStats:
         """Returns the current statistics."""
         cache = self._cache
-        return EngineStats(
-            **vars(self._counters),
+        return replace(
+            self._counters,
             visual_tokens=self.model_runner.visual_tokens,
             vision_seconds=self.model_runner.vision_seconds,
             rows=len(self.running.sequences),

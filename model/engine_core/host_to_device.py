@@ -16,28 +16,6 @@ from mediamill.model.inputs import VisualInput
 ALIGNMENT = 256
 
 
-class PendingCopy:
-    """Tensors that are being copied to the device."""
-
-    def __init__(self, tensors: list[torch.Tensor], done: torch.cuda.Event | None) -> None:
-        self._tensors = tensors
-        self._done = done
-
-    def tensors(self) -> list[torch.Tensor]:
-        """Returns the device tensors, in the order of the call.
-
-        Work that is queued on the current stream after this call waits for them; the caller does
-        not.
-        """
-        if self._done is not None:
-            stream = torch.cuda.current_stream(self._tensors[0].device)
-            stream.wait_event(self._done)
-            for tensor in self._tensors:
-                # The memory belongs to the other stream, which must not reuse it too early.
-                tensor.record_stream(stream)
-        return self._tensors
-
-
 class HostToDeviceCopier:
     """Copies tensors to one device. Not thread-safe: one copier per thread."""
 
@@ -50,13 +28,15 @@ class HostToDeviceCopier:
         self._done: list[torch.cuda.Event | None] = [None, None]
         self._next = 0
 
-    def copy(self, tensors: Sequence[torch.Tensor]) -> PendingCopy:
-        """Begins to copy host tensors of any dtypes and shapes; they may be changed afterwards."""
-        if self._stream is None:
-            return PendingCopy([tensor.to(self.device) for tensor in tensors], None)
+    def copy(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Begins to copy host tensors of any dtypes and shapes, and returns them on the device.
+
+        Work that is queued on the current stream after this call waits for the copy; the caller
+        does not, and may change the host tensors.
+        """
         offsets, size = layout([tensor.nbytes for tensor in tensors])
-        if size == 0:
-            return PendingCopy([tensor.to(self.device) for tensor in tensors], None)
+        if self._stream is None or size == 0:
+            return [tensor.to(self.device) for tensor in tensors]
         index, self._next = self._next, 1 - self._next
         previous = self._done[index]
         if previous is not None:
@@ -70,17 +50,17 @@ class HostToDeviceCopier:
             done = torch.cuda.Event()  # type: ignore[no-untyped-call]
             done.record(self._stream)
         self._done[index] = done
-        return PendingCopy(unpack(on_device, offsets, tensors), done)
+        stream = torch.cuda.current_stream(self.device)
+        stream.wait_event(done)
+        # The memory belongs to the other stream, which must not reuse it too early.
+        on_device.record_stream(stream)
+        return unpack(on_device, offsets, tensors)
 
-
-def copy_visuals(
-    copier: HostToDeviceCopier, visuals: Sequence[VisualInput]
-) -> tuple[VisualInput, ...]:
-    """Returns the media with their patches on the device, for work queued after this call."""
-    tensors = copier.copy([visual.patches for visual in visuals]).tensors()
-    return tuple(
-        replace(visual, patches=patches) for visual, patches in zip(visuals, tensors, strict=True)
-    )
+    def copy_visuals(self, visuals: Sequence[VisualInput]) -> tuple[VisualInput, ...]:
+        """Returns the media with their patches on the device, for work queued after this call."""
+        tensors = self.copy([visual.patches for visual in visuals])
+        pairs = zip(visuals, tensors, strict=True)
+        return tuple(replace(visual, patches=patches) for visual, patches in pairs)
 
 
 def layout(sizes: Sequence[int]) -> tuple[list[int], int]:

@@ -15,6 +15,7 @@ from mediamill.model.media.image_rules import ImageRules
 
 # Fractions of the free memory: the rest is for fragmentation on a GPU, for other programs on a CPU.
 GPU_FRACTION, CPU_FRACTION = 0.9, 0.5
+_CGROUPS = Path("/sys/fs/cgroup")
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -38,9 +39,9 @@ def cache_tokens(
     prefill_tokens: int,
     vision_patches: int,
 ) -> int:
-    """Returns the number of tokens that a KV cache may hold: at most `batch_size` whole contexts.
+    """Returns how many tokens a KV cache may hold, at most those of `batch_size` whole contexts.
 
-    On a GPU it takes nine tenths of the memory that is free during the largest prefill and the
+    On a GPU they take nine tenths of the memory that is free during the largest prefill and the
     largest call of the vision tower, which are run for this; on a CPU half of what is available.
     """
     text = model.config.text
@@ -48,9 +49,8 @@ def cache_tokens(
         free = _free_on_gpu(model, rules, attention, prefill_tokens, vision_patches) * GPU_FRACTION
     else:
         free = available_memory() * CPU_FRACTION
-    return max(
-        1, min(batch_size * text.context_length, int(free / bytes_per_token(text, model.dtype)))
-    )
+    tokens = int(free / bytes_per_token(text, model.dtype))
+    return max(1, min(batch_size * text.context_length, tokens))
 
 
 @torch.inference_mode()
@@ -75,9 +75,8 @@ def _free_on_gpu(
     ids = torch.zeros(tokens, dtype=torch.long, device=device)
     positions = torch.arange(tokens, device=device).expand(3, -1)
     embeddings = model.model.embed_tokens(ids)
-    model.logits(
-        model.hidden_states(embeddings, positions, PackedCausalAttention([tokens], attention))[-1:]
-    )
+    attend = PackedCausalAttention([tokens], attention)
+    model.logits(model.hidden_states(embeddings, positions, attend)[-1:])
     torch.cuda.synchronize(device)
     peak = torch.cuda.max_memory_allocated(device) - before
     del patches, ids, positions, embeddings
@@ -97,15 +96,12 @@ def available_memory() -> int:
     except (OSError, StopIteration, ValueError, IndexError):
         free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
     for limit, usage in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        (
-            "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-            "/sys/fs/cgroup/memory/memory.usage_in_bytes",
-        ),
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
     ):
         try:
-            maximum = int(Path(limit).read_text(encoding="ascii"))
-            free = min(free, maximum - int(Path(usage).read_text(encoding="ascii")))
+            maximum = int((_CGROUPS / limit).read_text(encoding="ascii"))
+            free = min(free, maximum - int((_CGROUPS / usage).read_text(encoding="ascii")))
         except (OSError, ValueError):  # "max", or no such cgroup
             continue
     return max(0, free)

@@ -12,11 +12,11 @@ from itertools import accumulate, compress
 import torch
 
 from mediamill.model.engine_core.allocation import KVWrite
-from mediamill.model.engine_core.contiguous_cache import ContiguousBatch, ContiguousCache
-from mediamill.model.engine_core.cuda_graphs import DecodeGraphs, DecodeStep
-from mediamill.model.engine_core.host_to_device import HostToDeviceCopier, copy_visuals
+from mediamill.model.engine_core.cuda_graphs import DecodeGraphs, DecodeInputs, DecodeStep
+from mediamill.model.engine_core.host_to_device import HostToDeviceCopier
+from mediamill.model.engine_core.kv_cache import Cache, DecodeBatch
 from mediamill.model.engine_core.paged_cache import PagedBatch, PagedCache, PagedDecode
-from mediamill.model.engine_core.prefill_attention import PackedChunk, PrefillAttention
+from mediamill.model.engine_core.prefill_attention import PrefillAttention
 from mediamill.model.engine_core.prefill_chunks import PrefillChunk, build_chunks
 from mediamill.model.engine_core.scheduler import ScheduledPrefill
 from mediamill.model.engine_core.sequence import Sequence
@@ -24,23 +24,21 @@ from mediamill.model.engine_core.token_bitmask import TokenBitmask
 from mediamill.model.families.qwen2_vl.model import Qwen2VL
 from mediamill.model.generation.chooser import Choice
 from mediamill.model.inputs import VisualInput, VisualKind
-from mediamill.model.layers.attention import AttentionName
+from mediamill.model.layers.attention import AttentionBackend, AttentionName
 from mediamill.model.layers.shards import balance
 from mediamill.model.media.image_rules import ImageRules
-
-Cache = PagedCache | ContiguousCache
-DecodeBatch = PagedBatch | ContiguousBatch
 
 
 @dataclass(frozen=True)
 class PrefillOutput:
-    """The hidden states of a prefill that are needed, [n, hidden].
+    """What a prefill computed.
 
-    rows: for each sequence and continuation (their indices; None for the prompt itself) its rows of
-        `hidden`: of a prompt the last token, or those that an embedding is pooled from; of a
-        continuation all its input tokens.
-    visual: the visual tokens [tokens, hidden] of each sequence that needs the vision tower alone.
-    prompt_tokens: number of prompt tokens that were computed.
+    hidden: the final hidden states that are needed, [n, hidden].
+    rows: the rows of `hidden` of each (index of a sequence, index of its continuation). None stands
+        for the prompt: its last token, or the tokens that an embedding is pooled from. A
+        continuation has those of all its input tokens.
+    visual: by sequence, the visual tokens [tokens, hidden] of those that skip the language model.
+    prompt_tokens: how many prompt tokens were computed.
     """
 
     hidden: torch.Tensor
@@ -52,10 +50,8 @@ class PrefillOutput:
 class ModelRunner:
     """Runs a model for one engine.
 
-    decode_step: runs a decode step over pages; may be replaced by a wrapper, such as one that
-        replays CUDA graphs.
-    token_bitmask: computes the tokens that the grammars of sequences allow.
-    vision_seconds: host seconds spent in the vision tower. visual_tokens: made by it.
+    decode_step: runs a decode step over pages: plainly, or by replaying CUDA graphs.
+    vision_seconds, visual_tokens: host seconds spent in the vision tower, and what it made.
     """
 
     def __init__(
@@ -69,14 +65,14 @@ class ModelRunner:
         self.rules = dict(rules)
         self.attention: AttentionName = attention
         self.vision_patches = vision_patches
-        self.cache: Cache | None = None
+        self.cache: PagedCache | None = None
         self.token_bitmask = TokenBitmask(model.config.text.vocab_size, model.device)
         self.decode_step: DecodeStep = self.plain_decode_step
         self._copier = HostToDeviceCopier(model.device)
         self.vision_seconds = 0.0
         self.visual_tokens = 0
-        # Visual tokens of the last sequence's media, which the next sequence may have as well. The
-        # media are held too: a key may be an identity, which is valid only while they live.
+        # Visual tokens of the last sequence's media, which the next sequence may share. The media
+        # are held too: a key may be the id of a tensor, which is valid only while it lives.
         self._encoder_cache: dict[Hashable, tuple[VisualInput, torch.Tensor]] = {}
         self._new_encoder_cache: dict[Hashable, tuple[VisualInput, torch.Tensor]] = {}
 
@@ -94,7 +90,8 @@ class ModelRunner:
     def _prefill(self, scheduled: ScheduledPrefill, cache: Cache) -> PrefillOutput:
         model, sequences = self.model, scheduled.sequences
         visual = self._vision_only(sequences)
-        chunks = build_chunks(scheduled, model.config.text.rope.follows_length)
+        follows_length = model.config.text.rope.follows_length
+        chunks = build_chunks(scheduled, cache.page_size, repeat_prompts=follows_length)
         if not chunks:
             empty = torch.zeros(0, model.config.text.hidden_size, device=model.device)
             return PrefillOutput(empty, {}, visual, 0)
@@ -102,22 +99,15 @@ class ModelRunner:
         ids = torch.tensor([i for chunk in chunks for i in chunk.ids]).to(model.device)
         embeddings = model.model.embed_tokens(ids)
         self._place_media(embeddings, sequences, chunks, starts)
-        packed: list[PackedChunk] = []
-        writes: list[KVWrite] = []
-        for chunk, start in zip(chunks, starts, strict=False):
-            allocation = sequences[chunk.sequence].allocation
-            pages: tuple[int, ...] = ()
-            if allocation is not None and chunk.after is None:
-                pages = tuple(allocation.pages[: allocation.reused // cache.page_size])
-            packed.append(PackedChunk(len(chunk.ids), pages, chunk.after))
-            if chunk.continuation is None:
-                writes += [
-                    (allocation, chunk.start, start, start + len(chunk.ids))
-                    for i in chunk.members
-                    if (allocation := sequences[i].allocation) and allocation.tokens
-                ]
+        writes: list[KVWrite] = [
+            (allocation, chunk.start, start, start + len(chunk.ids))
+            for chunk, start in zip(chunks, starts, strict=False)
+            if chunk.continuation is None
+            for i in chunk.members
+            if (allocation := sequences[i].allocation) and allocation.tokens
+        ]
         positions = torch.cat([chunk.positions for chunk in chunks], dim=1).to(model.device)
-        attend = PrefillAttention(packed, cache, cache.writer(writes), self.attention, model.device)
+        attend = PrefillAttention(chunks, cache, cache.writer(writes), self.attention, model.device)
         # The last layer is computed only for the tokens whose hidden states are used.
         needed: list[int] = []
         rows: dict[tuple[int, int | None], range] = {}
@@ -138,9 +128,7 @@ class ModelRunner:
         return PrefillOutput(hidden, rows, visual, computed)
 
     def _vision_only(self, sequences: abc.Sequence[Sequence]) -> dict[int, torch.Tensor]:
-        """Returns the visual tokens of the sequences that need nothing else, by index. Equal media
-        are encoded once.
-        """
+        """Returns the visual tokens of the sequences that skip the language model, by index."""
         selected = {i: seq for i, seq in enumerate(sequences) if seq.request.skips_language}
         media: dict[Hashable, VisualInput] = {}
         for seq in selected.values():
@@ -208,12 +196,12 @@ class ModelRunner:
         """Returns the visual tokens of a group; each rank encodes its share of the media."""
         model = self.model
         if model.collectives.size == 1:
-            on_device = copy_visuals(self._copier, group)
-            return model.visual.encode(on_device, self.rules, self.attention)
+            visuals = self._copier.copy_visuals(group)
+            return model.visual.encode(visuals, self.rules, self.attention)
         owners = balance([len(visual.patches) for visual in group], model.collectives.size)
         is_mine = [owner == model.collectives.rank for owner in owners]
-        on_device = copy_visuals(self._copier, list(compress(group, is_mine)))
-        encoded = model.visual.encode(on_device, self.rules, self.attention)
+        visuals = self._copier.copy_visuals(list(compress(group, is_mine)))
+        encoded = model.visual.encode(visuals, self.rules, self.attention)
         tokens = encoded.new_zeros(sum(visual.tokens for visual in group), encoded.shape[1])
         mask = torch.tensor(is_mine).repeat_interleave(torch.tensor([v.tokens for v in group]))
         tokens[mask] = encoded
@@ -228,12 +216,18 @@ class ModelRunner:
         if isinstance(batch, PagedBatch):
             self.cache = batch.cache
             return self.decode_step(
-                tokens, positions, batch.block_table, batch.seq_lens, batch.slots
+                DecodeInputs(tokens, positions, batch.block_table, batch.seq_lens, batch.slots)
             )
-        hidden = self.model.hidden_states(
-            self.model.model.embed_tokens(tokens), positions.expand(3, -1), batch
+        return self._decode_logits(tokens, positions, batch)
+
+    def _decode_logits(
+        self, tokens: torch.Tensor, positions: torch.Tensor, attend: AttentionBackend
+    ) -> torch.Tensor:
+        # A generated pad token is embedded like any other token.
+        embeddings = self.model.model.embed_tokens(tokens)
+        return self.model.logits(
+            self.model.hidden_states(embeddings, positions.expand(3, -1), attend)
         )
-        return self.model.logits(hidden)
 
     def broadcast(self, choice: Choice) -> Choice:
         """Replaces the tokens on every rank by those of the first rank, in place. The ranks compute
@@ -253,22 +247,8 @@ class ModelRunner:
             page_size=cache.page_size,
         )
 
-    def plain_decode_step(
-        self,
-        tokens: torch.Tensor,
-        positions: torch.Tensor,
-        block_table: torch.Tensor,
-        seq_lens: torch.Tensor,
-        slots: torch.Tensor,
-    ) -> torch.Tensor:
-        """Runs one decode step over pages, without device synchronization.
-
-        tokens, positions: the last tokens and their positions, int64 [B]. The other tensors are
-        those of `PagedBatch`. Returns logits [B, V].
-        """
-        assert isinstance(self.cache, PagedCache), "set when the cache is made"
-        attend = PagedDecode(self.cache, block_table, seq_lens, slots)
-        # A generated pad token is embedded like any other token.
-        embeddings = self.model.model.embed_tokens(tokens)
-        hidden = self.model.hidden_states(embeddings, positions.expand(3, -1), attend)
-        return self.model.logits(hidden)
+    def plain_decode_step(self, inputs: DecodeInputs) -> torch.Tensor:
+        """Returns the logits [B, V] of one step over pages, without device synchronization."""
+        assert self.cache is not None, "set by decode"
+        attend = PagedDecode(self.cache, inputs.block_table, inputs.seq_lens, inputs.slots)
+        return self._decode_logits(inputs.tokens, inputs.positions, attend)

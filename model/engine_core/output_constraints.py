@@ -28,23 +28,20 @@ class OutputConstraints:
         """Returns why the rule cannot be followed, or None. Loads the tokenizer and compiles the
         grammar that the rule needs; call it before `tokenizer` and `matcher`.
         """
-        for constraint, needed in (
-            ("stop strings", bool(rule.stop)),
-            ("a JSON schema", rule.json_schema is not None),
-        ):
-            if not needed:
-                continue
-            try:
-                if self.tokenizer is None:
-                    if self._load is None:
-                        return f"the request has {constraint}, and the engine has no tokenizer"
-                    tokenizer = self._load()
-                    tokenizer.token_bytes(0)
-                    self.tokenizer = tokenizer
-                if rule.json_schema is not None and self._grammars is None:
-                    self._grammars = Grammars(self.tokenizer, self._vocabulary)
-            except ModelError as error:
-                return f"the request has {constraint}, and {error}"
+        if not rule.stop and rule.json_schema is None:
+            return None
+        constraint = "stop strings" if rule.stop else "a JSON schema"
+        try:
+            if self.tokenizer is None:
+                if self._load is None:
+                    return f"the request has {constraint}, and the engine has no tokenizer"
+                tokenizer = self._load()
+                tokenizer.token_bytes(0)  # raises ModelError if tokens have no bytes
+                self.tokenizer = tokenizer
+            if rule.json_schema is not None and self._grammars is None:
+                self._grammars = Grammars(self.tokenizer, self._vocabulary)
+        except ModelError as error:
+            return f"the request has {constraint}, and {error}"
         try:
             self.matcher(rule)
         except ValueError as error:

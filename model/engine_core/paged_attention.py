@@ -46,7 +46,6 @@ def paged_decode(
     seq_lens: torch.Tensor,
     window: int | None,
     kernel: PagedKernel,
-    max_seq_len: int | None = None,
 ) -> torch.Tensor:
     """Softmax attention of q [B, H, d] over the pages of each sequence, scale 1/sqrt(d); returns
     [B, H, d].
@@ -56,12 +55,9 @@ def paged_decode(
     block_table: int32 [B, max_pages], the pages of each sequence in order.
     seq_lens: int32 [B], tokens per sequence, the new one included, at least 1.
     window: attend only to the last `window` tokens; None: to all.
-    max_seq_len: an upper bound of `seq_lens` that the caller knows without a device
-        synchronization; None: all that the table can hold.
     """
-    page_size = keys.shape[1]
-    capacity = block_table.shape[1] * page_size
-    max_seq_len = capacity if max_seq_len is None else min(max_seq_len, capacity)
+    # The true maximum is on the device, and reading it would wait for the device.
+    max_seq_len = block_table.shape[1] * keys.shape[1]
     if kernel == "varlen":
         return flash_paged(q, keys, values, block_table, seq_lens, window, max_seq_len)
     if kernel == "triton":
@@ -71,7 +67,7 @@ def paged_decode(
             q, keys, values, block_table, seq_lens, window, max_seq_len
         )
         return out
-    return _gather(q, keys, values, block_table, seq_lens, window, max_seq_len)
+    return _gather(q, keys, values, block_table, seq_lens, window)
 
 
 def _gather(
@@ -81,23 +77,15 @@ def _gather(
     block_table: torch.Tensor,
     seq_lens: torch.Tensor,
     window: int | None,
-    max_seq_len: int,
 ) -> torch.Tensor:
-    table = block_table[:, : -(-max_seq_len // keys.shape[1])]
-    index = torch.arange(max_seq_len, device=q.device)
+    index = torch.arange(block_table.shape[1] * keys.shape[1], device=q.device)
     visible = index < seq_lens[:, None]
     if window is not None:
         visible = visible & (index >= seq_lens[:, None] - window)
     # Masked tokens enter the products with weight 0, and 0 * NaN is NaN: they are set to 0.
     k, v = (
-        pages[table].flatten(1, 2)[:, :max_seq_len].masked_fill(~visible[:, :, None, None], 0)
+        pages[block_table].flatten(1, 2).masked_fill(~visible[:, :, None, None], 0)
         for pages in (keys, values)
     )
-    out = attention(
-        q[:, :, None],
-        k.transpose(1, 2),
-        v.transpose(1, 2),
-        causal=False,
-        mask=visible[:, None, None],
-    )
-    return out[:, :, 0]
+    k, v, mask = k.transpose(1, 2), v.transpose(1, 2), visible[:, None, None]
+    return attention(q[:, :, None], k, v, causal=False, mask=mask)[:, :, 0]

@@ -32,9 +32,7 @@ class PagedCache:
         self.pool = BlockPool(max(1, tokens // page_size))
         self.scratch_page = self.pool.total
         self.device = device
-        self.kernel: PagedKernel = kernel or choose_kernel(
-            device, dtype, config.head_dim, page_size
-        )
+        self.kernel = kernel or choose_kernel(device, dtype, config.head_dim, page_size)
         self.keys, self.values = (
             layer_tensors(config, self.pool.total + 1, page_size, dtype, device) for _ in range(2)
         )
@@ -64,14 +62,11 @@ class PagedCache:
         return Allocation(tokens, shared + new, len(shared) * self.page_size)
 
     def free(self, allocation: Allocation) -> None:
-        """Frees the allocation."""
         self.pool.release(allocation.pages)
         allocation.pages = []
 
     def publish(self, allocation: Allocation, block_hashes: Sequence[bytes]) -> None:
-        """Lets later sequences with these block hashes share the allocation's first pages, which
-        are filled.
-        """
+        """Shares the allocation's first pages, which are filled, under these block hashes."""
         for page, block_hash in zip(allocation.pages, block_hashes, strict=False):
             self.pool.set_hash(page, block_hash)
 
@@ -80,9 +75,7 @@ class PagedCache:
         return PageWriter(self, writes)
 
     def batch(self, allocations: Sequence[Allocation], seq_lens: Sequence[int]) -> "PagedBatch":
-        """Returns the state of a decode step. seq_lens: tokens of each sequence, the new one
-        included.
-        """
+        """Returns the state of decode steps. seq_lens: with the new token of each sequence."""
         return PagedBatch(self, allocations, seq_lens)
 
 
@@ -107,18 +100,14 @@ class PageWriter:
 
 
 class PagedBatch:
-    """The inputs of successive decode steps of one batch, on the device.
-
-    block_table: int32 [B, largest number of pages].
-    seq_lens: int32 [B], tokens of each sequence, the new one included.
-    slots: int64 [B], where the new token goes: page * page_size + offset.
+    """The inputs of successive decode steps of one batch, on the device: `block_table`, `seq_lens`
+    and `slots`, see `DecodeInputs`.
     """
 
     def __init__(
         self, cache: PagedCache, allocations: Sequence[Allocation], seq_lens: Sequence[int]
     ) -> None:
         self.cache = cache
-        self.max_seq_len = max(seq_lens)
         width = max(len(allocation.pages) for allocation in allocations)
         table = [a.pages + [0] * (width - len(a.pages)) for a in allocations]
         self.block_table = torch.tensor(table, dtype=torch.int32).to(cache.device)
@@ -133,7 +122,6 @@ class PagedBatch:
     def advance(self) -> None:
         """Every sequence has one token more."""
         self.seq_lens = self.seq_lens + 1
-        self.max_seq_len += 1
         self._update_slots()
 
 
@@ -146,12 +134,10 @@ class PagedDecode:
         block_table: torch.Tensor,
         seq_lens: torch.Tensor,
         slots: torch.Tensor,
-        max_seq_len: int | None = None,
     ) -> None:
         self.lengths = [1] * len(slots)
         self._cache = cache
-        self._table, self._filled, self._slots = block_table, seq_lens, slots
-        self._longest = max_seq_len
+        self._block_table, self._seq_lens, self._slots = block_table, seq_lens, slots
 
     def __call__(
         self,
@@ -165,6 +151,4 @@ class PagedDecode:
         keys.flatten(0, 1).index_copy_(0, self._slots, k)
         values.flatten(0, 1).index_copy_(0, self._slots, v)
         kernel = self._cache.kernel
-        return paged_decode(
-            q, keys, values, self._table, self._filled, window, kernel, self._longest
-        )
+        return paged_decode(q, keys, values, self._block_table, self._seq_lens, window, kernel)

@@ -5,68 +5,33 @@ context and itself; neighbours with the same context go through attention togeth
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import accumulate
-from typing import Protocol
 
 import torch
 
+from mediamill.model.engine_core.kv_cache import Cache, CacheWriter
+from mediamill.model.engine_core.prefill_chunks import PrefillChunk
 from mediamill.model.layers.attention import AttentionName, attention, packed_attention
 from mediamill.model.layers.flash import Boundaries
 from mediamill.model.layers.kernels import window_mask
 
 
-@dataclass(frozen=True)
-class PackedChunk:
-    """A run of new tokens of one sequence.
-
-    pages: full pages of the cache that hold all tokens before it.
-    after: instead, index of the chunk of the same call whose context and tokens come before it.
-    """
-
-    tokens: int
-    pages: tuple[int, ...] = ()
-    after: int | None = None
-
-    @property
-    def has_context(self) -> bool:
-        return bool(self.pages) or self.after is not None
-
-
-class PageStore(Protocol):
-    """Cached pages: per layer [pages, page_size, Hkv, d]."""
-
-    keys: list[torch.Tensor]
-    values: list[torch.Tensor]
-
-
-class Writer(Protocol):
-    """Stores the new keys and values of a call."""
-
-    def write(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
-        """k, v: [T, Hkv, d] of the packed tokens of the call."""
-
-
 class PrefillAttention:
-    """Attention of one prefill. Chunks without context come first, the others after the chunk that
-    they continue.
-    """
+    """Attention of one prefill over chunks in the order of `build_chunks`."""
 
     def __init__(
         self,
-        chunks: Sequence[PackedChunk],
-        store: PageStore,
-        writer: Writer,
+        chunks: Sequence[PrefillChunk],
+        cache: Cache,
+        writer: CacheWriter,
         name: AttentionName,
         device: torch.device,
     ) -> None:
-        self.lengths = [chunk.tokens for chunk in chunks]
-        self._chunks, self._store, self._writer, self._name = chunks, store, writer, name
+        self.lengths = [len(chunk.ids) for chunk in chunks]
+        self._chunks, self._cache, self._writer, self._name = chunks, cache, writer, name
         self._starts = [0, *accumulate(self.lengths)]
-        self._page_size = store.keys[0].shape[1]
         self._count = sum(not chunk.has_context for chunk in chunks)
         assert not any(c.has_context for c in chunks[: self._count]), "those without come first"
-        self._packed = self._starts[self._count]
         self._pages = {
             chunk.pages: torch.tensor(chunk.pages, device=device) for chunk in chunks if chunk.pages
         }
@@ -87,12 +52,12 @@ class PrefillAttention:
         self._writer.write(layer, k, v)
         out = []
         if self._count:
-            packed = slice(0, self._packed)
+            end = self._starts[self._count]
             out.append(
                 packed_attention(
-                    q[packed],
-                    k[packed],
-                    v[packed],
+                    q[:end],
+                    k[:end],
+                    v[:end],
                     self.lengths[: self._count],
                     causal=True,
                     name=self._name,
@@ -102,17 +67,13 @@ class PrefillAttention:
             )
         for group in self._groups:
             rows = slice(self._starts[group.start], self._starts[group.stop])
-            keys = torch.cat([*self._context(group.start, self._store.keys[layer], k), k[rows]])
-            values = torch.cat([*self._context(group.start, self._store.values[layer], v), v[rows]])
-            lengths = tuple(self.lengths[group.start : group.stop])
-            attended = attention(
-                q[rows].transpose(0, 1)[None],
-                keys.transpose(0, 1)[None],
-                values.transpose(0, 1)[None],
-                causal=False,
-                mask=self._mask(lengths, len(keys), window, q.device),
-                name=self._name,
+            keys = torch.cat([*self._context(group.start, self._cache.keys[layer], k), k[rows]])
+            values = torch.cat([*self._context(group.start, self._cache.values[layer], v), v[rows]])
+            mask = self._mask(
+                tuple(self.lengths[group.start : group.stop]), len(keys), window, q.device
             )
+            query, keys, values = (x.transpose(0, 1)[None] for x in (q[rows], keys, values))
+            attended = attention(query, keys, values, causal=False, mask=mask, name=self._name)
             out.append(attended[0].transpose(0, 1))
         return out[0] if len(out) == 1 else torch.cat(out)
 
@@ -136,7 +97,7 @@ class PrefillAttention:
     def _context_tokens(self, index: int) -> int:
         chunk = self._chunks[index]
         if chunk.after is None:
-            return len(chunk.pages) * self._page_size
+            return len(chunk.pages) * self._cache.page_size
         return self._context_tokens(chunk.after) + self.lengths[chunk.after]
 
     def _context(self, index: int, pages: torch.Tensor, new: torch.Tensor) -> list[torch.Tensor]:

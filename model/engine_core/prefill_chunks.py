@@ -21,7 +21,8 @@ class PrefillChunk:
     positions: int64 [3, tokens].
     prompt_tokens: how many of the tokens are prompt; the others are of a continuation.
     continuation: its index; None when the chunk is all prompt.
-    after: index of the chunk that this one continues.
+    pages: full pages of the cache that hold all tokens before it.
+    after: instead, index of the chunk whose context and tokens come before it.
     is_shared_prefix: the chunk ends before the prompts do.
     """
 
@@ -32,7 +33,12 @@ class PrefillChunk:
     prompt_tokens: int
     continuation: int | None = None
     after: int | None = None
+    pages: tuple[int, ...] = ()
     is_shared_prefix: bool = False
+
+    @property
+    def has_context(self) -> bool:
+        return bool(self.pages) or self.after is not None
 
     @property
     def sequence(self) -> int:
@@ -40,7 +46,9 @@ class PrefillChunk:
         return self.members[0]
 
 
-def build_chunks(scheduled: ScheduledPrefill, repeat_prompts: bool) -> list[PrefillChunk]:
+def build_chunks(
+    scheduled: ScheduledPrefill, page_size: int, repeat_prompts: bool
+) -> list[PrefillChunk]:
     """Returns the chunks in the order of the packed call: those without context, those that
     continue cached pages, and those that continue another chunk.
 
@@ -56,7 +64,8 @@ def build_chunks(scheduled: ScheduledPrefill, repeat_prompts: bool) -> list[Pref
         prefix = scheduled.shared_prefixes.get(index)
         members = range(prefix.start, prefix.stop) if prefix else (index,)
         end = prefix.tokens if prefix else len(seq.prompt)
-        first.append(_prompt_chunk(members, seq, seq.reused, end))
+        pages = seq.allocation.pages[: seq.reused // page_size] if seq.allocation else ()
+        first.append(_prompt_chunk(members, seq, seq.reused, end, pages=tuple(pages)))
     continued: list[tuple[int, list[int], torch.Tensor, int]] = []
     for index, (seq, continuations) in enumerate(
         zip(sequences, scheduled.continuations, strict=True)
@@ -73,7 +82,7 @@ def build_chunks(scheduled: ScheduledPrefill, repeat_prompts: bool) -> list[Pref
                 continued.append((index, inputs, positions, k))
     first.sort(key=lambda chunk: sequences[chunk.sequence].reused > 0)
     rests = [
-        _prompt_chunk((i,), sequences[i], chunk.prompt_tokens + chunk.start, None, number)
+        _prompt_chunk((i,), sequences[i], chunk.start + chunk.prompt_tokens, after=number)
         for number, chunk in enumerate(first)
         if chunk.is_shared_prefix
         for i in chunk.members
@@ -93,9 +102,10 @@ def _prompt_chunk(
     members: abc.Sequence[int],
     seq: Sequence,
     start: int,
-    end: int | None,
+    end: int | None = None,
     after: int | None = None,
+    pages: tuple[int, ...] = (),
 ) -> PrefillChunk:
     ids, positions = seq.prompt[start:end], seq.positions[:, start:end]
-    is_shared_prefix = start + len(ids) < len(seq.prompt)
-    return PrefillChunk(members, start, ids, positions, len(ids), None, after, is_shared_prefix)
+    is_shared = start + len(ids) < len(seq.prompt)
+    return PrefillChunk(members, start, ids, positions, len(ids), None, after, pages, is_shared)

@@ -75,11 +75,11 @@ def _media_problem(
             return f"the prompt has {pads} {kind} tokens, and its {kind}s have {tokens}"
     for visual in request.visuals:
         t, h, w = visual.grid_thw
-        values = rules[visual.kind].patch_values(visual.kind)
+        shape = (t * h * w, rules[visual.kind].patch_values(visual.kind))
         if (
             visual.patches.dtype != torch.uint8
-            or visual.patches.shape != (t * h * w, values)
-            or visual.tokens == 0
+            or visual.patches.shape != shape
+            or not visual.tokens
         ):
             return (
                 f"the {visual.kind}'s patches {list(visual.patches.shape)} do not fit its "

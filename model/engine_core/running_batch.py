@@ -8,7 +8,8 @@ from collections import abc
 
 import torch
 
-from mediamill.model.engine_core.model_runner import Cache, DecodeBatch, ModelRunner
+from mediamill.model.engine_core.kv_cache import Cache, DecodeBatch
+from mediamill.model.engine_core.model_runner import ModelRunner
 from mediamill.model.engine_core.sequence import Sequence
 from mediamill.model.generation.chooser import Choice, Chooser
 

@@ -6,31 +6,15 @@ request starves.
 
 from collections import abc, deque
 from dataclasses import dataclass, field
-from typing import Protocol
 
-import torch
-
-from mediamill.model.engine_core.allocation import Allocation
-from mediamill.model.engine_core.block_pool import BlockPool
 from mediamill.model.engine_core.kv_budget import out_of_memory
+from mediamill.model.engine_core.kv_cache import Cache
 from mediamill.model.engine_core.sequence import Sequence
 
-# After so many successes at a limit that memory has set, the limit is doubled.
+# Successful steps after which a limit that memory has set is doubled.
 _SUCCESSES_TO_GROW = 8
 # On a GPU, gathering cached pages pays if they hold 1 / _MIN_CACHED_PART of the prompt.
 _MIN_CACHED_PART = 8
-
-
-class KVCache(Protocol):
-    """What the scheduler needs of a KV cache."""
-
-    page_size: int
-    pool: BlockPool
-    device: torch.device
-
-    def allocate(self, tokens: int, block_hashes: abc.Sequence[bytes]) -> Allocation | None: ...
-
-    def free(self, allocation: Allocation) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -84,8 +68,8 @@ class ScheduledPrefill:
 
 
 class OomBackoff:
-    """Limits how many sequences run at once: halves the limit when memory runs out, and doubles it
-    again after successes.
+    """A limit of the sequences that run at once: halved when memory runs out, doubled after
+    successes.
     """
 
     def __init__(self) -> None:
@@ -119,7 +103,7 @@ class Scheduler:
         self.backoff = OomBackoff()
         self._share_prefixes = share_prefixes
 
-    def admit(self, cache: KVCache, free_slots: int, running: bool) -> ScheduledPrefill:
+    def admit(self, cache: Cache, free_slots: int, running: bool) -> ScheduledPrefill:
         """Takes sequences for the next prefill from the front of the queue, at most `free_slots`,
         and allocates their part of the cache.
 
@@ -172,10 +156,8 @@ class Scheduler:
             patches += new_patches
         return scheduled
 
-    def put_back(self, sequences: abc.Sequence[Sequence], cache: KVCache) -> None:
-        """Returns admitted sequences to the front of the queue, in their order, and frees their
-        cache.
-        """
+    def put_back(self, sequences: abc.Sequence[Sequence], cache: Cache) -> None:
+        """Frees the cache of admitted sequences, and returns them to the front of the queue."""
         for seq in reversed(sequences):
             if seq.allocation is not None:
                 cache.free(seq.allocation)
@@ -184,13 +166,12 @@ class Scheduler:
 
     def remove(self, request_id: str) -> Sequence | None:
         """Removes a sequence from the queue and returns it, or None if it is not there."""
-        for seq in self.waiting:
-            if seq.request.id == request_id:
-                self.waiting.remove(seq)
-                return seq
-        return None
+        seq = next((seq for seq in self.waiting if seq.request.id == request_id), None)
+        if seq is not None:
+            self.waiting.remove(seq)
+        return seq
 
-    def _cached_pages(self, seq: Sequence, cache: KVCache) -> int:
+    def _cached_pages(self, seq: Sequence, cache: Cache) -> int:
         """Returns how many pages at the beginning of the prompt are cached and worth using."""
         if not self._share_prefixes or seq.request.mode == "embed":
             return 0

@@ -7,7 +7,7 @@ import torch
 from mediamill.model.engine_core.allocation import Allocation
 from mediamill.model.generation.grammar import Matcher
 from mediamill.model.generation.stopping import StopFinder
-from mediamill.model.requests import Completion, Request, Score
+from mediamill.model.requests import Completion, FinishReason, Request, Score
 from mediamill.model.sampling import GenerationRule
 from mediamill.model.text.tokenizer import Tokenizer
 
@@ -126,10 +126,8 @@ class Sequence:
         """For each medium a key; media with equal keys have equal visual tokens."""
         visuals = self.request.visuals
         names = self.request.media_names or [id(visual.patches) for visual in visuals]
-        return [
-            (name, visual.kind, visual.grid_thw)
-            for name, visual in zip(names, visuals, strict=True)
-        ]
+        pairs = zip(names, visuals, strict=True)
+        return [(name, visual.kind, visual.grid_thw) for name, visual in pairs]
 
     @property
     def patches(self) -> int:
@@ -147,10 +145,7 @@ class Sequence:
         return len(self.prompt) + len(self.output)
 
     def append(self, token: int, logprob: float, top: abc.Sequence[tuple[int, float]]) -> None:
-        """Appends an output token.
-
-        top: the likeliest tokens with their logprobs, at least as many as the rule reports.
-        """
+        """Appends an output token. top: at least as many of the likeliest as the rule reports."""
         self.output.append(token)
         self._logprobs.append(logprob)
         if self.rule.logprobs:
@@ -176,15 +171,19 @@ class Sequence:
         """Returns the completion of a finished or cancelled sequence."""
         logprobs = self._logprobs
         problem = self.matcher.problem if self.matcher is not None else None
-        reason = "cancelled"
-        if not cancelled:
-            reason = "length" if self.generates else "done"
-            reason = "stop" if self.generates and self._stopped else reason
-            reason = "error" if problem else reason
+        reason: FinishReason
+        if cancelled:
+            reason = "cancelled"
+        elif problem:
+            reason = "error"
+        elif not self.generates:
+            reason = "done"
+        else:
+            reason = "stop" if self._stopped else "length"
         return Completion(
             self.request.id,
             self.output,
-            reason,  # type: ignore[arg-type]
+            reason,
             len(self.prompt),
             self.request.visual_tokens,
             sum(logprobs) / len(logprobs) if logprobs else 0.0,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True)
+@dataclass
 class EngineStats:
     """Totals since the engine was made, unless stated otherwise.
 
@@ -37,13 +37,3 @@ class EngineStats:
     cancelled: int = 0
     failed: int = 0
     shortages: int = 0
-
-
-class Counters:
-    """The fields of `EngineStats` that the engine core counts."""
-
-    def __init__(self) -> None:
-        self.prompt_tokens = self.reused_tokens = self.generated_tokens = self.steps = 0
-        self.prefill_seconds = self.decode_seconds = 0.0
-        self.rows_peak = self.pages_peak = 0
-        self.admitted = self.finished = self.cancelled = self.failed = self.shortages = 0

@@ -38,7 +38,10 @@ class Choice:
 
 
 class Chooser:
-    """The sampler of a batch: its rules, and which tokens each row has had.
+    """The sampler of a batch.
+
+    rules: of each row. steps: int64 [B], the number of tokens that were chosen for each row.
+    seen: bool [B, V], the tokens of prompt and output; None if no rule has a repetition penalty.
 
     The order is the reference's: repetition penalty, min_new_tokens, token bitmask; then for rows
     that sample: temperature, top_k, top_p, min_p, softmax, and one draw by the row's seed and step.
@@ -51,15 +54,18 @@ class Chooser:
         vocabulary: int,
         device: torch.device,
     ) -> None:
-        """prompts: the ids so far. vocabulary: number of logits; ids and end tokens beyond it are
-        ignored, since they cannot be chosen.
+        """prompts: for each row the ids so far. vocabulary: number of logits; ids and end tokens
+        beyond it are ignored, since they cannot be chosen.
         """
         self.rules = list(rules)
         self.vocabulary = vocabulary
         self.steps = torch.zeros(len(rules), dtype=torch.long, device=device)
         self.seen: torch.Tensor | None = None
         if any(rule.repetition_penalty != 1.0 for rule in rules):
-            self.seen = _seen(prompts, vocabulary, device)
+            seen = torch.zeros(len(rules), vocabulary, dtype=torch.bool)
+            for row, ids in enumerate(prompts):
+                seen[row, [i for i in set(ids) if i < vocabulary]] = True
+            self.seen = seen.to(device)
         self._steps_with_minimum = max((rule.min_new_tokens for rule in rules), default=0)
         self._build_tensors(device)
 
@@ -71,18 +77,11 @@ class Chooser:
         width = max((len(tokens) for tokens in ends), default=0)
         # A row with fewer end tokens repeats its first. A row without any has 0, which is never
         # forbidden, because its min_new_tokens becomes 0 below.
-        self._ends = torch.tensor(
-            [tokens + (tokens[:1] or [0]) * (width - len(tokens)) for tokens in ends],
-            dtype=torch.long,
-            device=device,
-        ).view(len(rules), width)
-        self._min_new_tokens = torch.tensor(
-            [
-                rule.min_new_tokens if tokens else 0
-                for rule, tokens in zip(rules, ends, strict=True)
-            ],
-            device=device,
-        )
+        padded = [tokens + (tokens[:1] or [0]) * (width - len(tokens)) for tokens in ends]
+        self._ends = torch.tensor(padded, dtype=torch.long, device=device).view(len(rules), width)
+        pairs = zip(rules, ends, strict=True)
+        minimums = [rule.min_new_tokens if tokens else 0 for rule, tokens in pairs]
+        self._min_new_tokens = torch.tensor(minimums, device=device)
         self._top_logprobs = max((rule.logprobs for rule in rules), default=0)
         groups: dict[tuple[bool, bool], list[int]] = {}
         for row, rule in enumerate(rules):
@@ -121,16 +120,6 @@ class Chooser:
             return Choice(tokens, chosen)
         top = logprobs.topk(min(self._top_logprobs, self.vocabulary), dim=-1)
         return Choice(tokens, chosen, top.indices, top.values)
-
-    def distribution(self, logits: torch.Tensor) -> torch.Tensor:
-        """Returns the probabilities that `choose` would sample from, float32 [B, V]; a greedy row
-        has 1 at its token. They do not sum to 1 where min_p removes tokens.
-        """
-        logits = self._process(logits.float())
-        result = torch.zeros_like(logits).scatter_(1, logits.argmax(-1, keepdim=True), 1.0)
-        for group in self._groups:
-            result[group.rows] = group.probabilities(logits[group.rows])
-        return result
 
     def _process(self, logits: torch.Tensor) -> torch.Tensor:
         """Applies the repetition penalty and min_new_tokens, which hold for greedy rows too."""
@@ -215,11 +204,3 @@ class _SamplingGroup:
         point = point.minimum(total.nextafter(torch.zeros_like(total)))
         tokens = torch.searchsorted(sums, point, right=True)[:, 0]
         return tokens.clamp(max=logits.shape[1] - 1)
-
-
-def _seen(prompts: Sequence[Sequence[int]], vocabulary: int, device: torch.device) -> torch.Tensor:
-    """Returns which ids each prompt holds: bool [B, vocabulary]."""
-    seen = torch.zeros(len(prompts), vocabulary, dtype=torch.bool)
-    for row, ids in enumerate(prompts):
-        seen[row, [i for i in set(ids) if i < vocabulary]] = True
-    return seen.to(device)

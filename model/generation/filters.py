@@ -61,7 +61,9 @@ def keep_top(
     k = torch.where(top_k == 0, vocabulary, top_k.clamp(max=vocabulary))[:, None]
     kth = ascending.gather(1, vocabulary - k)
     ascending = ascending.masked_fill(ascending < kth, float("-inf"))
-    removed = _ascending_probabilities(ascending).le(_tail_mass(top_p))
+    # Rounded to float32 only once.
+    sums = ascending.softmax(-1).cumsum(-1, dtype=torch.float64).float()
+    removed = sums <= _tail_mass(top_p)
     removed[:, -1] = False
     removed |= ascending == float("-inf")
     return logits.masked_fill(torch.zeros_like(removed).scatter(1, order, removed), float("-inf"))
@@ -123,11 +125,6 @@ def _keep_top_from_list(
     ties = logits == cutoff
     removed_ties = ties & (ties.cumsum(-1, dtype=torch.int32) <= count)
     return logits.masked_fill((logits < cutoff) | removed_ties, float("-inf"))
-
-
-def _ascending_probabilities(ascending: torch.Tensor) -> torch.Tensor:
-    """Returns the running sums of the softmax, rounded to float32 only once."""
-    return ascending.softmax(-1).cumsum(-1, dtype=torch.float64).float()
 
 
 def _tail_mass(top_p: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ depends on transformers. Schemas that it does not support are refused.
 import functools
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import llguidance
 import numpy as np
@@ -27,8 +28,7 @@ _LAYOUT = {
     "coerce_one_of": False,
     "lenient": False,
 }
-# A lexer keeps every state that it has met; compiling the schema again after so many outputs bounds
-# that.
+# A lexer keeps every state that it has met, so a schema is compiled again after so many outputs.
 _MAX_OUTPUTS = 1024
 _MAX_SCHEMAS = 64
 _MAX_ERROR_LENGTH = 300
@@ -61,7 +61,9 @@ class Grammars:
         inner = llguidance.TokenizerWrapper(_TokenBytes(tokenizer, vocabulary))
         slices = llguidance.LLTokenizer.json_slices()
         self._tokenizer = llguidance.LLTokenizer(inner, vocabulary + 1, slices=slices)
-        self._schemas = functools.lru_cache(_MAX_SCHEMAS)(self._compiled)
+        self._schemas = functools.lru_cache(_MAX_SCHEMAS)(
+            lambda schema: _CompiledSchema(self._compile(schema))
+        )
 
     def matcher(self, schema: str) -> "Matcher":
         """Returns a matcher for a new output. Raises ValueError for a schema that `schema_problem`
@@ -73,9 +75,6 @@ class Grammars:
             compiled.matcher, compiled.outputs = self._compile(schema), 1
         return Matcher(compiled.matcher.deep_copy())
 
-    def _compiled(self, schema: str) -> "_CompiledSchema":
-        return _CompiledSchema(self._compile(schema))
-
     def _compile(self, schema: str) -> llguidance.LLMatcher:
         matcher = llguidance.LLMatcher(self._tokenizer, _grammar(schema), log_level=0)
         if matcher.is_error():
@@ -83,12 +82,12 @@ class Grammars:
         return matcher
 
 
+@dataclass
 class _CompiledSchema:
     """A compiled schema, and the number of outputs that have used it."""
 
-    def __init__(self, matcher: llguidance.LLMatcher) -> None:
-        self.matcher = matcher
-        self.outputs = 0
+    matcher: llguidance.LLMatcher
+    outputs: int = 0
 
 
 class Matcher:
@@ -106,13 +105,12 @@ class Matcher:
     def advance(self, token: int) -> None:
         """Appends a token, which is not an end token, to the output."""
         self.inner.consume_token(token)
-        if self.inner.is_error():
-            self.problem = _shorten(self.inner.get_error())
+        self.record_error()
         self.complete = self.problem is None and self.inner.is_stopped()
 
-    def fail(self) -> None:
-        """Records the error of the parser, if it failed to compute a bitmask."""
-        if self.problem is None and self.inner.is_error():
+    def record_error(self) -> None:
+        """Sets `problem` if the parser failed, in `advance` or while it computed a bitmask."""
+        if self.inner.is_error():
             self.problem = _shorten(self.inner.get_error())
 
 
@@ -152,7 +150,7 @@ class BitmaskFiller:
             if matcher is None:
                 bitmask[row] = -1
             elif bitmask[row, end_word] >> end_bit & 1:
-                matcher.fail()
+                matcher.record_error()
                 words = bitmask[row].view(np.uint32)
                 for token in end_tokens[row]:
                     words[token // 32] |= np.uint32(1 << token % 32)

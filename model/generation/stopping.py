@@ -15,7 +15,7 @@ class StopFinder:
     def __init__(self, strings: Sequence[str]) -> None:
         """strings: none of them empty."""
         self._strings = [(string, string.encode("utf-8", "surrogatepass")) for string in strings]
-        # Trailing bytes in which a string that is not complete yet may have begun.
+        # The number of trailing bytes in which an incomplete stop string may have begun.
         self._tail_bytes = max((len(encoded) for _, encoded in self._strings), default=1) - 1
         self._tail = b""
 

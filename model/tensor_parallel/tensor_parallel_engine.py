@@ -36,7 +36,7 @@ def _load_while_alive(
     workers: WorkerProcesses, load: Callable[[], "TensorParallelEngine"]
 ) -> "TensorParallelEngine":
     """Returns what `load` returns. `load` runs in a thread, which is abandoned when a worker dies:
-    it may wait for that worker for ever.
+    it may wait for that worker without end.
 
     Raises what `load` raises, and RuntimeError when a worker has died.
     """
@@ -81,7 +81,7 @@ class TensorParallelEngine(Engine):
         silence_s: seconds without a heartbeat after which a rank counts as hung.
         on_death: called in another thread, with the reason, when a rank has died, hangs or fails.
             The other ranks are killed by then. This process may wait for the rank within a
-            collective, for ever on a GPU, and usually has to exit.
+            collective, on a GPU without end, and usually has to exit.
         options: see `Engine.load`.
         Raises ModelError and ValueError as `Engine.load`, and BrokenRanksError when a rank does not
         start.
@@ -142,7 +142,7 @@ class TensorParallelEngine(Engine):
     def add(self, request: Request) -> None:
         """See `Engine`."""
         if request.id in self._unanswered:
-            super().add(request)  # raises: the id is in use, and the other ranks are not told
+            super().add(request)  # raises ValueError, before the other ranks receive the request
         if request.media_names is None:
             # The other ranks cannot see that two requests share a tensor.
             names = tuple(self._tensor_ids.of(visual.patches).hex() for visual in request.visuals)

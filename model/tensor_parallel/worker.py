@@ -31,9 +31,8 @@ def main() -> None:
     # Libraries may print to stdout, which carries the replies.
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    threading.Thread(
-        target=_receive_commands, args=(sys.stdin.buffer, commands), daemon=True
-    ).start()
+    source = (sys.stdin.buffer, commands)
+    threading.Thread(target=_receive_commands, args=source, daemon=True).start()
     lock = threading.Lock()
     threading.Thread(target=_send_heartbeats, args=(replies, lock), daemon=True).start()
     try:
@@ -62,13 +61,8 @@ def _execute(
     rank, size = settings["rank"], settings["size"]
     device = torch.device(settings["device"])
     ranks = join(Path(settings["rendezvous"]), rank, size, device, settings["timeout_s"])
-    engine = Engine.load(
-        settings["folder"],
-        settings["device"],
-        shard=Shard(rank, size),
-        ranks=ranks,
-        **settings["options"],
-    )
+    folder, shard = settings["folder"], Shard(rank, size)
+    engine = Engine.load(folder, str(device), shard=shard, ranks=ranks, **settings["options"])
     with lock:
         send(replies, READY)
     while True:

@@ -88,10 +88,8 @@ class WorkerProcesses:
                 process = subprocess.Popen(command, stdin=pipe, stdout=pipe)
                 self._processes.append(process)
                 assert process.stdout is not None, "started with a pipe"
-                receiver = threading.Thread(
-                    target=self._receive, args=(number, process.stdout), daemon=True
-                )
-                receiver.start()
+                source = (number, process.stdout)
+                threading.Thread(target=self._receive, args=source, daemon=True).start()
         except OSError as error:
             self._start_error = error
             self.end()

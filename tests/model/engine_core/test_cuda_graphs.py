@@ -9,7 +9,12 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mediamill.model.engine import Engine, Request
-from mediamill.model.engine_core.cuda_graphs import DecodeGraphs, batch_sizes, padded_width
+from mediamill.model.engine_core.cuda_graphs import (
+    DecodeGraphs,
+    DecodeInputs,
+    batch_sizes,
+    padded_width,
+)
 from mediamill.model.engine_core.paged_attention import paged_decode
 from mediamill.model.engine_core.paged_cache import PagedDecode
 from mediamill.model.families.initialize import initialize_weights
@@ -47,7 +52,8 @@ class Toy:
         self.keys, self.values = (torch.full((PAGES + 1, PAGE, 2, 8), torch.nan) for _ in range(2))
         self.shapes = []
 
-    def __call__(self, tokens, positions, block_table, seq_lens, slots):
+    def __call__(self, inputs):
+        tokens, positions, block_table, seq_lens, slots = inputs
         self.shapes.append(tuple(block_table.shape))
         new = self.embedding[tokens].unflatten(1, (2, 8)) + positions[:, None, None] / 10
         self.keys.flatten(0, 1)[slots] = new
@@ -73,7 +79,7 @@ def batches(seed, steps=40):
             row["seq_lens"] += 1
         width = -(-max(row["seq_lens"] for row in rows) // PAGE)
         lasts = [row["seq_lens"] - 1 for row in rows]
-        yield (
+        yield DecodeInputs(
             torch.tensor([draw.randrange(32) for _ in rows]),
             torch.tensor(lasts),
             torch.tensor([row["pages"][:width] for row in rows], dtype=torch.int32),
@@ -112,7 +118,7 @@ def test_padded_batches_give_what_the_step_gives(seed):
     rows = set()
     for batch in batches(seed):
         rows.add(len(batch[0]))
-        assert torch.allclose(graphs(*batch), plain(*batch), atol=1e-5)
+        assert torch.allclose(graphs(batch), plain(batch), atol=1e-5)
         # Padding wrote to no page but the scratch page.
         for ours, theirs in ((padded.keys, plain.keys), (padded.values, plain.values)):
             assert torch.equal(ours[:PAGES].nan_to_num(9.0), theirs[:PAGES].nan_to_num(9.0))
@@ -130,7 +136,7 @@ def test_every_size_can_be_captured_before_any_sequence_comes():
     assert toy.keys[:PAGES].isnan().all()
     plain = Toy()
     for batch in batches(9):
-        assert torch.allclose(graphs(*batch), plain(*batch), atol=1e-5)
+        assert torch.allclose(graphs(batch), plain(batch), atol=1e-5)
 
 
 def test_where_capture_fails_steps_run_as_they_are(caplog):
@@ -145,7 +151,7 @@ def test_where_capture_fails_steps_run_as_they_are(caplog):
     graphs = graphs_of(padded, capture)
     with caplog.at_level(logging.WARNING):
         for batch in batches(1):
-            assert torch.allclose(graphs(*batch), plain(*batch), atol=1e-5)
+            assert torch.allclose(graphs(batch), plain(batch), atol=1e-5)
     assert len(tries) == 2
     assert len(caplog.records) == 1
     assert "not permitted when stream is capturing" in caplog.text
@@ -157,7 +163,7 @@ def test_a_batch_that_was_not_announced_is_refused():
     zeros = torch.zeros(ROWS + 1, dtype=torch.int64)
     table = torch.zeros(ROWS + 1, 1, dtype=torch.int32)
     with pytest.raises(ValueError, match="21 rows of 1 pages, and the graphs are for 20 of 7"):
-        graphs(zeros, zeros, table, zeros.int(), zeros)
+        graphs(DecodeInputs(zeros, zeros, table, zeros.int(), zeros))
 
 
 class Pages:
@@ -176,10 +182,11 @@ class Pages:
 
 
 def network_step(model, cache):
-    def step(tokens, positions, block_table, seq_lens, slots):
-        attend = PagedDecode(cache, block_table, seq_lens, slots)
-        embeddings = model.model.embed_tokens(tokens)
-        return model.logits(model.hidden_states(embeddings, positions.expand(3, -1), attend))
+    def step(inputs):
+        attend = PagedDecode(cache, *inputs[2:])
+        embeddings = model.model.embed_tokens(inputs.tokens)
+        positions = inputs.positions.expand(3, -1)
+        return model.logits(model.hidden_states(embeddings, positions, attend))
 
     return step
 
@@ -198,7 +205,8 @@ def test_a_step_of_the_network_never_asks_the_device(shape, tmp_path):
     # Fake tensors have no values: whatever needs one on the host raises.
     with torch.inference_mode(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
         cache = Pages(model.config.text, "gather", "cpu", torch.float32)
-        logits = network_step(model, cache)(*(mode.from_tensor(t) for t in batch))
+        fake = DecodeInputs(*(mode.from_tensor(t) for t in batch))
+        logits = network_step(model, cache)(fake)
     assert logits.shape == (len(batch[0]), model.config.text.vocab_size)
 
 
@@ -243,15 +251,15 @@ def test_graphs_give_the_steps_bits(shape, kernel, dtype, tmp_path):
             steps.append(network_step(model, cache))
         graphs = graphs_of(steps[1], None, torch.device("cuda"))
         for batch in batches(3, steps=120):
-            there = [tensor.cuda() for tensor in batch]
-            there[0] %= model.config.text.vocab_size
+            there = DecodeInputs(*(tensor.cuda() for tensor in batch))
+            there.tokens.remainder_(model.config.text.vocab_size)
             # Matrix products of other sizes round differently, so both sides have the padding.
             size = next(s for s in batch_sizes(ROWS) if s >= len(batch[0]))
             if len(batch[0]) == size:
                 batch_of[size] = batch_of.get(size, 0) + 1
-                assert torch.equal(graphs(*there), steps[0](*there))
+                assert torch.equal(graphs(there), steps[0](there))
             else:
-                assert torch.allclose(graphs(*there), steps[0](*there), atol=0.05, rtol=0.05)
+                assert torch.allclose(graphs(there), steps[0](there), atol=0.05, rtol=0.05)
     assert graphs.failure is None
     assert graphs.captured
     assert sum(batch_of.values()) > 3

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from mediamill.model.engine_core.host_to_device import (
     ALIGNMENT,
     HostToDeviceCopier,
-    copy_visuals,
     layout,
     pack,
     unpack,
@@ -44,10 +43,10 @@ def test_what_is_packed_comes_out_again(kinds):
 
 def test_on_the_cpu_nothing_is_copied():
     tensors = drawn([(torch.uint8, (3, 4)), (torch.int64, (2,))])
-    arrived = HostToDeviceCopier(torch.device("cpu")).copy(tensors).tensors()
+    arrived = HostToDeviceCopier(torch.device("cpu")).copy(tensors)
     assert all(a is b for a, b in zip(arrived, tensors, strict=True))
     visual = VisualInput("image", tensors[0], (1, 2, 2))
-    assert copy_visuals(HostToDeviceCopier(torch.device("cpu")), [visual]) == (visual,)
+    assert HostToDeviceCopier(torch.device("cpu")).copy_visuals([visual]) == (visual,)
 
 
 @pytest.mark.gpu
@@ -57,8 +56,8 @@ def test_tensors_arrive_whole_whatever_happens_to_their_sources():
         kinds = [(torch.uint8, (1000 + 400 * seed, 588)), (torch.int64, (77,))]
         tensors = drawn(kinds, seed)
         expected += [int(tensor.long().sum()) for tensor in tensors]
-        pending = copier.copy(tensors)
+        arrived = copier.copy(tensors)
         for tensor in tensors:
             tensor.zero_()
-        sums += [tensor.long().sum() for tensor in pending.tensors()]
+        sums += [tensor.long().sum() for tensor in arrived]
     assert torch.stack(sums).tolist() == expected

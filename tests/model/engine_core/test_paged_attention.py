@@ -15,10 +15,6 @@ def test_copied_pages_give_the_formula(seed):
     case = paged_case(seed, longest=200)
     out = paged_decode(*case, "gather")
     assert torch.allclose(out, attended(*case), atol=1e-5)
-    longest = int(case[4].max())
-    assert torch.equal(paged_decode(*case, "gather", longest), out) or torch.allclose(
-        paged_decode(*case, "gather", longest), out, atol=1e-6
-    )
 
 
 def test_which_pages_hold_a_row_changes_nothing():
