@@ -26,8 +26,9 @@ from PIL import Image
 from mediamill.model.media.frame_sampling import VideoRules
 from mediamill.model.media.image_rules import ImageRules
 from mediamill.model.media.limits import MediaLimits
-from mediamill.model.media.patches import normalize, patchify_video, resize
+from mediamill.model.media.patches import normalize, patchify_video
 from mediamill.model.media.prepared import prepare_picture, prepare_video
+from mediamill.model.media.resize import resize
 from mediamill.model.media.video import decode_video
 from tests import oracle
 

@@ -1,7 +1,7 @@
 """Reads a job file and `key=value` overrides into a JobConfig, and writes a JobConfig as YAML.
 
 Relative paths stay as they are written: they are relative to the current directory of the command,
-not to the job file. The keys are defined in schemas/job_models.py.
+not to the job file. The keys are defined in schemas/job_config.py.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,9 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from mediamill.schemas.errors import JobError
-from mediamill.schemas.job_errors import unknown_keys, wrong_values
-from mediamill.schemas.job_keys import KEYS, SECTIONS, describe_keys, takes_text, to_json
-from mediamill.schemas.job_models import (
+from mediamill.schemas.job_config import (
     CanaryConfig,
     FetchConfig,
     GenerationConfig,
@@ -21,6 +19,8 @@ from mediamill.schemas.job_models import (
     Limits,
     VideoConfig,
 )
+from mediamill.schemas.job_errors import unknown_keys, wrong_values
+from mediamill.schemas.job_help import KEYS, SECTIONS, describe_keys, takes_text, to_json
 from mediamill.schemas.job_resources import Resources
 from mediamill.schemas.job_yaml import (
     COMMAND_LINE,

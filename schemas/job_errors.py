@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 from pydantic import ValidationError
 
-from mediamill.schemas.job_keys import KEYS, SECTIONS, expected, to_json
-from mediamill.schemas.job_models import JobConfig
+from mediamill.schemas.job_config import JobConfig
+from mediamill.schemas.job_help import KEYS, SECTIONS, expected, to_json
 from mediamill.schemas.job_yaml import LocatedValue
 from mediamill.schemas.nearest import nearest
 

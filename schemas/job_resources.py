@@ -1,4 +1,4 @@
-"""Defines the keys of a job file for machines and processes; see schemas/job_models.py."""
+"""Defines the keys of a job file for machines and processes; see schemas/job_config.py."""
 
 from collections.abc import Mapping
 from typing import Annotated, Literal

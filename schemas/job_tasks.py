@@ -1,4 +1,4 @@
-"""Defines the keys of a job file that belong to one kind of task; see schemas/job_models.py."""
+"""Defines the keys of a job file that belong to one kind of task; see schemas/job_config.py."""
 
 import re
 from collections.abc import Mapping

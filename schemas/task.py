@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from mediamill.schemas import columns as c
 from mediamill.schemas.errors import JobError
-from mediamill.schemas.job_models import JobConfig
+from mediamill.schemas.job_config import JobConfig
 from mediamill.schemas.job_tasks import EmbedConfig, JsonConfig, ScoreConfig
 from mediamill.schemas.json_schema import AnswerSchema
 

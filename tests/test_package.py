@@ -74,7 +74,7 @@ def test_a_users_script_is_type_checked_against_it(tmp_path):
         text=True,
         check=False,
     )
-    assert 'Revealed type is "mediamill.schemas.job_models.JobConfig"' in checked.stdout
+    assert 'Revealed type is "mediamill.schemas.job_config.JobConfig"' in checked.stdout
     assert "error:" not in checked.stdout, checked.stdout
 
 

@@ -12,7 +12,7 @@ from mediamill.model.media.frame_sampling import VideoRules
 from mediamill.model.media.image_rules import ImageRules
 from mediamill.model.media.images import decode_image
 from mediamill.model.media.limits import MediaLimits
-from mediamill.model.media.patches import resize
+from mediamill.model.media.resize import resize
 from mediamill.model.media.video import decode_video
 
 PICTURE_BOX = (320, 240)  # width, height in pixels

@@ -9,8 +9,8 @@ from av.video.frame import VideoFrame
 from mediamill.model.errors import MediaError
 from mediamill.model.media.containers import FileFormat
 from mediamill.model.media.limit_names import LimitName, ordered
-from mediamill.model.media.patches import resize
 from mediamill.model.media.pixel_budget import FrameSize, PixelBudget, Size
+from mediamill.model.media.resize import resize
 from mediamill.model.media.timeline import FrameSelection, Timeline
 from mediamill.model.media.video_file import check_frame_size, conversion_errors_as_media_errors
 

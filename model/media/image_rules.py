@@ -16,14 +16,8 @@ from mediamill.model.checkpoint.folder import Folder
 from mediamill.model.errors import ModelError
 from mediamill.model.inputs import VisualKind
 from mediamill.model.media import option_values
-from mediamill.model.media.patches import (
-    CLIP_MEAN,
-    CLIP_STD,
-    Resample,
-    Triple,
-    normalize,
-    smart_resize,
-)
+from mediamill.model.media.patches import CLIP_MEAN, CLIP_STD, Triple, normalize
+from mediamill.model.media.resize import Resample, smart_resize
 
 # The reference's class defaults, for limits that no file names (areas in pixels).
 _CLASS_LIMITS: dict[VisualKind, tuple[int, int]] = {

@@ -1,4 +1,4 @@
-"""Resizes pictures, cuts them into uint8 patches, and normalizes patches as the reference does.
+"""Cuts resized pictures into uint8 patches, and normalizes patches as the reference does.
 
 Shapes: C = 3 colours, p = patch size, T = frames of one patch (temporal patch size), gh and gw =
 rows and columns of patches. The patches of one merge group (merge x merge patches, one visual
@@ -6,80 +6,14 @@ token) follow each other: the order is (rows, columns) of merge groups, then (ro
 a group. The reference is Qwen2VLImageProcessor of transformers.
 """
 
-import math
-from typing import Literal
-
 import numpy as np
 import torch
-from torch.nn import functional
 
 Triple = tuple[float, float, float]
-Resample = Literal["bicubic", "bilinear"]
 
 CLIP_MEAN: Triple = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD: Triple = (0.26862954, 0.26130258, 0.27577711)
 _BAND_BYTES = 512 * 1024  # are cut at once, to stay in the CPU cache
-MAX_ASPECT_RATIO = 200  # of the longer side to the shorter one, in smart_resize
-
-
-def smart_resize(
-    height: int,
-    width: int,
-    factor: int = 28,
-    min_pixels: int = 56 * 56,
-    max_pixels: int = 28 * 28 * 16384,
-) -> tuple[int, int]:
-    """Returns the (height, width) to which a picture is resized for the network.
-
-    Both are multiples of `factor`, and their product lies within the limits. With round() to even:
-
-        h, w = factor * round(height / factor), factor * round(width / factor)
-        if h * w > max_pixels:  s = sqrt(height * width / max_pixels)
-            h, w = factor * floor(height / s / factor), the same of width, at least factor
-        if h * w < min_pixels:  s = sqrt(min_pixels / (height * width))
-            h, w = factor * ceil(height * s / factor), the same of width
-
-    Very long pictures may exceed max_pixels by a little. Source: smart_resize in
-    image_processing_qwen2_vl.py of transformers.
-    Raises ValueError if one side is more than 200 times the other.
-    """
-    if height < 1 or width < 1:
-        raise ValueError(f"the picture is {width} x {height} pixels; expected at least 1 x 1")
-    if max(height, width) / min(height, width) > MAX_ASPECT_RATIO:
-        raise ValueError(
-            f"the picture is {width} x {height} pixels; "
-            f"expected no side more than {MAX_ASPECT_RATIO} times the other"
-        )
-    rows, columns = round(height / factor) * factor, round(width / factor) * factor
-    if rows * columns > max_pixels:
-        scale = math.sqrt(height * width / max_pixels)
-        rows = max(factor, math.floor(height / scale / factor) * factor)
-        columns = max(factor, math.floor(width / scale / factor) * factor)
-    elif rows * columns < min_pixels:
-        scale = math.sqrt(min_pixels / (height * width))
-        rows = math.ceil(height * scale / factor) * factor
-        columns = math.ceil(width * scale / factor) * factor
-    return rows, columns
-
-
-def resize(
-    image: torch.Tensor, height: int, width: int, resample: Resample = "bicubic"
-) -> torch.Tensor:
-    """uint8 [..., 3, H, W] -> uint8 [..., 3, height, width], with antialiasing.
-
-    Only for uint8 on the CPU: torch's kernel rounds between its two passes there, as the reference
-    does, while other devices and dtypes give other pixels. Raises TypeError for those.
-    """
-    if image.dtype != torch.uint8 or image.device.type != "cpu":
-        raise TypeError(f"found {image.dtype} on {image.device}, expected torch.uint8 on cpu")
-    if image.shape[-2:] == (height, width):
-        return image
-    # The channels-last layout is several times faster, if the batch has torch's own strides for it.
-    batch = image.movedim(-3, -1).reshape(-1, *image.shape[-2:], image.shape[-3]).movedim(-1, 1)
-    resized = functional.interpolate(
-        batch, (height, width), mode=resample, antialias=True, align_corners=False
-    )
-    return resized.reshape(*image.shape[:-2], height, width)
 
 
 def patchify_image(image: torch.Tensor, patch: int = 14, merge: int = 2) -> torch.Tensor:

@@ -14,11 +14,12 @@ from mediamill.model.media.images import DecodedImage, read_image
 from mediamill.model.media.limit_names import ordered
 from mediamill.model.media.limits import MediaLimits, out_of_memory_as_media_error
 from mediamill.model.media.media_file import MediaFile, Source
-from mediamill.model.media.patches import patchify_image, patchify_video, resize
+from mediamill.model.media.patches import patchify_image, patchify_video
 from mediamill.model.media.pixel_budget import PixelBudget
 from mediamill.model.media.pixels import Frames, Picture, frame_count, picture_pixels
 from mediamill.model.media.probe_cache import ProbeCache
 from mediamill.model.media.receipt import Receipt
+from mediamill.model.media.resize import resize
 from mediamill.model.media.timeline import sample_within_budget
 from mediamill.model.media.video import Video, decode_video
 

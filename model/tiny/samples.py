@@ -8,7 +8,8 @@ import torch
 from tokenizers import Tokenizer
 
 from mediamill.model.layers.rope import Grid
-from mediamill.model.media.patches import normalize, patchify_image, patchify_video, resize
+from mediamill.model.media.patches import normalize, patchify_image, patchify_video
+from mediamill.model.media.resize import resize
 from mediamill.model.tiny import questions, scenes
 from mediamill.model.tiny.scenes import TAGS, Kind, Scene
 

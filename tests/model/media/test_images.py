@@ -17,13 +17,8 @@ from mediamill.model.errors import MediaError, ModelError
 from mediamill.model.media.containers import detect_format
 from mediamill.model.media.image_rules import ImageRules
 from mediamill.model.media.images import decode_image, read_image
-from mediamill.model.media.patches import (
-    normalize,
-    patchify_image,
-    patchify_video,
-    resize,
-    smart_resize,
-)
+from mediamill.model.media.patches import normalize, patchify_image, patchify_video
+from mediamill.model.media.resize import resize, smart_resize
 from tests import media, oracle
 
 sides = st.integers(1, 9000) | st.integers(1, 120)

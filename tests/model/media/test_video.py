@@ -14,7 +14,8 @@ from mediamill.model.errors import MediaError, PromptError
 from mediamill.model.media.frame_sampling import VideoRules, sample_indices, sampling_clamp
 from mediamill.model.media.image_rules import ImageRules
 from mediamill.model.media.limits import MediaLimits
-from mediamill.model.media.patches import normalize, patchify_video, resize, smart_resize
+from mediamill.model.media.patches import normalize, patchify_video
+from mediamill.model.media.resize import resize, smart_resize
 from mediamill.model.media.scene_cuts import scene_cuts
 from mediamill.model.media.video import Video, decode_video
 from tests import media, oracle

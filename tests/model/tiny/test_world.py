@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from mediamill.model.media.patches import smart_resize
+from mediamill.model.media.resize import smart_resize
 from mediamill.model.tiny import questions, scenes
 from mediamill.model.tiny.drawing import COLOURS
 from mediamill.model.tiny.encode import CLIP_SIZES as CLIP_FILES

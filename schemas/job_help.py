@@ -6,7 +6,7 @@ import textwrap
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from mediamill.schemas.job_models import JobConfig
+from mediamill.schemas.job_config import JobConfig
 from mediamill.schemas.job_types import Expected
 
 
