@@ -59,7 +59,7 @@ def test_the_flops_of_prefill_and_decode_are_those_that_torch_counts(model):
     batch = Batch(model, 3, 40, "gather")
     # It does not count the attention of this kernel.
     expected = roofline.decode_flops(text, 3, 0)
-    assert counted(lambda: batch.step(*batch.inputs)) == pytest.approx(expected, rel=1e-6)
+    assert counted(lambda: batch.step(batch.inputs)) == pytest.approx(expected, rel=1e-6)
 
 
 def test_bytes_of_a_step_are_weights_and_cache(model):
