@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from mediamill.pipeline.ray_cluster.trim_memory import trim_memory
+
 BUCKET = "mill"
 
 # Ray reads its settings once, when the first test file imports it. The clusters of tests, and of
@@ -59,6 +61,14 @@ def mark_slow_beyond_samples(items: list[pytest.Item]) -> None:
         group.sort(key=lambda item: hashlib.sha256(item.name.encode()).digest())
         for item in group[size:]:
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _memory_is_returned() -> Iterator[None]:
+    """Keeps what one file's tests freed from adding up over all files of a process."""
+    yield
+    gc.collect()
+    trim_memory()
 
 
 @pytest.fixture(scope="session", autouse=True)
