@@ -143,7 +143,7 @@ def summary_text(summary: Summary) -> str:
     if summary.engines_replaced:
         lines.append(f"engines that broke and were replaced: {summary.engines_replaced}")
     if summary.binds:
-        lines.append(f"the rate was that of: {summary.binds}")
+        lines.append(f"bottleneck: {summary.binds}")
     lines.append(
         f"output: {summary.output} (run {summary.run_id}, fingerprint {summary.fingerprint})"
     )
