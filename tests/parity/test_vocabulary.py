@@ -13,7 +13,7 @@ from mediamill.model.processor import Processor
 from mediamill.model.text.tokenizer import Tokenizer
 from tests import oracle
 from tests.checkpoints import Shape, write_checkpoint
-from tests.parity.both import Mine, Theirs
+from tests.parity.both import Ours, Reference
 from tests.parity.cases import case
 from tests.parity.vocabulary import SPECIAL, write_tokenizer
 
@@ -89,7 +89,7 @@ def test_ids_beyond_the_vocabulary_say_nothing(folder):
 @pytest.mark.parametrize("number", range(12))
 def test_prompts_and_answers_equal_the_references(folder, parity_seed, number):
     one = case(parity_seed, number)
-    mine, theirs = Mine(folder), Theirs(folder)
+    mine, theirs = Ours(folder), Reference(folder)
     (own, visuals), wanted = mine.prepare(one), theirs.prepare(one)
     assert own.ids == wanted.ids
     assert mine.answer(one, own, visuals) == theirs.answer(one, wanted)
