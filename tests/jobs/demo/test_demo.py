@@ -152,4 +152,4 @@ def test_a_failure_beyond_the_broken_files_is_told(
     draw(tmp_path, 4, 1)
     (tmp_path / "media" / "002-one.jpg").write_bytes(b"not a picture any more")
     assert demo.main(str(tmp_path), pictures=4, clips=1) == 1
-    assert "error: the rows that failed are not just the broken files" in capsys.readouterr().out
+    assert "error: other rows than those of the broken files failed" in capsys.readouterr().out
