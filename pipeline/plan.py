@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from mediamill.model.errors import ModelError
 from mediamill.model.families.qwen2_vl.config import Qwen2VLConfig, parse_config
 from mediamill.model.layers.shards import Shard
-from mediamill.pipeline.checkpoint.content_hash import CheckpointHash, check_checkpoint
+from mediamill.pipeline.checkpoint.checkpoint_hash import CheckpointHash, check_checkpoint
 from mediamill.pipeline.fetching.check_job import check_fetching
 from mediamill.pipeline.fingerprint import fingerprint, fingerprint_parts
 from mediamill.pipeline.ledger import hive_paths, ledger

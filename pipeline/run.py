@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from mediamill.pipeline.checkpoint.content_hash import CheckpointHash
-from mediamill.pipeline.checkpoint.local_copy import local_folder
+from mediamill.pipeline.checkpoint.checkpoint_hash import CheckpointHash
+from mediamill.pipeline.checkpoint.machine_copy import local_folder
 from mediamill.pipeline.coordinator import lease
 from mediamill.pipeline.coordinator.coordinator import LedgerCalls, RemoteCounter
 from mediamill.pipeline.coordinator.drain import Stop

@@ -7,7 +7,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from mediamill.model.tiny import CHECKPOINT
-from mediamill.pipeline.checkpoint.content_hash import BUILT_IN
+from mediamill.pipeline.checkpoint.checkpoint_hash import BUILT_IN
 from mediamill.pipeline.storage import storage
 from mediamill.schemas.errors import JobError
 from mediamill.schemas.job import JobConfig

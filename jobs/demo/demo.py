@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mediamill.jobs.demo.drawn_media import BROKEN, BROKEN_FILES, CLIPS, PICTURES, draw
 from mediamill.jobs.per_row import run_per_row
-from mediamill.jobs.report.counts import Counts, count, open_result
+from mediamill.jobs.report.counts import ResultCounts, count, open_result
 from mediamill.jobs.report.report import write_report
 from mediamill.model.tiny import CAPTION_PROMPT, CHECKPOINT
 from mediamill.schemas.job import JobConfig, load_job
@@ -75,13 +75,13 @@ def _is_current(page: Path, captions: Path) -> bool:
     return all(file.stat().st_mtime_ns <= written for file in captions.rglob("*.parquet"))
 
 
-def _failed_rows(counts: Counts) -> dict[str, int]:
+def _failed_rows(counts: ResultCounts) -> dict[str, int]:
     """Error rows by kind, for the kinds that have any."""
     failed = {group.name: group.rows - group.ok for group in counts.groups}
     return {kind: rows for kind, rows in failed.items() if rows}
 
 
-def _table(counts: Counts) -> str:
+def _table(counts: ResultCounts) -> str:
     """A table of the exact matches of each kind."""
     compared = [group for group in counts.groups if group.compared]
     lines = ["kind     rows   right   exact match"]

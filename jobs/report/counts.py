@@ -1,4 +1,4 @@
-"""Counts a result dataset: rows, errors, tokens and exact matches, by group.
+"""ResultCounts a result dataset: rows, errors, tokens and exact matches, by group.
 
 Reads only the columns that it counts, one batch at a time.
 """
@@ -20,7 +20,7 @@ NO_GROUP = "all"
 
 @dataclass(frozen=True)
 class GroupCounts:
-    """Counts of one value of the group column.
+    """ResultCounts of one value of the group column.
 
     compared: ok rows that have a truth.
     matches: those whose text equals it.
@@ -39,8 +39,8 @@ class GroupCounts:
 
 
 @dataclass(frozen=True)
-class Counts:
-    """Counts of a result dataset. errors: rows by error code, most frequent first."""
+class ResultCounts:
+    """ResultCounts of a result dataset. errors: rows by error code, most frequent first."""
 
     groups: tuple[GroupCounts, ...]
     errors: dict[str, int]
@@ -90,8 +90,8 @@ def group_column(result: ds.Dataset) -> str | None:
     return next(iter(ds.get_partition_keys(fragment.partition_expression)), None)
 
 
-def count(result: ds.Dataset) -> Counts:
-    """Counts all rows of a result, in constant memory."""
+def count(result: ds.Dataset) -> ResultCounts:
+    """ResultCounts all rows of a result, in constant memory."""
     group = group_column(result)
     columns = [c.STATUS, c.TEXT, c.ERROR_CODE, c.VISUAL_TOKENS, c.OUTPUT_TOKENS]
     columns += [c.MODEL, c.FINGERPRINT, c.RUN_ID]
@@ -110,7 +110,7 @@ def count(result: ds.Dataset) -> Counts:
             for column, values in origins.items():
                 values[row[column] or ""] += 1
             runs.add(row[c.RUN_ID])
-    return Counts(
+    return ResultCounts(
         groups=tuple(
             GroupCounts(name, n["rows"], n["ok"], n["compared"], n["matches"])
             for name, n in sorted(counts.items())

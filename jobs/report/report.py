@@ -15,14 +15,14 @@ from typing import Any
 import jinja2
 import pyarrow.dataset as ds
 
-from mediamill.jobs.report.counts import Counts, count, group_column, open_result
+from mediamill.jobs.report.counts import ResultCounts, count, group_column, open_result
 from mediamill.jobs.report.report_rows import Card, ErrorRow, make_card, make_error
 from mediamill.schemas import columns as c
 
 PAGE = Path(__file__).parent / "page"
 
 
-def write_report(output: str, page: Path, limit: int = 1000) -> Counts:
+def write_report(output: str, page: Path, limit: int = 1000) -> ResultCounts:
     """Writes the page of the result at `output` (any fsspec URL), and returns its counts.
 
     limit: the most ok rows, and the most error rows, to show; of more, every n-th is shown. The
@@ -59,7 +59,7 @@ def _rows(batch: Any) -> Iterator[dict[str, Any]]:
 
 
 def _render(
-    output: str, counts: Counts, group: str | None, cards: list[Card], errors: list[ErrorRow]
+    output: str, counts: ResultCounts, group: str | None, cards: list[Card], errors: list[ErrorRow]
 ) -> str:
     style, script = _asset("report.css"), _asset("report.js")
     environment = jinja2.Environment(
@@ -93,7 +93,7 @@ def _render(
     )
 
 
-def _facts(counts: Counts) -> list[tuple[str, str]]:
+def _facts(counts: ResultCounts) -> list[tuple[str, str]]:
     facts = [("Rows", f"{counts.rows:,}")]
     facts.append(("Model", _first(counts.models)))
     facts.append(("Fingerprint", _first(tuple(text[:16] for text in counts.fingerprints))))

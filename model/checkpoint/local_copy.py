@@ -4,7 +4,7 @@
     CACHE/<hash>.lock       locked by the process that makes the copy
     CACHE/.<hash>.partial/  a copy that is not complete
 
-Jobs copy whole checkpoints, see pipeline/checkpoint/local_copy.py.
+Jobs copy whole checkpoints, see pipeline/checkpoint/machine_copy.py.
 """
 
 import fcntl

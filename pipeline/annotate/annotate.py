@@ -36,8 +36,8 @@ from mediamill.pipeline.annotate.window_columns import (
     without_split_error,
 )
 from mediamill.pipeline.annotate.window_manifest import make_windows
-from mediamill.pipeline.checkpoint.content_hash import CheckpointHash
-from mediamill.pipeline.checkpoint.local_copy import local_folder
+from mediamill.pipeline.checkpoint.checkpoint_hash import CheckpointHash
+from mediamill.pipeline.checkpoint.machine_copy import local_folder
 from mediamill.pipeline.coordinator.drain import Stop
 from mediamill.pipeline.fetching import spool
 from mediamill.pipeline.fetching.fetcher import FetchRules, allowed_roots

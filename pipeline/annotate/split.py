@@ -57,7 +57,7 @@ _IMAGE = "image"
 _PROBER = "mediamill.pipeline.decoding.probe:load_prober"
 
 
-class Fetch(Protocol):
+class FetchStage(Protocol):
     """The stage that fetches whole media."""
 
     def parts(self, table: pa.Table) -> Iterator[pa.Table]: ...
@@ -96,7 +96,7 @@ class SplitVideos:
         config: AnnotateConfig,
         limits: Limits,
         fetch_rules: FetchRules,
-        fetch: Fetch,
+        fetch: FetchStage,
         count: Callable[[int], None],
     ) -> None:
         """config, limits: sections of the job. fetch: takes tables of the manifest's schema."""

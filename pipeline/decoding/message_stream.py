@@ -40,7 +40,7 @@ def create_pipes() -> tuple[tuple[int, int], tuple[int, int]]:
     return (data[0], doorbell[0]), (data[1], doorbell[1])
 
 
-class Frame(NamedTuple):
+class MessageFrame(NamedTuple):
     """One message.
 
     size: bytes of the data that follow the header in the pipe.
@@ -144,7 +144,7 @@ class Receiver:
         """Clears the notification: `doorbell` is readable again after the next ring."""
         self._doorbell.read(_MAX_RINGS)
 
-    def next_frame(self) -> Frame | None:
+    def next_frame(self) -> MessageFrame | None:
         """The next frame, or None when no more have arrived.
 
         Raises ConnectionClosedError, TimeoutError and InvalidMessageError, the latter also when
@@ -178,7 +178,7 @@ class Receiver:
                 deadline = self._wait(deadline)
         self._unread -= array.size
 
-    def _parse(self) -> Frame | None:
+    def _parse(self) -> MessageFrame | None:
         """Returns the first frame of the buffer; if it is incomplete, reserves space for the rest
         and returns None.
         """
@@ -195,7 +195,7 @@ class Receiver:
         self._start += needed
         self._unread, self._large = data, data > _BUFFER // 2
         text = bytes(memoryview(self._buffer)[offset : self._start])
-        return Frame(text, data, bool(flags & _SHARED), bool(flags & _LAST))
+        return MessageFrame(text, data, bool(flags & _SHARED), bool(flags & _LAST))
 
     def _reserve(self, size: int) -> None:
         """Makes room for `size` bytes in the buffer, counted from the first unread byte."""

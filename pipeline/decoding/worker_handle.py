@@ -18,7 +18,7 @@ from mediamill.pipeline.decoding.buffer_pool import Arena
 from mediamill.pipeline.decoding.decode_request import DecodeRequest, encode_requests
 from mediamill.pipeline.decoding.fork_server import ForkServer, Worker
 from mediamill.pipeline.decoding.memory_estimate import MAX_GROWTH_BYTES
-from mediamill.pipeline.decoding.message_stream import Frame
+from mediamill.pipeline.decoding.message_stream import MessageFrame
 from mediamill.pipeline.decoding.reply import DecodeReply, parse_probe_reply, parse_reply
 from mediamill.pipeline.records import RowFailure
 from mediamill.schemas.errors import ErrorCode
@@ -175,7 +175,7 @@ class WorkerHandle:
         return reply, frame.last
 
     def _parse_reply(
-        self, worker: Worker, request: DecodeRequest, frame: Frame, arena: Arena
+        self, worker: Worker, request: DecodeRequest, frame: MessageFrame, arena: Arena
     ) -> DecodeReply:
         if request.probe is not None:
             return parse_probe_reply(frame.header)

@@ -42,7 +42,7 @@ class OutputRules:
     constants: Mapping[str, str]
 
 
-class LedgerCalls(Protocol):
+class LedgerClient(Protocol):
     """The methods of `Ledger` that a write task calls."""
 
     def finished(self, rows: Rows) -> Rows: ...
@@ -55,7 +55,7 @@ class LedgerCalls(Protocol):
 class ResultDatasink(Datasink[None]):
     """Ray Data's sink for the output. rows_per_write: rows that Ray should gather for one task."""
 
-    def __init__(self, rules: OutputRules, ledger: LedgerCalls, rows_per_write: int) -> None:
+    def __init__(self, rules: OutputRules, ledger: LedgerClient, rows_per_write: int) -> None:
         self._rules = rules
         self._ledger = ledger
         self._rows_per_write = rows_per_write
@@ -70,7 +70,7 @@ class ResultDatasink(Datasink[None]):
             write_rows(pa.concat_tables(tables), self._rules, self._ledger)
 
 
-def write_rows(table: pa.Table, rules: OutputRules, ledger: LedgerCalls) -> None:
+def write_rows(table: pa.Table, rules: OutputRules, ledger: LedgerClient) -> None:
     """Writes the rows of a table of `parsed_schema` that are not finished yet."""
     output = storage.resolve(rules.output)
     table = _without(table, ledger.finished(_ordinals(table)))
@@ -86,7 +86,7 @@ def write_rows(table: pa.Table, rules: OutputRules, ledger: LedgerCalls) -> None
         table = _without(table, reply.finished)
 
 
-def _publish(output: Place, reply: CommitReply, ledger: LedgerCalls) -> None:
+def _publish(output: Place, reply: CommitReply, ledger: LedgerClient) -> None:
     """Publishes groups as long as the ledger has some for this task."""
     while reply.groups:
         for group in reply.groups:

@@ -6,7 +6,7 @@ import pytest
 
 from mediamill.jobs.cluster.submission import for_cluster, path_warnings
 from mediamill.model.tiny import CHECKPOINT
-from mediamill.pipeline.checkpoint.content_hash import BUILT_IN, check_checkpoint
+from mediamill.pipeline.checkpoint.checkpoint_hash import BUILT_IN, check_checkpoint
 from mediamill.schemas.errors import JobError
 from tests.pipeline.world import make_job
 

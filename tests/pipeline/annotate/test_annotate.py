@@ -138,7 +138,7 @@ def test_windows_of_one_file_are_what_each_is_alone(home, films, job, monkeypatc
     schema = pq.read_schema(next(manifest.glob("*.parquet")))
     schemas, table = table_of([rows[at] for at in order], schema)
     job = annotation(home / "manifest", home / "elsewhere").job
-    from mediamill.pipeline.checkpoint.content_hash import CheckpointHash, place_of
+    from mediamill.pipeline.checkpoint.checkpoint_hash import CheckpointHash, place_of
 
     by_id = {row["id"]: row for row in read(home / "out" / "windows") if row["status"] == "ok"}
     content = CheckpointHash.of(place_of(str(CHECKPOINT)))

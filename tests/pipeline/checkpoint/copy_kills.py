@@ -15,8 +15,8 @@ from pathlib import Path
 from fsspec.implementations.memory import MemoryFileSystem
 
 from mediamill.model.checkpoint import content_hash
-from mediamill.pipeline.checkpoint import local_copy
-from mediamill.pipeline.checkpoint.content_hash import CheckpointHash
+from mediamill.pipeline.checkpoint import machine_copy
+from mediamill.pipeline.checkpoint.checkpoint_hash import CheckpointHash
 from mediamill.pipeline.storage import storage
 
 KILLED, FAILED = 77, 78
@@ -48,7 +48,7 @@ class Stamped(MemoryFileSystem):
 def make(root: Path, content: CheckpointHash) -> int:
     """Makes the copy; how many pieces were fetched for it."""
     Stamped.fetched = 0
-    found = local_copy.local_folder("stamped://model", content, str(root))
+    found = machine_copy.local_folder("stamped://model", content, str(root))
     kept = {path.name: path.read_bytes() for path in found.iterdir() if path.name[0] != "."}
     assert kept == FILES
     return Stamped.fetched
@@ -95,7 +95,7 @@ def main(folder: Path) -> None:
     from fsspec import register_implementation
 
     register_implementation("stamped", Stamped)
-    local_copy._CHUNK_BYTES = PIECE
+    machine_copy._CHUNK_BYTES = PIECE
     content_hash._WHOLE_BYTES = 10  # so that the hash takes samples, and cannot see every hole
     content_hash._HEAD_BYTES, content_hash._SAMPLES, content_hash._SAMPLE_BYTES = 8, 2, 8
     store = Stamped()

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from mediamill.model.tiny import CAPTION_PROMPT, CHECKPOINT
-from mediamill.pipeline.checkpoint.content_hash import CheckpointHash
+from mediamill.pipeline.checkpoint.checkpoint_hash import CheckpointHash
 from mediamill.pipeline.faults import CanaryError
 from mediamill.pipeline.plan import check
 from mediamill.pipeline.records import read_schema

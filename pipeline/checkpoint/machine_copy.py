@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mediamill.pipeline.checkpoint.content_hash import (
+from mediamill.pipeline.checkpoint.checkpoint_hash import (
     CheckpointHash,
     content_hash,
     names_of,

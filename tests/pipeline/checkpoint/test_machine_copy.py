@@ -15,9 +15,9 @@ import fsspec
 import pytest
 
 from mediamill.model.tiny import CHECKPOINT
-from mediamill.pipeline.checkpoint import local_copy
-from mediamill.pipeline.checkpoint.content_hash import CheckpointHash, content_hash
-from mediamill.pipeline.checkpoint.local_copy import local_folder
+from mediamill.pipeline.checkpoint import machine_copy
+from mediamill.pipeline.checkpoint.checkpoint_hash import CheckpointHash, content_hash
+from mediamill.pipeline.checkpoint.machine_copy import local_folder
 from mediamill.pipeline.faults import RunError
 from mediamill.pipeline.storage import storage
 from tests.pipeline.checkpoint import copy_kills
@@ -46,7 +46,7 @@ def server():
 @pytest.fixture
 def url(server, request, monkeypatch):
     """A checkpoint on an S3 server, whose pieces are small here."""
-    monkeypatch.setattr(local_copy, "_CHUNK_BYTES", PIECE)
+    monkeypatch.setattr(machine_copy, "_CHUNK_BYTES", PIECE)
     found = f"s3://copies/{request.node.name[-40:].strip('[]')}"
     upload(found)
     yield found

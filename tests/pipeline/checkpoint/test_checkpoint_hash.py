@@ -7,7 +7,7 @@ import pytest
 
 from mediamill.model.checkpoint import content_hash as hashing
 from mediamill.model.tiny import CHECKPOINT
-from mediamill.pipeline.checkpoint.content_hash import (
+from mediamill.pipeline.checkpoint.checkpoint_hash import (
     CheckpointHash,
     check_checkpoint,
     content_hash,
