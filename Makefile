@@ -40,6 +40,7 @@ parity: $(READY) ## Compare with the reference on random cases (SEED=1 CASES=500
 	  --qwen-wheel .cache/qwen_agent-0.0.34-py3-none-any.whl
 
 slow: $(READY) ## Run the tests that take minutes, or need Slurm, cron or a Ray head
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[test,cluster]'
 	$(BIN)/python -m pytest tests -m slow -q --timeout 1800
 
 soak: $(READY) ## Run 20,000 rows under a hundred kills, as many requests in the engine, and more
