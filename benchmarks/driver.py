@@ -78,8 +78,7 @@ def measure(rows: int, batch_rows: int) -> dict[str, Any]:
             time.sleep(SAMPLE_S)
         if child.returncode:
             raise SystemExit(f"the run of {rows} rows failed; its output is above")
-        assert child.stdout is not None
-        figures = json.loads(child.stdout.read().splitlines()[-1])
+        figures = json.loads(child.communicate()[0].splitlines()[-1])
     assert figures["done"] == rows, figures
     return {"rows": rows, **figures, **{part: round(size / MB) for part, size in peaks.items()}}
 

@@ -178,7 +178,7 @@ def test_every_metric_reaches_the_node(head, python):
         "metrics.export_engine_rows(lambda: 4, 'r')\n"
         "time.sleep(1); ray.shutdown()"
     )
-    environment = {**head.environment, "PYTHONPATH": str(ROOT)}
+    environment = {**head.environment, "PYTHONPATH": str(ROOT / "src")}
     subprocess.run([python, "-c", code], env=environment, check=True, timeout=240)
     deadline = time.monotonic() + 60
     expected = {(name, "r", value): total for (name, value), total in totals.items() if value}
@@ -218,7 +218,7 @@ def test_what_is_wrong_is_one_sentence(head, job, capfd):
 
 def test_a_cluster_that_has_the_program_needs_none(head, job, home, python, capfd):
     [packages] = Path(python).parents[1].glob("lib/*/site-packages")
-    (packages / "ours.pth").write_text(f"{ROOT}\n")
+    (packages / "ours.pth").write_text(f"{ROOT / 'src'}\n")
     output = home / "again"
     there = ["--address", head.dashboard, f"output={output}"]
     assert main(["submit", job, *there]) == 3
@@ -239,7 +239,7 @@ def test_a_job_of_others_and_a_cluster_that_goes(head, job, capfd, monkeypatch):
     assert main(["stop", "short", *there, "--wait"]) == 0
     assert "warning: short was not submitted by mediamill" in capfd.readouterr().err
 
-    monkeypatch.setattr(jobs_api, "_PATIENCE_S", 2.0)
+    monkeypatch.setattr(jobs_api, "_UNAVAILABLE_S", 2.0)
     codes = []
     follower = threading.Thread(target=lambda: codes.append(main(["logs", "long", *there])))
     follower.start()
