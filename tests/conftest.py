@@ -17,6 +17,11 @@ from mediamill.pipeline.ray_cluster.trim_memory import trim_memory
 
 BUCKET = "mill"
 
+# oneDNN keeps the code that it generates for each of the last 1,024 shapes, and tests use many more
+# shapes than a job does. torch reads these settings when the first test file imports it.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+os.environ.setdefault("LRU_CACHE_CAPACITY", "64")
+
 # Ray reads its settings once, when the first test file imports it. The clusters of tests, and of
 # programs that tests start, share a token, so that nobody else can use them.
 os.environ.setdefault("RAY_AUTH_MODE", "token")
