@@ -126,16 +126,16 @@ def _list_files(root: Place) -> tuple[Place, dict[str, str]]:
                 raise
             info = {"type": "directory"}
         if info["type"] == "file":
-            folder = Place(root.fs, posixpath.dirname(root.path), posixpath.dirname(root.url))
-            return folder, _versions(folder, {posixpath.basename(root.path): info})
+            folder, name = storage.split(root)
+            return folder, _versions(folder, {name: info})
         if info["type"] == "directory":
-            base, infos = root, root.fs.find(root.path, detail=True)
+            base, infos = root, storage.find(root)
         elif any(sign in root.path for sign in "*?["):
             base, infos = _glob(root)
         else:
             raise JobError(f"{shown}: found no such file or folder, expected the manifest")
-        names = {posixpath.relpath(path, base.path): info for path, info in infos.items()}
-        visible = {n: i for n, i in names.items() if not any(p[0] in "._" for p in n.split("/"))}
+        names = {storage.relative(path, base): info for path, info in infos.items()}
+        visible = {n: info for n, info in names.items() if not re.search(r"(^|/)[._]", n)}
         parquet = {n: info for n, info in visible.items() if n.lower().endswith(_SUFFIXES)}
         if not parquet:
             raise JobError(
@@ -158,8 +158,7 @@ def _glob(root: Place) -> tuple[Place, dict[str, Any]]:
     folder = "/".join(parts[:fixed])
     cut = root.url.split("/")
     base = Place(root.fs, folder, "/".join(cut[: len(cut) - (len(parts) - fixed)]))
-    matches = root.fs.glob(root.path, detail=True)
-    return base, {path: info for path, info in matches.items() if info["type"] != "directory"}
+    return base, storage.glob(root)
 
 
 def _hive_partitions(

@@ -7,6 +7,7 @@ environment, as fsspec's file systems read it (s3:// reads AWS_ENDPOINT_URL, for
 
 import contextlib
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from typing import Any, TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.utils import glob_translate
 
 from mediamill.model.urls import local_path as local_path
 from mediamill.model.urls import redact as redact
@@ -202,10 +204,56 @@ def remove(place: Place) -> None:
 def list_files(place: Place) -> list[str]:
     """Returns the relative paths of all files below a folder, sorted; none if it does not exist."""
     try:
-        paths = with_retries(place, lambda fs: fs.find(place.path))
+        paths = with_retries(place, lambda fs: find(replace(place, fs=fs)))
     except FileNotFoundError:  # s3fs, when the bucket does not exist
         return []
     return sorted(relative(path, place) for path in paths)
+
+
+def find(place: Place) -> dict[str, Any]:
+    """Returns all files below a folder: what a listing tells of each, by path.
+
+    Objects of no bytes that stand for folders are left out.
+    """
+    if READERS.get(scheme(place.url)) != "s3":
+        return dict(place.fs.find(place.path, detail=True))
+    # s3fs's own listing removes slashes from the folder's name.
+    bucket, _, key = place.path.partition("/")
+    pages: dict[str, Any] = {"Bucket": bucket, "Prefix": f"{key}/" if key else ""}
+    found = {}
+    while True:
+        page = place.fs.call_s3("list_objects_v2", **pages)
+        for item in page.get("Contents", ()):
+            if item["Size"] or not item["Key"].endswith("/"):
+                path = f"{bucket}/{item['Key']}"
+                found[path] = {**item, "name": path, "size": item["Size"], "type": "file"}
+        if not page.get("IsTruncated"):
+            return found
+        pages["ContinuationToken"] = page["NextContinuationToken"]
+
+
+def glob(place: Place) -> dict[str, Any]:
+    """As `find`, of the files that match a pattern."""
+    if READERS.get(scheme(place.url)) == "s3" and "//" in place.path:  # fsspec takes // for /
+        fixed = re.split(r"[*?\[]", place.path, maxsplit=1)[0].rpartition("/")[0]
+        pattern = re.compile(glob_translate(place.path))
+        below = find(replace(place, path=fixed))
+        return {path: info for path, info in below.items() if pattern.match(path)}
+    files = {}
+    for path, info in place.fs.glob(place.path, detail=True).items():
+        if info["type"] == "directory" and not place.is_local:
+            # A listing shows a folder in place of a file of the same name.
+            info = place.fs.info(path)
+        if info["type"] != "directory":
+            files[path] = info
+    return files
+
+
+def split(place: Place) -> tuple[Place, str]:
+    """Returns the folder that a file lies in, and its name."""
+    folder, _, name = place.path.rpartition("/")
+    root = "/" if place.is_local else ""
+    return Place(place.fs, folder or root, place.url.rpartition("/")[0] or root), name
 
 
 def relative(path: str, folder: Place) -> str:
