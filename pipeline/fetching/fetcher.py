@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -129,6 +130,24 @@ class Fetcher:
     def fetch(self, uri: str | None, reservation: Reservation) -> FetchedMedium:
         """Fetches the whole content of a URI. Raises RowError: a `fetch_` code, or media_empty."""
         return self._convert_errors(uri, reservation, self._fetch)
+
+    def take(self, data: Any, uri: str | None, reservation: Reservation) -> FetchedMedium:
+        """Returns a medium whose bytes, a buffer, are in memory already, without a copy of them.
+
+        uri: its name, if it has one. Raises as `fetch`.
+        """
+        shown = "the medium in the table" if not uri else media_uris.shown(uri)
+        if not len(data):
+            raise RowError(ErrorCode.MEDIA_EMPTY, f"{shown}: the file is empty")
+        if len(data) > (limit := self._rules.limits.max_bytes):
+            message = (
+                f"{shown}: found {len(data)} bytes, expected at most limits.max_bytes = {limit}"
+            )
+            raise RowError(ErrorCode.FETCH_TOO_LARGE, message)
+        values = np.frombuffer(data, np.uint8)
+        reservation.resize(values.size)
+        reservation.bind_to(values)
+        return FetchedMedium(values.size, values)
 
     def fetch_partial(
         self, uri: str | None, reservation: Reservation

@@ -1,7 +1,7 @@
-"""Reads the URIs of media as rows spell them: which scheme one has, how it is shown, which are equal.
+"""Tells what the URI of a medium names, however a row spells it, and how it is shown.
 
-A `data:` URI may be as long as a picture. It is shown by its beginning and its length, in messages,
-receipts and results.
+A `data:` URI may be as long as a picture. Messages, receipts and results have its beginning and its
+length instead.
 """
 
 import os
@@ -18,6 +18,7 @@ _DATA = re.compile(r"[\x00-\x20]*data:", re.IGNORECASE)
 _OTHER_URL = re.compile(r"[\x00-\x20]+(?=[a-zA-Z][a-zA-Z0-9+.-]*://|file:)")
 _HEAD_CHARACTERS = 80  # of a shown data: URI, before its comma
 _SHOWN_CHARACTERS = 500
+LONG_URI = 1000  # characters; shorter ones are kept
 _S3 = ("s3", "s3a", "s3n")
 
 
@@ -41,17 +42,19 @@ def scheme(uri: str) -> str:
 
 def shown(uri: str) -> str:
     """The URI for a message: without secrets, and short."""
-    uri = shortened(clean_uri(uri))
+    uri = clean_uri(uri)
     if uri.startswith("data:"):
-        return uri
+        return _beginning(uri)
     uri = storage.redact(uri)
     return uri if len(uri) <= _SHOWN_CHARACTERS else f"{uri[:_SHOWN_CHARACTERS]}..."
 
 
 def shortened(uri: str) -> str:
-    """The URI for a receipt: of a `data:` URI its beginning and length; others unchanged."""
-    if not _DATA.match(uri):
-        return uri
+    """The URI for receipts and results: of a long `data:` URI its beginning and length."""
+    return _beginning(uri) if len(uri) > LONG_URI and _DATA.match(uri) else uri
+
+
+def _beginning(uri: str) -> str:
     head, comma, _ = uri.lstrip()[: _HEAD_CHARACTERS + 1].partition(",")
     return f"{head[:_HEAD_CHARACTERS]}{comma}...({len(uri):,} characters)"
 

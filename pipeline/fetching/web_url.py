@@ -12,7 +12,7 @@ _ANY_SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*:")
 _ENDS = "".join(map(chr, range(0x21)))  # C0 controls and the space
 _INSIDE = str.maketrans("", "", "\t\n\r")
 # Of the visible ASCII characters; a percent sign stays, since it may be encoded already.
-_ENCODED_IN_PATH, _ENCODED_IN_QUERY = "\"#<>?^`{}", "\"#'<>"
+_ENCODED_IN_PATH, _ENCODED_IN_QUERY = '"#<>?^`{}', "\"#'<>"
 _DOT, _DOT_DOT = re.compile(r"\.|%2e", re.I), re.compile(r"(\.|%2e){2}", re.I)
 
 

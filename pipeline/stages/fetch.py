@@ -4,9 +4,9 @@ A few threads fetch media ahead of the prepare stage, as far as the byte budget 
 several rows name is fetched once.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any
 
@@ -59,6 +59,18 @@ class Fetch:
         return _TableFetch(self, table).parts(release=True)
 
 
+@dataclass(frozen=True)
+class _InTable:
+    """Stands for the URI of a medium whose bytes are in the table. row, index: where."""
+
+    row: int
+    index: int
+    uri: str | None = field(compare=False)
+
+
+_Medium = str | None | _InTable
+
+
 @dataclass
 class _UriFetch:
     """The fetch of one URI of a table. uses: how often rows name it that have not received it."""
@@ -75,12 +87,24 @@ class _TableFetch:
         self._threads = stage._threads
         self._table = table
         self._failures = failures(table)
-        self._uris = [
-            uris if failure is None else []
-            for uris, failure in zip(media_uris(table, self._manifest), self._failures, strict=True)
+        uris = media_uris(table, self._manifest)
+        self._in_table = table[MEDIA_BYTES] if stage._manifest.media_column else None
+        self._uris: list[Sequence[_Medium]] = [
+            self._media(row, uris[row]) if failure is None else []
+            for row, failure in enumerate(self._failures)
         ]
         self._urgent_row = -1  # the caller waits for rows up to this one
-        self._fetches: dict[str | None, _UriFetch] = {}
+        self._fetches: dict[_Medium, _UriFetch] = {}
+
+    def _media(self, row: int, uris: Sequence[str | None]) -> Sequence[_Medium]:
+        """What a row's media are fetched by: their URIs, or where they are in the table."""
+        data = None if self._in_table is None else self._in_table[row]
+        if data is None or not data.is_valid:
+            return uris
+        return [
+            uri if uri and not data[index].is_valid else _InTable(row, index, uri)
+            for index, uri in enumerate(uris)
+        ]
 
     def parts(self, release: bool) -> Iterator[pa.Table]:
         """See `Fetch.parts`. release: remove a part's temporary files before the next part."""
@@ -113,10 +137,14 @@ class _TableFetch:
                     medium.add_done_callback(self._notify)
                     self._fetches[uri] = _UriFetch(1, medium)
 
-    def _fetch(self, uri: str | None, row: int) -> FetchedMedium | RowFailure:
+    def _fetch(self, uri: _Medium, row: int) -> FetchedMedium | RowFailure:
         """row: the first one that names the URI."""
         reservation = Reservation(self._fetcher.budget, lambda: self._urgent_row >= row)
         try:
+            if isinstance(uri, _InTable):
+                assert self._in_table is not None
+                data = self._in_table[row][uri.index].as_buffer() or b""
+                return self._fetcher.take(data, uri.uri, reservation)
             return self._fetcher.fetch(uri, reservation)
         except RowError as error:
             # Returned, since a traceback would keep other media of the row in memory.
