@@ -246,13 +246,18 @@ def _to_ascii(name: str) -> str:
     if name.isascii():
         return name.lower()
     try:
-        labels = idna.uts46_remap(name, std3_rules=False, transitional=False).split(".")
-        return ".".join(
-            label if label.isascii() else f"xn--{label.encode('punycode').decode()}"
-            for label in labels
-        )
+        mapped = idna.uts46_remap(name, std3_rules=False, transitional=False)
+        return ".".join(map(_to_ascii_label, mapped.split(".")))
     except UnicodeError:  # idna's errors are of this type
         raise _denied("found a host that is not a valid name") from None
+
+
+def _to_ascii_label(label: str) -> str:
+    if label.isascii():
+        return label
+    if label.startswith("xn--"):
+        raise UnicodeError("a label that is encoded already")
+    return f"xn--{label.encode('punycode').decode()}"
 
 
 def _normalize_pattern(pattern: str) -> str:

@@ -45,7 +45,7 @@ def shown(uri: str) -> str:
     uri = clean_uri(uri)
     if uri.startswith("data:"):
         return _beginning(uri)
-    uri = storage.redact(uri)
+    uri = storage.redact(re.sub(r"^(https?):///+", r"\1://", uri))  # a login may follow
     return uri if len(uri) <= _SHOWN_CHARACTERS else f"{uri[:_SHOWN_CHARACTERS]}..."
 
 

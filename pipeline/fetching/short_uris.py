@@ -33,7 +33,7 @@ def _short(uris: pa.Array) -> pa.Array | None:
     long = pc.fill_null(pc.greater(pc.binary_length(uris), LONG_URI), False)
     if not pc.any(long).as_py():
         return None
-    short = []
+    short: list[str | None] = []
     for uri in uris.filter(long):
         try:
             short.append(shortened(uri.as_py()))
