@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -131,8 +130,8 @@ class Fetcher:
         """Fetches the whole content of a URI. Raises RowError: a `fetch_` code, or media_empty."""
         return self._convert_errors(uri, reservation, self._fetch)
 
-    def take(self, data: Any, uri: str | None, reservation: Reservation) -> FetchedMedium:
-        """Returns a medium whose bytes, a buffer, are in memory already, without a copy of them.
+    def take(self, data: memoryview, uri: str | None, reservation: Reservation) -> FetchedMedium:
+        """Returns a medium whose bytes are in memory already, without a copy of them.
 
         uri: its name, if it has one. Raises as `fetch`.
         """

@@ -7,7 +7,7 @@ several rows name is fetched once.
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -88,7 +88,7 @@ class _TableFetch:
         self._table = table
         self._failures = failures(table)
         uris = media_uris(table, self._manifest)
-        self._in_table = table[MEDIA_BYTES] if stage._manifest.media_column else None
+        self._in_table = _views(table[MEDIA_BYTES]) if stage._manifest.media_column else None
         self._uris: list[Sequence[_Medium]] = [
             self._media(row, uris[row]) if failure is None else []
             for row, failure in enumerate(self._failures)
@@ -99,10 +99,10 @@ class _TableFetch:
     def _media(self, row: int, uris: Sequence[str | None]) -> Sequence[_Medium]:
         """What a row's media are fetched by: their URIs, or where they are in the table."""
         data = None if self._in_table is None else self._in_table[row]
-        if data is None or not data.is_valid:
+        if data is None:
             return uris
         return [
-            uri if uri and not data[index].is_valid else _InTable(row, index, uri)
+            uri if uri and data[index] is None else _InTable(row, index, uri)
             for index, uri in enumerate(uris)
         ]
 
@@ -142,9 +142,9 @@ class _TableFetch:
         reservation = Reservation(self._fetcher.budget, lambda: self._urgent_row >= row)
         try:
             if isinstance(uri, _InTable):
-                assert self._in_table is not None
-                data = self._in_table[row][uri.index].as_buffer() or b""
-                return self._fetcher.take(data, uri.uri, reservation)
+                data = self._in_table and self._in_table[uri.row]
+                content = data[uri.index] if data else None
+                return self._fetcher.take(content or memoryview(b""), uri.uri, reservation)
             return self._fetcher.fetch(uri, reservation)
         except RowError as error:
             # Returned, since a traceback would keep other media of the row in memory.
@@ -224,6 +224,23 @@ class _TableFetch:
         self._fetches.clear()
         self._urgent_row = len(self._uris)  # running fetches must not wait for bytes any more
         self._notify(None)
+
+
+def _views(column: pa.ChunkedArray) -> list[list[memoryview | None] | None]:
+    """The bytes of each row's media in a column list<large_binary>, without the copy of a scalar."""
+    rows: list[list[memoryview | None] | None] = []
+    for chunk in column.chunks:
+        values, ends = chunk.values, chunk.offsets.to_pylist()
+        valid = values.is_valid().to_pylist()
+        _, offsets, data = values.buffers()
+        starts = np.frombuffer(offsets, np.int64, len(values) + 1, 8 * values.offset).tolist()
+        memory = memoryview(b"" if data is None else data)
+        views = [
+            memory[a:b] if ok else None for ok, (a, b) in zip(valid, pairwise(starts), strict=True)
+        ]
+        present = zip(chunk.is_valid().to_pylist(), pairwise(ends), strict=True)
+        rows += [views[start:stop] if ok else None for ok, (start, stop) in present]
+    return rows
 
 
 def _share(medium: FetchedMedium) -> FetchedMedium:
