@@ -227,7 +227,7 @@ class _TableFetch:
 
 
 def _views(column: pa.ChunkedArray) -> list[list[memoryview | None] | None]:
-    """The bytes of each row's media in a column list<large_binary>, without the copy of a scalar."""
+    """The bytes of each row's media, without the copy that a scalar would make."""
     rows: list[list[memoryview | None] | None] = []
     for chunk in column.chunks:
         values, ends = chunk.values, chunk.offsets.to_pylist()

@@ -241,7 +241,7 @@ def read_split(
 
 def _batch_rows(group: pq.RowGroupMetaData) -> int:
     """Returns how many rows of a row group are read at once: fewer where they are large."""
-    row_bytes = group.total_byte_size // max(1, group.num_rows)
+    row_bytes: int = group.total_byte_size // max(1, group.num_rows)
     return max(1, min(_BATCH_ROWS, _BATCH_BYTES // max(1, row_bytes)))
 
 
