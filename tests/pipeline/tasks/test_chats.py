@@ -12,7 +12,7 @@ DATA = "data:image/png;base64," + base64.b64encode(b"picture" * 1000).decode()
 TEXT = {"type": "text", "text": "What is this?"}
 
 
-def checked(row, media, base="/work"):
+def checked(row, media, base="/base"):
     """The chat of a row with these URIs; what its error says, if it has one."""
     try:
         [chat] = check_media(row, [row_chat(row, "Describe it.", None)], media, base)
@@ -37,11 +37,11 @@ def image(name, key="image"):
     [
         ("a.png", "a.png"),
         ("./a.png", "a.png"),
-        ("/work/a.png", "a.png"),
-        ("a.png", "/work/x/../a.png"),
-        ("file:///work/a.png", "a.png"),
-        ("file:///work/a%20b.png", "a b.png"),
-        ("FILE://localhost/work/a.png", "/work/a.png"),
+        ("/base/a.png", "a.png"),
+        ("a.png", "/base/x/../a.png"),
+        ("file:///base/a.png", "a.png"),
+        ("file:///base/a%20b.png", "a b.png"),
+        ("FILE://localhost/base/a.png", "/base/a.png"),
         ("https://a.test/b c.png", "https://A.test/b%20c.png#x"),
         ("HTTPS://a.test:443/b", "https://a.test/./b"),
         ("s3a://bucket/a::b", "S3://bucket/a::b"),
