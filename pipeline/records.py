@@ -24,6 +24,8 @@ from mediamill.schemas.task import CAPTION, Task
 ROW_FILE, ROW_INDEX = "file", "index"
 ROW_STRUCT = pa.struct([pa.field(ROW_FILE, pa.int32()), pa.field(ROW_INDEX, pa.int64())])
 
+MAX_MESSAGE = 2000  # characters of a row's error, whatever it quotes
+
 # Only between fetch and prepare, which run in one process; of a manifest that holds media, their
 # bytes also come with the rows that are read. Each medium has one of the two: what is
 # too large for memory is in a temporary file, which the prepare stage removes.
@@ -95,10 +97,14 @@ def answer_columns(task: Task) -> list[str]:
 
 @dataclass(frozen=True)
 class RowFailure:
-    """Why a row failed: the values of its error columns."""
+    """Why a row failed: the values of its error columns. A long message is cut."""
 
     code: str
     message: str
+
+    def __post_init__(self) -> None:
+        if len(self.message) > MAX_MESSAGE:
+            object.__setattr__(self, "message", f"{self.message[: MAX_MESSAGE - 3]}...")
 
     @classmethod
     def of(cls, error: RowError) -> "RowFailure":

@@ -255,9 +255,11 @@ def the_video(media: Sequence[Mapping[str, Any]] | None) -> int:
 
     Raises RowError prompt_invalid.
     """
-    if None in (media or ()):
+    if not media:
+        raise RowError(ErrorCode.MEDIA_EMPTY, "media: found no medium, expected a video")
+    if None in media:
         raise RowError(ErrorCode.MEDIA_EMPTY, "media: found null in the list, expected a medium")
-    kinds = [medium[c.MEDIA_TYPE] for medium in media or ()]
+    kinds = [medium[c.MEDIA_TYPE] for medium in media]
     if len(kinds) == 1:
         return 0
     if kinds.count(_VIDEO) == 1 and kinds.count(_IMAGE) == len(kinds) - 1:
