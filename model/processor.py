@@ -33,6 +33,7 @@ from mediamill.model.text.prompt import (
     Message,
     check_messages,
     media_kinds,
+    texts,
     user_message,
 )
 from mediamill.model.text.tokenizer import Tokenizer
@@ -221,6 +222,13 @@ class Processor:
             raise PromptError(
                 "prompt_invalid",
                 f"the messages mention {_listed(mentioned)}, but {_listed(kinds)} came with them",
+            )
+        characters = sum(map(len, texts(messages)))
+        if characters > self.max_context and characters > self.max_context * self.tokenizer.longest:
+            raise PromptError(
+                "context_too_long",
+                f"the texts of the prompt have {characters} characters, more than the "
+                f"{self.max_context} tokens that the model takes can hold: cut the text",
             )
         encode = encode_plainly if control_strings == "text" else encode_refusing
         unexpanded = encode(self.tokenizer, self.template, messages, add_vision_id)

@@ -10,7 +10,7 @@ from urllib.parse import unquote
 
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*(?:://|::)")
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.:-]*)://")
-_FILE = re.compile(r"file://(localhost(?=/|$))?", re.IGNORECASE)
+_FILE = re.compile(r"file:(//(localhost(?=/|$))?|(?=/(?!/)))", re.IGNORECASE)
 _DATA = re.compile(r"data:[^,\s]{0,80},[^\s'\"<>]*", re.IGNORECASE)
 # A chain such as zip://a.jpg::https://host/b.zip or simplecache::s3://bucket/a.
 _CHAIN = re.compile(r"::(?=[a-zA-Z][a-zA-Z0-9+.-]*(?:://|::))")

@@ -99,7 +99,7 @@ def check(job: JobConfig, step: StepOverrides | None = None) -> Plan:
     _check_output_apart(job)
     output = storage.resolve(job.output)
     state = _open_output(output)
-    manifest = open_manifest(job.manifest, state.files)
+    manifest = open_manifest(job.manifest, state.files, job.media_column)
     model = check_checkpoint(job.model)
     config = _check_model(job, model)
     task = task_kind(task_of(job, config.text.hidden_size)).resolve(model)
@@ -153,7 +153,7 @@ def _check_columns(job: JobConfig, manifest: Manifest, task: Task) -> None:
                 f"partition_by: found column '{name}', expected a name that does not begin with "
                 f"'{name[0]}': readers of datasets skip such folders"
             )
-    for name in {MEDIA_BYTES, MEDIA_PATHS} & set(manifest.schema.arrow.names):
+    for name in {MEDIA_BYTES, MEDIA_PATHS} & {field.name for field in manifest.schema.user}:
         raise JobError(
             f"{where}: column '{name}' is also a column that the job uses between its stages: "
             f"rename it in the manifest, for example to 'source_{name}'"

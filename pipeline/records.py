@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from mediamill.schemas import columns as c
 from mediamill.schemas.errors import RowError
 from mediamill.schemas.manifest import ManifestSchema
+from mediamill.schemas.media_column import MEDIA_BYTES_FIELD
 from mediamill.schemas.result import RECEIPT_STRUCT, copy_fields
 from mediamill.schemas.task import CAPTION, Task
 
@@ -23,9 +24,12 @@ from mediamill.schemas.task import CAPTION, Task
 ROW_FILE, ROW_INDEX = "file", "index"
 ROW_STRUCT = pa.struct([pa.field(ROW_FILE, pa.int32()), pa.field(ROW_INDEX, pa.int64())])
 
-# Only between fetch and prepare, which run in one process. Each medium has one of the two: what is
+MAX_MESSAGE = 2000  # characters of a row's error, whatever it quotes
+
+# Only between fetch and prepare, which run in one process; of a manifest that holds media, their
+# bytes also come with the rows that are read. Each medium has one of the two: what is
 # too large for memory is in a temporary file, which the prepare stage removes.
-MEDIA_BYTES = "media_bytes"
+MEDIA_BYTES = c.MEDIA_BYTES
 MEDIA_PATHS = "media_paths"
 
 _ROW_FIELD = pa.field(c.ROW, ROW_STRUCT)
@@ -65,20 +69,25 @@ def read_schema(manifest: ManifestSchema) -> pa.Schema:
 
 def fetched_schema(manifest: ManifestSchema) -> pa.Schema:
     """Adds the bytes of each medium, or the path of a temporary file; null in error rows."""
-    data = pa.field(MEDIA_BYTES, pa.list_(pa.large_binary()))
-    return pa.schema([*read_schema(manifest), data, pa.field(MEDIA_PATHS, pa.list_(pa.string()))])
+    paths = pa.field(MEDIA_PATHS, pa.list_(pa.string()))
+    return pa.schema([*_row_fields(manifest), MEDIA_BYTES_FIELD, paths])
+
+
+def _row_fields(manifest: ManifestSchema) -> list[pa.Field]:
+    """Those of `read_schema` without bytes of media."""
+    return [field for field in read_schema(manifest) if field.name != MEDIA_BYTES]
 
 
 def prepared_schema(manifest: ManifestSchema) -> pa.Schema:
     """Has receipts and tensors instead of the bytes; tensors are null in error rows."""
-    return pa.schema([*read_schema(manifest), *_RECEIPT_FIELDS, *_TENSOR_FIELDS])
+    return pa.schema([*_row_fields(manifest), *_RECEIPT_FIELDS, *_TENSOR_FIELDS])
 
 
 def parsed_schema(manifest: ManifestSchema, task: Task = CAPTION) -> pa.Schema:
     """Has the answers instead of the tensors."""
     copies = copy_fields(manifest) if task.dedupe else ()
     answers = (*_TOTAL_FIELDS, *task.answer_fields, *copies)
-    return pa.schema([*read_schema(manifest), *_RECEIPT_FIELDS, *answers])
+    return pa.schema([*_row_fields(manifest), *_RECEIPT_FIELDS, *answers])
 
 
 def answer_columns(task: Task) -> list[str]:
@@ -88,10 +97,14 @@ def answer_columns(task: Task) -> list[str]:
 
 @dataclass(frozen=True)
 class RowFailure:
-    """Why a row failed: the values of its error columns."""
+    """Why a row failed: the values of its error columns. A long message is cut."""
 
     code: str
     message: str
+
+    def __post_init__(self) -> None:
+        if len(self.message) > MAX_MESSAGE:
+            object.__setattr__(self, "message", f"{self.message[: MAX_MESSAGE - 3]}...")
 
     @classmethod
     def of(cls, error: RowError) -> "RowFailure":

@@ -72,7 +72,7 @@ class PrepareStage:
 
         self._fetch = Fetch(schema, FetchRules.of(job, base))
         folder = local_folder(*checkpoint, job.resources.cache, weights=False)
-        self._prepare = Prepare(schema, job, task, folder, count)
+        self._prepare = Prepare(schema, job, task, folder, count, base)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         # Each part is released before the next is fetched: its bytes count until then.

@@ -22,6 +22,7 @@ PATCHES = "patches"
 GRID_THW = "grid_thw"
 MEDIA_KINDS = "media_kinds"
 TENSOR_CHECKSUM = "tensor_seal"
+MEDIA_BYTES = "media_bytes"
 
 # Result: columns that Mediamill writes.
 TEXT = "text"

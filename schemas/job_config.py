@@ -214,6 +214,12 @@ class JobConfig(Strict):
         Expected("caption, annotate, score or embed"),
     ] = Field(description="the kind of job")
     manifest: Text = Field(description="a Parquet file, folder or glob that lists the media")
+    media_column: OptionalText = key(
+        None,
+        "manifest column that holds pictures or videos themselves; null = the only such column, if "
+        "there is neither uri nor media",
+        added_later=True,
+    )
     output: Text = Field(description="a folder for the result")
     model: Text = Field(
         description="the folder of a checkpoint in hub format, or built-in for the tiny one"

@@ -19,6 +19,13 @@ from mediamill.schemas.arrow_types import (
     plain_type,
 )
 from mediamill.schemas.errors import JobError
+from mediamill.schemas.media_column import (
+    MEDIA_BYTES_FIELD,
+    find_media_column,
+    is_binary,
+    is_single,
+    unpack,
+)
 from mediamill.schemas.nearest import nearest
 
 # One medium of a row, after `ManifestSchema.normalize`. Null start_s and end_s mean the start and
@@ -48,12 +55,15 @@ class ManifestSchema:
     optional: which of `prompt`, `system`, `messages` it has, in that order.
     user: all further columns, in the manifest's order. A dictionary column has the type of its
         values.
+    media_column: the column that holds the media themselves, which becomes `form` and MEDIA_BYTES
+        between the stages; None if the manifest names them.
     """
 
     id_type: pa.DataType
     form: Literal["uri", "media"]
     optional: tuple[str, ...]
     user: tuple[pa.Field, ...]
+    media_column: str | None = None
 
     @property
     def fields(self) -> tuple[pa.Field, ...]:
@@ -62,7 +72,8 @@ class ManifestSchema:
             pa.field(c.URI, pa.string()) if self.form == c.URI else pa.field(c.MEDIA, MEDIA_TYPE)
         )
         texts = tuple(pa.field(name, pa.string()) for name in self.optional)
-        return (pa.field(c.ID, self.id_type), media, *texts, *self.user)
+        data = () if self.media_column is None else (MEDIA_BYTES_FIELD,)
+        return (pa.field(c.ID, self.id_type), media, *texts, *self.user, *data)
 
     @property
     def arrow(self) -> pa.Schema:
@@ -79,19 +90,26 @@ class ManifestSchema:
 
         Raises pa.ArrowInvalid when a value does not fit, which the accepted types rule out.
         """
+        if self.media_column is not None:
+            table = unpack(table, self.media_column, self.form, MEDIA_TYPE)
         return table.select(self.arrow.names).cast(self.arrow)
 
 
-def check_manifest_schema(schema: pa.Schema, where: str) -> ManifestSchema:
+def check_manifest_schema(
+    schema: pa.Schema, where: str, media_column: str | None = None
+) -> ManifestSchema:
     """Checks the columns of a manifest; returns its schema. where: its path, for error messages.
 
+    media_column: the job's key of this name.
     Raises JobError, with one line for each mistake: the file, the column, the type found and the
     type expected.
     """
     mistakes = _duplicate_columns(schema, where)
+    in_table = None
     if not mistakes:
+        in_table = find_media_column(schema, media_column, where)
         mistakes = [
-            *_missing_columns(schema, where),
+            *_missing_columns(schema, where, in_table),
             *(line for field in schema for line in _wrong_type(field, where)),
             *(line for field in schema for line in _name_clash(field, where)),
         ]
@@ -100,14 +118,19 @@ def check_manifest_schema(schema: pa.Schema, where: str) -> ManifestSchema:
     is_text_id = is_text(schema.field(c.ID).type)
     return ManifestSchema(
         id_type=pa.string() if is_text_id else pa.int64(),
-        form="uri" if c.URI in schema.names else "media",
+        form="uri" if _has_one_medium(schema, in_table) else "media",
         optional=tuple(name for name in _OPTIONAL_TEXT if name in schema.names),
         user=tuple(
             pa.field(field.name, plain_type(field.type))
             for field in schema
-            if field.name not in c.MANIFEST_COLUMNS
+            if field.name not in c.MANIFEST_COLUMNS and field.name != in_table
         ),
+        media_column=in_table,
     )
+
+
+def _has_one_medium(schema: pa.Schema, in_table: str | None) -> bool:
+    return c.URI in schema.names if in_table is None else is_single(schema, in_table)
 
 
 def check_partition_by(manifest: ManifestSchema, partition_by: Sequence[str], where: str) -> None:
@@ -161,12 +184,12 @@ def _duplicate_columns(schema: pa.Schema, where: str) -> list[str]:
     return [f"{where}: found {names.count(n)} columns named '{n}', expected one" for n in repeated]
 
 
-def _missing_columns(schema: pa.Schema, where: str) -> list[str]:
+def _missing_columns(schema: pa.Schema, where: str, in_table: str | None) -> list[str]:
     mistakes = []
     names = schema.names
     if c.ID not in names:
         mistakes.append(f"{where}: no column 'id' (string or int64), {_existing(names, c.ID)}")
-    if c.URI not in names and c.MEDIA not in names:
+    if c.URI not in names and c.MEDIA not in names and in_table is None:
         mistakes.append(
             f"{where}: no column 'uri' (string) or 'media' ({_MEDIA_EXPECTED}), "
             f"{_existing(names, c.URI, c.MEDIA)}"
@@ -208,6 +231,8 @@ def _media_problems(media_type: pa.DataType) -> list[str]:
         elif not is_text(fields[name]):
             problems.append(f": field '{name}' has type {fields[name]}, expected string")
     for name, field_type in fields.items():
+        if name == "bytes" and is_binary(field_type):
+            continue
         if name not in _RESERVED["fields"]:
             problems.append(f" has an unknown field '{name}', expected {_MEDIA_EXPECTED}")
         elif name in (c.MEDIA_START_S, c.MEDIA_END_S) and not is_seconds(field_type):

@@ -100,6 +100,7 @@ def check_messages(messages: Sequence[Message]) -> None:
         if not isinstance(role, str) or not role.isidentifier():
             raise _invalid(f"{where}.role is {role!r:.80}, expected system, user or assistant")
         if isinstance(content, str):
+            _check_text(content, f"{where}.content")
             continue
         if not isinstance(content, (list, tuple)):
             raise _invalid(
@@ -109,11 +110,24 @@ def check_messages(messages: Sequence[Message]) -> None:
             location = f"{where}.content[{index}]"
             if not isinstance(part, Mapping):
                 raise _invalid(f"{location} is {part!r:.80}, expected an object")
-            if part_kind(part) is None and not isinstance(part.get("text"), str):
-                keys = sorted(map(str, part))
+            if part_kind(part) is not None:
+                continue
+            if not isinstance(part.get("text"), str):
+                keys = f"{sorted(map(str, part))}"
                 raise _invalid(
-                    f"{location} has the keys {keys}, expected an image, a video or a text"
+                    f"{location} has the keys {keys:.200}, expected an image, a video or a text"
                 )
+            _check_text(part["text"], f"{location}.text")
+
+
+def _check_text(text: str, where: str) -> None:
+    """Raises PromptError prompt_invalid for a text that has no UTF-8 form."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise _invalid(
+            f"{where} holds half of a UTF-16 pair (character {error.start}), expected a text"
+        ) from None
 
 
 def _invalid(message: str) -> PromptError:

@@ -39,6 +39,12 @@ class Tokenizer:
             raise ModelError(f"{path}: is no tokenizer that can be read: {error}") from error
         return cls(inner)
 
+    @functools.cached_property
+    def longest(self) -> int:
+        """The most characters of a text that one token stands for, or a few more."""
+        composed = 4  # characters that normalization may make one of
+        return composed * max(map(len, self._inner.get_vocab()), default=1)
+
     def encode(self, text: str) -> list[int]:
         """Returns the token ids of a text; no tokens are added at its ends."""
         return list(self._inner.encode(text, add_special_tokens=False).ids)

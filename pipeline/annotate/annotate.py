@@ -140,6 +140,11 @@ def check_annotation(job: JobConfig) -> AnnotationPlan:
     _check_output(job, output)
     with _errors_name_output(output):
         plan = check(_split_job(job), _split_overrides(job))
+        if (column := plan.manifest.schema.media_column) is not None:
+            raise JobError(
+                f"{storage.redact(job.manifest)}: found videos in the column '{column}', expected "
+                "files or URLs (a column uri or media): a video is read once for each window"
+            )
         given = job.annotate.windows == "given"
         check_columns(plan.manifest.schema, given, plan.manifest.url)
         check_partition_by(plan.manifest.schema, job.partition_by, storage.redact(job.manifest))

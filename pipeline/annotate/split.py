@@ -4,6 +4,7 @@ Windows of a fixed length need only the header and index of a video; of a large 
 these are fetched. windows.py defines the windows; window_manifest.py makes rows of them.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -237,7 +238,8 @@ class SplitVideos:
         duration = probe.duration_s
         start = max(0.0, part.start_s)
         end = duration if part.end_s is None else min(part.end_s, duration)
-        if start >= end and (start > 0 or part.end_s is not None):
+        # Not start >= end, which no comparison with NaN fulfils.
+        if math.isnan(part.start_s) or (not start < end and (start > 0 or part.end_s is not None)):
             raise RowError(
                 ErrorCode.MEDIA_EMPTY,
                 f"the row's start_s and end_s ({part.start_s:g}, {part.end_s}) hold nothing of the "
@@ -253,7 +255,11 @@ def the_video(media: Sequence[Mapping[str, Any]] | None) -> int:
 
     Raises RowError prompt_invalid.
     """
-    kinds = [medium[c.MEDIA_TYPE] for medium in media or ()]
+    if not media:
+        raise RowError(ErrorCode.MEDIA_EMPTY, "media: found no medium, expected a video")
+    if None in media:
+        raise RowError(ErrorCode.MEDIA_EMPTY, "media: found null in the list, expected a medium")
+    kinds = [medium[c.MEDIA_TYPE] for medium in media]
     if len(kinds) == 1:
         return 0
     if kinds.count(_VIDEO) == 1 and kinds.count(_IMAGE) == len(kinds) - 1:

@@ -127,7 +127,7 @@ def _media(video: Mapping[str, Any], manifest: ManifestSchema) -> list[dict[str,
     if manifest.form == c.URI:
         plain = {c.MEDIA_URI: video[c.URI], c.MEDIA_START_S: None, c.MEDIA_END_S: None}
         return [{c.MEDIA_TYPE: _VIDEO, **plain}]
-    media = [dict(medium) for medium in video[c.MEDIA] or []]
+    media = [dict(medium) for medium in video[c.MEDIA] or [] if medium is not None]
     with suppress(RowError):  # the row has this error already
         media[the_video(media)][c.MEDIA_TYPE] = _VIDEO
     return media

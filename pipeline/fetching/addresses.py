@@ -6,14 +6,18 @@ connects to one of these addresses, not to the name.
 """
 
 import base64
+import contextlib
 import fnmatch
 import re
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
-from urllib.parse import unquote, urljoin, urlsplit
+from urllib.parse import unquote
 
+import idna
+
+from mediamill.pipeline.fetching.web_url import WebUrl, join_web_url, split_web_url
 from mediamill.schemas.errors import ErrorCode, RowError
 
 # A name and a port -> its addresses. Raises OSError.
@@ -55,7 +59,9 @@ _IPV4_MAPPED = IPv6Network("::ffff:0:0/96")
 _NAT64 = IPv6Network("64:ff9b::/96")  # IPv4 as seen from a network without IPv4
 _HOST_LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?", re.ASCII)
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*", re.ASCII)
-_UNSAFE_CHARACTERS = re.compile(r"[\x00-\x20\x7f\\]")
+_HOST_AND_PORT = re.compile(
+    r"(?P<host>\[[^\[\]]*\]|[^\[\]:]+)(?::(?P<port>[0-9]{0,5}))?", re.ASCII | re.DOTALL
+)
 
 
 @dataclass(frozen=True)
@@ -101,52 +107,55 @@ class Target:
 
 
 def parse_url(url: str) -> Target:
-    """Parses an http(s) URL. Raises RowError, fetch_denied, where parsers could disagree."""
-    if _UNSAFE_CHARACTERS.search(url):
-        raise _denied("found a blank, backslash or control character in the URL, expected none")
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError:
-        raise _denied("found no valid host and port in the URL") from None
-    scheme = parts.scheme.lower()
-    if scheme not in _DEFAULT_PORTS:
-        raise _denied(f"found the scheme '{scheme}', expected http or https")
-    login, at, _ = parts.netloc.rpartition("@")
-    if "@" in login:
-        raise _denied("found more than one @ before the URL's path, expected at most one")
-    if port == 0:
-        raise _denied("found port 0 in the URL")
-    host = parts.hostname or ""
-    if ("[" in parts.netloc) != (":" in host):
-        raise _denied("found brackets around something other than an IPv6 address")
-    return Target(
-        scheme=scheme,
-        host=_normalize_host(host),
-        port=_DEFAULT_PORTS[scheme] if port is None else port,
-        path=_percent_encode(parts.path or "/")
-        + (f"?{_percent_encode(parts.query)}" if parts.query else ""),
-        login=base64.b64encode(unquote(login).encode()).decode() if at else None,
-    )
+    """Parses an http(s) URL as browsers do. Raises RowError, fetch_denied."""
+    parts = split_web_url(url)
+    if parts is None:
+        raise _denied(f"found the scheme '{_scheme(url)}', expected http or https")
+    return _target(parts)
 
 
 def follow_redirect(target: Target, location: str) -> Target:
     """Returns the target of a redirect. The login is sent on to the same origin only.
 
-    Raises RowError, fetch_denied, also for a redirect from https to http.
+    location: the header's bytes, as Latin-1. Raises RowError, fetch_denied, also for a redirect
+    from https to http.
     """
-    if _UNSAFE_CHARACTERS.search(location):
-        raise _denied("found a redirect with a blank, backslash or control character in its URL")
-    try:
-        url = urljoin(target.url, location)
-    except ValueError:
-        raise _denied("found a redirect without a valid URL") from None
-    redirected = parse_url(url)
+    with contextlib.suppress(UnicodeError):  # most servers send UTF-8
+        location = location.encode("latin-1").decode("utf-8")
+    base = WebUrl(target.scheme, target.host_header, target.path)
+    parts = join_web_url(base, location)
+    if parts is None:
+        raise _denied(
+            f"found a redirect to the scheme '{_scheme(location)}', expected http or https"
+        )
+    redirected = _target(parts)
     if target.scheme == "https" and redirected.scheme == "http":
         raise _denied("found a redirect from https to http, expected https to stay")
     # A login in the redirect's URL is the other server's choice, and is never sent.
     login = target.login if redirected.origin == target.origin else None
     return replace(redirected, login=login)
+
+
+def _target(url: WebUrl) -> Target:
+    login, at, address = url.authority.rpartition("@")
+    match = _HOST_AND_PORT.fullmatch(address)
+    if match is None:
+        raise _denied("found no valid host and port in the URL")
+    port = int(match["port"]) if match["port"] else _DEFAULT_PORTS[url.scheme]
+    if not 0 < port < 65536:
+        raise _denied(f"found port {port} in the URL, expected 1 to 65535")
+    host = match["host"]
+    return Target(
+        scheme=url.scheme,
+        host=_normalize_address(host[1:-1]) if host.startswith("[") else _normalize_name(host),
+        port=port,
+        path=url.path,
+        login=base64.b64encode(unquote(login).encode(errors="replace")).decode() if at else None,
+    )
+
+
+def _scheme(url: str) -> str:
+    return url.strip().partition(":")[0][:40]
 
 
 def resolve_addresses(target: Target, rules: AddressRules, resolve: Resolver) -> list[str]:
@@ -199,23 +208,20 @@ def system_resolver(name: str, port: int) -> list[str]:
     return [str(socket_address[0]) for *_, socket_address in entries]
 
 
-def _normalize_host(name: str) -> str:
-    """Returns a host in the one form that is compared, looked up and sent."""
-    if ":" in name:  # urlsplit removes the brackets
-        try:
-            address = IPv6Address(name)
-        except ValueError:
-            raise _denied("found no valid IPv6 address between the URL's brackets") from None
-        if address.scope_id is not None:
-            raise _denied("found an IPv6 address with a zone, expected none")
-        return str(address)
-    if not name.isascii():
-        try:
-            # This also maps full-width digits and dots to ASCII ones.
-            name = name.encode("idna").decode("ascii")
-        except UnicodeError:
-            raise _denied("found a host that is not a valid name") from None
-    host = name.lower().removesuffix(".")
+def _normalize_address(name: str) -> str:
+    """Returns an IPv6 address, without brackets, in the one form that is compared and sent."""
+    try:
+        address = IPv6Address(name)
+    except ValueError:
+        raise _denied("found no valid IPv6 address between the URL's brackets") from None
+    if address.scope_id is not None:
+        raise _denied("found an IPv6 address with a zone, expected none")
+    return str(address)
+
+
+def _normalize_name(name: str) -> str:
+    """Returns a host name in the one form that is compared, looked up and sent."""
+    host = _to_ascii(unquote(name)).removesuffix(".")
     labels = host.split(".")
     if len(host) > 253 or not all(_HOST_LABEL.fullmatch(label) for label in labels):
         raise _denied("found a host that is not a valid name")
@@ -232,12 +238,31 @@ def _normalize_host(name: str) -> str:
     return host
 
 
+def _to_ascii(name: str) -> str:
+    """Returns a domain in lower case and ASCII, as browsers map it (UTS 46, not transitional).
+
+    This also maps full-width digits and dots to ASCII ones. Raises RowError, fetch_denied.
+    """
+    if name.isascii():
+        return name.lower()
+    try:
+        mapped = idna.uts46_remap(name, std3_rules=False, transitional=False)
+        return ".".join(map(_to_ascii_label, mapped.split(".")))
+    except UnicodeError:  # idna's errors are of this type
+        raise _denied("found a host that is not a valid name") from None
+
+
+def _to_ascii_label(label: str) -> str:
+    if label.isascii():
+        return label
+    if label.startswith("xn--"):
+        raise UnicodeError("a label that is encoded already")
+    return f"xn--{label.encode('punycode').decode()}"
+
+
 def _normalize_pattern(pattern: str) -> str:
     """Returns a host pattern in the form of `_normalize_host`, with * as the only wildcard."""
-    plain = ".".join(
-        label if label.isascii() else label.encode("idna").decode("ascii")
-        for label in pattern.strip().removesuffix(".").split(".")
-    )
+    plain = _to_ascii(pattern.strip()).removesuffix(".")
     if ":" in plain:
         plain = plain.strip("[]")
     return plain.lower().replace("[", "[[]").replace("?", "[?]")
@@ -248,15 +273,6 @@ def _parse_address(host: str) -> IPv4Address | IPv6Address | None:
         return ip_address(host)
     except ValueError:
         return None
-
-
-def _percent_encode(text: str) -> str:
-    """Percent-encodes the non-ASCII characters only: signed URLs must not change."""
-    return re.sub(
-        r"[^\x21-\x7e]+",
-        lambda match: "".join(f"%{byte:02X}" for byte in match[0].encode("utf-8", "replace")),
-        text,
-    )
 
 
 def _denied(message: str) -> RowError:

@@ -49,7 +49,7 @@ class FetchedContent:
         deadline: Deadline,
         memory_bytes: int | None = None,
     ) -> None:
-        self._reservation, self._spool, self._max_bytes = reservation, spool, max_bytes
+        self._reservation, self._spool, self.max_bytes = reservation, spool, max_bytes
         self._memory_bytes = MEMORY_BYTES if memory_bytes is None else memory_bytes
         self._deadline = deadline
         self._memory: npt.NDArray[np.uint8] = _empty(0)
@@ -158,11 +158,11 @@ class FetchedContent:
             self._spool_path = None
 
     def _check_size(self, size: int) -> None:
-        if size > self._max_bytes:
+        if size > self.max_bytes:
             raise RowError(
                 ErrorCode.FETCH_TOO_LARGE,
                 f"found at least {size} bytes, "
-                f"expected at most limits.max_bytes = {self._max_bytes}",
+                f"expected at most limits.max_bytes = {self.max_bytes}",
             )
 
 

@@ -15,9 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
+from mediamill.pipeline.fetching import media_uris
 from mediamill.pipeline.fetching.addresses import AddressRules
 from mediamill.pipeline.fetching.budget import ByteBudget, Reservation
 from mediamill.pipeline.fetching.content import MEMORY_BYTES, FetchedContent, FetchedMedium, Owner
+from mediamill.pipeline.fetching.data_url import decode_data_url
 from mediamill.pipeline.fetching.disk_cache import DiskCache
 from mediamill.pipeline.fetching.file_source import open_file
 from mediamill.pipeline.fetching.http_source import HttpClient, HttpSource
@@ -128,6 +130,24 @@ class Fetcher:
         """Fetches the whole content of a URI. Raises RowError: a `fetch_` code, or media_empty."""
         return self._convert_errors(uri, reservation, self._fetch)
 
+    def take(self, data: memoryview, uri: str | None, reservation: Reservation) -> FetchedMedium:
+        """Returns a medium whose bytes are in memory already, without a copy of them.
+
+        uri: its name, if it has one. Raises as `fetch`.
+        """
+        shown = "the medium in the table" if not uri else media_uris.shown(uri)
+        if not len(data):
+            raise RowError(ErrorCode.MEDIA_EMPTY, f"{shown}: the file is empty")
+        if len(data) > (limit := self._rules.limits.max_bytes):
+            message = (
+                f"{shown}: found {len(data)} bytes, expected at most limits.max_bytes = {limit}"
+            )
+            raise RowError(ErrorCode.FETCH_TOO_LARGE, message)
+        values = np.frombuffer(data, np.uint8)
+        reservation.resize(values.size)
+        reservation.bind_to(values)
+        return FetchedMedium(values.size, values)
+
     def fetch_partial(
         self, uri: str | None, reservation: Reservation
     ) -> tuple[FetchedMedium, bool]:
@@ -152,13 +172,13 @@ class Fetcher:
     ) -> FetchedMedium:
         if not uri:
             raise RowError(ErrorCode.FETCH_NOT_FOUND, "the row names no file: its uri is empty")
-        shown, rules = storage.redact(uri), self._rules
+        shown, rules = media_uris.shown(uri), self._rules
         deadline = Deadline(rules.limits.fetch_timeout_s)
         content = FetchedContent(
             reservation, self._spool, rules.limits.max_bytes, deadline, rules.memory_bytes
         )
         try:
-            medium = fetch(uri, content, deadline)
+            medium = fetch(media_uris.clean_uri(uri), content, deadline)
         except Exception as error:  # each library has its own
             content.abandon()
             if isinstance(error, RowError):
@@ -175,7 +195,8 @@ class Fetcher:
     def _fetch(self, uri: str, content: FetchedContent, deadline: Deadline) -> FetchedMedium:
         source = self._source(uri)
         if source is None:
-            return retry(lambda: self._read_file(uri, content), self._backoff, deadline=deadline)
+            read = _read_data if media_uris.scheme(uri) == "data" else self._read_file
+            return retry(lambda: read(uri, content), self._backoff, deadline=deadline)
         with ExitStack() as stack:
             entry = None
             if self._cache is not None and (key := self._cache_key(source, deadline)):
@@ -224,17 +245,17 @@ class Fetcher:
         return FetchedMedium(info.size, None, path)
 
     def _source(self, uri: str) -> Source | None:
-        """Returns the source of a URI; None for a local file. Raises RowError."""
-        scheme = storage.scheme(uri)
+        """Returns the source of a URI; None for a local file and for data. Raises RowError."""
+        scheme = media_uris.scheme(uri)
         schemes = self._rules.config.schemes
         allowed = SCHEMES if schemes is None else schemes
         reader = READERS.get(scheme) if scheme in allowed else None
         if reader is None:
             raise RowError(
                 ErrorCode.FETCH_DENIED,
-                f"found the scheme '{scheme}', expected one of {', '.join(allowed)}",
+                f"found the scheme '{scheme:.40}', expected one of {', '.join(allowed)}",
             )
-        if reader == "file":
+        if reader in ("file", "data"):
             return None
         if reader == "http":
             return HttpSource(uri, self._http)
@@ -253,6 +274,16 @@ class Fetcher:
                 content.write(offset, chunk)
                 offset += len(chunk)
         return content.finish(offset)
+
+
+def _read_data(uri: str, content: FetchedContent) -> FetchedMedium:
+    data = decode_data_url(uri, content.max_bytes)
+    content.expect(data.size)
+    offset = 0
+    for chunk in data.chunks:
+        content.write(offset, chunk)
+        offset += len(chunk)
+    return content.finish(offset)
 
 
 def _open_descriptor_path(descriptor: int, size: int) -> FetchedMedium:

@@ -18,6 +18,7 @@ from urllib.parse import unquote
 from mediamill.schemas.errors import ErrorCode, RowError
 
 _URL = re.compile(r"file:", re.IGNORECASE)
+_WINDOWS = re.compile(r"[a-zA-Z]:[\\/]|\\\\|[^/]*\\[^/]*\\")
 _LOCAL_HOSTS = ("", "localhost")
 # Devices, and this process's own secrets.
 FORBIDDEN_FOLDERS = (Path("/proc"), Path("/sys"), Path("/dev"))
@@ -33,7 +34,7 @@ def open_file(uri: str, base: str, roots: tuple[str, ...]) -> Iterator[tuple[int
     roots: folders that the file may lie in.
     Raises RowError, fetch_denied or fetch_not_found; OSError.
     """
-    for path in _candidate_paths(uri, base):
+    for path in candidate_paths(uri, base):
         real = _resolve_links(path)
         root = _find_root(real, roots)
         try:
@@ -54,25 +55,42 @@ def open_file(uri: str, base: str, roots: tuple[str, ...]) -> Iterator[tuple[int
         finally:
             os.close(descriptor)
         return
-    raise RowError(ErrorCode.FETCH_NOT_FOUND, "no such file")
+    raise _missing(uri)
 
 
-def _candidate_paths(uri: str, base: str) -> list[str]:
-    """Returns the paths that a URI may mean: a URL with percent signs as they are, and decoded."""
+def candidate_paths(uri: str, base: str) -> list[str]:
+    """Returns the paths that a URI may mean: a URL with percent signs as they are, and decoded.
+
+    Raises RowError, fetch_denied.
+    """
     if "\0" in uri:
         raise _denied("found a NUL character in the path")
     if not _URL.match(uri):
         return [os.path.join(base, uri)]  # noqa: PTH118 - pathlib would remove dots
-    rest = uri[len("file:") :]
-    if not rest.startswith("//"):
-        raise _denied("found a file: URL without //, expected file:///path")
-    host, _, path = rest[2:].partition("/")
-    if host.lower() not in _LOCAL_HOSTS:
-        raise _denied(f"found the host '{host}' in a file:// URL, expected none")
+    path = uri[len("file:") :]
+    if path.startswith("//"):
+        host, _, path = path[2:].partition("/")
+        if host.lower() not in _LOCAL_HOSTS:
+            raise _denied(f"found the host '{host:.80}' in a file:// URL, expected none")
+        path = f"/{path}"
+    if not path.startswith("/"):
+        raise _denied("found a file: URL without a slash, expected file:///path")
     decoded = unquote(path, errors="surrogateescape")
     if "\0" in decoded:
         raise _denied("found a NUL character in the path")
-    return [f"/{path}"] if decoded == path else [f"/{path}", f"/{decoded}"]
+    return [path] if decoded == path else [path, decoded]
+
+
+def _missing(uri: str) -> RowError:
+    """The error of a file that does not exist, with what may be wrong with its name."""
+    hint = ""
+    if _WINDOWS.match(uri):
+        hint = ": the path is one of Windows, expected one of this machine"
+    elif uri.startswith("~"):
+        hint = ": ~ is not expanded, expected the whole path"
+    elif uri != uri.strip():
+        hint = ": its name begins or ends with white space"
+    return RowError(ErrorCode.FETCH_NOT_FOUND, f"no such file{hint}")
 
 
 def _resolve_links(path: str) -> Path:

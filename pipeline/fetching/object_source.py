@@ -20,10 +20,17 @@ from mediamill.pipeline.storage import storage
 from mediamill.pipeline.storage.retries import ContentChangedError, Deadline, IncompleteError
 from mediamill.pipeline.storage.schemes import READERS, TIME_FIELDS, VERSION_FIELDS
 from mediamill.pipeline.storage.storage import Place
+from mediamill.schemas.errors import ErrorCode, RowError
 
 _CHUNK_BYTES = 1024 * 1024
 _MD5 = re.compile(r"[0-9a-f]{32}", re.ASCII)
 _RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", re.ASCII)
+_VERSION = re.compile(r"\?versionId=([\w.-]+)\Z", re.ASCII)  # as fsspec's URLs have it
+# Names with slashes that stand in place of a bucket.
+_ACCESS_POINT = re.compile(
+    r"arn:aws[^/]*:s3[a-z-]*:[^/]*:(accesspoint[:/][^/]+|outpost[/:][^/]+[/:](bucket|accesspoint)"
+    r"[/:][^/]+)"
+)
 _S3_SETTINGS = {
     "config_kwargs": {
         "retries": {"total_max_attempts": 1},
@@ -49,7 +56,7 @@ class ObjectStores:
         if READERS.get(storage.scheme(url)) == "s3":
             place = storage.resolve(url, **_S3_SETTINGS)
             place.fs.retries = 1
-            return _S3Source(place, self)
+            return _S3Source(url, place, self)
         return _FsspecSource(url)
 
 
@@ -61,10 +68,12 @@ class _S3Source(Source):
     Then two transfers that agree are accepted, and the bucket's ETags are distrusted.
     """
 
-    def __init__(self, place: Place, stores: ObjectStores) -> None:
+    def __init__(self, url: str, place: Place, stores: ObjectStores) -> None:
         self._fs = place.fs
         self._place = place
-        self._bucket, self._key, self._object_version = self._fs.split_path(place.path)
+        self._bucket, self._key, self._object_version = _split_s3(url)
+        if not self._key:
+            raise RowError(ErrorCode.FETCH_NOT_FOUND, "found a bucket, expected an object in it")
         self._stores = stores
 
     @contextmanager
@@ -177,6 +186,16 @@ class _FsspecSource(Source):
         if getattr(fs, "async_impl", False):  # other file systems take no timeout
             arguments["timeout"] = max(deadline.left_s, 0.001)
         return getattr(fs, name)(self._place.path, **arguments)
+
+
+def _split_s3(url: str) -> tuple[str, str, str | None]:
+    """Returns bucket, key and version. A key may hold anything, also slashes at its ends."""
+    path = url.partition("://")[2]
+    version = _VERSION.search(path)
+    path = path if version is None else path[: version.start()]
+    match = _ACCESS_POINT.match(path)
+    end = match.end() if match else len(path.partition("/")[0])
+    return path[:end], path[end + 1 :], version and version[1]
 
 
 def _version(info: dict[str, Any]) -> str:

@@ -63,11 +63,14 @@ class Manifest:
         return sum(file.rows for file in self.files)
 
 
-def open_manifest(url: str, known: Sequence[KnownFile] = ()) -> Manifest:
+def open_manifest(
+    url: str, known: Sequence[KnownFile] = (), media_column: str | None = None
+) -> Manifest:
     """Opens the manifest at a Parquet file, a folder or a glob.
 
     known: the files that an earlier run found, all of one schema. Of those that have not changed
     since, only one footer is read.
+    media_column: the job's key of this name.
     Raises JobError if there is no manifest, if a file is not Parquet, if the columns are wrong or
     differ between the files.
     """
@@ -88,7 +91,7 @@ def open_manifest(url: str, known: Sequence[KnownFile] = ()) -> Manifest:
     # A column of the file itself takes precedence over one of its path.
     fields = [field for field in path_fields if field.name not in footers[read[0]][1].names]
     schemas = {name: file_schema for name, (_, file_schema) in footers.items()}
-    schema = _common_schema(base, schemas, fields)
+    schema = _common_schema(base, schemas, fields, media_column)
     files = []
     for name, row in zip(names, values, strict=True):
         groups = unchanged[name].row_groups if name in unchanged else footers[name][0]
@@ -99,13 +102,16 @@ def open_manifest(url: str, known: Sequence[KnownFile] = ()) -> Manifest:
 
 
 def _common_schema(
-    base: Place, schemas: Mapping[str, pa.Schema], fields: Sequence[pa.Field]
+    base: Place,
+    schemas: Mapping[str, pa.Schema],
+    fields: Sequence[pa.Field],
+    media_column: str | None,
 ) -> ManifestSchema:
     """Returns the schema that all files share: their own columns and those of their paths."""
     first: tuple[str, ManifestSchema] | None = None
     for name, columns in schemas.items():
         where = storage.redact((base / name).url)
-        schema = check_manifest_schema(pa.schema([*columns, *fields]), where)
+        schema = check_manifest_schema(pa.schema([*columns, *fields]), where, media_column)
         first = first or (where, schema)
         if difference := _difference(first[1], schema):
             raise JobError(f"{where}: {difference} as in {first[0]}")
@@ -126,16 +132,16 @@ def _list_files(root: Place) -> tuple[Place, dict[str, str]]:
                 raise
             info = {"type": "directory"}
         if info["type"] == "file":
-            folder = Place(root.fs, posixpath.dirname(root.path), posixpath.dirname(root.url))
-            return folder, _versions(folder, {posixpath.basename(root.path): info})
+            folder, name = storage.split(root)
+            return folder, _versions(folder, {name: info})
         if info["type"] == "directory":
-            base, infos = root, root.fs.find(root.path, detail=True)
+            base, infos = root, storage.find(root)
         elif any(sign in root.path for sign in "*?["):
             base, infos = _glob(root)
         else:
             raise JobError(f"{shown}: found no such file or folder, expected the manifest")
-        names = {posixpath.relpath(path, base.path): info for path, info in infos.items()}
-        visible = {n: i for n, i in names.items() if not any(p[0] in "._" for p in n.split("/"))}
+        names = {storage.relative(path, base): info for path, info in infos.items()}
+        visible = {n: info for n, info in names.items() if not re.search(r"(^|/)[._]", n)}
         parquet = {n: info for n, info in visible.items() if n.lower().endswith(_SUFFIXES)}
         if not parquet:
             raise JobError(
@@ -158,8 +164,7 @@ def _glob(root: Place) -> tuple[Place, dict[str, Any]]:
     folder = "/".join(parts[:fixed])
     cut = root.url.split("/")
     base = Place(root.fs, folder, "/".join(cut[: len(cut) - (len(parts) - fixed)]))
-    matches = root.fs.glob(root.path, detail=True)
-    return base, {path: info for path, info in matches.items() if info["type"] != "directory"}
+    return base, storage.glob(root)
 
 
 def _hive_partitions(
@@ -203,6 +208,8 @@ def _read_footer(place: Place) -> tuple[tuple[int, ...], pa.Schema]:
 
 def _difference(first: ManifestSchema, other: ManifestSchema) -> str | None:
     """Describes a column that two files do not share; None if there is none. Ignores the order."""
+    if first.media_column != other.media_column:
+        return f"the media are in {other.media_column}, expected them in {first.media_column}"
     known = {field.name: field.type for field in first.fields}
     types = {field.name: field.type for field in other.fields}
     for name in known | types:

@@ -4,10 +4,10 @@ A few threads fetch media ahead of the prepare stage, as far as the byte budget 
 several rows name is fetched once.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from itertools import accumulate
+from dataclasses import dataclass, field, replace
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -59,6 +59,18 @@ class Fetch:
         return _TableFetch(self, table).parts(release=True)
 
 
+@dataclass(frozen=True)
+class _InTable:
+    """Stands for the URI of a medium whose bytes are in the table. row, index: where."""
+
+    row: int
+    index: int
+    uri: str | None = field(compare=False)
+
+
+_Medium = str | None | _InTable
+
+
 @dataclass
 class _UriFetch:
     """The fetch of one URI of a table. uses: how often rows name it that have not received it."""
@@ -75,12 +87,24 @@ class _TableFetch:
         self._threads = stage._threads
         self._table = table
         self._failures = failures(table)
-        self._uris = [
-            uris if failure is None else []
-            for uris, failure in zip(media_uris(table, self._manifest), self._failures, strict=True)
+        uris = media_uris(table, self._manifest)
+        self._in_table = _views(table[MEDIA_BYTES]) if stage._manifest.media_column else None
+        self._uris: list[Sequence[_Medium]] = [
+            self._media(row, uris[row]) if failure is None else []
+            for row, failure in enumerate(self._failures)
         ]
         self._urgent_row = -1  # the caller waits for rows up to this one
-        self._fetches: dict[str | None, _UriFetch] = {}
+        self._fetches: dict[_Medium, _UriFetch] = {}
+
+    def _media(self, row: int, uris: Sequence[str | None]) -> Sequence[_Medium]:
+        """What a row's media are fetched by: their URIs, or where they are in the table."""
+        data = None if self._in_table is None else self._in_table[row]
+        if data is None:
+            return uris
+        return [
+            uri if uri and data[index] is None else _InTable(row, index, uri)
+            for index, uri in enumerate(uris)
+        ]
 
     def parts(self, release: bool) -> Iterator[pa.Table]:
         """See `Fetch.parts`. release: remove a part's temporary files before the next part."""
@@ -113,10 +137,14 @@ class _TableFetch:
                     medium.add_done_callback(self._notify)
                     self._fetches[uri] = _UriFetch(1, medium)
 
-    def _fetch(self, uri: str | None, row: int) -> FetchedMedium | RowFailure:
+    def _fetch(self, uri: _Medium, row: int) -> FetchedMedium | RowFailure:
         """row: the first one that names the URI."""
         reservation = Reservation(self._fetcher.budget, lambda: self._urgent_row >= row)
         try:
+            if isinstance(uri, _InTable):
+                data = self._in_table and self._in_table[uri.row]
+                content = data[uri.index] if data else None
+                return self._fetcher.take(content or memoryview(b""), uri.uri, reservation)
             return self._fetcher.fetch(uri, reservation)
         except RowError as error:
             # Returned, since a traceback would keep other media of the row in memory.
@@ -196,6 +224,23 @@ class _TableFetch:
         self._fetches.clear()
         self._urgent_row = len(self._uris)  # running fetches must not wait for bytes any more
         self._notify(None)
+
+
+def _views(column: pa.ChunkedArray) -> list[list[memoryview | None] | None]:
+    """The bytes of each row's media, without the copy that a scalar would make."""
+    rows: list[list[memoryview | None] | None] = []
+    for chunk in column.chunks:
+        values, ends = chunk.values, chunk.offsets.to_pylist()
+        valid = values.is_valid().to_pylist()
+        _, offsets, data = values.buffers()
+        starts = np.frombuffer(offsets, np.int64, len(values) + 1, 8 * values.offset).tolist()
+        memory = memoryview(b"" if data is None else data)
+        views = [
+            memory[a:b] if ok else None for ok, (a, b) in zip(valid, pairwise(starts), strict=True)
+        ]
+        present = zip(chunk.is_valid().to_pylist(), pairwise(ends), strict=True)
+        rows += [views[start:stop] if ok else None for ok, (start, stop) in present]
+    return rows
 
 
 def _share(medium: FetchedMedium) -> FetchedMedium:

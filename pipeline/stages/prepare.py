@@ -19,6 +19,8 @@ from mediamill.pipeline.decoding.decoder_pool import (
     DecoderPool,
     MediumRequest,
 )
+from mediamill.pipeline.fetching.media_uris import shortened
+from mediamill.pipeline.fetching.short_uris import short_uris
 from mediamill.pipeline.fetching.spool import Spool
 from mediamill.pipeline.records import (
     MEDIA_BYTES,
@@ -30,6 +32,7 @@ from mediamill.pipeline.records import (
     prepared_schema,
     replace_columns,
 )
+from mediamill.pipeline.tasks.chats import check_media
 from mediamill.pipeline.tasks.checksum import checksums
 from mediamill.pipeline.tasks.tasks import task_kind
 from mediamill.schemas import columns as c
@@ -65,13 +68,17 @@ class Prepare:
         task: Task,
         checkpoint: Path,
         count: Callable[[int], None],
+        base: str | None = None,
     ) -> None:
         """checkpoint: its folder. count: called with the number of rows of each table.
+
+        base: the folder in which the job was started; None for the current one.
 
         Raises ModelError for a checkpoint that cannot be used.
         """
         self._manifest, self._job, self._task = manifest, job, task
         self._kind, self._count = task_kind(task), count
+        self._base = str(Path.cwd()) if base is None else base
         arguments = {
             "checkpoint": str(checkpoint),
             "image_min_pixels": job.image.min_pixels,
@@ -99,6 +106,7 @@ class Prepare:
         columns |= failure_columns([reply.failure for reply in replies])
         columns[c.TENSOR_CHECKSUM] = checksums(table, columns)
         columns[c.PATCHES] = binary_column(columns[c.PATCHES], self._decoder.buffers)
+        columns |= short_uris(table, self._manifest)
         return replace_columns(table, columns, prepared_schema(self._manifest))
 
     def close(self) -> None:
@@ -144,6 +152,8 @@ class Prepare:
             return _Row(failure=RowFailure.of(error))
         try:
             chats = self._kind.chats(values, self._job.prompt, self._job.system)
+            if media or self._job.job != "embed":  # of a text without media there is a vector
+                chats = check_media(values, chats, uris, self._base)
             request = DecodeRequest(media, chats, self._kind.texts(values))
         except RowError as error:
             return _Row(uris, DecodeRequest(media), prompt_failure=RowFailure.of(error))
@@ -225,4 +235,4 @@ def _columns(
 def _receipt(receipt: Receipt, uri: str | None) -> dict[str, Any]:
     """A value of RECEIPT_STRUCT: Receipt's fields, with the type for the kind, and the URI."""
     values = {name: value for name, value in vars(receipt).items() if name != "kind"}
-    return {**values, "type": receipt.kind, "uri": uri}
+    return {**values, "type": receipt.kind, "uri": None if uri is None else shortened(uri)}

@@ -30,6 +30,7 @@ _MIN_SPLIT_ROWS = 16_384  # of unfinished rows in a split, if there are as many
 _MAX_SPLITS = 1000  # roughly: the driver and Ray hold each task in memory
 _FILE_OPEN_ROWS = 1024  # opening a file takes at least as long as reading so many rows
 _BATCH_ROWS = 1024
+_BATCH_BYTES = 32 << 20  # of a table; rows may hold whole pictures
 _MASK_ROWS = 1 << 20  # of one mask while splits are planned; a multiple of 8
 _ROW_BYTES = 400  # an estimate, for Ray's planning only
 _STREAMED_BYTES = 64 << 20  # decoded; larger row groups are streamed
@@ -216,12 +217,16 @@ def read_split(
 
     A table has at most _BATCH_ROWS rows. Raises ManifestChangedError.
     """
-    file_columns = [name for name in manifest.arrow.names if name not in partitions.names]
+    made = {manifest.form, c.MEDIA_BYTES} if manifest.media_column is not None else set()
+    known = [name for name in manifest.arrow.names if name not in made]
+    known += [] if manifest.media_column is None else [manifest.media_column]
+    file_columns = [name for name in known if name not in partitions.names]
     for group_slice in split.slices:
         with _open_checked(group_slice) as parquet:
             for group, bitmap in group_slice.bitmaps():
                 start = 0
-                for batch in parquet.iter_batches(_BATCH_ROWS, [group.position], file_columns):
+                rows = _batch_rows(parquet.metadata.row_group(group.position))
+                for batch in parquet.iter_batches(rows, [group.position], file_columns):
                     pending = _set_bits(bitmap, start, start + batch.num_rows)
                     if pending.size:
                         table = pa.Table.from_batches([batch]).take(pending)
@@ -232,6 +237,12 @@ def read_split(
                         table = manifest.normalize(table)
                         yield _with_ordinals(table, group_slice.number, indices)
                     start += batch.num_rows
+
+
+def _batch_rows(group: pq.RowGroupMetaData) -> int:
+    """Returns how many rows of a row group are read at once: fewer where they are large."""
+    row_bytes: int = group.total_byte_size // max(1, group.num_rows)
+    return max(1, min(_BATCH_ROWS, _BATCH_BYTES // max(1, row_bytes)))
 
 
 def _set_bits(bitmap: Bitmap, start: int, stop: int) -> npt.NDArray[np.int64]:

@@ -6,13 +6,14 @@ reports a version to `VERSION_FIELDS`. Error codes of its library belong to retr
 
 from typing import Literal
 
-Reader = Literal["file", "http", "s3", "fsspec"]
+Reader = Literal["file", "http", "s3", "fsspec", "data"]
 
 # Scheme -> how pipeline/fetching reads it. "fsspec" needs only `info` and `cat_file`.
 READERS: dict[str, Reader] = {
     "file": "file",
     "s3": "s3",
     "s3a": "s3",
+    "s3n": "s3",
     "gs": "fsspec",
     "gcs": "fsspec",
     "az": "fsspec",
@@ -21,6 +22,7 @@ READERS: dict[str, Reader] = {
     "hf": "fsspec",
     "http": "http",
     "https": "http",
+    "data": "data",  # the medium is in the URI itself
 }
 SCHEMES = tuple(READERS)
 

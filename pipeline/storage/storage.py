@@ -7,7 +7,7 @@ environment, as fsspec's file systems read it (s3:// reads AWS_ENDPOINT_URL, for
 
 import contextlib
 import os
-import posixpath
+import re
 import shutil
 import uuid
 from collections.abc import Callable
@@ -17,12 +17,14 @@ from typing import Any, TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.utils import glob_translate
 
 from mediamill.model.urls import local_path as local_path
 from mediamill.model.urls import redact as redact
 from mediamill.model.urls import redact_text as redact_text
 from mediamill.model.urls import scheme as scheme
 from mediamill.pipeline.storage.retries import Backoff, classify_error, retry
+from mediamill.pipeline.storage.schemes import READERS
 from mediamill.schemas.errors import JobError
 
 _BACKOFF = Backoff(tries=8)
@@ -38,7 +40,8 @@ class Place:
     url: str
 
     def __truediv__(self, name: str) -> "Place":
-        return Place(self.fs, posixpath.join(self.path, name), posixpath.join(self.url, name))
+        # Not posixpath.join: the key of an object may have slashes at its start.
+        return Place(self.fs, _below(self.path, name), _below(self.url, name))
 
     @property
     def is_local(self) -> bool:
@@ -47,8 +50,8 @@ class Place:
 
 def absolute(url: str) -> str:
     """Returns a path made absolute against the current directory; other URLs unchanged."""
-    if scheme(url) != "file":
-        return url.rstrip("/")
+    if (name := scheme(url)) != "file":
+        return f"{name}{url[len(name) :].rstrip('/')}"  # schemes are compared in lower case
     path = Path(local_path(url)).expanduser()
     return os.path.normpath(Path.cwd() / path)  # symbolic links stay: the user chose the name
 
@@ -61,11 +64,17 @@ def resolve(url: str, **settings: Any) -> Place:
     full = absolute(url)
     if scheme(full) == "file":
         return Place(LocalFileSystem(), full, full)
-    if "::" in full:
+    name = scheme(full)
+    if "::" in name:
         raise JobError(f"{redact(full)}: found a chain of URLs ('::'), expected one plain URL")
     try:
+        # Not fsspec.url_to_fs, which takes any '::' in a key for a chain of URLs.
+        on_s3 = READERS.get(name) == "s3"
+        kind = fsspec.get_filesystem_class("s3" if on_s3 else name)
+        options = kind._get_kwargs_from_urls(full)
         # fsspec caches listings per process by default; other processes write here too.
-        fs, path = fsspec.url_to_fs(full, use_listings_cache=False, **settings)
+        fs = kind(**{**options, "use_listings_cache": False, **settings})
+        path = full.partition("://")[2] if on_s3 else kind._strip_protocol(full)
     except (ImportError, ValueError) as error:
         reason = redact_text(str(error))
         raise JobError(f"{redact(full)}: cannot be opened: {reason}") from error
@@ -195,10 +204,68 @@ def remove(place: Place) -> None:
 def list_files(place: Place) -> list[str]:
     """Returns the relative paths of all files below a folder, sorted; none if it does not exist."""
     try:
-        paths = with_retries(place, lambda fs: fs.find(place.path))
+        paths = with_retries(place, lambda fs: find(replace(place, fs=fs)))
     except FileNotFoundError:  # s3fs, when the bucket does not exist
         return []
-    return sorted(posixpath.relpath(path, place.path) for path in paths)
+    return sorted(relative(path, place) for path in paths)
+
+
+def find(place: Place) -> dict[str, Any]:
+    """Returns all files below a folder: what a listing tells of each, by path.
+
+    Objects of no bytes that stand for folders are left out.
+    """
+    if READERS.get(scheme(place.url)) != "s3":
+        return dict(place.fs.find(place.path, detail=True))
+    # s3fs's own listing removes slashes from the folder's name.
+    bucket, _, key = place.path.partition("/")
+    pages: dict[str, Any] = {"Bucket": bucket, "Prefix": f"{key}/" if key else ""}
+    found = {}
+    while True:
+        page = place.fs.call_s3("list_objects_v2", **pages)
+        for item in page.get("Contents", ()):
+            if item["Size"] or not item["Key"].endswith("/"):
+                path = f"{bucket}/{item['Key']}"
+                found[path] = {**item, "name": path, "size": item["Size"], "type": "file"}
+        if not page.get("IsTruncated"):
+            return found
+        pages["ContinuationToken"] = page["NextContinuationToken"]
+
+
+def glob(place: Place) -> dict[str, Any]:
+    """As `find`, of the files that match a pattern."""
+    if READERS.get(scheme(place.url)) == "s3" and "//" in place.path:  # fsspec takes // for /
+        fixed = re.split(r"[*?\[]", place.path, maxsplit=1)[0].rpartition("/")[0]
+        pattern = re.compile(glob_translate(place.path))
+        below = find(replace(place, path=fixed))
+        return {path: info for path, info in below.items() if pattern.match(path)}
+    files = {}
+    for path, info in place.fs.glob(place.path, detail=True).items():
+        if info["type"] == "directory" and not place.is_local:
+            # A listing shows a folder in place of a file of the same name.
+            info = place.fs.info(path)
+        if info["type"] != "directory":
+            files[path] = info
+    return files
+
+
+def split(place: Place) -> tuple[Place, str]:
+    """Returns the folder that a file lies in, and its name."""
+    folder, _, name = place.path.rpartition("/")
+    root = "/" if place.is_local else ""
+    return Place(place.fs, folder or root, place.url.rpartition("/")[0] or root), name
+
+
+def relative(path: str, folder: Place) -> str:
+    """The path of a file below a folder, as `folder / name` takes it.
+
+    Unlike a path of the file system, the key of an object may have any slashes and dots.
+    """
+    return path.removeprefix(folder.path).removeprefix("/")
+
+
+def _below(folder: str, name: str) -> str:
+    return f"{folder}{name}" if not folder or folder == "/" else f"{folder}/{name}"
 
 
 def _temporary(target: Path) -> Path:

@@ -60,7 +60,7 @@ class EmbedKind(TaskKind):
     def chats(
         self, row: Mapping[str, Any], prompt: str | None, system: str | None
     ) -> list[Mapping[str, Any]]:
-        if not self._task.texts_alike and row.get(c.URI) is None and not row.get(c.MEDIA):
+        if not self._task.texts_alike and c.URI not in row and not row.get(c.MEDIA):
             raise RowError(
                 ErrorCode.MEDIA_EMPTY,
                 "found a row without media, expected some: the checkpoint does not say that "

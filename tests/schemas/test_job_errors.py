@@ -11,9 +11,9 @@ WHOLE = "a whole number of at least 1"
 RANGE = "a range with the smaller first such as 2..8"
 POSITIVE = "a number greater than 0"
 KEYS_THERE = (
-    "the keys are: job, manifest, output, model, prompt, prompts, json_schema, system, "
-    "partition_by, rows_per_file, seed, dedupe, generation, json_answers, score, embed, annotate, "
-    "image, video, fetch, resources, limits, canary"
+    "the keys are: job, manifest, media_column, output, model, prompt, prompts, json_schema, "
+    "system, partition_by, rows_per_file, seed, dedupe, generation, json_answers, score, embed, "
+    "annotate, image, video, fetch, resources, limits, canary"
 )
 
 # Text of the job file after its four complete lines, and the sentence after "job.yaml:".

@@ -139,10 +139,25 @@ def test_of_several_media_one_is_the_video():
 
     assert the_video(row(None)) == 0
     assert the_video(row("image", "video", "image")) == 1
-    for kinds in ((), ("image", "image"), ("video", "video"), (None, "video"), (None, None)):
+    for kinds in (("image", "image"), ("video", "video"), (None, "video"), (None, None)):
         with pytest.raises(RowError, match="expected one video") as caught:
             the_video(row(*kinds))
         assert caught.value.code == ErrorCode.PROMPT_INVALID
+
+
+def test_rows_without_a_video_or_a_window(media):
+    folder, _ = media
+    nan, inf, row = float("nan"), float("inf"), {"type": None, "uri": "long.mp4"}
+    rows = [
+        *(None, [], [None], [row, None], [{**row, "start_s": nan}], [{**row, "end_s": nan}]),
+        *([{**row, "start_s": inf}], [{**row, "start_s": 3.0, "end_s": 2.0}]),
+        [{**row, "start_s": -inf, "end_s": inf}],
+    ]
+    schema = pa.schema([("id", pa.int64()), ("media", MEDIA_TYPE)])
+    table = [{"id": number, "media": one} for number, one in enumerate(rows)]
+    found = split(folder, table, AnnotateConfig(window_s=4.0), schema)
+    assert [row["error_code"] for row in found] == [*["media_empty"] * 8, None]
+    assert found[8]["windows"] == [(0, 4), (4, 8)]
 
 
 def test_of_large_remote_files_only_header_and_index_are_fetched(media, tmp_path):

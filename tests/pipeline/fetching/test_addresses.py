@@ -73,7 +73,7 @@ REFUSED = [
         "@127.0.0.1:{p}",
     ),
     *("127.0.0.1:{p}#@good.test", "127.0.0.1:{p}?@good.test", "127.0.0.1:{p}\\@good.test"),
-    *("good.test\\@127.0.0.1:{p}", "127.0.0.1:{p} good.test", "good.test@127.0.0.1:{p}@loop.test"),
+    *("127.0.0.1:{p} good.test", "good.test@127.0.0.1:{p}@loop.test"),
     *(
         "good.test%40127.0.0.1:{p}",
         "good.test%00.127.0.0.1:{p}",

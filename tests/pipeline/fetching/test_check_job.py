@@ -19,7 +19,7 @@ def job_with(**changes):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"fetch__schemes": ["s3n"]}, "fetch.schemes: found 's3n', did you mean 's3'?"),
+        ({"fetch__schemes": ["s3x"]}, "fetch.schemes: found 's3x', did you mean 's3'?"),
         ({"fetch__schemes": ["file", "HTTPS"]}, "found 'HTTPS', did you mean 'https'?"),
         ({"fetch__schemes": ["https://"]}, "found 'https://', did you mean 'https'?"),
         ({"fetch__schemes": ["ftp://user:secret@h/"]}, r"found 'ftp://h/', expected one of file, "),
@@ -31,7 +31,7 @@ def job_with(**changes):
             {"fetch__hosts": ["a..com"]},
             "fetch.hosts: found a host that is not a valid name: 'a..com'",
         ),
-        ({"fetch__hosts": ["a b.com"]}, "fetch.hosts: found a blank"),
+        ({"fetch__hosts": ["a b.com"]}, "fetch.hosts: found a host that is not a valid name"),
         ({"fetch__hosts": ["300.1.1.1"]}, "fetch.hosts: .*: '300.1.1.1', expected a name"),
         ({"fetch__hosts": ["*.a.com", "10.0.0.7"]}, "found '10.0.0.7', which is private"),
         ({"fetch__hosts": ["[::1]"]}, r"found '\[::1\]', which is private"),

@@ -82,7 +82,7 @@ def test_what_is_no_file(tmp_path, rules):
     assert code_of("", rules) == code_of(None, rules) == "fetch_not_found"
     assert code_of("empty", rules) == "media_empty"
     assert code_of("large", rules) == "fetch_too_large"
-    for uri in ("ftp://a/b", "data:text/plain,x://", "simplecache::s3://a/b", "memory://x"):
+    for uri in ("ftp://a/b", "simplecache::s3://a/b", "memory://x"):
         assert code_of(uri, rules) in ("fetch_denied", "fetch_not_found")
 
 
@@ -121,7 +121,7 @@ def test_files_that_rows_may_not_read(tmp_path):
         *("sub", ".", "/", "", "file://", "file:///", f"file://host{inside}/sub/ok", "/dev/fd/0"),
         *(
             f"file://good.test{secret}",
-            f"file:{inside}/sub/ok",
+            "file:sub/ok",
             f"file:/{inside}/sub/ok",
             "sub/ok\0",
         ),
