@@ -5,7 +5,6 @@ does not know; and the checkpoint's files as bytes.
 """
 
 import json
-import re
 import uuid
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,8 @@ import pyarrow.parquet as pq
 from mediamill.model.errors import ModelError
 from mediamill.model.families.qwen2_vl.config import Qwen2VLConfig, parse_config
 from mediamill.model.layers.shards import Shard
-from mediamill.pipeline.checkpoint.checkpoint_hash import CheckpointHash, check_checkpoint
+from mediamill.pipeline.checkpoint.checkpoint_hash import BUILT_IN, CheckpointHash, check_checkpoint
+from mediamill.pipeline.checkpoint.loading_check import PromptTexts, check_loading
 from mediamill.pipeline.fetching.check_job import check_fetching
 from mediamill.pipeline.fingerprint import fingerprint, fingerprint_parts
 from mediamill.pipeline.ledger import hive_paths, ledger
@@ -31,6 +31,7 @@ from mediamill.pipeline.ray_cluster.trim_memory import trim_memory
 from mediamill.pipeline.records import MEDIA_BYTES, MEDIA_PATHS
 from mediamill.pipeline.replica.canary import check_canary
 from mediamill.pipeline.storage import storage
+from mediamill.pipeline.storage.overlap import overlaps
 from mediamill.pipeline.storage.storage import Place
 from mediamill.pipeline.tasks.tasks import task_kind
 from mediamill.schemas import columns as c
@@ -115,6 +116,8 @@ def check(job: JobConfig, step: StepOverrides | None = None) -> Plan:
     bound = {"fingerprint": digest, "parts": parts, "layout": _layout(job, schema)}
     if state.header is not None:
         _check_bound(output, state.header, bound)
+    if not state.counts.rows:  # else a run with this fingerprint has loaded it
+        check_loading(job, model, _prompt_texts(job, manifest, task))
     files, new_ids = unique_ids.check_ids(manifest, state.files, output / ledger.HIDDEN / "ids")
     _check_partition_values(manifest, job.partition_by)
     _check_writable(output)
@@ -122,6 +125,14 @@ def check(job: JobConfig, step: StepOverrides | None = None) -> Plan:
     return Plan(
         manifest, output, model, content, digest, bound, task, schema, files, new_ids, state, step
     )
+
+
+def _prompt_texts(job: JobConfig, manifest: Manifest, task: Task) -> PromptTexts:
+    """Returns the texts that every row has in its chat."""
+    own = {c.PROMPT, c.MESSAGES} & set(manifest.schema.optional)
+    prompts = [question.prompt for question in task.questions] if task.is_named else [job.prompt]
+    system = None if c.SYSTEM in manifest.schema.optional else job.system
+    return PromptTexts([text for text in prompts if text is not None and not own], system)
 
 
 def _check_sampling(job: JobConfig) -> None:
@@ -164,15 +175,13 @@ def _check_columns(job: JobConfig, manifest: Manifest, task: Task) -> None:
 
 
 def _check_output_apart(job: JobConfig) -> None:
-    output = storage.absolute(job.output)
-    for key, url in (("manifest", job.manifest), ("model", job.model)):
-        source = storage.absolute(url)
-        if key == "manifest" and "**" in source:  # it would match the output's files too
-            source = re.split(r"[*?\[]", source, maxsplit=1)[0].rstrip("/")
-        if f"{output}/".startswith(f"{source}/") or f"{source}/".startswith(f"{output}/"):
+    sources = {"manifest": job.manifest} | ({} if job.model == BUILT_IN else {"model": job.model})
+    for key, source in sources.items():
+        if overlaps(job.output, source):
             raise JobError(
-                f"output: found {storage.redact(output)}, which is or lies in or around the {key} "
-                f"{storage.redact(source)}, expected a folder apart from it"
+                f"output: found {storage.redact(storage.absolute(job.output))}, which is or lies "
+                f"in or around the {key} {storage.redact(storage.absolute(source))}, expected a "
+                "folder apart from it"
             )
 
 
