@@ -85,9 +85,9 @@ def load_model(
 
 
 def check_weights(folder: str | Path | Folder, config: Qwen2VLConfig | None = None) -> None:
-    """Raises what `load_model` raises for missing and damaged files and for tensors that do not fit.
+    """Raises what `load_model` raises for files and for tensors that do not fit.
 
-    Reads the headers of the files only: of values, nothing is checked. A folder at a URL is copied.
+    Reads only the headers of the files. A folder at a URL is copied.
     """
     folder = Folder.of(folder)
     config = config or load_config(folder)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mediamill.model.urls import safe_text
 from mediamill.schemas import columns as c
 from mediamill.schemas.errors import RowError
 from mediamill.schemas.manifest import ManifestSchema
@@ -88,10 +89,16 @@ def answer_columns(task: Task) -> list[str]:
 
 @dataclass(frozen=True)
 class RowFailure:
-    """Why a row failed: the values of its error columns."""
+    """Why a row failed: the values of its error columns.
+
+    Whoever wrote the message, it is stored without secrets, and cut as `safe_text` does.
+    """
 
     code: str
     message: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "message", safe_text(self.message))
 
     @classmethod
     def of(cls, error: RowError) -> "RowFailure":

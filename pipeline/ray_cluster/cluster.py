@@ -185,16 +185,27 @@ def _no_stderr() -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hides Ray Data's messages, which would break the progress line, except its errors."""
-    import ray.data  # configures its loggers
+    """Hides Ray's and Ray Data's messages, which would break the progress line or the summary.
 
-    logger = logging.getLogger(ray.data.__name__)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    The run's own sentence says why it stopped; Ray's log files have everything.
+    """
+    import ray.data  # configures its loggers
+    from ray._private import worker
+
+    loggers = [logging.getLogger(module.__name__) for module in (ray, ray.data)]
+    levels, shown = [logger.level for logger in loggers], worker._worker_logs_enabled
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    # As Ray's own debugger does. Else each failure of an actor puts a whole traceback on stdout.
+    worker._worker_logs_enabled = False
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"ray\.data")
+            yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        worker._worker_logs_enabled = shown
 
 
 def _set_environment(address: str | None) -> None:

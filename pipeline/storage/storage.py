@@ -21,6 +21,7 @@ from fsspec.implementations.local import LocalFileSystem
 from mediamill.model.urls import local_path as local_path
 from mediamill.model.urls import redact as redact
 from mediamill.model.urls import redact_text as redact_text
+from mediamill.model.urls import safe_text as safe_text
 from mediamill.model.urls import scheme as scheme
 from mediamill.pipeline.storage.retries import Backoff, classify_error, retry
 from mediamill.schemas.errors import JobError
