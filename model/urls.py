@@ -32,6 +32,8 @@ _SECRETS = tuple(
         rf"([\"'](?:{_WORDS}|authorization)[\"']\s*:\s*[\"']?)[^\s,'\"<>}}]+",
         r"(?<![\w-])((?:authorization:\s*)?(?:bearer|basic)\s+)[\w+/=.~-]{8,}",
         r"\b((?:AKIA|ASIA))[A-Z0-9]{12,}\b",
+        # What is left of a URL that was taken for a path: one of its slashes is gone.
+        r"(?<![\w+.-])([a-z][a-z0-9+.-]{1,20}:/)(?!/)[^\s/:@\"'<>]*:[^\s@\"'<>]+(?=@)",
     )
 )
 MAX_MESSAGE = 2000  # characters of any message

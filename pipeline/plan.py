@@ -44,6 +44,7 @@ from mediamill.schemas.task import Task, task_of
 _READERS = 8  # manifest files that are read at once
 _BUFFER_BYTES = 4 << 20  # of one column: a large row group is not held whole
 _ANSWERS = (c.TEXT, c.FINISH_REASON, c.MEAN_LOGPROB)  # columns that only some tasks make
+_MIN_STEP_S = 1.0
 _FOLDER_BYTES = 255  # the longest file name of common file systems
 
 
@@ -97,6 +98,7 @@ def check(job: JobConfig, step: StepOverrides | None = None) -> Plan:
     """Returns the job's plan. Raises JobError with what was found and what was expected."""
     _check_sampling(job)
     check_fetching(job)
+    _check_step_timeout(job)
     _check_output_apart(job)
     output = storage.resolve(job.output)
     state = _open_output(output)
@@ -153,6 +155,14 @@ def _check_model(job: JobConfig, model: Place) -> Qwen2VLConfig:
     except ModelError as error:
         raise JobError(f"resources.tensor_parallel: {error}") from error
     return config
+
+
+def _check_step_timeout(job: JobConfig) -> None:
+    if job.limits.step_timeout_s < _MIN_STEP_S:
+        raise JobError(
+            f"limits.step_timeout_s: found {job.limits.step_timeout_s:g}, expected at least "
+            f"{_MIN_STEP_S:g}: a sound engine would count as broken"
+        )
 
 
 def _check_columns(job: JobConfig, manifest: Manifest, task: Task) -> None:
