@@ -22,7 +22,6 @@ from mediamill.schemas.job_resources import size_range
 
 if TYPE_CHECKING:
     from ray.data import DataContext
-    from ray.job_config import JobConfig
 
 _MIN_CPUS = 2
 _LOCAL_LABEL = {"mediamill-cluster": "local"}  # several runs may share such a cluster
@@ -55,7 +54,7 @@ def ray_cluster(address: str | None, own_stages: bool = False) -> Iterator[bool]
                 address=address,
                 log_to_driver=False,
                 logging_level=logging.WARNING,
-                job_config=_job_config(own_stages),
+                **_job_config(own_stages),
             )
         else:
             _start_local(own_stages)
@@ -148,8 +147,8 @@ class _NoFolders(list[str]):
         """Does nothing."""
 
 
-def _job_config(own_stages: bool) -> "JobConfig | None":
-    """Returns settings with which workers import nothing from the user's folders.
+def _job_config(own_stages: bool) -> dict[str, Any]:
+    """Returns arguments of `ray.init` with which workers import nothing from the user's folders.
 
     By default Ray puts the current folder and the script's first on the path of all workers: a
     `torch.py` or `json.py` there would be imported for the library of that name.
@@ -160,10 +159,10 @@ def _job_config(own_stages: bool) -> "JobConfig | None":
     package = str(Path(mediamill.__file__).parents[1])
     is_submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ  # Ray adds no folder then
     if own_stages or is_submitted or package in folders:
-        return None
+        return {}
     config = JobConfig()
     config._py_driver_sys_path = _NoFolders()
-    return config
+    return {"job_config": config}
 
 
 def _start_local(own_stages: bool) -> None:
@@ -180,7 +179,7 @@ def _start_local(own_stages: bool) -> None:
                     log_to_driver=False,
                     logging_level=logging.ERROR,
                     labels=_LOCAL_LABEL,
-                    job_config=_job_config(own_stages),
+                    **_job_config(own_stages),
                 )
         except Exception:
             ray.shutdown(wait_for_processes=True)
