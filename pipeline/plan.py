@@ -27,6 +27,7 @@ from mediamill.pipeline.ledger.state import KnownFile, LedgerState
 from mediamill.pipeline.manifest import unique_ids
 from mediamill.pipeline.manifest.manifest import Manifest, ManifestFile, open_manifest
 from mediamill.pipeline.manifest.unique_ids import NewIds
+from mediamill.pipeline.ray_cluster.ray_version import check_ray_version
 from mediamill.pipeline.ray_cluster.trim_memory import trim_memory
 from mediamill.pipeline.records import MEDIA_BYTES, MEDIA_PATHS
 from mediamill.pipeline.replica.canary import check_canary
@@ -96,6 +97,7 @@ class Plan:
 
 def check(job: JobConfig, step: StepOverrides | None = None) -> Plan:
     """Returns the job's plan. Raises JobError with what was found and what was expected."""
+    check_ray_version()
     _check_sampling(job)
     check_fetching(job)
     _check_step_timeout(job)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mediamill
+from mediamill.pipeline.faults import PermanentError
 from mediamill.pipeline.ray_cluster.block_stats import ClearBlockStats
 from mediamill.pipeline.ray_cluster.pool_sizes import Node, Pools, TooSmallError, size_pools
 from mediamill.schemas.job import Resources
@@ -50,12 +51,7 @@ def ray_cluster(address: str | None, own_stages: bool = False) -> Iterator[bool]
         return
     with _restored_sigterm():
         if address is not None:
-            ray.init(
-                address=address,
-                log_to_driver=False,
-                logging_level=logging.WARNING,
-                **_job_config(own_stages),
-            )
+            _connect(address, own_stages)
         else:
             _start_local(own_stages)
     try:
@@ -138,6 +134,23 @@ def _request_nodes(resources: Resources | None) -> None:
         generate = dict(resources.labels.generate)
         labels = [dict(resources.labels.prepare), *([generate] * replicas)]
     sdk.request_resources(bundles=bundles, bundle_label_selectors=labels)
+
+
+def _connect(address: str, own_stages: bool) -> None:
+    """Raises PermanentError for a cluster of another version of Ray or Python."""
+    import ray
+
+    try:
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+            **_job_config(own_stages),
+        )
+    except RuntimeError as error:
+        if "ersion mismatch" not in str(error):
+            raise
+        raise PermanentError(" ".join(str(error).split())) from error
 
 
 class _NoFolders(list[str]):
