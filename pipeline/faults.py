@@ -26,7 +26,13 @@ _MISTAKES = (
     TypeError,
     ValueError,
 )
-_MORE_MISTAKES = ("ArrowInvalid", "ArrowNotImplementedError", "ArrowTypeError", "ModelError")
+_MORE_MISTAKES = (
+    "ArrowInvalid",
+    "ArrowNotImplementedError",
+    "ArrowTypeError",
+    "JobError",
+    "ModelError",
+)
 _CHAINED = "The above exception was the direct cause of the following exception"
 
 
@@ -79,7 +85,8 @@ def stopped_by(error: BaseException) -> RunError:
         return error
     root, line = _root(error)
     is_mistake = isinstance(root, _MISTAKES) if _is_ours(root) else _names_mistake(line)
-    return PermanentError(safe_text(line)) if is_mistake else RunError(safe_text(line))
+    sentence = safe_text(_readable(line))
+    return PermanentError(sentence) if is_mistake else RunError(sentence)
 
 
 def root_cause(error: BaseException) -> str:
@@ -87,7 +94,7 @@ def root_cause(error: BaseException) -> str:
 
     Ray's errors hold whole remote tracebacks.
     """
-    return safe_text(_root(error)[1])
+    return safe_text(_readable(_root(error)[1]))
 
 
 def _root(error: BaseException) -> tuple[BaseException, str]:
@@ -129,6 +136,14 @@ def _names_mistake(line: str) -> bool:
     name = line.partition(":")[0].rpartition(".")[2]
     kind = getattr(builtins, name, None)
     return name in _MORE_MISTAKES or (isinstance(kind, type) and issubclass(kind, _MISTAKES))
+
+
+def _readable(line: str) -> str:
+    """Returns the last line of a traceback without module names; of ours, only the sentence."""
+    name, colon, message = line.partition(": ")
+    if not colon or "." not in name or not name.replace(".", "").isidentifier():
+        return line
+    return message if name.startswith("mediamill.") else f"{name.rpartition('.')[2]}: {message}"
 
 
 def _is_ours(error: BaseException) -> bool:

@@ -76,6 +76,8 @@ def test_a_failure_is_1_and_one_line(capsys, error, reason):
             RemoteError("Traceback:\n  x\nModuleNotFoundError: No module named 'x'\n"),
             "ModuleNotFoundError: No module named 'x'",
         ),
+        (RemoteError("Traceback\n  x\nmediamill.schemas.errors.JobError: o: no o\n"), "o: no o"),
+        (RemoteError("Traceback\n  x\npyarrow.lib.ArrowInvalid: bad\n"), "ArrowInvalid: bad"),
         (RemoteError("anything", KeyError("x")), "KeyError: 'x'"),
         (PermanentError("an engine could not be loaded"), "an engine could not be loaded"),
     ],
