@@ -33,6 +33,7 @@ _MORE_MISTAKES = (
     "JobError",
     "ModelError",
 )
+_IN_CONSTRUCTOR = "error raised in its creation task"  # the frames follow, without "Traceback"
 _CHAINED = "The above exception was the direct cause of the following exception"
 
 
@@ -107,7 +108,7 @@ def _root(error: BaseException) -> tuple[BaseException, str]:
             # A stage's own error: only the text of the remote traceback names it.
             return error, _raised(str(error).partition(_CHAINED)[0].splitlines())
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if any("Traceback" in line for line in lines):
+    if any("Traceback" in line or _IN_CONSTRUCTOR in line for line in lines):
         return error, lines[-1]
     if lines and _is_ours(error):
         return error, lines[0]  # already a sentence

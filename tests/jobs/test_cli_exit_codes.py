@@ -78,6 +78,12 @@ def test_a_failure_is_1_and_one_line(capsys, error, reason):
         ),
         (RemoteError("Traceback\n  x\nmediamill.schemas.errors.JobError: o: no o\n"), "o: no o"),
         (RemoteError("Traceback\n  x\npyarrow.lib.ArrowInvalid: bad\n"), "ArrowInvalid: bad"),
+        (
+            RemoteError(
+                "died because of an error raised in its creation task, a\n  x\nImportError: y"
+            ),
+            "ImportError: y",
+        ),
         (RemoteError("anything", KeyError("x")), "KeyError: 'x'"),
         (PermanentError("an engine could not be loaded"), "an engine could not be loaded"),
     ],
