@@ -23,7 +23,8 @@ from mediamill.jobs.cluster.cluster_commands import (
     parse_submit,
 )
 from mediamill.jobs.commands import JOB_HELP, TOP_HELP, parse_demo, parse_job, parse_run
-from mediamill.pipeline.faults import Drained, root_cause
+from mediamill.model.urls import MAX_MESSAGE, safe_text
+from mediamill.pipeline.faults import Drained, PermanentError, stopped_by
 from mediamill.schemas.errors import JobError
 from mediamill.schemas.job import JobConfig, load_job
 from mediamill.schemas.nearest import nearest
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from mediamill.jobs.cluster.jobs_api import Cluster
 
 _RESUME = "to go on, run the same command again: rows that are finished are kept"
+_MENDED = "once that is mended, the same command goes on: rows that are finished are kept"
 _TERMINATED = 128 + signal.SIGTERM
 _SHORT_STOP = (
     "was not submitted by mediamill: unless the head's RAY_JOB_STOP_WAIT_TIME_S is above the job's "
@@ -55,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command not in _COMMANDS:
         guess = nearest(command, _COMMANDS)
         hint = f"did you mean '{guess}'?" if guess else f"expected one of {', '.join(_COMMANDS)}"
-        print(f"error: unknown command '{command}', {hint}", file=sys.stderr)
+        _say(f"error: unknown command '{command}', {hint}")
         return 2
     verbose = "-v" in rest or "--verbose" in rest
     return exit_code(lambda: _COMMANDS[command](rest), verbose)
@@ -69,14 +71,14 @@ def exit_code(action: Callable[[], int], verbose: bool = False) -> int:
         return action()
     except JobError as error:
         for line in str(error).split("\n"):
-            print(f"error: {line}", file=sys.stderr)
+            _say(f"error: {line}")
         return 2
     except Drained as error:
         word = "interrupted" if error.signal == signal.SIGINT else "terminated"
-        print(f"{word}: {error}; {_RESUME}", file=sys.stderr)
+        _say(f"{word}: {error}", f"; {_RESUME}")
         return 1 if error.signal is None else 128 + error.signal
     except ClusterGoneError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _say(f"error: {error}")
         return 1
     except KeyboardInterrupt:
         print(f"interrupted; {_RESUME}", file=sys.stderr)
@@ -89,10 +91,21 @@ def exit_code(action: Callable[[], int], verbose: bool = False) -> int:
         return stop.code if isinstance(stop.code, int) else 0
     except Exception as error:  # noqa: BLE001 - this is the outermost frame
         if verbose:
-            traceback.print_exc()
+            for line in traceback.format_exc().splitlines():
+                _say(line)
+        stopped = stopped_by(error)
+        permanent = isinstance(stopped, PermanentError)
+        if isinstance(stopped, PermanentError) and stopped.in_job:
+            _say(f"error: {stopped}")
+            return 2
         hint = "" if verbose else " (-v shows the traceback)"
-        print(f"error: the job failed: {root_cause(error)}{hint}; {_RESUME}", file=sys.stderr)
+        _say(f"error: the job failed: {stopped}", f"{hint}; {_MENDED if permanent else _RESUME}")
         return 1
+
+
+def _say(text: str, ending: str = "") -> None:
+    """Prints one message on stderr: without secrets, and cut, but not its ending."""
+    print(safe_text(text, MAX_MESSAGE - len(ending)) + ending, file=sys.stderr)
 
 
 def _job(kind: str, argv: Sequence[str]) -> int:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from mediamill.model.urls import MAX_MESSAGE, safe_text
 from mediamill.schemas.errors import JobError
 from mediamill.schemas.job import KEYS, describe_keys, parse_overrides
 from mediamill.schemas.nearest import nearest
@@ -103,7 +104,9 @@ class _Parser(argparse.ArgumentParser):
     """Reports a usage error in one sentence, without the usage text."""
 
     def error(self, message: str) -> NoReturn:
-        print(f"error: {self.prog}: {message} (see {self.prog} --help)", file=sys.stderr)
+        ending = f" (see {self.prog} --help)"
+        text = safe_text(f"error: {self.prog}: {message}", MAX_MESSAGE - len(ending))
+        print(text + ending, file=sys.stderr)
         raise SystemExit(2)
 
 

@@ -61,15 +61,8 @@ def load_model(
     with torch.device("meta"):
         whole = Qwen2VL(config)
         model = whole if shard.size == 1 else Qwen2VL(config, shard, ranks)
-    # With both, the single file counts: the reference looks for it first.
-    index = {} if folder.exists(_SINGLE) else _weight_map(folder)
-    files = sorted(set(index.values())) or [_SINGLE]
-    folder = local_copy(folder, files)
-    headers = {file: read_header(folder, file) for file in files}
+    folder, files, sources = _sources(folder, whole, config)
     expected = dict(whole.named_parameters())
-    _refuse_quantized(folder, headers)
-    sources = _matched(folder, headers, expected, config.text.tie_word_embeddings)
-    _check_index(folder, index, headers)
     head = sources.pop(_HEAD) if _HEAD not in expected and _HEAD in sources else None
     model = model.to(dtype or _main_dtype(sources.values())).to_empty(device=device)
     model.tie()
@@ -89,6 +82,36 @@ def load_model(
     for module in (model.visual, model.model):
         module.reset_frequencies(device)
     return model.eval().requires_grad_(False)
+
+
+def check_weights(folder: str | Path | Folder, config: Qwen2VLConfig | None = None) -> None:
+    """Raises what `load_model` raises for files and for tensors that do not fit.
+
+    Reads only the headers of the files. A folder at a URL is copied.
+    """
+    folder = Folder.of(folder)
+    config = config or load_config(folder)
+    with torch.device("meta"):
+        _sources(folder, Qwen2VL(config), config)
+
+
+def _sources(
+    folder: Folder, whole: Qwen2VL, config: Qwen2VLConfig
+) -> tuple[Folder, list[str], dict[str, StoredTensor]]:
+    """Returns the local folder, its files, and the stored tensor of each parameter.
+
+    whole: the network of all ranks. Raises ModelError.
+    """
+    # With both, the single file counts: the reference looks for it first.
+    index = {} if folder.exists(_SINGLE) else _weight_map(folder)
+    files = sorted(set(index.values())) or [_SINGLE]
+    folder = local_copy(folder, files)
+    headers = {file: read_header(folder, file) for file in files}
+    expected = dict(whole.named_parameters())
+    _refuse_quantized(folder, headers)
+    sources = _matched(folder, headers, expected, config.text.tie_word_embeddings)
+    _check_index(folder, index, headers)
+    return folder, files, sources
 
 
 def _available(device: torch.device | str) -> torch.device:

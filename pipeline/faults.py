@@ -2,14 +2,38 @@
 
 RunError (RuntimeError)           the run stopped before its end; the same command resumes it
 + Drained                         someone asked it to stop
++ PermanentError                  it would stop again unless something is changed first
 BrokenEngineError (RuntimeError)  one process cannot go on; another one may take its place
 FatalError (RuntimeError)         answers cannot be trusted: the whole run stops
 + IdentityError                   an answer or a tensor belongs to another row
 + CanaryError                     the canary's answer is not the expected one
 """
 
-from collections.abc import Sequence
+import builtins
+from collections.abc import Iterator, Sequence
 
+from mediamill.model.urls import safe_text
+
+_MAX_CAUSES = 100
+_MISTAKES = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NameError,
+    NotImplementedError,
+    TypeError,
+    ValueError,
+)
+_MORE_MISTAKES = (
+    "ArrowInvalid",
+    "ArrowNotImplementedError",
+    "ArrowTypeError",
+    "JobError",
+    "ModelError",
+)
+_IN_CONSTRUCTOR = "error raised in its creation task"  # the frames follow, without "Traceback"
 _CHAINED = "The above exception was the direct cause of the following exception"
 
 
@@ -28,6 +52,18 @@ class Drained(RunError):
         self.signal = signal
 
 
+class PermanentError(RunError):
+    """The job stopped for a reason that stays: the same command alone would stop again.
+
+    in_job: whether the job or its model can never work, as with JobError. Otherwise the reason is
+    around it: a missing library, a machine, or a mistake of this program.
+    """
+
+    def __init__(self, message: str, in_job: bool = False) -> None:
+        super().__init__(message)
+        self.in_job = in_job
+
+
 class BrokenEngineError(RuntimeError):
     """The engine or its device would fail for every further row: the process has to end."""
 
@@ -44,22 +80,71 @@ class CanaryError(FatalError):
     """The canary's answer is not the expected one."""
 
 
+def stopped_by(error: BaseException) -> RunError:
+    """Returns what an unexpected error of a run means for it, as an exception with one sentence."""
+    if isinstance(error, RunError):
+        return error
+    root, line = _root(error)
+    is_mistake = isinstance(root, _MISTAKES) if _is_ours(root) else _names_mistake(line)
+    sentence = safe_text(_readable(line))
+    return PermanentError(sentence) if is_mistake else RunError(sentence)
+
+
 def root_cause(error: BaseException) -> str:
-    """Returns the root cause of an error in one line. Ray's errors hold whole remote tracebacks."""
-    while not _is_ours(error):
-        cause = getattr(error, "cause", None) or error.__cause__
-        if not isinstance(cause, BaseException):
-            break
-        if _CHAINED in str(error):
-            # A stage's own error: only the text of the remote traceback names it.
-            return _raised(str(error).partition(_CHAINED)[0].splitlines())
+    """Returns the root cause of an error in one line, without secrets.
+
+    Ray's errors hold whole remote tracebacks.
+    """
+    return safe_text(_readable(_root(error)[1]))
+
+
+def _root(error: BaseException) -> tuple[BaseException, str]:
+    """Returns the innermost error that is known as an object, and the line that names the cause."""
+    for cause in _causes(error):
         error = cause
+        if _is_ours(error):
+            break
+        if _CHAINED in str(error) and _cause(error) is not None:
+            # A stage's own error: only the text of the remote traceback names it.
+            return error, _raised(str(error).partition(_CHAINED)[0].splitlines())
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if any("Traceback" in line for line in lines):
-        return lines[-1]
+    if any("Traceback" in line or _IN_CONSTRUCTOR in line for line in lines):
+        return error, lines[-1]
     if lines and _is_ours(error):
-        return lines[0]  # already a sentence
-    return ": ".join([type(error).__name__, *lines[:1]])
+        return error, lines[0]  # already a sentence
+    return error, ": ".join([type(error).__name__, *lines[:1]])
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yields the error, its cause, the cause's cause, ...; ends where they form a cycle."""
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen and len(seen) < _MAX_CAUSES:
+        seen.add(id(cause))
+        yield cause
+        cause = _cause(cause)
+
+
+def _cause(error: BaseException) -> BaseException | None:
+    cause = getattr(error, "cause", None) or error.__cause__
+    # Ray Data raises its errors from an empty one of that name.
+    is_empty = type(cause).__name__ == "SystemException" and not str(cause)
+    return cause if isinstance(cause, BaseException) and not is_empty else None
+
+
+def _names_mistake(line: str) -> bool:
+    """Whether a line begins with an exception that the same input always raises again."""
+    name = line.partition(":")[0].rpartition(".")[2]
+    kind = getattr(builtins, name, None)
+    return name in _MORE_MISTAKES or (isinstance(kind, type) and issubclass(kind, _MISTAKES))
+
+
+def _readable(line: str) -> str:
+    """Returns the last line of a traceback without module names; of ours, only the sentence."""
+    name, colon, message = line.partition(": ")
+    if not colon or "." not in name or not name.replace(".", "").isidentifier():
+        return line
+    return message if name.startswith("mediamill.") else f"{name.rpartition('.')[2]}: {message}"
 
 
 def _is_ours(error: BaseException) -> bool:

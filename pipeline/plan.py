@@ -5,7 +5,6 @@ does not know; and the checkpoint's files as bytes.
 """
 
 import json
-import re
 import uuid
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,8 @@ import pyarrow.parquet as pq
 from mediamill.model.errors import ModelError
 from mediamill.model.families.qwen2_vl.config import Qwen2VLConfig, parse_config
 from mediamill.model.layers.shards import Shard
-from mediamill.pipeline.checkpoint.checkpoint_hash import CheckpointHash, check_checkpoint
+from mediamill.pipeline.checkpoint.checkpoint_hash import BUILT_IN, CheckpointHash, check_checkpoint
+from mediamill.pipeline.checkpoint.loading_check import PromptTexts, check_loading
 from mediamill.pipeline.fetching.check_job import check_fetching
 from mediamill.pipeline.fingerprint import fingerprint, fingerprint_parts
 from mediamill.pipeline.ledger import hive_paths, ledger
@@ -27,10 +27,12 @@ from mediamill.pipeline.ledger.state import KnownFile, LedgerState
 from mediamill.pipeline.manifest import unique_ids
 from mediamill.pipeline.manifest.manifest import Manifest, ManifestFile, open_manifest
 from mediamill.pipeline.manifest.unique_ids import NewIds
+from mediamill.pipeline.ray_cluster.ray_version import check_ray_version
 from mediamill.pipeline.ray_cluster.trim_memory import trim_memory
 from mediamill.pipeline.records import MEDIA_BYTES, MEDIA_PATHS
 from mediamill.pipeline.replica.canary import check_canary
 from mediamill.pipeline.storage import storage
+from mediamill.pipeline.storage.overlap import overlaps
 from mediamill.pipeline.storage.storage import Place
 from mediamill.pipeline.tasks.tasks import task_kind
 from mediamill.schemas import columns as c
@@ -43,6 +45,7 @@ from mediamill.schemas.task import Task, task_of
 _READERS = 8  # manifest files that are read at once
 _BUFFER_BYTES = 4 << 20  # of one column: a large row group is not held whole
 _ANSWERS = (c.TEXT, c.FINISH_REASON, c.MEAN_LOGPROB)  # columns that only some tasks make
+_MIN_STEP_S = 1.0
 _FOLDER_BYTES = 255  # the longest file name of common file systems
 
 
@@ -94,8 +97,10 @@ class Plan:
 
 def check(job: JobConfig, step: StepOverrides | None = None) -> Plan:
     """Returns the job's plan. Raises JobError with what was found and what was expected."""
+    check_ray_version()
     _check_sampling(job)
     check_fetching(job)
+    _check_step_timeout(job)
     _check_output_apart(job)
     output = storage.resolve(job.output)
     state = _open_output(output)
@@ -115,6 +120,8 @@ def check(job: JobConfig, step: StepOverrides | None = None) -> Plan:
     bound = {"fingerprint": digest, "parts": parts, "layout": _layout(job, schema)}
     if state.header is not None:
         _check_bound(output, state.header, bound)
+    if not state.counts.rows:  # else a run with this fingerprint has loaded it
+        check_loading(job, model, _prompt_texts(job, manifest, task))
     files, new_ids = unique_ids.check_ids(manifest, state.files, output / ledger.HIDDEN / "ids")
     _check_partition_values(manifest, job.partition_by)
     _check_writable(output)
@@ -122,6 +129,14 @@ def check(job: JobConfig, step: StepOverrides | None = None) -> Plan:
     return Plan(
         manifest, output, model, content, digest, bound, task, schema, files, new_ids, state, step
     )
+
+
+def _prompt_texts(job: JobConfig, manifest: Manifest, task: Task) -> PromptTexts:
+    """Returns the texts that every row has in its chat."""
+    own = {c.PROMPT, c.MESSAGES} & set(manifest.schema.optional)
+    prompts = [question.prompt for question in task.questions] if task.is_named else [job.prompt]
+    system = None if c.SYSTEM in manifest.schema.optional else job.system
+    return PromptTexts([text for text in prompts if text is not None and not own], system)
 
 
 def _check_sampling(job: JobConfig) -> None:
@@ -144,6 +159,14 @@ def _check_model(job: JobConfig, model: Place) -> Qwen2VLConfig:
     return config
 
 
+def _check_step_timeout(job: JobConfig) -> None:
+    if job.limits.step_timeout_s < _MIN_STEP_S:
+        raise JobError(
+            f"limits.step_timeout_s: found {job.limits.step_timeout_s:g}, expected at least "
+            f"{_MIN_STEP_S:g}: a sound engine would count as broken"
+        )
+
+
 def _check_columns(job: JobConfig, manifest: Manifest, task: Task) -> None:
     where = storage.redact(manifest.url)
     check_partition_by(manifest.schema, job.partition_by, where)
@@ -164,15 +187,13 @@ def _check_columns(job: JobConfig, manifest: Manifest, task: Task) -> None:
 
 
 def _check_output_apart(job: JobConfig) -> None:
-    output = storage.absolute(job.output)
-    for key, url in (("manifest", job.manifest), ("model", job.model)):
-        source = storage.absolute(url)
-        if key == "manifest" and "**" in source:  # it would match the output's files too
-            source = re.split(r"[*?\[]", source, maxsplit=1)[0].rstrip("/")
-        if f"{output}/".startswith(f"{source}/") or f"{source}/".startswith(f"{output}/"):
+    sources = {"manifest": job.manifest} | ({} if job.model == BUILT_IN else {"model": job.model})
+    for key, source in sources.items():
+        if overlaps(job.output, source):
             raise JobError(
-                f"output: found {storage.redact(output)}, which is or lies in or around the {key} "
-                f"{storage.redact(source)}, expected a folder apart from it"
+                f"output: found {storage.redact(storage.absolute(job.output))}, which is or lies "
+                f"in or around the {key} {storage.redact(storage.absolute(source))}, expected a "
+                "folder apart from it"
             )
 
 

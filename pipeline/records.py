@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mediamill.model.urls import safe_text
 from mediamill.schemas import columns as c
 from mediamill.schemas.errors import RowError
 from mediamill.schemas.manifest import ManifestSchema
@@ -24,7 +25,6 @@ from mediamill.schemas.task import CAPTION, Task
 ROW_FILE, ROW_INDEX = "file", "index"
 ROW_STRUCT = pa.struct([pa.field(ROW_FILE, pa.int32()), pa.field(ROW_INDEX, pa.int64())])
 
-MAX_MESSAGE = 2000  # characters of a row's error, whatever it quotes
 
 # Only between fetch and prepare, which run in one process; of a manifest that holds media, their
 # bytes also come with the rows that are read. Each medium has one of the two: what is
@@ -97,14 +97,16 @@ def answer_columns(task: Task) -> list[str]:
 
 @dataclass(frozen=True)
 class RowFailure:
-    """Why a row failed: the values of its error columns. A long message is cut."""
+    """Why a row failed: the values of its error columns.
+
+    A message is stored without secrets, and cut, as `safe_text` does.
+    """
 
     code: str
     message: str
 
     def __post_init__(self) -> None:
-        if len(self.message) > MAX_MESSAGE:
-            object.__setattr__(self, "message", f"{self.message[: MAX_MESSAGE - 3]}...")
+        object.__setattr__(self, "message", safe_text(self.message))
 
     @classmethod
     def of(cls, error: RowError) -> "RowFailure":

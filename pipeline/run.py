@@ -197,7 +197,7 @@ def run(
         if stop.requested:
             raise Drained("nothing had begun", stop.signal)
         try:
-            with ray_cluster(address) as can_grow:
+            with ray_cluster(address, stages != Stages()) as can_grow:
                 names = [_FetchAndPrepare.__name__]
                 names += [] if stages.generate is None else [_GenerateAndParse.__name__]
                 prepare_bytes = memory_bytes(job.limits, _PREPARE_CALLS)

@@ -14,6 +14,13 @@ from tests.pipeline.world import draw_media, picture_rows, read_output, write_ma
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("schemas", "model", "pipeline", "jobs")
+# Of libraries and of Python itself; "types" and some more break any program that runs with -m.
+OTHERS = (
+    *("PIL", "av", "fsspec", "jinja2", "numpy", "pandas", "pyarrow", "pydantic", "ray"),
+    *("safetensors", "tokenizers", "torch", "yaml"),
+    *("argparse", "asyncio", "copy", "json", "logging", "queue", "random", "socket", "string"),
+    *("struct", "subprocess", "tempfile", "threading", "uuid"),
+)
 BUILD = "import setuptools.build_meta as backend; backend.build_wheel('dist')"
 SCRIPT = """
 from mediamill.pipeline.run import run
@@ -23,6 +30,8 @@ if __name__ == "__main__":
     summary = run(load_job("job.yaml"), address={address!r})
     print(summary.rows, summary.ok)
 """
+RAISES = "raise RuntimeError('the user\\'s own {name} was imported')\n"
+COMMAND = str(Path(sys.executable).parent / "mediamill")
 TYPED = """
 from mediamill.model.engine import Engine
 from mediamill.schemas.job import load_job
@@ -80,11 +89,11 @@ def test_a_users_script_is_type_checked_against_it(tmp_path):
 
 @pytest.mark.timeout(600)
 def test_modules_of_the_users_own_are_not_imported(tmp_path, ray_cluster):
-    """A folder with the names of our folders, whose modules raise when they are imported."""
+    """A folder with names of ours, of libraries and of Python; its modules raise when imported."""
     for name in FOLDERS:
         path = tmp_path / (f"{name}/__init__.py" if name == "schemas" else f"{name}.py")
         path.parent.mkdir(exist_ok=True)
-        path.write_text(f"raise RuntimeError('the user\\'s own {name} was imported')\n")
+        path.write_text(RAISES.format(name=name))
     rows = picture_rows(draw_media(tmp_path / "media"), 3)
     write_manifest(tmp_path / "manifest.parquet", rows)
     (tmp_path / "job.yaml").write_text(
@@ -93,12 +102,14 @@ def test_modules_of_the_users_own_are_not_imported(tmp_path, ray_cluster):
     )
     (tmp_path / "script.py").write_text(SCRIPT.format(address=ray_cluster))
     outputs = {}
-    for output, arguments in (
-        ("from-python", ["script.py"]),
-        ("from-command", ["-m", "mediamill", "run", "job.yaml", "output=from-command"]),
+    for output, others, command in (
+        ("from-python", (), [sys.executable, "script.py"]),
+        ("from-command", (*OTHERS, "types", "functools"), [COMMAND, "run", "job.yaml"]),
     ):
+        for name in others:
+            (tmp_path / f"{name}.py").write_text(RAISES.format(name=name))
         ended = subprocess.run(
-            [sys.executable, *arguments],
+            [*command, *([f"output={output}"] if others else [])],
             cwd=tmp_path,
             env={**os.environ, "RAY_ADDRESS": ray_cluster},
             capture_output=True,
@@ -110,3 +121,19 @@ def test_modules_of_the_users_own_are_not_imported(tmp_path, ray_cluster):
         outputs[output] = [(row["id"], row["text"]) for row in read_output(tmp_path / output)]
     assert len(outputs["from-python"]) == 3
     assert outputs["from-python"] == outputs["from-command"]
+
+
+def test_python_with_m_imports_nothing_of_the_current_folder(tmp_path):
+    for name in (*FOLDERS, *OTHERS):
+        (tmp_path / f"{name}.py").write_text(RAISES.format(name=name))
+    for arguments, code in ((["--version"], 0), (["caption", "m", "o", "--model", "built-in"], 2)):
+        ended = subprocess.run(
+            [sys.executable, "-m", "mediamill", *arguments],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert ended.returncode == code, ended.stderr
+        assert "was imported" not in ended.stderr

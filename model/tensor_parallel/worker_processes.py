@@ -83,7 +83,8 @@ class WorkerProcesses:
     def _monitor(self, count: int, started: threading.Event) -> None:
         try:
             for number in range(count):
-                command = [sys.executable, "-m", "mediamill.model.tensor_parallel.worker"]
+                # -P: modules of the current folder are the user's own.
+                command = [sys.executable, "-P", "-m", "mediamill.model.tensor_parallel.worker"]
                 pipe = subprocess.PIPE
                 process = subprocess.Popen(command, stdin=pipe, stdout=pipe)
                 self._processes.append(process)

@@ -14,6 +14,7 @@ from typing import Any
 
 from mediamill.pipeline.coordinator import utilization
 from mediamill.pipeline.coordinator.failure_policy import GENERATE, FailurePolicy, RunStatus
+from mediamill.pipeline.faults import RunError, stopped_by
 from mediamill.pipeline.ledger import ledger
 from mediamill.pipeline.ledger.state import Counts, Rows
 from mediamill.pipeline.ray_cluster import metrics
@@ -48,6 +49,7 @@ class Coordinator(FailurePolicy):
     ) -> None:
         super().__init__(resources, limits, _is_alive, last_pool)
         self._ledger = ledger.Ledger(output_url, run)
+        self._count(self._ledger.state.run_counts)
         self._answers, self._answer_columns = AnswerCache(), answer_columns
         self._loading: asyncio.Task[None] | None = None
         self._started = time.monotonic()
@@ -67,6 +69,11 @@ class Coordinator(FailurePolicy):
 
     async def counts(self) -> tuple[Counts, Counts]:
         return await self._ledger.counts()
+
+    def _count(self, committed: Counts) -> None:
+        """Counts the rows that a coordinator before this one committed in this run."""
+        self._finished_rows += committed.rows
+        self._errors.update(committed.errors)
 
     def status(self) -> RunStatus:
         """Returns the run status. Also exports metrics, since the driver polls this regularly."""
@@ -118,7 +125,7 @@ class Coordinator(FailurePolicy):
             (metrics.TOKENS, "prompt"): finished.prompt_tokens,
             (metrics.TOKENS, "visual"): finished.visual_tokens,
             (metrics.TOKENS, "output"): finished.output_tokens,
-            (metrics.ENGINES, ""): super().status().engines_replaced,
+            (metrics.ENGINES, ""): self._broken_engines,
         }
 
 
@@ -177,6 +184,36 @@ def poll(coordinator: Any) -> RunStatus | None:
     """Returns the run status; None while the coordinator does not reply."""
     status: list[RunStatus] | None = _replies(coordinator.status)
     return status[0] if status else None
+
+
+@dataclass(frozen=True)
+class Life:
+    """Whether Ray still restarts the coordinator.
+
+    restarts: so far. death: why it is dead for good; None if it is not.
+    """
+
+    restarts: int
+    death: RunError | None = None
+
+
+def life(coordinator: Any) -> Life:
+    """Returns the state of a coordinator that does not reply."""
+    import ray
+    from ray._private import state
+
+    # Ray's public API for this needs the dashboard.
+    info = state.actors(coordinator._actor_id.hex())
+    if info.get("State") != "DEAD":
+        return Life(int(info.get("NumRestarts", 0)))
+    try:
+        ray.get(coordinator.status.remote(), timeout=_TIMEOUT_S)
+    except ray.exceptions.RayError as error:
+        reason = stopped_by(error)
+    else:
+        reason = RunError("it ended")
+    message = f"the coordinator, the process that owns the ledger, cannot run: {reason}"
+    return Life(0, type(reason)(message))
 
 
 def bottleneck(coordinator: Any) -> str | None:

@@ -11,9 +11,11 @@ from collections.abc import Callable
 from typing import Any
 
 from mediamill.pipeline.coordinator import coordinator
-from mediamill.pipeline.faults import Drained, RunError
+from mediamill.pipeline.coordinator.failure_policy import RunStatus
+from mediamill.pipeline.faults import Drained, PermanentError, RunError
 
 _POLL_S = 0.2
+_MAX_RESTARTS = 5  # of a coordinator that has not replied in between
 _ABORT_S = 30.0  # for Ray Data to end an aborted execution; then it is abandoned
 
 
@@ -101,24 +103,25 @@ class RunMonitor:
         self._actor, self._callback, self._stop, self._grace_s = actor, callback, stop, grace_s
         self._deadline = 0.0
         self.error: RunError | None = None
-        self._replaced = self._replaced_before = 0
-
-    @property
-    def engines_replaced(self) -> int:
-        """The engines that broke and were replaced. A restarted coordinator counts from 0."""
-        return self._replaced_before + self._replaced
+        self.engines_replaced = 0
+        self._restarts: int | None = None  # of the coordinator, when it did not reply any more
 
     def poll(self) -> None:
-        """Must be called regularly. Raises RunError when even the abort does not end the run."""
+        """Must be called regularly. Raises RunError when even the abort does not end the run, and
+        when there is no coordinator any more.
+        """
         status = coordinator.poll(self._actor)
         now = time.monotonic()
-        if status is not None:
-            if status.engines_replaced < self._replaced:
-                self._replaced_before += self._replaced
-            self._replaced = status.engines_replaced
+        if status is None:
+            self._check_coordinator()
+        else:
+            self._restarts = None
+            if status.engines_replaced < self.engines_replaced:  # it was restarted
+                self._actor.carry.remote(self.engines_replaced)
+            self.engines_replaced = max(self.engines_replaced, status.engines_replaced)
         if self.error is None:
             if status is not None and status.stop_reason is not None:
-                self.error = RunError(status.stop_reason)
+                self.error = _stopped(status)
             elif self._stop.requested:
                 self.error = self._drained("what had begun is finished")
             else:
@@ -136,5 +139,26 @@ class RunMonitor:
         if now > self._deadline + _ABORT_S:
             raise self.error
 
+    def _check_coordinator(self) -> None:
+        """Raises PermanentError when the coordinator is dead, or dies each time it starts."""
+        life = coordinator.life(self._actor)
+        if life.death is None and self._restarts is None:
+            self._restarts = life.restarts
+        if life.death is None and life.restarts - (self._restarts or 0) < _MAX_RESTARTS:
+            return
+        self.error = life.death or PermanentError(
+            "the coordinator, the process that owns the ledger, was killed "
+            f"{_MAX_RESTARTS} times in a row before it could work; the machine may lack memory, "
+            "and Ray's logs may say why"
+        )
+        raise self.error
+
     def _drained(self, message: str) -> Drained:
         return Drained(message, self._stop.signal)
+
+
+def _stopped(status: RunStatus) -> RunError:
+    reason = status.stop_reason or ""
+    if status.remedy == "again":
+        return RunError(reason)
+    return PermanentError(reason, in_job=status.remedy == "job")

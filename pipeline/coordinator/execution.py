@@ -8,13 +8,12 @@ from mediamill.pipeline.coordinator.autoscaler import Autoscaler, PoolLimits
 from mediamill.pipeline.coordinator.coordinator import reporting, start_coordinator
 from mediamill.pipeline.coordinator.drain import DrainCallback, RunMonitor, Stop, run_while_polling
 from mediamill.pipeline.coordinator.failure_policy import GENERATE, PREPARE
-from mediamill.pipeline.faults import Drained, RunError, root_cause
+from mediamill.pipeline.faults import Drained, RunError, stopped_by
 from mediamill.pipeline.ledger import ledger
 from mediamill.pipeline.outcome import Outcome
 from mediamill.pipeline.ray_cluster.cluster import await_pools, ray_nodes
 from mediamill.pipeline.ray_cluster.pool_sizes import Pools, TooSmallError, capacity
 from mediamill.pipeline.records import answer_columns
-from mediamill.pipeline.storage.storage import redact_text
 from mediamill.schemas.errors import JobError
 from mediamill.schemas.job import JobConfig
 from mediamill.schemas.job_resources import size_range
@@ -83,7 +82,7 @@ class Execution:
         except RunError as error:
             return error
         except Exception as error:  # noqa: BLE001 - Ray's, of any kind
-            return self._monitor.error or RunError(redact_text(root_cause(error)))
+            return self._monitor.error or stopped_by(error)
         finally:
             self._drain.abort(RunError("interrupted"))
             self.bottleneck = coordinator.bottleneck(self.coordinator)

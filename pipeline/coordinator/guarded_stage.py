@@ -18,15 +18,15 @@ from typing import Any, NoReturn
 import numpy as np
 import pyarrow as pa
 
+from mediamill.model.errors import ModelError
 from mediamill.pipeline.coordinator.quarantine import Admission, Ordinal, WorkerId
 from mediamill.pipeline.coordinator.utilization import BUSY, UP, UtilizationMeter
-from mediamill.pipeline.faults import BrokenEngineError, FatalError
+from mediamill.pipeline.faults import BrokenEngineError, FatalError, root_cause
 from mediamill.pipeline.records import ROW_FILE, ROW_INDEX
-from mediamill.pipeline.storage.storage import redact_text
 from mediamill.schemas import columns as c
-from mediamill.schemas.errors import ErrorCode
+from mediamill.schemas.errors import ErrorCode, JobError
 
-_RESTART_DELAY_S = 1.0  # before a worker that could not load ends, and Ray restarts it
+_ENDING_S = 60.0  # for the run to end the process, after an error that ends the run
 _REPORT_TIMEOUT_S = 30.0  # for the coordinator to learn why a worker ends
 _POISON = (
     "the row ended the processes that worked on it, the last two times while it was alone; "
@@ -47,12 +47,6 @@ class CoordinatorCalls:
         context = ray.get_runtime_context()
         return WorkerId(pool, str(context.get_actor_id()), uuid.uuid4().hex, context.get_node_id())
 
-    def is_restarted(self) -> bool:
-        """Returns whether Ray started this process in place of one that died."""
-        import ray
-
-        return bool(ray.get_runtime_context().was_current_actor_reconstructed)
-
     def enter(self, worker: WorkerId) -> None:
         # Ray's own cleanup at exit can wait endlessly for a cluster that is gone.
         atexit.register(os._exit, 0)
@@ -72,8 +66,10 @@ class CoordinatorCalls:
     def engine_broken(self, reason: str) -> None:
         _get(self.actor.engine_broken.remote(reason), _REPORT_TIMEOUT_S)
 
-    def load_failed(self, worker: WorkerId, error: str) -> None:
-        _get(self.actor.load_failed.remote(worker, error), _REPORT_TIMEOUT_S)
+    def load_failed(self, worker: WorkerId, error: str, is_jobs_fault: bool) -> float:
+        reply = self.actor.load_failed.remote(worker, error, is_jobs_fault)
+        pause_s: float = _get(reply, _REPORT_TIMEOUT_S)
+        return pause_s
 
     def loaded(self, worker: WorkerId) -> None:
         self.actor.loaded.remote(worker)
@@ -108,20 +104,23 @@ class GuardedStage:
             self._stage = stage(**options)
         except FatalError as error:
             coordinator.fatal(str(error))
-            raise
-        except Exception as error:
-            text = redact_text(f"{type(error).__name__}: {error}")
-            coordinator.load_failed(self._worker, text)
-            if coordinator.is_restarted():
-                # Ray gives up an actor, and the job with it, if its constructor raises after a
-                # restart, but not if its process ends.
-                time.sleep(_RESTART_DELAY_S)
-                os._exit(1)
-            raise
+            self._end(_ENDING_S)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - reported, and ends the process
+            text, is_jobs_fault = root_cause(error), isinstance(error, JobError | ModelError)
+            self._end(coordinator.load_failed(self._worker, text, is_jobs_fault))
         coordinator.loaded(self._worker)
         self._meter = UtilizationMeter(
             calls, lambda busy, up: coordinator.count({pool + BUSY: busy, pool + UP: up})
         )
+
+    def _end(self, pause_s: float) -> NoReturn:
+        """Ends the process; Ray starts another one, unless the run has ended by then.
+
+        To raise would have Ray give up the actor, and print the whole traceback for each task that
+        waits for it.
+        """
+        time.sleep(pause_s)
+        os._exit(1)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Returns the stage's table; one without rows when the run drains."""

@@ -155,7 +155,14 @@ class ForkServer:
         with server_end:
             # In a new session, so that Ctrl-C reaches only the job, which finishes its rows first.
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _PROGRAM, str(server_end.fileno()), json.dumps(sys.path)],
+                [
+                    sys.executable,
+                    "-P",
+                    "-c",
+                    _PROGRAM,
+                    str(server_end.fileno()),
+                    json.dumps(sys.path),
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=(server_end.fileno(),),

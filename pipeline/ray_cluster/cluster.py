@@ -9,11 +9,13 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import mediamill
+from mediamill.pipeline.faults import PermanentError
 from mediamill.pipeline.ray_cluster.block_stats import ClearBlockStats
 from mediamill.pipeline.ray_cluster.pool_sizes import Node, Pools, TooSmallError, size_pools
 from mediamill.schemas.job import Resources
@@ -30,8 +32,10 @@ _NO_PROGRESS_S = 2 * 3600  # loading a large model and one slow video must fit
 
 
 @contextmanager
-def ray_cluster(address: str | None) -> Iterator[bool]:
+def ray_cluster(address: str | None, own_stages: bool = False) -> Iterator[bool]:
     """Connects to Ray, and yields whether nodes may join; they cannot join a local cluster.
+
+    own_stages: whether workers must be able to import modules of the caller's own folders.
 
     Uses the connection that this process has, or else the cluster at `address`, by default at
     RAY_ADDRESS, which `ray job submit` sets, or else a local cluster that is stopped at the end.
@@ -47,9 +51,9 @@ def ray_cluster(address: str | None) -> Iterator[bool]:
         return
     with _restored_sigterm():
         if address is not None:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+            _connect(address, own_stages)
         else:
-            _start_local()
+            _start_local(own_stages)
     try:
         with _quiet():
             yield address is not None
@@ -132,7 +136,49 @@ def _request_nodes(resources: Resources | None) -> None:
     sdk.request_resources(bundles=bundles, bundle_label_selectors=labels)
 
 
-def _start_local() -> None:
+def _connect(address: str, own_stages: bool) -> None:
+    """Raises PermanentError for a cluster of another version of Ray or Python."""
+    import ray
+
+    try:
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+            **_job_config(own_stages),
+        )
+    except RuntimeError as error:
+        if "ersion mismatch" not in str(error):
+            raise
+        raise PermanentError(" ".join(str(error).split())) from error
+
+
+class _NoFolders(list[str]):
+    """Stays empty, though Ray adds the current folder and the script's."""
+
+    def extend(self, _folders: Iterable[str]) -> None:
+        """Does nothing."""
+
+
+def _job_config(own_stages: bool) -> dict[str, Any]:
+    """Returns arguments of `ray.init` with which workers import nothing from the user's folders.
+
+    By default Ray puts the current folder and the script's first on the path of all workers: a
+    `torch.py` or `json.py` there would be imported for the library of that name.
+    """
+    from ray.job_config import JobConfig
+
+    folders = [str(Path.cwd()), str(Path(sys.argv[0]).resolve().parent)]
+    package = str(Path(mediamill.__file__).parents[1])
+    is_submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ  # Ray adds no folder then
+    if own_stages or is_submitted or package in folders:
+        return {}
+    config = JobConfig()
+    config._py_driver_sys_path = _NoFolders()
+    return {"job_config": config}
+
+
+def _start_local(own_stages: bool) -> None:
     """Starts Ray on this machine. Retries, since a busy machine may take longer than Ray's 30 s."""
     import ray
 
@@ -146,6 +192,7 @@ def _start_local() -> None:
                     log_to_driver=False,
                     logging_level=logging.ERROR,
                     labels=_LOCAL_LABEL,
+                    **_job_config(own_stages),
                 )
         except Exception:
             ray.shutdown(wait_for_processes=True)
@@ -185,16 +232,27 @@ def _no_stderr() -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hides Ray Data's messages, which would break the progress line, except its errors."""
-    import ray.data  # configures its loggers
+    """Hides Ray's and Ray Data's messages, which would break the progress line or the summary.
 
-    logger = logging.getLogger(ray.data.__name__)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    The run's own sentence says why it stopped; Ray's log files have everything.
+    """
+    import ray.data  # configures its loggers
+    from ray._private import worker
+
+    loggers = [logging.getLogger(module.__name__) for module in (ray, ray.data)]
+    levels, shown = [logger.level for logger in loggers], worker._worker_logs_enabled
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    # As Ray's own debugger does. Else each failure of an actor puts a whole traceback on stdout.
+    worker._worker_logs_enabled = False
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"ray\.data")
+            yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        worker._worker_logs_enabled = shown
 
 
 def _set_environment(address: str | None) -> None:

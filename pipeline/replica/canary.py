@@ -16,6 +16,8 @@ from mediamill.schemas.errors import JobError
 from mediamill.schemas.job import JobConfig
 
 if TYPE_CHECKING:
+    from mediamill.model.inputs import VisualInput
+    from mediamill.model.processor import Processor
     from mediamill.model.requests import Request
     from mediamill.model.sampling import Sampling
 
@@ -35,7 +37,7 @@ def check_canary(job: JobConfig) -> None:
 
 
 class Canary:
-    """The canary of one replica. Raises JobError or MediaError when it cannot be prepared.
+    """The canary of one replica. Raises JobError when it cannot be prepared.
 
     base: the folder that a relative path is relative to.
     sampling: the job's.
@@ -65,10 +67,7 @@ class Canary:
             job.image.max_pixels,
             VideoRules(**job.video.model_dump(exclude={"mrope"})),
         )
-        visual, _ = processor.prepare_media(_content(canary.uri, base))
-        prompt = canary.prompt or job.prompt or ""
-        messages = processor.user_message(prompt, [visual.kind], job.system)
-        ids = processor.build_prompt(messages, [visual])
+        ids, visual = canary_prompt(job, processor, base)
         self._answer = answer
         self._request = Request("canary", ids, (visual,), sampling)
         self._every_rows, self._rows, self._checks = every_rows, 0, 0
@@ -96,6 +95,31 @@ class Canary:
                 self._rows = 0
         if due:
             self.check()
+
+
+def canary_prompt(
+    job: JobConfig, processor: "Processor", base: Path
+) -> "tuple[list[int], VisualInput]":
+    """Returns the token ids and the medium of the job's canary.
+
+    base: the folder that a relative path is relative to.
+    Raises JobError when the medium or the prompt cannot be prepared.
+    """
+    from mediamill.model.errors import MediaError, PromptError
+
+    canary = job.canary
+    uri = canary.uri or ""
+    content = _content(uri, base)
+    try:
+        visual, _ = processor.prepare_media(content)
+        prompt = canary.prompt or job.prompt or ""
+        messages = processor.user_message(prompt, [visual.kind], job.system)
+        return processor.build_prompt(messages, [visual]), visual
+    except (MediaError, PromptError) as error:
+        raise JobError(
+            f"canary: {storage.redact(uri)} cannot be asked about: {error}; expected a picture or "
+            "a video, and a prompt, that the model can answer"
+        ) from error
 
 
 def _content(uri: str, base: Path) -> bytes:

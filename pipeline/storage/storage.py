@@ -22,6 +22,7 @@ from fsspec.utils import glob_translate
 from mediamill.model.urls import local_path as local_path
 from mediamill.model.urls import redact as redact
 from mediamill.model.urls import redact_text as redact_text
+from mediamill.model.urls import safe_text as safe_text
 from mediamill.model.urls import scheme as scheme
 from mediamill.pipeline.storage.retries import Backoff, classify_error, retry
 from mediamill.pipeline.storage.schemes import READERS

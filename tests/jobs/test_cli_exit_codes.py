@@ -7,9 +7,11 @@ import sys
 import pytest
 
 from mediamill.jobs.cli import exit_code
+from mediamill.pipeline.faults import Drained, PermanentError, RunError, root_cause
 from mediamill.schemas.errors import JobError
 
 RESUME = "to go on, run the same command again: rows that are finished are kept"
+MENDED = "once that is mended, the same command goes on: rows that are finished are kept"
 
 
 @pytest.fixture(autouse=True)
@@ -52,17 +54,85 @@ def test_a_job_error_is_2_and_a_line_for_each_mistake(capsys):
     [
         (RuntimeError("the engine died\nat step 3"), "RuntimeError: the engine died"),
         (MemoryError(), "MemoryError"),
-        (
-            RemoteError("Traceback (most recent call last):\n  x\nValueError: bad weights\n"),
-            "ValueError: bad weights",
-        ),
         (RemoteError("anything", OSError("disk full")), "OSError: disk full"),
+        (RunError("another run works on out"), "another run works on out"),
+        (Exception("gone: https://u:SECRET@h/a?sig=SECRET"), "Exception: gone: https://h/a"),
     ],
 )
 def test_a_failure_is_1_and_one_line(capsys, error, reason):
     assert exit_code(raising(error)) == 1
     said = capsys.readouterr().err
     assert said == f"error: the job failed: {reason} (-v shows the traceback); {RESUME}\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (
+            RemoteError("Traceback (most recent call last):\n  x\nValueError: bad weights\n"),
+            "ValueError: bad weights",
+        ),
+        (
+            RemoteError("Traceback:\n  x\nModuleNotFoundError: No module named 'x'\n"),
+            "ModuleNotFoundError: No module named 'x'",
+        ),
+        (RemoteError("Traceback\n  x\nmediamill.schemas.errors.JobError: o: no o\n"), "o: no o"),
+        (RemoteError("Traceback\n  x\npyarrow.lib.ArrowInvalid: bad\n"), "ArrowInvalid: bad"),
+        (
+            RemoteError(
+                "died because of an error raised in its creation task, a\n  x\nImportError: y"
+            ),
+            "ImportError: y",
+        ),
+        (RemoteError("anything", KeyError("x")), "KeyError: 'x'"),
+        (PermanentError("an engine could not be loaded"), "an engine could not be loaded"),
+    ],
+)
+def test_a_failure_that_would_come_again_is_not_advised_to_be_tried_again(capsys, error, reason):
+    assert exit_code(raising(error)) == 1
+    said = capsys.readouterr().err
+    assert said == f"error: the job failed: {reason} (-v shows the traceback); {MENDED}\n"
+
+
+def test_a_job_that_turns_out_to_be_impossible_is_2_without_advice(capsys):
+    assert exit_code(raising(PermanentError("model: found 3 layers", in_job=True))) == 2
+    assert capsys.readouterr().err == "error: model: found 3 layers\n"
+
+
+def test_a_program_that_stops_the_job_is_1(capsys):
+    assert exit_code(raising(Drained("what had begun is finished"))) == 1
+    assert capsys.readouterr().err == f"terminated: what had begun is finished; {RESUME}\n"
+
+
+@pytest.mark.parametrize("kind", [JobError, RuntimeError, OSError, Drained, PermanentError])
+@pytest.mark.parametrize("verbose", [False, True])
+def test_no_message_is_long_or_secret(capsys, kind, verbose):
+    text = f"s3://k:SE/CRET@b/x {'A' * 100_000} https://u:SECRET@h/ \ud800"
+    assert exit_code(raising(kind(text)), verbose) in (1, 2)
+    said = capsys.readouterr().err
+    assert "SE/CRET" not in said
+    assert "SECRET" not in said
+    assert all(len(line) <= 2000 for line in said.splitlines())
+    if kind is not JobError and not verbose:
+        assert said.endswith((f"; {RESUME}\n", f"; {MENDED}\n"))
+
+
+def test_walks_along_causes_end_on_cycles():
+    first, second = OSError("disk full"), RuntimeError("second")
+    first.__cause__, second.__cause__ = second, first
+    assert root_cause(first) == "RuntimeError: second"
+    alone = OSError("alone")
+    alone.__cause__ = alone
+    assert root_cause(alone) == "OSError: alone"
+    remote = RemoteError("self")
+    remote.cause = remote
+    assert root_cause(remote) == "RemoteError: self"
+    error = OSError("0")
+    for number in range(100_000):
+        after = OSError(str(number))
+        after.__cause__ = error
+        error = after
+    assert root_cause(error).startswith("OSError: ")
 
 
 def test_verbose_shows_the_traceback(capsys):

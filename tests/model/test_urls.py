@@ -2,12 +2,21 @@
 
 import subprocess
 import sys
+import time
 
 import pytest
 
 from mediamill.model.checkpoint.folder import Folder
 from mediamill.model.errors import ModelError
-from mediamill.model.urls import decoded_path, error_text, is_url, local_path, redact, redact_text
+from mediamill.model.urls import (
+    decoded_path,
+    error_text,
+    is_url,
+    local_path,
+    redact,
+    redact_text,
+    safe_text,
+)
 from mediamill.pipeline.storage import storage
 
 SECRETS = [
@@ -38,6 +47,14 @@ SECRETS = [
     ("s3://key:SE?CRET@bucket/a", "s3://..."),
     ("https://user:SECRET@host/a?mail=SECRET@host", "https://..."),
     ("https://user:SE@SE?CRET@host/a", "https://..."),
+    ("s3://key:SE://CRET@bucket/a", "s3://..."),
+    ("s3://key:SECRET", "s3://..."),  # cut off before its @
+    ("https://user%3ASECRET%40host/a", "https://..."),
+    # URLs in the path or the query of another one.
+    ("https://archive/web/https://user:SECRET@host/a", "https://archive/web/https://host/a"),
+    ("https://proxy/https%3A%2F%2Fuser%3ASECRET%40host%2Fa", "https://proxy/..."),
+    ("https://host/login?next=https://user:SECRET@other/", "https://host/login"),
+    ("s3://bucket/a,https://user:SECRET@host/b", "s3://bucket/a,https://host/b"),
     ("data:image/png;base64,SECRET//+=", "data:image/png;base64,..."),
     ("data:,SECRET", "data:,..."),
 ]
@@ -88,6 +105,60 @@ def test_parameters_of_requests_are_redacted_in_messages():
     text = "bad access_key=SECRET password=SECRET, aws_secret_access_key=SECRET"
     assert "SECRET" not in redact_text(text)
     assert redact_text("found max_tokens=5, design=blue") == "found max_tokens=5, design=blue"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "GET (https://u:SECRET@h/a?sig=SECRET), 's3://k:SE/CRET@b/x' and <gs://SECRET@b>",
+        "{'key': 'AKIAABCDEFGHIJKLMNOP', 'secret': 'SECRET', 'token': 'SECRET'}",
+        '{"aws_secret_access_key": "SECRET/+x", "a": 1}',
+        "aws_secret_access_key = 'SECRET' AWS_SESSION_TOKEN=SECRET",
+        "Authorization: Bearer SECRETSECRET12",
+        "Authorization: AWS4-HMAC-SHA256 Credential=SECRET/2026, Signature=SECRET",
+        "DefaultEndpointsProtocol=https;AccountKey=SECRET==;EndpointSuffix=core.windows.net",
+        "1https://u:SECRET@h/ -https://u:SECRET@h/ x=https://u:SECRET@h/ [https://u:SECRET@h/]",
+        "http://h/p;token=SECRET",
+        "https:/user:SECRET@host/a",
+        "postgres://u:SECRET@h:5432/db",
+    ],
+)
+def test_secrets_in_odd_places_of_a_message(text):
+    shown = redact_text(text)
+    assert "SECRET" not in shown
+    assert "ABCDEFGHIJKLMNOP" not in shown
+    assert redact_text(shown) == shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "A+b/" * 500_000,
+        f"x data:image/png;base64,{'A' * 1_000_000} of https://u:SECRET@h/",
+        "https://u:SECRET@h/ " * 100_000,
+        f"https://u:{'SECRET' * 200_000}@h",
+        "a://" * 300_000,
+        "token=" * 200_000,
+        "-" * 1_000_000,
+        "data:" * 200_000,
+        "half \ud800 a pair" * 1000,
+    ],
+    ids=range(9),
+)
+def test_long_messages_are_cut_after_they_were_redacted(text):
+    began = time.process_time()
+    shown = safe_text(text)
+    assert time.process_time() - began < 5
+    assert len(shown) <= 2000
+    assert "SECRET" not in shown
+    assert shown.encode("utf-8").decode("utf-8") == shown
+    assert safe_text(shown) == shown
+
+
+def test_a_data_url_is_shortened_and_what_follows_it_is_shown():
+    text = f"x data:image/png;base64,{'A' * 1_000_000} of https://u:SECRET@h/"
+    assert safe_text(text) == "x data:image/png;base64,... of https://h/"
+    assert safe_text("é" * 3000, 10) == "ééééééé..."
 
 
 def test_exceptions_become_one_line():

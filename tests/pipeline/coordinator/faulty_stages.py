@@ -86,11 +86,6 @@ class FaultyPrepare(_Stage):
 class FaultyGenerate(_Stage):
     """Takes prepared rows, and returns them as if they were parsed."""
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        if (self._traces / "unloadable").exists():
-            raise RuntimeError("no such device")
-
     def __call__(self, table: pa.Table) -> pa.Table:
         prompts = self._prompts(table)
         if "die in generate" in prompts:

@@ -106,15 +106,6 @@ def test_the_reason_of_a_stop_is_reported_and_finished_rows_stay(
     assert json.loads(note.read_text())["stopped"]
 
 
-def test_an_engine_that_cannot_be_loaded_ends_the_run(make, ray_cluster):
-    job, _ = make({})
-    traces = Path(f"{job.output}-traces")
-    traces.mkdir()
-    (traces / "unloadable").touch()
-    with pytest.raises(RunError, match=r"could not be loaded 2 times in a row: .*no such device"):
-        run(job, stages=STAGES)
-
-
 def test_a_run_that_is_told_to_stop_finishes_what_has_begun(make, ray_cluster):
     slow = dict.fromkeys(range(0, 1000, 8), "slow")
     job, ids = make(slow, 1000, resources__batch_rows=32, rows_per_file=64)
