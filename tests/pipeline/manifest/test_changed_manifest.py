@@ -28,7 +28,8 @@ def begin(job):
     plan.new_ids.save()
     state = ledger.load(plan.output)
     run = f"run {state.sequence}"
-    ledger.begin(plan.output, state, run, dict(plan.bound), plan.files, job.rows_per_file)
+    bound, per_file = dict(plan.bound), job.rows_per_file
+    ledger.begin(plan.output, state, run, bound, plan.files, per_file, plan.resharding)
     return ledger.load(plan.output)
 
 
@@ -210,12 +211,12 @@ def test_other_changes_are_refused_with_a_message(begun, change, words):
 def opened(monkeypatch):
     """The manifest files that were read, footers and ids."""
     places = []
-    footer, batches = manifests._read_footer, unique_ids._batches
+    footer, batches = manifests._read_footer, unique_ids.id_batches
     monkeypatch.setattr(
         manifests, "_read_footer", lambda place: places.append(place) or footer(place)
     )
     monkeypatch.setattr(
-        unique_ids, "_batches", lambda file: places.append(file.place) or batches(file)
+        unique_ids, "id_batches", lambda file: places.append(file.place) or batches(file)
     )
     return lambda: {place.url.rpartition("/")[2] for place in places}
 
