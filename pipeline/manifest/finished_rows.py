@@ -33,6 +33,10 @@ class Tail(NamedTuple):
     file: ManifestFile
     start: int
 
+    @property
+    def rows(self) -> int:
+        return self.file.rows - self.start
+
 
 class FoundRows(NamedTuple):
     """bitmaps: by file name, which rows are finished; files without such a row are left out.
@@ -62,8 +66,11 @@ def find_finished(tails: Sequence[Tail], read: Read, finished: int) -> FoundRows
             rows += found.size
             ids += len(done)
             distinct += _count_distinct(done)
-    by_file = zip(tails, np.split(bitmap, starts[1:-1]), strict=True)
-    bitmaps = {tail.file.name: bits for tail, bits in by_file if bits.any()}
+    bitmaps = {
+        tail.file.name: bitmap[start : start + size]
+        for tail, start, size in zip(tails, starts[:-1], sizes, strict=True)
+        if bitmap[start : start + size].any()
+    }
     return FoundRows(bitmaps, rows, ids, distinct)
 
 
@@ -100,7 +107,7 @@ def _sorted(
 
     A position is the index of a row in its file plus the file's offset, or _FINISHED.
     """
-    total = finished + sum(tail.file.rows - tail.start for tail in tails)
+    total = finished + sum(tail.rows for tail in tails)
     sorter = HashSorter(total, width=3)
 
     def add(ids: pa.Array, positions: npt.NDArray[np.uint64]) -> None:

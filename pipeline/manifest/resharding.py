@@ -6,6 +6,7 @@ retired, and if it had finished rows, their ids are read from the output and loo
 manifest's new rows.
 """
 
+import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
@@ -29,6 +30,7 @@ from mediamill.pipeline.storage import storage
 from mediamill.pipeline.storage.storage import Place
 from mediamill.schemas.errors import JobError
 
+_LOG = logging.getLogger(__name__)
 _SHOWN_IDS, _SHOWN_LENGTH = 5, 100
 _ADVICE = "or write to a new output folder"
 
@@ -68,15 +70,21 @@ def check_files(manifest: Manifest, state: LedgerState, output: Place) -> Checke
             rewritten |= error.names  # their rows are new ones, of which some may be finished
     retired = frozenset(lost - set(renamed.values()))
     resharding = Resharding(state.sequence, renamed, retired)
-    if any(state.done[number].any() for number in retired):
-        starts = {name: state.files[number].rows for name, number in kept.items()}
-        tails = [Tail(file, starts.get(file.name, 0)) for file in manifest.files]
-        tails = [tail for tail in tails if tail.start < tail.file.rows]
-        in_place = sum(
-            count_bits(done) for number, done in enumerate(state.done) if number not in retired
-        )
-        finished = _find_finished(manifest, state, output, tails, in_place)
+    starts = {name: state.files[number].rows for name, number in kept.items()}
+    tails = [Tail(file, starts.get(file.name, 0)) for file in manifest.files]
+    tails = [tail for tail in tails if tail.rows]
+    moved = sum(count_bits(state.done[number]) for number in retired)
+    if moved:
+        finished = _find_finished(manifest, state, output, tails, moved)
         resharding = replace(resharding, finished=finished)
+    unfinished = sum(state.files[number].rows for number in retired) - moved
+    if (removed := unfinished - (sum(tail.rows for tail in tails) - moved)) > 0:
+        _LOG.warning(
+            "%s: at least %d rows that earlier runs had not finished are no longer in the "
+            "manifest: they get no result",
+            storage.redact(manifest.url),
+            removed,
+        )
     return CheckedFiles(files, new_ids, resharding)
 
 
@@ -101,11 +109,11 @@ def _find_renamed(
 
 
 def _find_finished(
-    manifest: Manifest, state: LedgerState, output: Place, tails: Sequence[Tail], in_place: int
+    manifest: Manifest, state: LedgerState, output: Place, tails: Sequence[Tail], moved: int
 ) -> dict[str, Bitmap]:
     """Returns the finished rows of the tails, by file.
 
-    in_place: the number of rows that are known to be finished in other files.
+    moved: the number of finished rows that are not where the ledger has them.
     Raises JobError if a finished row is in no file, or the output's files are not those of its log.
     """
     shown, total = storage.redact(output.url), state.counts.rows
@@ -127,7 +135,7 @@ def _find_finished(
             "different ones) in the output's files: put back what was moved or removed there, "
             f"{_ADVICE}"
         )
-    if gone := total - in_place - found.rows:
+    if gone := moved - found.rows:
         ids = find_missing(manifest.files, read, total, _SHOWN_IDS)
         examples = ", ".join(map(_shown, ids)) + (", ..." if gone > len(ids) else "")
         raise JobError(
