@@ -25,7 +25,7 @@ def rows(numbers):
 
 def test_a_compacted_manifest_goes_on(tmp_path, ray_cluster):
     for day in range(10):
-        write_manifest(tmp_path / f"m/{day}.parquet", rows(range(day * 60, day * 60 + 60)))
+        write_manifest(tmp_path / f"m/{day}.parquet", rows(range(day * 160, day * 160 + 160)))
     job = make_job(tmp_path / "m", tmp_path / "out", rows_per_file=50, resources__batch_rows=32)
     stop = Stop()
 
@@ -38,9 +38,9 @@ def test_a_compacted_manifest_goes_on(tmp_path, ray_cluster):
     traces = Path(f"{job.output}-traces")
     (traces / "hurry").touch()
     before = {row["id"] for row in read_output(job.output)}
-    assert 50 <= len(before) < 600
+    assert 50 <= len(before) < 1600
     plan = check(job)
-    order = list(range(620))  # with 20 new ones
+    order = list(range(1620))  # with 20 new ones
     random.Random(0).shuffle(order)
     for day in range(10):
         (tmp_path / f"m/{day}.parquet").unlink()
@@ -51,10 +51,10 @@ def test_a_compacted_manifest_goes_on(tmp_path, ray_cluster):
     assert {row["id"] for row in read_output(job.output)} == before
     (traces / "calls").unlink()
     summary = run(job, stages=STAGES)
-    assert (summary.rows, summary.ok, summary.skipped) == (620, 620, len(before))
-    assert_each_once(read_output(job.output), [row["id"] for row in rows(range(620))])
+    assert (summary.rows, summary.ok, summary.skipped) == (1620, 1620, len(before))
+    assert_each_once(read_output(job.output), [row["id"] for row in rows(range(1620))])
     answered = [line for line in (traces / "calls").read_text().splitlines() if "answered" in line]
     again = {name for line in answered for name in line.split(": ")[1].split()}
     assert again.isdisjoint(before)
-    assert len(again) == 620 - len(before)
-    assert run(job, stages=STAGES).skipped == 620
+    assert len(again) == 1620 - len(before)
+    assert run(job, stages=STAGES).skipped == 1620
