@@ -18,7 +18,7 @@ from mediamill.pipeline.stages.read import plan_splits, read_split
 from mediamill.pipeline.storage import storage
 from mediamill.schemas.errors import JobError
 from tests.pipeline.ledger.kill_points import Calls
-from tests.pipeline.ledger.test_kill_points import dies
+from tests.pipeline.ledger.test_kill_points import FILE, LEDGER, arrived, dies
 from tests.pipeline.manifest.resharded import HEADER, Reshuffler, World
 
 
@@ -187,8 +187,9 @@ def test_old_and_new_files_of_an_unfinished_compaction_are_duplicates(world):
     finish(world)
 
 
-def test_a_duplicate_of_a_moved_row_is_found(world):
+def test_a_duplicate_of_a_moved_row_is_found(world, monkeypatch):
     """The index has the hashes of files that are gone, and cannot be used for those beside them."""
+    monkeypatch.setattr(unique_ids, "_MAX_CANDIDATES", 1)
     world.files["c.parquet"] = [*world.files.pop("a.parquet")[::-1], "b3"]
     world.store()
     with pytest.raises(JobError, match=r"'b3' in b.parquet row 3, c.parquet row 6"):
@@ -268,6 +269,16 @@ def colliding(values, hash_key="", categorize=True, hash_array=pd.util.hash_arra
     return (
         hash_array(values, categorize=False) if not hash_key else np.zeros(len(values), np.uint64)
     )
+
+
+def test_a_visible_file_that_the_log_does_not_know_yet_counts_once(world, monkeypatch):
+    assert dies(world.run, monkeypatch, arrived([FILE, LEDGER]))
+    world.files = {"b.parquet": world.ids[::-1]}
+    world.store()
+    _, state, checked = world.check()
+    assert any(storage.exists(world.output / name) for name in state.groups)
+    assert count_bits(checked.resharding.finished["b.parquet"]) == state.counts.rows
+    finish(world)
 
 
 def test_killed_at_every_change(world):
