@@ -23,9 +23,9 @@ from mediamill.pipeline.checkpoint.loading_check import PromptTexts, check_loadi
 from mediamill.pipeline.fetching.check_job import check_fetching
 from mediamill.pipeline.fingerprint import fingerprint, fingerprint_parts
 from mediamill.pipeline.ledger import hive_paths, ledger
-from mediamill.pipeline.ledger.state import KnownFile, LedgerState
-from mediamill.pipeline.manifest import unique_ids
+from mediamill.pipeline.ledger.state import KnownFile, LedgerState, Resharding
 from mediamill.pipeline.manifest.manifest import Manifest, ManifestFile, open_manifest
+from mediamill.pipeline.manifest.resharding import check_files
 from mediamill.pipeline.manifest.unique_ids import NewIds
 from mediamill.pipeline.ray_cluster.ray_version import check_ray_version
 from mediamill.pipeline.ray_cluster.trim_memory import trim_memory
@@ -69,6 +69,7 @@ class Plan:
     bound: the fingerprint and layout that all runs on the output must have.
     files: of the manifest, as the ledger will store them.
     new_ids: ids of these files, to be saved before the ledger stores the files.
+    resharding: what the ledger stores of rows that are in other files than before.
     state: of the output's ledger when the job was checked.
     step: None if the job has a single step.
     """
@@ -83,6 +84,7 @@ class Plan:
     schema: pa.Schema
     files: tuple[KnownFile, ...]
     new_ids: NewIds
+    resharding: Resharding
     state: LedgerState
     step: StepOverrides | None = None
 
@@ -122,12 +124,24 @@ def check(job: JobConfig, step: StepOverrides | None = None) -> Plan:
         _check_bound(output, state.header, bound)
     if not state.counts.rows:  # else a run with this fingerprint has loaded it
         check_loading(job, model, _prompt_texts(job, manifest, task))
-    files, new_ids = unique_ids.check_ids(manifest, state.files, output / ledger.HIDDEN / "ids")
+    checked = check_files(manifest, state, output)
     _check_partition_values(manifest, job.partition_by)
     _check_writable(output)
     trim_memory()
     return Plan(
-        manifest, output, model, content, digest, bound, task, schema, files, new_ids, state, step
+        manifest,
+        output,
+        model,
+        content,
+        digest,
+        bound,
+        task,
+        schema,
+        checked.files,
+        checked.new_ids,
+        checked.resharding,
+        state,
+        step,
     )
 
 

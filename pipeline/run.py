@@ -185,8 +185,8 @@ def run(
     with lease.hold(plan.output, run_id):
         plan.new_ids.save()
         try:
-            bound = dict(plan.bound)
-            ledger.begin(plan.output, state, run_id, bound, plan.files, job.rows_per_file)
+            bound, per_file = dict(plan.bound), job.rows_per_file
+            ledger.begin(plan.output, state, run_id, bound, plan.files, per_file, plan.resharding)
             recovery.mark_unfinished(plan.output)
             recovery.recover(plan.output, state)
         except ledger.TakenOverError as error:

@@ -64,4 +64,5 @@ def _runs(place: Place, state: LedgerState) -> list[dict[str, object]]:
 
     with ThreadPoolExecutor(_READERS) as readers:
         records = readers.map(record, state.fences)
-        return list(readers.map(with_note, [each for each in records if each["kind"] == "start"]))
+        starts = [each for each in records if each["kind"] in ("start", "reshard")]
+        return list(readers.map(with_note, starts))

@@ -26,8 +26,10 @@ from mediamill.pipeline.ledger.state import (
     LedgerState,
     Part,
     Record,
+    Resharding,
     Rows,
     text_of,
+    text_of_bitmap,
 )
 from mediamill.pipeline.storage import storage
 from mediamill.pipeline.storage.storage import Place
@@ -79,34 +81,68 @@ def begin(
     header: Record,
     files: Sequence[KnownFile],
     rows_per_file: int,
+    resharding: Resharding | None = None,
 ) -> None:
-    """Makes `run` the only one that can commit, and logs new and grown manifest files.
+    """Makes `run` the only one that can commit, and logs which manifest files are new or changed.
 
     header: what the output is bound to. It is written to a new output only; for an older one the
     caller compares it with `state.header`.
-    Raises TakenOverError when another run starts at the same moment.
+    Raises TakenOverError when another run starts at the same moment, or has finished rows since
+    the resharding was found.
     """
-    previous = state.run
+    previous, resharding = state.run, resharding or Resharding()
     if state.header is None and not append(
         output, state, {"kind": "open", "version": VERSION, **header}
     ):
         raise taken_over(output, state)
     while state.run == previous:  # an older run may commit in between
-        start = {"kind": "start", "run": run, "rows_per_file": rows_per_file}
-        if append(output, state, {**start, "files": _changed(state, files)}):
+        if resharding.retired and state.sequence != resharding.sequence:
+            raise TakenOverError(
+                f"{storage.redact(output.url)}: run {state.run} has finished rows while this one "
+                "compared the manifest's files with those of earlier runs, so this run stops: run "
+                "the same command again"
+            )
+        if append(output, state, _start_record(state, run, files, rows_per_file, resharding)):
             return
     raise taken_over(output, state)
 
 
-def _changed(state: LedgerState, files: Sequence[KnownFile]) -> list[Record]:
-    """Returns the entries of the files that are not in the state as they are now."""
-    numbers = {file.name: number for number, file in enumerate(state.files)}
+def _start_record(
+    state: LedgerState,
+    run: str,
+    files: Sequence[KnownFile],
+    rows_per_file: int,
+    resharding: Resharding,
+) -> Record:
+    """Returns the record that begins a run.
+
+    One record retires files and marks their rows elsewhere, so that no kill comes in between. Its
+    kind is another one, since older versions of Mediamill would misread it.
+    """
+    gone = {*resharding.retired, *resharding.renamed.values()}
+    numbers = {
+        file.name: number
+        for number, file in enumerate(state.files)
+        if file.name and number not in gone
+    }
+    numbers |= resharding.renamed
+    total = len(state.files)
+    for file in files:
+        if file.name not in numbers:
+            numbers[file.name] = total
+            total += 1
     known = set(state.files)
-    return [
-        {"number": numbers.setdefault(file.name, len(numbers)), **asdict(file)}
-        for file in files
-        if file not in known
+    entries = [
+        {"number": numbers[file.name], **asdict(file)} for file in files if file not in known
     ]
+    start = {"run": run, "rows_per_file": rows_per_file, "files": entries}
+    if not resharding.retired:
+        return {"kind": "start", **start}
+    finished = {
+        str(numbers[name]): text_of_bitmap(bitmap) for name, bitmap in resharding.finished.items()
+    }
+    retired = sorted(resharding.retired)
+    return {"kind": "reshard", **start, "retired": retired, "finished": finished}
 
 
 def end(output: Place, state: LedgerState, summary: Record) -> bool:
@@ -195,7 +231,12 @@ class Ledger:
         self._assigned: dict[str, float] = {}  # when a group was given to a task
 
     async def finished(self, rows: Rows) -> Rows:
-        """Returns those of the rows that are finished already."""
+        """Returns those of the rows that are finished already.
+
+        Raises TakenOverError when a newer run owns the output: it may have other files.
+        """
+        if self.state.run != self._run:
+            raise taken_over(self.output, self.state)
         return self.state.finished(rows)
 
     async def commit(self, commit: Commit) -> CommitReply:

@@ -133,7 +133,7 @@ def publish(output: Place, group: Group, contents: Contents | None = None) -> No
     if storage.exists(target):
         return
     try:
-        data = _parquet(_merged(group, contents or read_parts(output, [group])))
+        data = _parquet(merged(group, contents or read_parts(output, [group])))
     except FileNotFoundError:
         # Another process has published it meanwhile, and removed the parts.
         if storage.exists(target):
@@ -145,6 +145,18 @@ def publish(output: Place, group: Group, contents: Contents | None = None) -> No
     whole = staged(output) / f"{uuid.uuid4().hex}{_WHOLE}"
     storage.put(whole, data)
     storage.move(whole, target)
+
+
+def merged(group: Group, contents: Contents) -> pa.Table:
+    """Returns the rows of the group's parts. Raises FileNotFoundError when a part is missing."""
+    tables = []
+    for part in group.parts:
+        content = contents.get((part.token, part.offset))
+        if content is None:
+            raise FileNotFoundError(f"{part.token}: the staged object is gone")
+        with pa.ipc.open_stream(pa.py_buffer(content)) as stream:
+            tables.append(stream.read_all().slice(part.start, part.rows))
+    return pa.concat_tables(tables)
 
 
 def _byte_ranges(groups: Iterable[Group]) -> list[_ByteRange]:
@@ -160,18 +172,6 @@ def _byte_ranges(groups: Iterable[Group]) -> list[_ByteRange]:
         else:
             ranges.append(_ByteRange(part.token, part.offset, stop, [part]))
     return ranges
-
-
-def _merged(group: Group, contents: Contents) -> pa.Table:
-    """Raises FileNotFoundError when a part is missing."""
-    tables = []
-    for part in group.parts:
-        content = contents.get((part.token, part.offset))
-        if content is None:
-            raise FileNotFoundError(f"{part.token}: the staged object is gone")
-        with pa.ipc.open_stream(pa.py_buffer(content)) as stream:
-            tables.append(stream.read_all().slice(part.start, part.rows))
-    return pa.concat_tables(tables)
 
 
 def _parquet(table: pa.Table) -> bytes:

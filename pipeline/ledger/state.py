@@ -1,13 +1,16 @@
 """The state of an output, built from the records of its log: one bit for each manifest row.
 
 A row is named by the number of its file and its index in that file. Files are numbered in the
-order in which they were first seen; numbers never change.
+order in which they were first seen; numbers never change. A file that the manifest no longer has is
+retired: its finished rows are marked in the files that have them now.
 
 Finished rows become visible in two steps: a commit leaves them as parts, one for each folder of the
 result, and a group names the parts of one visible file. The state holds parts and groups until the
 log records that the file is visible.
 """
 
+import base64
+import zlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,6 +22,7 @@ import numpy.typing as npt
 
 Rows = Mapping[int, npt.NDArray[np.int64]]  # file number -> row indices, ascending
 Record = dict[str, Any]  # what one object of the log holds, as JSON
+Bitmap = npt.NDArray[np.uint8]  # row i at bit i % 8 of byte i // 8
 VERSION = 2  # of the records
 
 
@@ -42,6 +46,26 @@ class KnownFile:
         """Parses the entry of a record; older records have neither stamp nor row groups."""
         stamp, row_groups = entry.get("stamp", ""), tuple(entry.get("row_groups", ()))
         return KnownFile(entry["name"], entry["rows"], entry["digest"], stamp, row_groups)
+
+
+RETIRED = KnownFile("", 0, "")  # takes the place of a file whose rows are in other files now
+
+
+@dataclass(frozen=True)
+class Resharding:
+    """How a manifest's rows are in other files than the ledger has them, if they are.
+
+    sequence: of the state that this holds for.
+    renamed: numbers of renamed files, by their present name.
+    retired: numbers of the files that are gone or were rewritten.
+    finished: by name of a file, which of its rows were finished in retired files. Together they are
+        all finished rows of the retired files.
+    """
+
+    sequence: int = 0
+    renamed: Mapping[str, int] = field(default_factory=dict)
+    retired: frozenset[int] = frozenset()
+    finished: Mapping[str, Bitmap] = field(default_factory=dict)
 
 
 class Part(NamedTuple):
@@ -102,8 +126,8 @@ class LedgerState:
     closed: whether the run commits no more rows.
     fences: the numbers of all records that are not commits.
     rows_per_file: of the run.
-    files: of the manifest, by number.
-    done: for each file a bitmap of its finished rows, row i at bit i % 8 of byte i // 8.
+    files: of the manifest, by number; `RETIRED` for those that it no longer has.
+    done: for each file a bitmap of its finished rows.
     parts: by folder, in the order of their commits.
     groups: by name.
     counts: of the whole output. run_counts: of `run`.
@@ -122,7 +146,7 @@ class LedgerState:
     fences: list[int] = field(default_factory=list)
     rows_per_file: int = 0
     files: list[KnownFile] = field(default_factory=list)
-    done: list[npt.NDArray[np.uint8]] = field(default_factory=list)
+    done: list[Bitmap] = field(default_factory=list)
     parts: dict[str, list[Part]] = field(default_factory=dict)
     groups: dict[str, Group] = field(default_factory=dict)
     counts: Counts = field(default_factory=Counts)
@@ -147,12 +171,16 @@ class LedgerState:
             if record["version"] != VERSION:
                 raise ValueError(f"version {record['version']}, expected {VERSION}")
             self.header = record
-        elif kind == "start":
+        elif kind in ("start", "reshard"):
             self.run, self.owner, self.closed = record["run"], None, False
             self.rows_per_file = record["rows_per_file"]
             self.run_counts = Counts()
+            for number in record.get("retired", ()):
+                self.files[number], self.done[number] = RETIRED, np.zeros(0, np.uint8)
             for entry in record["files"]:
                 self._add_file(entry["number"], KnownFile.of(entry))
+            for number, text in record.get("finished", {}).items():
+                self.done[int(number)] |= bitmap_of(text)
         elif kind == "owner":
             self.owner, self.closed = record["owner"], record["closing"]
         elif kind == "commit":
@@ -227,7 +255,7 @@ class LedgerState:
         if number == len(self.files):
             self.files.append(file)
             self.done.append(np.zeros(size, np.uint8))
-        else:  # the file has grown
+        else:  # the file has grown, or has another name
             self.files[number] = file
             self.done[number] = np.pad(self.done[number], (0, size - self.done[number].size))
 
@@ -251,6 +279,24 @@ def text_of(indices: npt.NDArray[np.int64]) -> str:
         f"{start}-{end}" if end > start else f"{start}"
         for start, end in zip(starts.tolist(), ends.tolist(), strict=True)
     )
+
+
+def text_of_bitmap(bitmap: Bitmap) -> str:
+    """Formats a bitmap in printable characters, compressed."""
+    return base64.b64encode(zlib.compress(bitmap.tobytes(), level=1)).decode()
+
+
+def bitmap_of(text: str) -> Bitmap:
+    """Parses the bitmap that `text_of_bitmap` formatted. Raises ValueError if it is damaged."""
+    try:
+        return np.frombuffer(zlib.decompress(base64.b64decode(text)), np.uint8)
+    except zlib.error as error:
+        raise ValueError(f"a bitmap cannot be read: {error}") from error
+
+
+def count_bits(bitmap: Bitmap) -> int:
+    """Returns the number of rows that a bitmap marks."""
+    return int(np.bitwise_count(bitmap).sum(dtype=np.int64))
 
 
 def rows_of(text: str) -> npt.NDArray[np.int64]:

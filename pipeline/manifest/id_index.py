@@ -88,10 +88,14 @@ class HashSorter:
     Each time that the buffer reaches the size of a shard, it is written as a sorted run to an
     unnamed temporary file, which disappears with the process. Threads may share it; buckets are
     complete when all hashes are added.
+
+    width: 1 for plain hashes, [n]; more for hashes with further numbers, [n, width], which are
+        sorted by the first column only.
     """
 
-    def __init__(self, rows: int, max_bits: int = 64) -> None:
-        self.bits = min(max(0, (-(-rows // _SHARD_HASHES) - 1).bit_length()), max_bits)
+    def __init__(self, rows: int, max_bits: int = 64, width: int = 1) -> None:
+        self._width, self._run_rows = width, max(1, _SHARD_HASHES // width)
+        self.bits = min(max(0, (-(-rows // self._run_rows) - 1).bit_length()), max_bits)
         self.closed = False
         self._lock = threading.Lock()
         self._buffer: list[Hashes] = []  # what is in no run yet
@@ -104,22 +108,22 @@ class HashSorter:
         with self._lock:
             self._buffer.append(hashes)
             self._buckets = []
-            self._buffered += hashes.size
-            if self._buffered >= _SHARD_HASHES:
+            self._buffered += len(hashes)
+            if self._buffered >= self._run_rows:
                 self._write_run()
 
     def bucket(self, number: int) -> Hashes:
         """Merges one bucket of all runs; returns its hashes, ascending."""
         with self._lock:
             if not self._buckets:
-                self._buckets = split_by_prefix(_sorted(self._buffer), self.bits)
+                self._buckets = split_by_prefix(self._sorted(self._buffer), self.bits)
             parts = [self._buckets[number]]
         if self._file is not None:
             for run in self._runs:
                 start, stop = run[number : number + 2].tolist()
                 data = os.pread(self._file.fileno(), stop - start, start)
-                parts.append(np.frombuffer(data, np.uint64))
-        return _sorted(parts)
+                parts.append(np.frombuffer(data, np.uint64).reshape(self._shape))
+        return self._sorted(parts)
 
     def close(self) -> None:
         """Frees the memory and the temporary file."""
@@ -133,23 +137,28 @@ class HashSorter:
             self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - see the next line
             weakref.finalize(self, self._file.close)
         start = self._file.tell()
-        run = _sorted(self._buffer)
+        run = self._sorted(self._buffer)
         self._file.write(run.data)
         sizes = [part.nbytes for part in split_by_prefix(run, self.bits)]
         self._runs.append(start + np.cumsum([0, *sizes]))
         self._buffer, self._buffered = [], 0
 
+    @property
+    def _shape(self) -> tuple[int, ...]:
+        return (-1,) if self._width == 1 else (-1, self._width)
 
-def _sorted(parts: Sequence[Hashes]) -> Hashes:
-    hashes = np.concatenate([*parts, np.empty(0, np.uint64)])
-    hashes.sort()
-    return hashes
+    def _sorted(self, parts: Sequence[Hashes]) -> Hashes:
+        hashes = np.concatenate([*parts, np.empty(0, np.uint64).reshape(0, *self._shape[1:])])
+        if self._width > 1:
+            return hashes[np.argsort(hashes[:, 0])]
+        hashes.sort()
+        return hashes
 
 
 def split_by_prefix(hashes: Hashes, bits: int) -> list[Hashes]:
-    """Splits ascending hashes into 2 ** bits parts, by their highest bits."""
+    """Splits hashes, [n] or [n, width], ascending, into 2 ** bits parts by their highest bits."""
     firsts = np.arange(1, 1 << bits, dtype=np.uint64) << np.uint64(64 - bits)
-    return np.split(hashes, np.searchsorted(hashes, firsts))
+    return np.split(hashes, np.searchsorted(hashes if hashes.ndim == 1 else hashes[:, 0], firsts))
 
 
 def write_segment(
@@ -204,31 +213,34 @@ def _load_segment(folder: Place, name: str) -> Segment | None:
 
 def consistent_segments(
     segments: Sequence[Segment], known: Mapping[str, KnownFile]
-) -> list[Segment]:
-    """Returns the segments that cover rows of the known files only, and no row twice."""
+) -> tuple[list[Segment], set[str]]:
+    """Returns the segments that cover rows of the known files only, and no row twice; and the
+    names of the files that they cover.
+
+    A file that was renamed since has entries of its old name: the digest says what they cover.
+    """
     candidates = sorted(segments, key=lambda segment: segment.rows, reverse=True)
     while True:
-        by_end: dict[tuple[str, str], SegmentEntry] = {}
+        by_end: dict[str, SegmentEntry] = {}
         for segment in candidates:  # of two segments that cover the same rows, the larger counts
             for entry in segment.entries:
-                by_end.setdefault((entry.name, entry.digest), entry)
-        used = {id(entry) for file in known.values() for entry in _entry_chain(file, by_end)}
+                by_end.setdefault(entry.digest, entry)
+        chains = {name: _entry_chain(file, by_end) for name, file in known.items()}
+        used = {id(entry) for chain in chains.values() for entry in chain}
         consistent = [
             segment for segment in candidates if all(id(entry) in used for entry in segment.entries)
         ]
         if len(consistent) == len(candidates):
-            return consistent
+            return consistent, {name for name, chain in chains.items() if chain}
         candidates = consistent
 
 
-def _entry_chain(
-    file: KnownFile, by_end: Mapping[tuple[str, str], SegmentEntry]
-) -> list[SegmentEntry]:
+def _entry_chain(file: KnownFile, by_end: Mapping[str, SegmentEntry]) -> list[SegmentEntry]:
     """The entries that together cover all rows of a file; empty if one is missing."""
     chain: list[SegmentEntry] = []
     digest, stop = file.digest, file.rows
     while stop:
-        entry = by_end.get((file.name, digest))
+        entry = by_end.get(digest)
         if entry is None or entry.stop != stop or entry.start >= stop:
             return []
         chain.append(entry)

@@ -1,16 +1,17 @@
-"""Checks a manifest's ids in bounded memory: that none is null, none occurs twice, and those of
-earlier runs have not changed.
+"""Checks a manifest's ids in bounded memory: that none is null, and none occurs twice.
 
 Unchanged files are not read, because the index (id_index.py) has their hashes. The ids of equal
 64-bit hashes are read again and compared, so that a collision is not reported as a duplicate.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -29,7 +30,6 @@ _BATCH_ROWS = 8192  # read from one file at once: each id is an object of about 
 _READERS = 8  # files that are read in parallel
 _BUFFER_BYTES = 4 << 20  # of a column; without it, a row group is read whole
 _MAX_CANDIDATES = 1000  # hashes whose ids are compared
-_ADVICE = "write to a new output folder, or undo the change"
 _SHOWN_IDS, _SHOWN_PLACES = 5, 3  # duplicates that the message names, and places of each
 
 
@@ -61,17 +61,25 @@ class NewIds:
         self.hashes.close()
 
 
+class RewrittenError(RuntimeError):
+    """Files do not begin with their known ids any more. `names` are theirs."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__(f"{len(names)} files do not begin with the ids that they had")
+        self.names = frozenset(names)
+
+
 def check_ids(
     manifest: Manifest, known: Sequence[KnownFile], folder: Place
 ) -> tuple[tuple[KnownFile, ...], NewIds]:
     """Checks all ids; returns the manifest's files for the ledger, and the new ids for the index.
 
-    known: the files that the ledger knows. folder: of the index; it is only read.
-    Raises JobError if an id is null or occurs twice, with ids and places; and if the manifest has
-    changed in another way than by new files and new rows at the end of files.
+    known: what the ledger knows of files that the manifest still has. folder: of the index; it is
+    only read.
+    Raises JobError if an id is null or occurs twice, with ids and places, and RewrittenError if
+    known files have changed in another way than by new rows at their end.
     """
     before = {file.name: file for file in known}
-    _check_no_file_lost(manifest, before)
     damaged: set[str] = set()
     while True:
         try:
@@ -91,11 +99,11 @@ class _Check:
         # Without new rows no ids need to be compared.
         self._has_new_rows = any(file.rows > rows[file.name] for file in manifest.files)
         segments: list[Segment] = []
+        covered: set[str] = set()
         if self._has_new_rows and before:
             stored = id_index.load_segments(folder)
             sound = [segment for segment in stored if segment.name not in damaged]
-            segments = id_index.consistent_segments(sound, before)
-        covered = {entry.name for segment in segments for entry in segment.entries}
+            segments, covered = id_index.consistent_segments(sound, before)
         # By file, the index of the first row whose hash is not in the index.
         self._starts = {name: rows[name] if name in covered else 0 for name in rows}
         size = sum(file.rows - self._starts[file.name] for file in manifest.files)
@@ -109,8 +117,9 @@ class _Check:
         read = [file for file in self._manifest.files if self._must_read(file)]
         with ThreadPoolExecutor(_READERS) as readers:
             digests = dict(zip((f.name for f in read), readers.map(self._read, read), strict=True))
-        for file in read:
-            self._check_prefix(file, digests[file.name])
+        rewritten = [name for name, digest in digests.items() if self._is_rewritten(name, digest)]
+        if rewritten:
+            raise RewrittenError(rewritten)
         whole = {name: digest.whole for name, digest in digests.items()}
         files = tuple(
             KnownFile(f.name, f.rows, whole.get(f.name, f.digest or ""), f.version, f.row_groups)
@@ -136,8 +145,8 @@ class _Check:
         whole = hashlib.blake2b(digest_size=16)
         known = self._before.get(file.name)
         prefix = None if known is None or known.rows else whole.hexdigest()
-        for start, ids in _batches(file):
-            hashes = _hash(ids)
+        for start, ids in id_batches(file):
+            hashes = hash_ids(ids)
             if known and prefix is None and known.rows <= start + hashes.size:
                 hasher = whole.copy()
                 hasher.update(hashes[: known.rows - start].tobytes())
@@ -147,17 +156,9 @@ class _Check:
                 self._hashes.add(hashes[max(self._starts[file.name] - start, 0) :])
         return Digests(whole.hexdigest(), prefix)
 
-    def _check_prefix(self, file: ManifestFile, digests: Digests) -> None:
-        known = self._before.get(file.name)
-        if known is None or digests.prefix == known.digest:
-            return
-        reason = (
-            f"found {file.rows} rows in {file.name}, and the output was begun with {known.rows}"
-            if file.rows < known.rows
-            else f"the first {known.rows} ids of {file.name} are not those that the output was "
-            "begun with, or not in their order"
-        )
-        raise JobError(f"{storage.redact(self._manifest.url)}: {reason}: {_ADVICE}")
+    def _is_rewritten(self, name: str, digests: Digests) -> bool:
+        known = self._before.get(name)
+        return known is not None and digests.prefix != known.digest
 
     def _entries(self, files: Sequence[KnownFile]) -> Iterator[SegmentEntry]:
         for file in files:
@@ -215,17 +216,15 @@ def _intersection(left: Hashes, right: Hashes) -> Hashes:
     return common
 
 
-def _check_no_file_lost(manifest: Manifest, before: Mapping[str, KnownFile]) -> None:
-    names = {file.name for file in manifest.files}
-    for name, known in before.items():
-        if known.rows and name not in names:
-            raise JobError(
-                f"{storage.redact(manifest.url)}: the manifest has lost the file {name}, whose "
-                f"rows the output was begun with: {_ADVICE}"
-            )
+def ids_digest(file: ManifestFile) -> str:
+    """Returns the digest of the file's ids in order. Raises JobError for a null."""
+    whole = hashlib.blake2b(digest_size=16)
+    for _, ids in id_batches(file):
+        whole.update(hash_ids(ids).tobytes())
+    return whole.hexdigest()
 
 
-def _batches(file: ManifestFile) -> Iterator[tuple[int, pa.Array]]:
+def id_batches(file: ManifestFile) -> Iterator[tuple[int, pa.Array]]:
     """Yields batches of ids, each with the index of its first row. Raises JobError for a null."""
     start = 0
     with (
@@ -242,12 +241,17 @@ def _batches(file: ManifestFile) -> Iterator[tuple[int, pa.Array]]:
             start += len(ids)
 
 
-def _hash(ids: pa.Array) -> Hashes:
-    values = ids.to_numpy(zero_copy_only=False)
-    # Integers of all widths hash alike, so that an id has the same hash in each file.
-    plain = values.astype(np.int64) if pa.types.is_integer(ids.type) else values.astype(object)
-    hashes: Hashes = pd.util.hash_array(plain, categorize=False)
+def hash_ids(ids: pa.Array) -> Hashes:
+    """Returns a 64-bit hash of each id, the same in every file; no two integers share one."""
+    hashes: Hashes = pd.util.hash_array(plain_ids(ids), categorize=False)
     return hashes
+
+
+def plain_ids(ids: pa.Array) -> npt.NDArray[Any]:
+    """Returns ids as int64 or as Python strings, so that an id is the same in each file."""
+    kind = np.int64 if pa.types.is_integer(ids.type) else object
+    values: npt.NDArray[Any] = ids.to_numpy(zero_copy_only=False).astype(kind)
+    return values
 
 
 def _check_duplicates(manifest: Manifest, candidates: Hashes) -> None:
@@ -255,8 +259,8 @@ def _check_duplicates(manifest: Manifest, candidates: Hashes) -> None:
     compared = candidates[:_MAX_CANDIDATES]
     places: dict[int | str, list[str]] = {}
     for file in manifest.files:
-        for start, ids in _batches(file):
-            for index in np.flatnonzero(np.isin(_hash(ids), compared)).tolist():
+        for start, ids in id_batches(file):
+            for index in np.flatnonzero(np.isin(hash_ids(ids), compared)).tolist():
                 id_places = places.setdefault(ids[index].as_py(), [])
                 if len(id_places) <= _SHOWN_PLACES:
                     id_places.append(f"{file.name} row {start + index}")

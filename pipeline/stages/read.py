@@ -258,8 +258,9 @@ def _open_checked(group_slice: RowGroupSlice) -> Iterator[pq.ParquetFile]:
     place = storage.resolve(group_slice.url)
     try:
         source = place.fs.open(place.path, "rb")
-    except FileNotFoundError as error:
-        raise _changed(group_slice, "it no longer exists") from error
+    except FileNotFoundError:
+        # Not chained: a message of Ray's would name the first error of a chain.
+        raise _changed(group_slice, "it no longer exists") from None
     with source, pq.ParquetFile(source) as parquet:
         footer = parquet.metadata
         if footer.num_rows != group_slice.file_rows:

@@ -188,11 +188,14 @@ def test_the_same_job_again_does_nothing_and_a_changed_one_is_refused(home, job)
 
 
 def test_new_videos_are_added_and_old_files_stay(home, films, job):
+    """The videos of the first run are in another file than before."""
     settings, first = job
     shutil.copytree(home / "out", home / "grown")
     shutil.copytree(home / "manifest", home / "more")
     row, events = films[3]
-    write_manifest(home / "more" / "b.parquet", [row])
+    old = pq.read_table(home / "more" / "a.parquet").to_pylist()
+    (home / "more" / "a.parquet").unlink()
+    write_manifest(home / "more" / "all.parquet", [row, *reversed(old)])
     before = _files(home / "grown")
     made = annotate(annotation(home / "more", home / "grown", **settings))
     assert made.split.skipped == first.split.rows

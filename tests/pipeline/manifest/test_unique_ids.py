@@ -35,13 +35,13 @@ class Output:
 
     def __init__(self, folder, index, monkeypatch):
         self.folder, self.index, self.known, self.reads = folder, index, (), []
-        batches = unique_ids._batches
+        batches = unique_ids.id_batches
 
         def noted(file):
             self.reads.append(file.name)
             return batches(file)
 
-        monkeypatch.setattr(unique_ids, "_batches", noted)
+        monkeypatch.setattr(unique_ids, "id_batches", noted)
 
     def run(self, save=True):
         self.reads.clear()
@@ -88,7 +88,7 @@ def test_many_ids_in_buckets_give_the_same_answer(tmp_path, index, monkeypatch):
 
 
 def test_equal_hashes_are_not_equal_ids(tmp_path, index, monkeypatch):
-    monkeypatch.setattr(unique_ids, "_hash", lambda values: np.zeros(len(values), np.uint64))
+    monkeypatch.setattr(unique_ids, "hash_ids", lambda values: np.zeros(len(values), np.uint64))
     assert unique_ids.check_ids(manifest_of(tmp_path / "fine", ["a", "b", "c"]), (), index)
     with pytest.raises(JobError, match="found 1 ids"):
         unique_ids.check_ids(manifest_of(tmp_path / "twice", ["a", "b", "a"]), (), index)
@@ -256,7 +256,7 @@ def test_a_large_row_group_is_not_read_whole(tmp_path, index):
     manifest = open_manifest(str(tmp_path / "m.parquet"))
     before = pa.total_allocated_bytes()
     peak = 0
-    for _, batch in unique_ids._batches(manifest.files[0]):
+    for _, batch in unique_ids.id_batches(manifest.files[0]):
         peak = max(peak, pa.total_allocated_bytes() - before)
         assert len(batch) <= unique_ids._BATCH_ROWS
     assert peak < 25e6  # the column has 31 MB, its batches 7

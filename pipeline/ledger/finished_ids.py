@@ -1,0 +1,62 @@
+"""Reads the ids of all finished rows from the output: from its visible files, and from the parts
+that are not visible yet.
+
+The log has one bit for each row, and no ids. They are needed when the manifest has its rows in
+other files than before.
+"""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mediamill.pipeline.ledger import publish
+from mediamill.pipeline.ledger.state import Group, LedgerState, Part
+from mediamill.pipeline.storage.storage import Place
+from mediamill.schemas import columns as c
+
+_READERS = 8
+_BATCH_ROWS = 8192
+_BUFFER_BYTES = 4 << 20  # of the column; without it, a row group is read whole
+_STAGED_BYTES = 32 << 20  # of parts that are read at once
+
+
+def read_finished_ids(output: Place, state: LedgerState, take: Callable[[pa.Array], None]) -> None:
+    """Calls `take` with the ids of all finished rows, some at a time, from several threads.
+
+    Raises FileNotFoundError when another process publishes rows meanwhile.
+    """
+    visible = publish.visible_files(output)
+    # A group whose file is visible already is read from the file.
+    hidden = [group.parts for name, group in state.groups.items() if name not in set(visible)]
+    parts = [part for group in (*hidden, *state.parts.values()) for part in group]
+
+    def take_file(name: str) -> None:
+        place = output / name
+        with ExitStack() as stack:
+            source = stack.enter_context(place.fs.open(place.path, "rb", cache_type="none"))
+            file = stack.enter_context(pq.ParquetFile(source, buffer_size=_BUFFER_BYTES))
+            for batch in file.iter_batches(_BATCH_ROWS, columns=[c.ID]):
+                take(batch.column(0))
+
+    with ThreadPoolExecutor(_READERS) as readers:
+        list(readers.map(take_file, visible))
+    for some in _batches(parts):
+        group = Group("", tuple(some))
+        for ids in publish.merged(group, publish.read_parts(output, [group]))[c.ID].chunks:
+            take(ids)
+
+
+def _batches(parts: list[Part]) -> Iterator[list[Part]]:
+    batch: list[Part] = []
+    size = 0
+    for part in sorted(parts):  # neighbours are read together
+        if batch and size + part.length > _STAGED_BYTES:
+            yield batch
+            batch, size = [], 0
+        batch.append(part)
+        size += part.length
+    if batch:
+        yield batch
