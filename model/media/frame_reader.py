@@ -1,5 +1,6 @@
 """Decodes all frames of a video file, in display order."""
 
+from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from fractions import Fraction
 
@@ -12,6 +13,7 @@ from mediamill.model.errors import MediaError
 from mediamill.model.media.containers import FileFormat
 from mediamill.model.media.limits import MediaLimits
 from mediamill.model.media.media_file import MediaFile
+from mediamill.model.media.packets import TimedPackets, is_repeat
 from mediamill.model.media.video_file import open_video
 
 # Deblocking takes a third of the decoding time and changes little of what a frame shows.
@@ -50,18 +52,37 @@ class FrameReader:
             self.rate = float(stream.average_rate or stream.base_rate or 25)
             self.time_base = stream.time_base or Fraction(1)
             step = max(1, round(1 / (self.rate * float(self.time_base))))
-            packets = container.demux(stream)
-            for frame in (frame for packet in packets for frame in self._decode(packet, seconds)):
-                default = self.timestamp + step if self.count else 0
-                if self.count >= self.limits.max_frames_decoded:
-                    raise too_many_frames_error(self.file_format, self.count + 1, self.limits)
-                self.count += 1
-                self.timestamp = default if frame.pts is None else frame.pts
-                yield self.timestamp, frame
+            shown: VideoFrame | None = None
+            repeats: deque[int] = deque()  # times at which `shown` is shown again
+            for packet in TimedPackets(container, stream, self.file_format.name):
+                if is_repeat(packet):
+                    assert packet.pts is not None
+                    repeats.append(packet.pts)
+                    continue
+                for frame in self._decode(packet, seconds):
+                    default = self.timestamp + step if self.count else 0
+                    timestamp = default if frame.pts is None else frame.pts
+                    while repeats and repeats[0] < timestamp:
+                        repeat = repeats.popleft()
+                        if shown is not None:
+                            yield self._counted(repeat), shown
+                    shown = frame
+                    yield self._counted(timestamp), frame
+            if shown is not None:
+                for repeat in repeats:
+                    yield self._counted(repeat), shown
         if not self.count:
             raise MediaError(
                 "decode_corrupt", f"no frame of the {self.file_format.label} can be decoded"
             )
+
+    def _counted(self, timestamp: int) -> int:
+        """Counts one more frame, and returns its timestamp."""
+        if self.count >= self.limits.max_frames_decoded:
+            raise too_many_frames_error(self.file_format, self.count + 1, self.limits)
+        self.count += 1
+        self.timestamp = timestamp
+        return timestamp
 
     def _decode(
         self, packet: "Packet[VideoStream]", seconds: Callable[[int], float] | None

@@ -13,6 +13,7 @@ from functools import partial
 
 from mediamill.model.errors import MediaError
 from mediamill.model.media.containers import FileFormat, detect_format, find_truncation
+from mediamill.model.media.display import Display
 from mediamill.model.media.frame_collector import FrameCollector, FrameSizeError, Video
 from mediamill.model.media.frame_reader import FrameReader, too_many_frames_error
 from mediamill.model.media.frame_sampling import VideoRules
@@ -58,7 +59,7 @@ def decode_video(
     file_format = video_format(media_file)
     budget = PixelBudget(rules, pixels.with_limits(rules.min_pixels, rules.max_pixels), limits)
     scan = (probe_cache or ProbeCache()).scan_packets(media_file, file_format, limits)
-    size = scan.size
+    size = scan.display.shown
     for _ in range(_MAX_ATTEMPTS):
         try:
             return _decode(media_file, file_format, scan, size, budget, (start_s, end_s))
@@ -104,19 +105,20 @@ def _decode(
 ) -> Video:
     """size: expected (height, width) of the frames. Raises FrameSizeError if it is wrong."""
     timeline = scan.timeline
+    select = partial(_collector, file_format, size, budget, window, scan.display)
     if timeline.timestamps and len(scan.keyframes):
-        collector = _collector(file_format, timeline, size, budget, window, scan.keyframes)
+        collector = select(timeline, scan.keyframes)
         if decode_by_keyframes(media_file, scan, collector):
-            return collector.video(timeline)
+            return collector.video(timeline, scan.notes)
     expected: Sequence[int] = timeline.timestamps
     for _ in range(_MAX_ATTEMPTS):
         all_collector: FrameCollector | None = None
         if timeline.timestamps:
-            all_collector = _collector(file_format, timeline, size, budget, window)
+            all_collector = select(timeline)
         reader = FrameReader(file_format, budget.limits)
         timestamps, verified = _decode_all(media_file, reader, timeline, expected, all_collector)
         if all_collector is not None and verified:
-            return all_collector.video(timeline, reader.skipped_packets)
+            return all_collector.video(timeline, scan.notes, reader.skipped_packets)
         expected, timeline = timestamps, _decoded_timeline(timeline, timestamps, reader)
     raise MediaError(
         "decode_corrupt", f"the {file_format.label} decodes to other frames at each attempt"
@@ -125,10 +127,11 @@ def _decode(
 
 def _collector(
     file_format: FileFormat,
-    timeline: Timeline,
     size: Size,
     budget: PixelBudget,
     window: _Window,
+    display: Display,
+    timeline: Timeline,
     keyframes: KeyframeIndex | None = None,
 ) -> FrameCollector:
     """Selects the frames and returns a collector for them. Raises as `_check_decode_length`."""
@@ -136,7 +139,7 @@ def _collector(
     group = budget.pixels.temporal_patch_size
     selection = select_frames(timeline, budget.rules, *window, group, fit)
     _check_decode_length(file_format, timeline, selection, budget.limits, keyframes)
-    return FrameCollector(file_format, selection, budget, size)
+    return FrameCollector(file_format, selection, budget, size, display)
 
 
 def _decode_all(
