@@ -8,7 +8,14 @@ from dataclasses import dataclass
 
 from mediamill.model.errors import MediaError
 from mediamill.model.inputs import VisualKind
+from mediamill.model.media.declared_ends import (
+    asf_truncation,
+    avi_index_truncation,
+    flv_truncation,
+    ogg_truncation,
+)
 from mediamill.model.media.media_file import FileHandle, MediaFile, Source
+from mediamill.model.media.mp4_boxes import declared_end
 
 
 @dataclass(frozen=True)
@@ -117,6 +124,9 @@ def find_truncation(source: Source, name: str) -> str | None:
         "matroska": _matroska_truncation,
         "avi": _avi_truncation,
         "GIF": _gif_truncation,
+        "flv": flv_truncation,
+        "asf": asf_truncation,
+        "ogg": ogg_truncation,
     }
     if name not in checks:
         return None
@@ -143,7 +153,10 @@ def _mp4_truncation(handle: FileHandle, total: int) -> str | None:
         offset += size
     else:
         return None
-    return None if b"moov" in names else "its index (the moov box) is missing"
+    if b"moov" not in names:
+        return "its index (the moov box) is missing"
+    end = declared_end(handle, total)
+    return _ends_early("video", end, total) if end > total else None
 
 
 def _matroska_truncation(handle: FileHandle, total: int) -> str | None:
@@ -180,7 +193,7 @@ def _avi_truncation(handle: FileHandle, total: int) -> str | None:
         if end > total:
             return _ends_early("RIFF chunk", end, total)
         offset = end + end % 2
-    return None
+    return avi_index_truncation(handle, total)
 
 
 def _gif_truncation(handle: FileHandle, total: int) -> str | None:
