@@ -13,6 +13,8 @@ from mediamill.model.media.declared_ends import (
     avi_index_truncation,
     flv_truncation,
     ogg_truncation,
+    png_truncation,
+    webp_truncation,
 )
 from mediamill.model.media.media_file import FileHandle, MediaFile, Source
 from mediamill.model.media.mp4_boxes import declared_end
@@ -127,6 +129,9 @@ def find_truncation(source: Source, name: str) -> str | None:
         "flv": flv_truncation,
         "asf": asf_truncation,
         "ogg": ogg_truncation,
+        "PNG": png_truncation,
+        "WEBP": webp_truncation,
+        "AVIF": _mp4_truncation,
     }
     if name not in checks:
         return None

@@ -12,7 +12,7 @@ from mediamill.model.media.frame_collector import FrameCollector
 from mediamill.model.media.keyframes import Keyframe
 from mediamill.model.media.media_file import MediaFile
 from mediamill.model.media.packets import TimedPackets, VideoPacket
-from mediamill.model.media.video_file import PacketScan, open_video
+from mediamill.model.media.video_file import STOP_AT_DAMAGE, PacketScan, open_video
 
 # The first frames must come as the packets promised before anything is skipped.
 _VERIFIED_FRAMES = 8
@@ -75,6 +75,9 @@ def _decode(
     expected, resume, start = 0, 0, None
     opened = open_video(media_file, collector.file_format, collector.budget.limits)
     with opened as (container, stream):
+        # Where a decoder conceals damage, it takes what lies in its memory: other frames than in a
+        # decode of the whole file.
+        stream.codec_context.options = {**stream.codec_context.options, **STOP_AT_DAMAGE}
         timed = TimedPackets(container, stream, collector.file_format.name)
         packets: Iterator[_NumberedPacket] = enumerate(timed)
         while (numbered := next(packets, None)) is not None:  # `packets` changes on the way

@@ -15,6 +15,7 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from mediamill.model.errors import MediaError
+from mediamill.model.media.animations import AVIF_ANIMATION, WEBP_ANIMATION, webp_timeline
 from mediamill.model.media.containers import FileFormat
 from mediamill.model.media.display import Display
 from mediamill.model.media.keyframes import KeyframeIndex, KeyframeIndexBuilder
@@ -33,6 +34,8 @@ _SAFE_OPTIONS = {
     "max_streams": "1000",
     "probesize": "5000000",
 }
+# Options with which a decoder raises an error where it would otherwise conceal damage.
+STOP_AT_DAMAGE = {"err_detect": "explode"}
 # These formats find streams while they are read, and FFmpeg then reads beyond the end of its list
 # of options per stream: they get no such options.
 _FORMATS_WITH_LATE_STREAMS = ("mpeg", "mpegts", "flv")
@@ -65,6 +68,9 @@ def scan_packets(source: Source, file_format: FileFormat, limits: MediaLimits) -
     Raises MediaError as `open_video`, and media_empty for a stream without packets.
     """
     media_file = MediaFile.of(source)
+    if file_format == WEBP_ANIMATION:
+        timeline, size = webp_timeline(media_file, limits)
+        return PacketScan(timeline, KeyframeIndex(), Display.of(size, None))
     check_sample_count(media_file, file_format, limits)
     timestamps = array("q")
     last_end: int | None = None
@@ -162,7 +168,7 @@ def open_video(
                 metadata_errors="replace",
             ) as container,
         ):
-            stream = _main_stream(container)
+            stream = _main_stream(container, file_format)
             if stream is None:
                 raise MediaError(
                     "decode_unsupported", f"the {file_format.label} holds no video stream"
@@ -195,10 +201,13 @@ def open_video(
         ) from error
 
 
-def _main_stream(container: InputContainer) -> VideoStream | None:
+def _main_stream(container: InputContainer, file_format: FileFormat) -> VideoStream | None:
     """Returns the video stream that players show; None if there are only cover pictures."""
     attached = av.stream.Disposition.attached_pic
     streams = [stream for stream in container.streams.video if not stream.disposition & attached]
+    if file_format == AVIF_ANIMATION:
+        # The others are still pictures, and the transparency of this one.
+        streams = [stream for stream in streams if stream.frames > 1][:1] or streams
     best = container.streams.best("video")
     return best if best in streams else next(iter(streams), None)
 
