@@ -22,7 +22,7 @@ def declared_samples(media_file: MediaFile) -> int:
     fragment_samples: dict[int, int] = {}  # by track number
     is_sound, track = False, 0
     with media_file.open() as handle:
-        for name, body in _boxes(handle, media_file.size):
+        for name, body in boxes(handle, media_file.size):
             if name == b"trak":
                 is_sound = False
             elif name == b"hdlr":
@@ -45,7 +45,7 @@ def declared_end(handle: FileHandle, total: int) -> int:
     ends = [0]
     is_video = is_own = True
     last_samples = last_chunk_samples = 0
-    for name, body in _boxes(handle, total):
+    for name, body in boxes(handle, total):
         if name == b"trak":
             is_video, is_own, last_samples, last_chunk_samples = False, True, 0, 0
         elif name == b"hdlr":
@@ -82,7 +82,7 @@ def _fragments_end(handle: FileHandle, body: int) -> int:
     return body - 8 + size + first + sum(entry[0] & 0x7FFFFFFF for entry in sizes)
 
 
-def _boxes(handle: FileHandle, total: int) -> Iterator[tuple[bytes, int]]:
+def boxes(handle: FileHandle, total: int) -> Iterator[tuple[bytes, int]]:
     """Yields (name, offset of the body) of each box, outer boxes before inner ones."""
     offset, ends = 0, [total]
     for _ in range(_MAX_BOXES):

@@ -16,6 +16,7 @@ from av.video.stream import VideoStream
 
 from mediamill.model.errors import MediaError
 from mediamill.model.media.animations import AVIF_ANIMATION, WEBP_ANIMATION, webp_timeline
+from mediamill.model.media.container_crop import container_crop
 from mediamill.model.media.containers import FileFormat
 from mediamill.model.media.display import Display
 from mediamill.model.media.keyframes import KeyframeIndex, KeyframeIndexBuilder
@@ -80,7 +81,7 @@ def scan_packets(source: Source, file_format: FileFormat, limits: MediaLimits) -
         time_base = stream.time_base or Fraction(1, 1000)
         rate = float(stream.average_rate or stream.base_rate or 25)
         context = stream.codec_context
-        display = stream_display(media_file, file_format, stream)
+        display = _display(media_file, file_format, container, stream)
         builder = KeyframeIndexBuilder(file_format.name, context.name, context.extradata or b"")
         packets = TimedPackets(container, stream, file_format.name)
         for number, packet in enumerate(packets):
@@ -121,15 +122,19 @@ def scan_packets(source: Source, file_format: FileFormat, limits: MediaLimits) -
     return PacketScan(timeline, builder.build(), display, notes)
 
 
-def stream_display(media_file: MediaFile, file_format: FileFormat, stream: VideoStream) -> Display:
-    """Returns how the frames of a stream are shown, by its header."""
-    context = stream.codec_context
+def _display(
+    media_file: MediaFile, file_format: FileFormat, container: InputContainer, stream: VideoStream
+) -> Display:
+    """Returns how the frames of a stream are shown, by the file's headers."""
+    size = stream.codec_context.height, stream.codec_context.width
+    streams = list(container.streams.video)
     notes: list[str] = []
-    if stream.metadata.get("alpha_mode") == "1":
+    has_alpha_track = file_format == AVIF_ANIMATION and sum(one.frames > 1 for one in streams) > 1
+    if has_alpha_track or stream.metadata.get("alpha_mode") == "1":
         notes.append("transparency of the video is not used")
+    crop = container_crop(media_file, file_format.name, streams.index(stream), size)
     # FFmpeg's guess, as players': the container's shape of pixels wins over the codec's.
-    shape = stream.sample_aspect_ratio
-    return Display.of((context.height, context.width), shape, notes=tuple(notes))
+    return Display.of(size, stream.sample_aspect_ratio, crop, tuple(notes))
 
 
 def check_sample_count(source: Source, file_format: FileFormat, limits: MediaLimits) -> None:
