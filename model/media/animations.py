@@ -21,6 +21,7 @@ from mediamill.model.media.timeline import Timeline
 
 AVIF_ANIMATION = FileFormat("video", "mov", "AVIF animation")
 WEBP_ANIMATION = FileFormat("video", "webp", "WebP animation")
+_MAX_MOTION_JPEG = 4 << 20  # bytes in which the second picture begins
 _MILLISECOND = Fraction(1, 1000)
 # As in browsers: a frame that asks for no time, or for next to none, is shown for a tenth of a
 # second. FFmpeg has the same rule for GIF.
@@ -39,8 +40,20 @@ def animation_format(media_file: MediaFile, picture: FileFormat) -> FileFormat |
         return FileFormat("video", "apng", "PNG animation")
     if picture.name == "WEBP" and head[12:16] == b"VP8X" and head[20] & 2:
         return WEBP_ANIMATION
+    if picture.name == "JPEG" and _is_motion_jpeg(media_file):
+        return FileFormat("video", "mjpeg", "motion JPEG stream")
     brands = head[8 : int.from_bytes(head[:4], "big")]
     return AVIF_ANIMATION if picture.name == "AVIF" and b"avis" in brands else None
+
+
+def _is_motion_jpeg(media_file: MediaFile) -> bool:
+    """Whether another picture follows right behind the end of the first one."""
+    with media_file.open() as handle:
+        head = handle.read(_MAX_MOTION_JPEG)
+    end = head.find(b"\xff\xd9\xff\xd8\xff")
+    # A thumbnail within the metadata also ends; nothing of a JPEG begins right behind it, but the
+    # pictures of a burst (MPF) follow in a file of their own kind.
+    return end >= 0 and b"MPF\0" not in head[:end]
 
 
 def webp_timeline(media_file: MediaFile, limits: MediaLimits) -> tuple[Timeline, tuple[int, int]]:

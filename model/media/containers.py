@@ -48,6 +48,18 @@ _VIDEOS = {
     b"\x30\x26\xb2\x75\x8e\x66\xcf\x11": FileFormat("video", "asf", "WMV or ASF video"),
     b"OggS": FileFormat("video", "ogg", "Ogg video"),
     b"\x00\x00\x01\xba": FileFormat("video", "mpeg", "MPEG program stream"),
+    # Streams of one codec without a container.
+    b"\x00\x00\x01\xb3": FileFormat("video", "mpegvideo", "MPEG video stream"),
+    b"\x00\x00\x01\xb0": FileFormat("video", "m4v", "MPEG-4 video stream"),
+    b"DKIF\0\0": FileFormat("video", "ivf", "IVF video"),
+    **dict.fromkeys(
+        (b"\0\0\0\1\x67", b"\0\0\1\x67", b"\0\0\0\1\x09", b"\0\0\1\x09"),
+        FileFormat("video", "h264", "H.264 stream"),
+    ),
+    **dict.fromkeys(
+        (b"\0\0\0\1\x40\1", b"\0\0\1\x40\1", b"\0\0\0\1\x46\1", b"\0\0\1\x46\1"),
+        FileFormat("video", "hevc", "H.265 stream"),
+    ),
 }
 _AVIF_BRANDS = {b"avif", b"avis"}
 _HEIF_BRANDS = {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"}

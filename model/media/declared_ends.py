@@ -148,3 +148,28 @@ def png_truncation(handle: FileHandle, total: int) -> str | None:
             return f"its last chunk is missing at byte {offset}; the file ends at byte {total}"
         offset += 12 + int.from_bytes(header[:4], "big")
     return None
+
+
+def goes_on(handle: FileHandle, name: str, total: int) -> bool:
+    """Whether another file follows the first one in an AVI or Matroska file, or may follow.
+
+    What the first one's header declares is then not true of the whole. name: of the format.
+    """
+    if name == "avi":
+        end = 8 + int.from_bytes(handle.read_at(4, 4), "little")
+        end += end % 2
+        return end + 12 <= total and handle.read_at(end, 12)[8:] != b"AVIX"
+    if name != "matroska":
+        return False
+    header = handle.read_at(0, 12)
+    start = 4 + _vint(header[4:])[0] + _vint(header[4:])[1]
+    segment = handle.read_at(start, 12)
+    length, size = _vint(segment[4:])
+    is_unknown = size == (1 << 7 * length) - 1
+    return not is_unknown and start + 4 + length + size + 12 <= total
+
+
+def _vint(data: bytes) -> tuple[int, int]:
+    """Returns the length of an EBML variable-length integer in bytes, and its value (RFC 8794)."""
+    length = max(1, 9 - data[0].bit_length()) if data else 1
+    return length, int.from_bytes(data[:length], "big") & (1 << 7 * length) - 1

@@ -62,8 +62,9 @@ def frame_orientation(frame: VideoFrame) -> tuple[Orientation, str | None]:
 
     The matrix is that of the container, or of the stream (H.264 and HEVC display orientation).
     """
-    matrix = frame.side_data.get("DISPLAYMATRIX")
-    return (Orientation(), None) if matrix is None else matrix_orientation(bytes(matrix))
+    if "DISPLAYMATRIX" not in frame.side_data:
+        return Orientation(), None
+    return matrix_orientation(bytes(frame.side_data["DISPLAYMATRIX"]))
 
 
 def matrix_orientation(matrix: bytes) -> tuple[Orientation, str | None]:
@@ -182,8 +183,8 @@ def rgb_pixels(frame: VideoFrame) -> tuple[Pixels, bool]:
     )
     # By default PyAV starts a thread per core for every frame.
     if not has_alpha:
-        return frame.to_ndarray(format="rgb24", threads=1), False
-    rgba = frame.to_ndarray(format="rgba", threads=1)
+        return np.asarray(frame.to_ndarray(format="rgb24", threads=1), np.uint8), False
+    rgba = np.asarray(frame.to_ndarray(format="rgba", threads=1), np.uint8)
     if rgba[..., 3].min() == 255:
         return np.ascontiguousarray(rgba[..., :3]), False
     alpha = rgba[..., 3:].astype(np.uint16)

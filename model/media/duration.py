@@ -13,6 +13,7 @@ from av.video.stream import VideoStream
 
 from mediamill.model.errors import MediaError
 from mediamill.model.media.containers import FileFormat
+from mediamill.model.media.declared_ends import goes_on
 from mediamill.model.media.limits import MediaLimits
 from mediamill.model.media.media_file import MediaFile, Source
 from mediamill.model.media.probe_cache import ProbeCache
@@ -68,6 +69,9 @@ def _header_duration(
 ) -> float | None:
     """Returns the duration in seconds by the header or the index; None if they are not reliable."""
     check_sample_count(media_file, file_format, limits)
+    with media_file.open() as handle:
+        if goes_on(handle, file_format.name, media_file.size):
+            return None
     with open_video(media_file, file_format, limits) as (container, stream):
         if file_format.name == "matroska":
             return _matroska_duration(container, stream)

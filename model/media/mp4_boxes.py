@@ -79,7 +79,7 @@ def _fragments_end(handle: FileHandle, body: int) -> int:
     count = int.from_bytes(handle.read_at(place + 2, 2), "big")
     table = handle.read_at(place + 4, 12 * count)
     sizes = struct.iter_unpack(">III", table[: len(table) // 12 * 12])
-    return body - 8 + size + first + sum(entry[0] & 0x7FFFFFFF for entry in sizes)
+    return int(body - 8 + size + first + sum(entry[0] & 0x7FFFFFFF for entry in sizes))
 
 
 def boxes(handle: FileHandle, total: int) -> Iterator[tuple[bytes, int]]:

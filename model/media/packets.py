@@ -49,9 +49,17 @@ class TimedPackets:
 
     def __iter__(self) -> Iterator[VideoPacket]:
         """Yields the packets in the order of the file; the last one is empty, without times."""
-        for packet in self._container.demux(self._stream):
-            self._correct(packet)
-            yield packet
+        is_end = False
+        try:
+            for packet in self._container.demux(self._stream):
+                self._correct(packet)
+                is_end = packet.pts is None and packet.dts is None and not packet.size
+                yield packet
+        except IndexError:
+            # PyAV looks for more streams than it knows at the end of a file in which streams appear
+            # late, after the last packet of this stream.
+            if not is_end:
+                raise
 
     @property
     def notes(self) -> tuple[str, ...]:

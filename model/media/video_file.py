@@ -26,7 +26,7 @@ from mediamill.model.media.mp4_boxes import declared_samples
 from mediamill.model.media.packets import TimedPackets, is_repeat
 from mediamill.model.media.timeline import Timeline
 
-# Without protocols a demuxer cannot follow references to other files. The other options repeat
+# Without protocols a demuxer cannot follow references to other files. Most other options repeat
 # FFmpeg's defaults, so that a new version cannot change them. Demuxers ignore unknown options.
 _SAFE_OPTIONS = {
     "protocol_whitelist": "none",
@@ -34,6 +34,8 @@ _SAFE_OPTIONS = {
     "use_absolute_path": "0",
     "max_streams": "1000",
     "probesize": "5000000",
+    # Joined transport streams may number their streams anew; players go on with the same ones.
+    "merge_pmt_versions": "1",
 }
 # Options with which a decoder raises an error where it would otherwise conceal damage.
 STOP_AT_DAMAGE = {"err_detect": "explode"}
