@@ -82,25 +82,3 @@ def with_clean_aperture(mp4: bytes, width: int, height: int, right: int, down: i
         size = int.from_bytes(mp4[place - 4 : place], "big") + len(box)
         changed[place - 4 : place] = size.to_bytes(4, "big")
     return bytes(changed[:end]) + box + bytes(changed[end:])
-
-
-def with_matroska_crop(live_mkv: bytes, left: int, top: int, right: int, bottom: int) -> bytes:
-    """Returns an MKV file, written live (without positions in it), with PixelCrop elements."""
-    elements = b"".join(
-        name + b"\x82" + pixels.to_bytes(2, "big")
-        for name, pixels in zip(
-            (b"\x54\xcc", b"\x54\xbb", b"\x54\xdd", b"\x54\xaa"),
-            (left, top, right, bottom),
-            strict=True,
-        )
-    )
-    changed = bytearray(live_mkv)
-    tracks = live_mkv.index(b"\x16\x54\xae\x6b") + 4
-    entry = live_mkv.index(b"\xae", tracks) + 1
-    width = live_mkv.index(b"\xb0\x81", entry)
-    video = next(place for place in range(width - 1, entry, -1) if live_mkv[place] == 0xE0) + 1
-    for place in (tracks, entry, video):
-        end = place + 9 - live_mkv[place].bit_length()
-        size = int.from_bytes(live_mkv[place:end], "big") + len(elements)
-        changed[place:end] = size.to_bytes(end - place, "big")
-    return bytes(changed[:width]) + elements + bytes(changed[width:])

@@ -9,9 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
+from mediamill.model.media.container_crop import NO_CROP, container_crop
 from mediamill.model.media.display import Display, matrix_orientation
 from mediamill.model.media.frame_sampling import VideoRules
 from mediamill.model.media.image_rules import ImageRules
+from mediamill.model.media.media_file import MediaFile
 from mediamill.model.media.resize import resize
 from mediamill.model.media.video import Video, decode_video
 from tests import media, videos
@@ -57,7 +59,8 @@ def test_every_orientation(name, scale):
     frame = change(media.all_frames(MP4)[0])
     assert_shows(video, frame)
     assert (video.source_height, video.source_width) == frame.shape[:2]
-    assert note in " ".join(video.notes) and bool(video.notes) == (name != "upright")
+    assert note in " ".join(video.notes)
+    assert bool(video.notes) == (name != "upright")
 
 
 @pytest.mark.parametrize(
@@ -131,13 +134,27 @@ def test_a_clean_aperture_that_leaves_all_or_nothing(size):
     assert_shows(video, media.all_frames(MP4)[0])
 
 
-def test_matroska_crop():
-    data = videos.encoded(form="matroska", container_options={"live": "1"})
-    video = shown(videos.with_matroska_crop(data, 16, 2, 8, 4))
-    assert "cropped by left 16, top 2, right 8, bottom 4" in video.notes
-    assert_shows(video, media.all_frames(data)[0][2:44, 16:56])
-    too_much = shown(videos.with_matroska_crop(data, 40, 0, 24, 0))
-    assert "ignored" in too_much.notes[0]
+def element(name: str, content: bytes) -> bytes:
+    return bytes.fromhex(name) + b"\x08" + len(content).to_bytes(4, "big") + content
+
+
+@pytest.mark.parametrize("names", [("54cc", "54bb", "54dd", "54aa"), ("54dd", "54aa")])
+def test_matroska_crop(names):
+    sides = dict(zip(("54cc", "54bb", "54dd", "54aa"), (16, 2, 8, 4), strict=True))
+    crop = b"".join(element(name, sides[name].to_bytes(2, "big")) for name in names)
+    sound = element("ae", element("83", b"\2"))
+    picture = element("ae", element("83", b"\1") + element("e0", element("b0", b"\x40") + crop))
+    tracks = element("1549a966", b"") + element("1654ae6b", sound + picture)
+    data = element("1a45dfa3", b"") + b"\x18\x53\x80\x67\xff" + tracks
+    found = container_crop(MediaFile.of(data), "matroska", 0, (48, 64))
+    assert found == tuple(sides[name] if name in names else 0 for name in sides)
+    assert container_crop(MediaFile.of(data), "matroska", 1, (48, 64)) == NO_CROP
+
+
+def test_any_header_of_a_crop():
+    for length in range(0, 60, 7):
+        container_crop(MediaFile.of(b"\x18\x53\x80\x67" + bytes(length)), "matroska", 0, (1, 1))
+        container_crop(MediaFile.of(MP4[: -300 + length]), "mov", 0, (1, 1))
 
 
 @pytest.mark.parametrize(("transfer", "word"), [(16, "HDR (PQ)"), (18, "HDR (HLG)")])
