@@ -1,6 +1,7 @@
 """Odd and refused videos through the real decoding process: in time, with the right code."""
 
 import time
+from pathlib import Path
 
 import pytest
 
@@ -42,7 +43,7 @@ REFUSED = {
     "cut GIF": (media.cut(media.animation(5, "GIF")), "decode_corrupt"),
     "MP4 of zeros": (zeroed(MP4, 0.1), "decode_corrupt"),
     "TS of zeros": (zeroed(TS, 0.02), None),
-    "FLV header alone": (b"FLV\1\5\0\0\0\x09\0\0\0\0", "decode_unsupported"),
+    "FLV header alone": (b"FLV\1\5\0\0\0\x09\0\0\0\0", None),
     "Ogg of nothing": (b"OggS" + bytes(60), None),
     "H.264 of nothing": (b"\0\0\0\1\x67" + bytes(5000), None),
     "H.265 of nothing": (b"\0\0\0\1\x40\1" + bytes(5000), None),
@@ -56,7 +57,7 @@ REFUSED = {
 READ = {
     "mirrored": videos.with_matrix(MP4, (-1, 0, 0, 1)),
     "joined": TS + TS,
-    "repeated": None,
+    "repeated": Path(__file__).parents[2] / "model/media/data/static.ogv",
     "animation": media.animation(5, "WEBP"),
     "PNG animation": media.animation(5, "PNG"),
     "without a container": videos.encoded(form="h264"),
@@ -72,9 +73,10 @@ def decoder():
 
 
 def answer(decoder, data):
+    content = data if isinstance(data, Path) else memoryview(data)
     chat = {"prompt": CAPTION_PROMPT, "system": None}
     started = time.monotonic()
-    (reply,) = decoder.prepare([DecodeRequest([MediumRequest(memoryview(data), "video")], [chat])])
+    (reply,) = decoder.prepare([DecodeRequest([MediumRequest(content, "video")], [chat])])
     assert time.monotonic() - started < MAX_S
     return reply
 
@@ -88,11 +90,10 @@ def test_refusals_come_in_time(decoder, name):
     data, code = REFUSED[name]
     failure = answer(decoder, data).failure
     assert failure is not None
-    assert failure.code == code or (code is None and failure.code.startswith(("decode_", "media_")))
-    assert "process" not in failure.message, failure.message  # it did not die or run out of time
-    assert failure.code != "decode_timeout"
+    # No other code: the process did not die, and did not run out of time.
+    assert failure.code in ({code} if code else {"decode_corrupt", "decode_unsupported"})
 
 
-@pytest.mark.parametrize("name", [name for name in READ if name != "repeated"])
+@pytest.mark.parametrize("name", READ)
 def test_what_players_show_is_read(decoder, name):
     assert answer(decoder, READ[name]).failure is None
