@@ -6,11 +6,14 @@ model starts from, so that one resize does both.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
+from av.buffer import Buffer
 from av.video.frame import VideoFrame
 
 Pixels = npt.NDArray[np.uint8]
@@ -62,9 +65,11 @@ def frame_orientation(frame: VideoFrame) -> tuple[Orientation, str | None]:
 
     The matrix is that of the container, or of the stream (H.264 and HEVC display orientation).
     """
-    if "DISPLAYMATRIX" not in frame.side_data:
+    # PyAV's type says that this is a dictionary with other keys; it is a mapping of all side data.
+    side_data = cast(Mapping[str, Buffer], frame.side_data)
+    if "DISPLAYMATRIX" not in side_data:
         return Orientation(), None
-    return matrix_orientation(bytes(frame.side_data["DISPLAYMATRIX"]))
+    return matrix_orientation(bytes(side_data["DISPLAYMATRIX"]))
 
 
 def matrix_orientation(matrix: bytes) -> tuple[Orientation, str | None]:
