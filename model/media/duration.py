@@ -97,7 +97,7 @@ def _may_end_later(stream: VideoStream) -> bool:
     if not stream.codec_context.has_b_frames:
         return False
     limit = float(_LONG_INTERVAL_S / (stream.time_base or Fraction(1)))
-    times = [entry.timestamp for entry in stream.index_entries]
+    times = (entry.timestamp for entry in stream.index_entries)
     return any(after - before > limit for before, after in pairwise(times))
 
 
