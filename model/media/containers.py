@@ -8,7 +8,16 @@ from dataclasses import dataclass
 
 from mediamill.model.errors import MediaError
 from mediamill.model.inputs import VisualKind
+from mediamill.model.media.declared_ends import (
+    asf_truncation,
+    avi_index_truncation,
+    flv_truncation,
+    ogg_truncation,
+    png_truncation,
+    webp_truncation,
+)
 from mediamill.model.media.media_file import FileHandle, MediaFile, Source
+from mediamill.model.media.mp4_boxes import declared_end
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,18 @@ _VIDEOS = {
     b"\x30\x26\xb2\x75\x8e\x66\xcf\x11": FileFormat("video", "asf", "WMV or ASF video"),
     b"OggS": FileFormat("video", "ogg", "Ogg video"),
     b"\x00\x00\x01\xba": FileFormat("video", "mpeg", "MPEG program stream"),
+    # Streams of one codec without a container.
+    b"\x00\x00\x01\xb3": FileFormat("video", "mpegvideo", "MPEG video stream"),
+    b"\x00\x00\x01\xb0": FileFormat("video", "m4v", "MPEG-4 video stream"),
+    b"DKIF\0\0": FileFormat("video", "ivf", "IVF video"),
+    **dict.fromkeys(
+        (b"\0\0\0\1\x67", b"\0\0\1\x67", b"\0\0\0\1\x09", b"\0\0\1\x09"),
+        FileFormat("video", "h264", "H.264 stream"),
+    ),
+    **dict.fromkeys(
+        (b"\0\0\0\1\x40\1", b"\0\0\1\x40\1", b"\0\0\0\1\x46\1", b"\0\0\1\x46\1"),
+        FileFormat("video", "hevc", "H.265 stream"),
+    ),
 }
 _AVIF_BRANDS = {b"avif", b"avis"}
 _HEIF_BRANDS = {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"}
@@ -117,6 +138,12 @@ def find_truncation(source: Source, name: str) -> str | None:
         "matroska": _matroska_truncation,
         "avi": _avi_truncation,
         "GIF": _gif_truncation,
+        "flv": flv_truncation,
+        "asf": asf_truncation,
+        "ogg": ogg_truncation,
+        "PNG": png_truncation,
+        "WEBP": webp_truncation,
+        "AVIF": _mp4_truncation,
     }
     if name not in checks:
         return None
@@ -143,7 +170,10 @@ def _mp4_truncation(handle: FileHandle, total: int) -> str | None:
         offset += size
     else:
         return None
-    return None if b"moov" in names else "its index (the moov box) is missing"
+    if b"moov" not in names:
+        return "its index (the moov box) is missing"
+    end = declared_end(handle, total)
+    return _ends_early("video", end, total) if end > total else None
 
 
 def _matroska_truncation(handle: FileHandle, total: int) -> str | None:
@@ -180,7 +210,7 @@ def _avi_truncation(handle: FileHandle, total: int) -> str | None:
         if end > total:
             return _ends_early("RIFF chunk", end, total)
         offset = end + end % 2
-    return None
+    return avi_index_truncation(handle, total)
 
 
 def _gif_truncation(handle: FileHandle, total: int) -> str | None:

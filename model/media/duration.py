@@ -6,12 +6,14 @@ frames are decoded only if the packets have no times.
 
 import re
 from fractions import Fraction
+from itertools import pairwise
 
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from mediamill.model.errors import MediaError
 from mediamill.model.media.containers import FileFormat
+from mediamill.model.media.declared_ends import goes_on
 from mediamill.model.media.limits import MediaLimits
 from mediamill.model.media.media_file import MediaFile, Source
 from mediamill.model.media.probe_cache import ProbeCache
@@ -20,6 +22,7 @@ from mediamill.model.media.video_file import check_sample_count, open_video
 
 _CLOCK = re.compile(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)")
 _AV_TIME_BASE = 1_000_000  # FFmpeg counts a container's duration in microseconds
+_LONG_INTERVAL_S = 0.5
 _FORMATS_WITH_DURATION = ("mov", "matroska", "avi")
 
 
@@ -66,6 +69,9 @@ def _header_duration(
 ) -> float | None:
     """Returns the duration in seconds by the header or the index; None if they are not reliable."""
     check_sample_count(media_file, file_format, limits)
+    with media_file.open() as handle:
+        if goes_on(handle, file_format.name, media_file.size):
+            return None
     with open_video(media_file, file_format, limits) as (container, stream):
         if file_format.name == "matroska":
             return _matroska_duration(container, stream)
@@ -75,9 +81,24 @@ def _header_duration(
             stream.frames or (complete and file_format.name == "mov")
         ):
             return None
+        if file_format.name == "mov" and _may_end_later(stream):
+            return None
         if file_format.name == "avi" and complete and len(stream.index_entries) != stream.frames:
             return None
         return float(stream.duration * (stream.time_base or Fraction(0)))
+
+
+def _may_end_later(stream: VideoStream) -> bool:
+    """Whether the last frame may be shown long after the duration by the header.
+
+    The header adds the intervals in decoding order. If one is long, the order of showing frames
+    moves it to another place.
+    """
+    if not stream.codec_context.has_b_frames:
+        return False
+    limit = float(_LONG_INTERVAL_S / (stream.time_base or Fraction(1)))
+    times = (entry.timestamp for entry in stream.index_entries)
+    return any(after - before > limit for before, after in pairwise(times))
 
 
 def _matroska_duration(container: InputContainer, stream: VideoStream) -> float | None:

@@ -2,17 +2,19 @@
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from av.video.frame import VideoFrame
 
 from mediamill.model.errors import MediaError
 from mediamill.model.media.containers import FileFormat
+from mediamill.model.media.display import Display, frame_notes, frame_orientation, rgb_pixels
 from mediamill.model.media.limit_names import LimitName, ordered
 from mediamill.model.media.pixel_budget import FrameSize, PixelBudget, Size
 from mediamill.model.media.resize import resize
 from mediamill.model.media.timeline import FrameSelection, Timeline
 from mediamill.model.media.video_file import check_frame_size, conversion_errors_as_media_errors
+
+TRANSPARENCY_NOTE = "transparency laid over white"
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Video:
     frames: uint8 [n, 3, H, W], upright RGB, resized; in memory [n, H, W, 3].
     times_s, indices: of each frame, counted from the video's first frame.
     fps, total_frames: of the window, or of the whole video.
-    source_height, source_width: pixels of the upright frames before the resize.
+    source_height, source_width: of the upright frames, in square pixels, before the resize.
     notes: what was clamped or changed, in words. bound_by: the limits that decided it.
     """
 
@@ -54,10 +56,14 @@ class FrameCollector:
         selection: FrameSelection,
         budget: PixelBudget,
         expected_size: Size,
+        display: Display,
     ) -> None:
-        """expected_size: (height, width) for which `selection` was made, before any rotation."""
+        """expected_size: (height, width) for which `selection` was made, before any turn.
+
+        display: how the frames are shown.
+        """
         self.file_format, self.selection, self.budget = file_format, selection, budget
-        self.expected_size = expected_size
+        self.expected_size, self.display = expected_size, display
         self.reset()
 
     def reset(self) -> None:
@@ -66,6 +72,7 @@ class FrameCollector:
         self.count = 0
         self.source_size = (0, 0)
         self.notes: list[str] = []
+        self.size_changed = False
         self.frame_size: FrameSize | None = None
 
     @property
@@ -86,15 +93,18 @@ class FrameCollector:
         while not self.complete and self.next_index == index:
             self._store(index, frame)
 
-    def video(self, timeline: Timeline, skipped_packets: int = 0) -> Video:
+    def video(
+        self, timeline: Timeline, file_notes: tuple[str, ...], skipped_packets: int = 0
+    ) -> Video:
         """Returns the complete video.
 
+        file_notes: on the whole file.
         skipped_packets: undecodable packets before the first frame, for the notes.
         """
         assert self.frames is not None
         assert self.frame_size is not None
         selection = self.selection
-        notes = [*selection.notes, *self.notes]
+        notes = [*selection.notes, *file_notes, *self.display.notes, *self.notes]
         if self.frame_size.note:
             notes.append(self.frame_size.note)
         if skipped_packets:
@@ -118,25 +128,29 @@ class FrameCollector:
             )
         check_frame_size(self.file_format, frame.width, frame.height, self.budget.limits)
         with conversion_errors_as_media_errors(self.file_format):
-            # By default PyAV starts a thread per core for every frame.
-            rgb = frame.to_ndarray(format="rgb24", threads=1)
-        quarter_turns = frame.rotation // 90 % 4  # counterclockwise, as np.rot90 turns
-        upright = np.ascontiguousarray(np.rot90(rgb, quarter_turns))
-        pixels = torch.from_numpy(upright).permute(2, 0, 1)
+            rgb, over_white = rgb_pixels(frame)
+        orientation, matrix_note = frame_orientation(frame)
+        cropped = self.display.cropped(rgb)
+        size = self.display.size(*cropped.shape[:2])
+        size = size[::-1] if orientation.transposed else size
+        pixels = torch.from_numpy(orientation.apply(cropped)).permute(2, 0, 1)
         if self.frames is None:
-            self.source_size = (pixels.shape[1], pixels.shape[2])
-            if self.budget.adapts and sorted(self.source_size) != sorted(self.expected_size):
-                raise FrameSizeError(self.source_size)
+            self.source_size = size
+            if self.budget.adapts and sorted(size) != sorted(self.expected_size):
+                raise FrameSizeError(size)
             count = len(self.selection.indices)
-            self.frame_size = self.budget.frame_size(self.source_size, count)
+            self.frame_size = self.budget.frame_size(size, count)
             self.frames = torch.empty((count, *self.frame_size.size, 3), dtype=torch.uint8)
             self.frames = self.frames.permute(0, 3, 1, 2)
-            if quarter_turns:
-                self.notes.append(f"rotated by {90 * quarter_turns} degrees (file metadata)")
-        elif self.source_size != pixels.shape[1:] and len(self.notes) < 2:
+            notes = (*self.display.size_notes, orientation.note, matrix_note, *frame_notes(frame))
+            self.notes = [note for note in notes if note]
+        elif self.source_size != size and not self.size_changed:
+            self.size_changed = True
             self.notes.append(
                 f"frame size changes at frame {index}; all resized to the first one's"
             )
+        if over_white and TRANSPARENCY_NOTE not in self.notes:
+            self.notes.append(TRANSPARENCY_NOTE)
         height, width = self.frames.shape[2:]
         self.frames[self.count] = resize(pixels, height, width, self.budget.pixels.resample)
         self.count += 1

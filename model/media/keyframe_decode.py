@@ -6,19 +6,19 @@ from typing import TypeAlias
 
 import av
 from av.container import InputContainer
-from av.packet import Packet
 from av.video.stream import VideoStream
 
 from mediamill.model.media.frame_collector import FrameCollector
 from mediamill.model.media.keyframes import Keyframe
 from mediamill.model.media.media_file import MediaFile
-from mediamill.model.media.video_file import PacketScan, open_video
+from mediamill.model.media.packets import TimedPackets, VideoPacket
+from mediamill.model.media.video_file import STOP_AT_DAMAGE, PacketScan, open_video
 
 # The first frames must come as the packets promised before anything is skipped.
 _VERIFIED_FRAMES = 8
 _MIN_SEEK_PACKETS = 30  # reading and dropping fewer packets is faster than a seek
 
-_NumberedPacket: TypeAlias = "tuple[int, Packet[VideoStream]]"
+_NumberedPacket: TypeAlias = tuple[int, VideoPacket]
 
 
 def decode_by_keyframes(media_file: MediaFile, scan: PacketScan, collector: FrameCollector) -> bool:
@@ -75,7 +75,11 @@ def _decode(
     expected, resume, start = 0, 0, None
     opened = open_video(media_file, collector.file_format, collector.budget.limits)
     with opened as (container, stream):
-        packets: Iterator[_NumberedPacket] = enumerate(container.demux(stream))
+        # Where a decoder conceals damage, it takes what lies in its memory: other frames than in a
+        # decode of the whole file.
+        stream.codec_context.options = {**stream.codec_context.options, **STOP_AT_DAMAGE}
+        timed = TimedPackets(container, stream, collector.file_format.name)
+        packets: Iterator[_NumberedPacket] = enumerate(timed)
         while (numbered := next(packets, None)) is not None:  # `packets` changes on the way
             number, packet = numbered
             if number < resume:

@@ -1,13 +1,15 @@
-"""Counts the samples that the boxes of an MP4 or MOV file declare, without opening the video.
+"""Reads what the boxes of an MP4 or MOV file declare, without opening the video.
 
 A few bytes can declare billions of samples, for each of which FFmpeg allocates memory on opening.
 """
 
+import struct
 from collections.abc import Iterator
 
 from mediamill.model.media.media_file import FileHandle, MediaFile
 
-_CONTAINER_BOXES = {b"moov", b"trak", b"mdia", b"minf", b"stbl", b"moof", b"traf"}
+_CONTAINER_BOXES = {b"moov", b"trak", b"mdia", b"minf", b"stbl", b"moof", b"traf", b"dinf"}
+_MAX_CHUNK_SAMPLES = 100_000
 _MAX_BOXES = 10_000_000  # a box has at least 8 bytes; a long video has few boxes per fragment
 
 
@@ -20,7 +22,7 @@ def declared_samples(media_file: MediaFile) -> int:
     fragment_samples: dict[int, int] = {}  # by track number
     is_sound, track = False, 0
     with media_file.open() as handle:
-        for name, body in _boxes(handle, media_file.size):
+        for name, body in boxes(handle, media_file.size):
             if name == b"trak":
                 is_sound = False
             elif name == b"hdlr":
@@ -35,7 +37,52 @@ def declared_samples(media_file: MediaFile) -> int:
     return max([*track_samples, *fragment_samples.values()])
 
 
-def _boxes(handle: FileHandle, total: int) -> Iterator[tuple[bytes, int]]:
+def declared_end(handle: FileHandle, total: int) -> int:
+    """Returns the byte at which the video ends by the index of samples, or of fragments (sidx).
+
+    0 for a file that does not tell. Only the last chunk of each track of pictures is looked at.
+    """
+    ends = [0]
+    is_video = is_own = True
+    last_samples = last_chunk_samples = 0
+    for name, body in boxes(handle, total):
+        if name == b"trak":
+            is_video, is_own, last_samples, last_chunk_samples = False, True, 0, 0
+        elif name == b"hdlr":
+            is_video = handle.read_at(body + 8, 4) == b"vide"
+        elif name == b"dref":  # the samples may lie in another file
+            is_own = bool(_uint32(handle, body + 16) & 1)
+        elif name == b"stsc" and (count := _uint32(handle, body + 4)):
+            last_chunk_samples = _uint32(handle, body + 8 + 12 * (count - 1) + 4)
+        elif name == b"stsz":
+            same, count = _uint32(handle, body + 4), _uint32(handle, body + 8)
+            taken = min(last_chunk_samples, count, _MAX_CHUNK_SAMPLES)
+            table = handle.read_at(body + 12 + 4 * (count - taken), 4 * taken)
+            sizes = struct.unpack(f">{len(table) // 4}I", table[: len(table) // 4 * 4])
+            last_samples = same * taken if same else sum(sizes)
+        elif name in (b"stco", b"co64") and is_video and is_own:
+            width, count = (4, 8)[name == b"co64"], _uint32(handle, body + 4)
+            if count:
+                last = handle.read_at(body + 8 + width * (count - 1), width)
+                ends.append(int.from_bytes(last, "big") + last_samples)
+        elif name == b"sidx" and len(ends) == 1:
+            ends.append(_fragments_end(handle, body))
+    return max(ends)
+
+
+def _fragments_end(handle: FileHandle, body: int) -> int:
+    """Returns the end of the last fragment by a sidx box, the first one of the file."""
+    size = _uint32(handle, body - 8)
+    wide = handle.read_at(body, 1) == b"\1"
+    place = body + (28 if wide else 20)
+    first = int.from_bytes(handle.read_at(place - (8 if wide else 4), 8 if wide else 4), "big")
+    count = int.from_bytes(handle.read_at(place + 2, 2), "big")
+    table = handle.read_at(place + 4, 12 * count)
+    sizes = struct.iter_unpack(">III", table[: len(table) // 12 * 12])
+    return int(body - 8 + size + first + sum(entry[0] & 0x7FFFFFFF for entry in sizes))
+
+
+def boxes(handle: FileHandle, total: int) -> Iterator[tuple[bytes, int]]:
     """Yields (name, offset of the body) of each box, outer boxes before inner ones."""
     offset, ends = 0, [total]
     for _ in range(_MAX_BOXES):

@@ -19,7 +19,7 @@ class Receipt:
     frame_times_s: of a video's sampled frames, in seconds from its first frame; empty for a picture
         and for an unknown frame rate. frame_indices: of the same frames, counted from the first.
     visual_tokens: in the prompt.
-    source_height, source_width: upright pixels before the resize.
+    source_height, source_width: before the resize, upright; of a video in square pixels.
     notes: what was clamped or changed and why. bound_by: the limits that decided frames and size.
     seen_sha256: in hex, of a video's patches as the model gets them, which tells the windows of one
         file apart; None for a picture, whose file says as much.

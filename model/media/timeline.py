@@ -87,7 +87,7 @@ def select_frames(
 
     The window is sampled as if the frames whose timestamps lie in it were a video of their own, at
     the rate of these frames over the seconds that they last. One within a single frame gives that
-    frame.
+    frame. Where the rate varies, frames are spread over time, not by their number.
 
     group: frames of one temporal patch.
     fit: lowers the number of frames to the limits on all frames together.
@@ -102,9 +102,15 @@ def select_frames(
     fps = count / span_s
     window_limit: tuple[LimitName, ...] = ("window",) if notes else ()
     indices, limit_names, sampling_notes = sample_within_budget(count, fps, rules, group, fit)
+    indices = [first + index for index in indices]
+    if count - len(indices) >= group:  # otherwise all frames are used
+        spread = _spread_over_time(timestamps, first, stop, end, indices)
+        if spread is not None:
+            indices, spread_note = spread
+            sampling_notes = [*sampling_notes, spread_note]
     return FrameSelection(
-        indices=tuple(first + index for index in indices),
-        times_s=tuple(timeline.seconds(timestamps[first + index]) for index in indices),
+        indices=tuple(indices),
+        times_s=tuple(timeline.seconds(timestamps[index]) for index in indices),
         # One frame beyond the window proves that no frame of the window is missing.
         frames_needed=len(timestamps) if reaches_end else stop + 1,
         end_s=timeline.seconds(end),
@@ -127,6 +133,32 @@ def sample_within_budget(
     if not lowered_by:
         return indices, limit_names, notes
     return sample_indices(total, fps, rules, group, count), lowered_by, [note]
+
+
+def _spread_over_time(
+    timestamps: Sequence[int], first: int, stop: int, end: int, indices: Sequence[int]
+) -> tuple[list[int], str] | None:
+    """Returns the frames that are shown at even times, and a note; None if the rate is steady.
+
+    The reference spreads frames evenly by their number. If one of `indices` is shown more than one
+    sampling interval (and half of a mean frame, for rounded timestamps) off its share of the time,
+    the frames that are shown at these times are taken instead: frame i at i / n of the time.
+    """
+    count, span, total = len(indices), end - timestamps[first], stop - first
+    # Times are compared as integers: multiplied by `count`, and by 2 * `total` for half a frame.
+    limit = 2 * total * span + count * span
+    if all(
+        2 * total * abs((timestamps[index] - timestamps[first]) * count - number * span) <= limit
+        for number, index in enumerate(indices)
+    ):
+        return None
+    shown = [
+        bisect_right(timestamps, timestamps[first] + number * span // count, first, stop) - 1
+        for number in range(count)
+    ]
+    distinct = len(set(shown))
+    note = f"variable rate: {count} frames spread evenly over time"
+    return shown, note if distinct == count else f"{note}, of which {distinct} differ"
 
 
 def _window(

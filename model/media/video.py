@@ -12,9 +12,15 @@ from contextlib import closing
 from functools import partial
 
 from mediamill.model.errors import MediaError
+from mediamill.model.media.animations import animation_format
 from mediamill.model.media.containers import FileFormat, detect_format, find_truncation
+from mediamill.model.media.display import Display
 from mediamill.model.media.frame_collector import FrameCollector, FrameSizeError, Video
-from mediamill.model.media.frame_reader import FrameReader, too_many_frames_error
+from mediamill.model.media.frame_reader import (
+    ConcealedDamageError,
+    FrameReader,
+    too_many_frames_error,
+)
 from mediamill.model.media.frame_sampling import VideoRules
 from mediamill.model.media.image_rules import ImageRules
 from mediamill.model.media.keyframe_decode import decode_by_keyframes
@@ -28,8 +34,6 @@ from mediamill.model.media.video_file import PacketScan
 
 __all__ = ["Video", "decode_video"]
 
-# A GIF is a picture by default, and a video if the caller asks for one.
-_ALSO_VIDEO = {"GIF": FileFormat("video", "gif", "GIF animation")}
 _MAX_ATTEMPTS = 3
 
 _Window = tuple[float | None, float | None]  # start_s, end_s
@@ -46,7 +50,7 @@ def decode_video(
 ) -> Video:
     """Samples, decodes and resizes the frames of a video.
 
-    source: a whole file; GIF animations count as videos here.
+    source: a whole file; animated pictures count as videos here.
     rules: which frames. pixels: the size of each; rules.min_pixels and max_pixels win over it.
     start_s, end_s: a window, in seconds; only its frames are sampled.
     probe_cache: keeps the packet scans of files from call to call.
@@ -58,7 +62,7 @@ def decode_video(
     file_format = video_format(media_file)
     budget = PixelBudget(rules, pixels.with_limits(rules.min_pixels, rules.max_pixels), limits)
     scan = (probe_cache or ProbeCache()).scan_packets(media_file, file_format, limits)
-    size = scan.size
+    size = scan.display.shown
     for _ in range(_MAX_ATTEMPTS):
         try:
             return _decode(media_file, file_format, scan, size, budget, (start_s, end_s))
@@ -72,14 +76,14 @@ def video_format(media_file: MediaFile, complete: bool = True) -> FileFormat:
 
     complete: also raises decode_corrupt if the end of the file is missing.
     """
-    file_format = detect_format(media_file)
-    if complete and (truncation := find_truncation(media_file, file_format.name)):
-        raise MediaError("decode_corrupt", f"the {file_format.label} is cut off: {truncation}")
-    file_format = _ALSO_VIDEO.get(file_format.name, file_format)
+    detected = detect_format(media_file)
+    file_format = animation_format(media_file, detected) or detected
     if file_format.kind != "video":
         raise MediaError(
             "decode_unsupported", f"the file is a {file_format.label}, a video was asked for"
         )
+    if complete and (truncation := find_truncation(media_file, detected.name)):
+        raise MediaError("decode_corrupt", f"the {file_format.label} is cut off: {truncation}")
     return file_format
 
 
@@ -104,19 +108,31 @@ def _decode(
 ) -> Video:
     """size: expected (height, width) of the frames. Raises FrameSizeError if it is wrong."""
     timeline = scan.timeline
+    select = partial(_collector, file_format, size, budget, window, scan.display)
     if timeline.timestamps and len(scan.keyframes):
-        collector = _collector(file_format, timeline, size, budget, window, scan.keyframes)
+        collector = select(timeline, scan.keyframes)
         if decode_by_keyframes(media_file, scan, collector):
-            return collector.video(timeline)
+            return collector.video(timeline, scan.notes)
     expected: Sequence[int] = timeline.timestamps
-    for _ in range(_MAX_ATTEMPTS):
+    notes, stop_at_damage = scan.notes, True
+    for _ in range(_MAX_ATTEMPTS + 1):
         all_collector: FrameCollector | None = None
         if timeline.timestamps:
-            all_collector = _collector(file_format, timeline, size, budget, window)
-        reader = FrameReader(file_format, budget.limits)
-        timestamps, verified = _decode_all(media_file, reader, timeline, expected, all_collector)
+            all_collector = select(timeline)
+        reader = FrameReader(file_format, budget.limits, stop_at_damage)
+        try:
+            decoded = _decode_all(media_file, reader, timeline, expected, all_collector)
+        except ConcealedDamageError as damage:
+            # Players show it, so what they would show is shown, and told. Before the first frame
+            # there is nothing to conceal: the file begins between keyframes.
+            stop_at_damage = False
+            notes = (
+                (*notes, f"damage {damage}: concealed by the decoder") if reader.count else notes
+            )
+            continue
+        timestamps, verified = decoded
         if all_collector is not None and verified:
-            return all_collector.video(timeline, reader.skipped_packets)
+            return all_collector.video(timeline, notes, reader.skipped_packets)
         expected, timeline = timestamps, _decoded_timeline(timeline, timestamps, reader)
     raise MediaError(
         "decode_corrupt", f"the {file_format.label} decodes to other frames at each attempt"
@@ -125,10 +141,11 @@ def _decode(
 
 def _collector(
     file_format: FileFormat,
-    timeline: Timeline,
     size: Size,
     budget: PixelBudget,
     window: _Window,
+    display: Display,
+    timeline: Timeline,
     keyframes: KeyframeIndex | None = None,
 ) -> FrameCollector:
     """Selects the frames and returns a collector for them. Raises as `_check_decode_length`."""
@@ -136,7 +153,7 @@ def _collector(
     group = budget.pixels.temporal_patch_size
     selection = select_frames(timeline, budget.rules, *window, group, fit)
     _check_decode_length(file_format, timeline, selection, budget.limits, keyframes)
-    return FrameCollector(file_format, selection, budget, size)
+    return FrameCollector(file_format, selection, budget, size, display)
 
 
 def _decode_all(

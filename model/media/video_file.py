@@ -15,14 +15,18 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from mediamill.model.errors import MediaError
+from mediamill.model.media.animations import AVIF_ANIMATION, WEBP_ANIMATION, webp_timeline
+from mediamill.model.media.container_crop import container_crop
 from mediamill.model.media.containers import FileFormat
+from mediamill.model.media.display import Display
 from mediamill.model.media.keyframes import KeyframeIndex, KeyframeIndexBuilder
 from mediamill.model.media.limits import MediaLimits, check_size, out_of_memory_as_media_error
 from mediamill.model.media.media_file import MediaFile, Source
 from mediamill.model.media.mp4_boxes import declared_samples
+from mediamill.model.media.packets import TimedPackets, is_repeat
 from mediamill.model.media.timeline import Timeline
 
-# Without protocols a demuxer cannot follow references to other files. The other options repeat
+# Without protocols a demuxer cannot follow references to other files. Most other options repeat
 # FFmpeg's defaults, so that a new version cannot change them. Demuxers ignore unknown options.
 _SAFE_OPTIONS = {
     "protocol_whitelist": "none",
@@ -30,7 +34,11 @@ _SAFE_OPTIONS = {
     "use_absolute_path": "0",
     "max_streams": "1000",
     "probesize": "5000000",
+    # Joined transport streams may number their streams anew; players go on with the same ones.
+    "merge_pmt_versions": "1",
 }
+# Options with which a decoder raises an error where it would otherwise conceal damage.
+STOP_AT_DAMAGE = {"err_detect": "explode"}
 # These formats find streams while they are read, and FFmpeg then reads beyond the end of its list
 # of options per stream: they get no such options.
 _FORMATS_WITH_LATE_STREAMS = ("mpeg", "mpegts", "flv")
@@ -42,12 +50,14 @@ class PacketScan:
 
     timeline: the times of the frames; without timestamps if some packets have none.
     keyframes: where decoding can start.
-    size: (height, width) of the frames in pixels, by the header, before any rotation.
+    display: how the frames are shown.
+    notes: how the times were corrected, in words.
     """
 
     timeline: Timeline
     keyframes: KeyframeIndex
-    size: tuple[int, int]
+    display: Display
+    notes: tuple[str, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -60,22 +70,34 @@ def scan_packets(source: Source, file_format: FileFormat, limits: MediaLimits) -
 
     Raises MediaError as `open_video`, and media_empty for a stream without packets.
     """
-    check_sample_count(source, file_format, limits)
+    media_file = MediaFile.of(source)
+    if file_format == WEBP_ANIMATION:
+        timeline, size = webp_timeline(media_file, limits)
+        return PacketScan(timeline, KeyframeIndex(), Display.of(size, None))
+    check_sample_count(media_file, file_format, limits)
     timestamps = array("q")
     last_end: int | None = None
     all_timed = True
-    with open_video(source, file_format, limits) as (container, stream):
+    repeats = 0
+    with open_video(media_file, file_format, limits) as (container, stream):
         time_base = stream.time_base or Fraction(1, 1000)
         rate = float(stream.average_rate or stream.base_rate or 25)
         context = stream.codec_context
-        size = context.height, context.width
+        display = _display(media_file, file_format, container, stream)
         builder = KeyframeIndexBuilder(file_format.name, context.name, context.extradata or b"")
-        for number, packet in enumerate(container.demux(stream)):
+        packets = TimedPackets(container, stream, file_format.name)
+        for number, packet in enumerate(packets):
             if packet.pts is None and packet.dts is None and not packet.size:
                 continue
             if number >= limits.max_packets:
                 raise _too_many_packets(file_format, number + 1, limits)
-            if packet.has_sidedata("new_extradata") or packet.has_sidedata("param_change"):
+            repeats += is_repeat(packet)
+            # A repeated picture has no packet of its own to decode.
+            if (
+                is_repeat(packet)
+                or packet.has_sidedata("new_extradata")
+                or packet.has_sidedata("param_change")
+            ):
                 builder.disable()
             keyframe = bytes(packet) if packet.is_keyframe and builder.usable else None
             builder.add(number, packet.pts, keyframe, is_shown=not packet.is_discard)
@@ -88,12 +110,33 @@ def scan_packets(source: Source, file_format: FileFormat, limits: MediaLimits) -
             if packet.duration:
                 end = packet.pts + packet.duration
                 last_end = end if last_end is None else max(last_end, end)
+    repeat_note = f"{repeats} empty packets repeat the frame before them"
+    notes = (*packets.notes, repeat_note) if repeats else packets.notes
     if all_timed and not timestamps:
         raise MediaError("media_empty", f"the {file_format.label} holds no frames")
     if not all_timed:
-        return PacketScan(Timeline(array("q"), last_end or 0, time_base), KeyframeIndex(), size)
+        timeline = Timeline(array("q"), last_end or 0, time_base)
+        return PacketScan(timeline, KeyframeIndex(), display, notes)
     timeline = Timeline.build(_sorted(timestamps), last_end, time_base, rate)
-    return PacketScan(timeline, builder.build(), size)
+    if packets.jumps:
+        # The container's index knows the times of the file only.
+        builder.seekable = False
+    return PacketScan(timeline, builder.build(), display, notes)
+
+
+def _display(
+    media_file: MediaFile, file_format: FileFormat, container: InputContainer, stream: VideoStream
+) -> Display:
+    """Returns how the frames of a stream are shown, by the file's headers."""
+    size = stream.codec_context.height, stream.codec_context.width
+    streams = list(container.streams.video)
+    notes: list[str] = []
+    has_alpha_track = file_format == AVIF_ANIMATION and sum(one.frames > 1 for one in streams) > 1
+    if has_alpha_track or stream.metadata.get("alpha_mode") == "1":
+        notes.append("transparency of the video is not used")
+    crop = container_crop(media_file, file_format.name, streams.index(stream), size)
+    # FFmpeg's guess, as players': the container's shape of pixels wins over the codec's.
+    return Display.of(size, stream.sample_aspect_ratio, crop, tuple(notes))
 
 
 def check_sample_count(source: Source, file_format: FileFormat, limits: MediaLimits) -> None:
@@ -132,12 +175,11 @@ def open_video(
                 metadata_errors="replace",
             ) as container,
         ):
-            stream = container.streams.best("video")
-            if stream is None or stream.disposition & av.stream.Disposition.attached_pic:
+            stream = _main_stream(container, file_format)
+            if stream is None:
                 raise MediaError(
                     "decode_unsupported", f"the {file_format.label} holds no video stream"
                 )
-            assert isinstance(stream, VideoStream)
             context = stream.codec_context
             if context is None:
                 raise MediaError(
@@ -164,6 +206,17 @@ def open_video(
         raise MediaError(
             "decode_corrupt", f"the {file_format.label} is damaged: {error.strerror or error}{hint}"
         ) from error
+
+
+def _main_stream(container: InputContainer, file_format: FileFormat) -> VideoStream | None:
+    """Returns the video stream that players show; None if there are only cover pictures."""
+    attached = av.stream.Disposition.attached_pic
+    streams = [stream for stream in container.streams.video if not stream.disposition & attached]
+    if file_format == AVIF_ANIMATION:
+        # The others are still pictures, and the transparency of this one.
+        streams = [stream for stream in streams if stream.frames > 1][:1] or streams
+    best = container.streams.best("video")
+    return best if best in streams else next(iter(streams), None)
 
 
 @contextmanager

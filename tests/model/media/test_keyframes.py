@@ -340,11 +340,14 @@ def test_damage_within_the_window_does(kind):
         assert caught.value.code == "decode_corrupt"
 
 
-# The cases are fixed: some damage of FLV is known to be shown differently.
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_any_damage_is_a_media_error_or_harmless(data):
-    """What is shown of a damaged file is what decoding everything shows, if that shows anything."""
+    """What is shown of a damaged file is what decoding everything shows, if that shows anything.
+
+    Damage in packets that need not be decoded is the exception: what a decoder conceals there may
+    show in later frames of a decode of everything, which tells so.
+    """
     whole = drawn(data.draw(st.sampled_from(SKIPPING), label="kind"))
     damaged = bytearray(whole)
     for _ in range(data.draw(st.integers(1, 4), label="bytes")):
@@ -355,7 +358,9 @@ def test_any_damage_is_a_media_error_or_harmless(data):
         video = decoded(bytes(damaged), rules)
     with decoding_everything(), contextlib.suppress(MediaError):
         expected = decoded(bytes(damaged), rules)
-    if expected is not None and video is not None and video.indices == expected.indices:
+    if expected is None or video is None or video.indices != expected.indices:
+        return
+    if video.notes == expected.notes:
         assert torch.equal(video.frames, expected.frames)
 
 

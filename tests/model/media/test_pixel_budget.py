@@ -10,6 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from mediamill.model.errors import PromptError
+from mediamill.model.media.display import Display
 from mediamill.model.media.frame_sampling import VideoRules, sample_indices
 from mediamill.model.media.image_rules import ImageRules
 from mediamill.model.media.limit_names import LIMIT_NAMES
@@ -213,7 +214,8 @@ class _WrongHeader(ProbeCache):
     """The header declares another size than that of the frames."""
 
     def scan_packets(self, *arguments):
-        return dataclasses.replace(super().scan_packets(*arguments), size=(1080, 1920))
+        display = Display.of((1080, 1920), None)
+        return dataclasses.replace(super().scan_packets(*arguments), display=display)
 
 
 @pytest.mark.parametrize("rules", [{"fps": 5.0, "max_tokens": 100, "min_pixels": 20_000}, {}])

@@ -14,8 +14,9 @@ from mediamill.schemas.errors import ErrorCode, RowError
 from mediamill.schemas.job import Limits
 from mediamill.schemas.job_tasks import AnnotateConfig
 from mediamill.schemas.manifest import MEDIA_TYPE, check_manifest_schema
+from tests import videos
 from tests.films import film
-from tests.media import audio_only, cut, jpeg
+from tests.media import audio_only, cut, jpeg, numbered_frames
 from tests.pipeline.annotate.test_partial_fetch import MIB, padded
 from tests.pipeline.fetching.rules import fetch_rules
 from tests.servers.faulty_http import faulty_http
@@ -224,3 +225,11 @@ def test_rows_bring_what_is_wrong_with_their_videos():
     assert found["status"].to_pylist() == ["error", None, "error"]
     assert found["error_message"].to_pylist() == ["broken", None, "it kills"]
     assert DecodeReply().probe is None
+
+
+def test_joined_recordings_are_split_over_all_of_what_a_player_plays(tmp_path):
+    part = videos.encoded(numbered_frames(100, 48, 64), "mpegts", rate=25)
+    (tmp_path / "joined.ts").write_bytes(part * 5)
+    (row,) = split(tmp_path, [{"id": "1", "uri": "joined.ts"}], AnnotateConfig(window_s=4.0))
+    assert row["duration_s"] == pytest.approx(20.0, abs=1e-3)
+    assert row["windows"] == [(start, pytest.approx(start + 4.0)) for start in range(0, 20, 4)]
