@@ -77,7 +77,7 @@ def _use_of_profile(profile: bytes, mode: str) -> ProfileUse:
         return ProfileUse(transform, takes, f"converted from the colour profile {name} to sRGB")
     if levels > _SAME_LEVELS:
         return ProfileUse(
-            note=f"colour profile {name} not applied: it differs from sRGB by {levels} of 255 at most"
+            note=f"colour profile {name} not applied: it is within {levels} of 255 levels of sRGB"
         )
     return ProfileUse()
 

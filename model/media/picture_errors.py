@@ -11,8 +11,7 @@ from mediamill.model.errors import MediaError
 # What decoders say of sound files of a kind that they do not know.
 _UNSUPPORTED = re.compile(
     r"unsupported|not supported|not implemented|unimplemented|cannot handle|can't handle|unknown|"
-    r"unrecognized|unexpected.*(mode|format|compression)|not available|cannot decode|"
-    r"bad configuration|cannot load",
+    r"unrecognized(?! data stream)|unable to determine|not available|bad configuration",
     re.I,
 )
 

@@ -7,84 +7,28 @@ Formats that run programs or open other files have no reader here.
 import io
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
-from PIL import (
-    AvifImagePlugin, BlpImagePlugin, BmpImagePlugin, DcxImagePlugin, DdsImagePlugin,
-    FitsImagePlugin, FliImagePlugin, FtexImagePlugin, GbrImagePlugin, GifImagePlugin,
-    IcnsImagePlugin, IcoImagePlugin, Image, ImageFile, ImImagePlugin, Jpeg2KImagePlugin,
-    JpegImagePlugin, McIdasImagePlugin, MspImagePlugin, PcdImagePlugin, PcxImagePlugin,
-    PixarImagePlugin, PngImagePlugin, PsdImagePlugin, QoiImagePlugin, SgiImagePlugin,
-    SpiderImagePlugin, SunImagePlugin, TgaImagePlugin, WebPImagePlugin, XbmImagePlugin,
-    XpmImagePlugin, XVThumbImagePlugin,
-)  # fmt: skip
+from PIL import Image, JpegImagePlugin, PngImagePlugin
 
 from mediamill.model.errors import MediaError
 from mediamill.model.media import jpeg
 from mediamill.model.media.formats import gif, heif, icons, jpeg_xl, png, pnm, tiff, tiff_tags
+from mediamill.model.media.formats.bit_fields import decode_bmp, has_bit_fields
 from mediamill.model.media.formats.depth import Declared
+from mediamill.model.media.formats.plugins import (
+    OpenPicture,
+    check_picture_size,
+    read_by_plugin,
+    with_useful_alpha,
+)
 from mediamill.model.media.formats.values import picture_of_values
 from mediamill.model.media.formats.webp import webp_size
-from mediamill.model.media.limits import MediaLimits, check_size
+from mediamill.model.media.limits import MediaLimits
 
-# Used instead of Image.open, which tries one format after another, and warns or raises by a
-# process-wide limit on pixels.
-_PLUGINS: dict[str, type[ImageFile.ImageFile]] = {
-    "AVIF": AvifImagePlugin.AvifImageFile,
-    "BLP": BlpImagePlugin.BlpImageFile,
-    "BMP": BmpImagePlugin.BmpImageFile,
-    "DCX": DcxImagePlugin.DcxImageFile,
-    "DDS": DdsImagePlugin.DdsImageFile,
-    "DIB": BmpImagePlugin.DibImageFile,
-    "FITS": FitsImagePlugin.FitsImageFile,
-    "FLI": FliImagePlugin.FliImageFile,
-    "FTEX": FtexImagePlugin.FtexImageFile,
-    "GBR": GbrImagePlugin.GbrImageFile,
-    "GIF": GifImagePlugin.GifImageFile,
-    "ICNS": IcnsImagePlugin.IcnsImageFile,
-    "ICO": IcoImagePlugin.IcoImageFile,
-    "IM": ImImagePlugin.ImImageFile,
-    "JPEG": JpegImagePlugin.JpegImageFile,
-    "JPEG2000": Jpeg2KImagePlugin.Jpeg2KImageFile,
-    "MCIDAS": McIdasImagePlugin.McIdasImageFile,
-    "MSP": MspImagePlugin.MspImageFile,
-    "PCD": PcdImagePlugin.PcdImageFile,
-    "PCX": PcxImagePlugin.PcxImageFile,
-    "PIXAR": PixarImagePlugin.PixarImageFile,
-    "PNG": PngImagePlugin.PngImageFile,
-    "PSD": PsdImagePlugin.PsdImageFile,
-    "QOI": QoiImagePlugin.QoiImageFile,
-    "SGI": SgiImagePlugin.SgiImageFile,
-    "SPIDER": SpiderImagePlugin.SpiderImageFile,
-    "SUN": SunImagePlugin.SunImageFile,
-    "TGA": TgaImagePlugin.TgaImageFile,
-    "WEBP": WebPImagePlugin.WebPImageFile,
-    "XBM": XbmImagePlugin.XbmImageFile,
-    "XPM": XpmImagePlugin.XpmImageFile,
-    "XVThumb": XVThumbImagePlugin.XVThumbImageFile,
-}
-_MAY_BE_ANIMATED = ("AVIF", "FLI", "WEBP")
 _HDR_NOTE = "HDR shown without tone mapping"
 _DARK = 64  # high bytes below it: the values have less than 15 significant bits
-
-
-@dataclass(frozen=True)
-class OpenPicture:
-    """A picture whose pixels are decoded.
-
-    pixels: RGB as stored, uint8 [H, W, 3], if `picture` is only open.
-    profile: the ICC profile; empty if it is damaged. orientation: None = by the picture's EXIF.
-    declared: what the file says about values of more than 8 bits. notes: for the receipt.
-    """
-
-    picture: Image.Image
-    pixels: npt.NDArray[np.uint8] | None = None
-    profile: bytes | None = None
-    orientation: int | None = None
-    declared: Declared | None = None
-    notes: tuple[str, ...] = ()
 
 
 Reader = Callable[[bytes, str, MediaLimits], OpenPicture]
@@ -98,29 +42,11 @@ def open_picture(name: str, label: str, data: bytes, limits: MediaLimits) -> Ope
     return _READERS.get(name, _reader_of_plugin(name))(data, label, limits)
 
 
-def _check(label: str, size: tuple[int, int], limits: MediaLimits) -> None:
-    check_size(f"the {label}", *size, limits.max_image_pixels, limits.max_side)
-
-
 def _reader_of_plugin(name: str) -> Reader:
     def read(data: bytes, label: str, limits: MediaLimits) -> OpenPicture:
-        return _by_plugin(name, data, label, limits)
+        return read_by_plugin(name, data, label, limits)
 
     return read
-
-
-def _by_plugin(name: str, data: bytes, label: str, limits: MediaLimits) -> OpenPicture:
-    picture = _PLUGINS[name](io.BytesIO(data))
-    _check(label, picture.size, limits)
-    notes: tuple[str, ...] = ()
-    if any(str(tile[0]) == "fits_gzip" for tile in picture.tile):
-        raise MediaError("decode_unsupported", f"the {label} is compressed, which is not read")
-    picture.load()
-    if name in _MAY_BE_ANIMATED and getattr(picture, "is_animated", False):
-        picture.seek(0)
-        notes = ("first frame of several",)
-    profile = picture.info.get("icc_profile")
-    return OpenPicture(picture, profile=profile or None, notes=notes)
 
 
 def _jpeg(data: bytes, label: str, limits: MediaLimits) -> OpenPicture:
@@ -142,7 +68,8 @@ def _jpeg(data: bytes, label: str, limits: MediaLimits) -> OpenPicture:
 
 
 def _whole_jpeg(data: bytes, label: str, limits: MediaLimits) -> OpenPicture:
-    orientation, notes = None, ()
+    orientation: int | None = None
+    notes: tuple[str, ...] = ()
     try:
         picture: Image.Image = JpegImagePlugin.JpegImageFile(io.BytesIO(data))
     except Exception:  # noqa: BLE001 - damaged metadata raise anything
@@ -150,7 +77,7 @@ def _whole_jpeg(data: bytes, label: str, limits: MediaLimits) -> OpenPicture:
         orientation, data = jpeg.orientation(data), jpeg.without_metadata(data)
         picture = JpegImagePlugin.JpegImageFile(io.BytesIO(data))
         notes = ("damaged metadata not used",)
-    _check(label, picture.size, limits)
+    check_picture_size(label, picture.size, limits)
     profile = picture.info.get("icc_profile") or None
     pixels = None
     if picture.mode in ("RGB", "L"):
@@ -162,7 +89,7 @@ def _whole_jpeg(data: bytes, label: str, limits: MediaLimits) -> OpenPicture:
 
 def _png(data: bytes, label: str, limits: MediaLimits) -> OpenPicture:
     parts = png.read_parts(data)
-    _check(label, parts.size, limits)
+    check_picture_size(label, parts.size, limits)
     picture: Image.Image = PngImagePlugin.PngImageFile(io.BytesIO(parts.data))
     picture.load()
     result = OpenPicture(picture, None, parts.profile, parts.orientation, notes=parts.notes)
@@ -174,8 +101,8 @@ def _png(data: bytes, label: str, limits: MediaLimits) -> OpenPicture:
         if bits is not None and int(np.asarray(picture).max(initial=0)) >= 1 << bits:
             bits = 16
         return replace(result, declared=Declared(bits=bits))
-    colour = picture.convert("RGB") if picture.mode == "LA" else picture
-    if max(high for _, high in colour.getextrema()[:3]) >= _DARK or bits == 16:
+    colour = picture.getchannel("L") if picture.mode == "LA" else picture.convert("RGB")
+    if bits == 16 or np.asarray(colour).max() >= _DARK:
         return result
     values = png.decode_16_bits(parts)
     if values is None or (bits is not None and int(values[..., :3].max()) >= 1 << bits):
@@ -186,25 +113,27 @@ def _png(data: bytes, label: str, limits: MediaLimits) -> OpenPicture:
 
 
 def _gif(data: bytes, label: str, limits: MediaLimits) -> OpenPicture:
-    _check(label, struct.unpack("<HH", data[6:10].ljust(4, b"\0")), limits)
+    check_picture_size(label, struct.unpack("<HH", data[6:10].ljust(4, b"\0")), limits)
     first, has_more = gif.first_frame(data)
-    opened = _by_plugin("GIF", first, label, limits)
+    opened = read_by_plugin("GIF", first, label, limits)
     return replace(opened, notes=("first frame of several",) if has_more else ())
 
 
 def _webp(data: bytes, label: str, limits: MediaLimits) -> OpenPicture:
-    _check(label, webp_size(data), limits)  # Pillow allocates the canvas when it opens the file
-    return _by_plugin("WEBP", data, label, limits)
+    check_picture_size(
+        label, webp_size(data), limits
+    )  # Pillow allocates the canvas when it opens the file
+    return read_by_plugin("WEBP", data, label, limits)
 
 
 def _avif(data: bytes, label: str, limits: MediaLimits) -> OpenPicture:
-    opened = _by_plugin("AVIF", heif.with_avif_brand(data), label, limits)
+    opened = read_by_plugin("AVIF", heif.with_avif_brand(data), label, limits)
     return replace(opened, notes=(*opened.notes, _HDR_NOTE)) if heif.is_hdr(data) else opened
 
 
 def _heif(data: bytes, label: str, limits: MediaLimits) -> OpenPicture:
     picture = heif.open_heif(data)
-    _check(label, picture.size, limits)
+    check_picture_size(label, picture.size, limits)
     notes = ("main picture of several",) if getattr(picture, "n_frames", 1) > 1 else ()
     if heif.is_hdr(data):
         notes = (*notes, _HDR_NOTE)
@@ -217,7 +146,7 @@ def _heif(data: bytes, label: str, limits: MediaLimits) -> OpenPicture:
 
 def _jxl(data: bytes, label: str, limits: MediaLimits) -> OpenPicture:
     stream = jpeg_xl.codestream(data)
-    _check(label, jpeg_xl.stored_size(stream), limits)
+    check_picture_size(label, jpeg_xl.stored_size(stream), limits)
     values, colours, profile = jpeg_xl.decode(stream)
     # The format's own depth counts: its values fill their range.
     bits = 16 if values.dtype == np.uint16 else None
@@ -228,28 +157,42 @@ def _jxl(data: bytes, label: str, limits: MediaLimits) -> OpenPicture:
 
 
 def _jpeg2000(data: bytes, label: str, limits: MediaLimits) -> OpenPicture:
-    opened = _by_plugin("JPEG2000", data, label, limits)
+    opened = read_by_plugin("JPEG2000", data, label, limits)
     # Pillow shifts the declared depth to the highest bits.
     return replace(opened, declared=Declared(bits=16), orientation=1)
 
 
 def _pnm(data: bytes, label: str, limits: MediaLimits) -> OpenPicture:
     header = pnm.read_header(data)
-    _check(label, (header.width, header.height), limits)
+    check_picture_size(label, (header.width, header.height), limits)
     values, declared = pnm.read_values(data, header)
     picture, notes = picture_of_values(values, header.colours, declared)
     return OpenPicture(picture, orientation=1, notes=notes)
 
 
+def _bmp(data: bytes, label: str, limits: MediaLimits) -> OpenPicture:
+    if has_bit_fields(data):
+        check_picture_size(label, tuple(map(abs, struct.unpack_from("<ii", data, 18))), limits)
+        return with_useful_alpha(OpenPicture(decode_bmp(data), orientation=1))
+    colours, bits = int.from_bytes(data[46:50], "little"), int.from_bytes(data[28:30], "little")
+    has_colours = len(data) > 54 and int.from_bytes(data[14:18], "little") >= 40 and bits <= 8
+    if has_colours and 1 << bits < colours <= 1024:  # more than the pixels can name
+        data = data[:46] + (1 << bits).to_bytes(4, "little") + data[50:]
+    return read_by_plugin("BMP", data, label, limits)
+
+
 def _tiff(data: bytes, label: str, limits: MediaLimits) -> OpenPicture:
     tags = tiff_tags.read_tags(data)
-    _check(label, (tags.number(tiff_tags.WIDTH, 0), tags.number(tiff_tags.HEIGHT, 0)), limits)
+    check_picture_size(
+        label, (tags.number(tiff_tags.WIDTH, 0), tags.number(tiff_tags.HEIGHT, 0)), limits
+    )
     notes: tuple[str, ...] = ("first frame of several",) if tags.has_more else ()
     if tags.number(tiff_tags.NEW_SUBFILE_TYPE, 0) & 1:
         notes = (*notes, "the file's first picture is a reduced copy")
     decoded = tiff.decode_tiff(data, tags)
-    picture = decoded
-    if isinstance(decoded, tiff.TiffValues):
+    if isinstance(decoded, Image.Image):
+        picture = decoded
+    else:
         picture, more = picture_of_values(
             decoded.values, decoded.colours, decoded.declared, decoded.inverted
         )
@@ -267,20 +210,21 @@ def _ico(data: bytes, label: str, limits: MediaLimits) -> OpenPicture:
         opened = _png(icon, label, limits)
     else:
         width, height = struct.unpack("<ii", icon[26:34])
-        _check(label, (abs(width), abs(height) // 2), limits)
-        opened = _by_plugin("ICO", icon, label, limits)
+        check_picture_size(label, (abs(width), abs(height) // 2), limits)
+        opened = read_by_plugin("ICO", icon, label, limits)
     return replace(opened, notes=("largest picture of several",) if has_more else ())
 
 
 def _icns(data: bytes, label: str, limits: MediaLimits) -> OpenPicture:
     found = icons.largest_apple_icon(data)
     if found is None:
-        return _by_plugin("ICNS", data, label, limits)
+        return read_by_plugin("ICNS", data, label, limits)
     return (_png if found[1] == "PNG" else _jpeg2000)(found[0], label, limits)
 
 
 _READERS: dict[str, Reader] = {
     "AVIF": _avif,
+    "BMP": _bmp,
     "CUR": _ico,
     "GIF": _gif,
     "HEIF": _heif,

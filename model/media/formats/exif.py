@@ -4,7 +4,7 @@ import struct
 
 
 def exif_orientation(exif: bytes) -> int:
-    """Returns the orientation of an EXIF block (a TIFF header and its first directory); 1 = none."""
+    """Returns the orientation that an EXIF block declares in its first directory; 1 = none."""
     exif = exif.removeprefix(b"Exif\0\0")
     order = {b"II": "<", b"MM": ">"}.get(exif[:2])
     if order is None or len(exif) < 10:

@@ -24,7 +24,7 @@ def open_heif(data: bytes) -> Image.Image:
     options.DECODE_THREADS = 1
     options.THUMBNAILS = options.DEPTH_IMAGES = options.AUX_IMAGES = False
     try:
-        picture = HeifImageFile(io.BytesIO(data))
+        picture: Image.Image = HeifImageFile(io.BytesIO(data))  # type: ignore[no-untyped-call]
     except SyntaxError as error:
         raise heif_error(error) from error
     # The library has turned it, and sets this to 1; damaged metadata cannot then matter.

@@ -37,10 +37,11 @@ def largest_icon(data: bytes, label: str) -> tuple[bytes, bool, bool]:
         best = max(best or (0, 0, 0, 0), (area, depth, -number, 6 + 16 * number))
     if best is None or not best[3]:
         raise MediaError("decode_corrupt", f"the {label} is damaged: it has no picture")
-    width, height, colours, zero, planes, _, size, offset = _ENTRY.unpack_from(data, best[3])
+    width, height, colours, zero, _, _, size, offset = _ENTRY.unpack_from(data, best[3])
     body = data[offset : offset + size]
     if body.startswith(_PNG):
         return body, True, count > 1
+    body = data[offset:]  # the size may be wrong: the picture's own header has another one
     entry = _ENTRY.pack(width, height, colours, zero, 1, best[1], len(body), 22)
     return b"\0\0\1\0\1\0" + entry + body, False, count > 1
 

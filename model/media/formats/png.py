@@ -9,6 +9,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import av
 import numpy as np
@@ -86,9 +87,10 @@ def read_parts(data: bytes) -> PngParts:
     width, height, bits, colour_type = struct.unpack(">IIBB", kept[0][1][:10])
     if frames > 1:
         notes.append("first frame of several")
-    parts = [SIGNATURE]
-    for kind, body in kept:
-        parts += [_head(kind, len(body)), body, struct.pack(">I", zlib.crc32(kind + body))]
+    parts: list[bytes | memoryview] = [SIGNATURE]
+    for kind, content in kept:
+        checksum = struct.pack(">I", zlib.crc32(kind + content))
+        parts += [_head(kind, len(content)), content, checksum]
     # Decoders that are used here do not look at the checksums of pixels: zlib has its own.
     parts += [_head(b"IDAT", sum(map(len, pixels))), *pixels, bytes(4)]
     parts += [_head(b"IEND", 0), struct.pack(">I", zlib.crc32(b"IEND"))]
@@ -98,7 +100,7 @@ def read_parts(data: bytes) -> PngParts:
     )  # fmt: skip
 
 
-def decode_16_bits(parts: PngParts) -> npt.NDArray[np.uint16] | None:
+def decode_16_bits(parts: PngParts) -> npt.NDArray[Any] | None:
     """Returns uint16 [H, W, C] of a 16-bit colour picture; None if it cannot be decoded.
 
     Pillow takes the high bytes only. The size has to be checked before.
@@ -113,9 +115,9 @@ def decode_16_bits(parts: PngParts) -> npt.NDArray[np.uint16] | None:
     if not frames or frames[0].format.name != name:
         return None
     plane = frames[0].planes[0]
-    rows = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)
-    values = rows[:, : plane.width * depth * 2].copy().view(">u2").astype(np.uint16)
-    return values.reshape(plane.height, plane.width, depth)
+    rows = np.frombuffer(bytes(plane), np.uint8).reshape(plane.height, plane.line_size)
+    values: npt.NDArray[Any] = rows[:, : plane.width * depth * 2].copy().view(">u2")
+    return values.astype(np.uint16).reshape(plane.height, plane.width, depth)
 
 
 def _chunks(data: memoryview) -> Iterator[tuple[bytes, memoryview, bool]]:

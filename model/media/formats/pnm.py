@@ -105,7 +105,7 @@ def _binary(data: bytes, header: PnmHeader, dtype: str) -> npt.NDArray[Any]:
     return values.astype(values.dtype.newbyteorder("="), copy=False)
 
 
-def _bitmap(data: bytes, header: PnmHeader) -> npt.NDArray[np.uint8]:
+def _bitmap(data: bytes, header: PnmHeader) -> npt.NDArray[Any]:
     """Returns 0 or 255; in the file 1 is black."""
     width, height = header.width, header.height
     if header.kind == b"P1":

@@ -21,7 +21,8 @@ from mediamill.model.media.formats.tiff_tags import TiffTags
 
 # None, LZW, deflate (two numbers), PackBits, LZMA, ZSTD: those that compress bytes of any meaning.
 _OF_BYTES = (1, 5, 8, 32946, 32773, 34925, 50000)
-_GREY, _RGB, _PALETTE, _CMYK, _YCBCR, _LAB = (0, 1, 4), 2, 3, 5, 6, 8
+_ALWAYS_BUILT = (1, 2, 3, 4, 5, 7, 8, 32773, 32946)
+_GREY, _RGB, _CMYK, _LAB = (0, 1, 4), 2, 5, 8
 _UNSIGNED, _SIGNED, _FLOAT, _VOID = 1, 2, 3, 4
 _MAX_SAMPLES = 4096
 
@@ -63,7 +64,7 @@ def decode_tiff(data: bytes, tags: TiffTags) -> Image.Image | TiffValues:
                     "decode_unsupported", f"the TIFF picture is of a kind that is not read: {error}"
                 ) from error
         else:
-            picture.load()
+            _load(picture, tags)
             return picture
     return _values(data, tags, bits, formats)
 
@@ -208,14 +209,28 @@ def _decompressed(
     else:
         values[tags_.ROWS_PER_STRIP] = np.array([min(part_height, height)], "u4")
     picture = TiffImagePlugin.TiffImageFile(io.BytesIO(tags_.with_tags(data, tags.order, values)))
-    picture.load()
+    _load(picture, tags)
     return np.asarray(picture)
+
+
+def _load(picture: Image.Image, tags: TiffTags) -> None:
+    """Decodes it. libtiff reports a compression that it was built without as damage."""
+    try:
+        picture.load()
+    except OSError as error:
+        compression = tags.number(tags_.COMPRESSION, 1)
+        if compression in _ALWAYS_BUILT:
+            raise
+        raise MediaError(
+            "decode_unsupported",
+            f"the TIFF picture has the compression {compression}, which cannot be decoded: {error}",
+        ) from error
 
 
 def _unpacked(rows: npt.NDArray[np.uint8], bits: int, count: int) -> npt.NDArray[np.uint16]:
     """uint8 [H, parts, row bytes] -> uint16 [H, parts, count], of `bits` bits each."""
     flat = np.unpackbits(rows, axis=2, count=count * bits).reshape(*rows.shape[:2], count, bits)
-    values = np.zeros(flat.shape[:3], np.uint16)
+    values: npt.NDArray[Any] = np.zeros(flat.shape[:3], np.uint16)
     for place in range(bits):
         values = values << 1 | flat[..., place]
     return values
@@ -224,11 +239,11 @@ def _unpacked(rows: npt.NDArray[np.uint8], bits: int, count: int) -> npt.NDArray
 def _undifferenced(
     rows: npt.NDArray[np.uint8], dtype: "np.dtype[Any]", samples: int, predictor: int
 ) -> npt.NDArray[Any]:
-    """uint8 [H, parts, row bytes] -> values [H, parts, pixels, samples] in this machine's order."""
-    height, parts, row_bytes = rows.shape
+    """uint8 [H, parts, row bytes] -> values [H, parts, pixels, samples] without a predictor."""
+    height, parts, _ = rows.shape
     if predictor == 3:  # of floats: the bytes of a row by their places, then differences
-        sums = np.cumsum(rows.reshape(height, parts, -1, samples), axis=2, dtype=np.uint8)
-        places = sums.reshape(height, parts, dtype.itemsize, -1)
+        places = np.cumsum(rows.reshape(height, parts, -1, samples), axis=2, dtype=np.uint8)
+        places = places.reshape(height, parts, dtype.itemsize, -1)
         whole = np.ascontiguousarray(places.swapaxes(2, 3))
         values: npt.NDArray[Any] = whole.view(dtype.newbyteorder(">"))
         return values.reshape(height, parts, -1, samples)
@@ -237,6 +252,6 @@ def _undifferenced(
         number = dtype.itemsize
         unsigned = np.dtype(f"u{number}").newbyteorder(dtype.byteorder)
         counts = whole.view(unsigned).astype(f"u{number}").reshape(height, parts, -1, samples)
-        values = np.cumsum(counts, axis=2, dtype=f"u{number}").view(dtype.newbyteorder("="))
-        return values
+        sums = np.cumsum(counts, axis=2, dtype=f"u{number}")
+        return sums.view(dtype.newbyteorder("="))
     return whole.view(dtype).reshape(height, parts, -1, samples)

@@ -104,7 +104,7 @@ def _value(data: bytes, order: str, kind: int, count: int, field: bytes, tag: in
     if kind not in _TYPES:
         return None
     count *= 2 if kind in _RATIONAL else 1
-    dtype = np.dtype(_TYPES[kind]).newbyteorder(order)
+    dtype = np.dtype(f"{order}{_TYPES[kind]}")
     size = count * dtype.itemsize
     if size <= len(field):
         return np.frombuffer(field, dtype, count) if kind not in _RATIONAL else None

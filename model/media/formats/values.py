@@ -36,10 +36,11 @@ def picture_of_values(
     return Image.frombytes(colours, (width, height), pixels.tobytes()), notes
 
 
-def _alpha(alpha: npt.NDArray[Any], colours: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+def _alpha(alpha: npt.NDArray[Any], colours: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Returns uint8 [H, W, 1]: opaque is the largest number of the type, or 1 for floats."""
     if alpha.dtype.kind == "f":
-        return np.rint(np.clip(np.nan_to_num(alpha, nan=0.0), 0, 1) * 255).astype(np.uint8)
+        shares: npt.NDArray[Any] = np.clip(np.nan_to_num(alpha, nan=0.0), 0, 1)
+        return np.rint(shares * 255).astype(np.uint8)
     most = int(max(alpha.max(initial=0), colours.max(initial=0)))
     bits = next(
         (bits for bits in (8, 10, 12, 14, 16) if most < 1 << bits), alpha.dtype.itemsize * 8
