@@ -99,6 +99,7 @@ def without_metadata(data: bytes) -> bytes:
     parts, kept = [data[:2]], 2
     for marker, start, end in _segments(data):
         is_colours = marker == _APP14 and data[start + 4 : start + 9] == b"Adobe"
+        is_colours = is_colours and end - start >= 16
         if marker in _METADATA and not is_colours:
             parts.append(data[kept:start])
             kept = end

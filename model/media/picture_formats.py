@@ -259,8 +259,6 @@ def _other_magic(data: bytes, _size: int) -> tuple[str, str] | None:
         return "GBR", "GIMP brush"
     if data[:8] == b"\0\0\0\0\0\0\0\4":
         return "MCIDAS", "McIdas picture"
-    if b"\nImage type: " in b"\n" + data[:200] and b"\x1a" in data[:512]:
-        return "IM", "IM picture"
     return None
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
-from PIL import Image, JpegImagePlugin, PngImagePlugin
+from PIL import Image, JpegImagePlugin, PngImagePlugin, PsdImagePlugin
 
 from mediamill.model.errors import MediaError
 from mediamill.model.media import jpeg
@@ -181,6 +181,17 @@ def _bmp(data: bytes, label: str, limits: MediaLimits) -> OpenPicture:
     return read_by_plugin("BMP", data, label, limits)
 
 
+def _psd(data: bytes, label: str, limits: MediaLimits) -> OpenPicture:
+    version, depth, mode = (int.from_bytes(data[at : at + 2], "big") for at in (4, 22, 24))
+    if version != 1 or (mode, depth) not in PsdImagePlugin.MODES:
+        raise MediaError(
+            "decode_unsupported",
+            f"the {label} of version {version} has {depth} bits and the colour mode {mode}, which "
+            "is not read",
+        )
+    return read_by_plugin("PSD", data, label, limits)
+
+
 def _tiff(data: bytes, label: str, limits: MediaLimits) -> OpenPicture:
     tags = tiff_tags.read_tags(data)
     check_picture_size(
@@ -235,6 +246,7 @@ _READERS: dict[str, Reader] = {
     "JXL": _jxl,
     "PNG": _png,
     "PNM": _pnm,
+    "PSD": _psd,
     "TIFF": _tiff,
     "WEBP": _webp,
 }
