@@ -11,7 +11,8 @@ from mediamill.model.errors import MediaError
 # What decoders say of sound files of a kind that they do not know.
 _UNSUPPORTED = re.compile(
     r"unsupported|not supported|not implemented|unimplemented|cannot handle|can't handle|unknown|"
-    r"unrecognized(?! data stream)|unable to determine|not available|bad configuration",
+    r"unrecognized(?! data stream)|unable to determine|not available|bad configuration|"
+    r"^not an? \S+( \S+)? file",
     re.I,
 )
 

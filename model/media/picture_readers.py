@@ -14,7 +14,7 @@ from PIL import Image, JpegImagePlugin, PngImagePlugin, PsdImagePlugin
 
 from mediamill.model.errors import MediaError
 from mediamill.model.media import jpeg
-from mediamill.model.media.formats import gif, heif, icons, jpeg_xl, png, pnm, tiff, tiff_tags
+from mediamill.model.media.formats import gif, heif, icons, jpeg_xl, png, pnm, qoi, tiff, tiff_tags
 from mediamill.model.media.formats.bit_fields import decode_bmp, has_bit_fields
 from mediamill.model.media.formats.depth import Declared
 from mediamill.model.media.formats.plugins import (
@@ -28,6 +28,7 @@ from mediamill.model.media.formats.webp import webp_size
 from mediamill.model.media.limits import MediaLimits
 
 _HDR_NOTE = "HDR shown without tone mapping"
+_MAX_PIXELS_PER_BYTE = 8 * 64  # of a JPEG file
 _DARK = 64  # high bytes below it: the values have less than 15 significant bits
 
 
@@ -78,6 +79,13 @@ def _whole_jpeg(data: bytes, label: str, limits: MediaLimits) -> OpenPicture:
         picture = JpegImagePlugin.JpegImageFile(io.BytesIO(data))
         notes = ("damaged metadata not used",)
     check_picture_size(label, picture.size, limits)
+    # Each 8 x 8 pixels take a bit at least; decoders would fill what is missing with grey.
+    if picture.width * picture.height > _MAX_PIXELS_PER_BYTE * len(data):
+        raise MediaError(
+            "decode_corrupt",
+            f"the {label} is damaged: its {len(data)} bytes cannot hold {picture.width} x "
+            f"{picture.height} pixels",
+        )
     profile = picture.info.get("icc_profile") or None
     pixels = None
     if picture.mode in ("RGB", "L"):
@@ -181,6 +189,11 @@ def _bmp(data: bytes, label: str, limits: MediaLimits) -> OpenPicture:
     return read_by_plugin("BMP", data, label, limits)
 
 
+def _qoi(data: bytes, label: str, limits: MediaLimits) -> OpenPicture:
+    check_picture_size(label, qoi.stored_size(data), limits)
+    return OpenPicture(qoi.decode_qoi(data), orientation=1)
+
+
 def _psd(data: bytes, label: str, limits: MediaLimits) -> OpenPicture:
     version, depth, mode = (int.from_bytes(data[at : at + 2], "big") for at in (4, 22, 24))
     if version != 1 or (mode, depth) not in PsdImagePlugin.MODES:
@@ -189,6 +202,8 @@ def _psd(data: bytes, label: str, limits: MediaLimits) -> OpenPicture:
             f"the {label} of version {version} has {depth} bits and the colour mode {mode}, which "
             "is not read",
         )
+    height, width = struct.unpack_from(">II", data.ljust(22), 14)
+    check_picture_size(label, (width, height), limits)
     return read_by_plugin("PSD", data, label, limits)
 
 
@@ -247,6 +262,7 @@ _READERS: dict[str, Reader] = {
     "PNG": _png,
     "PNM": _pnm,
     "PSD": _psd,
+    "QOI": _qoi,
     "TIFF": _tiff,
     "WEBP": _webp,
 }

@@ -19,7 +19,7 @@ from mediamill.model.errors import MediaError
 from mediamill.model.media.formats.exif import exif_orientation
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_MAX_CHUNKS = 1_000_000
+_MAX_CHUNKS = 250_000
 MAX_PROFILE_BYTES = 16 * 1024**2
 _MAX_EXIF_BYTES = 1024**2
 _CHECKED = (b"IHDR", b"PLTE", b"tRNS")

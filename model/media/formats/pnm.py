@@ -4,6 +4,7 @@ Pillow reads some of them, with a loop in Python for each sample of more than 8 
 """
 
 import re
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,12 +128,13 @@ def _plain(data: bytes, header: PnmHeader) -> npt.NDArray[Any]:
     # A digit and a blank for each value: shorter files need not be looked at.
     if len(data) - header.start < 2 * count - 2:
         raise _damaged("it has too few pixels")
-    words = _COMMENT.sub(b"", data[header.start - 1 :]).split(None, count)[:count]
-    try:
-        values = np.array(words, dtype="S6").astype(np.int64)
-    except ValueError as error:
-        raise _damaged("it has other words than numbers") from error
-    if len(words) < count or (values < 0).any() or (values > header.maxval).any():
+    text = _COMMENT.sub(b"", data[header.start - 1 :]).decode("latin-1")
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+        try:
+            values = np.fromstring(text, np.int64, sep=" ")[:count]
+        except ValueError as error:
+            raise _damaged("it has other words than numbers") from error
+    if values.size < count or (values < 0).any() or (values > header.maxval).any():
         raise _damaged("it has too few pixels, or values that are out of range")
     return values.astype(np.uint16)
 

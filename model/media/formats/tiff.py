@@ -25,6 +25,9 @@ _ALWAYS_BUILT = (1, 2, 3, 4, 5, 7, 8, 32773, 32946)
 _GREY, _RGB, _CMYK, _LAB = (0, 1, 4), 2, 5, 8
 _UNSIGNED, _SIGNED, _FLOAT, _VOID = 1, 2, 3, 4
 _MAX_SAMPLES = 4096
+_BAND_BYTES = 64 * 1024**2
+_ALL_BITS = np.unpackbits(np.arange(256, dtype=np.uint8)).reshape(256, 8)
+_REVERSED = np.packbits(_ALL_BITS[:, ::-1], axis=1)
 
 
 @dataclass(frozen=True)
@@ -180,37 +183,63 @@ def _decompressed(
     height = tags.number(tags_.HEIGHT, 0)
     part_height = tags.number(tags_.TILE_HEIGHT if is_tiled else tags_.ROWS_PER_STRIP, height)
     parts = across * -(-height // max(1, min(part_height, height)))
-    names = (tags_.TILE_OFFSETS, tags_.TILE_BYTES) if is_tiled else (
-        tags_.STRIP_OFFSETS, tags_.STRIP_BYTES)  # fmt: skip
-    values: dict[int, Any] = {
-        tags_.WIDTH: np.array([row_bytes * across], "u4"),
-        tags_.HEIGHT: np.array([height], "u4"),
-        tags_.BITS: np.array([8], "u2"),
-        tags_.COMPRESSION: np.array([tags.number(tags_.COMPRESSION, 1)], "u2"),
-        tags_.PHOTOMETRIC: np.array([1], "u2"),
-        tags_.SAMPLES: np.array([1], "u2"),
-        tags_.FILL_ORDER: np.array([tags.number(tags_.FILL_ORDER, 1)], "u2"),
-    }
-    for name in names:
-        numbers = tags.values.get(name)
-        if numbers is None:
-            if name in (tags_.STRIP_OFFSETS, tags_.TILE_OFFSETS):
-                raise MediaError(
-                    "decode_corrupt", "the TIFF picture is damaged: no pixels are named"
-                )
-            continue
-        numbers = numbers[plane * parts : (plane + 1) * parts]
-        if len(numbers) < parts:
-            raise MediaError("decode_corrupt", "the TIFF picture is damaged: pixels are missing")
-        values[name] = numbers
+    offsets, sizes = tags_.STRIP_OFFSETS, tags_.STRIP_BYTES
     if is_tiled:
-        values[tags_.TILE_WIDTH] = np.array([row_bytes], "u4")
-        values[tags_.TILE_HEIGHT] = np.array([part_height], "u4")
-    else:
-        values[tags_.ROWS_PER_STRIP] = np.array([min(part_height, height)], "u4")
-    picture = TiffImagePlugin.TiffImageFile(io.BytesIO(tags_.with_tags(data, tags.order, values)))
-    _load(picture, tags)
-    return np.asarray(picture)
+        offsets, sizes = tags_.TILE_OFFSETS, tags_.TILE_BYTES
+    if offsets not in tags.values:
+        raise MediaError("decode_corrupt", "the TIFF picture is damaged: no pixels are named")
+    numbers = {
+        name: tags.values[name][plane * parts : (plane + 1) * parts]
+        for name in (offsets, sizes)
+        if name in tags.values
+    }
+    if any(len(one) < parts for one in numbers.values()):
+        raise MediaError("decode_corrupt", "the TIFF picture is damaged: pixels are missing")
+    part_height = min(part_height, height) if not is_tiled else part_height
+    if not is_tiled and tags.number(tags_.COMPRESSION, 1) == 1:
+        return _stored(data, numbers[offsets], row_bytes, height, part_height, tags)
+    # Pillow refuses pictures of too many bytes, so they are decoded in bands.
+    band = max(1, _BAND_BYTES // (row_bytes * across * part_height))
+    rows = np.empty((height, row_bytes * across), np.uint8)
+    for first in range(0, parts // across, band):
+        top = first * part_height
+        bottom = min(height, top + band * part_height)
+        values: dict[int, Any] = {
+            tags_.WIDTH: np.array([row_bytes * across], "u4"),
+            tags_.HEIGHT: np.array([bottom - top], "u4"),
+            tags_.BITS: np.array([8], "u2"),
+            tags_.COMPRESSION: np.array([tags.number(tags_.COMPRESSION, 1)], "u2"),
+            tags_.PHOTOMETRIC: np.array([1], "u2"),
+            tags_.SAMPLES: np.array([1], "u2"),
+            tags_.FILL_ORDER: np.array([tags.number(tags_.FILL_ORDER, 1)], "u2"),
+        }
+        if is_tiled:
+            values[tags_.TILE_WIDTH] = np.array([row_bytes], "u4")
+            values[tags_.TILE_HEIGHT] = np.array([part_height], "u4")
+        else:
+            values[tags_.ROWS_PER_STRIP] = np.array([part_height], "u4")
+        for name, one in numbers.items():
+            values[name] = one[first * across : (first + band) * across]
+        picture = TiffImagePlugin.TiffImageFile(
+            io.BytesIO(tags_.with_tags(data, tags.order, values))
+        )
+        _load(picture, tags)
+        rows[top:bottom] = np.asarray(picture)
+    return rows
+
+
+def _stored(
+    data: bytes, offsets: Any, row_bytes: int, height: int, strip_height: int, tags: TiffTags
+) -> npt.NDArray[np.uint8]:
+    """Returns the rows of strips that are not compressed."""
+    rows = np.empty((height, row_bytes), np.uint8)
+    for index, top in enumerate(range(0, height, strip_height)):
+        bottom = min(height, top + strip_height)
+        strip = np.frombuffer(data, np.uint8)[int(offsets[index]) :][: (bottom - top) * row_bytes]
+        if strip.size < (bottom - top) * row_bytes:
+            raise MediaError("decode_corrupt", "the TIFF picture is damaged: it is cut off")
+        rows[top:bottom] = strip.reshape(-1, row_bytes)
+    return _REVERSED[rows, 0] if tags.number(tags_.FILL_ORDER, 1) == 2 else rows
 
 
 def _load(picture: Image.Image, tags: TiffTags) -> None:

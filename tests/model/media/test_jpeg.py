@@ -117,7 +117,8 @@ def assert_same_verdict(data: bytes) -> bool:
         if expected is None:
             with pytest.raises(MediaError) as caught:
                 decode_image(data)
-            assert caught.value.code == "decode_corrupt"
+            # Damage may make a file look like one of another kind.
+            assert caught.value.code in ("decode_corrupt", "decode_unsupported")
             return False
         pixels = decode_image(data)
     assert np.array_equal(pixels.permute(1, 2, 0).numpy(), expected)
