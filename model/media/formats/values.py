@@ -40,9 +40,11 @@ def _alpha(alpha: npt.NDArray[Any], colours: npt.NDArray[Any]) -> npt.NDArray[An
     """Returns uint8 [H, W, 1]: opaque is the largest number of the type, or 1 for floats."""
     if alpha.dtype.kind == "f":
         shares: npt.NDArray[Any] = np.clip(np.nan_to_num(alpha, nan=0.0), 0, 1)
-        return np.rint(shares * 255).astype(np.uint8)
+        result: npt.NDArray[Any] = np.rint(shares * 255).astype(np.uint8)
+        return result
     most = int(max(alpha.max(initial=0), colours.max(initial=0)))
     bits = next(
         (bits for bits in (8, 10, 12, 14, 16) if most < 1 << bits), alpha.dtype.itemsize * 8
     )
-    return (np.maximum(alpha, 0) >> (bits - 8)).astype(np.uint8)
+    shifted: npt.NDArray[Any] = np.maximum(alpha, 0) >> (bits - 8)
+    return shifted.astype(np.uint8)
