@@ -2,7 +2,6 @@
 
 import io
 
-import pillow_heif
 from PIL import Image
 from pillow_heif.as_plugin import HeifImageFile
 
@@ -19,10 +18,6 @@ def open_heif(data: bytes) -> Image.Image:
 
     Raises MediaError decode_unsupported for other codecs, decode_corrupt for damage.
     """
-    # Thumbnails, depth maps and masks are not used, so they need not be looked at.
-    options = pillow_heif.options
-    options.DECODE_THREADS = 1
-    options.THUMBNAILS = options.DEPTH_IMAGES = options.AUX_IMAGES = False
     try:
         picture: Image.Image = HeifImageFile(io.BytesIO(data))  # type: ignore[no-untyped-call]
     except SyntaxError as error:

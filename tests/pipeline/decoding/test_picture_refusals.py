@@ -125,7 +125,9 @@ CASES: dict[str, tuple[Callable[[], bytes], str]] = {
         for code, files in _CODES.items()
         for name, data in files.items()
     },
-    **{f"{name} claims too much": (draw, "decode_too_large") for name, draw in _claims(_HUGE).items()
+    **{
+        f"{name} claims too much": (draw, "decode_too_large")
+        for name, draw in _claims(_HUGE).items()
     },
     **{f"{name} claims much": (draw, "decode_corrupt") for name, draw in _claims(_LARGE).items()},
     "JPEG of many scans": (_scans, "decode_too_large"),
