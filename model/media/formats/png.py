@@ -23,6 +23,7 @@ _MAX_CHUNKS = 250_000
 MAX_PROFILE_BYTES = 16 * 1024**2
 _MAX_EXIF_BYTES = 1024**2
 _CHECKED = (b"IHDR", b"PLTE", b"tRNS")
+_EXIF_TEXTS = (b"Raw profile type exif\0", b"Raw profile type APP1\0")
 _XMP = b"XML:com.adobe.xmp\0"
 _ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([1-8])')
 
@@ -74,7 +75,11 @@ def read_parts(data: bytes) -> PngParts:
             profile = _profile(bytes(body))
         elif kind == b"acTL" and len(body) >= 4:
             frames = int.from_bytes(body[:4], "big")
-        elif kind in (b"eXIf", b"iTXt") and orientation == 1 and len(body) <= _MAX_EXIF_BYTES:
+        elif (
+            kind in (b"eXIf", b"iTXt", b"tEXt", b"zTXt")
+            and orientation == 1
+            and len(body) <= _MAX_EXIF_BYTES
+        ):
             orientation = _orientation(kind, bytes(body))
         elif kind == b"cICP" and len(body) == 4 and body[1] in (16, 18):
             notes.append("HDR shown without tone mapping")
@@ -164,4 +169,16 @@ def _orientation(kind: bytes, body: bytes) -> int:
     if kind == b"iTXt":
         found = _ORIENTATION.search(body) if body.startswith(_XMP) else None
         return int(found[1]) if found else 1
-    return exif_orientation(body)
+    if kind == b"eXIf":
+        return exif_orientation(body)
+    # ImageMagick writes EXIF as hexadecimal text, behind three lines.
+    if not body.startswith(_EXIF_TEXTS):
+        return 1
+    text = body[body.index(b"\0") + 1 :]
+    try:
+        if kind == b"zTXt":
+            text = zlib.decompressobj().decompress(text[1:], 2 * _MAX_EXIF_BYTES)
+        digits = text.split(b"\n", 3)[3].translate(None, b" \r\n").decode("ascii")
+        return exif_orientation(bytes.fromhex(digits))
+    except (zlib.error, ValueError, IndexError):
+        return 1

@@ -73,6 +73,10 @@ def pngs() -> dict[str, Odd]:
     turn = b"MM\0*\0\0\0\x08\0\1\x01\x12\0\3\0\0\0\1\0\3\0\0\0\0\0\0"
     data = png(RGB, chunk(b"eXIf", turn, 1))
     odd["png turned"] = Odd(data, RGB[::-1, ::-1], "turned upright")
+    text = b"Raw profile type exif\0\0" + zlib.compress(b"\nexif\n  26\n" + turn.hex().encode())
+    odd["png turned by a text"] = Odd(png(RGB, chunk(b"zTXt", text)), RGB[::-1, ::-1], "upright")
+    text = b"Raw profile type exif\0\0" + bomb
+    odd["png exif text bomb"] = Odd(png(RGB, chunk(b"zTXt", text)), RGB)
     return odd
 
 

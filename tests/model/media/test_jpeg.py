@@ -112,6 +112,8 @@ def test_size_is_refused_from_the_header_alone():
 def assert_same_verdict(data: bytes) -> bool:
     """Whether the picture is good, for us as for Pillow; with equal pixels then."""
     expected = by_pillow(data)
+    if expected is not None and expected[..., 0].size > 512 * len(data):
+        expected = None  # libjpeg fills it with grey; so few bytes cannot hold so many pixels
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if expected is None:
