@@ -14,7 +14,7 @@ from mediamill.schemas.job import JobConfig
 from mediamill.schemas.job_types import FINGERPRINT_DEFAULT
 
 # Increase it when the same inputs give another text, so that old outputs are not continued.
-ENGINE_VERSION = 1
+ENGINE_VERSION = 2
 _KEYS = ("job", "media_column", "prompt", "prompts", "json_schema", "system", "dedupe")
 _SECTIONS = ("generation", "image", "video")
 

@@ -18,6 +18,7 @@ from mediamill.model.media.declared_ends import (
 )
 from mediamill.model.media.media_file import FileHandle, MediaFile, Source
 from mediamill.model.media.mp4_boxes import declared_end
+from mediamill.model.media.picture_formats import detect_picture, detect_tga
 
 
 @dataclass(frozen=True)
@@ -33,15 +34,7 @@ class FileFormat:
     label: str
 
 
-# Formats by the first bytes of their files, and other marks of formats.
-_PICTURES = {
-    b"\xff\xd8\xff": FileFormat("image", "JPEG", "JPEG picture"),
-    b"\x89PNG\r\n\x1a\n": FileFormat("image", "PNG", "PNG picture"),
-    **dict.fromkeys((b"GIF87a", b"GIF89a"), FileFormat("image", "GIF", "GIF picture")),
-    **dict.fromkeys(
-        (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), FileFormat("image", "TIFF", "TIFF picture")
-    ),
-}
+# Video formats by the first bytes of their files, and other marks of formats.
 _VIDEOS = {
     b"\x1a\x45\xdf\xa3": FileFormat("video", "matroska", "WebM or MKV video"),
     b"FLV\x01": FileFormat("video", "flv", "FLV video"),
@@ -61,8 +54,6 @@ _VIDEOS = {
         FileFormat("video", "hevc", "H.265 stream"),
     ),
 }
-_AVIF_BRANDS = {b"avif", b"avis"}
-_HEIF_BRANDS = {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"}
 _QUICKTIME_ATOMS = {b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"}
 _TS_PACKETS = ((0, 188), (4, 192))  # offset of the first sync byte, and distance to the next
 # Boxes whose missing end means missing frames; others may be padding.
@@ -79,7 +70,12 @@ def detect_format(source: Source) -> FileFormat:
     signature = media_file.signature()
     if not signature:
         raise MediaError("media_empty", "the file is empty (0 bytes)")
-    file_format = _picture_format(signature) or _video_format(signature)
+    picture = detect_picture(signature, media_file.size)
+    file_format = None if picture else _video_format(signature)
+    if picture is None and file_format is None:
+        picture = detect_tga(signature, media_file.size, media_file.tail)
+    if picture is not None:
+        return FileFormat("image", *picture)
     if file_format is None:
         raise MediaError(
             "decode_unsupported",
@@ -89,27 +85,8 @@ def detect_format(source: Source) -> FileFormat:
     return file_format
 
 
-def _picture_format(data: bytes) -> FileFormat | None:
-    for beginning, file_format in _PICTURES.items():
-        if data.startswith(beginning):
-            return file_format
-    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
-        return FileFormat("image", "WEBP", "WebP picture")
-    # "BM" alone may be two letters of a text: the size of the DIB header must fit as well.
-    dib_header_size = int.from_bytes(data[14:18], "little")
-    if data.startswith(b"BM") and dib_header_size in (12, 40, 52, 56, 64, 108, 124):
-        return FileFormat("image", "BMP", "BMP picture")
-    if data[4:8] == b"ftyp" and data[8:12] in _AVIF_BRANDS:
-        return FileFormat("image", "AVIF", "AVIF picture")
-    return None
-
-
 def _video_format(data: bytes) -> FileFormat | None:
     if data[4:8] == b"ftyp":
-        if data[8:12] in _HEIF_BRANDS:
-            raise MediaError(
-                "decode_unsupported", "the file is a HEIF picture, which is not supported"
-            )
         return FileFormat("video", "mov", "MP4 or MOV video")
     # "free" and "skip" also occur in text, but an atom of less than 16 MiB begins with a zero byte.
     if data[4:8] in (b"moov", b"mdat") or (data[0] == 0 and data[4:8] in _QUICKTIME_ATOMS):

@@ -15,9 +15,10 @@ class MediaLimits:
 
     Decoding a picture takes, in bytes per stored pixel and besides its file: JPEG 3 (6 with an
     EXIF orientation, 9 progressive, 11 CMYK), GIF 4, PNG, BMP and TIFF 7 (10 with an orientation),
-    AVIF 13, WebP 19. So 20 bytes for each of max_image_pixels are enough for any format: 3 GB by
-    default. A video takes its decoder's reference frames (H.264: up to 17 frames of 1.5 bytes per
-    pixel, or 6 in 4:4:4 of more than 8 bits) and 6 bytes per pixel of the frame that is converted.
+    JPEG 2000 11, AVIF 13, WebP 19. So 20 bytes for each of max_image_pixels are enough for these:
+    3 GB by default. A TIFF of more than 8 bits takes two and a half times the size of its values.
+    A video takes its decoder's reference frames (H.264: up to 17 frames of 1.5 bytes per pixel, or
+    6 in 4:4:4 of more than 8 bits) and 6 bytes per pixel of the frame that is converted.
 
     max_image_pixels: height * width of a picture as stored, read from its header.
     max_image_bytes: size of a picture's file, which is read whole (a video's file is not).

@@ -62,6 +62,11 @@ class MediaFile:
         with self.open() as handle:
             return handle.read(_SIGNATURE_BYTES)
 
+    def tail(self, count: int) -> bytes:
+        """Returns the last `count` bytes; fewer of a shorter file."""
+        with self.open() as handle:
+            return handle.read_at(max(0, self.size - count), count)
+
     def read_all(self, max_bytes: int, label: str) -> bytes:
         """Returns all bytes. Raises MediaError decode_too_large before memory is allocated."""
         if self.size > max_bytes:

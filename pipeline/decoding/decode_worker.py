@@ -82,12 +82,16 @@ def load_processor(
     """
     import torch
     from PIL import AvifImagePlugin
+    from pillow_heif import options as heif_options
 
     from mediamill.model.processor import MediaLimits, Processor, VideoRules
 
     # There is a process for each core.
     torch.set_num_threads(1)
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+    heif_options.DECODE_THREADS = 1
+    # Nobody looks at these parts of a HEIF file, so they need not be opened.
+    heif_options.THUMBNAILS = heif_options.DEPTH_IMAGES = heif_options.AUX_IMAGES = False
     return Processor.load(
         Path(checkpoint),
         image_min_pixels,

@@ -17,10 +17,10 @@ PROMPTS = {"what": "What?", "colour": {"prompt": "Which?", "json_schema": SCHEMA
 @pytest.mark.parametrize(
     ("keys", "expected"),
     [
-        ({"job": "caption", "prompt": "Describe it."}, "10a8848f6fd0d83ad127dd8c7b1f422b"),
+        ({"job": "caption", "prompt": "Describe it."}, "f9a2e4215771d3c553c285e70d5b0f35"),
         (
             {"job": "caption", "json_schema": SCHEMA, "prompt": "p", "video.num_frames": 8},
-            "42a7103eddcc5764159792bcf896fbcd",
+            "c7df1d5be021dcde43ecda2046306eae",
         ),
         (
             {
@@ -37,23 +37,23 @@ PROMPTS = {"what": "What?", "colour": {"prompt": "Which?", "json_schema": SCHEMA
                 "video.total_pixels": 90000,
                 "json_answers.retries": 3,
             },
-            "ef79ecab74661e5498632c5952481ae3",
+            "2c55872b1b26a6f690e3c164f1f8d0c8",
         ),
         (
             {"job": "score", "prompt": "x", "score.texts": ["a", "b"], "system": "s"},
-            "69bcf1f47f71af236afb1f3ac75b2a79",
+            "0765c51f111f5a5d99113d2bc278ace0",
         ),
         (
             {"job": "score", "prompt": "x", "score.column": "texts", "seed": 9},
-            "e4d5a7fdf47ff63d3a1fd66926d63431",
+            "3e6bf61b68189100141a7eeeb7661db5",
         ),
         (
             {"job": "embed", "embed.pool": "auto", "image.max_pixels": 9000},
-            "739ebbb4f36c530b9d2aba5061e03026",
+            "1f269c9a021f0fbb349755f9592a1cba",
         ),
         (
             {"job": "embed", "embed.pool": "mean", "prompt": "find", "resources.dtype": "float32"},
-            "2cd3b79a631692e2bd9a79263b16e5dd",
+            "09c83e7e3d4be6bec9dbf2d05e72cd1a",
         ),
     ],
 )

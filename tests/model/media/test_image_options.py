@@ -181,7 +181,6 @@ def test_premultiplied_transparency_is_laid_over_white():
         ("picture.png", "decode_unsupported", "a str"),
         (np.zeros((2, 402, 3), np.uint8), "decode_unsupported", "200 times"),
         (np.zeros((200, 200), np.uint8), "decode_too_large", "40000"),
-        (Image.new("F", (40, 50)), "decode_unsupported", "32-bit"),
     ],
 )
 def test_decoded_pictures_that_cannot_be_used(picture, code, words):

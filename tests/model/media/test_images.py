@@ -149,9 +149,12 @@ def test_grey_of_16_bits_is_scaled_not_clipped():
     assert "16-bit" in decoded.notes[0]
 
 
-def test_grey_of_32_bits_is_refused():
-    data = media.encode(Image.fromarray(np.zeros((20, 20), np.float32)), "TIFF")
-    assert error_of(data).code == "decode_unsupported"
+def test_grey_of_32_bits_is_scaled_by_its_own_range():
+    values = np.linspace(-3, 7, 400, dtype=np.float32).reshape(20, 20)
+    decoded = read_image(media.encode(Image.fromarray(values), "TIFF"))
+    grey = np.rint((values - -3.0) * 25.5).astype(np.uint8)
+    assert np.array_equal(decoded.pixels[0].numpy(), grey)
+    assert decoded.notes == ("float grey scaled to 8 bits from the range -3 to 7 (its own)",)
 
 
 def test_notes_tell_what_was_changed():

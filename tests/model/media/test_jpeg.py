@@ -112,12 +112,15 @@ def test_size_is_refused_from_the_header_alone():
 def assert_same_verdict(data: bytes) -> bool:
     """Whether the picture is good, for us as for Pillow; with equal pixels then."""
     expected = by_pillow(data)
+    if expected is not None and expected[..., 0].size > 512 * len(data):
+        expected = None  # libjpeg fills it with grey; so few bytes cannot hold so many pixels
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if expected is None:
             with pytest.raises(MediaError) as caught:
                 decode_image(data)
-            assert caught.value.code == "decode_corrupt"
+            # Damage may make a file look like one of another kind.
+            assert caught.value.code in ("decode_corrupt", "decode_unsupported")
             return False
         pixels = decode_image(data)
     assert np.array_equal(pixels.permute(1, 2, 0).numpy(), expected)
