@@ -8,13 +8,10 @@ import json
 import re
 import uuid
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from mediamill.model.errors import ModelError
 from mediamill.model.families.qwen2_vl.config import Qwen2VLConfig, parse_config
@@ -22,10 +19,11 @@ from mediamill.model.layers.shards import Shard
 from mediamill.pipeline.checkpoint.checkpoint_hash import CheckpointHash, check_checkpoint
 from mediamill.pipeline.fetching.check_job import check_fetching
 from mediamill.pipeline.fingerprint import fingerprint, fingerprint_parts
-from mediamill.pipeline.ledger import hive_paths, ledger
+from mediamill.pipeline.ledger import ledger
 from mediamill.pipeline.ledger.state import KnownFile, LedgerState
 from mediamill.pipeline.manifest import unique_ids
-from mediamill.pipeline.manifest.manifest import Manifest, ManifestFile, open_manifest
+from mediamill.pipeline.manifest.check_values import check_values
+from mediamill.pipeline.manifest.manifest import Manifest, open_manifest
 from mediamill.pipeline.manifest.unique_ids import NewIds
 from mediamill.pipeline.ray_cluster.trim_memory import trim_memory
 from mediamill.pipeline.records import MEDIA_BYTES, MEDIA_PATHS
@@ -40,10 +38,7 @@ from mediamill.schemas.manifest import ManifestSchema, check_partition_by
 from mediamill.schemas.result import result_schema
 from mediamill.schemas.task import Task, task_of
 
-_READERS = 8  # manifest files that are read at once
-_BUFFER_BYTES = 4 << 20  # of one column: a large row group is not held whole
 _ANSWERS = (c.TEXT, c.FINISH_REASON, c.MEAN_LOGPROB)  # columns that only some tasks make
-_FOLDER_BYTES = 255  # the longest file name of common file systems
 
 
 @dataclass(frozen=True)
@@ -68,6 +63,7 @@ class Plan:
     new_ids: ids of these files, to be saved before the ledger stores the files.
     state: of the output's ledger when the job was checked.
     step: None if the job has a single step.
+    notes: sentences for the user, about files that are left out and the like.
     """
 
     manifest: Manifest
@@ -82,6 +78,7 @@ class Plan:
     new_ids: NewIds
     state: LedgerState
     step: StepOverrides | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def rows_done(self) -> int:
@@ -99,7 +96,7 @@ def check(job: JobConfig, step: StepOverrides | None = None) -> Plan:
     _check_output_apart(job)
     output = storage.resolve(job.output)
     state = _open_output(output)
-    manifest = open_manifest(job.manifest, state.files)
+    manifest = open_manifest(job.manifest, state.files, state.header)
     model = check_checkpoint(job.model)
     config = _check_model(job, model)
     task = task_kind(task_of(job, config.text.hidden_size)).resolve(model)
@@ -113,14 +110,17 @@ def check(job: JobConfig, step: StepOverrides | None = None) -> Plan:
         schema = step.schema(manifest.schema, schema)
     digest = fingerprint(parts)
     bound = {"fingerprint": digest, "parts": parts, "layout": _layout(job, schema)}
+    bound |= manifest.header()
     if state.header is not None:
         _check_bound(output, state.header, bound)
     files, new_ids = unique_ids.check_ids(manifest, state.files, output / ledger.HIDDEN / "ids")
-    _check_partition_values(manifest, job.partition_by)
+    notes = check_values(manifest, job.partition_by, begun=state.header is not None)
     _check_writable(output)
     trim_memory()
     return Plan(
-        manifest, output, model, content, digest, bound, task, schema, files, new_ids, state, step
+        *(manifest, output, model, content, digest, bound, task, schema, files, new_ids, state),
+        step,
+        (*manifest.notes, *notes),
     )
 
 
@@ -219,36 +219,6 @@ def _check_bound(output: Place, header: Mapping[str, Any], bound: Mapping[str, A
 def _short(value: object) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 120 else f"{text[:117]}..."
-
-
-def _check_partition_values(manifest: Manifest, partition_by: tuple[str, ...]) -> None:
-    """Checks that no value makes a folder name longer than file systems take.
-
-    Files that an earlier run has checked are skipped: `partition_by` of an output never changes.
-    """
-    unchecked = [file for file in manifest.files if file.digest is None]
-    with ThreadPoolExecutor(_READERS) as readers:
-        list(readers.map(lambda file: _check_values(file, partition_by), unchecked))
-
-
-def _check_values(file: ManifestFile, partition_by: tuple[str, ...]) -> None:
-    columns = [name for name in partition_by if name not in file.partitions]
-    if not columns:
-        return
-    with (
-        file.place.fs.open(file.place.path, "rb", cache_type="none") as source,
-        pq.ParquetFile(source, buffer_size=_BUFFER_BYTES) as parquet,
-    ):
-        for batch in parquet.iter_batches(columns=columns):
-            for name in columns:
-                for value in pc.unique(batch[name]).to_pylist():
-                    folder = hive_paths.folder([name], [value])
-                    if len(folder.encode()) > _FOLDER_BYTES:
-                        raise JobError(
-                            f"{storage.redact(file.place.url)}: partition_by names column "
-                            f"'{name}', where found a value of {len(str(value))} characters, "
-                            f"expected values that fit a folder name of {_FOLDER_BYTES} bytes"
-                        )
 
 
 def _check_writable(output: Place) -> None:

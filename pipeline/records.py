@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mediamill.schemas import columns as c
+from mediamill.schemas.arrow_convert import convert_column
 from mediamill.schemas.errors import RowError
 from mediamill.schemas.manifest import ManifestSchema
 from mediamill.schemas.result import RECEIPT_STRUCT, copy_fields
@@ -100,13 +101,15 @@ class RowFailure:
 
 
 def media_uris(table: pa.Table, manifest: ManifestSchema) -> list[list[str | None]]:
-    """The URIs of each row's media."""
-    if manifest.form == c.URI:
-        return [[uri] for uri in table[c.URI].to_pylist()]
-    return [
-        [None if medium is None else medium[c.MEDIA_URI] for medium in media or []]
-        for media in table[c.MEDIA].to_pylist()
-    ]
+    """The URIs of each row's media; none of a row that has failed, whose values may be broken."""
+    column, uris = table[manifest.form], []
+    for number, failure in enumerate(failures(table)):
+        value = None if failure else column[number].as_py()
+        if manifest.form == c.URI:
+            uris.append([] if failure else [value])
+        else:
+            uris.append([medium and medium[c.MEDIA_URI] for medium in value or []])
+    return uris
 
 
 def failures(table: pa.Table) -> list[RowFailure | None]:
@@ -120,11 +123,17 @@ def failures(table: pa.Table) -> list[RowFailure | None]:
 
 def failure_columns(row_failures: list[RowFailure | None]) -> dict[str, list[str | None]]:
     """The error columns of rows with these failures."""
+    messages = [None if failure is None else _storable(failure.message) for failure in row_failures]
     return {
         c.STATUS: [None if failure is None else c.STATUS_ERROR for failure in row_failures],
         c.ERROR_CODE: [None if failure is None else failure.code for failure in row_failures],
-        c.ERROR_MESSAGE: [None if failure is None else failure.message for failure in row_failures],
+        c.ERROR_MESSAGE: messages,
     }
+
+
+def _storable(text: str) -> str:
+    """Replaces lone surrogates, which JSON allows and UTF-8 does not."""
+    return text.encode(errors="replace").decode()
 
 
 def replace_columns(table: pa.Table, columns: Mapping[str, Any], schema: pa.Schema) -> pa.Table:
@@ -140,7 +149,7 @@ def replace_columns(table: pa.Table, columns: Mapping[str, Any], schema: pa.Sche
         elif values is not None:
             arrays.append(pa.array(values, field.type))
         else:
-            arrays.append(table[field.name].cast(field.type))
+            arrays.append(convert_column(table[field.name], field.type))
     return pa.Table.from_arrays(arrays, schema=schema)
 
 

@@ -10,6 +10,7 @@ from typing import Literal
 import pyarrow as pa
 
 from mediamill.schemas import columns as c
+from mediamill.schemas.arrow_convert import convert_column, flight_type
 from mediamill.schemas.arrow_types import (
     can_be_a_path,
     fits_int64,
@@ -18,6 +19,7 @@ from mediamill.schemas.arrow_types import (
     is_text,
     plain_type,
 )
+from mediamill.schemas.arrow_unify import loses_fields, unified
 from mediamill.schemas.errors import JobError
 from mediamill.schemas.nearest import nearest
 
@@ -36,6 +38,7 @@ MEDIA_TYPE = pa.list_(MEDIA_STRUCT)
 # Reserved names: never suggested for a misspelt column.
 _RESERVED = {"columns": c.MANIFEST_COLUMNS, "fields": tuple(f.name for f in MEDIA_STRUCT)}
 _OPTIONAL_TEXT = (c.PROMPT, c.SYSTEM, c.MESSAGES)
+_NEW_OUTPUT = "write to a new output folder"
 _MEDIA_EXPECTED = "list<struct<type: string, uri: string, start_s: double?, end_s: double?>>"
 
 
@@ -46,8 +49,8 @@ class ManifestSchema:
     id_type: pa.string() or pa.int64().
     form: which of the columns `uri` and `media` the manifest has.
     optional: which of `prompt`, `system`, `messages` it has, in that order.
-    user: all further columns, in the manifest's order. A dictionary column has the type of its
-        values.
+    user: all further columns, in the manifest's order, with the types that the result has. A
+        dictionary column has the type of its values.
     """
 
     id_type: pa.DataType
@@ -57,12 +60,13 @@ class ManifestSchema:
 
     @property
     def fields(self) -> tuple[pa.Field, ...]:
-        """All columns: id, uri or media, the optional ones, the user's."""
+        """All columns between the stages: id, uri or media, the optional ones, the user's."""
         media = (
             pa.field(c.URI, pa.string()) if self.form == c.URI else pa.field(c.MEDIA, MEDIA_TYPE)
         )
         texts = tuple(pa.field(name, pa.string()) for name in self.optional)
-        return (pa.field(c.ID, self.id_type), media, *texts, *self.user)
+        user = tuple(pa.field(field.name, flight_type(field.type)) for field in self.user)
+        return (pa.field(c.ID, self.id_type), media, *texts, *user)
 
     @property
     def arrow(self) -> pa.Schema:
@@ -77,9 +81,74 @@ class ManifestSchema:
     def normalize(self, table: pa.Table) -> pa.Table:
         """Returns the table with the columns of `arrow`, in that order and of these types.
 
-        Raises pa.ArrowInvalid when a value does not fit, which the accepted types rule out.
+        Columns that the table lacks are null. Bytes that are no UTF-8 stay in texts as they are.
+        Raises pa.ArrowInvalid when a value does not fit, which the plan of a job rules out.
         """
-        return table.select(self.arrow.names).cast(self.arrow)
+        names, user = set(table.schema.names), {field.name for field in self.user}
+        columns = [
+            convert_column(table[field.name], field.type, exact=field.name in user)
+            if field.name in names
+            else pa.nulls(table.num_rows, field.type)
+            for field in self.fields
+        ]
+        return pa.Table.from_arrays(columns, schema=self.arrow)
+
+    def merged(self, other: "ManifestSchema", where: str, others: str) -> "ManifestSchema":
+        """Returns the schema that holds the rows of both; a column that one lacks is null there.
+
+        where, others: what `other` and this schema describe, for error messages.
+        Raises JobError for columns whose types have nothing in common.
+        """
+        if other.id_type != self.id_type:
+            raise JobError(f"{where}: {_different(c.ID, other.id_type, self.id_type, others)}")
+        if other.form != self.form:
+            raise JobError(
+                f"{where}: found the column '{other.form}', expected '{self.form}' as in {others}"
+            )
+        user = {field.name: field for field in self.user}
+        for field in other.user:
+            known = user.setdefault(field.name, field)
+            if known.type != field.type:
+                common = unified(known.type, field.type)
+                if common is None:
+                    different = _different(field.name, field.type, known.type, others)
+                    raise JobError(f"{where}: {different}")
+                known = known.with_type(plain_type(common))
+            user[field.name] = _with_metadata(known, field)
+        optional = {*self.optional, *other.optional}
+        return ManifestSchema(
+            self.id_type,
+            self.form,
+            tuple(name for name in _OPTIONAL_TEXT if name in optional),
+            tuple(user.values()),
+        )
+
+    def check_holds(self, other: "ManifestSchema", where: str) -> None:
+        """Checks that rows of the schema `other`, of the file `where`, can become rows of this one.
+
+        This schema is the one that an output was begun with, which never changes. Whether each
+        value fits is another question, see `always_fits`. Raises JobError.
+        """
+        merged = self.merged(other, where, "the files that the output was begun with")
+        known = {field.name: field.type for field in self.user}
+        found = {field.name: field.type for field in other.user}
+        for name in (*merged.optional, *(field.name for field in merged.user)):
+            if name not in known and name not in self.optional:
+                raise JobError(
+                    f"{where}: found column '{name}', which the files that the output was begun "
+                    f"with do not have: {_NEW_OUTPUT}, or drop the column"
+                )
+        for name, found_type in found.items():
+            if pa.types.is_null(known[name]) and not pa.types.is_null(found_type):
+                raise JobError(
+                    f"{where}: column '{name}' is {found_type}, and had no value and no type when "
+                    f"the output was begun: {_NEW_OUTPUT}, or drop the column"
+                )
+            if lost := loses_fields(found_type, known[name]):
+                raise JobError(
+                    f"{where}: column '{name}' has the field '{lost}', which the files that the "
+                    f"output was begun with do not have: {_NEW_OUTPUT}, or drop the field"
+                )
 
 
 def check_manifest_schema(schema: pa.Schema, where: str) -> ManifestSchema:
@@ -103,7 +172,7 @@ def check_manifest_schema(schema: pa.Schema, where: str) -> ManifestSchema:
         form="uri" if c.URI in schema.names else "media",
         optional=tuple(name for name in _OPTIONAL_TEXT if name in schema.names),
         user=tuple(
-            pa.field(field.name, plain_type(field.type))
+            pa.field(field.name, plain_type(field.type), metadata=field.metadata)
             for field in schema
             if field.name not in c.MANIFEST_COLUMNS
         ),
@@ -181,11 +250,8 @@ def _missing_columns(schema: pa.Schema, where: str) -> list[str]:
 
 def _wrong_type(field: pa.Field, where: str) -> list[str]:
     column = f"{where}: column '{field.name}'"
-    if pa.types.is_null(field.type):
-        return [
-            f"{column} has type null (no value at all, and no type), expected a typed column: "
-            "write it with a type, or drop it"
-        ]
+    if pa.types.is_null(field.type) and field.name != c.ID:
+        return []  # no value at all, for example of a column that is always None in pandas
     if field.name == c.ID and not (is_text(field.type) or fits_int64(field.type)):
         return [f"{column} has type {field.type}, expected string or int64"]
     if field.name in (c.URI, *_OPTIONAL_TEXT) and not is_text(field.type):
@@ -197,6 +263,8 @@ def _wrong_type(field: pa.Field, where: str) -> list[str]:
 
 
 def _media_problems(media_type: pa.DataType) -> list[str]:
+    if is_list(media_type) and pa.types.is_null(media_type.value_type):
+        return []
     if not is_list(media_type) or not pa.types.is_struct(media_type.value_type):
         return [f" has type {media_type}, expected {_MEDIA_EXPECTED}"]
     fields = {field.name: field.type for field in media_type.value_type}
@@ -205,7 +273,7 @@ def _media_problems(media_type: pa.DataType) -> list[str]:
         if name not in fields:
             available = _existing(fields, name, kind="fields")
             problems.append(f" has no field '{name}' (string), {available}")
-        elif not is_text(fields[name]):
+        elif not is_text(fields[name]) and not pa.types.is_null(fields[name]):
             problems.append(f": field '{name}' has type {fields[name]}, expected string")
     for name, field_type in fields.items():
         if name not in _RESERVED["fields"]:
@@ -226,6 +294,18 @@ def _name_clash(field: pa.Field, where: str) -> list[str]:
         f"{where}: column '{field.name}' {role}: rename it in the manifest, "
         f"for example to 'source_{field.name}'"
     ]
+
+
+def _different(name: str, found: pa.DataType, expected: pa.DataType, where: str) -> str:
+    zoned = [pa.types.is_timestamp(each) and each.tz is not None for each in (found, expected)]
+    times = pa.types.is_timestamp(found) and pa.types.is_timestamp(expected)
+    hint = " (one has a time zone and the other none)" if times and any(zoned) else ""
+    return f"column '{name}' is {found}, expected {expected} as in {where}{hint}"
+
+
+def _with_metadata(known: pa.Field, other: pa.Field) -> pa.Field:
+    """Returns the field, with the metadata that both have."""
+    return known if known.metadata == other.metadata else known.remove_metadata()
 
 
 def _existing(names: Iterable[str], *wanted: str, kind: str = "columns") -> str:

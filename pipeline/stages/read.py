@@ -22,6 +22,7 @@ from ray.data.datasource import Datasource, ReadTask
 from mediamill.pipeline.ledger.state import LedgerState
 from mediamill.pipeline.manifest.manifest import Manifest, ManifestFile
 from mediamill.pipeline.records import ROW_STRUCT, read_schema
+from mediamill.pipeline.row_values import with_unreadable_values
 from mediamill.pipeline.storage import file_version, storage
 from mediamill.schemas import columns as c
 from mediamill.schemas.manifest import ManifestSchema
@@ -30,6 +31,7 @@ _MIN_SPLIT_ROWS = 16_384  # of unfinished rows in a split, if there are as many
 _MAX_SPLITS = 1000  # roughly: the driver and Ray hold each task in memory
 _FILE_OPEN_ROWS = 1024  # opening a file takes at least as long as reading so many rows
 _BATCH_ROWS = 1024
+_BATCH_BYTES = 256 << 20
 _MASK_ROWS = 1 << 20  # of one mask while splits are planned; a multiple of 8
 _ROW_BYTES = 400  # an estimate, for Ray's planning only
 _STREAMED_BYTES = 64 << 20  # decoded; larger row groups are streamed
@@ -214,24 +216,38 @@ def read_split(
 ) -> Iterator[pa.Table]:
     """Yields the unfinished rows of a split, in order, in tables of `read_schema`.
 
-    A table has at most _BATCH_ROWS rows. Raises ManifestChangedError.
+    A table has at most _BATCH_ROWS rows; those with values that no stage can read are error rows.
+    Raises ManifestChangedError.
     """
-    file_columns = [name for name in manifest.arrow.names if name not in partitions.names]
+    known = set(manifest.arrow.names)
     for group_slice in split.slices:
         with _open_checked(group_slice) as parquet:
+            columns = [name for name in parquet.schema_arrow.names if name in known]
+            paths = [field for field in partitions if field.name not in columns]
             for group, bitmap in group_slice.bitmaps():
                 start = 0
-                for batch in parquet.iter_batches(_BATCH_ROWS, [group.position], file_columns):
+                rows = _batch_rows(parquet.metadata.row_group(group.position))
+                for batch in parquet.iter_batches(rows, [group.position], columns):
                     pending = _set_bits(bitmap, start, start + batch.num_rows)
                     if pending.size:
-                        table = pa.Table.from_batches([batch]).take(pending)
-                        for field in partitions:
+                        # A name with dots may also have read parts of other columns.
+                        table = pa.Table.from_batches([batch]).select(columns)
+                        for field in paths:
                             value = pa.scalar(group_slice.partitions[field.name], field.type)
-                            table = table.append_column(field, pa.repeat(value, len(pending)))
-                        indices = pending + (group.start + start)
+                            table = table.append_column(field, pa.repeat(value, len(table)))
                         table = manifest.normalize(table)
-                        yield _with_ordinals(table, group_slice.number, indices)
+                        if pending.size < table.num_rows:
+                            table = table.take(pending)
+                        indices = pending + (group.start + start)
+                        table = _with_ordinals(table, group_slice.number, indices)
+                        yield with_unreadable_values(table, manifest)
                     start += batch.num_rows
+
+
+def _batch_rows(group: pq.RowGroupMetaData) -> int:
+    """Returns how many rows of a row group are read at once: fewer where they are large."""
+    row_bytes = int(group.total_byte_size) // max(1, int(group.num_rows))
+    return max(1, min(_BATCH_ROWS, _BATCH_BYTES // max(1, row_bytes)))
 
 
 def _set_bits(bitmap: Bitmap, start: int, stop: int) -> npt.NDArray[np.int64]:

@@ -223,7 +223,8 @@ def test_every_partition_value_is_read_back(tmp_path):
         enumerate(VALUES)
     )
     assert all("kind" not in pq.read_schema(tmp_path / name).names for name in files(tmp_path))
-    assert [hive_paths.values(hive_paths.folder(["kind"], [v]))["kind"] for v in VALUES] == VALUES
+    folders = [hive_paths.folder(["kind"], [value]) for value in VALUES]
+    assert [hive_paths.pairs(folder) for folder in folders] == [[("kind", v)] for v in VALUES]
 
 
 @pytest.mark.parametrize("values", [["", "a", "b"], ["", "", ""], ["", None, "a"]])
