@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from mediamill.pipeline.ledger import hive_paths
 from mediamill.pipeline.manifest.manifest import Manifest, ManifestFile
 from mediamill.pipeline.storage import storage
-from mediamill.schemas.arrow_convert import convert, flight_type
+from mediamill.schemas.arrow_convert import convert, convert_column, flight_type, take_rows
 from mediamill.schemas.arrow_types import is_text
 from mediamill.schemas.errors import JobError
 
@@ -140,9 +140,10 @@ def _converted(array: pa.Array, target: pa.DataType, name: str, start: int, wher
     try:
         return convert(array, flight)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        table = pa.table({name: array})
         for row in range(len(array)):
             try:
-                convert(array.slice(row, 1), flight)
+                convert_column(take_rows(table, [row])[name], flight)
             except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
                 raise JobError(
                     f"{where}: row {start + row}: column '{name}' is {array.type}, and the "

@@ -27,7 +27,7 @@ def _raw_times(kind: pa.DataType) -> pa.Array:
 
 def _numbers() -> dict[str, pa.Array]:
     columns = {"bool": pa.array([True, None, False] * 2)}
-    for name in "int8 int16 int32 int64 uint8 uint16 uint32 uint64".split():
+    for name in ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]:
         columns[name] = pa.array([1, None, 0, 100, 2, 3], getattr(pa, name)())
     columns["uint64_max"] = pa.array([2**64 - 1, None] * 3, pa.uint64())
     for name, kind in (("float16", np.float16), ("float32", np.float32), ("float64", np.float64)):

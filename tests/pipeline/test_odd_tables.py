@@ -15,7 +15,7 @@ from tests.pipeline.stages.test_write import Calls, files, rules_for
 
 
 def write_table(path, **columns):
-    rows = len(next(iter(columns.values())))
+    rows = len(next(iter(columns.values()))) if columns else 1
     path.parent.mkdir(parents=True, exist_ok=True)
     columns = {"id": [f"{path.stem}-{n}" for n in range(rows)], "uri": ["u"] * rows, **columns}
     pq.write_table(pa.table(columns), path)
@@ -24,7 +24,8 @@ def write_table(path, **columns):
 
 def result_of(folder, manifest, state=None):
     """The rows of a run whose stages add nothing: in pieces and orders as Ray may bring them."""
-    calls, schema = Calls(folder), parsed_schema(manifest.schema)
+    calls = Calls(folder, names=[file.name for file in manifest.files])
+    schema = parsed_schema(manifest.schema)
     for split in plan_splits(manifest, state or ledger_of(manifest)):
         for table in read_split(split, manifest.schema, manifest.partitions):
             added = [name for name in schema.names if name not in table.schema.names]

@@ -24,10 +24,10 @@ from mediamill.schemas.result import result_schema
 class Calls:
     """The ledger without Ray. `thief`: rows that another task finishes just before the commit."""
 
-    def __init__(self, folder, rows_per_file=100, thief=None):
+    def __init__(self, folder, rows_per_file=100, thief=None, names=("m",)):
         self.output = storage.resolve(str(folder))
         self.state = ledger.load(self.output)
-        files = [KnownFile("m", 1000, "")]
+        files = [KnownFile(name, 1000, "") for name in names]
         ledger.begin(self.output, self.state, "r", {}, files, rows_per_file)
         self.ledger = Ledger(str(folder), "r")
         self.thief = thief
