@@ -29,6 +29,8 @@ ROW_STRUCT = pa.struct([pa.field(ROW_FILE, pa.int32()), pa.field(ROW_INDEX, pa.i
 MEDIA_BYTES = "media_bytes"
 MEDIA_PATHS = "media_paths"
 
+_MESSAGE_CHARACTERS = 2000  # of an error message, at most
+
 _ROW_FIELD = pa.field(c.ROW, ROW_STRUCT)
 _ERROR_FIELDS = (
     pa.field(c.STATUS, pa.string()),
@@ -132,7 +134,9 @@ def failure_columns(row_failures: list[RowFailure | None]) -> dict[str, list[str
 
 
 def _storable(text: str) -> str:
-    """Replaces lone surrogates, which JSON allows and UTF-8 does not."""
+    """Cuts a long text, and replaces lone surrogates, which JSON allows and UTF-8 does not."""
+    if len(text) > _MESSAGE_CHARACTERS:
+        text = text[: _MESSAGE_CHARACTERS - 3] + "..."
     return text.encode(errors="replace").decode()
 
 

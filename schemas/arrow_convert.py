@@ -63,6 +63,14 @@ def take_rows(table: pa.Table, indices: object) -> pa.Table:
     return convert_table(convert_table(table, flight).take(indices), table.schema)
 
 
+def parquet_options(schema: pa.Schema) -> dict[str, int]:
+    """Returns options for a ParquetWriter of this schema."""
+    if all(field.type == flight_type(field.type) for field in schema):
+        return {}
+    # pyarrow cuts columns into batches, which it cannot do with views in structs: one for all.
+    return {"write_batch_size": 1 << 30}
+
+
 def convert_column(
     column: pa.ChunkedArray, target: pa.DataType, exact: bool = True
 ) -> pa.ChunkedArray:

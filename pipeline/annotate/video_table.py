@@ -36,7 +36,12 @@ from mediamill.pipeline.ledger.publish import visible_files
 from mediamill.pipeline.storage import storage
 from mediamill.pipeline.storage.storage import Place
 from mediamill.schemas import columns as c
-from mediamill.schemas.arrow_convert import convert_column, convert_table, flight_type
+from mediamill.schemas.arrow_convert import (
+    convert_column,
+    convert_table,
+    flight_type,
+    parquet_options,
+)
 from mediamill.schemas.manifest import ManifestSchema
 from mediamill.schemas.task import Task
 
@@ -247,7 +252,9 @@ class _Bucket:
                     chunk = table.slice(start, _ROW_GROUP_VIDEOS)
                     if writer is None:
                         writer = stack.enter_context(
-                            pq.ParquetWriter(path, schema, compression="zstd")
+                            pq.ParquetWriter(
+                                path, schema, compression="zstd", **parquet_options(schema)
+                            )
                         )
                     writer.write_table(self._rows(chunk, segments))
                     videos += len(chunk)

@@ -32,7 +32,7 @@ from mediamill.pipeline.row_values import row_values
 from mediamill.pipeline.storage import storage
 from mediamill.pipeline.storage.storage import Place
 from mediamill.schemas import columns as c
-from mediamill.schemas.arrow_convert import convert_table, flight_type
+from mediamill.schemas.arrow_convert import convert_table, flight_type, parquet_options
 from mediamill.schemas.errors import RowError
 from mediamill.schemas.manifest import ManifestSchema
 
@@ -61,7 +61,8 @@ def _make_file(source: Place, target: Place, manifest: ManifestSchema) -> None:
         source.fs.open(source.path, "rb") as opened,
         pq.ParquetFile(opened) as videos,
     ):
-        with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        options = parquet_options(schema)
+        with pq.ParquetWriter(file, schema, compression="zstd", **options) as writer:
             pieces: list[pa.Table] = []
             count = 0
             for piece in _pieces(videos, manifest):
