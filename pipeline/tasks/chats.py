@@ -45,9 +45,13 @@ def row_chat(row: Mapping[str, Any], prompt: str | None, system: str | None) -> 
 def _messages(text: str) -> list[Any]:
     try:
         chat = json.loads(text)
+        if "\\u" in text:
+            json.dumps(chat, ensure_ascii=False).encode()  # raises for half of a surrogate pair
         if isinstance(chat, list):
             return chat
         problem = f"a JSON {type(chat).__name__}"
+    except UnicodeEncodeError:
+        problem = "half of a surrogate pair, which is no character"
     except (ValueError, RecursionError) as error:
         problem = f"no JSON ({error})"
     message = f"messages: found {problem}, expected a list of messages"

@@ -59,20 +59,22 @@ def test_rows_that_cannot_be_read_are_errors_and_the_others_are_done(tmp_path, r
     media = draw_media(tmp_path / "media")
     good = str(media["picture-0"]).encode()
     bad_prompt, bad_chat = b"caf\xe9", b"[\xff]"
-    chat = json.dumps([{"role": "user", "content": "\ud800"}]).encode()
+    chat = json.dumps(
+        [{"role": "user", "content": [{"type": "image"}, {"text": "\ud800"}]}]
+    ).encode()
     cases = {
         "good": (good, b"What?", None, "ok"),
         "uri": (b"caf\xe9.png", None, None, "fetch_not_found"),
         "surrogate-uri": (b"\xed\xa0\x80.png", None, None, "fetch_not_found"),
         "prompt": (good, bad_prompt, None, "prompt_invalid"),
         "chat": (good, None, bad_chat, "prompt_invalid"),
-        "surrogate-chat": (good, None, chat, None),
+        "surrogate-chat": (good, None, chat, "prompt_invalid"),
         "nul-prompt": (good, b"What\x00?", None, "ok"),
         "nul-uri": (b"a\x00b.png", None, None, None),
-        "empty-uri": (b"", None, None, None),
+        "empty-uri": (b"", None, None, "fetch_not_found"),
         "empty-prompt": (good, b"", None, None),
         "deep-chat": (good, None, b"[" * 100_000, "prompt_invalid"),
-        "long-prompt": (good, b"word " * 400_000, None, None),
+        "long-prompt": (good, b"word " * 100_000, None, "context_too_long"),
         "long-uri": (b"x" * 1_000_000, None, None, None),
         "good-too": (good, None, None, "ok"),
     }
@@ -100,7 +102,6 @@ def test_rows_that_cannot_be_read_are_errors_and_the_others_are_done(tmp_path, r
     found, order = result(tmp_path / "out")
     codes = dict(zip(found["id"].to_pylist(), found["error_code"].to_pylist(), strict=True))
     said = found["error_message"].to_pylist()
-    print(codes, [(message or "")[:150] for message in said])
     assert all(len(message or "") <= 2_000 for message in said)
     for name, (*_, code) in cases.items():
         if code is not None:
