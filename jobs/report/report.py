@@ -27,8 +27,10 @@ from mediamill.jobs.report.report_rows import Card, ErrorRow, make_card, make_er
 from mediamill.schemas import columns as c
 
 # The columns that cards and errors show: others may hold anything.
-_SHOWN = (c.ID, c.URI, c.MEDIA, c.TEXT, TRUTH, c.STATUS, c.ERROR_CODE, c.ERROR_MESSAGE)
-_SHOWN += (c.WIDTH, c.HEIGHT, c.FRAME_TIMES_S, c.VISUAL_TOKENS)
+_SHOWN = (
+    *(c.ID, c.URI, c.MEDIA, c.TEXT, TRUTH, c.STATUS, c.ERROR_CODE, c.ERROR_MESSAGE),
+    *(c.WIDTH, c.HEIGHT, c.FRAME_TIMES_S, c.VISUAL_TOKENS),
+)
 
 PAGE = Path(__file__).parent / "page"
 
