@@ -94,10 +94,10 @@ def _pieces(videos: pq.ParquetFile, manifest: ManifestSchema) -> Iterator[pa.Tab
         for index in range(batch.num_rows):  # one at a time: each may have many windows
             rows = windows_of(_video(table, index, manifest), manifest)
             while chunk := list(islice(rows, _ROWS)):
-                piece = columns.take(pa.array([index] * len(chunk), pa.int64()))
-                new = pa.Table.from_pylist(chunk, made)
-                for name in made.names:
-                    piece = piece.append_column(made.field(name), new[name])
+                piece = pa.Table.from_pylist(chunk, made)
+                copies = columns.take(pa.array([index] * len(chunk), pa.int64()))
+                for field in copies.schema:
+                    piece = piece.append_column(field, copies[field.name])
                 yield piece
 
 
