@@ -24,6 +24,7 @@ def annotate(
 
     annotation = annotate.check_annotation(job)
     with run_with_progress(job.resources.grace_s) as (reporter, stop):
+        reporter.notes(annotation.split.notes)
         summary = annotate.annotate(annotation, reporter.phase, reporter, address, stop)
     print_summary(_summary_dict(summary), _summary_text(summary), as_json)
     return summary

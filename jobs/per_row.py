@@ -19,6 +19,7 @@ def run_per_row(job: JobConfig, as_json: bool = False, address: str | None = Non
 
     plan = check(job)
     with run_with_progress(job.resources.grace_s) as (reporter, stop):
+        reporter.notes(plan.notes)
         summary = run(job, plan, on_progress=reporter, address=address, stop=stop)
     print_summary(summary_dict(summary), summary_text(summary), as_json)
     return summary

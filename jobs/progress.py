@@ -5,7 +5,7 @@ import logging
 import shutil
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TextIO
 
@@ -56,6 +56,10 @@ class Reporter(ABC):
             self._held = None
 
     @abstractmethod
+    def notes(self, sentences: Sequence[str]) -> None:
+        """Prints what the user should know before the job starts."""
+
+    @abstractmethod
     def stopping(self, grace_s: float) -> None:
         """Prints that the run ends within `grace_s` seconds."""
 
@@ -80,6 +84,9 @@ class TerminalReporter(Reporter):
         super().__init__(stream, every_s, clock)
         self._columns = columns
         self._has_line = False
+
+    def notes(self, sentences: Sequence[str]) -> None:
+        self._write("".join(f"note: {sentence}\n" for sentence in sentences))
 
     def stopping(self, grace_s: float) -> None:
         self._write(
@@ -108,6 +115,10 @@ class JsonReporter(Reporter):
         self, stream: TextIO, every_s: float = 5.0, clock: Callable[[], float] = time.monotonic
     ) -> None:
         super().__init__(stream, every_s, clock)
+
+    def notes(self, sentences: Sequence[str]) -> None:
+        events = [{"event": "note", "text": sentence} for sentence in sentences]
+        self._write("".join(f"{json.dumps(event)}\n" for event in events))
 
     def stopping(self, grace_s: float) -> None:
         self._write(json.dumps({"event": "stopping", "grace_s": grace_s}) + "\n")

@@ -7,13 +7,10 @@ does not know; and the checkpoint's files as bytes.
 import json
 import uuid
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from mediamill.model.errors import ModelError
 from mediamill.model.families.qwen2_vl.config import Qwen2VLConfig, parse_config
@@ -22,9 +19,10 @@ from mediamill.pipeline.checkpoint.checkpoint_hash import BUILT_IN, CheckpointHa
 from mediamill.pipeline.checkpoint.loading_check import PromptTexts, check_loading
 from mediamill.pipeline.fetching.check_job import check_fetching
 from mediamill.pipeline.fingerprint import fingerprint, fingerprint_parts
-from mediamill.pipeline.ledger import hive_paths, ledger
+from mediamill.pipeline.ledger import ledger
 from mediamill.pipeline.ledger.state import KnownFile, LedgerState, Resharding
-from mediamill.pipeline.manifest.manifest import Manifest, ManifestFile, open_manifest
+from mediamill.pipeline.manifest.check_values import check_values
+from mediamill.pipeline.manifest.manifest import Manifest, open_manifest
 from mediamill.pipeline.manifest.resharding import check_files
 from mediamill.pipeline.manifest.unique_ids import NewIds
 from mediamill.pipeline.ray_cluster.ray_version import check_ray_version
@@ -38,15 +36,13 @@ from mediamill.pipeline.tasks.tasks import task_kind
 from mediamill.schemas import columns as c
 from mediamill.schemas.errors import JobError
 from mediamill.schemas.job import JobConfig
-from mediamill.schemas.manifest import ManifestSchema, check_partition_by
+from mediamill.schemas.job_columns import check_partition_by
+from mediamill.schemas.manifest import ManifestSchema
 from mediamill.schemas.result import result_schema
 from mediamill.schemas.task import Task, task_of
 
-_READERS = 8  # manifest files that are read at once
-_BUFFER_BYTES = 4 << 20  # of one column: a large row group is not held whole
 _ANSWERS = (c.TEXT, c.FINISH_REASON, c.MEAN_LOGPROB)  # columns that only some tasks make
 _MIN_STEP_S = 1.0
-_FOLDER_BYTES = 255  # the longest file name of common file systems
 
 
 @dataclass(frozen=True)
@@ -72,6 +68,7 @@ class Plan:
     resharding: what the ledger stores of rows that are in other files than before.
     state: of the output's ledger when the job was checked.
     step: None if the job has a single step.
+    notes: sentences for the user, about files that are left out and the like.
     """
 
     manifest: Manifest
@@ -87,6 +84,7 @@ class Plan:
     resharding: Resharding
     state: LedgerState
     step: StepOverrides | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def rows_done(self) -> int:
@@ -106,7 +104,7 @@ def check(job: JobConfig, step: StepOverrides | None = None) -> Plan:
     _check_output_apart(job)
     output = storage.resolve(job.output)
     state = _open_output(output)
-    manifest = open_manifest(job.manifest, state.files, job.media_column)
+    manifest = open_manifest(job.manifest, state.files, state.header, job.media_column)
     model = check_checkpoint(job.model)
     config = _check_model(job, model)
     task = task_kind(task_of(job, config.text.hidden_size)).resolve(model)
@@ -120,12 +118,13 @@ def check(job: JobConfig, step: StepOverrides | None = None) -> Plan:
         schema = step.schema(manifest.schema, schema)
     digest = fingerprint(parts)
     bound = {"fingerprint": digest, "parts": parts, "layout": _layout(job, schema)}
+    bound |= manifest.header()
     if state.header is not None:
         _check_bound(output, state.header, bound)
     if not state.counts.rows:  # else a run with this fingerprint has loaded it
         check_loading(job, model, _prompt_texts(job, manifest, task))
     checked = check_files(manifest, state, output)
-    _check_partition_values(manifest, job.partition_by)
+    notes = check_values(manifest, job.partition_by, begun=state.header is not None)
     _check_writable(output)
     trim_memory()
     return Plan(
@@ -142,6 +141,7 @@ def check(job: JobConfig, step: StepOverrides | None = None) -> Plan:
         checked.resharding,
         state,
         step,
+        (*manifest.notes, *notes),
     )
 
 
@@ -254,36 +254,6 @@ def _check_bound(output: Place, header: Mapping[str, Any], bound: Mapping[str, A
 def _short(value: object) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 120 else f"{text[:117]}..."
-
-
-def _check_partition_values(manifest: Manifest, partition_by: tuple[str, ...]) -> None:
-    """Checks that no value makes a folder name longer than file systems take.
-
-    Files that an earlier run has checked are skipped: `partition_by` of an output never changes.
-    """
-    unchecked = [file for file in manifest.files if file.digest is None]
-    with ThreadPoolExecutor(_READERS) as readers:
-        list(readers.map(lambda file: _check_values(file, partition_by), unchecked))
-
-
-def _check_values(file: ManifestFile, partition_by: tuple[str, ...]) -> None:
-    columns = [name for name in partition_by if name not in file.partitions]
-    if not columns:
-        return
-    with (
-        file.place.fs.open(file.place.path, "rb", cache_type="none") as source,
-        pq.ParquetFile(source, buffer_size=_BUFFER_BYTES) as parquet,
-    ):
-        for batch in parquet.iter_batches(columns=columns):
-            for name in columns:
-                for value in pc.unique(batch[name]).to_pylist():
-                    folder = hive_paths.folder([name], [value])
-                    if len(folder.encode()) > _FOLDER_BYTES:
-                        raise JobError(
-                            f"{storage.redact(file.place.url)}: partition_by names column "
-                            f"'{name}', where found a value of {len(str(value))} characters, "
-                            f"expected values that fit a folder name of {_FOLDER_BYTES} bytes"
-                        )
 
 
 def _check_writable(output: Place) -> None:

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from mediamill.model.urls import safe_text
 from mediamill.schemas import columns as c
+from mediamill.schemas.arrow_convert import convert_column
 from mediamill.schemas.errors import RowError
 from mediamill.schemas.manifest import ManifestSchema
 from mediamill.schemas.media_column import MEDIA_BYTES_FIELD
@@ -31,6 +32,8 @@ ROW_STRUCT = pa.struct([pa.field(ROW_FILE, pa.int32()), pa.field(ROW_INDEX, pa.i
 # too large for memory is in a temporary file, which the prepare stage removes.
 MEDIA_BYTES = c.MEDIA_BYTES
 MEDIA_PATHS = "media_paths"
+
+_MESSAGE_CHARACTERS = 2000  # of an error message, at most
 
 _ROW_FIELD = pa.field(c.ROW, ROW_STRUCT)
 _ERROR_FIELDS = (
@@ -115,13 +118,15 @@ class RowFailure:
 
 
 def media_uris(table: pa.Table, manifest: ManifestSchema) -> list[list[str | None]]:
-    """The URIs of each row's media."""
-    if manifest.form == c.URI:
-        return [[uri] for uri in table[c.URI].to_pylist()]
-    return [
-        [None if medium is None else medium[c.MEDIA_URI] for medium in media or []]
-        for media in table[c.MEDIA].to_pylist()
-    ]
+    """The URIs of each row's media; none of a row that has failed, whose values may be broken."""
+    column, uris = table[manifest.form], []
+    for number, failure in enumerate(failures(table)):
+        value = None if failure else column[number].as_py()
+        if manifest.form == c.URI:
+            uris.append([] if failure else [value])
+        else:
+            uris.append([medium and medium[c.MEDIA_URI] for medium in value or []])
+    return uris
 
 
 def failures(table: pa.Table) -> list[RowFailure | None]:
@@ -135,11 +140,19 @@ def failures(table: pa.Table) -> list[RowFailure | None]:
 
 def failure_columns(row_failures: list[RowFailure | None]) -> dict[str, list[str | None]]:
     """The error columns of rows with these failures."""
+    messages = [None if failure is None else _storable(failure.message) for failure in row_failures]
     return {
         c.STATUS: [None if failure is None else c.STATUS_ERROR for failure in row_failures],
         c.ERROR_CODE: [None if failure is None else failure.code for failure in row_failures],
-        c.ERROR_MESSAGE: [None if failure is None else failure.message for failure in row_failures],
+        c.ERROR_MESSAGE: messages,
     }
+
+
+def _storable(text: str) -> str:
+    """Cuts a long text, and replaces lone surrogates, which JSON allows and UTF-8 does not."""
+    if len(text) > _MESSAGE_CHARACTERS:
+        text = text[: _MESSAGE_CHARACTERS - 3] + "..."
+    return text.encode(errors="replace").decode()
 
 
 def replace_columns(table: pa.Table, columns: Mapping[str, Any], schema: pa.Schema) -> pa.Table:
@@ -155,7 +168,7 @@ def replace_columns(table: pa.Table, columns: Mapping[str, Any], schema: pa.Sche
         elif values is not None:
             arrays.append(pa.array(values, field.type))
         else:
-            arrays.append(table[field.name].cast(field.type))
+            arrays.append(convert_column(table[field.name], field.type))
     return pa.Table.from_arrays(arrays, schema=schema)
 
 

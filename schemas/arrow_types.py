@@ -40,7 +40,13 @@ def is_list(arrow_type: pa.DataType) -> bool:
         pa.types.is_list(arrow_type)
         or pa.types.is_large_list(arrow_type)
         or pa.types.is_fixed_size_list(arrow_type)
+        or is_list_view(arrow_type)
     )
+
+
+def is_list_view(arrow_type: pa.DataType) -> bool:
+    """Whether each value is a list with a start and a size of its own."""
+    return bool(pa.types.is_list_view(arrow_type) or pa.types.is_large_list_view(arrow_type))
 
 
 def can_be_a_path(arrow_type: pa.DataType) -> bool:

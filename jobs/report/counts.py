@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import fsspec
+import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.fs as pafs
 
@@ -81,13 +82,41 @@ def open_result(output: str) -> ds.Dataset:
         raise FileNotFoundError(f"{shown}: no result here; expected Parquet files") from error
     if not result.files:
         raise FileNotFoundError(f"{shown}: no result here; expected Parquet files")
-    return result
+    keys = _partition_keys(result)
+    if not keys:
+        return result
+    # The values as they are in the names of the folders: readers may take "00501" for a number.
+    texts = ds.partitioning(pa.schema([(name, pa.string()) for name in keys]), flavor="hive")
+    return ds.dataset(path, filesystem=handler, format="parquet", partitioning=texts)
+
+
+def shown_rows(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+    """Returns the rows of a batch; values that Python does not have are replaced by texts."""
+    try:
+        rows: list[dict[str, Any]] = batch.to_pylist()
+        return rows
+    except (ValueError, OverflowError, pa.ArrowException):
+        names, columns = batch.schema.names, [map(_shown, column) for column in batch.columns]
+        return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def _shown(value: pa.Scalar) -> Any:
+    try:
+        return value.as_py()
+    except UnicodeDecodeError as error:
+        return bytes(error.object).decode(errors="replace")
+    except (ValueError, OverflowError, pa.ArrowException):
+        return f"(a {value.type} that cannot be shown)"
+
+
+def _partition_keys(result: ds.Dataset) -> list[str]:
+    fragment = next(result.get_fragments())
+    return list(ds.get_partition_keys(fragment.partition_expression))
 
 
 def group_column(result: ds.Dataset) -> str | None:
     """Returns the first partition column of the result, or None."""
-    fragment = next(result.get_fragments())
-    return next(iter(ds.get_partition_keys(fragment.partition_expression)), None)
+    return next(iter(_partition_keys(result)), None)
 
 
 def count(result: ds.Dataset) -> ResultCounts:
@@ -102,7 +131,7 @@ def count(result: ds.Dataset) -> ResultCounts:
     origins: dict[str, Counter[str]] = {c.MODEL: Counter(), c.FINGERPRINT: Counter()}
     runs: set[str] = set()
     for batch in result.to_batches(columns=columns):
-        for row in batch.to_pylist():
+        for row in shown_rows(batch):
             name = NO_GROUP if group is None else group_name(row[group])
             _count_row(row, counts.setdefault(name, Counter()), errors)
             for column in (c.VISUAL_TOKENS, c.OUTPUT_TOKENS):

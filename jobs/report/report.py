@@ -15,9 +15,22 @@ from typing import Any
 import jinja2
 import pyarrow.dataset as ds
 
-from mediamill.jobs.report.counts import ResultCounts, count, group_column, open_result
+from mediamill.jobs.report.counts import (
+    TRUTH,
+    ResultCounts,
+    count,
+    group_column,
+    open_result,
+    shown_rows,
+)
 from mediamill.jobs.report.report_rows import Card, ErrorRow, make_card, make_error
 from mediamill.schemas import columns as c
+
+# The columns that cards and errors show: others may hold anything.
+_SHOWN = (
+    *(c.ID, c.URI, c.MEDIA, c.TEXT, TRUTH, c.STATUS, c.ERROR_CODE, c.ERROR_MESSAGE),
+    *(c.WIDTH, c.HEIGHT, c.FRAME_TIMES_S, c.VISUAL_TOKENS),
+)
 
 PAGE = Path(__file__).parent / "page"
 
@@ -32,10 +45,10 @@ def write_report(output: str, page: Path, limit: int = 1000) -> ResultCounts:
     result = open_result(output)
     counts = count(result)
     group = group_column(result)
-    ok = [make_card(row, group) for row in _sample(result, counts.ok, limit, errors=False)]
+    ok = [make_card(row, group) for row in _sample(result, group, counts.ok, limit)]
     errors = [
         make_error(row, group)
-        for row in _sample(result, counts.rows - counts.ok, limit, errors=True)
+        for row in _sample(result, group, counts.rows - counts.ok, limit, errors=True)
     ]
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(_render(output, counts, group, ok, errors), encoding="utf-8")
@@ -43,19 +56,21 @@ def write_report(output: str, page: Path, limit: int = 1000) -> ResultCounts:
 
 
 def _sample(
-    result: ds.Dataset, total: int, limit: int, *, errors: bool
+    result: ds.Dataset, group: str | None, total: int, limit: int, errors: bool = False
 ) -> Iterator[dict[str, Any]]:
     """Yields at most `limit` of the `total` error or ok rows, evenly spread, ordered by id."""
-    failed = ds.field(c.STATUS) != c.STATUS_OK
     step = max(1, -(-total // limit))
-    batches = result.to_batches(filter=failed if errors else ~failed)
-    rows = itertools.chain.from_iterable(_rows(batch) for batch in batches)
-    yield from sorted(itertools.islice(rows, 0, None, step), key=lambda row: row[c.ID])
-
-
-def _rows(batch: Any) -> Iterator[dict[str, Any]]:
-    for index in range(batch.num_rows):
-        yield {name: batch.column(name)[index].as_py() for name in batch.schema.names}
+    shown = {*_SHOWN, *([] if group is None else [group])}
+    columns = [name for name in result.schema.names if name in shown]
+    rows = (
+        (batch, index)
+        for batch in result.to_batches(columns=columns)
+        for index, status in enumerate(batch[c.STATUS].to_pylist())
+        if (status != c.STATUS_OK) == errors
+    )
+    chosen = itertools.islice(rows, 0, None, step)
+    sampled = [shown_rows(batch.slice(index, 1))[0] for batch, index in chosen]
+    yield from sorted(sampled, key=lambda row: row[c.ID])
 
 
 def _render(

@@ -66,7 +66,7 @@ class ErrorRow:
 def make_card(row: dict[str, Any], group: str | None) -> Card:
     """Returns the card of an ok row. group: the column that groups the page."""
     verdict = {True: "right", False: "wrong", None: "plain"}[is_match(row)]
-    text, truth = row[c.TEXT] or "", row.get(TRUTH) or ""
+    text, truth = row[c.TEXT] or "", "" if row.get(TRUTH) is None else str(row[TRUTH])
     words, expected = (
         _compare(text, truth) if verdict == "wrong" else (_unmarked(text), _unmarked(truth))
     )
@@ -97,8 +97,9 @@ def _uri(row: dict[str, Any]) -> str:
     """The URI of a row's first medium, or an empty string."""
     if row.get(c.URI):
         return str(row[c.URI])
-    media = row.get(c.MEDIA) or []
-    return str(media[0][c.MEDIA_URI]) if media else ""
+    media = row.get(c.MEDIA)
+    first = media[0] if isinstance(media, list) and media else None
+    return str(first[c.MEDIA_URI] or "") if first else ""
 
 
 def _detail(row: dict[str, Any]) -> str:

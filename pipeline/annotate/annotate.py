@@ -51,7 +51,8 @@ from mediamill.pipeline.storage import storage
 from mediamill.pipeline.storage.storage import Place
 from mediamill.schemas.errors import JobError
 from mediamill.schemas.job import JobConfig, job_dict, load_job
-from mediamill.schemas.manifest import ManifestSchema, check_partition_by
+from mediamill.schemas.job_columns import check_partition_by
+from mediamill.schemas.manifest import ManifestSchema
 from mediamill.schemas.result import Progress, Summary
 
 _WINDOW_MANIFEST, _VIDEO_MANIFEST = "_manifest", "_videos"

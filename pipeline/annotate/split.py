@@ -47,6 +47,7 @@ from mediamill.pipeline.records import (
     read_schema,
     replace_columns,
 )
+from mediamill.pipeline.row_values import row_values
 from mediamill.schemas import columns as c
 from mediamill.schemas.errors import ErrorCode, RowError
 from mediamill.schemas.job import Limits
@@ -114,14 +115,16 @@ class SplitVideos:
         """Takes a table of `read_schema`, and returns one of `split_in_flight_schema`."""
         results: dict[int, _Result] = {}
         parts: list[_VideoPart] = []
+        given = (START_S, END_S) if self._config.windows == "given" else ()
+        columns = [self._manifest.form, *given]
         for index, failure in enumerate(failures(table)):
             if failure is not None:
                 results[index] = failure
                 continue
-            row = table.slice(index, 1).to_pylist()[0]
             try:
+                row = row_values(table, index, columns)
                 part = self._part(index, row)
-                if self._config.windows == "given":
+                if given:
                     windows = given_windows(self._config, row[START_S], row[END_S])
                     results[index] = _SplitVideo(windows, None)
                 else:

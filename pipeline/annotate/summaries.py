@@ -65,7 +65,7 @@ def prompt_table(manifest: ManifestSchema, task: Task, rules: SummaryRules) -> V
         lines = [_line(segment, task) for segment in answered]
         prompt, note = summary_prompt(lines, rules)
         return {
-            **common_values(video, segments, manifest),
+            **common_values(video, segments),
             c.MEDIA: [],
             c.PROMPT: prompt,
             SUMMARY_NOTE: note,

@@ -12,7 +12,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +36,12 @@ from mediamill.pipeline.ledger.publish import visible_files
 from mediamill.pipeline.storage import storage
 from mediamill.pipeline.storage.storage import Place
 from mediamill.schemas import columns as c
+from mediamill.schemas.arrow_convert import (
+    convert_column,
+    convert_table,
+    flight_type,
+    parquet_options,
+)
 from mediamill.schemas.manifest import ManifestSchema
 from mediamill.schemas.task import Task
 
@@ -55,7 +60,8 @@ class VideoTable:
 
     manifest: the schema of the manifest of videos.
     answers: the columns of a window's row that a segment has too.
-    make_row: makes the row of a video from the row of the split and its segments.
+    make_row: makes the values of a video from those of its split and its segments, except those of
+        the user's columns, which are copied.
     """
 
     manifest: ManifestSchema
@@ -72,7 +78,7 @@ def plain_table(manifest: ManifestSchema, task: Task) -> VideoTable:
     def make_row(video: RowValues, segments: list[RowValues]) -> RowValues:
         failed = first_error_row(segments)
         return {
-            **common_values(video, segments, manifest),
+            **common_values(video, segments),
             c.STATUS: c.STATUS_ERROR if failed else c.STATUS_OK,
             c.ERROR_CODE: failed.get(c.ERROR_CODE),
             c.ERROR_MESSAGE: failed.get(c.ERROR_MESSAGE),
@@ -108,13 +114,10 @@ def common_fields(manifest: ManifestSchema, answers: Sequence[pa.Field]) -> list
     ]
 
 
-def common_values(
-    video: RowValues, segments: list[RowValues], manifest: ManifestSchema
-) -> RowValues:
-    """Returns the values of `common_fields`."""
+def common_values(video: RowValues, segments: list[RowValues]) -> RowValues:
+    """Returns the values of `common_fields`, without those of the user's columns."""
     return {
         c.ID: video[c.ID],
-        **{field.name: video[field.name] for field in user_fields(manifest)},
         DURATION_S: video[DURATION_S],
         WINDOWS: len(segments),
         FAILED_WINDOWS: sum(segment[c.STATUS] != c.STATUS_OK for segment in segments),
@@ -200,13 +203,13 @@ class _Spill:
         if self._writer is not None:
             self._writer.close()
 
-    def read(self) -> Iterator[RowValues]:
-        """Yields all rows. Rows cannot be added any more."""
+    def read(self) -> Iterator[pa.Table]:
+        """Yields all rows, in tables. Rows cannot be added any more."""
         self.close()
         if self._writer is not None:
             with pa.memory_map(str(self._path)) as file, pa.ipc.open_stream(file) as stream:
                 for batch in stream:
-                    yield from batch.to_pylist()
+                    yield pa.Table.from_batches([batch])
 
 
 class _Bucket:
@@ -221,7 +224,7 @@ class _Bucket:
         video_schema = pa.schema(
             [
                 pa.field(c.ID, manifest.id_type),
-                *user_fields(manifest),
+                *(f.with_type(flight_type(f.type)) for f in user_fields(manifest)),
                 pa.field(DURATION_S, pa.float64()),
                 pa.field(WINDOWS, pa.int32()),
             ]
@@ -238,20 +241,42 @@ class _Bucket:
         Returns how many there are; without rows there is no file. Raises RunError as `merge`.
         """
         segments: defaultdict[Any, list[RowValues]] = defaultdict(list)
-        for row in self.windows.read():
-            segments[row.pop(VIDEO_ID)].append(row)
-        rows, schema, videos = self._merged(segments), self._table.schema, 0
+        for table in self.windows.read():
+            for row in table.to_pylist():
+                segments[row.pop(VIDEO_ID)].append(row)
+        schema, videos = self._table.schema, 0
         with ExitStack() as stack:
             writer: pq.ParquetWriter | None = None
-            while chunk := list(islice(rows, _ROW_GROUP_VIDEOS)):
-                if writer is None:
-                    writer = stack.enter_context(pq.ParquetWriter(path, schema, compression="zstd"))
-                writer.write_table(pa.Table.from_pylist(chunk, schema))
-                videos += len(chunk)
+            for table in self.videos.read():
+                for start in range(0, len(table), _ROW_GROUP_VIDEOS):
+                    chunk = table.slice(start, _ROW_GROUP_VIDEOS)
+                    if writer is None:
+                        writer = stack.enter_context(
+                            pq.ParquetWriter(
+                                path, schema, compression="zstd", **parquet_options(schema)
+                            )
+                        )
+                    writer.write_table(self._rows(chunk, segments))
+                    videos += len(chunk)
         return videos
 
-    def _merged(self, segments: Mapping[Any, list[RowValues]]) -> Iterator[RowValues]:
-        for video in self.videos.read():
+    def _rows(self, videos: pa.Table, segments: Mapping[Any, list[RowValues]]) -> pa.Table:
+        """Returns the rows of these videos: new values, and the user's columns as they are."""
+        schema, user = self._table.schema, user_fields(self._table.manifest)
+        copied = {field.name for field in user}
+        read = [name for name in videos.schema.names if name not in copied]
+        rows = self._merged(videos.select(read).to_pylist(), segments)
+        made = pa.schema([field for field in schema if field.name not in copied])
+        table = pa.Table.from_pylist(list(rows), made)
+        for field in user:
+            column = convert_column(videos[field.name], field.type)
+            table = table.append_column(field, column)
+        return table.select(schema.names)
+
+    def _merged(
+        self, videos: Sequence[RowValues], segments: Mapping[Any, list[RowValues]]
+    ) -> Iterator[RowValues]:
+        for video in videos:
             ordered = sorted(segments.get(video[c.ID], ()), key=_start)
             if len(ordered) != video[WINDOWS]:
                 raise RunError(
@@ -270,7 +295,7 @@ def _spread(place: Place, key: str, spills: Sequence[_Spill]) -> None:
     schema = spills[0].schema
     with place.fs.open(place.path, "rb") as file, pq.ParquetFile(file) as parquet:
         for batch in parquet.iter_batches(_BATCH_ROWS, columns=schema.names):
-            table = _with_counts(pa.Table.from_batches([batch])).select(schema.names).cast(schema)
+            table = convert_table(_with_counts(pa.Table.from_batches([batch])), schema)
             by_spill: defaultdict[int, list[int]] = defaultdict(list)
             for row, value in enumerate(table[key].to_pylist()):
                 digest = zlib.crc32(str(value).encode(errors="surrogatepass"))

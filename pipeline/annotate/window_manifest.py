@@ -28,9 +28,11 @@ from mediamill.pipeline.annotate.window_columns import (
     window_schema,
 )
 from mediamill.pipeline.ledger.publish import visible_files
+from mediamill.pipeline.row_values import row_values
 from mediamill.pipeline.storage import storage
 from mediamill.pipeline.storage.storage import Place
 from mediamill.schemas import columns as c
+from mediamill.schemas.arrow_convert import convert_table, flight_type, parquet_options
 from mediamill.schemas.errors import RowError
 from mediamill.schemas.manifest import ManifestSchema
 
@@ -59,29 +61,63 @@ def _make_file(source: Place, target: Place, manifest: ManifestSchema) -> None:
         source.fs.open(source.path, "rb") as opened,
         pq.ParquetFile(opened) as videos,
     ):
-        with pq.ParquetWriter(file, schema, compression="zstd") as writer:
-            rows = _rows(videos, manifest)
-            while chunk := list(islice(rows, _ROWS)):
-                writer.write_table(pa.Table.from_pylist(chunk, schema))
+        options = parquet_options(schema)
+        with pq.ParquetWriter(file, schema, compression="zstd", **options) as writer:
+            pieces: list[pa.Table] = []
+            count = 0
+            for piece in _pieces(videos, manifest):
+                if pieces and count + len(piece) > _ROWS:
+                    writer.write_table(convert_table(pa.concat_tables(pieces), schema))
+                    pieces, count = [], 0
+                pieces.append(piece)
+                count += len(piece)
+            if pieces:
+                writer.write_table(convert_table(pa.concat_tables(pieces), schema))
         file.flush()
         storage.put_file(target, Path(file.name))
 
 
-def _rows(videos: pq.ParquetFile, manifest: ManifestSchema) -> Iterator[dict[str, Any]]:
+def _pieces(videos: pq.ParquetFile, manifest: ManifestSchema) -> Iterator[pa.Table]:
+    """Yields the rows of windows in order, each table of one video, at most _ROWS at once.
+
+    Columns that nobody reads are copied without a look at their values.
+    """
+    copied = [*manifest.optional, *(field.name for field in user_fields(manifest))]
+    schema = window_schema(manifest)
+    made = pa.schema([field for field in schema if field.name not in copied])
+    flight = pa.schema([field.with_type(flight_type(field.type)) for field in schema])
     for batch in videos.iter_batches(_BATCH_VIDEOS):
+        table = pa.Table.from_batches([batch])
+        columns = convert_table(
+            table, pa.schema([field for field in flight if field.name in copied])
+        )
         for index in range(batch.num_rows):  # one at a time: each may have many windows
-            (video,) = batch.slice(index, 1).to_pylist()
-            yield from windows_of(video, manifest)
+            rows = windows_of(_video(table, index, manifest), manifest)
+            while chunk := list(islice(rows, _ROWS)):
+                piece = pa.Table.from_pylist(chunk, made)
+                copies = columns.take(pa.array([index] * len(chunk), pa.int64()))
+                for field in copies.schema:
+                    piece = piece.append_column(field, copies[field.name])
+                yield piece
+
+
+def _video(table: pa.Table, index: int, manifest: ManifestSchema) -> dict[str, Any]:
+    """Returns the values that `windows_of` reads; media that cannot be read are null."""
+    names = (c.ID, c.STATUS, c.ERROR_CODE, c.ERROR_MESSAGE, WINDOWS, DURATION_S)
+    video = row_values(table, index, names)
+    try:
+        return video | row_values(table, index, [manifest.form])
+    except RowError:  # the row has this error already
+        return video | {manifest.form: None}
 
 
 def windows_of(video: Mapping[str, Any], manifest: ManifestSchema) -> Iterator[dict[str, Any]]:
-    """Yields the rows of a video's windows in order; one row for a video that could not be split.
+    """Yields what the rows of a video's windows have of their own, in order; one row for a video
+    that could not be split.
 
-    video: a row of the split.
+    video: values of a row of the split.
     """
-    common = {name: video[name] for name in manifest.optional}
-    common |= {field.name: video[field.name] for field in user_fields(manifest)}
-    common[VIDEO_ID] = video[c.ID]
+    common = {VIDEO_ID: video[c.ID]}
     media = _media(video, manifest)
     if video[c.STATUS] != c.STATUS_OK:
         yield {

@@ -10,7 +10,10 @@ empty values.
 from collections.abc import Sequence
 from urllib.parse import unquote
 
-_NULL = "__HIVE_DEFAULT_PARTITION__"
+import numpy as np
+import pyarrow as pa
+
+NULL = "__HIVE_DEFAULT_PARTITION__"
 # What Hive escapes, and blanks at the ends, which object stores and shells treat badly.
 _SPECIAL = set("\"#%'*/:=?\\\x7f{}[]^") | {chr(code) for code in range(32)}
 
@@ -22,15 +25,34 @@ def folder(names: Sequence[str], values: Sequence[object]) -> str:
     )
 
 
-def values(folders: str) -> dict[str, str | None]:
-    """Returns the column values of a path like "date=2024-01-01/kind=a%2Fb"; ignores others."""
-    pairs = (part.partition("=") for part in folders.split("/") if "=" in part)
-    return {unquote(name): None if text == _NULL else unquote(text) for name, _, text in pairs}
+def pairs(folders: str) -> list[tuple[str, str | None]]:
+    """Returns the columns and values of a path like "date=2024-01-01/kind=a%2Fb", in its order.
+
+    Other folders, and those without a name before the "=", are ignored.
+    """
+    parts = (part.partition("=") for part in folders.split("/"))
+    return [
+        (_unescaped(name), None if text == NULL else _unescaped(text))
+        for name, sign, text in parts
+        if name and sign
+    ]
+
+
+def partition_values(column: pa.ChunkedArray) -> list[object]:
+    """Returns the values of a column that `folder` takes. Dates may be far beyond Python's.
+
+    Raises UnicodeDecodeError for a text that is not UTF-8.
+    """
+    if not pa.types.is_date(column.type):
+        values: list[object] = column.to_pylist()
+        return values
+    days = column.cast(pa.date32()).cast(pa.int32()).to_pylist()
+    return [None if day is None else np.datetime64(day, "D") for day in days]
 
 
 def _text(value: object) -> str:
     if value is None:
-        return _NULL
+        return NULL
     if isinstance(value, bool):
         return "true" if value else "false"
     return _escaped(str(value))
@@ -41,3 +63,10 @@ def _escaped(text: str) -> str:
         "".join(f"%{byte:02X}" for byte in char.encode()) if char in _SPECIAL else char
         for char in text
     )
+
+
+def _unescaped(text: str) -> str:
+    try:
+        return unquote(text, errors="strict")
+    except UnicodeDecodeError:  # %E9 of another encoding
+        return text

@@ -21,6 +21,7 @@ from mediamill.pipeline.storage import storage
 from mediamill.pipeline.storage.retries import IncompleteError
 from mediamill.pipeline.storage.storage import Place
 from mediamill.schemas import columns as c
+from mediamill.schemas.arrow_convert import parquet_options, take_rows
 
 _COMPRESSION = "zstd"
 # Smaller parts are not compressed: reading a compressed one takes 25 times as long.
@@ -178,9 +179,10 @@ def _parquet(table: pa.Table) -> bytes:
     order = manifest_order(table)
     table = table.drop_columns([c.ROW])
     with io.BytesIO() as buffer:
-        with pq.ParquetWriter(buffer, table.schema, compression=_COMPRESSION) as writer:
+        options = parquet_options(table.schema)
+        with pq.ParquetWriter(buffer, table.schema, compression=_COMPRESSION, **options) as writer:
             for start in range(0, len(order), _ROW_GROUP):
-                writer.write_table(table.take(order[start : start + _ROW_GROUP]))
+                writer.write_table(take_rows(table, order[start : start + _ROW_GROUP]))
         return buffer.getvalue()
 
 

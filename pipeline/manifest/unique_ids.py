@@ -232,13 +232,29 @@ def id_batches(file: ManifestFile) -> Iterator[tuple[int, pa.Array]]:
         pq.ParquetFile(source, buffer_size=_BUFFER_BYTES) as parquet,
     ):
         for batch in parquet.iter_batches(_BATCH_ROWS, columns=[c.ID]):
-            ids = batch.column(0)
+            ids = batch[c.ID]
+            _check_texts(ids, start, file)
             if ids.null_count:
                 row = start + pc.index(ids.is_null(), True).as_py()
                 where = storage.redact(file.place.url)
                 raise JobError(f"{where}: row {row}: found no id (null), expected one")
             yield start, ids.dictionary_decode() if pa.types.is_dictionary(ids.type) else ids
             start += len(ids)
+
+
+def _check_texts(ids: pa.Array, start: int, file: ManifestFile) -> None:
+    """Raises JobError for an id that is not UTF-8."""
+    try:
+        ids.validate(full=True)
+    except pa.ArrowInvalid:
+        for row, value in enumerate(ids, start):
+            try:
+                value.as_py()
+            except UnicodeDecodeError as error:
+                raise JobError(
+                    f"{storage.redact(file.place.url)}: row {row}: column '{c.ID}': found a text "
+                    f"that is not UTF-8 ({error.object[:40]!r}), expected UTF-8"
+                ) from error
 
 
 def hash_ids(ids: pa.Array) -> Hashes:

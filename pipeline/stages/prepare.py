@@ -32,6 +32,7 @@ from mediamill.pipeline.records import (
     prepared_schema,
     replace_columns,
 )
+from mediamill.pipeline.row_values import read_columns, row_values
 from mediamill.pipeline.tasks.chats import check_media
 from mediamill.pipeline.tasks.checksum import checksums
 from mediamill.pipeline.tasks.tasks import task_kind
@@ -131,10 +132,9 @@ class Prepare:
 
     def _rows(self, table: pa.Table) -> list[_Row]:
         data, paths = table[MEDIA_BYTES], table[MEDIA_PATHS]
-        values = table.drop_columns([MEDIA_BYTES, MEDIA_PATHS]).to_pylist()
         uris, row_failures = media_uris(table, self._manifest), failures(table)
         return [
-            self._row(values[number], uris[number], _contents(data[number], paths[number]))
+            self._row(table, number, uris[number], _contents(data[number], paths[number]))
             if failure is None
             else _Row(failure=failure)
             for number, failure in enumerate(row_failures)
@@ -142,15 +142,18 @@ class Prepare:
 
     def _row(
         self,
-        values: Mapping[str, Any],
+        table: pa.Table,
+        number: int,
         uris: Sequence[str | None],
         contents: Sequence[memoryview | Path],
     ) -> _Row:
         try:
+            values = row_values(table, number, read_columns(self._manifest))
             media = self._media(values, contents)
         except RowError as error:
             return _Row(failure=RowFailure.of(error))
         try:
+            values |= row_values(table, number, self._task.input_columns)
             chats = self._kind.chats(values, self._job.prompt, self._job.system)
             if media or self._job.job != "embed":  # of a text without media there is a vector
                 chats = check_media(values, chats, uris, self._base)

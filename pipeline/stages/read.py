@@ -22,6 +22,7 @@ from ray.data.datasource import Datasource, ReadTask
 from mediamill.pipeline.ledger.state import LedgerState
 from mediamill.pipeline.manifest.manifest import Manifest, ManifestFile
 from mediamill.pipeline.records import ROW_STRUCT, read_schema
+from mediamill.pipeline.row_values import with_unreadable_values
 from mediamill.pipeline.storage import file_version, storage
 from mediamill.schemas import columns as c
 from mediamill.schemas.manifest import ManifestSchema
@@ -215,27 +216,32 @@ def read_split(
 ) -> Iterator[pa.Table]:
     """Yields the unfinished rows of a split, in order, in tables of `read_schema`.
 
-    A table has at most _BATCH_ROWS rows. Raises ManifestChangedError.
+    A table has at most _BATCH_ROWS rows; those with values that no stage can read are error rows.
+    Raises ManifestChangedError.
     """
     made = {manifest.form, c.MEDIA_BYTES} if manifest.media_column is not None else set()
-    known = [name for name in manifest.arrow.names if name not in made]
-    known += [] if manifest.media_column is None else [manifest.media_column]
-    file_columns = [name for name in known if name not in partitions.names]
+    known = {*manifest.arrow.names, *filter(None, [manifest.media_column])} - made
     for group_slice in split.slices:
         with _open_checked(group_slice) as parquet:
+            columns = [name for name in parquet.schema_arrow.names if name in known]
+            paths = [field for field in partitions if field.name not in columns]
             for group, bitmap in group_slice.bitmaps():
                 start = 0
                 rows = _batch_rows(parquet.metadata.row_group(group.position))
-                for batch in parquet.iter_batches(rows, [group.position], file_columns):
+                for batch in parquet.iter_batches(rows, [group.position], columns):
                     pending = _set_bits(bitmap, start, start + batch.num_rows)
                     if pending.size:
-                        table = pa.Table.from_batches([batch]).take(pending)
-                        for field in partitions:
+                        # A name with dots may also have read parts of other columns.
+                        table = pa.Table.from_batches([batch]).select(columns)
+                        for field in paths:
                             value = pa.scalar(group_slice.partitions[field.name], field.type)
-                            table = table.append_column(field, pa.repeat(value, len(pending)))
-                        indices = pending + (group.start + start)
+                            table = table.append_column(field, pa.repeat(value, len(table)))
                         table = manifest.normalize(table)
-                        yield _with_ordinals(table, group_slice.number, indices)
+                        if pending.size < table.num_rows:
+                            table = table.take(pending)
+                        indices = pending + (group.start + start)
+                        table = _with_ordinals(table, group_slice.number, indices)
+                        yield with_unreadable_values(table, manifest)
                     start += batch.num_rows
 
 

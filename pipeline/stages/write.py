@@ -25,6 +25,7 @@ from mediamill.pipeline.records import manifest_order, ordinals
 from mediamill.pipeline.storage import storage
 from mediamill.pipeline.storage.storage import Place
 from mediamill.schemas import columns as c
+from mediamill.schemas.arrow_convert import convert_table
 
 
 @dataclass(frozen=True)
@@ -97,12 +98,13 @@ def _publish(output: Place, reply: CommitReply, ledger: LedgerClient) -> None:
 
 def _parts(table: pa.Table, rules: OutputRules) -> Iterator[tuple[str, pa.Table]]:
     """Yields folders, sorted, with their rows in the manifest's order, at most a file's at once."""
-    result = _result(table, rules)
-    columns = [name for name in rules.schema.names if name not in rules.partition_by]
-    result = result.select(columns).append_column(c.ROW, table[c.ROW])
+    fields = [field for field in rules.schema if field.name not in rules.partition_by]
+    schema = pa.schema([*fields, pa.field(c.ROW, table[c.ROW].type)])
+    result = _result(table, fields, rules).append_column(c.ROW, table[c.ROW])
     for folder, indices in sorted(_folders(table, rules.partition_by), key=itemgetter(0)):
         for start in range(0, len(indices), rules.rows_per_file):
-            yield folder, result.take(indices[start : start + rules.rows_per_file])
+            part = result.take(indices[start : start + rules.rows_per_file])
+            yield folder, convert_table(part, schema)
 
 
 def _folders(
@@ -113,7 +115,8 @@ def _folders(
     if not partition_by:
         yield hive_paths.folder((), ()), order
         return
-    keys = list(zip(*(table[name].to_pylist() for name in partition_by), strict=True))
+    columns = (hive_paths.partition_values(table[name]) for name in partition_by)
+    keys = list(zip(*columns, strict=True))
     groups = defaultdict[tuple[Any, ...], list[int]](list)
     for index in order.tolist():
         groups[keys[index]].append(index)
@@ -121,17 +124,17 @@ def _folders(
         yield hive_paths.folder(partition_by, values), np.array(indices, np.int64)
 
 
-def _result(table: pa.Table, rules: OutputRules) -> pa.Table:
-    """Returns the table in the schema of the result."""
-    arrays = []
-    for field in rules.schema:
+def _result(table: pa.Table, fields: Sequence[pa.Field], rules: OutputRules) -> pa.Table:
+    """Returns these columns of the result, with the types that they have between the stages."""
+    arrays = {}
+    for field in fields:
         if field.name in rules.constants:
-            arrays.append(pa.repeat(rules.constants[field.name], table.num_rows))
+            arrays[field.name] = pa.repeat(rules.constants[field.name], table.num_rows)
         elif field.name == c.STATUS:
-            arrays.append(pc.fill_null(table[c.STATUS], c.STATUS_OK))
+            arrays[field.name] = pc.fill_null(table[c.STATUS], c.STATUS_OK)
         else:
-            arrays.append(table[field.name].cast(field.type))
-    return pa.Table.from_arrays(arrays, schema=rules.schema)
+            arrays[field.name] = table[field.name]
+    return pa.Table.from_arrays([*arrays.values()], names=[*arrays])
 
 
 def _ordinals(table: pa.Table) -> Rows:

@@ -154,10 +154,14 @@ def _without_name(part: Any) -> Any:
 def _messages(text: str) -> list[Any]:
     try:
         chat = json.loads(text, object_pairs_hook=_object, parse_constant=_constant)
+        if "\\u" in text:
+            json.dumps(chat, ensure_ascii=False).encode()  # raises for half of a surrogate pair
         if isinstance(chat, list):
             _check_depth(chat, _MAX_DEPTH)
             return chat
         problem = f"a JSON {_JSON_KINDS.get(type(chat).__name__, 'value')}"
+    except UnicodeEncodeError:
+        problem = "half of a surrogate pair, which is no character"
     except RecursionError:
         problem = f"JSON that is nested more than {_MAX_DEPTH} deep"
     except ValueError as error:

@@ -14,8 +14,9 @@ from mediamill.pipeline.tasks.task import HandlerOptions, TaskHandler, TaskKind
 from mediamill.schemas import columns as c
 from mediamill.schemas.errors import ErrorCode, JobError, RowError
 from mediamill.schemas.job import JobConfig
+from mediamill.schemas.job_columns import check_text_column
 from mediamill.schemas.job_tasks import ScoreConfig
-from mediamill.schemas.manifest import ManifestSchema, check_text_column
+from mediamill.schemas.manifest import ManifestSchema
 from mediamill.schemas.task import ScoreTask
 
 if TYPE_CHECKING:

@@ -24,10 +24,10 @@ from mediamill.schemas.result import result_schema
 class Calls:
     """The ledger without Ray. `thief`: rows that another task finishes just before the commit."""
 
-    def __init__(self, folder, rows_per_file=100, thief=None):
+    def __init__(self, folder, rows_per_file=100, thief=None, names=("m",)):
         self.output = storage.resolve(str(folder))
         self.state = ledger.load(self.output)
-        files = [KnownFile("m", 1000, "")]
+        files = [KnownFile(name, 1000, "") for name in names]
         ledger.begin(self.output, self.state, "r", {}, files, rows_per_file)
         self.ledger = Ledger(str(folder), "r")
         self.thief = thief
@@ -223,7 +223,8 @@ def test_every_partition_value_is_read_back(tmp_path):
         enumerate(VALUES)
     )
     assert all("kind" not in pq.read_schema(tmp_path / name).names for name in files(tmp_path))
-    assert [hive_paths.values(hive_paths.folder(["kind"], [v]))["kind"] for v in VALUES] == VALUES
+    folders = [hive_paths.folder(["kind"], [value]) for value in VALUES]
+    assert [hive_paths.pairs(folder) for folder in folders] == [[("kind", v)] for v in VALUES]
 
 
 @pytest.mark.parametrize("values", [["", "a", "b"], ["", "", ""], ["", None, "a"]])
