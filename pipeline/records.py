@@ -33,7 +33,6 @@ ROW_STRUCT = pa.struct([pa.field(ROW_FILE, pa.int32()), pa.field(ROW_INDEX, pa.i
 MEDIA_BYTES = c.MEDIA_BYTES
 MEDIA_PATHS = "media_paths"
 
-_MESSAGE_CHARACTERS = 2000  # of an error message, at most
 
 _ROW_FIELD = pa.field(c.ROW, ROW_STRUCT)
 _ERROR_FIELDS = (
@@ -140,19 +139,12 @@ def failures(table: pa.Table) -> list[RowFailure | None]:
 
 def failure_columns(row_failures: list[RowFailure | None]) -> dict[str, list[str | None]]:
     """The error columns of rows with these failures."""
-    messages = [None if failure is None else _storable(failure.message) for failure in row_failures]
+    messages = [None if failure is None else failure.message for failure in row_failures]
     return {
         c.STATUS: [None if failure is None else c.STATUS_ERROR for failure in row_failures],
         c.ERROR_CODE: [None if failure is None else failure.code for failure in row_failures],
         c.ERROR_MESSAGE: messages,
     }
-
-
-def _storable(text: str) -> str:
-    """Cuts a long text, and replaces lone surrogates, which JSON allows and UTF-8 does not."""
-    if len(text) > _MESSAGE_CHARACTERS:
-        text = text[: _MESSAGE_CHARACTERS - 3] + "..."
-    return text.encode(errors="replace").decode()
 
 
 def replace_columns(table: pa.Table, columns: Mapping[str, Any], schema: pa.Schema) -> pa.Table:

@@ -118,7 +118,7 @@ def wrong_uses(here):
         (make_job(right, here), "expected a folder apart from it"),
         (make_job(here / "**" / "*.parquet", out), "expected a folder apart from it"),
         (make_job(right, "nosuch://x/y"), "nosuch"),
-        (make_job(right, out, fetch__schemes=["s3n"]), "'s3n', did you mean 's3'?"),
+        (make_job(right, out, fetch__schemes=["s33"]), "'s33', did you mean 's3'?"),
         (make_job(right, out, generation__top_k=5), "generation.top_k: found 5 beside temp"),
         (make_job(right, out, generation__top_p=0.5), "generation.top_p: found 0.5 beside temp"),
         (make_job(right, out, generation__min_p=0.1), "generation.min_p: found 0.1 beside temp"),

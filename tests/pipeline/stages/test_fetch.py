@@ -58,7 +58,9 @@ def read_table(rows, earlier=None):
         if field.name not in table.column_names:
             table = table.append_column(field, pa.nulls(len(rows), field.type))
     codes = pa.array(earlier or [None] * len(rows), pa.string())
+    messages = pa.array([code and "said earlier" for code in codes.to_pylist()], pa.string())
     table = table.set_column(table.column_names.index(c.ERROR_CODE), c.ERROR_CODE, codes)
+    table = table.set_column(table.column_names.index(c.ERROR_MESSAGE), c.ERROR_MESSAGE, messages)
     return manifest, table
 
 
