@@ -166,9 +166,7 @@ def test_another_job_on_the_same_output_is_refused(first, manifest, change, word
     assert "write to a new output folder" in str(error.value)
 
 
-def test_a_manifest_may_grow_and_be_reordered_but_loses_no_finished_row(
-    first, manifest, home, media
-):
+def test_a_manifest_may_grow_and_be_sorted_but_not_lose_finished_rows(first, manifest, home, media):
     job, _, _ = first
     grown = home / "manifest"
     kept = home / "kept"
