@@ -40,6 +40,7 @@ from mediamill.schemas.manifest import ManifestSchema, check_partition_by
 from mediamill.schemas.result import result_schema
 from mediamill.schemas.task import Task, task_of
 
+JOB_MANIFEST = "_manifest"  # in an output: the manifest that is made of the job's source
 _READERS = 8  # manifest files that are read at once
 _BUFFER_BYTES = 4 << 20  # of one column: a large row group is not held whole
 _ANSWERS = (c.TEXT, c.FINISH_REASON, c.MEAN_LOGPROB)  # columns that only some tasks make
@@ -167,6 +168,8 @@ def _check_output_apart(job: JobConfig) -> None:
     output = storage.absolute(job.output)
     for key, url in (("manifest", job.manifest), ("model", job.model)):
         source = storage.absolute(url)
+        if key == "manifest" and source == f"{output}/{JOB_MANIFEST}":
+            continue  # hidden, and made for this output
         if key == "manifest" and "**" in source:  # it would match the output's files too
             source = re.split(r"[*?\[]", source, maxsplit=1)[0].rstrip("/")
         if f"{output}/".startswith(f"{source}/") or f"{source}/".startswith(f"{output}/"):

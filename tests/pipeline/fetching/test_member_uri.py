@@ -90,8 +90,8 @@ def test_members_of_an_object(s3, tmp_path):
         (WHOLE, len(WHOLE), None),
         (WHOLE, len(WHOLE) - 1, "becomes more than"),
         (WHOLE, len(WHOLE) + 1, f"becomes {len(WHOLE)} bytes"),
-        (bytes(10**8), 10**8, "expected at most limits.max_bytes"),
-        (bytes(10**8), 1000, "becomes more than 1000 bytes"),
+        (bytes(2 * 10**7), 2 * 10**7, "expected at most limits.max_bytes"),
+        (bytes(2 * 10**7), 1000, "becomes more than 1000 bytes"),
     ],
 )
 @pytest.mark.parametrize("memory_bytes", [None, 0])
