@@ -196,6 +196,8 @@ def _find_glob(root: Place) -> _Found | None:
     above = "/".join(cut[: len(cut) - (len(parts) - fixed)])
     base = Place(root.fs, "/".join(parts[:fixed]) or "/", above or "/")
     pattern = "/".join(parts[fixed:])
+    if not storage.exists(base):
+        return None
     return _peek(base, pattern)
 
 

@@ -25,6 +25,7 @@ from mediamill.schemas.errors import JobError
 
 SCHEMA = pa.schema([(c.ID, pa.string()), (c.URI, pa.string())])
 _MAX_UNITS = 256
+_PAGE_KEYS = 1000  # the most that S3 lists at once
 _NAMES = 16_384  # converted at once
 _EXPANDED_PREFIXES, _MAX_DEPTH, _MAX_PAGES = 32, 3, 10
 _LINK_INSIDE = "a link to a folder that is listed itself"
@@ -257,7 +258,9 @@ class _S3Listing:
                     left_out.add(reason, path)
 
     def _pages(self, prefix: str, delimiter: str) -> Iterator[dict[str, Any]]:
-        arguments: dict[str, Any] = {"Bucket": self.bucket, "Prefix": prefix}
+        arguments: dict[str, Any] = {
+            "Bucket": self.bucket, "Prefix": prefix, "MaxKeys": _PAGE_KEYS
+        }  # fmt: skip
         if delimiter:
             arguments["Delimiter"] = delimiter
         while True:
