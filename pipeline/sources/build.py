@@ -42,8 +42,10 @@ class Progress:
 
 @dataclass(frozen=True)
 class BuildSummary:
-    """The result. columns, rows: of the manifest. new: added by this run. gone: of earlier runs that the
-    source no longer has; they stay. notes: what was assumed.
+    """The result.
+
+    columns, rows: of the manifest. new: rows that this run added. gone: rows of earlier runs that
+    the source no longer has; they stay. notes: what was assumed.
     """
 
     kind: str

@@ -44,8 +44,8 @@ class SourceRules:
     """
 
     kind: Kind | None = None
-    names: NameRules = NameRules()
-    table: TableRules = TableRules()
+    names: NameRules = field(default_factory=NameRules)
+    table: TableRules = field(default_factory=TableRules)
 
 
 @dataclass(frozen=True)
@@ -126,9 +126,7 @@ def _open(kind: Kind, found: _Found, url: str, rules: SourceRules, known: Known 
     elif kind == "zip":
         source = zip_archive.list_archives(root.url, listed, members)
     else:
-        source = tables.list_tables(
-            url, listed, replace(rules.table, columns=columns), schema
-        )
+        source = tables.list_tables(url, listed, replace(rules.table, columns=columns), schema)
     return replace(source, url=storage.absolute(url), left_out=left_out)
 
 
@@ -217,7 +215,9 @@ def _peek(root: Place, glob: str | None) -> _Found:
         suffixes[media_names.suffix(name)] += 1
         if kind is not None and kind != "iceberg":
             kinds[kind] += 1
-    held = ", ".join(f"{n} .{suffix}" if suffix else f"{n} others" for suffix, n in suffixes.items())
+    held = ", ".join(
+        f"{n} .{suffix}" if suffix else f"{n} others" for suffix, n in suffixes.items()
+    )
     order: tuple[Kind, ...] = ("folder", "webdataset", "zip", "table")
     kind = next((kind for kind in order if kinds[kind]), None)
     if kind == "folder" and not has_parquet and glob is None and imagefolder.metadata_tables(root):

@@ -1,10 +1,11 @@
 """Reads kind, size and duration of a medium from its header, in a decode worker."""
 
+import io
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 from PIL import Image, UnidentifiedImageError
 
@@ -54,8 +55,9 @@ def _picture_size(content: MediaFile, name: str) -> tuple[int, int]:
     """(height, width) as stored; zeros if the header does not say. Decodes nothing."""
     with content.open() as handle, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of pictures that are large
+        file = cast("IO[bytes]", _Readable(handle))
         try:
-            with Image.open(_Readable(handle), formats=[name]) as picture:
+            with Image.open(file, formats=[name]) as picture:
                 return picture.height, picture.width
         except (
             UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError,
@@ -64,16 +66,19 @@ def _picture_size(content: MediaFile, name: str) -> tuple[int, int]:
             return 0, 0
 
 
-class _Readable:
+class _Readable(io.RawIOBase):
     """A handle as Pillow wants it: `read` without a count reads all, which is never needed."""
 
     def __init__(self, handle: Any) -> None:
-        self.seek, self.tell = handle.seek, handle.tell
-        self._read = handle.read
+        super().__init__()
+        self._handle = handle
 
     def read(self, count: int = 1024 * 1024) -> bytes:
-        data: bytes = self._read(count)
+        data: bytes = self._handle.read(count)
         return data
 
-    def close(self) -> None:
-        """The handle is closed by its owner."""
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return int(self._handle.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._handle.tell())

@@ -50,7 +50,9 @@ def list_lance(folder: Place, rules: ColumnRules, known: pa.Schema | None) -> So
     except (OSError, ValueError) as error:
         raise _unreadable(folder.url, error) from error
     fragments = [
-        ArrowPart(f"fragment {fragment.fragment_id}", _digest(fragment.metadata), _batches(fragment))
+        ArrowPart(
+            f"fragment {fragment.fragment_id}", _digest(fragment.metadata), _batches(fragment)
+        )
         for fragment in dataset.get_fragments()
     ]
     return arrow_source(folder.url, dataset.schema, fragments, rules, known)

@@ -7,6 +7,7 @@ file systems return a folder at once. The order is that of the names, folder by 
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -50,9 +51,7 @@ def list_media(root: Place, names: NameFilter) -> Source:
     return Source("folder", root.url, SCHEMA, (unit(*part) for part in walks(root, names.reason)))
 
 
-def walks(
-    root: Place, choose: Chooser
-) -> Iterator[tuple[str, Callable[[LeftOut], Names]]]:
+def walks(root: Place, choose: Chooser) -> Iterator[tuple[str, Callable[[LeftOut], Names]]]:
     """Yields parts of a folder that may be listed at the same time: a name, and what lists it.
 
     choose: why a file is left out, see NameFilter.reason.
@@ -85,9 +84,7 @@ def _slice_name(names: list[str]) -> str:
 # ---- local -----------------------------------------------------------------------------------
 
 
-def _local_walks(
-    root: Place, choose: Chooser
-) -> Iterator[tuple[str, Callable[[LeftOut], Names]]]:
+def _local_walks(root: Place, choose: Chooser) -> Iterator[tuple[str, Callable[[LeftOut], Names]]]:
     walk = _LocalWalk(root.path, choose)
     yield "files", lambda left_out: walk.files("", left_out)
     with os.scandir(root.path) as entries:
@@ -264,14 +261,17 @@ class _S3Listing:
         if delimiter:
             arguments["Delimiter"] = delimiter
         while True:
-            asked = dict(arguments)
-            page = storage.with_retries(
-                self.root, lambda fs, asked=asked: fs.call_s3("list_objects_v2", **asked)
-            )
+            ask = partial(_list_page, arguments=dict(arguments))
+            page = storage.with_retries(self.root, ask)
             yield page
             if not page.get("IsTruncated"):
                 return
             arguments["ContinuationToken"] = page["NextContinuationToken"]
+
+
+def _list_page(fs: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    page: dict[str, Any] = fs.call_s3("list_objects_v2", **arguments)
+    return page
 
 
 # ---- any other -------------------------------------------------------------------------------

@@ -11,14 +11,19 @@ from fnmatch import translate
 from fsspec.utils import glob_translate
 
 PICTURES = frozenset(
-    "jpg jpeg jpe jfif png apng gif webp bmp dib tif tiff avif heic heif".split()
+    (
+        *("jpg", "jpeg", "jpe", "jfif", "png", "apng", "gif", "webp", "bmp", "dib", "tif", "tiff"),
+        *("avif", "heic", "heif"),
+    )
 )
 VIDEOS = frozenset(
-    "mp4 m4v mov qt mkv webm avi flv f4v wmv asf mpg mpeg m2v mpe vob ts mts m2ts ogv 3gp 3g2 mxf"
-    .split()
-)  # fmt: skip
+    (
+        *("mp4", "m4v", "mov", "qt", "mkv", "webm", "avi", "flv", "f4v", "wmv", "asf", "mpg"),
+        *("mpeg", "m2v", "mpe", "vob", "ts", "mts", "m2ts", "ogv", "3gp", "3g2", "mxf"),
+    )
+)
 MEDIA = PICTURES | VIDEOS
-_TEMPORARY = frozenset("tmp temp part partial crdownload download swp bak".split())
+_TEMPORARY = ("tmp", "temp", "part", "partial", "crdownload", "download", "swp", "bak")
 _HIDDEN_NAMES = frozenset(
     ("__macosx", "@eadir", "thumbs.db", "desktop.ini", "$recycle.bin", "lost+found")
 )

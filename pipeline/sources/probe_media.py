@@ -107,7 +107,7 @@ def _content(medium: FetchedMedium) -> memoryview | Path:
     if medium.path is not None:
         return medium.path
     assert medium.data is not None
-    return memoryview(medium.data)
+    return medium.data.data
 
 
 def _values(medium: FetchedMedium, probe: ProbeResult | None) -> tuple[object, ...]:

@@ -16,9 +16,10 @@ from mediamill.schemas.nearest import nearest
 
 # Names that a column with the media's addresses often has, the likeliest first.
 _URI_NAMES = (
-    "uri url image_url video_url media_url img_url file_name image_path video_path media_path "
-    "filepath file_path filename path file image video media_uri image_uri video_uri src link"
-).split()
+    *("uri", "url", "image_url", "video_url", "media_url", "img_url", "file_name", "image_path"),
+    *("video_path", "media_path", "filepath", "file_path", "filename", "path", "file", "image"),
+    *("video", "media_uri", "image_uri", "video_uri", "src", "link"),
+)
 _MAX_INT = 2**63
 
 

@@ -4,7 +4,7 @@ A relative path is relative to its table's folder. A row without an address is l
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -44,7 +44,7 @@ class TableRules:
     base: folder of relative paths; None for the folder of each table.
     """
 
-    columns: ColumnRules = ColumnRules()
+    columns: ColumnRules = field(default_factory=ColumnRules)
     encoding: str | None = None
     base: str | None = None
 
@@ -118,9 +118,7 @@ def _source(root: str, units: Iterable[Unit], schema: pa.Schema, columns: TableC
     return Source("table", root, schema, units, settings, given, notes)
 
 
-def _text_rows(
-    kind: str, place: Place, encoding: str | None, left_out: LeftOut
-) -> Iterator[Row]:
+def _text_rows(kind: str, place: Place, encoding: str | None, left_out: LeftOut) -> Iterator[Row]:
     if kind in CSV:
         return csv_rows(place, left_out, encoding)
     if kind in JSONL:
@@ -334,17 +332,17 @@ def _arrow_tables(
         if not table.num_rows:
             continue
         arrays = []
-        for field in schema:
-            if field.name == c.URI:
+        for wanted in schema:
+            if wanted.name == c.URI:
                 addresses = [uris.resolve(uri, part.base) for uri in given.to_pylist()]
                 arrays.append(pa.chunked_array([pa.array(addresses, pa.string())]))
-            elif field.name == c.ID and columns.id is None:
+            elif wanted.name == c.ID and columns.id is None:
                 keys = repeats.number([f"{part.prefix}{uri}" for uri in given.to_pylist()])
                 arrays.append(pa.chunked_array([pa.array(keys, pa.string())]))
             else:
-                name = columns.id if field.name == c.ID else own.get(field.name)
+                name = columns.id if wanted.name == c.ID else own.get(wanted.name)
                 if name is None or name not in table.column_names:
-                    arrays.append(pa.chunked_array([pa.nulls(table.num_rows, field.type)]))
+                    arrays.append(pa.chunked_array([pa.nulls(table.num_rows, wanted.type)]))
                 else:
-                    arrays.append(table[name].cast(field.type))
+                    arrays.append(table[name].cast(wanted.type))
         yield pa.Table.from_arrays(arrays, schema=schema)

@@ -47,7 +47,7 @@ def open_text(place: Place, encoding: str | None = None) -> Iterator[TextIO]:
                 yield text
             except UnicodeError as error:
                 raise JobError(
-                    f"{shown}: found bytes that are no {encoding or found} text: {error.reason}, "
+                    f"{shown}: found bytes that are no {encoding or found} text: {error}, "
                     "expected UTF-8: convert the file, or name its encoding with --encoding"
                 ) from error
             finally:

@@ -127,7 +127,7 @@ def _reason(member: tarfile.TarInfo, names: NameFilter, is_text: bool) -> str | 
         return ""
     if member.issym() or member.islnk():
         return "a link in an archive"
-    if member.sparse is not None:  # type: ignore[attr-defined]
+    if member.sparse is not None:
         return "a sparse member, whose bytes are not in one piece"
     if not member.isreg():
         return "a device or pipe in an archive"
@@ -175,11 +175,11 @@ def _members(
     last, end = "", -1
     try:
         while (member := tar.next()) is not None:
-            tar.members = []  # they would all stay in memory
+            tar.members = []  # type: ignore[attr-defined]  # they would all stay in memory
             if tar.offset <= end or member.size < 0:
                 raise tarfile.ReadError("a member ends before it begins")
             end = tar.offset
-            is_sparse = member.sparse is not None  # type: ignore[attr-defined]
+            is_sparse = member.sparse is not None
             if not is_sparse and member.offset_data + member.size > file.size:
                 raise tarfile.ReadError("unexpected end")
             yield member

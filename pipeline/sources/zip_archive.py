@@ -53,9 +53,7 @@ class _Member:
     mode: int
 
 
-def list_archives(
-    root: str, archives: Sequence[tuple[str, Place]], names: NameFilter
-) -> Source:
+def list_archives(root: str, archives: Sequence[tuple[str, Place]], names: NameFilter) -> Source:
     """Returns the source of all members of zip files. See `webdataset.list_shards`."""
 
     def unit(name: str, place: Place) -> Unit:

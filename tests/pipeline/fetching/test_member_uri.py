@@ -10,7 +10,6 @@ from mediamill.pipeline.fetching.fetcher import fetch
 from mediamill.pipeline.fetching.member_uri import MemberUri, parse_member_uri
 from mediamill.schemas.errors import RowError
 from tests.pipeline.fetching.rules import fetch_rules
-from tests.servers.faulty_http import faulty_http
 
 WHOLE = bytes(range(256)) * 64
 URL = "s3://b/a:0;b.tar"

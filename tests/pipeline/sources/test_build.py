@@ -139,7 +139,7 @@ def test_another_source_or_a_foreign_folder_is_refused(tmp_path):
     draw(tmp_path / "p", "a.jpg")
     draw(tmp_path / "q", "a.jpg")
     build(tmp_path / "p", tmp_path / "m")
-    with pytest.raises(JobError, match="was made with the source .*/p, and now has .*/q"):
+    with pytest.raises(JobError, match=r"was made with the source .*/p, and now has .*/q"):
         build(tmp_path / "q", tmp_path / "m")
     with pytest.raises(JobError, match=r"holds 'a.jpg', which this command did not write"):
         build(tmp_path / "p", tmp_path / "q")

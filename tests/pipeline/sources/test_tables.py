@@ -34,7 +34,8 @@ def ids(found):
         ("t.tsv", b'key\turl\tcaption\na\tx.jpg\tone, two\nb\thttps://h/y.jpg\t"new\nline ""q"""\n'
          b"c\t/abs/z.jpg\n"),
         ("t.jsonl", b'{"key":"a","url":"x.jpg","caption":"one, two"}\n\n{"key":"b",'
-         b'"url":"https://h/y.jpg","caption":"new\\nline \\"q\\""}\n{"key":"c","url":"/abs/z.jpg"}'),
+         b'"url":"https://h/y.jpg","caption":"new\\nline \\"q\\""}\n{"key":"c",'
+         b'"url":"/abs/z.jpg"}'),
     ],
 )  # fmt: skip
 def test_a_table(tmp_path, name, content):
@@ -77,7 +78,7 @@ def test_a_plain_list(tmp_path):
 
 def test_json_values_keep_their_types_and_odd_lines_are_left_out(tmp_path):
     lines = [
-        '{"uri": "a", "n": 1, "x": 1, "b": true, "mix": 1, "o": {"k": [1]}, "messages": [{"r": 1}]}',
+        '{"uri": "a", "n": 1, "x": 1, "b": true, "mix": 1, "o": {"k": [1]}, "messages": [{}]}',
         '{"uri": "b", "n": 2, "x": 1.5, "b": null, "mix": "t", "half": "\\ud800"}',
         "{broken", "[1, 2]", '"text"', '{"uri": 5}', '{"n": 1}', '{"uri": "  "}', "[" * 100_000,
         '{"uri": "c", "n": ' + "9" * 30 + "}",
@@ -118,11 +119,11 @@ def test_media_lists_pass_through(tmp_path):
     [
         ("t.csv", b"", {}, "the table is empty"),
         ("t.csv", b"\n\n", {}, "the table is empty"),
-        ("t.csv", b"a,b\n1,2\n", {}, "found no column with the media's addresses, the columns are: a, b"),
+        ("t.csv", b"a,b\n1,2\n", {}, "found no column with the media's addresses, .*: a, b"),
         ("t.csv", b"url,url\n1,2\n", {}, "found two columns 'url'"),
         ("t.csv", b"url,\n1,2\n", {}, "found a column without a name"),
         ("t.csv", b"url\n\xff\xfe\x00\n", {}, "found bytes that are no utf-8 text"),
-        ("t.csv", b"url,key\na,1\nb,1\n", {"id_column": "key"}, "found ids that occur more than once.*'1'"),
+        ("t.csv", b"url,key\na,1\nb,1\n", {"id_column": "key"}, "ids that occur more than.*'1'"),
         ("t.csv", b"url,key\na,\n", {"id_column": "key"}, "line 2: found no id"),
         ("t.csv", b"url,key\na,1\n", {"id_column": "kye"}, "names column 'kye', .*is 'key' meant"),
         ("t.csv", b"url\n", {}, "found no picture and no video"),
