@@ -86,8 +86,7 @@ def _read_members(place: Path, count: int) -> dict[str, object]:
     import pyarrow.parquet as pq
 
     from mediamill.pipeline.fetching import object_source
-    from mediamill.pipeline.fetching.fetcher import FetchRules, Reservation
-    from mediamill.pipeline.fetching.fetcher import Fetcher
+    from mediamill.pipeline.fetching.fetcher import Fetcher, FetchRules, Reservation
     from mediamill.schemas.job import FetchConfig, Limits
 
     sizes = [1000 + number % 9000 for number in range(count)]
