@@ -45,6 +45,7 @@ mediamill COMMAND --help describes a command and its options.
 
 examples:
   mediamill demo
+  mediamill caption photos/ captions/ --model built-in
   mediamill caption photos.parquet captions/ --model Qwen2-VL-2B/ --prompt "Describe this image."
   mediamill run nightly.yaml resources.replicas=4
 
@@ -130,7 +131,7 @@ def parse_job(kind: str, argv: Sequence[str]) -> tuple[argparse.Namespace, dict[
     description, examples = JOB_HELP[kind]
     parser = _job_parser(
         kind,
-        "MANIFEST OUTPUT --model DIR --prompt TEXT [options] [key=value ...]",
+        "MANIFEST|SOURCE OUTPUT --model DIR [--prompt TEXT] [options] [key=value ...]",
         description,
         f"{_OVERRIDES}\n\nexamples:\n{examples}\n\n{_EXIT_CODES}\n",
     )

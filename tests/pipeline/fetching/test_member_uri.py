@@ -10,6 +10,7 @@ from mediamill.pipeline.fetching.fetcher import fetch
 from mediamill.pipeline.fetching.member_uri import MemberUri, parse_member_uri
 from mediamill.schemas.errors import RowError
 from tests.pipeline.fetching.rules import fetch_rules
+from tests.servers.faulty_http import faulty_http
 
 WHOLE = bytes(range(256)) * 64
 URL = "s3://b/a:0;b.tar"
@@ -120,3 +121,29 @@ def test_bytes_that_are_cut_or_not_deflated_are_an_error(tmp_path):
 def test_secrets_of_the_whole_file_are_hidden():
     shown = redact("range:0-9;deflate;size=3:https://u:p@h/a.zip?sig=s")
     assert shown == "range:0-9;deflate;size=3:https://h/a.zip"
+
+
+def test_members_over_http(tmp_path):
+    """One range request for each; of a server that ignores ranges, the member alone is kept."""
+    (tmp_path / "a.tar").write_bytes(WHOLE)
+    rules = fetch_rules(12_000, 5.0, str(tmp_path), private_addresses=True, pause_s=0.01)
+    with faulty_http(tmp_path) as site:
+        check_members(f"{site.url}/a.tar", rules)
+        assert site.ranges[1] == ("/a.tar", "bytes=300-9999")
+        site.faults.plan("/a.tar", ["no_range", "cut", "reset", "503", "no_range"])
+        assert fetch(f"range:300-9999:{site.url}/a.tar", rules) == WHOLE[300:10000]
+        assert fetch(f"range:300-9999:{site.url}/a.tar", rules) == WHOLE[300:10000]
+        site.faults.plan("/a.tar", ["no_range"] * 9)
+        with pytest.raises(RowError, match="sends only whole files"):
+            fetch(f"range:12500-12600:{site.url}/a.tar", rules)
+
+
+def test_members_in_spite_of_faults(tmp_path):
+    (tmp_path / "a.tar").write_bytes(WHOLE)
+    rules = fetch_rules(10**6, 20.0, str(tmp_path), private_addresses=True, pause_s=0.01, tries=20)
+    kinds = ("500", "503", "reset", "cut", "short_range", "no_range", "redirect")
+    with faulty_http(tmp_path, seed=3, rate=0.4, kinds=kinds) as site:
+        for first in range(0, 12_000, 400):
+            data = fetch(f"range:{first}-{first + 3999}:{site.url}/a.tar", rules)
+            assert data == WHOLE[first : first + 4000]
+        assert site.faults.total
