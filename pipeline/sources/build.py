@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
+from mediamill.pipeline.ray_cluster.trim_memory import trim_memory
 from mediamill.pipeline.sources.detect import Known, SourceRules, open_source
 from mediamill.pipeline.sources.ids import KeySet
 from mediamill.pipeline.sources.left_out import LeftOut
@@ -88,7 +89,12 @@ def build_manifest(
     schema = pa.schema([*source.schema, *(probe.fields if probe else ())])
     _bind(state, source, schema, output)
     check_manifest_schema(schema, storage.redact(url))
-    store.begin(state)
+    try:
+        store.begin(state)
+    except OSError as error:
+        reason = storage.redact_text(str(error)).split("\n")[0]
+        shown = storage.redact(output.url)
+        raise JobError(f"{shown}: the manifest cannot be written: {reason}") from error
     try:
         return _Build(source, store, state, probe, on_progress).run()
     except JobError:
@@ -228,8 +234,11 @@ class _Build:
 
     def _flush(self) -> None:
         waiting, self._waiting = self._waiting, _Waiting()
-        table = pa.concat_tables(waiting.tables).combine_chunks()
+        table = pa.concat_tables(waiting.tables)
         self._store.write(self._state, table, waiting.done)
+        waiting.tables.clear()
+        del table
+        trim_memory()
         self._state.done.update(waiting.done)
 
     def _tell(self) -> None:

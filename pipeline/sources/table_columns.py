@@ -51,7 +51,7 @@ def find_columns(names: Sequence[str], rules: ColumnRules, shown: str) -> TableC
         if name is not None and name not in names:
             guess = nearest(name, names)
             raise JobError(
-                f"{shown}: {option} names column '{name}', the columns are: {', '.join(names)}"
+                f"{shown}: {option} names column '{name}', the columns are: {_shown(names)}"
                 + (f" (is '{guess}' meant?)" if guess else "")
             )
     uri = rules.uri
@@ -64,7 +64,7 @@ def find_columns(names: Sequence[str], rules: ColumnRules, shown: str) -> TableC
         if uri is None:
             raise JobError(
                 f"{shown}: found no column with the media's addresses, the columns are: "
-                f"{', '.join(names)}: name it with --uri-column"
+                f"{_shown(names)}: name it with --uri-column"
             )
         if uri != c.URI:
             notes.append(f"the media's addresses are taken from column '{uri}'")
@@ -72,7 +72,7 @@ def find_columns(names: Sequence[str], rules: ColumnRules, shown: str) -> TableC
     if key is None and uri is None:
         raise JobError(
             f"{shown}: found no column 'id' beside 'media', the columns are: "
-            f"{', '.join(names)}: name it with --id-column"
+            f"{_shown(names)}: name it with --id-column"
         )
     others: dict[str, str] = {}
     taken = {c.ID, c.URI}
@@ -87,6 +87,12 @@ def find_columns(names: Sequence[str], rules: ColumnRules, shown: str) -> TableC
         if others[name] != name:
             notes.append(f"column '{name}' is named '{others[name]}' in the manifest")
     return TableColumns(uri, key, others, tuple(notes))
+
+
+def _shown(names: Sequence[str]) -> str:
+    text = ", ".join(names)
+    text = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text[:1000])
+    return text if len(text) < 1000 else f"{text}..."
 
 
 class TypeFinder:

@@ -143,6 +143,8 @@ def test_another_source_or_a_foreign_folder_is_refused(tmp_path):
         build(tmp_path / "q", tmp_path / "m")
     with pytest.raises(JobError, match=r"holds 'a.jpg', which this command did not write"):
         build(tmp_path / "p", tmp_path / "q")
+    with pytest.raises(JobError, match="the manifest cannot be written"):
+        build(tmp_path / "p", tmp_path / "p" / "a.jpg")
     for wrong, reason in (
         ("none", "found no such file or folder"),
         ("none*.jpg", "found no pictures, videos, tables or archives"),
