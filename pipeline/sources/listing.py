@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -155,11 +156,11 @@ class _LocalWalk:
                 if reason is None:
                     batch.append(os.fsencode(path))
                     if len(batch) >= _NAMES:
-                        chunks.append(pa.array(batch, pa.binary()))
+                        chunks.append(_packed(batch))
                         batch = []
                 elif reason:
                     left_out.add(reason, path)
-        chunks.append(pa.array(batch, pa.binary()))
+        chunks.append(_packed(batch))
         return pa.chunked_array(chunks), sorted(folders)
 
 
@@ -168,6 +169,14 @@ def _leads_to(kind: Callable[[], bool]) -> bool:
         return kind()
     except OSError:  # a link to itself
         return False
+
+
+def _packed(paths: list[bytes]) -> pa.Array:
+    """Returns texts as an array of exactly their bytes: pa.array takes three times as many."""
+    offsets = np.zeros(len(paths) + 1, np.int32)
+    np.cumsum([len(path) for path in paths], out=offsets[1:])
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(b"".join(paths))]
+    return pa.BinaryArray.from_buffers(pa.binary(), len(paths), buffers)
 
 
 def _sorted(paths: pa.ChunkedArray) -> Names:
