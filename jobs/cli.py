@@ -119,6 +119,9 @@ def _run(argv: Sequence[str]) -> int:
 
 
 def _run_job(job: JobConfig, options: argparse.Namespace) -> int:
+    from mediamill.jobs.manifest import resolve_manifest
+
+    job = resolve_manifest(job)
     if job.job == "annotate":
         from mediamill.jobs.annotate import annotate
 
@@ -187,6 +190,12 @@ def _history(argv: Sequence[str]) -> int:
     return history(options.output, options.json)
 
 
+def _manifest(argv: Sequence[str]) -> int:
+    from mediamill.jobs.manifest import manifest_command
+
+    return manifest_command(argv)
+
+
 def _demo(argv: Sequence[str]) -> int:
     options = parse_demo(argv)
     from mediamill.jobs.demo.demo import main as run_demo
@@ -197,6 +206,7 @@ def _demo(argv: Sequence[str]) -> int:
 _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "demo": _demo,
     **{kind: partial(_job, kind) for kind in JOB_HELP},
+    "manifest": _manifest,
     "run": _run,
     "submit": _submit,
     "status": partial(_job_command, "status"),

@@ -34,6 +34,7 @@ commands:
   annotate  cut videos into windows, and caption each
   score     compute how likely given texts are as answers, and rank them
   embed     turn media into vectors
+  manifest  make a manifest of a folder, bucket, table, WebDataset or zip archive
   run       run a job file
   submit    run a job file on a remote Ray cluster, and follow it
   status    show a submitted job
@@ -45,6 +46,7 @@ mediamill COMMAND --help describes a command and its options.
 
 examples:
   mediamill demo
+  mediamill caption photos/ captions/ --model built-in
   mediamill caption photos.parquet captions/ --model Qwen2-VL-2B/ --prompt "Describe this image."
   mediamill run nightly.yaml resources.replicas=4
 
@@ -88,6 +90,19 @@ JOB_HELP = {
     ),
 }
 
+SOURCE_KINDS = ("folder", "table", "imagefolder", "webdataset", "zip", "lance", "iceberg")
+SOURCE_KINDS_HELP = f"what SOURCE is, if it is not what it looks like: {', '.join(SOURCE_KINDS)}"
+MANIFEST_DESCRIPTION = (
+    "Make a Parquet manifest of pictures and videos where they are. A second run adds what is new. "
+    "Jobs also take such a SOURCE in place of a manifest."
+)
+MANIFEST_EXAMPLES = """\
+examples:
+  mediamill manifest photos/ photos-manifest/
+  mediamill manifest "s3://bucket/shards/*.tar" s3://bucket/manifest/
+  mediamill manifest list.csv manifest/ --uri-column url --id-column key
+"""
+
 _RUN_HELP = f"""\
 {_OVERRIDES}
 Relative paths in a job file are relative to the current directory.
@@ -119,7 +134,7 @@ def parse_job(kind: str, argv: Sequence[str]) -> tuple[argparse.Namespace, dict[
     description, examples = JOB_HELP[kind]
     parser = _job_parser(
         kind,
-        "MANIFEST OUTPUT --model DIR --prompt TEXT [options] [key=value ...]",
+        "MANIFEST|SOURCE OUTPUT --model DIR [--prompt TEXT] [options] [key=value ...]",
         description,
         f"{_OVERRIDES}\n\nexamples:\n{examples}\n\n{_EXIT_CODES}\n",
     )
@@ -163,6 +178,30 @@ def job_arguments(
     if len(paths) != 1:
         parser.error(f"expected one job file, found {', '.join(paths) or 'none'}")
     return paths[0], _merge({}, pairs)
+
+
+def parse_manifest(argv: Sequence[str]) -> argparse.Namespace:
+    """Parses `mediamill manifest`. Prints a usage error, then raises SystemExit(2)."""
+    parser = new_parser(
+        "manifest", "SOURCE OUTPUT [options]", MANIFEST_DESCRIPTION, MANIFEST_EXAMPLES
+    )
+    add = parser.add_argument
+    add("source", metavar="SOURCE", help="folder, bucket, glob, table or archive")
+    add("output", metavar="OUTPUT", help="folder of the manifest")
+    add("--as", dest="kind", metavar="KIND", choices=SOURCE_KINDS, help=SOURCE_KINDS_HELP)
+    add("--id-column", metavar="NAME", help="of a table: column with the ids (default: id, if any)")
+    add("--uri-column", metavar="NAME", help="of a table: column with the media's addresses")
+    add("--base", metavar="FOLDER", help="of a table: folder of relative paths (default: its own)")
+    add("--encoding", metavar="NAME", help="of a table: encoding of its text (default: utf-8)")
+    add("--glob", metavar="PATTERN", help="only files whose path below SOURCE matches, with **")
+    for name, text in (
+        ("include", "files to list, whatever their suffix; may be repeated"),
+        ("exclude", "files to leave out; may be repeated"),
+    ):
+        add(f"--{name}", action="append", default=[], metavar="PATTERN", help=text)
+    add("--probe", action="store_true", help="add size, kind, height, width and duration")
+    add("--json", action="store_true", help="print the summary as one JSON object")
+    return parse(parser, argv)
 
 
 def parse_demo(argv: Sequence[str]) -> argparse.Namespace:

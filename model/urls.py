@@ -11,6 +11,7 @@ from urllib.parse import unquote
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*(?:://|::)")
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.:-]*)://")
 _FILE = re.compile(r"file:(//(localhost(?=/|$))?|(?=/(?!/)))", re.IGNORECASE)
+_MEMBER = re.compile(r"range:[^:]{0,80}:", re.IGNORECASE)  # before the URL of a whole file
 _DATA = re.compile(r"data:[^,\s]{0,80},[^\s'\"<>]*", re.IGNORECASE)
 # A chain such as zip://a.jpg::https://host/b.zip or simplecache::s3://bucket/a.
 _CHAIN = re.compile(r"::(?=[a-zA-Z][a-zA-Z0-9+.-]*(?:://|::))")
@@ -69,6 +70,8 @@ def redact(url: str) -> str:
     Passwords may hold slashes, as the secret keys of AWS do. Where a password's end is unclear, all
     of the URL after its scheme is left out.
     """
+    if member := _MEMBER.match(url):
+        return f"{member.group()}{redact(url[member.end() :])}"
     if _DATA.match(url):
         return f"{url.partition(',')[0]},..."
     if not is_url(url):

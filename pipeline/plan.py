@@ -41,6 +41,7 @@ from mediamill.schemas.manifest import ManifestSchema
 from mediamill.schemas.result import result_schema
 from mediamill.schemas.task import Task, task_of
 
+JOB_MANIFEST = "_manifest"  # in an output: the manifest that is made of the job's source
 _ANSWERS = (c.TEXT, c.FINISH_REASON, c.MEAN_LOGPROB)  # columns that only some tasks make
 _MIN_STEP_S = 1.0
 
@@ -202,8 +203,9 @@ def _check_columns(job: JobConfig, manifest: Manifest, task: Task) -> None:
 
 def _check_output_apart(job: JobConfig) -> None:
     sources = {"manifest": job.manifest} | ({} if job.model == BUILT_IN else {"model": job.model})
+    made = f"{storage.absolute(job.output)}/{JOB_MANIFEST}"  # hidden, and made for this output
     for key, source in sources.items():
-        if overlaps(job.output, source):
+        if storage.absolute(source) != made and overlaps(job.output, source):
             raise JobError(
                 f"output: found {storage.redact(storage.absolute(job.output))}, which is or lies "
                 f"in or around the {key} {storage.redact(storage.absolute(source))}, expected a "

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from mediamill.model.inputs import VisualKind
 from mediamill.model.media.limits import MediaLimits
 from mediamill.model.media.media_file import MediaFile
 
@@ -37,6 +38,7 @@ class ProbeResult(BaseModel):
     """The result of a probe. cuts: seconds at which a new scene begins.
 
     whole_needed: the probe needs the whole file; the other fields then mean nothing.
+    kind, height, width: of a HeaderProber only; the size as stored, 0 if the header has none.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -44,6 +46,9 @@ class ProbeResult(BaseModel):
     duration_s: Annotated[float, Field(ge=0, le=_MAX_DURATION_S)] = 0.0
     cuts: Annotated[list[float], Field(max_length=_MAX_CUTS)] = []
     whole_needed: bool = False
+    kind: VisualKind | None = None
+    height: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    width: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,8 @@ from mediamill.pipeline.fetching.data_url import decode_data_url
 from mediamill.pipeline.fetching.disk_cache import DiskCache
 from mediamill.pipeline.fetching.file_source import open_file
 from mediamill.pipeline.fetching.http_source import HttpClient, HttpSource
+from mediamill.pipeline.fetching.member_source import MemberSource, check_member_inside, inflate
+from mediamill.pipeline.fetching.member_uri import MemberUri, parse_member_uri
 from mediamill.pipeline.fetching.object_source import ObjectStores
 from mediamill.pipeline.fetching.partial_fetch import (
     HEADER_BYTES,
@@ -149,16 +151,18 @@ class Fetcher:
         return FetchedMedium(values.size, values)
 
     def fetch_partial(
-        self, uri: str | None, reservation: Reservation
+        self, uri: str | None, reservation: Reservation, header_bytes: int = HEADER_BYTES
     ) -> tuple[FetchedMedium, bool]:
         """Fetches header and index of a large remote content into a sparse file of its size, any
         other content whole. Returns the medium, and whether it is whole. Raises as `fetch`.
+
+        header_bytes: of the header; a content of up to twice as many is fetched whole.
         """
         whole = True
 
         def fetch(uri: str, content: FetchedContent, deadline: Deadline) -> FetchedMedium:
             nonlocal whole
-            medium = self._fetch_partial(uri, deadline)
+            medium = self._fetch_partial(uri, deadline, header_bytes)
             whole = medium is None
             return medium or self._fetch(uri, content, deadline)
 
@@ -174,13 +178,21 @@ class Fetcher:
             raise RowError(ErrorCode.FETCH_NOT_FOUND, "the row names no file: its uri is empty")
         shown, rules = media_uris.shown(uri), self._rules
         deadline = Deadline(rules.limits.fetch_timeout_s)
-        content = FetchedContent(
-            reservation, self._spool, rules.limits.max_bytes, deadline, rules.memory_bytes
+        content, inflated = (
+            FetchedContent(
+                reservation, self._spool, rules.limits.max_bytes, deadline, rules.memory_bytes
+            )
+            for _ in range(2)
         )
         try:
-            medium = fetch(media_uris.clean_uri(uri), content, deadline)
+            uri = media_uris.clean_uri(uri)
+            medium = fetch(uri, content, deadline)
+            member = parse_member_uri(uri)
+            if member is not None and member.inflated_size is not None:
+                medium = inflate(medium, member.inflated_size, inflated)
         except Exception as error:  # each library has its own
             content.abandon()
+            inflated.abandon()
             if isinstance(error, RowError):
                 raise RowError(error.code, f"{shown}: {error.message}") from None
             if isinstance(error, JobError):  # a package for that scheme is not installed
@@ -224,13 +236,16 @@ class Fetcher:
             return None
         return probe[0].version, probe[0].size
 
-    def _fetch_partial(self, uri: str, deadline: Deadline) -> FetchedMedium | None:
+    def _fetch_partial(
+        self, uri: str, deadline: Deadline, header_bytes: int
+    ) -> FetchedMedium | None:
         """Header and index in a sparse file; None for a content that must be fetched whole."""
+        member = parse_member_uri(uri)
         source = self._source(uri)
-        if source is None:
+        if source is None or (member is not None and member.inflated_size is not None):
             return None
-        probe = fetch_first_bytes(source, HEADER_BYTES, deadline, self._backoff)
-        if probe is None or probe[0].size <= 2 * HEADER_BYTES:
+        probe = fetch_first_bytes(source, header_bytes, deadline, self._backoff)
+        if probe is None or probe[0].size <= 2 * header_bytes:
             return None
         info, header = probe
         if info.size > self._rules.limits.max_bytes:
@@ -246,6 +261,9 @@ class Fetcher:
 
     def _source(self, uri: str) -> Source | None:
         """Returns the source of a URI; None for a local file and for data. Raises RowError."""
+        if member := parse_member_uri(uri):
+            whole = self._source(member.url)
+            return whole and MemberSource(member, whole, self._rules.limits.max_bytes)
         scheme = media_uris.scheme(uri)
         schemes = self._rules.config.schemes
         allowed = SCHEMES if schemes is None else schemes
@@ -264,13 +282,16 @@ class Fetcher:
     def _read_file(self, uri: str, content: FetchedContent) -> FetchedMedium:
         rules = self._rules
         roots = (rules.base,) if rules.roots is None else rules.roots
-        with open_file(uri, rules.base, roots) as (descriptor, size):
-            if rules.in_place and (rules.memory_bytes or 0) < size <= rules.limits.max_bytes:
+        member = parse_member_uri(uri)
+        with open_file(member.url if member else uri, rules.base, roots) as (descriptor, total):
+            first, size = _member_range(member, total)
+            in_place = rules.in_place and member is None
+            if in_place and (rules.memory_bytes or 0) < size <= rules.limits.max_bytes:
                 return _open_descriptor_path(descriptor, size)
             content.expect(size)
             offset = 0
             # A file that grows meanwhile is read up to its size at the start.
-            while chunk := os.pread(descriptor, min(_CHUNK_BYTES, size - offset), offset):
+            while chunk := os.pread(descriptor, min(_CHUNK_BYTES, size - offset), first + offset):
                 content.write(offset, chunk)
                 offset += len(chunk)
         return content.finish(offset)
@@ -284,6 +305,14 @@ def _read_data(uri: str, content: FetchedContent) -> FetchedMedium:
         content.write(offset, chunk)
         offset += len(chunk)
     return content.finish(offset)
+
+
+def _member_range(member: MemberUri | None, total: int) -> tuple[int, int]:
+    """Returns the first byte and the number of bytes to read of a file of `total` bytes."""
+    if member is None:
+        return 0, total
+    check_member_inside(member, total)
+    return member.first, member.size
 
 
 def _open_descriptor_path(descriptor: int, size: int) -> FetchedMedium:

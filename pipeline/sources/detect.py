@@ -1,0 +1,250 @@
+"""Finds out what a source is, by its name and by what is in it, and opens it."""
+
+import posixpath
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from mediamill.pipeline.sources import (
+    imagefolder,
+    lakehouse,
+    listing,
+    media_names,
+    tables,
+    webdataset,
+    zip_archive,
+)
+from mediamill.pipeline.sources.left_out import LeftOut
+from mediamill.pipeline.sources.media_names import NameRules
+from mediamill.pipeline.sources.table_columns import ColumnRules
+from mediamill.pipeline.sources.tables import PARQUET, TableRules, table_kind
+from mediamill.pipeline.sources.unit import Source
+from mediamill.pipeline.storage import storage
+from mediamill.pipeline.storage.storage import Place
+from mediamill.schemas.errors import JobError
+
+Kind = Literal["folder", "table", "imagefolder", "webdataset", "zip", "lance", "iceberg"]
+KINDS: tuple[Kind, ...] = (
+    "folder", "table", "imagefolder", "webdataset", "zip", "lance", "iceberg"
+)  # fmt: skip
+_PEEKED = 1000  # files that show what a folder is
+_WILDCARD = re.compile(r"[*?\[]")
+
+
+@dataclass(frozen=True)
+class SourceRules:
+    """What the user says of a source.
+
+    kind: None = found out. names: which files. table: how tables are read.
+    """
+
+    kind: Kind | None = None
+    names: NameRules = field(default_factory=NameRules)
+    table: TableRules = field(default_factory=TableRules)
+
+
+@dataclass(frozen=True)
+class Known:
+    """What earlier runs have found: the schema and the settings of their source."""
+
+    schema: pa.Schema
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """kind: None for nothing known. root: a folder. file: its name below it, if it is one file."""
+
+    kind: Kind | None
+    root: Place
+    file: str | None = None
+    glob: str | None = None
+    parquet: bool = False
+    suffixes: str = ""
+
+
+def is_manifest(url: str) -> bool:
+    """Whether a job reads `url` itself: Parquet, or what does not exist or is no known source."""
+    found = _find(url, None)
+    return found is None or found.parquet or found.kind is None
+
+
+def open_source(url: str, rules: SourceRules, known: Known | None = None) -> Source:
+    """Opens the source at a path or URL of a file, folder or glob. Raises JobError."""
+    if storage.scheme(url) == lakehouse.ICEBERG_SCHEME:
+        return lakehouse.list_iceberg(url, None, _columns(rules, known), known and known.schema)
+    shown = storage.redact(url)
+    found = _find(url, rules.kind)
+    if found is None:
+        raise JobError(f"{shown}: found no such file or folder, expected a source of media")
+    kind = rules.kind or found.kind
+    if kind is None:
+        held = f" (it holds {found.suffixes})" if found.suffixes else ""
+        raise JobError(
+            f"{shown}: found no pictures, videos, tables or archives{held}, expected some; "
+            f"--as says what it is: {', '.join(KINDS)}"
+        )
+    return _open(kind, found, url, rules, known)
+
+
+def _open(kind: Kind, found: _Found, url: str, rules: SourceRules, known: Known | None) -> Source:
+    root, schema = found.root, known.schema if known else None
+    names = replace(rules.names, glob=found.glob or rules.names.glob)
+    members = replace(rules.names, glob=None).compile()
+    columns = _columns(rules, known)
+    if kind == "folder":
+        return listing.list_media(root, names.compile())
+    if kind == "lance":
+        return lakehouse.list_lance(root, columns, schema)
+    if kind == "iceberg":
+        metadata = root / found.file if found.file else lakehouse.newest_metadata(root)
+        if metadata is None:
+            raise JobError(f"{storage.redact(url)}: found no metadata of an Iceberg table")
+        return lakehouse.list_iceberg(url, metadata, columns, schema)
+    if kind == "imagefolder":
+        files = imagefolder.metadata_tables(root)
+        if not files:
+            return imagefolder.list_labelled(root, names.compile())
+        return tables.list_tables(root.url, files, replace(rules.table, columns=columns), schema)
+    left_out = LeftOut()
+    if found.file is not None:
+        listed = [(found.file, root / found.file)]
+    else:
+        listed = list(_files(root, kind, names, left_out))
+    if not listed:
+        raise JobError(f"{storage.redact(url)}: found no file of the kind {kind}, expected some")
+    if kind == "webdataset":
+        for name, place in listed:
+            webdataset.refuse_compressed(name, storage.redact(place.url))
+        texts = known.settings.get("texts") if known else None
+        source = webdataset.list_shards(root.url, listed, members, texts)
+    elif kind == "zip":
+        source = zip_archive.list_archives(root.url, listed, members)
+    else:
+        source = tables.list_tables(url, listed, replace(rules.table, columns=columns), schema)
+    return replace(source, url=storage.absolute(url), left_out=left_out)
+
+
+def _columns(rules: SourceRules, known: Known | None) -> ColumnRules:
+    own = rules.table.columns
+    if known is None:
+        return own
+    return ColumnRules(
+        own.uri or known.settings.get("uri_column"), own.id or known.settings.get("id_column")
+    )
+
+
+def _find(url: str, wanted: Kind | None) -> _Found | None:
+    """Returns what is at a URL; None if nothing is. Raises JobError if it cannot be read."""
+    root = storage.resolve(url)
+    try:
+        try:
+            info = storage.with_retries(root, lambda fs: fs.info(root.path))
+        except (FileNotFoundError, NotADirectoryError):
+            return _find_glob(root) if _WILDCARD.search(root.path) else None
+        if info["type"] != "directory":
+            folder, _, name = root.path.rpartition("/")
+            above = Place(root.fs, folder or "/", root.url.rpartition("/")[0] or "/")
+            return _find_file(above, name)
+        return _find_folder(root, wanted)
+    except OSError as error:
+        reason = storage.redact_text(str(error)).split("\n")[0]
+        raise JobError(f"{storage.redact(url)}: the source cannot be read: {reason}") from error
+
+
+def _find_file(folder: Place, name: str) -> _Found:
+    kind = _kind_of(name)
+    if kind == "folder":  # one medium
+        return _Found(kind, folder, glob=_WILDCARD.sub(lambda sign: f"[{sign.group()}]", name))
+    return _Found(kind, folder, name, parquet=table_kind(name) in PARQUET)
+
+
+def _kind_of(name: str) -> Kind | None:
+    lower = name.lower()
+    if media_names.is_media(name):
+        return "folder"
+    if lower.endswith(".metadata.json"):
+        return "iceberg"
+    if lower.endswith((".tar", *webdataset.COMPRESSED)):
+        return "webdataset"
+    if lower.endswith(".zip"):
+        return "zip"
+    return "table" if table_kind(name) in tables.TABLES else None
+
+
+def _find_folder(root: Place, wanted: Kind | None) -> _Found:
+    if wanted is not None:
+        return _Found(wanted, root)
+    if lakehouse.is_lance(root):
+        return _Found("lance", root)
+    if lakehouse.newest_metadata(root) is not None:
+        return _Found("iceberg", root)
+    return _peek(root, None)
+
+
+def _find_glob(root: Place) -> _Found | None:
+    parts = root.path.split("/")
+    fixed = next(number for number, part in enumerate(parts) if _WILDCARD.search(part))
+    cut = root.url.split("/")
+    above = "/".join(cut[: len(cut) - (len(parts) - fixed)])
+    base = Place(root.fs, "/".join(parts[:fixed]) or "/", above or "/")
+    pattern = "/".join(parts[fixed:])
+    if not storage.exists(base):
+        return None
+    return _peek(base, pattern)
+
+
+def _peek(root: Place, glob: str | None) -> _Found:
+    """Tells by the first files of a folder what is in it.
+
+    Parquet beside pictures is a manifest, except for the metadata of an image folder.
+    """
+    kinds: Counter[Kind] = Counter()
+    suffixes: Counter[str] = Counter()
+    has_parquet = False
+    for name in islice(_names(root, NameRules(glob=glob)), _PEEKED):
+        kind = _kind_of(name)
+        if posixpath.basename(name).startswith("metadata."):
+            continue
+        has_parquet |= table_kind(name) in PARQUET and not name.startswith("_")
+        suffixes[media_names.suffix(name)] += 1
+        if kind is not None and kind != "iceberg":
+            kinds[kind] += 1
+    held = ", ".join(
+        f"{n} .{suffix}" if suffix else f"{n} others" for suffix, n in suffixes.items()
+    )
+    order: tuple[Kind, ...] = ("folder", "webdataset", "zip", "table")
+    kind = next((kind for kind in order if kinds[kind]), None)
+    if kind == "folder" and not has_parquet and glob is None and imagefolder.metadata_tables(root):
+        kind = "imagefolder"
+    return _Found(kind, root, glob=glob, parquet=has_parquet, suffixes=held)
+
+
+def _names(root: Place, rules: NameRules) -> Iterator[str]:
+    """All files that are not hidden, whatever they are."""
+    everything = replace(rules, include=("*",)).compile()
+    for _, walk in listing.walks(root, everything.reason):
+        yield from walk(LeftOut())
+
+
+def _files(
+    root: Place, kind: Kind, rules: NameRules, left_out: LeftOut
+) -> Iterator[tuple[str, Place]]:
+    """The files of one kind below a folder, sorted."""
+    rules = NameRules(glob=rules.glob, include=("*",))
+    found = []
+    for _, walk in listing.walks(root, rules.compile().reason):
+        for name in walk(left_out):
+            if _kind_of(name) == kind:
+                found.append(name)
+            else:
+                left_out.add(f"a file of another kind than {kind}", name)
+    is_list = [table_kind(name) in tables.LIST for name in found]
+    if kind == "table" and not all(is_list):  # texts beside tables are no lists of media
+        found = [name for name, own in zip(found, is_list, strict=True) if not own]
+    yield from ((name, root / name) for name in sorted(found))
