@@ -174,6 +174,18 @@ def _history(argv: Sequence[str]) -> int:
     return history(options.output, options.json)
 
 
+def _export(argv: Sequence[str]) -> int:
+    from mediamill.jobs.export import run_export
+
+    return run_export(argv)
+
+
+def _compact(argv: Sequence[str]) -> int:
+    from mediamill.jobs.export import run_compact
+
+    return run_compact(argv)
+
+
 def _demo(argv: Sequence[str]) -> int:
     options = parse_demo(argv)
     from mediamill.jobs.demo.demo import main as run_demo
@@ -190,6 +202,8 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "logs": partial(_job_command, "logs"),
     "stop": partial(_job_command, "stop"),
     "history": _history,
+    "export": _export,
+    "compact": _compact,
 }
 
 

@@ -1,7 +1,8 @@
 """Kills a compaction at each of its changes in turn, with a reader that looks at each of them.
 
 Run as a program, with the folder, the layout (partitioned, flat or one-by-one), and how many
-changes lie between two kills; it forks a process for each kill, like kill_points. Prints {"kills": n, "moments": n, "fewest": rows}.
+changes lie between two kills; it forks a process for each kill, like kill_points.
+Prints {"kills": n, "moments": n, "fewest": rows}.
 """
 
 import json

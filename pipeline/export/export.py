@@ -1,0 +1,379 @@
+"""Exports the finished rows of an output to another form, in a stream that can be killed.
+
+Rows are written in shards. A shard's files appear one after the other, each atomically; then the
+state of the export says that it is complete. The same command goes on where a killed one stopped,
+and later exports the rows that are new since.
+"""
+
+import json
+import tempfile
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mediamill.pipeline.coordinator import lease
+from mediamill.pipeline.export import csv_file, fiftyone, jsonl
+from mediamill.pipeline.export.formats import ExportContext, Join, MakeShard, Shard
+from mediamill.pipeline.export.imagefolder import ImageFolder
+from mediamill.pipeline.export.media import MediaReader
+from mediamill.pipeline.export.parquet import ParquetFile, export_schema
+from mediamill.pipeline.export.sidecar import Record, Sidecars
+from mediamill.pipeline.export.source import Source, Unit, choose_columns
+from mediamill.pipeline.export.state import HIDDEN, State, StateFolder
+from mediamill.pipeline.export.webdataset import TarShard
+from mediamill.pipeline.storage import storage
+from mediamill.pipeline.storage.storage import Place
+from mediamill.schemas import columns as c
+from mediamill.schemas.conditions import parse_condition
+from mediamill.schemas.errors import JobError
+
+_SHARD_BYTES = 512 * 1024**2
+_INDEX = "__mediamill_index__"
+
+
+@dataclass(frozen=True)
+class Format:
+    """A form of export. rows: of a shard. join: makes one file of all shards' `part` files.
+
+    media: whether the media are exported: always, never, or as asked (None).
+    all_columns: whether all columns are exported by default, or id and text.
+    """
+
+    make: MakeShard
+    rows: int
+    media: bool | None = False
+    all_columns: bool = True
+    join: Join | None = None
+    single: str = ""
+
+
+FORMATS: Mapping[str, Format] = {
+    "jsonl": Format(jsonl.JsonLines, 100_000, join=jsonl.join, single=".jsonl"),
+    "csv": Format(csv_file.CsvFile, 100_000, join=csv_file.join, single=".csv"),
+    "parquet": Format(ParquetFile, 1_000_000, media=None),
+    "webdataset": Format(TarShard, 10_000, media=None),
+    "imagefolder": Format(ImageFolder, 1_000, media=True, all_columns=False),
+    "fiftyone": Format(
+        fiftyone.LabeledPictures, 1_000, media=True, all_columns=False, join=fiftyone.join
+    ),
+}
+SIDECAR = "sidecar"
+NAMES = (SIDECAR, *FORMATS, "lance", "iceberg")
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What to export, and how; the command line describes each."""
+
+    output: str
+    target: str
+    to: str
+    where: str | None = None
+    columns: tuple[str, ...] | None = None
+    text: str = c.TEXT
+    suffix: str = "txt"
+    table: str | None = None
+    errors: bool = False
+    media: bool | None = None
+    rows_per_file: int | None = None
+    roots: tuple[str, ...] = ()
+    hosts: tuple[str, ...] | None = None
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class ExportSummary:
+    """exported, left_out (by reason): rows, of all calls for this target. new: of this one."""
+
+    exported: int
+    new: int
+    left_out: Mapping[str, int]
+    target: str
+    seconds: float
+
+
+def export(options: ExportOptions) -> ExportSummary:
+    """Exports the rows that are not exported yet, and returns what is exported now.
+
+    Raises JobError for wrong options, a target that holds files of others, and an output without
+    rows; RunError when another export works on the same target.
+    """
+    started = time.monotonic()
+    source = Source(options.output, options.table)
+    units = source.units()
+    if source.schema is None:
+        shown = storage.redact(source.place.url)
+        raise JobError(f"{shown}: found no finished rows yet, expected some to export")
+    context, chosen = _context(options, source.schema), _conditions(options, source.schema)
+    form = _format(options)
+    single = form is not None and form.single and options.target.endswith(form.single)
+    place = storage.resolve(options.target)
+    files = place if not single else _hidden_beside(place)
+    state_folder = StateFolder(files if single else files / HIDDEN)
+    with lease.hold(state_folder.place, f"export-{uuid.uuid4().hex[:8]}"):
+        bound = _bound(options, context)
+        if options.overwrite:
+            _remove(state_folder, files)
+        state = state_folder.load(bound)
+        if state is None:
+            if options.to != SIDECAR:
+                _check_empty(place, options)
+            state = State(bound)
+        before = state.exported
+        run = _Run(source, state, state_folder, files, chosen)
+        if form is None:
+            entries = (
+                (name, row_id, digest)
+                for note in state_folder.notes(state)
+                for name, row_id, digest in note["files"]
+            )
+            record = Record(entries)
+            run.execute(units, lambda *_: Sidecars(context, record), 1_000)
+        else:
+            rows = options.rows_per_file or form.rows
+            run.execute(units, partial(form.make, context), rows)
+            if form.join is not None and (single or options.to == "fiftyone"):
+                target = place if single else place / fiftyone.LABELS
+                _join(form.join, files, state_folder, state, target)
+    seconds = round(time.monotonic() - started, 3)
+    shown = storage.redact(place.url)
+    new = state.exported - before
+    return ExportSummary(state.exported, new, dict(state.left_out), shown, seconds)
+
+
+class _Run:
+    """One call's way through the rows."""
+
+    def __init__(
+        self,
+        source: Source,
+        state: State,
+        folder: StateFolder,
+        target: Place,
+        chosen: Mapping[str, pc.Expression],
+    ) -> None:
+        self._source, self._state, self._folder = source, state, folder
+        self._target, self._chosen = target, chosen
+        self._rest: pa.Table | None = None
+        # Since the shard that was saved last.
+        self._finished: list[str] = []
+        self._left_out: Counter[str] = Counter()
+
+    def execute(
+        self, units: list[Unit], make: Callable[[int, Path], Shard], rows_per_shard: int
+    ) -> None:
+        """Exports all rows of the units that are not exported yet.
+
+        make: the next shard, from its number and a folder for its files.
+        """
+        for name in storage.list_files(self._target / f"{self._state.shards:06}"):
+            storage.remove(self._target / f"{self._state.shards:06}" / name)  # of a killed export
+        stream = self._stream(self._pending(units))
+        ended = False
+        while not ended:
+            with tempfile.TemporaryDirectory() as scratch:
+                shard = make(self._state.shards, Path(scratch))
+                ended = self._fill(shard, stream, rows_per_shard)
+                files = shard.close()
+                if not shard.rows and self._state.shards:
+                    files = []
+                for name, path in files:
+                    storage.put_file(self._target / name, path)
+                self._left_out += shard.left_out
+                if shard.rows or files or self._finished or self._left_out:
+                    self._save(shard, [name for name, _ in files])
+
+    def _pending(self, units: list[Unit]) -> list[tuple[Unit, int]]:
+        """Returns the units that are not done, the one that was begun first, with its offset."""
+        state, done = self._state, self._folder.done(self._state)
+        left = [unit for unit in units if unit.name not in done]
+        left.sort(key=lambda unit: (unit.name != state.unit, unit.name))
+        return [(unit, state.offset if unit.name == state.unit else 0) for unit in left]
+
+    def _stream(self, units: list[tuple[Unit, int]]) -> Iterator[pa.Table]:
+        for unit, skip in units:
+            self._state.unit, self._state.offset = unit.name, skip
+            yield from self._source.read(unit, skip)
+            self._finished.append(unit.name)
+            self._state.unit, self._state.offset = None, 0
+
+    def _fill(self, shard: Shard, stream: Iterator[pa.Table], rows: int) -> bool:
+        """Adds rows to the shard until it is full. Returns whether there are no more."""
+        while shard.rows < rows and shard.size < _SHARD_BYTES:
+            table = next(stream, None) if self._rest is None else self._rest
+            if table is None:
+                return True
+            kept = table.append_column(_INDEX, pa.array(range(table.num_rows), pa.int64()))
+            counts = []
+            for expression in self._chosen.values():
+                kept = kept.filter(expression)
+                counts.append(kept[_INDEX])
+            room = rows - shard.rows
+            stop = table.num_rows
+            if kept.num_rows > room:
+                kept = kept.slice(0, room)
+                stop = kept[_INDEX][-1].as_py() + 1
+            before = stop
+            for reason, indices in zip(self._chosen, counts, strict=True):
+                left = pc.sum(pc.less(indices, stop)).as_py() or 0
+                if before > left:
+                    self._left_out[reason] += before - left
+                before = left
+            if kept.num_rows:
+                shard.add(kept.drop_columns([_INDEX]))
+            self._rest = table.slice(stop) if stop < table.num_rows else None
+            self._state.offset += stop
+        return False
+
+    def _save(self, shard: Shard, names: list[str]) -> None:
+        self._state.exported += shard.rows
+        self._state.left_out = dict(Counter(self._state.left_out) + self._left_out)
+        files = shard.written if isinstance(shard, Sidecars) else names
+        self._folder.save(self._state, self._finished, list(files))
+        self._finished, self._left_out = [], Counter()
+
+
+def _format(options: ExportOptions) -> Format | None:
+    if options.to == SIDECAR:
+        return None
+    if options.to in ("lance", "iceberg"):
+        from mediamill.pipeline.export import tables
+
+        return Format(tables.maker(options.to, options.target), 100_000, media=None)
+    return FORMATS[options.to]
+
+
+def _context(options: ExportOptions, schema: pa.Schema) -> ExportContext:
+    form = _format(options)
+    media = bool(form and (form.media if form.media is not None else options.media))
+    if form is not None and options.to == "webdataset" and options.media is None:
+        media = True
+    if options.media is not None and (form is None or form.media is not None):
+        raise JobError(f"--media, --no-media: {options.to} leaves no choice, expected neither")
+    needs_text = options.to == "fiftyone" or (options.to == SIDECAR and options.suffix != "json")
+    if needs_text and options.text not in schema.names:
+        known = ", ".join(schema.names)
+        raise JobError(f"--text: found no column '{options.text}', expected one of {known}"[:1500])
+    if options.columns is not None:
+        columns = tuple(choose_columns(schema, options.columns))
+    elif form is not None and not form.all_columns:
+        columns = tuple(name for name in (c.ID, options.text) if name in schema.names)
+    else:
+        columns = tuple(schema.names)
+    if len(set(columns)) < len(columns):
+        raise JobError(f"--columns: found a column twice in {', '.join(columns)}")
+    if not columns:
+        raise JobError("--columns: found none, expected at least one")
+    roots = tuple(storage.absolute(root) for root in options.roots)
+    target = storage.resolve(options.target)
+    base = storage.absolute(".")
+    reader = MediaReader(roots, options.hosts)
+    context = ExportContext(
+        schema,
+        columns,
+        options.text,
+        media,
+        options.suffix,
+        target,
+        (target.url, *roots, base),
+        options.overwrite,
+        reader,
+    )
+    if options.to == "parquet":
+        export_schema(context)
+    return context
+
+
+def _conditions(options: ExportOptions, schema: pa.Schema) -> dict[str, pc.Expression]:
+    """Returns the conditions on rows, by the reason for which the others are left out."""
+    conditions = {}
+    if c.STATUS in schema.names and not options.errors:
+        conditions["error rows"] = pc.field(c.STATUS) == c.STATUS_OK
+    if options.where is not None:
+        conditions["not chosen by --where"] = parse_condition(options.where, schema)
+    return conditions
+
+
+def _bound(options: ExportOptions, context: ExportContext) -> dict[str, Any]:
+    return {
+        "output": storage.redact(storage.absolute(options.output)),
+        "to": options.to,
+        "where": options.where,
+        "columns": list(context.columns),
+        "table": options.table,
+        "errors": options.errors,
+        "media": context.media,
+        "text": options.text,
+        "suffix": options.suffix,
+    }
+
+
+def _hidden_beside(file: Place) -> Place:
+    folder, _, name = file.path.rpartition("/")
+    url = file.url.rpartition("/")[0]
+    hidden = f"{HIDDEN}-{name}"
+    return Place(file.fs, f"{folder}/{hidden}", f"{url}/{hidden}")
+
+
+def _check_empty(place: Place, options: ExportOptions) -> None:
+    """Checks that an export that has not begun finds nothing in its place."""
+    found = [name for name in storage.list_files(place) if not name.startswith(f"{HIDDEN}/")]
+    if found and not options.overwrite:
+        shown = storage.redact(place.url)
+        raise JobError(
+            f"{shown}: found files ('{found[0]}') that no export has written there, expected an "
+            "empty folder or nothing yet; --overwrite writes there all the same"
+        )
+
+
+def _remove(folder: StateFolder, files: Place) -> None:
+    """Removes what an earlier export has written, by its own notes, and its state."""
+    try:
+        state = State(**_state_values(folder))
+    except FileNotFoundError:
+        return
+    if state.bound.get("to") != SIDECAR:
+        for note in folder.notes(state):
+            for name in note["files"]:
+                storage.remove(files / name)
+    folder.clear()
+
+
+def _state_values(folder: StateFolder) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(storage.read(folder.place / "state.json"))
+    return values
+
+
+def _join(join: Join, files: Place, folder: StateFolder, state: State, target: Place) -> None:
+    """Writes one file of the shards' part files. It replaces an older one atomically."""
+    written = (name for note in folder.notes(state) for name in note["files"])
+    names = [name for name in written if name.endswith((".jsonl", ".csv", ".part"))]
+    with tempfile.TemporaryDirectory() as scratch:
+        whole = Path(scratch) / "whole"
+        with whole.open("wb") as file:
+            for chunk in join(_fetched(files, names, Path(scratch))):
+                file.write(chunk)
+        storage.put_file(target, whole)
+
+
+def _fetched(files: Place, names: list[str], scratch: Path) -> Iterator[Path]:
+    for name in names:
+        if files.is_local:
+            yield Path((files / name).path)
+            continue
+        path = scratch / "part"
+        storage.with_retries(files, partial(_get, (files / name).path, str(path)))
+        yield path
+        path.unlink()
+
+
+def _get(source: str, target: str, fs: Any) -> None:
+    fs.get_file(source, target)
