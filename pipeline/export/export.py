@@ -5,13 +5,14 @@ state of the export says that it is complete. The same command goes on where a k
 and later exports the rows that are new since.
 """
 
+import hashlib
 import json
 import tempfile
 import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,13 @@ from mediamill.pipeline.export import csv_file, fiftyone, jsonl
 from mediamill.pipeline.export.formats import ExportContext, Join, MakeShard, Shard
 from mediamill.pipeline.export.imagefolder import ImageFolder
 from mediamill.pipeline.export.media import MediaReader
-from mediamill.pipeline.export.parquet import ParquetFile, export_schema
+from mediamill.pipeline.export.parquet import ParquetShard, export_schema
 from mediamill.pipeline.export.sidecar import Record, Sidecars
 from mediamill.pipeline.export.source import Source, Unit, choose_columns
 from mediamill.pipeline.export.state import HIDDEN, State, StateFolder
+from mediamill.pipeline.export.tables import IcebergShard, LanceShard, check_installed, iceberg_name
 from mediamill.pipeline.export.webdataset import TarShard
+from mediamill.pipeline.ledger import ledger
 from mediamill.pipeline.storage import storage
 from mediamill.pipeline.storage.storage import Place
 from mediamill.schemas import columns as c
@@ -58,15 +61,16 @@ class Format:
 FORMATS: Mapping[str, Format] = {
     "jsonl": Format(jsonl.JsonLines, 100_000, join=jsonl.join, single=".jsonl"),
     "csv": Format(csv_file.CsvFile, 100_000, join=csv_file.join, single=".csv"),
-    "parquet": Format(ParquetFile, 1_000_000, media=None),
+    "parquet": Format(ParquetShard, 1_000_000, media=None),
     "webdataset": Format(TarShard, 10_000, media=None),
     "imagefolder": Format(ImageFolder, 1_000, media=True, all_columns=False),
     "fiftyone": Format(
         fiftyone.LabeledPictures, 1_000, media=True, all_columns=False, join=fiftyone.join
     ),
+    "lance": Format(LanceShard, 100_000, media=None),
+    "iceberg": Format(IcebergShard, 100_000, media=None),
 }
 SIDECAR = "sidecar"
-NAMES = (SIDECAR, *FORMATS, "lance", "iceberg")
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,8 @@ def export(options: ExportOptions) -> ExportSummary:
     rows; RunError when another export works on the same target.
     """
     started = time.monotonic()
+    if options.to in ("lance", "iceberg"):
+        check_installed(options.to)
     source = Source(options.output, options.table)
     units = source.units()
     if source.schema is None:
@@ -115,18 +121,22 @@ def export(options: ExportOptions) -> ExportSummary:
     context, chosen = _context(options, source.schema), _conditions(options, source.schema)
     form = _format(options)
     single = form is not None and form.single and options.target.endswith(form.single)
-    place = storage.resolve(options.target)
+    place = context.target
     files = place if not single else _hidden_beside(place)
     state_folder = StateFolder(files if single else files / HIDDEN)
+    if options.to == "iceberg":  # its target is no folder
+        digest = hashlib.sha256(options.target.encode()).hexdigest()[:16]
+        state_folder = StateFolder(source.place / ledger.HIDDEN / "exports" / digest)
     with lease.hold(state_folder.place, f"export-{uuid.uuid4().hex[:8]}"):
         bound = _bound(options, context)
         if options.overwrite:
             _remove(state_folder, files)
         state = state_folder.load(bound)
         if state is None:
-            if options.to != SIDECAR:
+            if options.to not in (SIDECAR, "iceberg"):
                 _check_empty(place, options)
             state = State(bound)
+            state_folder.begin(state)
         before = state.exported
         run = _Run(source, state, state_folder, files, chosen)
         if form is None:
@@ -139,7 +149,12 @@ def export(options: ExportOptions) -> ExportSummary:
             run.execute(units, lambda *_: Sidecars(context, record), 1_000)
         else:
             rows = options.rows_per_file or form.rows
-            run.execute(units, partial(form.make, context), rows)
+
+            def make(number: int, scratch: Path) -> Shard:
+                assert form is not None
+                return form.make(replace(context, exported=state.exported), number, scratch)
+
+            run.execute(units, make, rows)
             if form.join is not None and (single or options.to == "fiftyone"):
                 target = place if single else place / fiftyone.LABELS
                 _join(form.join, files, state_folder, state, target)
@@ -244,10 +259,6 @@ class _Run:
 def _format(options: ExportOptions) -> Format | None:
     if options.to == SIDECAR:
         return None
-    if options.to in ("lance", "iceberg"):
-        from mediamill.pipeline.export import tables
-
-        return Format(tables.maker(options.to, options.target), 100_000, media=None)
     return FORMATS[options.to]
 
 
@@ -274,6 +285,8 @@ def _context(options: ExportOptions, schema: pa.Schema) -> ExportContext:
         raise JobError("--columns: found none, expected at least one")
     roots = tuple(storage.absolute(root) for root in options.roots)
     target = storage.resolve(options.target)
+    if options.to == "iceberg":
+        target = Place(target.fs, "".join(iceberg_name(options.target)), options.target)
     base = storage.absolute(".")
     reader = MediaReader(roots, options.hosts)
     context = ExportContext(

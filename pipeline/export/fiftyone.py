@@ -14,6 +14,7 @@ import pyarrow as pa
 from mediamill.pipeline.export.formats import ExportContext
 from mediamill.pipeline.export.media import PICTURES, Medium
 from mediamill.pipeline.export.parquet import media_columns
+from mediamill.pipeline.export.state import HIDDEN
 from mediamill.pipeline.export.values import file_key, rows_of, to_json
 from mediamill.schemas import columns as c
 
@@ -52,7 +53,7 @@ class LabeledPictures:
     def close(self) -> list[tuple[str, Path]]:
         path = self._scratch / ".labels"
         path.write_text("".join(f"{line}\n" for line in self._lines), "utf-8", errors="replace")
-        return [*self._files, (f"labels-{self._number:06}.part", path)]
+        return [*self._files, (f"{HIDDEN}/labels-{self._number:06}.part", path)]
 
 
 def join(parts: Iterator[Path]) -> Iterator[bytes]:

@@ -36,7 +36,7 @@ class ExportContext:
     schema: of the whole source. columns: that are exported. text: the column of the text.
     media: whether the media are exported, too.
     sidecar: the suffix of text files. target: of the export. roots: folders that relative names
-    are relative to.
+    are relative to. exported: rows before the shard that is made.
     """
 
     schema: pa.Schema
@@ -48,6 +48,7 @@ class ExportContext:
     roots: tuple[str, ...]
     overwrite: bool
     reader: MediaReader
+    exported: int = 0
 
 
 # Makes the next shard. number: from 0. scratch: a folder for its files.

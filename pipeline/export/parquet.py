@@ -20,7 +20,7 @@ _FEATURES = {"info": {"features": {IMAGE: {"_type": "Image"}}}}
 _ROW_GROUP, _ROW_GROUP_BYTES = 65_536, 64 * 1024**2
 
 
-class ParquetFile:
+class ParquetShard:
     """One Parquet file."""
 
     def __init__(self, context: ExportContext, number: int, scratch: Path) -> None:

@@ -54,6 +54,10 @@ class StateFolder:
                 )
         return state
 
+    def begin(self, state: State) -> None:
+        """Stores the state before anything else is written."""
+        storage.put(self.place / "state.json", json.dumps(asdict(state)).encode())
+
     def done(self, state: State) -> set[str]:
         """Returns the names of the finished units."""
         return {name for note in self.notes(state) for name in note["units"]}
