@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from mediamill.pipeline.coordinator import lease
 from mediamill.pipeline.faults import RunError
 from mediamill.pipeline.ledger import compaction, ledger
+from mediamill.pipeline.ledger.log import taken_over
 from mediamill.pipeline.storage import storage
 from mediamill.schemas.errors import JobError
 
@@ -56,7 +57,7 @@ def compact(output: str, rows_per_file: int | None = None) -> CompactSummary:
             def check() -> None:
                 ledger.catch_up(place, state)
                 if state.run != run:
-                    raise ledger.taken_over(place, state)
+                    raise taken_over(place, state)
 
             size = rows_per_file or state.rows_per_file
             before, after, skipped = compaction.compact(place, size, check)

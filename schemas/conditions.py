@@ -12,7 +12,7 @@ backticks. Nulls behave as in SQL: a comparison with a null is not true, so the 
 
 import ast
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -35,12 +35,10 @@ _COMPARISONS: dict[type[ast.cmpop], str] = {
     ast.Gt: "greater",
     ast.GtE: "greater_equal",
 }
-_ARITHMETIC: dict[type[ast.operator], str] = {
-    ast.Add: "add",
-    ast.Sub: "subtract",
-    ast.Mult: "multiply",
-    ast.Div: "divide",
-}
+_ARITHMETIC: dict[type[ast.operator], str] = dict(
+    zip((ast.Add, ast.Sub, ast.Mult, ast.Div), ("add", "subtract", "multiply", "divide"))  # noqa: B905
+)
+_LITERALS = {str: "text", int: "number", float: "number", bool: "boolean", type(None): "null"}
 _TEXT_TESTS = {
     "contains": "match_substring",
     "starts_with": "starts_with",
@@ -276,14 +274,7 @@ class _Parser:
         return _Value(expression, _kind(kind), kind)
 
     def _literal(self, value: object) -> _Value:
-        kinds: Mapping[type, str] = {
-            str: "text",
-            int: "number",
-            float: "number",
-            bool: "boolean",
-            type(None): "null",
-        }
-        kind = kinds.get(type(value))
+        kind = _LITERALS.get(type(value))
         if kind is None:
             raise self._error(f"found {value!r}, expected a text, number, True, False or None")
         try:

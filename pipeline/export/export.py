@@ -5,13 +5,13 @@ state of the export says that it is complete. The same command goes on where a k
 and later exports the rows that are new since.
 """
 
+import contextlib
 import hashlib
 import json
 import tempfile
 import time
 import uuid
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,8 +26,9 @@ from mediamill.pipeline.export.formats import ExportContext, Join, MakeShard, Sh
 from mediamill.pipeline.export.imagefolder import ImageFolder
 from mediamill.pipeline.export.media import MediaReader
 from mediamill.pipeline.export.parquet import ParquetShard, export_schema
+from mediamill.pipeline.export.run import Run
 from mediamill.pipeline.export.sidecar import Record, Sidecars
-from mediamill.pipeline.export.source import Source, Unit, choose_columns
+from mediamill.pipeline.export.source import Source, choose_columns
 from mediamill.pipeline.export.state import HIDDEN, State, StateFolder
 from mediamill.pipeline.export.tables import IcebergShard, LanceShard, check_installed, iceberg_name
 from mediamill.pipeline.export.webdataset import TarShard
@@ -37,9 +38,6 @@ from mediamill.pipeline.storage.storage import Place
 from mediamill.schemas import columns as c
 from mediamill.schemas.conditions import parse_condition
 from mediamill.schemas.errors import JobError
-
-_SHARD_BYTES = 512 * 1024**2
-_INDEX = "__mediamill_index__"
 
 
 @dataclass(frozen=True)
@@ -127,8 +125,11 @@ def export(options: ExportOptions) -> ExportSummary:
     if options.to == "iceberg":  # its target is no folder
         digest = hashlib.sha256(options.target.encode()).hexdigest()[:16]
         state_folder = StateFolder(source.place / ledger.HIDDEN / "exports" / digest)
+    bound = _bound(options, context)
+    if options.to == SIDECAR:  # files of several outputs may lie in one folder
+        digest = hashlib.sha256(json.dumps(bound).encode()).hexdigest()[:16]
+        state_folder = StateFolder(state_folder.place / digest)
     with lease.hold(state_folder.place, f"export-{uuid.uuid4().hex[:8]}"):
-        bound = _bound(options, context)
         if options.overwrite:
             _remove(state_folder, files)
         state = state_folder.load(bound)
@@ -138,14 +139,9 @@ def export(options: ExportOptions) -> ExportSummary:
             state = State(bound)
             state_folder.begin(state)
         before = state.exported
-        run = _Run(source, state, state_folder, files, chosen)
+        run = Run(source, state, state_folder, files, chosen)
         if form is None:
-            entries = (
-                (name, row_id, digest)
-                for note in state_folder.notes(state)
-                for name, row_id, digest in note["files"]
-            )
-            record = Record(entries)
+            record = Record(_written(state_folder, files / HIDDEN))
             run.execute(units, lambda *_: Sidecars(context, record), 1_000)
         else:
             rows = options.rows_per_file or form.rows
@@ -162,98 +158,6 @@ def export(options: ExportOptions) -> ExportSummary:
     shown = storage.redact(place.url)
     new = state.exported - before
     return ExportSummary(state.exported, new, dict(state.left_out), shown, seconds)
-
-
-class _Run:
-    """One call's way through the rows."""
-
-    def __init__(
-        self,
-        source: Source,
-        state: State,
-        folder: StateFolder,
-        target: Place,
-        chosen: Mapping[str, pc.Expression],
-    ) -> None:
-        self._source, self._state, self._folder = source, state, folder
-        self._target, self._chosen = target, chosen
-        self._rest: pa.Table | None = None
-        # Since the shard that was saved last.
-        self._finished: list[str] = []
-        self._left_out: Counter[str] = Counter()
-
-    def execute(
-        self, units: list[Unit], make: Callable[[int, Path], Shard], rows_per_shard: int
-    ) -> None:
-        """Exports all rows of the units that are not exported yet.
-
-        make: the next shard, from its number and a folder for its files.
-        """
-        for name in storage.list_files(self._target / f"{self._state.shards:06}"):
-            storage.remove(self._target / f"{self._state.shards:06}" / name)  # of a killed export
-        stream = self._stream(self._pending(units))
-        ended = False
-        while not ended:
-            with tempfile.TemporaryDirectory() as scratch:
-                shard = make(self._state.shards, Path(scratch))
-                ended = self._fill(shard, stream, rows_per_shard)
-                files = shard.close()
-                if not shard.rows and self._state.shards:
-                    files = []
-                for name, path in files:
-                    storage.put_file(self._target / name, path)
-                self._left_out += shard.left_out
-                if shard.rows or files or self._finished or self._left_out:
-                    self._save(shard, [name for name, _ in files])
-
-    def _pending(self, units: list[Unit]) -> list[tuple[Unit, int]]:
-        """Returns the units that are not done, the one that was begun first, with its offset."""
-        state, done = self._state, self._folder.done(self._state)
-        left = [unit for unit in units if unit.name not in done]
-        left.sort(key=lambda unit: (unit.name != state.unit, unit.name))
-        return [(unit, state.offset if unit.name == state.unit else 0) for unit in left]
-
-    def _stream(self, units: list[tuple[Unit, int]]) -> Iterator[pa.Table]:
-        for unit, skip in units:
-            self._state.unit, self._state.offset = unit.name, skip
-            yield from self._source.read(unit, skip)
-            self._finished.append(unit.name)
-            self._state.unit, self._state.offset = None, 0
-
-    def _fill(self, shard: Shard, stream: Iterator[pa.Table], rows: int) -> bool:
-        """Adds rows to the shard until it is full. Returns whether there are no more."""
-        while shard.rows < rows and shard.size < _SHARD_BYTES:
-            table = next(stream, None) if self._rest is None else self._rest
-            if table is None:
-                return True
-            kept = table.append_column(_INDEX, pa.array(range(table.num_rows), pa.int64()))
-            counts = []
-            for expression in self._chosen.values():
-                kept = kept.filter(expression)
-                counts.append(kept[_INDEX])
-            room = rows - shard.rows
-            stop = table.num_rows
-            if kept.num_rows > room:
-                kept = kept.slice(0, room)
-                stop = kept[_INDEX][-1].as_py() + 1
-            before = stop
-            for reason, indices in zip(self._chosen, counts, strict=True):
-                left = pc.sum(pc.less(indices, stop)).as_py() or 0
-                if before > left:
-                    self._left_out[reason] += before - left
-                before = left
-            if kept.num_rows:
-                shard.add(kept.drop_columns([_INDEX]))
-            self._rest = table.slice(stop) if stop < table.num_rows else None
-            self._state.offset += stop
-        return False
-
-    def _save(self, shard: Shard, names: list[str]) -> None:
-        self._state.exported += shard.rows
-        self._state.left_out = dict(Counter(self._state.left_out) + self._left_out)
-        files = shard.written if isinstance(shard, Sidecars) else names
-        self._folder.save(self._state, self._finished, list(files))
-        self._finished, self._left_out = [], Counter()
 
 
 def _format(options: ExportOptions) -> Format | None:
@@ -345,6 +249,20 @@ def _check_empty(place: Place, options: ExportOptions) -> None:
             f"{shown}: found files ('{found[0]}') that no export has written there, expected an "
             "empty folder or nothing yet; --overwrite writes there all the same"
         )
+
+
+def _written(own: StateFolder, parent: Place) -> Iterator[tuple[str, str, str]]:
+    """Yields name, row id and hash of all text files in the target that exports have written.
+
+    The id is empty in those of other outputs, so that their rows do not count as rivals.
+    """
+    names = {name.partition("/")[0] for name in storage.list_files(parent)}
+    places = [parent / name for name in sorted(names) if not own.place.path.endswith(f"/{name}")]
+    for folder in (*map(StateFolder, places), own):
+        with contextlib.suppress(FileNotFoundError):
+            for note in folder.notes(State(**_state_values(folder))):
+                for name, row_id, digest in note["files"]:
+                    yield name, row_id if folder is own else "", digest
 
 
 def _remove(folder: StateFolder, files: Place) -> None:

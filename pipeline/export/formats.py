@@ -13,14 +13,19 @@ from mediamill.pipeline.storage.storage import Place
 
 
 class Shard(Protocol):
-    """A part of the export that is complete all at once.
+    """A part of the export that is complete all at once."""
 
-    rows: that it holds. size: of its files in bytes. left_out: rows that it refused, by reason.
-    """
+    @property
+    def rows(self) -> int:
+        """The number of rows that it holds."""
 
-    rows: int
-    size: int
-    left_out: Counter[str]
+    @property
+    def size(self) -> int:
+        """The size of its files in bytes, about."""
+
+    @property
+    def left_out(self) -> Counter[str]:
+        """The number of rows that it refused, by reason."""
 
     def add(self, table: pa.Table) -> None:
         """Adds rows."""

@@ -44,7 +44,7 @@ class MediaReader:
     def __init__(self, roots: tuple[str, ...], hosts: tuple[str, ...] | None) -> None:
         """roots: folders that local files may lie in, beside the current one."""
         base = str(Path.cwd())
-        config = FetchConfig(hosts=None if hosts is None else list(hosts))
+        config = FetchConfig(hosts=hosts)
         self._fetcher = Fetcher(FetchRules(config, Limits(), base, (*roots, base)))
 
     def read(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[Medium | str]:

@@ -65,7 +65,7 @@ class Sidecars:
                 self.left_out[name.reason if isinstance(name, Problem) else "no text"] += 1
                 continue
             known, row_id = self._record.get(name), _key(str(row[c.ID]))
-            if known is not None and known[0] != row_id:
+            if known is not None and known[0] not in (row_id, ""):
                 self.left_out["another row has the same file"] += 1
                 continue
             digest = hashlib.sha256(data).hexdigest()

@@ -128,5 +128,6 @@ def _import(module: str, package: str) -> Any:
     except ImportError as error:
         extra = "lance" if package == "pylance" else "iceberg"
         raise JobError(
-            f"--to {extra}: the package {package} is not installed: pip install 'mediamill[{extra}]'"
+            f"--to {extra}: the package {package} is not installed, expected it: "
+            f"pip install 'mediamill[{extra}]'"
         ) from error

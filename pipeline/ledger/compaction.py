@@ -80,13 +80,15 @@ def compact(
     for folder, names in folders.items():
         before += len(names)
         infos = _infos(output, folder, names)
-        groups = _groups(_without_copies(output, folder, infos, check), rows_per_file)
-        after += len(names) - sum(len(group) - 1 for group in groups)
+        infos = _without_copies(output, folder, infos, check)
+        groups = _groups(infos, rows_per_file)
+        after += len(infos)
         if not groups:
             continue
         if swap and folder and not _is_plain(Path((output / folder).path)):
             skipped.append(folder)
             continue
+        after -= sum(len(group) - 1 for group in groups)
         files = tuple(_merge(output, folder, group) for group in groups)
         check()
         number = read_journal(output).number

@@ -311,9 +311,9 @@ def test_two_exports_to_one_target(output, tmp_path, monkeypatch):
         return found
 
     found = source_module.Source(output).units()
-    from mediamill.pipeline.export import export as module
+    from mediamill.pipeline.export import run as run_module
 
-    monkeypatch.setattr(module._Run, "_pending", lambda self, units: again(self) and [])
+    monkeypatch.setattr(run_module.Run, "_pending", lambda self, units: again(self) and [])
     run(output, tmp_path / "a", "jsonl")
 
 

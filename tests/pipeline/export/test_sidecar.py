@@ -56,16 +56,16 @@ def test_files_of_others_stay(output, photos):
     assert (photos / "picture-0001.txt").read_text() == "text 1"
 
 
-def test_an_own_file_that_was_edited_is_someone_elses(output, photos, tmp_path):
+def test_a_later_output_replaces_what_exports_wrote_but_no_corrections(output, photos, tmp_path):
     run(output, photos)
     (photos / "picture-0001.txt").write_text("corrected by hand")
-    better = [
-        {**one, "text": f"better {number}"} for number, one in enumerate(picture_rows(photos, 5))
-    ]
-    second = add_run(tmp_path / "second", better)
-    done = run(second, photos, suffix="caption")  # another kind of file: nothing is in the way
-    assert done.exported == 5
+    rows = [{**one, "text": f"better {n}"} for n, one in enumerate(picture_rows(photos, 5))]
+    second = add_run(tmp_path / "second", rows)
+    done = run(second, photos)
+    assert (done.exported, done.left_out) == (4, {"a file of someone else exists": 1})
+    assert (photos / "picture-0000.txt").read_text() == "better 0"
     assert (photos / "picture-0001.txt").read_text() == "corrected by hand"
+    assert run(second, photos, suffix="caption").exported == 5
 
 
 def test_two_rows_with_one_file(tmp_path):
@@ -73,10 +73,10 @@ def test_two_rows_with_one_file(tmp_path):
     rows = [row(number, uri=uri) for number, uri in enumerate(uris)]
     output = add_run(tmp_path / "out", rows, rows_per_file=3)
     done = run(output, tmp_path / "t")
-    assert done.left_out == {"another row has the same file": 1}
+    assert done.left_out == {"another row has the same file": 2}
     names = sorted(path.name for path in (tmp_path / "t" / "p").iterdir())
     assert names == [".jpg.txt", "A.txt", "a.txt", "b.txt", "c.tar.txt"]
-    assert run(output, tmp_path / "t").left_out == {"another row has the same file": 1}
+    assert run(output, tmp_path / "t").left_out == {"another row has the same file": 2}
 
 
 @pytest.mark.parametrize(

@@ -137,9 +137,11 @@ def test_on_an_object_store(s3, tmp_path, monkeypatch):
         pass
 
     def dying(place):
+        if "lease" in place.path:
+            return remove(place)
         steps.append(place.path)
         assert exact_ids(output) == IDS
-        if len(steps) == 4:
+        if len(steps) >= 4:
             raise KilledError
         return remove(place)
 
@@ -149,7 +151,7 @@ def test_on_an_object_store(s3, tmp_path, monkeypatch):
     with pytest.raises(KilledError):
         compaction_run.compact(output.url, 9)
     monkeypatch.undo()
-    assert len(steps) == 4
+    assert len(steps) >= 4
     assert not storage.exists(output / recovery.SUCCESS)
     assert exact_ids(output) == IDS
     compaction_run.compact(output.url, 9)
