@@ -338,3 +338,36 @@ def test_to_and_from_s3(s3, tmp_path):
     assert len(fs.find(f"{place}/f/000000")) == 6
     assert run(output, f"{place}/photos", "sidecar", where="id < 'row-0005'").exported == 5
     assert fs.cat_file(f"{place}/photos/picture-0003.txt") == b"text 3"
+
+
+def test_annotations_have_two_tables(tmp_path):
+    add_run(tmp_path / "out" / "windows", [row(0), row(1)])
+    (tmp_path / "out" / "videos").mkdir()
+    segments = [{"window": 0, "text": "a"}, {"window": 1, "text": None}]
+    videos = pd.DataFrame({"id": ["v"], "segments": [segments], "status": ["ok"]})
+    videos.to_parquet(tmp_path / "out" / "videos" / "part-1-00000.parquet")
+    assert run(tmp_path / "out", tmp_path / "w.jsonl", "jsonl").exported == 2
+    run(tmp_path / "out", tmp_path / "v.jsonl", "jsonl", table="videos")
+    assert json_lines((tmp_path / "v.jsonl").read_text())[0]["segments"] == segments
+    run(tmp_path / "out", tmp_path / "v.csv", "csv", table="videos")
+    [found] = pd.read_csv(tmp_path / "v.csv").to_dict("records")
+    assert json.loads(found["segments"]) == segments
+    with pytest.raises(JobError, match="--table"):
+        run(tmp_path / "out", tmp_path / "x", "jsonl", table="../out")
+
+
+def test_vectors_and_scores(tmp_path):
+    (tmp_path / "out").mkdir()
+    vectors = [[0.5, -1.0], [float("nan"), 2.0]]
+    scores = [{"text": "yes", "probability": 0.9}]
+    columns = {"id": [7, 8], "embedding": vectors, "scores": [scores, None], "status": ["ok"] * 2}
+    pd.DataFrame(columns).to_parquet(tmp_path / "out" / "part.parquet")
+    run(tmp_path / "out", tmp_path / "a.jsonl", "jsonl")
+    found = json_lines((tmp_path / "a.jsonl").read_text())
+    assert [one["embedding"] for one in found] == [[0.5, -1.0], [None, 2.0]]
+    assert [one["scores"] for one in found] == [scores, None]
+    assert [one["id"] for one in found] == [7, 8]
+    run(tmp_path / "out", tmp_path / "p", "parquet", where="length(embedding) == 2 and id > 7")
+    assert pd.read_parquet(tmp_path / "p")["id"].to_list() == [8]
+    with pytest.raises(JobError, match="--text: found no column 'text'"):
+        run(tmp_path / "out", tmp_path / "t", "sidecar")
