@@ -92,6 +92,11 @@ def run_compact(argv: Sequence[str]) -> int:
         f"{summary.files_before} files are {summary.files_after} now, of {summary.rows} rows, "
         f"in {summary.seconds:.1f} s"
     )
+    if not summary.atomic and summary.files_after < summary.files_before:
+        print(
+            "files were replaced one by one, since this storage cannot exchange folders: readers "
+            "may have missed rows for moments, without _SUCCESS"
+        )
     if summary.skipped:
         print(f"left as they are, since they hold links or folders: {', '.join(summary.skipped)}")
     print(f"output: {summary.output}")

@@ -20,7 +20,10 @@ from mediamill.schemas.errors import JobError
 
 @dataclass(frozen=True)
 class CompactSummary:
-    """files_before, files_after: visible ones. skipped: folders with links or folders in them."""
+    """files_before, files_after: visible ones. skipped: folders with links or folders in them.
+
+    atomic: whether readers saw each row at every moment; else, some were missing for moments.
+    """
 
     files_before: int
     files_after: int
@@ -29,6 +32,7 @@ class CompactSummary:
     seconds: float
     output: str
     skipped: tuple[str, ...] = ()
+    atomic: bool = True
 
 
 def compact(output: str, rows_per_file: int | None = None) -> CompactSummary:
@@ -60,12 +64,12 @@ def compact(output: str, rows_per_file: int | None = None) -> CompactSummary:
                     raise taken_over(place, state)
 
             size = rows_per_file or state.rows_per_file
-            before, after, skipped = compaction.compact(place, size, check)
+            before, after, skipped, atomic = compaction.compact(place, size, check)
         except ledger.TakenOverError as error:
             raise RunError(str(error)) from error
         seconds = round(time.monotonic() - started, 3)
         summary = CompactSummary(
-            before, after, state.counts.rows, size, seconds, shown, tuple(skipped)
+            before, after, state.counts.rows, size, seconds, shown, tuple(skipped), atomic
         )
         note = {"rows": 0, "ok": 0, "errors": {}, "seconds": seconds}
         note["stopped"] = f"compacted {before} files to {after}"

@@ -61,12 +61,12 @@ class FileInfo:
 
 def compact(
     output: Place, rows_per_file: int, check: Callable[[], None]
-) -> tuple[int, int, list[str]]:
+) -> tuple[int, int, list[str], bool]:
     """Compacts all folders. The caller holds the lease on the output, and its log's fence.
 
     check: called before anything is replaced; raises when another run has begun.
-    Returns the number of files before and after, and the folders that were left as they are
-    because they hold links or other folders.
+    Returns the number of files before and after, the folders that were left as they are because
+    they hold links or other folders, and whether readers saw each row at every moment.
     """
     check()
     finish(output)
@@ -97,7 +97,7 @@ def compact(
         write_journal(output, journal)
         _replace(output, journal)
     _clean(output)
-    return before, after, skipped
+    return before, after, skipped, swap
 
 
 def finish(output: Place) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import fsspec
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -197,7 +198,11 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize(
     ("to", "target"),
-    [("jsonl", "a.jsonl"), ("csv", "d"), ("parquet", "d"), ("fiftyone", "d"), ("imagefolder", "d")],
+    [
+        ("jsonl", "a.jsonl"),
+        ("imagefolder", "d"),
+        *(pytest.param(to, "d", marks=pytest.mark.slow) for to in ("csv", "parquet", "fiftyone")),
+    ],
 )
 def test_killed_at_every_write_and_resumed(to, target, tmp_path, monkeypatch):
     rows = picture_rows(tmp_path / "photos", 9)
@@ -371,3 +376,12 @@ def test_vectors_and_scores(tmp_path):
     assert pd.read_parquet(tmp_path / "p")["id"].to_list() == [8]
     with pytest.raises(JobError, match="--text: found no column 'text'"):
         run(tmp_path / "out", tmp_path / "t", "sidecar")
+
+
+def test_bytes_that_are_no_text(tmp_path):
+    (tmp_path / "out").mkdir()
+    wrong = pa.array([b"good", b"bad \xff\xed\xa0\x80"], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"id": [1, 2], "text": wrong}), tmp_path / "out" / "part.parquet")
+    for to, target in (("jsonl", "a.jsonl"), ("csv", "a.csv")):
+        assert run(tmp_path / "out", tmp_path / target, to).exported == 2
+        assert "bad \ufffd" in (tmp_path / target).read_text(encoding="utf-8")

@@ -42,9 +42,9 @@ def killed(tmp_path, *arguments):
 
 @pytest.mark.parametrize("layout", ["partitioned", "flat", "one-by-one"])
 def test_killed_at_some_steps_and_seen_at_all(tmp_path, layout):
-    found = killed(tmp_path, layout, 11)
+    found = killed(tmp_path, layout, 17)
     assert found["moments"] > 40
-    assert found["kills"] > 3
+    assert found["kills"] > 2
     assert found["fewest"] == ROWS or layout == "one-by-one"
 
 
@@ -154,7 +154,7 @@ def test_on_an_object_store(s3, tmp_path, monkeypatch):
     assert len(steps) >= 4
     assert not storage.exists(output / recovery.SUCCESS)
     assert exact_ids(output) == IDS
-    compaction_run.compact(output.url, 9)
+    assert not compaction_run.compact(output.url, 9).atomic
     assert exact_ids(output) == IDS
     assert len(readable_files(output)) < before
     assert storage.exists(output / recovery.SUCCESS)
