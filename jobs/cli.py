@@ -196,6 +196,18 @@ def _manifest(argv: Sequence[str]) -> int:
     return manifest_command(argv)
 
 
+def _export(argv: Sequence[str]) -> int:
+    from mediamill.jobs.export import run_export
+
+    return run_export(argv)
+
+
+def _compact(argv: Sequence[str]) -> int:
+    from mediamill.jobs.export import run_compact
+
+    return run_compact(argv)
+
+
 def _demo(argv: Sequence[str]) -> int:
     options = parse_demo(argv)
     from mediamill.jobs.demo.demo import main as run_demo
@@ -213,6 +225,8 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "logs": partial(_job_command, "logs"),
     "stop": partial(_job_command, "stop"),
     "history": _history,
+    "export": _export,
+    "compact": _compact,
 }
 
 

@@ -41,6 +41,8 @@ commands:
   logs      follow the output of a submitted job
   stop      stop a submitted job
   history   list the runs of an output
+  export    write the rows of an output in another form: text files, JSONL, WebDataset, ...
+  compact   rewrite the small files of an output to few large ones
 
 mediamill COMMAND --help describes a command and its options.
 

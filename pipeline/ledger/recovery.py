@@ -7,7 +7,7 @@ committed. They may be cut off at any instant and repeated.
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-from mediamill.pipeline.ledger import publish
+from mediamill.pipeline.ledger import compaction, publish
 from mediamill.pipeline.ledger.ledger import record_of
 from mediamill.pipeline.ledger.log import TakenOverError, Writer, catch_up, taken_over
 from mediamill.pipeline.ledger.state import Group, LedgerState
@@ -28,6 +28,7 @@ def recover(output: Place, state: LedgerState) -> None:
     Raises TakenOverError when a newer run has begun.
     """
     run = _run_of(state)
+    compaction.finish(output)
     if state.groups:
         _publish(output, state, Writer(output, state, run))
     _clean(output, state, run)
