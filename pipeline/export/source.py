@@ -110,14 +110,14 @@ class Source:
 
     def _schema(self, info: FileInfo) -> pa.Schema:
         schema: pa.Schema = info.schema
-        for name in hive_paths.values(info.name.rpartition("/")[0]):
+        for name in dict(hive_paths.pairs(info.name.rpartition("/")[0])):
             if name not in schema.names:
                 schema = schema.append(pa.field(name, self._partitions.get(name, pa.string())))
         return schema
 
     def _read(self, unit: Unit, skip: int) -> Iterator[pa.Table]:
         assert self.schema is not None
-        values = hive_paths.values(unit.name.rpartition("/")[0])
+        values = dict(hive_paths.pairs(unit.name.rpartition("/")[0]))
         first, last = unit.start + skip, unit.start + unit.rows
         position = 0
         place = unit.place
