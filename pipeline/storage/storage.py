@@ -208,7 +208,7 @@ def list_files(place: Place) -> list[str]:
         paths = with_retries(place, lambda fs: find(replace(place, fs=fs)))
     except FileNotFoundError:  # s3fs, when the bucket does not exist
         return []
-    return sorted(relative(path, place) for path in paths)
+    return sorted(relative(path, place) for path in paths if path != place.path)
 
 
 def find(place: Place) -> dict[str, Any]:
