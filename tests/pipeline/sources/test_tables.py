@@ -28,7 +28,7 @@ def ids(found):
         ("t.csv", CSV.encode("utf-8-sig")),
         ("t.csv", CSV.encode("utf-16")),
         ("t.csv", CSV.replace("\n", "\r\n").replace("new\r\n", "new\n").encode()),
-        ("t.csv.gz", gzip.compress(CSV.encode())),
+        ("t.csv.gz", gzip.compress(CSV.encode(), mtime=0)),
         ("t.csv", b'key;url;caption\na;x.jpg;"one, two"\nb;https://h/y.jpg;"new\nline ""q"""\n'
          b"c;/abs/z.jpg;\n\n"),
         ("t.tsv", b'key\turl\tcaption\na\tx.jpg\tone, two\nb\thttps://h/y.jpg\t"new\nline ""q"""\n'
