@@ -99,7 +99,7 @@ def allowed_roots(job: JobConfig, base: str) -> tuple[str, ...]:
     """
     if job.fetch.roots is not None:
         paths = (Path(storage.local_path(root)).expanduser() for root in job.fetch.roots)
-        return tuple(str(base / path) for path in paths)
+        return tuple(dict.fromkeys(str(base / path) for path in paths))
     if storage.scheme(job.manifest) != "file":
         return ()
     path = Path(base) / Path(storage.local_path(job.manifest)).expanduser()
@@ -108,7 +108,7 @@ def allowed_roots(job: JobConfig, base: str) -> tuple[str, ...]:
     folder = Path(*names[:wildcard]) if wildcard < len(names) else path.parent
     if folder.parent == folder:  # a manifest in / does not allow the whole machine
         folder = path
-    return (str(folder), base)
+    return tuple(dict.fromkeys((str(folder), base)))
 
 
 class Fetcher:
@@ -139,7 +139,7 @@ class Fetcher:
         """
         shown = "the medium in the table" if not uri else media_uris.shown(uri)
         if not len(data):
-            raise RowError(ErrorCode.MEDIA_EMPTY, f"{shown}: the file is empty")
+            raise RowError(ErrorCode.MEDIA_EMPTY, f"{shown}: it has no bytes")
         if len(data) > (limit := self._rules.limits.max_bytes):
             message = (
                 f"{shown}: found {len(data)} bytes, expected at most limits.max_bytes = {limit}"

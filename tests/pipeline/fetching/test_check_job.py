@@ -92,3 +92,10 @@ def test_the_users_own_folder_can_be_a_root(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     job = job_with(fetch__roots=["~/media", "more", "/data"])
     assert FetchRules.of(job, "/base").roots == (f"{tmp_path}/media", "/base/more", "/data")
+
+
+def test_a_root_counts_once_so_that_a_job_can_be_derived_from_another(tmp_path):
+    job = job_with().model_copy(update={"manifest": f"{tmp_path}/m.parquet"})
+    assert FetchRules.of(job, str(tmp_path)).roots == (str(tmp_path),)  # its own folder and `base`
+    job = job_with(fetch__roots=["media", "./media"])
+    assert FetchRules.of(job, "/base").roots == ("/base/media",)
