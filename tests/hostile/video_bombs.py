@@ -410,7 +410,7 @@ VIDEO_BOMBS: dict[str, Bomb] = {
     "FLV of H.264 of 8192 x 8192": Bomb(
         lambda: _huge_h264(8192, 8192, form="flv"), {LARGE, CORRUPT}
     ),
-    "H.264 alone": Bomb(lambda: _huge_h264(64, 96, form="h264"), UNSUPPORTED),
+    "H.264 alone": Bomb(lambda: _huge_h264(64, 96, form="h264"), {"ok", CORRUPT}),
     "TS of MPEG-2 of 16383 x 16383": Bomb(lambda: _mpeg2("TS MPEG-2"), {LARGE, CORRUPT}),
     "PS of MPEG-2 of 16383 x 16383": Bomb(lambda: _mpeg2("PS MPEG-2"), {LARGE, CORRUPT}),
     "WebM of VP8 of 16383 x 16383": Bomb(_vp8, {LARGE, CORRUPT}),

@@ -26,10 +26,13 @@ _FOR_PIXELS = (
     TILE_BYTES, EXTRA_SAMPLES, SAMPLE_FORMAT, 292, 293, 320, 332, 334, JPEG_TABLES,
     512, 513, 514, 515, 517, 518, 519, 520, 521, 529, 530, 531, 532,
 )  # fmt: skip
-_READ = np.array(
-    sorted({*_FOR_PIXELS, NEW_SUBFILE_TYPE, ORIENTATION, PROFILE, MIN_VALUE, MAX_VALUE, LOW_VALUE,
-            HIGH_VALUE, EMPTY_VALUE})
-)  # fmt: skip
+_READ = [
+    *_FOR_PIXELS, NEW_SUBFILE_TYPE, ORIENTATION, PROFILE, MIN_VALUE, MAX_VALUE, LOW_VALUE,
+    HIGH_VALUE, EMPTY_VALUE,
+]  # fmt: skip
+# By tag. np.isin would import a module in the confined process.
+_IS_READ = np.zeros(1 << 16, bool)
+_IS_READ[_READ] = True
 _PARTS = (STRIP_OFFSETS, STRIP_BYTES, TILE_OFFSETS, TILE_BYTES)
 _MAX_VALUES = 70_000  # of one tag, but for those of strips, tiles, profile and JPEG tables
 # TIFF 6.0 section 2, and BigTIFF: type -> numpy's letters.
@@ -78,10 +81,10 @@ def read_tags(data: bytes) -> TiffTags:
     count = min(count, max(0, (len(data) - first) // entry.itemsize))
     entries = np.frombuffer(data, entry, count, first) if count else np.empty(0, entry)
     values: dict[int, Value] = {}
-    for one in entries[np.isin(entries["tag"], _READ)]:
-        if (tag := int(one["tag"])) not in values:
+    for found in entries[_IS_READ[entries["tag"]]]:
+        if (tag := int(found["tag"])) not in values:
             value = _value(
-                data, order, int(one["type"]), int(one["count"]), bytes(one["value"]), tag
+                data, order, int(found["type"]), int(found["count"]), bytes(found["value"]), tag
             )
             if value is not None and value.size:
                 values[tag] = value
