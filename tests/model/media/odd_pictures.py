@@ -11,7 +11,6 @@ from tests.model.media.odd_base import ALPHA, GREY, HEIGHT, RGB, WIDTH, Odd, enc
 from tests.model.media.odd_pngs import pngs, pnms
 from tests.model.media.odd_tiffs import tiffs
 
-
 _MASK = np.packbits(np.pad(ALPHA == 0, ((0, 0), (0, -WIDTH % 32))), axis=1)[::-1].tobytes()
 
 

@@ -38,6 +38,12 @@ def _jpeg(side: int, progressive: bool) -> bytes:
     return bytes(data)
 
 
+def _scans_of_a_large_picture() -> bytes:
+    data = _jpeg(_LARGE, True)
+    last = data[data.rindex(b"\xff\xda") : -2]
+    return data[:-2] + last * 100 + data[-2:]
+
+
 def _png(side: int) -> bytes:
     header = struct.pack(">IIBBBBB", side, side, 8, 6, 0, 0, 0)
     pixels = chunk(b"IDAT", zlib.compress(bytes(1000)))
