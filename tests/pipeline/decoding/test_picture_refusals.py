@@ -137,6 +137,7 @@ CASES: dict[str, tuple[Callable[[], bytes], str]] = {
     },
     **{f"{name} claims much": (draw, "decode_corrupt") for name, draw in _claims(_LARGE).items()},
     "JPEG of many scans": (_scans, "decode_too_large"),
+    "JPEG of many scans of a large picture": (_scans_of_a_large_picture, "decode_too_large"),
     "JPEG of many segments": (
         lambda: b"\xff\xd8" + b"\xff\xe5\0\2" * 200_000 + media.jpeg()[2:], "decode_too_large"),
     "PNG of many chunks": (
