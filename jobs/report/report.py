@@ -9,6 +9,7 @@ import base64
 import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from mediamill.jobs.report.counts import (
     shown_rows,
 )
 from mediamill.jobs.report.report_rows import Card, ErrorRow, make_card, make_error
+from mediamill.jobs.report.thumbnails import ThumbnailMaker
 from mediamill.schemas import columns as c
 
 # The columns that cards and errors show: others may hold anything.
@@ -45,7 +47,8 @@ def write_report(output: str, page: Path, limit: int = 1000) -> ResultCounts:
     result = open_result(output)
     counts = count(result)
     group = group_column(result)
-    ok = [make_card(row, group) for row in _sample(result, group, counts.ok, limit)]
+    with closing(ThumbnailMaker()) as maker:
+        ok = [make_card(row, group, maker) for row in _sample(result, group, counts.ok, limit)]
     errors = [
         make_error(row, group)
         for row in _sample(result, group, counts.rows - counts.ok, limit, errors=True)

@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mediamill.jobs.report.counts import NO_GROUP, TRUTH, group_name, is_match
-from mediamill.jobs.report.thumbnails import Thumbnail, thumbnails
-from mediamill.model.errors import MediaError
-from mediamill.model.media.limits import MediaLimits
+from mediamill.jobs.report.thumbnails import Thumbnail, ThumbnailMaker
 from mediamill.pipeline.stages.fetch import FetchRules, fetch
 from mediamill.schemas import columns as c
 from mediamill.schemas.errors import RowError
@@ -63,14 +61,14 @@ class ErrorRow:
     message: str
 
 
-def make_card(row: dict[str, Any], group: str | None) -> Card:
+def make_card(row: dict[str, Any], group: str | None, maker: ThumbnailMaker) -> Card:
     """Returns the card of an ok row. group: the column that groups the page."""
     verdict = {True: "right", False: "wrong", None: "plain"}[is_match(row)]
     text, truth = row[c.TEXT] or "", "" if row.get(TRUTH) is None else str(row[TRUTH])
     words, expected = (
         _compare(text, truth) if verdict == "wrong" else (_unmarked(text), _unmarked(truth))
     )
-    frames, note = _frames(_uri(row))
+    frames, note = _frames(_uri(row), maker)
     return Card(
         id=str(row[c.ID]),
         group=_group(row, group),
@@ -114,11 +112,11 @@ def _detail(row: dict[str, Any]) -> str:
     return ", ".join(words)
 
 
-def _frames(uri: str) -> tuple[tuple[Thumbnail, ...], str]:
+def _frames(uri: str, maker: ThumbnailMaker) -> tuple[tuple[Thumbnail, ...], str]:
     """The thumbnails of a medium, or the reason why there are none."""
     try:
-        return thumbnails(fetch(uri, FETCH), MediaLimits()), ""
-    except (MediaError, RowError) as error:
+        return maker.thumbnails(fetch(uri, FETCH)), ""
+    except RowError as error:
         return (), f"{uri or 'This row'} cannot be shown: {error}"
 
 

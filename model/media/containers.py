@@ -55,7 +55,9 @@ _VIDEOS = {
     ),
 }
 _QUICKTIME_ATOMS = {b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"}
-_TS_PACKETS = ((0, 188), (4, 192))  # offset of the first sync byte, and distance to the next
+# Where the first packet begins, and bytes of a packet: plain, with times (M2TS), with parity (DVB).
+_TS_STARTS = ((0, 188), (4, 192), (0, 204))
+_TS_SYNC = b"\x47"  # the first byte of a packet
 # Boxes whose missing end means missing frames; others may be padding.
 _REQUIRED_BOXES = {b"mdat", b"moov", b"moof"}
 _MAX_BOXES = 1_000_000  # that are read: a file may consist of nothing but the smallest ones
@@ -96,10 +98,18 @@ def _video_format(data: bytes) -> FileFormat | None:
     for beginning, file_format in _VIDEOS.items():
         if data.startswith(beginning):
             return file_format
-    for start, step in _TS_PACKETS:
-        if data[start : start + 3 * step : step] == b"\x47\x47\x47":
-            return FileFormat("video", "mpegts", "MPEG transport stream")
-    return None
+    return FileFormat("video", "mpegts", "MPEG transport stream") if _is_ts(data) else None
+
+
+def _is_ts(data: bytes) -> bool:
+    """Whether it is a transport stream, which may begin within a packet."""
+    if any(data[at : at + 3 * size : size] == 3 * _TS_SYNC for at, size in _TS_STARTS):
+        return True
+    return any(
+        data[start : start + 5 * size : size] == 5 * _TS_SYNC
+        for _, size in _TS_STARTS
+        for start in range(size)
+    )
 
 
 def find_truncation(source: Source, name: str) -> str | None:

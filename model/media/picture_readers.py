@@ -29,6 +29,7 @@ from mediamill.model.media.limits import MediaLimits
 
 _HDR_NOTE = "HDR shown without tone mapping"
 _MAX_PIXELS_PER_BYTE = 8 * 64  # of a JPEG file
+_MAX_SCANNED = 12  # times max_image_pixels: all scans of a JPEG; encoders write about ten
 _DARK = 64  # high bytes below it: the values have less than 15 significant bits
 
 
@@ -79,6 +80,14 @@ def _whole_jpeg(data: bytes, label: str, limits: MediaLimits) -> OpenPicture:
         picture = JpegImagePlugin.JpegImageFile(io.BytesIO(data))
         notes = ("damaged metadata not used",)
     check_picture_size(label, picture.size, limits)
+    scanned = picture.width * picture.height * jpeg.scan_count(data)
+    if scanned > _MAX_SCANNED * limits.max_image_pixels:
+        raise MediaError(
+            "decode_too_large",
+            f"the {label} is {picture.width} x {picture.height} pixels in "
+            f"{jpeg.scan_count(data)} scans; the limit is {_MAX_SCANNED * limits.max_image_pixels} "
+            "pixels over all scans",
+        )
     # Each 8 x 8 pixels take a bit at least; decoders would fill what is missing with grey.
     if picture.width * picture.height > _MAX_PIXELS_PER_BYTE * len(data):
         raise MediaError(

@@ -80,18 +80,9 @@ def load_processor(
     video, limits: arguments of VideoRules and MediaLimits.
     Raises ModelError.
     """
-    import torch
-    from PIL import AvifImagePlugin
-    from pillow_heif import options as heif_options
-
     from mediamill.model.processor import MediaLimits, Processor, VideoRules
 
-    # There is a process for each core.
-    torch.set_num_threads(1)
-    AvifImagePlugin.DEFAULT_MAX_THREADS = 1
-    heif_options.DECODE_THREADS = 1
-    # Nobody looks at these parts of a HEIF file, so they need not be opened.
-    heif_options.THUMBNAILS = heif_options.DEPTH_IMAGES = heif_options.AUX_IMAGES = False
+    decode_in_one_thread()
     return Processor.load(
         Path(checkpoint),
         image_min_pixels,
@@ -99,6 +90,22 @@ def load_processor(
         VideoRules(**(video or {})),
         MediaLimits(**(limits or {})),
     )
+
+
+def decode_in_one_thread() -> None:
+    """Sets up the libraries for one thread in each worker, since there is a worker for each core.
+
+    Every factory of a DecoderPool that reads pictures calls it.
+    """
+    import torch
+    from PIL import AvifImagePlugin
+    from pillow_heif import options as heif_options
+
+    torch.set_num_threads(1)
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+    heif_options.DECODE_THREADS = 1
+    # Nobody looks at these parts of a HEIF file, so they need not be opened.
+    heif_options.THUMBNAILS = heif_options.DEPTH_IMAGES = heif_options.AUX_IMAGES = False
 
 
 def _patch_shapes(processor: "Processor") -> dict[str, dict[str, int]]:

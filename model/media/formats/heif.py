@@ -21,6 +21,10 @@ def open_heif(data: bytes) -> Image.Image:
     try:
         picture: Image.Image = HeifImageFile(io.BytesIO(data))  # type: ignore[no-untyped-call]
     except SyntaxError as error:
+        # libheif leaves out pictures without compression, and tells no reason.
+        if b"unci" in data[:_HEADER_BYTES] and b"hvc1" not in data[:_HEADER_BYTES]:
+            message = "the HEIF picture is not compressed (unci), which is not read"
+            raise MediaError("decode_unsupported", message) from error
         raise heif_error(error) from error
     # The library has turned it, and sets this to 1; damaged metadata cannot then matter.
     picture.info.pop("exif", None)

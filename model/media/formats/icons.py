@@ -9,6 +9,7 @@ _JPEG2000 = (b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  \r\n\x87\n")
 _MAX_BLOCKS = 1000
 
 _ENTRY = struct.Struct("<BBBBHHII")
+_BITMAP = struct.Struct("<IiiHHIIiiI")
 
 
 def largest_icon(data: bytes, label: str) -> tuple[bytes, bool, bool]:
@@ -41,9 +42,24 @@ def largest_icon(data: bytes, label: str) -> tuple[bytes, bool, bool]:
     body = data[offset : offset + size]
     if body.startswith(_PNG):
         return body, True, count > 1
-    body = data[offset:]  # the size may be wrong: the picture's own header has another one
+    body = _bitmap(data[offset:], size)
     entry = _ENTRY.pack(width, height, colours, zero, 1, best[1], len(body), 22)
     return b"\0\0\1\0\1\0" + entry + body, False, count > 1
+
+
+def _bitmap(data: bytes, size: int) -> bytes:
+    """Returns a bitmap and the mask after it, and no byte more: Pillow counts from their end.
+
+    data: from the bitmap on. size: by the file's list, which may be wrong. A bitmap without a mask
+    gets one that hides nothing.
+    """
+    header, width, height, _, bits, _, _, _, _, colours = _BITMAP.unpack_from(data.ljust(40, b"\0"))
+    height = abs(height) // 2
+    palette = 4 * (colours or 1 << bits) if bits <= 8 else 0
+    pixels_end = header + palette + (abs(width) * bits + 31) // 32 * 4 * height
+    mask_end = pixels_end + (abs(width) + 31) // 32 * 4 * height
+    body = data[:size] if pixels_end <= size else data
+    return body[:mask_end].ljust(mask_end, b"\0") if pixels_end <= len(body) else body
 
 
 def largest_apple_icon(data: bytes) -> tuple[bytes, str] | None:

@@ -11,6 +11,21 @@ from tests.model.media.odd_base import ALPHA, GREY, HEIGHT, RGB, WIDTH, Odd, enc
 from tests.model.media.odd_pngs import pngs, pnms
 from tests.model.media.odd_tiffs import tiffs
 
+_MASK = np.packbits(np.pad(ALPHA == 0, ((0, 0), (0, -WIDTH % 32))), axis=1)[::-1].tobytes()
+
+
+def _icon(count: int, mask: bytes) -> bytes:
+    """An ICO of bitmaps of 24 bits, of which all but the first are small."""
+    pixels = encoded(RGB, "DIB")
+    first = pixels[:8] + struct.pack("<i", 2 * HEIGHT) + pixels[12:] + mask
+    small = struct.pack("<IiiHHIIiiII", 40, 2, 4, 1, 24, 0, 0, 0, 0, 0, 0) + bytes(2 * 8 + 2 * 4)
+    bodies, offset, entries = [first] + [small] * (count - 1), 6 + 16 * count, b""
+    for body in bodies:
+        side = (WIDTH, HEIGHT) if body is first else (2, 2)
+        entries += struct.pack("<BBBBHHII", *side, 0, 0, 1, 24, len(body), offset)
+        offset += len(body)
+    return b"\0\0\1\0" + struct.pack("<H", count) + entries + b"".join(bodies)
+
 
 def _written() -> dict[str, Odd]:
     odd: dict[str, Odd] = {}
@@ -46,6 +61,9 @@ def _written() -> dict[str, Odd]:
     cursor = bytearray(encoded(rgba, "ICO", bitmap_format="bmp", **sizes))
     cursor[2], cursor[10:14] = 2, b"\3\0\4\0"
     odd["CUR"] = Odd(bytes(cursor), seen)
+    odd["ICO of two bitmaps"] = Odd(_icon(2, _MASK), seen)
+    odd["ICO with bytes after the mask"] = Odd(_icon(1, _MASK + bytes(40)), seen)
+    odd["ICO of a bitmap without a mask"] = Odd(_icon(1, b""), RGB)
     small = Image.fromarray(RGB).resize((16, 16))
     icons = media.encode(small, "ICNS")
     odd["ICNS"] = Odd(icons, np.asarray(Image.open(io.BytesIO(icons)).convert("RGB")))

@@ -50,6 +50,22 @@ def _jpeg_frame(marker: int, precision: int, colours: int) -> bytes:
     return data[:at] + frame + data[at + 5 : at + 9] + bytes((colours,)) + data[at + 10 :]
 
 
+def _box(name: bytes, content: bytes, version: int | None = None) -> bytes:
+    start = b"" if version is None else bytes((version, 0, 0, 0))
+    return (8 + len(start + content)).to_bytes(4, "big") + name + start + content
+
+
+def _uncompressed_heif() -> bytes:
+    item = _box(b"infe", b"\0\1\0\0unci\0", 2)
+    place = b"\x44\0\0\1\0\1\0\0\0\1" + b"\0\0\1\0\0\0\0\x0c"
+    size = _box(b"ipco", _box(b"ispe", b"\0\0\0\2\0\0\0\2", 0))
+    parts = _box(b"hdlr", bytes(4) + b"pict" + bytes(13), 0) + _box(b"pitm", b"\0\1", 0)
+    parts += _box(b"iloc", place, 0) + _box(b"iinf", b"\0\1" + item, 0)
+    parts += _box(b"iprp", size + _box(b"ipma", b"\0\0\0\1\0\1\1\1", 0))
+    kind = _box(b"ftyp", b"mif1\0\0\0\0mif1heif")
+    return kind + _box(b"meta", parts, 0) + _box(b"mdat", bytes(64))
+
+
 RGB = odd_base.RGB
 # Whole files of kinds that are not read.
 UNSUPPORTED = {
@@ -65,6 +81,7 @@ UNSUPPORTED = {
     "JPEG of 12 bits": _jpeg_frame(0xC1, 12, 3),
     "JPEG without loss": _jpeg_frame(0xC3, 8, 3),
     "JPEG-LS": _jpeg_frame(0xF7, 8, 3),
+    "HEIF without compression": _uncompressed_heif(),
     "JPEG of two colours": _jpeg_frame(0xC0, 8, 2),
     "PNG of Apple": odd_pngs.png(RGB, odd_pngs.chunk(b"CgBI", b"\x50\0\x20\x02")),
     "TIFF of complex numbers": odd_tiffs.tiff(RGB.astype("f4"), tags={339: (3, b"\6\0\6\0\6\0")}),

@@ -57,6 +57,8 @@ REFUSED = {
 READ = {
     "mirrored": videos.with_matrix(MP4, (-1, 0, 0, 1)),
     "joined": TS + TS,
+    "TS that begins within a packet": TS[100:],
+    "TS with parity": b"".join(TS[at : at + 188] + bytes(16) for at in range(0, len(TS), 188)),
     "repeated": Path(__file__).parents[2] / "model/media/data/static.ogv",
     "animation": media.animation(5, "WEBP"),
     "PNG animation": media.animation(5, "PNG"),

@@ -38,6 +38,12 @@ def _jpeg(side: int, progressive: bool) -> bytes:
     return bytes(data)
 
 
+def _scans_of_a_large_picture() -> bytes:
+    data = _jpeg(_LARGE, True)
+    last = data[data.rindex(b"\xff\xda") : -2]
+    return data[:-2] + last * 100 + data[-2:]
+
+
 def _png(side: int) -> bytes:
     header = struct.pack(">IIBBBBB", side, side, 8, 6, 0, 0, 0)
     pixels = chunk(b"IDAT", zlib.compress(bytes(1000)))
@@ -131,6 +137,7 @@ CASES: dict[str, tuple[Callable[[], bytes], str]] = {
     },
     **{f"{name} claims much": (draw, "decode_corrupt") for name, draw in _claims(_LARGE).items()},
     "JPEG of many scans": (_scans, "decode_too_large"),
+    "JPEG of many scans of a large picture": (_scans_of_a_large_picture, "decode_too_large"),
     "JPEG of many segments": (
         lambda: b"\xff\xd8" + b"\xff\xe5\0\2" * 200_000 + media.jpeg()[2:], "decode_too_large"),
     "PNG of many chunks": (
