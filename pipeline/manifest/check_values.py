@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mediamill.pipeline.ledger import hive_paths
+from mediamill.pipeline.manifest.batches import read_batches
 from mediamill.pipeline.manifest.manifest import Manifest, ManifestFile
 from mediamill.pipeline.storage import storage
 from mediamill.schemas.arrow_convert import convert, convert_column, flight_type, take_rows
@@ -123,7 +124,7 @@ def _check(
         pq.ParquetFile(source, buffer_size=_BUFFER_BYTES) as parquet,
     ):
         start = 0
-        for batch in parquet.iter_batches(_BATCH_ROWS, columns=columns):
+        for batch in read_batches(parquet, file.place, _BATCH_ROWS, columns):
             for name in set(columns) & set(batch.schema.names):
                 array = _converted(batch[name], types[name], name, start, where)
                 if name in texts:
