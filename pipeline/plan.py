@@ -141,7 +141,7 @@ def check(job: JobConfig, step: StepOverrides | None = None) -> Plan:
         checked.resharding,
         state,
         step,
-        (*manifest.notes, *notes),
+        (*manifest.notes, *notes, *checked.notes),
     )
 
 

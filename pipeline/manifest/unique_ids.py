@@ -231,6 +231,8 @@ def id_batches(file: ManifestFile) -> Iterator[tuple[int, pa.Array]]:
     Raises JobError for a null, and for ids that cannot be read.
     """
     start = 0
+    if not file.rows:
+        return  # the columns of a table without rows do not count
     with (
         file.place.fs.open(file.place.path, "rb", cache_type="none") as source,
         pq.ParquetFile(source, buffer_size=_BUFFER_BYTES) as parquet,

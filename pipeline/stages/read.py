@@ -220,8 +220,9 @@ def read_split(
     A table has at most _BATCH_ROWS rows; those with values that no stage can read are error rows.
     Raises ManifestChangedError, and JobError for a column that cannot be read.
     """
-    made = {manifest.form, c.MEDIA_BYTES} if manifest.media_column is not None else set()
-    known = {*manifest.arrow.names, *filter(None, [manifest.media_column])} - made
+    known = set(manifest.arrow.names)
+    if manifest.media_column is not None:
+        known = known - {manifest.form, c.MEDIA_BYTES} | {manifest.media_column}
     for group_slice in split.slices:
         place = storage.resolve(group_slice.url)
         with _open_checked(group_slice) as parquet:
