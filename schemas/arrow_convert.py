@@ -89,7 +89,7 @@ def parquet_options(schema: pa.Schema) -> dict[str, int]:
     if all(field.type == flight_type(field.type) for field in schema):
         return {}
     # pyarrow cuts columns into batches, which it cannot do with views in structs: one for all.
-    return {"write_batch_size": 1 << 30}
+    return {"write_batch_size": 1 << 30, "max_rows_per_page": 1 << 30}
 
 
 def convert_column(

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -144,7 +145,7 @@ def _converted(array: pa.Array, target: pa.DataType, name: str, start: int, wher
         table = pa.table({name: array})
         for row in range(len(array)):
             try:
-                convert_column(take_rows(table, [row])[name], flight)
+                convert_column(take_rows(table, np.array([row]))[name], flight)
             except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
                 raise JobError(
                     f"{where}: row {start + row}: column '{name}' is {array.type}, and the "

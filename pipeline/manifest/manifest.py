@@ -114,7 +114,9 @@ def open_manifest(
     hive = HiveColumns(names, shown)
     has_rows = any(sum(groups) for groups, _ in footers.values())
     # The columns of an empty table often have no types, or wrong ones.
-    own = {name: schema for name, (groups, schema) in footers.items() if sum(groups) or not has_rows}
+    own = {
+        name: schema for name, (groups, schema) in footers.items() if sum(groups) or not has_rows
+    }
     own = same_media_column(own, media_column, begun and begun.media_field)
     fields = _path_fields(hive.fields(), own, begun, header)
     _check_ids(base, own, fields)

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from mediamill.schemas.arrow_convert import take_rows
+from mediamill.schemas.arrow_convert import parquet_options, take_rows
 
 
 @pytest.mark.parametrize("kind", [pa.string(), pa.binary(), pa.list_(pa.string())], ids=str)
@@ -20,3 +21,11 @@ def test_rows_of_a_table_beyond_two_gib(kind):
     assert taken["n"].to_pylist() == wanted
     assert taken["text"].combine_chunks().equals(pa.concat_arrays([chunk[:1]] * len(wanted)))
     assert take_rows(table, np.array([], np.int64)).num_rows == 0
+
+
+def test_long_row_groups_of_views_can_be_written(tmp_path):
+    views = pa.array([["a"]] * 25_000, pa.list_(pa.string_view()))
+    table = pa.table({"c": views, "s": pa.array(["x"] * 25_000, pa.string_view())})
+    with pq.ParquetWriter(tmp_path / "m", table.schema, **parquet_options(table.schema)) as writer:
+        writer.write_table(table)
+    assert pq.ParquetFile(tmp_path / "m").read().equals(table)
