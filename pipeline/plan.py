@@ -142,7 +142,7 @@ def check(job: JobConfig, step: StepOverrides | None = None) -> Plan:
         checked.resharding,
         state,
         step,
-        (*manifest.notes, *notes),
+        (*manifest.notes, *notes, *checked.notes),
     )
 
 

@@ -6,10 +6,13 @@ the stages have `flight_type`, and get the user's types back when they are writt
 """
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from mediamill.schemas.arrow_types import is_list, is_list_view
+
+_TAKE_BYTES = 1 << 28  # of a table whose chunks may be joined; a list may hold bits
 
 
 def flight_type(arrow_type: pa.DataType) -> pa.DataType:
@@ -55,12 +58,30 @@ def convert_table(table: pa.Table, schema: pa.Schema) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def take_rows(table: pa.Table, indices: object) -> pa.Table:
+def take_rows(table: pa.Table, indices: npt.NDArray[np.int64]) -> pa.Table:
     """Returns these rows of a table with columns of any type."""
     flight = pa.schema([_flight_field(field) for field in table.schema])
     if flight.types == table.schema.types:
+        return _take(table, indices)
+    return convert_table(_take(convert_table(table, flight), indices), table.schema)
+
+
+def _take(table: pa.Table, indices: npt.NDArray[np.int64]) -> pa.Table:
+    """Returns these rows; those of a large table in chunks.
+
+    pyarrow joins the chunks of a column before it takes rows: 32-bit offsets end at 2 GiB.
+    """
+    if table.nbytes < _TAKE_BYTES:
         return table.take(indices)
-    return convert_table(convert_table(table, flight).take(indices), table.schema)
+    batches = table.to_batches()
+    starts = np.cumsum([0, *(batch.num_rows for batch in batches)])
+    sources = np.searchsorted(starts, indices, side="right") - 1
+    pieces = [
+        batches[sources[run[0]]].take(pa.array(indices[run] - starts[sources[run[0]]]))
+        for run in np.split(np.arange(len(indices)), np.flatnonzero(np.diff(sources)) + 1)
+        if run.size
+    ]
+    return pa.Table.from_batches(pieces, schema=table.schema)
 
 
 def parquet_options(schema: pa.Schema) -> dict[str, int]:
@@ -68,7 +89,7 @@ def parquet_options(schema: pa.Schema) -> dict[str, int]:
     if all(field.type == flight_type(field.type) for field in schema):
         return {}
     # pyarrow cuts columns into batches, which it cannot do with views in structs: one for all.
-    return {"write_batch_size": 1 << 30}
+    return {"write_batch_size": 1 << 30, "max_rows_per_page": 1 << 30}
 
 
 def convert_column(

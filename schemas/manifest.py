@@ -21,6 +21,7 @@ from mediamill.schemas.arrow_types import (
 from mediamill.schemas.arrow_unify import loses_fields, unified
 from mediamill.schemas.errors import JobError
 from mediamill.schemas.media_column import (
+    HUB_STRUCT,
     MEDIA_BYTES_FIELD,
     find_media_column,
     is_binary,
@@ -79,6 +80,14 @@ class ManifestSchema:
         return (pa.field(c.ID, self.id_type), media, *texts, *user, *data)
 
     @property
+    def media_field(self) -> pa.Field | None:
+        """The column that holds the media, with a type of its own; None if there is none."""
+        if self.media_column is None:
+            return None
+        is_one = self.form == c.URI
+        return pa.field(self.media_column, HUB_STRUCT if is_one else pa.list_(HUB_STRUCT))
+
+    @property
     def arrow(self) -> pa.Schema:
         """The schema of a table after `normalize`."""
         return pa.schema(self.fields)
@@ -113,6 +122,11 @@ class ManifestSchema:
         """
         if other.id_type != self.id_type:
             raise JobError(f"{where}: {_different(c.ID, other.id_type, self.id_type, others)}")
+        if other.form != self.form and other.media_column and self.media_column:
+            raise JobError(
+                f"{where}: column '{other.media_column}' holds {_held(other)}, expected "
+                f"{_held(self)} as in {others}"
+            )
         if other.form != self.form:
             raise JobError(
                 f"{where}: found the column '{other.form}', expected '{self.form}' as in {others}"
@@ -167,6 +181,10 @@ class ManifestSchema:
                     f"{where}: column '{name}' has the field '{lost}', which the files that the "
                     f"output was begun with do not have: {_NEW_OUTPUT}, or drop the field"
                 )
+
+
+def _held(schema: ManifestSchema) -> str:
+    return "one medium per row" if schema.form == c.URI else "lists of media"
 
 
 def _media_place(schema: ManifestSchema) -> str:

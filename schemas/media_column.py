@@ -4,18 +4,21 @@ Data sets of the Hugging Face hub keep pictures in a column struct<bytes, path>,
 Between the stages such a column becomes `uri` or `media`, with the paths, and MEDIA_BYTES.
 """
 
+from collections.abc import Mapping
 from typing import Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from mediamill.schemas import columns as c
-from mediamill.schemas.arrow_types import is_list, is_text
+from mediamill.schemas.arrow_convert import convert
+from mediamill.schemas.arrow_types import is_list, is_text, plain_type
 from mediamill.schemas.errors import JobError
 
 # The bytes of each of a row's media; null for one that is fetched.
 MEDIA_BYTES_FIELD = pa.field(c.MEDIA_BYTES, pa.list_(pa.large_binary()))
 _BYTES, _PATH = "bytes", "path"
+HUB_STRUCT = pa.struct([(_BYTES, pa.binary()), (_PATH, pa.string())])
 _BINARY_NAMES = ("image", "images", "video", "videos")  # of columns of bytes without a path
 _EXPECTED = "binary, struct<bytes: binary, path: string> or a list of them"
 
@@ -46,6 +49,41 @@ def find_media_column(schema: pa.Schema, wanted: str | None, where: str) -> str 
     return found[0] if found else None
 
 
+def same_media_column(
+    schemas: Mapping[str, pa.Schema], wanted: str | None, known: pa.Field | None
+) -> dict[str, pa.Schema]:
+    """Returns the schemas of files, in which the column that holds media has a type of its own.
+
+    In some files it may have no value and the type null, or be `media` without bytes.
+    wanted: as in `find_media_column`. known: a field of such a type, if none of the files has it.
+    """
+    for schema in schemas.values():
+        try:
+            name = find_media_column(schema, wanted, "")
+        except JobError:
+            continue  # the check of this file says it, unless another file has the type
+        if name is not None:
+            known = schema.field(name)
+            break
+    if known is None:
+        return dict(schemas)
+    return {name: _with_media(schema, known) for name, schema in schemas.items()}
+
+
+def _with_media(schema: pa.Schema, known: pa.Field) -> pa.Schema:
+    position = schema.get_field_index(known.name)
+    if position < 0:
+        return schema
+    found = schema.field(position).type
+    has_no_bytes = known.name == c.MEDIA and pa.types.is_struct(_element(found))
+    if pa.types.is_null(found):
+        return schema.set(position, known)
+    if has_no_bytes and not _has_bytes(_element(found)):
+        media = pa.struct([*_element(found), pa.field(_BYTES, pa.binary())])
+        return schema.set(position, pa.field(known.name, pa.list_(media)))
+    return schema
+
+
 def is_single(schema: pa.Schema, name: str) -> bool:
     """Whether each value of the column is one medium, and no list."""
     return not is_list(schema.field(name).type)
@@ -60,6 +98,8 @@ def unpack(
     """
     column = table[name].combine_chunks()
     column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if pa.types.is_null(column.type) and form == c.MEDIA:
+        column = pa.nulls(len(column), media_type)
     if form == c.URI:
         data, paths = _parts(column)
         offsets = pa.array(range(len(column) + 1), pa.int32())
@@ -87,7 +127,7 @@ def list_offsets(column: pa.Array) -> pa.Array:
 
 def is_binary(arrow_type: pa.DataType) -> bool:
     """Whether the values are bytes, however they are stored."""
-    kinds = pa.types
+    kinds, arrow_type = pa.types, plain_type(arrow_type)
     return bool(
         kinds.is_binary(arrow_type)
         or kinds.is_large_binary(arrow_type)
@@ -145,8 +185,11 @@ def _parts(values: pa.Array) -> tuple[pa.Array, pa.Array]:
         fields = {field.name for field in values.type}
         path = next((name for name in (_PATH, c.MEDIA_URI) if name in fields), None)
         if path is not None:
-            paths = pc.cast(pc.struct_field(values, path), pa.string())
-        values = pc.struct_field(values, _BYTES)
+            paths = convert(pc.struct_field(values, path), pa.string())
+        no_bytes = pa.nulls(len(values), pa.large_binary())
+        values = pc.struct_field(values, _BYTES) if _BYTES in fields else no_bytes
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
     if pa.types.is_fixed_size_binary(values.type):
         values = pc.cast(values, pa.binary())
     return pc.cast(values, pa.large_binary()), paths

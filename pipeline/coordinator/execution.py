@@ -77,11 +77,11 @@ class Execution:
                 self._on_progress, self.coordinator, rows, skipped, self._outcome.started
             ):
                 run_while_polling(lambda: self._passes(execute, pools), self._monitor.poll)
-        except JobError:
-            raise
         except RunError as error:
             return error
-        except Exception as error:  # noqa: BLE001 - Ray's, of any kind
+        except Exception as error:
+            if type(error) is JobError:  # one of a task also has the frames of its traceback
+                raise
             return self._monitor.error or stopped_by(error)
         finally:
             self._drain.abort(RunError("interrupted"))

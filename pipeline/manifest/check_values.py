@@ -8,11 +8,13 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mediamill.pipeline.ledger import hive_paths
+from mediamill.pipeline.manifest.batches import read_batches
 from mediamill.pipeline.manifest.manifest import Manifest, ManifestFile
 from mediamill.pipeline.storage import storage
 from mediamill.schemas.arrow_convert import convert, convert_column, flight_type, take_rows
@@ -123,7 +125,7 @@ def _check(
         pq.ParquetFile(source, buffer_size=_BUFFER_BYTES) as parquet,
     ):
         start = 0
-        for batch in parquet.iter_batches(_BATCH_ROWS, columns=columns):
+        for batch in read_batches(parquet, file.place, _BATCH_ROWS, columns):
             for name in set(columns) & set(batch.schema.names):
                 array = _converted(batch[name], types[name], name, start, where)
                 if name in texts:
@@ -143,7 +145,7 @@ def _converted(array: pa.Array, target: pa.DataType, name: str, start: int, wher
         table = pa.table({name: array})
         for row in range(len(array)):
             try:
-                convert_column(take_rows(table, [row])[name], flight)
+                convert_column(take_rows(table, np.array([row]))[name], flight)
             except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
                 raise JobError(
                     f"{where}: row {start + row}: column '{name}' is {array.type}, and the "

@@ -23,6 +23,7 @@ from mediamill.schemas.arrow_types import plain_type
 from mediamill.schemas.arrow_unify import always_fits
 from mediamill.schemas.errors import JobError
 from mediamill.schemas.manifest import ManifestSchema, check_manifest_schema
+from mediamill.schemas.media_column import same_media_column
 
 _FOOTER_READERS = 16
 _HEADER_KEY, _MEDIA_KEY = "manifest_schema", "manifest_media_column"  # in the header of an output
@@ -103,14 +104,20 @@ def open_manifest(
     }
     begun = _begun_schema(header)
     # Older outputs do not hold the schema: one unchanged file stands for the columns of all.
-    sample = next((name for name in names if name in unchanged), None)
+    old = [name for name in names if name in unchanged]
+    sample = next((name for name in old if unchanged[name].rows), next(iter(old), None))
     read = [name for name in names if name not in unchanged or name == sample]
     with ThreadPoolExecutor(_FOOTER_READERS) as readers:
         footers = dict(
             zip(read, readers.map(lambda name: _read_footer(base / name), read), strict=True)
         )
     hive = HiveColumns(names, shown)
-    own = {name: schema for name, (_, schema) in footers.items()}
+    has_rows = any(sum(groups) for groups, _ in footers.values())
+    # The columns of an empty table often have no types, or wrong ones.
+    own = {
+        name: schema for name, (groups, schema) in footers.items() if sum(groups) or not has_rows
+    }
+    own = same_media_column(own, media_column, begun and begun.media_field)
     fields = _path_fields(hive.fields(), own, begun, header)
     _check_ids(base, own, fields)
     schemas = {

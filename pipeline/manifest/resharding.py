@@ -6,7 +6,6 @@ retired, and if it had finished rows, their ids are read from the output and loo
 manifest's new rows.
 """
 
-import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
@@ -30,18 +29,21 @@ from mediamill.pipeline.storage import storage
 from mediamill.pipeline.storage.storage import Place
 from mediamill.schemas.errors import JobError
 
-_LOG = logging.getLogger(__name__)
 _SHOWN_IDS, _SHOWN_LENGTH = 5, 100
 _ADVICE = "or write to a new output folder"
 
 
 @dataclass(frozen=True)
 class CheckedFiles:
-    """The manifest's files as the ledger will store them, and what has to be stored with them."""
+    """The manifest's files as the ledger will store them, and what has to be stored with them.
+
+    notes: sentences for the user.
+    """
 
     files: tuple[KnownFile, ...]
     new_ids: NewIds
     resharding: Resharding
+    notes: tuple[str, ...] = ()
 
 
 def check_files(manifest: Manifest, state: LedgerState, output: Place) -> CheckedFiles:
@@ -79,12 +81,11 @@ def check_files(manifest: Manifest, state: LedgerState, output: Place) -> Checke
         resharding = replace(resharding, finished=finished)
     unfinished = sum(state.files[number].rows for number in retired) - moved
     if (removed := unfinished - (sum(tail.rows for tail in tails) - moved)) > 0:
-        _LOG.warning(
-            "%s: at least %d rows that earlier runs had not finished are no longer in the "
-            "manifest: they get no result",
-            storage.redact(manifest.url),
-            removed,
+        note = (
+            f"{storage.redact(manifest.url)}: at least {removed} rows that earlier runs had not "
+            "finished are no longer in the manifest: they get no result"
         )
+        return CheckedFiles(files, new_ids, resharding, (note,))
     return CheckedFiles(files, new_ids, resharding)
 
 

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from mediamill.pipeline.ledger.state import KnownFile
 from mediamill.pipeline.manifest import id_index
+from mediamill.pipeline.manifest.batches import read_batches
 from mediamill.pipeline.manifest.id_index import Hashes, HashSorter, Segment, SegmentEntry
 from mediamill.pipeline.manifest.manifest import Manifest, ManifestFile
 from mediamill.pipeline.storage import storage
@@ -217,7 +218,7 @@ def _intersection(left: Hashes, right: Hashes) -> Hashes:
 
 
 def ids_digest(file: ManifestFile) -> str:
-    """Returns the digest of the file's ids in order. Raises JobError for a null."""
+    """Returns the digest of the file's ids in order. Raises JobError as `id_batches`."""
     whole = hashlib.blake2b(digest_size=16)
     for _, ids in id_batches(file):
         whole.update(hash_ids(ids).tobytes())
@@ -225,13 +226,18 @@ def ids_digest(file: ManifestFile) -> str:
 
 
 def id_batches(file: ManifestFile) -> Iterator[tuple[int, pa.Array]]:
-    """Yields batches of ids, each with the index of its first row. Raises JobError for a null."""
+    """Yields batches of ids, each with the index of its first row.
+
+    Raises JobError for a null, and for ids that cannot be read.
+    """
     start = 0
+    if not file.rows:
+        return  # the columns of a table without rows do not count
     with (
         file.place.fs.open(file.place.path, "rb", cache_type="none") as source,
         pq.ParquetFile(source, buffer_size=_BUFFER_BYTES) as parquet,
     ):
-        for batch in parquet.iter_batches(_BATCH_ROWS, columns=[c.ID]):
+        for batch in read_batches(parquet, file.place, _BATCH_ROWS, [c.ID]):
             ids = batch[c.ID]
             _check_texts(ids, start, file)
             if ids.null_count:

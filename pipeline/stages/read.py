@@ -20,6 +20,7 @@ from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
 from mediamill.pipeline.ledger.state import LedgerState
+from mediamill.pipeline.manifest.batches import read_batches
 from mediamill.pipeline.manifest.manifest import Manifest, ManifestFile
 from mediamill.pipeline.records import ROW_STRUCT, read_schema
 from mediamill.pipeline.row_values import with_unreadable_values
@@ -217,18 +218,20 @@ def read_split(
     """Yields the unfinished rows of a split, in order, in tables of `read_schema`.
 
     A table has at most _BATCH_ROWS rows; those with values that no stage can read are error rows.
-    Raises ManifestChangedError.
+    Raises ManifestChangedError, and JobError for a column that cannot be read.
     """
-    made = {manifest.form, c.MEDIA_BYTES} if manifest.media_column is not None else set()
-    known = {*manifest.arrow.names, *filter(None, [manifest.media_column])} - made
+    known = set(manifest.arrow.names)
+    if manifest.media_column is not None:
+        known = known - {manifest.form, c.MEDIA_BYTES} | {manifest.media_column}
     for group_slice in split.slices:
+        place = storage.resolve(group_slice.url)
         with _open_checked(group_slice) as parquet:
             columns = [name for name in parquet.schema_arrow.names if name in known]
             paths = [field for field in partitions if field.name not in columns]
             for group, bitmap in group_slice.bitmaps():
                 start = 0
                 rows = _batch_rows(parquet.metadata.row_group(group.position))
-                for batch in parquet.iter_batches(rows, [group.position], columns):
+                for batch in read_batches(parquet, place, rows, columns, [group.position]):
                     pending = _set_bits(bitmap, start, start + batch.num_rows)
                     if pending.size:
                         # A name with dots may also have read parts of other columns.

@@ -25,7 +25,7 @@ from mediamill.pipeline.records import manifest_order, ordinals
 from mediamill.pipeline.storage import storage
 from mediamill.pipeline.storage.storage import Place
 from mediamill.schemas import columns as c
-from mediamill.schemas.arrow_convert import convert_table
+from mediamill.schemas.arrow_convert import convert_table, take_rows
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def _parts(table: pa.Table, rules: OutputRules) -> Iterator[tuple[str, pa.Table]
     result = _result(table, fields, rules).append_column(c.ROW, table[c.ROW])
     for folder, indices in sorted(_folders(table, rules.partition_by), key=itemgetter(0)):
         for start in range(0, len(indices), rules.rows_per_file):
-            part = result.take(indices[start : start + rules.rows_per_file])
+            part = take_rows(result, indices[start : start + rules.rows_per_file])
             yield folder, convert_table(part, schema)
 
 

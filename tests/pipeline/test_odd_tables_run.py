@@ -11,6 +11,7 @@ import pytest
 from mediamill.jobs.report.report import write_report
 from mediamill.pipeline.plan import check
 from mediamill.pipeline.run import run
+from mediamill.schemas.arrow_convert import parquet_options
 from mediamill.schemas.errors import JobError
 from tests.pipeline.odd_columns import BROKEN, COLUMNS, DICTIONARIES, raw
 from tests.pipeline.test_odd_tables import assert_equal
@@ -44,7 +45,9 @@ def test_every_type_comes_through_ray_bit_for_bit(tmp_path, ray_cluster, rows):
                 ids = pa.array([f"{file}{half}-{n:06}" for n in range(6 * copies)])
                 table = pa.table({"id": ids, "uri": pa.repeat("u", len(ids)), **group})
                 path = tmp_path / "m" / f"{file}.parquet"
-                writer = writer or stack.enter_context(pq.ParquetWriter(path, table.schema))
+                options = parquet_options(table.schema)
+                new = writer or pq.ParquetWriter(path, table.schema, **options)
+                writer = writer or stack.enter_context(new)
                 writer.write_table(table)
     job = make_job(tmp_path / "m", tmp_path / "out", resources__batch_rows=64)
     summary = run(job, stages=STAGES)

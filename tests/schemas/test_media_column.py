@@ -5,6 +5,7 @@ import pytest
 
 from mediamill.schemas.errors import JobError
 from mediamill.schemas.manifest import check_manifest_schema
+from mediamill.schemas.media_column import same_media_column
 
 HUB = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 ONE = [{"bytes": b"a", "path": "x"}, None, {"bytes": None, "path": "y"}, {"bytes": b"", "path": ""}]
@@ -41,7 +42,8 @@ def test_a_picture_of_the_hub(kind):
 
 
 def test_pictures_without_paths():
-    for kind in (pa.binary(), pa.large_binary(), pa.binary_view(), pa.binary(2)):
+    codes = pa.dictionary(pa.int32(), pa.binary())
+    for kind in (pa.binary(), pa.large_binary(), pa.binary_view(), pa.binary(2), codes):
         expected = ("uri", [None, None], [[b"ab"], [None]])
         assert normalized(kind, [b"ab", None]) == expected
         assert normalized(kind, [b"ab", None], "jpg", "jpg") == expected
@@ -96,3 +98,23 @@ def test_what_cannot_be_chosen(kinds, words):
     with pytest.raises(JobError) as error:
         columns(**kinds)
     assert words in str(error.value)
+
+
+def test_a_media_column_is_found_beside_files_that_have_no_value_in_it():
+    hub = pa.schema([("id", pa.string()), ("image", HUB)])
+    null = pa.schema([("id", pa.string()), ("image", pa.null())])
+    for wanted in (None, "image"):
+        found = same_media_column({"a": null, "b": hub}, wanted, None)
+        assert found == {"a": hub, "b": hub}
+    begun = check_manifest_schema(hub, "m")
+    grown = same_media_column({"a": null}, None, begun.media_field)["a"]
+    begun.check_holds(check_manifest_schema(grown, "m"), "m")
+    assert same_media_column({"a": null}, None, None) == {"a": null}
+    text = pa.schema([("id", pa.string()), ("image", pa.string())])
+    assert same_media_column({"a": text, "b": hub}, None, None) == {"a": text, "b": hub}
+
+
+def test_lists_and_single_media_are_refused_together():
+    one, several = columns(images=HUB), columns(images=pa.list_(HUB))
+    with pytest.raises(JobError, match="a: column 'images' holds one medium per row, expected li"):
+        several.merged(one, "a", "b")
