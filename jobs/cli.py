@@ -70,8 +70,8 @@ def exit_code(action: Callable[[], int], verbose: bool = False) -> int:
     try:
         return action()
     except JobError as error:
-        for line in str(error).split("\n"):
-            _say(f"error: {line}")
+        for sentence in error.sentences:
+            _say(f"error: {sentence}")
         return 2
     except Drained as error:
         word = "interrupted" if error.signal == signal.SIGINT else "terminated"
@@ -104,8 +104,15 @@ def exit_code(action: Callable[[], int], verbose: bool = False) -> int:
 
 
 def _say(text: str, ending: str = "") -> None:
-    """Prints one message on stderr: without secrets, and cut, but not its ending."""
-    print(safe_text(text, MAX_MESSAGE - len(ending)) + ending, file=sys.stderr)
+    """Prints one message on stderr: without secrets, and cut, but not its ending.
+
+    What a terminal would obey (escape sequences, line breaks) is written as an escape.
+    """
+    shown = "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in safe_text(text)
+    )
+    print(safe_text(shown, MAX_MESSAGE - len(ending)) + ending, file=sys.stderr)
 
 
 def _job(kind: str, argv: Sequence[str]) -> int:
