@@ -25,6 +25,7 @@ from mediamill.jobs.cluster.cluster_commands import (
 from mediamill.jobs.commands import JOB_HELP, TOP_HELP, parse_demo, parse_job, parse_run
 from mediamill.model.urls import MAX_MESSAGE, safe_text
 from mediamill.pipeline.faults import Drained, PermanentError, stopped_by
+from mediamill.pipeline.ray_cluster.cluster_address import cluster_address
 from mediamill.schemas.errors import JobError
 from mediamill.schemas.job import JobConfig, load_job
 from mediamill.schemas.nearest import nearest
@@ -126,6 +127,7 @@ def _run(argv: Sequence[str]) -> int:
 
 
 def _run_job(job: JobConfig, options: argparse.Namespace) -> int:
+    cluster_address(options.address)  # for its JobError
     if job.job == "annotate":
         from mediamill.jobs.annotate import annotate
 

@@ -7,6 +7,7 @@ does not know; and the checkpoint's files as bytes.
 import json
 import uuid
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,8 +96,15 @@ class Plan:
         return self.manifest.rows - self.rows_done
 
 
-def check(job: JobConfig, step: StepOverrides | None = None) -> Plan:
-    """Returns the job's plan. Raises JobError with what was found and what was expected."""
+def check(
+    job: JobConfig,
+    step: StepOverrides | None = None,
+    meanwhile: Callable[[], None] | None = None,
+) -> Plan:
+    """Returns the job's plan. Raises JobError with what was found and what was expected.
+
+    meanwhile: called while another process loads the checkpoint, if one has to.
+    """
     check_ray_version()
     _check_sampling(job)
     check_fetching(job)
@@ -121,11 +129,18 @@ def check(job: JobConfig, step: StepOverrides | None = None) -> Plan:
     bound |= manifest.header()
     if state.header is not None:
         _check_bound(output, state.header, bound)
-    if not state.counts.rows:  # else a run with this fingerprint has loaded it
-        check_loading(job, model, _prompt_texts(job, manifest, task))
-    checked = check_files(manifest, state, output)
-    notes = check_values(manifest, job.partition_by, begun=state.header is not None)
-    _check_writable(output)
+    with ThreadPoolExecutor(1, "loading") as thread:  # mostly waits for another process
+        loading = None
+        if not state.counts.rows:  # else a run with this fingerprint has loaded it
+            texts = _prompt_texts(job, manifest, task)
+            loading = thread.submit(check_loading, job, model, texts)
+            if meanwhile is not None:
+                meanwhile()
+        checked = check_files(manifest, state, output)
+        notes = check_values(manifest, job.partition_by, begun=state.header is not None)
+        _check_writable(output)
+        if loading is not None:
+            loading.result()
     trim_memory()
     return Plan(
         manifest,

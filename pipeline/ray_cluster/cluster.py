@@ -32,6 +32,14 @@ _WAIT_POLL_S = 1.0
 _NO_PROGRESS_S = 2 * 3600  # loading a large model and one slow video must fit
 
 
+def import_ray(address: str | None) -> None:
+    """Imports Ray with its settings for this address, see `ray_cluster`. Starts nothing."""
+    address = cluster_address(address)
+    if "ray" not in sys.modules:
+        _set_environment(address)
+    import ray.data  # noqa: F401
+
+
 @contextmanager
 def ray_cluster(
     address: str | None,

@@ -28,12 +28,12 @@ def cluster_address(given: str | None) -> str | None:
     shown = redact(address)
     if address.startswith("ray://"):
         raise JobError(
-            f"{key}: found {shown}, an address of Ray Client, which cannot run a job; expected "
+            f"{key}: found '{shown}', an address of Ray Client, which cannot run a job; expected "
             f"{_EXPECTED}, on a machine of the cluster; from elsewhere use mediamill submit"
         )
     match = _HEAD.fullmatch(address)
     if match is None or not 0 < int(match["port"]) < 65536:
-        raise JobError(f"{key}: found {shown}, expected {_EXPECTED}")
+        raise JobError(f"{key}: found '{shown}', expected {_EXPECTED}")
     return address
 
 
