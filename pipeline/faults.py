@@ -10,6 +10,8 @@ FatalError (RuntimeError)         answers cannot be trusted: the whole run stops
 """
 
 import builtins
+import errno
+import re
 from collections.abc import Iterator, Sequence
 
 from mediamill.model.urls import safe_text
@@ -34,6 +36,16 @@ _MORE_MISTAKES = (
     "ModelError",
 )
 _IN_CONSTRUCTOR = "error raised in its creation task"  # the frames follow, without "Traceback"
+_ERRNO = re.compile(r"\[Errno ([0-9]+)\]")
+# States of the machine that stay, whatever is tried again.
+_LASTING = {
+    errno.ENOSPC: "a disk is full: expected free space for the output and for temporary files",
+    errno.EDQUOT: "a disk quota is used up: expected space for the output and for temporary files",
+    errno.EROFS: "a file system is read-only: expected one that can be written",
+    errno.EACCES: "a file or folder may not be used: expected permission",
+    errno.EPERM: "a file or folder may not be used: expected permission",
+}
+_RETRIED = ": 'Failed to apply UDF transform after"  # of Ray Data, about its own settings
 _TASK = "ray::"  # begins the traceback of a remote task
 _EMPTY = "SystemException"
 _NO_REASON = "Ray Data ended the run without a reason; the log files of Ray may have one"
@@ -90,6 +102,8 @@ def stopped_by(error: BaseException) -> RunError:
     root, line = _root(error)
     is_mistake = isinstance(root, _MISTAKES) if _is_ours(root) else _names_mistake(line)
     sentence = safe_text(_readable(line))
+    if (number := _ERRNO.search(sentence)) and (state := _LASTING.get(int(number[1]))):
+        return PermanentError(f"{state} ({sentence})")
     return PermanentError(sentence) if is_mistake else RunError(sentence)
 
 
@@ -154,6 +168,7 @@ def _names_mistake(line: str) -> bool:
 
 def _readable(line: str) -> str:
     """Returns the last line of a traceback without module names; of ours, only the sentence."""
+    line = line.partition(_RETRIED)[0]
     name, colon, message = line.partition(": ")
     if not colon or "." not in name or not name.replace(".", "").isidentifier():
         return line

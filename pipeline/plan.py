@@ -17,7 +17,7 @@ from mediamill.model.errors import ModelError
 from mediamill.model.families.qwen2_vl.config import Qwen2VLConfig, parse_config
 from mediamill.model.layers.shards import Shard
 from mediamill.pipeline.checkpoint.checkpoint_hash import BUILT_IN, CheckpointHash, check_checkpoint
-from mediamill.pipeline.checkpoint.loading_check import PromptTexts, check_loading
+from mediamill.pipeline.checkpoint.loading_check import PromptTexts, check_loading, needs_process
 from mediamill.pipeline.fetching.check_job import check_fetching
 from mediamill.pipeline.fingerprint import fingerprint, fingerprint_parts
 from mediamill.pipeline.ledger import ledger
@@ -134,7 +134,7 @@ def check(
         if not state.counts.rows:  # else a run with this fingerprint has loaded it
             texts = _prompt_texts(job, manifest, task)
             loading = thread.submit(check_loading, job, model, texts)
-            if meanwhile is not None:
+            if meanwhile is not None and needs_process():
                 meanwhile()
         checked = check_files(manifest, state, output)
         notes = check_values(manifest, job.partition_by, begun=state.header is not None)

@@ -53,3 +53,31 @@ def task_error(text, cause):
 def test_the_empty_error_of_ray_data_is_never_the_reason(error, sentence):
     assert root_cause(error).startswith(sentence)
     assert not isinstance(stopped_by(error), PermanentError)
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (
+            OSError(28, "No space left on device", "Failed to apply UDF transform after 1/1 tries"),
+            "a disk is full: expected free space for the output and for temporary files (OSError: "
+            "[Errno 28] No space left on device)",
+        ),
+        (
+            OSError(30, "Read-only file system", "/data/out/part"),
+            "a file system is read-only: expected one that can be written (OSError: [Errno 30] "
+            "Read-only file system: '/data/out/part')",
+        ),
+        (
+            task_error(
+                "ray::f()\n  File \"a.py\", line 1\nPermissionError: [Errno 13] x: 'y'", None
+            ),
+            "a file or folder may not be used: expected permission (PermissionError: [Errno 13] x: "
+            "'y')",
+        ),
+    ],
+)
+def test_a_state_of_the_machine_that_stays_has_to_be_mended(error, sentence):
+    stopped = stopped_by(error)
+    assert isinstance(stopped, PermanentError)
+    assert (str(stopped), stopped.in_job) == (sentence, False)
