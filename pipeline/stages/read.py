@@ -295,7 +295,7 @@ def _open_checked(group_slice: RowGroupSlice) -> Iterator[pq.ParquetFile]:
 def _changed(group_slice: RowGroupSlice, how: str) -> ManifestChangedError:
     return ManifestChangedError(
         f"{storage.redact(group_slice.url)}: the manifest's file has changed while the job ran: "
-        f"{how}: run the same job again, which checks it anew"
+        f"{how}"
     )
 
 
