@@ -19,6 +19,8 @@ import pyarrow.parquet as pq
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
+from mediamill.model.urls import safe_text
+from mediamill.pipeline.faults import PermanentError
 from mediamill.pipeline.ledger.state import LedgerState
 from mediamill.pipeline.manifest.manifest import Manifest, ManifestFile
 from mediamill.pipeline.records import ROW_STRUCT, read_schema
@@ -217,12 +219,12 @@ def read_split(
     """Yields the unfinished rows of a split, in order, in tables of `read_schema`.
 
     A table has at most _BATCH_ROWS rows; those with values that no stage can read are error rows.
-    Raises ManifestChangedError.
+    Raises ManifestChangedError; PermanentError for a file that cannot be read.
     """
     made = {manifest.form, c.MEDIA_BYTES} if manifest.media_column is not None else set()
     known = {*manifest.arrow.names, *filter(None, [manifest.media_column])} - made
     for group_slice in split.slices:
-        with _open_checked(group_slice) as parquet:
+        with _errors_name_file(group_slice), _open_checked(group_slice) as parquet:
             columns = [name for name in parquet.schema_arrow.names if name in known]
             paths = [field for field in partitions if field.name not in columns]
             for group, bitmap in group_slice.bitmaps():
@@ -256,6 +258,22 @@ def _set_bits(bitmap: Bitmap, start: int, stop: int) -> npt.NDArray[np.int64]:
     first = start // 8
     mask = np.unpackbits(bitmap[first : -(-stop // 8)], bitorder="little")
     return np.flatnonzero(mask[start - first * 8 : stop - first * 8])
+
+
+@contextmanager
+def _errors_name_file(group_slice: RowGroupSlice) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowInvalid, OSError) as error:
+        if type(error) not in (pa.ArrowInvalid, OSError) or error.args[1:]:
+            raise  # of the system or a storage; those of Arrow have a text alone
+        reason = safe_text(str(error).strip().partition("\n")[0])
+    else:
+        return
+    # Not chained: a message of Ray's would name the first error of a chain.
+    raise PermanentError(
+        f"{storage.redact(group_slice.url)}: the manifest's file cannot be read: {reason}"
+    )
 
 
 @contextmanager
