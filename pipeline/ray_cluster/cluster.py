@@ -184,7 +184,8 @@ def _this_machine() -> Node:
     from ray._private.resource_and_label_spec import ResourceAndLabelSpec
 
     spec = ResourceAndLabelSpec(num_cpus=_local_cpus(), labels=_LOCAL_LABEL).resolve(is_head=True)
-    return Node(spec.num_cpus, spec.num_gpus, spec.memory, spec.labels or {})
+    sizes = (float(size or 0) for size in (spec.num_cpus, spec.num_gpus, spec.memory))
+    return Node(*sizes, labels=spec.labels or {})
 
 
 def _local_cpus() -> int:
