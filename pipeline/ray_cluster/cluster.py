@@ -184,8 +184,8 @@ def _this_machine() -> Node:
     from ray._private.resource_and_label_spec import ResourceAndLabelSpec
 
     spec = ResourceAndLabelSpec(num_cpus=_local_cpus(), labels=_LOCAL_LABEL).resolve(is_head=True)
-    sizes = (float(size or 0) for size in (spec.num_cpus, spec.num_gpus, spec.memory))
-    return Node(*sizes, labels=spec.labels or {})
+    cpus, gpus, memory = spec.num_cpus or 0, spec.num_gpus or 0, spec.memory or 0
+    return Node(cpus, gpus, memory, spec.labels or {})
 
 
 def _local_cpus() -> int:
