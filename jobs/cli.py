@@ -127,7 +127,7 @@ def _run(argv: Sequence[str]) -> int:
 
 
 def _run_job(job: JobConfig, options: argparse.Namespace) -> int:
-    cluster_address(options.address)  # for its JobError
+    cluster_address(options.address, os.environ)  # for its JobError
     if job.job == "annotate":
         from mediamill.jobs.annotate import annotate
 

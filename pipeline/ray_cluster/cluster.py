@@ -34,7 +34,7 @@ _NO_PROGRESS_S = 2 * 3600  # loading a large model and one slow video must fit
 
 def import_ray(address: str | None) -> None:
     """Imports Ray with its settings for this address, see `ray_cluster`. Starts nothing."""
-    address = cluster_address(address)
+    address = cluster_address(address, os.environ)
     if "ray" not in sys.modules:
         _set_environment(address)
     import ray.data  # noqa: F401
@@ -55,7 +55,7 @@ def ray_cluster(
     RAY_ADDRESS, which `ray job submit` sets, or else a local cluster that is stopped at the end.
     Raises JobError for an address that is none, PermanentError for one where no cluster is.
     """
-    address = cluster_address(address)
+    address = cluster_address(address, os.environ)
     if "ray" not in sys.modules:
         _set_environment(address)
     import ray

@@ -1,9 +1,9 @@
 """Checks the address of a Ray cluster before Ray connects, which takes minutes to fail."""
 
-import os
 import re
 import socket
 import time
+from collections.abc import Mapping
 
 from mediamill.model.urls import redact
 from mediamill.pipeline.faults import PermanentError
@@ -15,14 +15,15 @@ _TRIES = 5  # the network of a machine, or its head, may only be coming up
 _PAUSE_S, _CONNECT_S = 2.0, 10.0
 
 
-def cluster_address(given: str | None) -> str | None:
+def cluster_address(given: str | None, environment: Mapping[str, str]) -> str | None:
     """Returns `auto`, HOST:PORT, or None for a local cluster.
 
-    given: as the user wrote it; without it, RAY_ADDRESS counts, which `ray job submit` sets.
+    given: as the user wrote it; without it, RAY_ADDRESS of the environment counts, which `ray job
+    submit` sets.
     Raises JobError for another form.
     """
     key = "--address" if given else "RAY_ADDRESS"
-    address = (given or os.environ.get("RAY_ADDRESS") or "local").strip()
+    address = (given or environment.get("RAY_ADDRESS") or "local").strip()
     if address in ("auto", "local"):
         return None if address == "local" else address
     shown = redact(address)

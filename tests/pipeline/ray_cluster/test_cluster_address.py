@@ -23,11 +23,9 @@ from tests.servers.ports import free_ports
         ("[::1]:6379", None, "[::1]:6379"),
     ],
 )
-def test_the_address_that_counts(monkeypatch, given, environment, expected):
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    if environment is not None:
-        monkeypatch.setenv("RAY_ADDRESS", environment)
-    assert cluster_address.cluster_address(given) == expected
+def test_the_address_that_counts(given, environment, expected):
+    variables = {} if environment is None else {"RAY_ADDRESS": environment}
+    assert cluster_address.cluster_address(given, variables) == expected
 
 
 @pytest.mark.parametrize(
@@ -45,12 +43,11 @@ def test_the_address_that_counts(monkeypatch, given, environment, expected):
         "u@h:1",
     ],
 )
-def test_what_is_no_address_is_a_mistake_of_the_job(monkeypatch, address):
+def test_what_is_no_address_is_a_mistake_of_the_job(address):
     with pytest.raises(JobError, match=r"--address: found .* HOST:PORT of a running head"):
-        cluster_address.cluster_address(address)
-    monkeypatch.setenv("RAY_ADDRESS", address)
+        cluster_address.cluster_address(address, {})
     with pytest.raises(JobError, match="RAY_ADDRESS: found "):
-        cluster_address.cluster_address(None)
+        cluster_address.cluster_address(None, {"RAY_ADDRESS": address})
 
 
 @pytest.mark.parametrize(
