@@ -25,6 +25,7 @@ from mediamill.jobs.cluster.cluster_commands import (
 from mediamill.jobs.commands import JOB_HELP, TOP_HELP, parse_demo, parse_job, parse_run
 from mediamill.model.urls import MAX_MESSAGE, safe_text
 from mediamill.pipeline.faults import Drained, PermanentError, stopped_by
+from mediamill.pipeline.ray_cluster.cluster_address import cluster_address
 from mediamill.schemas.errors import JobError
 from mediamill.schemas.job import JobConfig, load_job
 from mediamill.schemas.nearest import nearest
@@ -70,8 +71,8 @@ def exit_code(action: Callable[[], int], verbose: bool = False) -> int:
     try:
         return action()
     except JobError as error:
-        for line in str(error).split("\n"):
-            _say(f"error: {line}")
+        for sentence in error.sentences:
+            _say(f"error: {sentence}")
         return 2
     except Drained as error:
         word = "interrupted" if error.signal == signal.SIGINT else "terminated"
@@ -104,8 +105,15 @@ def exit_code(action: Callable[[], int], verbose: bool = False) -> int:
 
 
 def _say(text: str, ending: str = "") -> None:
-    """Prints one message on stderr: without secrets, and cut, but not its ending."""
-    print(safe_text(text, MAX_MESSAGE - len(ending)) + ending, file=sys.stderr)
+    """Prints one message on stderr: without secrets, and cut, but not its ending.
+
+    What a terminal would obey (escape sequences, line breaks) is written as an escape.
+    """
+    shown = "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in safe_text(text)
+    )
+    print(safe_text(shown, MAX_MESSAGE - len(ending)) + ending, file=sys.stderr)
 
 
 def _job(kind: str, argv: Sequence[str]) -> int:
@@ -119,6 +127,7 @@ def _run(argv: Sequence[str]) -> int:
 
 
 def _run_job(job: JobConfig, options: argparse.Namespace) -> int:
+    cluster_address(options.address, os.environ)  # for its JobError
     from mediamill.jobs.manifest import resolve_manifest
 
     job = resolve_manifest(job)

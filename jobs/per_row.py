@@ -15,9 +15,10 @@ def run_per_row(job: JobConfig, as_json: bool = False, address: str | None = Non
     to stop. Other exceptions mean that the run failed.
     """
     # Imported late: Ray and torch take seconds to import, and a usage error should not wait.
+    from mediamill.pipeline.ray_cluster.cluster import import_ray
     from mediamill.pipeline.run import check, run
 
-    plan = check(job)
+    plan = check(job, meanwhile=lambda: import_ray(address))
     with run_with_progress(job.resources.grace_s) as (reporter, stop):
         reporter.notes(plan.notes)
         summary = run(job, plan, on_progress=reporter, address=address, stop=stop)

@@ -12,7 +12,7 @@ _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*(?:://|::)")
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.:-]*)://")
 _FILE = re.compile(r"file:(//(localhost(?=/|$))?|(?=/(?!/)))", re.IGNORECASE)
 _MEMBER = re.compile(r"range:[^:]{0,80}:", re.IGNORECASE)  # before the URL of a whole file
-_DATA = re.compile(r"data:[^,\s]{0,80},[^\s'\"<>]*", re.IGNORECASE)
+_DATA = re.compile(r"data:[^,\s]{0,80},(?!\.\.\.)[^\s'\"<>]*", re.IGNORECASE)  # not yet redacted
 # A chain such as zip://a.jpg::https://host/b.zip or simplecache::s3://bucket/a.
 _CHAIN = re.compile(r"::(?=[a-zA-Z][a-zA-Z0-9+.-]*(?:://|::))")
 _PORT = re.compile(r"[^:]*:\d*|\[[^\]]*\](:\d*)?")
@@ -108,9 +108,10 @@ def error_text(error: BaseException) -> str:
 
 
 def _redact_word(word: str) -> str:
-    """A run of characters without spaces that holds a URL."""
+    """A run of characters without spaces that holds a URL, and may end with the sentence's own."""
     start = len(word) - len(word.lstrip("0123456789+.-"))
-    return word[:start] + redact(word[start:])
+    end = len(word.rstrip(":,;.)"))
+    return word[:start] + redact(word[start:end]) + word[end:]
 
 
 def _redact_link(url: str) -> str:

@@ -10,6 +10,8 @@ FatalError (RuntimeError)         answers cannot be trusted: the whole run stops
 """
 
 import builtins
+import errno
+import re
 from collections.abc import Iterator, Sequence
 
 from mediamill.model.urls import safe_text
@@ -34,6 +36,19 @@ _MORE_MISTAKES = (
     "ModelError",
 )
 _IN_CONSTRUCTOR = "error raised in its creation task"  # the frames follow, without "Traceback"
+_ERRNO = re.compile(r"\[Errno ([0-9]+)\]")
+# States of the machine that stay, whatever is tried again.
+_LASTING = {
+    errno.ENOSPC: "a disk is full: expected free space for the output and for temporary files",
+    errno.EDQUOT: "a disk quota is used up: expected space for the output and for temporary files",
+    errno.EROFS: "a file system is read-only: expected one that can be written",
+    errno.EACCES: "a file or folder may not be used: expected permission",
+    errno.EPERM: "a file or folder may not be used: expected permission",
+}
+_RETRIED = ": 'Failed to apply UDF transform after"  # of Ray Data, about its own settings
+_TASK = "ray::"  # begins the traceback of a remote task
+_EMPTY = "SystemException"
+_NO_REASON = "Ray Data ended the run without a reason; the log files of Ray may have one"
 _CHAINED = "The above exception was the direct cause of the following exception"
 
 
@@ -87,6 +102,8 @@ def stopped_by(error: BaseException) -> RunError:
     root, line = _root(error)
     is_mistake = isinstance(root, _MISTAKES) if _is_ours(root) else _names_mistake(line)
     sentence = safe_text(_readable(line))
+    if (number := _ERRNO.search(sentence)) and (state := _LASTING.get(int(number[1]))):
+        return PermanentError(f"{state} ({sentence})")
     return PermanentError(sentence) if is_mistake else RunError(sentence)
 
 
@@ -104,14 +121,19 @@ def _root(error: BaseException) -> tuple[BaseException, str]:
         error = cause
         if _is_ours(error):
             break
-        if _CHAINED in str(error) and _cause(error) is not None:
+        if _CHAINED in str(error) and getattr(error, "cause", None) is not None:
             # A stage's own error: only the text of the remote traceback names it.
-            return error, _raised(str(error).partition(_CHAINED)[0].splitlines())
+            raised = [_raised(part.splitlines()) for part in str(error).split(_CHAINED)]
+            return error, next((line for line in raised if line != _EMPTY), _NO_REASON)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if any("Traceback" in line or _IN_CONSTRUCTOR in line for line in lines):
-        return error, lines[-1]
+    if any("Traceback" in line or _IN_CONSTRUCTOR in line for line in lines) or (
+        lines and lines[0].startswith(_TASK)
+    ):
+        return error, _NO_REASON if lines[-1].endswith(_EMPTY) else lines[-1]
     if lines and _is_ours(error):
         return error, lines[0]  # already a sentence
+    if not lines and type(error).__name__ == _EMPTY:
+        return error, _NO_REASON
     return error, ": ".join([type(error).__name__, *lines[:1]])
 
 
@@ -127,9 +149,14 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 def _cause(error: BaseException) -> BaseException | None:
     cause = getattr(error, "cause", None) or error.__cause__
-    # Ray Data raises its errors from an empty one of that name.
-    is_empty = type(cause).__name__ == "SystemException" and not str(cause)
-    return cause if isinstance(cause, BaseException) and not is_empty else None
+    if _is_empty(cause) or (cause is None and _is_empty(error)):
+        cause = (cause or error).__context__
+    return cause if isinstance(cause, BaseException) and not _is_empty(cause) else None
+
+
+def _is_empty(error: object) -> bool:
+    """Whether this is the error without a message that Ray Data raises its errors from."""
+    return type(error).__name__ == _EMPTY and not str(error)
 
 
 def _names_mistake(line: str) -> bool:
@@ -141,6 +168,7 @@ def _names_mistake(line: str) -> bool:
 
 def _readable(line: str) -> str:
     """Returns the last line of a traceback without module names; of ours, only the sentence."""
+    line = line.partition(_RETRIED)[0]
     name, colon, message = line.partition(": ")
     if not colon or "." not in name or not name.replace(".", "").isidentifier():
         return line
@@ -155,6 +183,6 @@ def _raised(traceback: Sequence[str]) -> str:
     """Returns the line after the last frame of a traceback, without the names of modules."""
     lines = [line for line in traceback if line.strip()]
     frames = [number for number, line in enumerate(lines) if line.startswith(" ")]
-    last = lines[min(frames[-1] + 1, len(lines) - 1) if frames else 0]
+    last = lines[min(frames[-1] + 1, len(lines) - 1) if frames else 0] if lines else _EMPTY
     name, colon, message = last.partition(":")
     return f"{name.rpartition('.')[2]}{colon}{message}"

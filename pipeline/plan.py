@@ -7,6 +7,7 @@ does not know; and the checkpoint's files as bytes.
 import json
 import uuid
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from mediamill.model.errors import ModelError
 from mediamill.model.families.qwen2_vl.config import Qwen2VLConfig, parse_config
 from mediamill.model.layers.shards import Shard
 from mediamill.pipeline.checkpoint.checkpoint_hash import BUILT_IN, CheckpointHash, check_checkpoint
-from mediamill.pipeline.checkpoint.loading_check import PromptTexts, check_loading
+from mediamill.pipeline.checkpoint.loading_check import PromptTexts, check_loading, needs_process
 from mediamill.pipeline.fetching.check_job import check_fetching
 from mediamill.pipeline.fingerprint import fingerprint, fingerprint_parts
 from mediamill.pipeline.ledger import ledger
@@ -96,8 +97,15 @@ class Plan:
         return self.manifest.rows - self.rows_done
 
 
-def check(job: JobConfig, step: StepOverrides | None = None) -> Plan:
-    """Returns the job's plan. Raises JobError with what was found and what was expected."""
+def check(
+    job: JobConfig,
+    step: StepOverrides | None = None,
+    meanwhile: Callable[[], None] | None = None,
+) -> Plan:
+    """Returns the job's plan. Raises JobError with what was found and what was expected.
+
+    meanwhile: called while another process loads the checkpoint, if one has to.
+    """
     check_ray_version()
     _check_sampling(job)
     check_fetching(job)
@@ -122,11 +130,18 @@ def check(job: JobConfig, step: StepOverrides | None = None) -> Plan:
     bound |= manifest.header()
     if state.header is not None:
         _check_bound(output, state.header, bound)
-    if not state.counts.rows:  # else a run with this fingerprint has loaded it
-        check_loading(job, model, _prompt_texts(job, manifest, task))
-    checked = check_files(manifest, state, output)
-    notes = check_values(manifest, job.partition_by, begun=state.header is not None)
-    _check_writable(output)
+    with ThreadPoolExecutor(1, "loading") as thread:  # mostly waits for another process
+        loading = None
+        if not state.counts.rows:  # else a run with this fingerprint has loaded it
+            texts = _prompt_texts(job, manifest, task)
+            loading = thread.submit(check_loading, job, model, texts)
+            if meanwhile is not None and needs_process():
+                meanwhile()
+        checked = check_files(manifest, state, output)
+        notes = check_values(manifest, job.partition_by, begun=state.header is not None)
+        _check_writable(output)
+        if loading is not None:
+            loading.result()
     trim_memory()
     return Plan(
         manifest,

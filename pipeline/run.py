@@ -9,7 +9,7 @@ file of its name in stages/.
 
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,7 +34,7 @@ from mediamill.pipeline.outcome import Outcome
 from mediamill.pipeline.plan import Plan, check
 from mediamill.pipeline.ray_cluster.cluster import data_context, ray_cluster
 from mediamill.pipeline.ray_cluster.metrics import export_engine_rows
-from mediamill.pipeline.ray_cluster.pool_sizes import CALLS_TO_FILL, Pools
+from mediamill.pipeline.ray_cluster.pool_sizes import CALLS_TO_FILL, Node, Pools, size_pools
 from mediamill.pipeline.storage import storage
 from mediamill.pipeline.tasks.answer_cache import AnswerCalls
 from mediamill.schemas import columns as c
@@ -197,10 +197,14 @@ def run(
         if stop.requested:
             raise Drained("nothing had begun", stop.signal)
         try:
-            with ray_cluster(address, stages != Stages()) as can_grow:
-                names = [_FetchAndPrepare.__name__]
-                names += [] if stages.generate is None else [_GenerateAndParse.__name__]
-                prepare_bytes = memory_bytes(job.limits, _PREPARE_CALLS)
+            names = [_FetchAndPrepare.__name__]
+            names += [] if stages.generate is None else [_GenerateAndParse.__name__]
+            prepare_bytes = memory_bytes(job.limits, _PREPARE_CALLS)
+
+            def check_room(nodes: Sequence[Node]) -> None:
+                size_pools(job.resources, nodes, prepare_bytes, len(names) > 1)
+
+            with ray_cluster(address, stages != Stages(), check_room) as can_grow:
                 execution = Execution(
                     job, outcome, on_progress, stop, names, can_grow, prepare_bytes
                 )

@@ -44,4 +44,15 @@ class RowError(Exception):
 
 
 class JobError(ValueError):
-    """The job cannot start. The message has one line, a sentence, for each mistake."""
+    """The job cannot start. The message has one line, a sentence, for each mistake.
+
+    Line breaks in a sentence are of a name in it, and are written as escapes.
+    """
+
+    def __init__(self, *sentences: str) -> None:
+        lines = [r"\n".join(sentence.strip().splitlines()) for sentence in sentences]
+        super().__init__("\n".join(lines))
+        self.sentences = tuple(lines)
+
+    def __reduce__(self) -> tuple[type["JobError"], tuple[str, ...]]:
+        return (type(self), self.sentences)

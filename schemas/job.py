@@ -120,7 +120,7 @@ def _build(given: Mapping[str, LocatedValue], source: str) -> JobConfig:
         mistakes |= wrong_values(error, given, source)
     if mistakes:
         order = [*given, *mistakes]  # in the order of the file, then the missing keys
-        raise JobError("\n".join(mistakes[key] for key in sorted(mistakes, key=order.index)))
+        raise JobError(*(mistakes[key] for key in sorted(mistakes, key=order.index)))
     return job
 
 

@@ -38,7 +38,7 @@ def check_partition_by(manifest: ManifestSchema, partition_by: Sequence[str], wh
                 "string, integer, boolean or date column"
             )
     if mistakes:
-        raise JobError("\n".join(mistakes))
+        raise JobError(*mistakes)
 
 
 def check_text_column(manifest: ManifestSchema, name: str, key: str, where: str) -> None:

@@ -198,6 +198,8 @@ def _not_yaml(error: Exception, name: str) -> JobError:
         hint = " (a text that holds ': ' needs quotes)"
     elif "'\\t'" in problem or "'@'" in problem or "'`'" in problem:
         hint = " (indent with spaces; quote a text that begins with this character)"
+    elif "alphabetic or numeric" in problem or "undefined alias" in problem:
+        hint = " (quote a text that begins with * or &)"
     return JobError(f"{place}: not valid YAML: {problem}{hint}")
 
 

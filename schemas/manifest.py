@@ -211,7 +211,7 @@ def check_manifest_schema(
             *(line for field in schema for line in _name_clash(field, where)),
         ]
     if mistakes:
-        raise JobError("\n".join(mistakes))
+        raise JobError(*mistakes)
     is_text_id = is_text(schema.field(c.ID).type)
     return ManifestSchema(
         id_type=pa.string() if is_text_id else pa.int64(),

@@ -41,6 +41,7 @@ _SAFE_OPTIONS = {
 STOP_AT_DAMAGE = {"err_detect": "explode"}
 # These formats find streams while they are read, and FFmpeg then reads beyond the end of its list
 # of options per stream: they get no such options.
+_FFMPEG_MAX_PIXELS = 2**31 - 1  # of its option
 _FORMATS_WITH_LATE_STREAMS = ("mpeg", "mpegts", "flv")
 
 
@@ -161,7 +162,7 @@ def open_video(
     raises while the stream is in use.
     """
     size = 0
-    max_pixels = {"max_pixels": str(limits.max_video_pixels)}
+    max_pixels = {"max_pixels": str(min(limits.max_video_pixels, _FFMPEG_MAX_PIXELS))}
     try:
         with (
             out_of_memory_as_media_error(file_format.label),

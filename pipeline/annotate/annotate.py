@@ -326,4 +326,4 @@ def _errors_name_output(output: Place) -> Iterator[None]:
         for name in STEPS:
             text = text.replace(f"{shown}/{name}: the output was", f"{shown}: the output was")
             text = text.replace(f"such as {shown}/{name}-", f"such as {shown}-")
-        raise JobError(text) from error
+        raise JobError(*text.splitlines()) from error

@@ -47,12 +47,14 @@ class PromptTexts:
 def check_loading(job: JobConfig, model: Place, texts: PromptTexts = PromptTexts()) -> None:
     """Raises JobError when no process could load the checkpoint, or no row could be answered."""
     folder = model.path if model.is_local else model.url
-    if "torch" in sys.modules:
-        problem = _problem(job, folder, texts)
-    else:
-        problem = _ask_process(job, folder, texts)
+    problem = (_ask_process if needs_process() else _problem)(job, folder, texts)
     if problem is not None:
         raise JobError(problem)
+
+
+def needs_process() -> bool:
+    """Whether `check_loading` starts a process, and mostly waits for it."""
+    return "torch" not in sys.modules
 
 
 def main() -> None:

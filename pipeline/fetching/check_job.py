@@ -65,7 +65,7 @@ def _check_host(pattern: str, private: bool) -> None:
         except RowError as error:
             reason = reason or error.message
     if not hosts:
-        raise JobError(f"fetch.hosts: {reason}: '{shown}', expected a name or address, with *")
+        raise JobError(f"fetch.hosts: '{shown}': {reason}")
     is_private = hosts[0] == "localhost" or (_is_address(hosts[0]) and not is_public(hosts[0]))
     if "*" not in host and is_private and not private:
         raise JobError(

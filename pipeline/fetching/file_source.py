@@ -109,7 +109,11 @@ def _find_root(real: Path, roots: tuple[str, ...]) -> Path:
             return folder
     raise _denied(
         "found a file outside of the folders that rows may read, expected one below fetch.roots"
-        + (f" ({', '.join(roots)})" if roots else ", which has none; name its folder there")
+        + (
+            f" ({', '.join(dict.fromkeys(roots))})"
+            if roots
+            else ", which has none; name its folder there"
+        )
     )
 
 

@@ -215,8 +215,10 @@ def _send(
 def _reply(response: HTTPResponse, requested: int) -> RangeReply:
     """Checks a response; returns its body and what its headers report of the content."""
     headers = response.headers
-    if response.status not in (200, 206):
+    if response.status >= 400:
         raise StatusError(response.status, headers)
+    if response.status not in (200, 206):
+        raise IncompleteError(f"the server answered {response.status}, expected the file")
     if headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity"):
         raise RowError(
             ErrorCode.FETCH_FAILED,

@@ -9,14 +9,15 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mediamill
-from mediamill.pipeline.faults import PermanentError
+from mediamill.pipeline.faults import PermanentError, root_cause
 from mediamill.pipeline.ray_cluster.block_stats import ClearBlockStats
+from mediamill.pipeline.ray_cluster.cluster_address import await_head, cluster_address
 from mediamill.pipeline.ray_cluster.pool_sizes import Node, Pools, TooSmallError, size_pools
 from mediamill.schemas.job import Resources
 from mediamill.schemas.job_resources import size_range
@@ -31,16 +32,30 @@ _WAIT_POLL_S = 1.0
 _NO_PROGRESS_S = 2 * 3600  # loading a large model and one slow video must fit
 
 
+def import_ray(address: str | None) -> None:
+    """Imports Ray with its settings for this address, see `ray_cluster`. Starts nothing."""
+    address = cluster_address(address, os.environ)
+    if "ray" not in sys.modules:
+        _set_environment(address)
+    import ray.data  # noqa: F401
+
+
 @contextmanager
-def ray_cluster(address: str | None, own_stages: bool = False) -> Iterator[bool]:
+def ray_cluster(
+    address: str | None,
+    own_stages: bool = False,
+    check_room: Callable[[Sequence[Node]], object] | None = None,
+) -> Iterator[bool]:
     """Connects to Ray, and yields whether nodes may join; they cannot join a local cluster.
 
     own_stages: whether workers must be able to import modules of the caller's own folders.
+    check_room: called before a local cluster starts, with the node that it will have; may raise.
 
     Uses the connection that this process has, or else the cluster at `address`, by default at
     RAY_ADDRESS, which `ray job submit` sets, or else a local cluster that is stopped at the end.
+    Raises JobError for an address that is none, PermanentError for one where no cluster is.
     """
-    address = address or os.environ.get("RAY_ADDRESS") or None
+    address = cluster_address(address, os.environ)
     if "ray" not in sys.modules:
         _set_environment(address)
     import ray
@@ -53,6 +68,8 @@ def ray_cluster(address: str | None, own_stages: bool = False) -> Iterator[bool]
         if address is not None:
             _connect(address, own_stages)
         else:
+            if check_room is not None:
+                check_room([_this_machine()])
             _start_local(own_stages)
     try:
         with _quiet():
@@ -137,20 +154,43 @@ def _request_nodes(resources: Resources | None) -> None:
 
 
 def _connect(address: str, own_stages: bool) -> None:
-    """Raises PermanentError for a cluster of another version of Ray or Python."""
+    """Raises PermanentError if there is no cluster, or one of another version of Ray or Python."""
     import ray
 
+    if address != "auto":
+        await_head(address)
     try:
-        ray.init(
-            address=address,
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-            **_job_config(own_stages),
-        )
-    except RuntimeError as error:
-        if "ersion mismatch" not in str(error):
-            raise
-        raise PermanentError(" ".join(str(error).split())) from error
+        with _no_stderr():
+            ray.init(
+                address=address,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                **_job_config(own_stages),
+            )
+    except Exception as error:  # Ray raises several types
+        reason = root_cause(error)
+        if "ersion mismatch" in str(error):
+            raise PermanentError(" ".join(str(error).split())) from error
+        if "Could not find any running Ray instance" in reason:
+            reason = "no Ray cluster runs on this machine"
+        raise PermanentError(
+            f"the Ray cluster at {address} cannot be used: {reason}; expected the address of a "
+            "running head, with the token of the cluster if it has one"
+        ) from error
+
+
+def _this_machine() -> Node:
+    """Returns the node that a local cluster will have, by Ray's own rules."""
+    from ray._private.resource_and_label_spec import ResourceAndLabelSpec
+
+    spec = ResourceAndLabelSpec(num_cpus=_local_cpus(), labels=_LOCAL_LABEL).resolve(is_head=True)
+    cpus, gpus, memory = spec.num_cpus or 0, spec.num_gpus or 0, spec.memory or 0
+    return Node(cpus, gpus, memory, spec.labels or {})
+
+
+def _local_cpus() -> int:
+    # With fewer, Ray Data's own tasks would wait endlessly for the actors.
+    return max(os.cpu_count() or 1, _MIN_CPUS)
 
 
 class _NoFolders(list[str]):
@@ -186,8 +226,7 @@ def _start_local(own_stages: bool) -> None:
         try:
             with _no_stderr():
                 ray.init(
-                    # With fewer, Ray Data's own tasks would wait endlessly for the actors.
-                    num_cpus=max(os.cpu_count() or 1, _MIN_CPUS),
+                    num_cpus=_local_cpus(),
                     include_dashboard=False,
                     log_to_driver=False,
                     logging_level=logging.ERROR,
@@ -261,6 +300,9 @@ def _set_environment(address: str | None) -> None:
     if address is None and os.environ.setdefault("RAY_AUTH_MODE", "token") == "token":
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if address is not None:
+        # Each takes 40 s where something else listens than a head.
+        os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "2")
     if address is None:
         # Ray's history of up to 100,000 tasks takes half a gigabyte, and is not used.
         os.environ.setdefault("RAY_task_events_report_interval_ms", "0")

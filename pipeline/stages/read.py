@@ -19,6 +19,8 @@ import pyarrow.parquet as pq
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
+from mediamill.model.urls import safe_text
+from mediamill.pipeline.faults import PermanentError
 from mediamill.pipeline.ledger.state import LedgerState
 from mediamill.pipeline.manifest.batches import read_batches
 from mediamill.pipeline.manifest.manifest import Manifest, ManifestFile
@@ -218,14 +220,15 @@ def read_split(
     """Yields the unfinished rows of a split, in order, in tables of `read_schema`.
 
     A table has at most _BATCH_ROWS rows; those with values that no stage can read are error rows.
-    Raises ManifestChangedError, and JobError for a column that cannot be read.
+    Raises ManifestChangedError, and JobError for a column that cannot be read; PermanentError for
+    a file that cannot be opened.
     """
     known = set(manifest.arrow.names)
     if manifest.media_column is not None:
         known = known - {manifest.form, c.MEDIA_BYTES} | {manifest.media_column}
     for group_slice in split.slices:
         place = storage.resolve(group_slice.url)
-        with _open_checked(group_slice) as parquet:
+        with _errors_name_file(group_slice), _open_checked(group_slice) as parquet:
             columns = [name for name in parquet.schema_arrow.names if name in known]
             paths = [field for field in partitions if field.name not in columns]
             for group, bitmap in group_slice.bitmaps():
@@ -259,6 +262,22 @@ def _set_bits(bitmap: Bitmap, start: int, stop: int) -> npt.NDArray[np.int64]:
     first = start // 8
     mask = np.unpackbits(bitmap[first : -(-stop // 8)], bitorder="little")
     return np.flatnonzero(mask[start - first * 8 : stop - first * 8])
+
+
+@contextmanager
+def _errors_name_file(group_slice: RowGroupSlice) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowInvalid, OSError) as error:
+        if type(error) not in (pa.ArrowInvalid, OSError) or error.args[1:]:
+            raise  # of the system or a storage; those of Arrow have a text alone
+        reason = safe_text(str(error).strip().partition("\n")[0])
+    else:
+        return
+    # Not chained: a message of Ray's would name the first error of a chain.
+    raise PermanentError(
+        f"{storage.redact(group_slice.url)}: the manifest's file cannot be read: {reason}"
+    )
 
 
 @contextmanager
@@ -298,7 +317,7 @@ def _open_checked(group_slice: RowGroupSlice) -> Iterator[pq.ParquetFile]:
 def _changed(group_slice: RowGroupSlice, how: str) -> ManifestChangedError:
     return ManifestChangedError(
         f"{storage.redact(group_slice.url)}: the manifest's file has changed while the job ran: "
-        f"{how}: run the same job again, which checks it anew"
+        f"{how}"
     )
 
 

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from http.client import HTTPException, IncompleteRead, LineTooLong
 from typing import Any, Literal, TypeVar
 
 from mediamill.schemas.errors import JobError, RowError
@@ -62,7 +63,11 @@ _TYPES: tuple[tuple[tuple[type[BaseException], ...], str | None, FailureKind, st
     ((FileNotFoundError, NotADirectoryError), None, "missing", "no such file"),
     ((PermissionError,), None, "denied", "no permission"),
     ((TimeoutError,), "Timeout", "timeout", "took too long"),
-    ((ConnectionError,), None, "passing", "the connection broke"),
+    ((ConnectionRefusedError,), None, "passing", "the connection was refused"),
+    ((ConnectionError, IncompleteRead), None, "passing", "the connection broke"),
+    ((ssl.SSLError,), None, "passing", "the TLS connection failed"),
+    ((LineTooLong,), None, "passing", "the headers of the answer are too long"),
+    ((HTTPException,), None, "passing", "the server's answer is not valid HTTP"),
     ((), "Credential", "denied", "no credentials were found"),  # of botocore and google
     ((), "ParamValidation", "denied", "the name of the bucket or key is not valid"),  # of botocore
 )

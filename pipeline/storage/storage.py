@@ -50,9 +50,17 @@ class Place:
 
 
 def absolute(url: str) -> str:
-    """Returns a path made absolute against the current directory; other URLs unchanged."""
+    """Returns a path made absolute against the current directory; other URLs unchanged.
+
+    Raises JobError for what no file system can open.
+    """
+    if "\0" in url:
+        raise JobError(f"{redact(url)}: found a NUL character, expected a path or URL")
     if (name := scheme(url)) != "file":
-        return f"{name}{url[len(name) :].rstrip('/')}"  # schemes are compared in lower case
+        rest = url[len(name) :].rstrip("/")  # `://` and what follows
+        if rest == ":":
+            raise JobError(f"{name}://: found nothing after the scheme, expected a whole URL")
+        return f"{name}{rest}"  # schemes are compared in lower case
     path = Path(local_path(url)).expanduser()
     return os.path.normpath(Path.cwd() / path)  # symbolic links stay: the user chose the name
 

@@ -15,7 +15,13 @@ from mediamill.schemas.manifest import ManifestSchema
 _MEDIUM_KEYS = ("image", "video", "path", "url", "image_url", "video_url", "base64")
 _LONG_NAME = 4096  # characters; a path has fewer
 _MAX_DEPTH = 64  # of a chat; a published one has about six levels
-_JSON_KINDS = {"dict": "object", "str": "text", "int": "number", "float": "number"}
+_JSON_KINDS = {
+    "dict": "object",
+    "str": "text",
+    "int": "number",
+    "float": "number",
+    "list": "list",
+}
 
 
 def check_prompt(job: JobConfig, manifest: ManifestSchema, where: str) -> None:
@@ -127,7 +133,7 @@ def _names(part: Mapping[str, Any], where: str) -> Iterator[str]:
         if value is None or value == "":
             continue
         if not isinstance(value, str):
-            kind = type(value).__name__
+            kind = _JSON_KINDS.get(type(value).__name__, "value of another kind")
             raise RowError(
                 ErrorCode.PROMPT_INVALID, f"{where}.{key}: found a {kind}, expected a path or URL"
             )

@@ -43,7 +43,7 @@ def test_the_actions_own_code(code):
 
 
 def test_a_job_error_is_2_and_a_line_for_each_mistake(capsys):
-    assert exit_code(raising(JobError("m.parquet: no column 'id'\nm.parquet: no 'uri'"))) == 2
+    assert exit_code(raising(JobError("m.parquet: no column 'id'", "m.parquet: no 'uri'"))) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err == "error: m.parquet: no column 'id'\nerror: m.parquet: no 'uri'\n"

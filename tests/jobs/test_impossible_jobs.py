@@ -93,6 +93,19 @@ KEYS = {
     "model=two-beams": "num_beams",
     "model=float8": "float8",
     "nonsense=1": "unknown key 'nonsense'",
+    'manifest="a\\0b"': "found a NUL character, expected a path or URL",
+    'output="a\\0b"': "found a NUL character, expected a path or URL",
+    'model="a\\0b"': "found a NUL character, expected a path or URL",
+    'fetch.roots=["a\\0b"]': "found a NUL character, expected a path or URL",
+    'manifest="a\\nb"': r"/a\nb: found no such file or folder",
+    'partition_by="a\\nb"': r"partition_by names column 'a\nb'",
+    "output=s3://": "s3://: found nothing after the scheme, expected a whole URL",
+    "model=hf://": "hf://: found nothing after the scheme",
+    "fetch.hosts=*": "quote a text that begins with * or &",
+    "fetch.hosts=0x10": "fetch.hosts: '0x10': found a host that ends in a number",
+    "resources.device=cuda --address http://h:8265": "--address: found 'http://h:8265', expected",
+    "seed=1 --address ray://h:10001": "--address: found 'ray://h:10001', an address of Ray Client",
+    "seed=1 --address h:99999": "--address: found 'h:99999', expected HOST:PORT",
 }
 
 
@@ -125,14 +138,15 @@ def here(tmp_path_factory):
 
 def arguments_of(changes):
     """The arguments of a job that would work, with `key=value` pairs over it."""
-    pairs = changes.replace(": ", ":~").split(" ")
-    given = [pair.replace(":~", ": ") for pair in pairs]
+    pairs, _, address = changes.partition(" --address ")
+    given = [pair.replace(":~", ": ") for pair in pairs.replace(": ", ":~").split(" ")]
+    options = ["--address", address] if address else []
     right = {"manifest": "m.parquet", "output": "out", "model": str(CHECKPOINT), "prompt": "hi"}
     if changes == "prompts={a: hi} prompt=hi":
         del right["prompt"]
     named = {pair.partition("=")[0] for pair in given}
     own = [f"{key}={value}" for key, value in right.items() if key not in named]
-    return ["run", "job.yaml", *own, *given]
+    return ["run", "job.yaml", *own, *given, *options]
 
 
 def test_they_are_refused_before_ray_starts(here):

@@ -161,6 +161,16 @@ def test_a_data_url_is_shortened_and_what_follows_it_is_shown():
     assert safe_text("é" * 3000, 10) == "ééééééé..."
 
 
+def test_what_is_shown_already_stays_as_it_is_in_a_sentence():
+    for text in (
+        "data:;base64,...(12 characters): found no valid base64",
+        "s3://bucket: found a bucket, expected an object in it",
+        "at ray://127.0.0.1:1, or http://host:80; then (https://host/a).",
+    ):
+        assert safe_text(text) == text
+    assert safe_text("s3://key:SECRET: no, http://u:SECRET@h: no") == "s3://...: no, http://h: no"
+
+
 def test_exceptions_become_one_line():
     assert error_text(OSError("https://u:p@host/a broke\nmore")) == "https://host/a broke"
     assert error_text(KeyError()) == "KeyError"

@@ -120,6 +120,17 @@ def test_a_limit_on_packets(name: str) -> None:
     assert caught.value.code == "decode_too_large"
 
 
+@pytest.mark.parametrize("container", ["mp4", "mpegts"])
+def test_limits_without_end_are_no_damage(container: str) -> None:
+    data = media.video(media.numbered_frames(9, 96, 64), container)
+    end = 10**26
+    rules = VideoRules(max_frames=end, max_pixels=end, total_pixels=end, max_tokens=end)
+    limits = MediaLimits(max_video_pixels=end, max_frames_decoded=end, max_packets=end)
+    expected = decode_video(data, VideoRules(), ImageRules(), MediaLimits())
+    video = decode_video(data, rules, ImageRules(max_pixels=end), limits)
+    assert len(video.frames) == len(expected.frames)
+
+
 def test_a_limit_on_one_side() -> None:
     data = media.encode(Image.new("L", (500, 3)), "PNG")
     limits = MediaLimits(max_side=499)
