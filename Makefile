@@ -32,7 +32,7 @@ types: $(READY) ## Check static types with mypy
 	$(BIN)/mypy
 
 pytest: $(READY) ## Run the tests (some of them: PYTEST="tests/model -k rope")
-	$(BIN)/python -m pytest $(PYTEST) -n 2 --dist loadfile
+	$(BIN)/python -m pytest $(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder
 
 parity: $(READY) ## Compare with the reference on random cases (SEED=1 CASES=500)
 	$(BIN)/python -m pip download --quiet --no-deps --dest .cache qwen-agent==0.0.34

@@ -16,6 +16,17 @@ import torch
 from mediamill.pipeline.ray_cluster.trim_memory import trim_memory
 
 BUCKET = "mill"
+# Folders and files whose tests run jobs on Ray.
+_LONG = {
+    "coordinator",
+    "replica",
+    "jobs",
+    "test_package",
+    "tasks",
+    "annotate",
+    "ray_cluster",
+    "test_run",
+}
 
 # oneDNN keeps the code that it generates for each of the last 1,024 shapes, and tests use many more
 # shapes than a job does. torch reads these settings when the first test file imports it.
@@ -38,11 +49,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by marker
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Applies `sampled`, skips GPU tests where there is no GPU, and starts the longest test first.
+    """Applies `sampled`, skips GPU tests where there is no GPU, and starts the longest tests first.
 
-    At the end, one process would wait for the longest test.
+    At the end, one process would wait for the longest test of the other.
     """
     mark_slow_beyond_samples(items)
+    items.sort(key=lambda item: not _LONG & {*item.path.parts, item.path.stem})
     items.sort(key=lambda item: "soak" not in item.path.parts)
     if not torch.cuda.is_available():
         for item in items:
