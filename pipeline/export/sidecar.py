@@ -129,14 +129,14 @@ def relative_path(uri: str, roots: tuple[str, ...]) -> str | None:
 
     It never leads out of a folder that it is joined to. None if the URI names no file.
     """
+    if "\0" in uri or uri.lower().startswith(("data:", "range:")):
+        return None
     if storage.scheme(uri) == "file":
         path = storage.absolute(uri)
     else:
         plain = uri.partition("#")[0].partition("?")[0]
         scheme, _, rest = plain.partition("://")
         path = f"{scheme}://{posixpath.normpath('/' + rest).lstrip('/')}"
-    if "\0" in path:
-        return None
     for root in roots:
         if path.startswith(f"{root.rstrip('/')}/"):
             path = path[len(root.rstrip("/")) + 1 :]

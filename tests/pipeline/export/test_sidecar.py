@@ -95,6 +95,8 @@ def test_two_rows_with_one_file(tmp_path):
         ("https://h/", "h"),
         ("/root1/" + "x" * 300 + ".jpg", None),
         ("a\0b.jpg", None),
+        ("data:image/png;base64,...(1,000 characters)", None),
+        ("range:512-1023:s3://bucket/shard.tar", None),
     ],
 )
 def test_names_never_lead_out(uri, path, monkeypatch, tmp_path):

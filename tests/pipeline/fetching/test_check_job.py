@@ -29,10 +29,10 @@ def job_with(**changes):
         ({"fetch__hosts": ["a.com:443"]}, r"'a.com:443' with a port, expected .* \('a.com'\)"),
         (
             {"fetch__hosts": ["a..com"]},
-            "fetch.hosts: found a host that is not a valid name: 'a..com'",
+            "fetch.hosts: 'a..com': found a host that is not a valid name",
         ),
-        ({"fetch__hosts": ["a b.com"]}, "fetch.hosts: found a host that is not a valid name"),
-        ({"fetch__hosts": ["300.1.1.1"]}, "fetch.hosts: .*: '300.1.1.1', expected a name"),
+        ({"fetch__hosts": ["a b.com"]}, "fetch.hosts: 'a b.com': found a host that is not a valid"),
+        ({"fetch__hosts": ["300.1.1.1"]}, "fetch.hosts: '300.1.1.1': .* expected a name"),
         ({"fetch__hosts": ["*.a.com", "10.0.0.7"]}, "found '10.0.0.7', which is private"),
         ({"fetch__hosts": ["[::1]"]}, r"found '\[::1\]', which is private"),
         ({"fetch__hosts": ["localhost"]}, "fetch.private_addresses=true allows it"),
