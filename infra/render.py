@@ -68,7 +68,7 @@ def _as_yaml(value: object) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Writes the files that differ, or prints their names with --check."""
     parser = argparse.ArgumentParser(description="Write infra's files from figures.yaml.")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a file differs")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if one differs")
     check = parser.parse_args(argv).check
     differ = []
     for name, text in render(figures()).items():
