@@ -96,14 +96,14 @@ def orientation(data: bytes) -> int:
 
 def without_metadata(data: bytes) -> bytes:
     """Returns the file without comments and application segments, but for Adobe's on colours."""
-    parts, kept = [data[:2]], 2
+    parts, copied = [data[:2]], 2
     for marker, start, end in _segments(data):
         is_colours = marker == _APP14 and data[start + 4 : start + 9] == b"Adobe"
         is_colours = is_colours and end - start >= 16
         if marker in _METADATA and not is_colours:
-            parts.append(data[kept:start])
-            kept = end
-    return b"".join([*parts, data[kept:]])
+            parts.append(data[copied:start])
+            copied = end
+    return b"".join([*parts, data[copied:]])
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:

@@ -1,4 +1,4 @@
-"""Turns what Pillow and other decoders raise about a picture into a MediaError."""
+"""Converts the errors of Pillow and other decoders to MediaError."""
 
 import re
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ _UNSUPPORTED = re.compile(
 
 @contextmanager
 def picture_errors(label: str) -> Iterator[None]:
-    """Turns any error into a MediaError: on damage Pillow's plugins raise any exception.
+    """Raises any error within as a MediaError: on damage Pillow's plugins raise any exception.
 
     A file of a kind that is not known is decode_unsupported, never damaged.
     """

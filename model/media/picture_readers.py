@@ -251,10 +251,11 @@ def _ico(data: bytes, label: str, limits: MediaLimits) -> OpenPicture:
 
 
 def _icns(data: bytes, label: str, limits: MediaLimits) -> OpenPicture:
-    found = icons.largest_apple_icon(data)
-    if found is None:
+    largest = icons.largest_apple_icon(data)
+    if largest is None:
         return read_by_plugin("ICNS", data, label, limits)
-    return (_png if found[1] == "PNG" else _jpeg2000)(found[0], label, limits)
+    icon, file_format = largest
+    return (_png if file_format == "PNG" else _jpeg2000)(icon, label, limits)
 
 
 _READERS: dict[str, Reader] = {

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from mediamill.model.errors import MediaError, PromptError
+from mediamill.model.urls import safe_text
 from mediamill.pipeline.decoding import socket_messages
 from mediamill.pipeline.decoding.message_stream import Sender
 from mediamill.pipeline.decoding.probe import Prober, ProbeRequest
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from mediamill.model.processor import Processor
 
 _MAX_REQUEST_BYTES = 2**32  # requests come from the trusted side
-_MAX_MESSAGE = 2000  # characters of an error message
 _OUT_OF_MEMORY = ("bad_alloc", "allocate memory", "out of memory", "insufficient memory")
 # Libraries that would start a thread for each core when they are loaded.
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -58,7 +58,7 @@ def main(fd: int) -> None:
         try:
             processor = getattr(importlib.import_module(module), name)(**request["arguments"])
         except Exception as error:  # noqa: BLE001 - the owner raises it
-            message = [type(error).__name__, str(error)[:_MAX_MESSAGE]]
+            message = [type(error).__name__, safe_text(str(error))]
             socket_messages.send(connection, {"error": message})
             return
         gc.collect()
@@ -312,8 +312,7 @@ def _failure(error: Exception, stage: str, max_bytes: int) -> dict[str, str]:
     else:
         code = ErrorCode.DECODE_CORRUPT if stage == "media" else ErrorCode.PROMPT_INVALID
         text = f"{type(error).__name__}: {error}"
-    # Texts of the row may hold lone surrogates.
-    return {"code": str(code), "message": text[:_MAX_MESSAGE].encode(errors="replace").decode()}
+    return {"code": str(code), "message": safe_text(text)}
 
 
 def _is_out_of_memory(error: BaseException | None) -> bool:

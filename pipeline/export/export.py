@@ -242,11 +242,11 @@ def _hidden_beside(file: Place) -> Place:
 
 def _check_empty(place: Place, options: ExportOptions) -> None:
     """Checks that an export that has not begun finds nothing in its place."""
-    found = [name for name in storage.list_files(place) if not name.startswith(f"{HIDDEN}/")]
-    if found and not options.overwrite:
+    foreign = [name for name in storage.list_files(place) if not name.startswith(f"{HIDDEN}/")]
+    if foreign and not options.overwrite:
         shown = storage.redact(place.url)
         raise JobError(
-            f"{shown}: found files ('{found[0]}') that no export has written there, expected an "
+            f"{shown}: found files ('{foreign[0]}') that no export has written there, expected an "
             "empty folder or nothing yet; --overwrite writes there all the same"
         )
 

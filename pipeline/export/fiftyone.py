@@ -12,7 +12,6 @@ from pathlib import Path
 import pyarrow as pa
 
 from mediamill.pipeline.export.formats import ExportContext
-from mediamill.pipeline.export.media import PICTURES, Medium
 from mediamill.pipeline.export.parquet import media_columns
 from mediamill.pipeline.export.state import HIDDEN
 from mediamill.pipeline.export.values import file_key, rows_of, to_json
@@ -35,12 +34,8 @@ class LabeledPictures:
         text = self._context.text
         needed = {*self._context.columns, text, *media_columns(table.schema)}
         rows = rows_of(table.select([name for name in table.schema.names if name in needed]))
-        for row, medium in zip(rows, self._context.reader.read(rows), strict=True):
-            if isinstance(medium, Medium) and medium.extension not in PICTURES:
-                medium = "not a picture"
-            if isinstance(medium, str):
-                self.left_out[medium] += 1
-                continue
+        for index, medium in self._context.reader.read_pictures(rows, self.left_out):
+            row = rows[index]
             key = file_key(row[c.ID])
             path = self._scratch / key
             path.write_bytes(medium.data)

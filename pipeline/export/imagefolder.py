@@ -6,7 +6,6 @@ from pathlib import Path
 import pyarrow as pa
 
 from mediamill.pipeline.export.formats import ExportContext
-from mediamill.pipeline.export.media import PICTURES, Medium
 from mediamill.pipeline.export.parquet import media_columns
 from mediamill.pipeline.export.values import file_key, rows_of, to_json
 from mediamill.schemas import columns as c
@@ -27,12 +26,8 @@ class ImageFolder:
     def add(self, table: pa.Table) -> None:
         needed = {*self._context.columns, *media_columns(table.schema)}
         rows = rows_of(table.select([name for name in table.schema.names if name in needed]))
-        for row, medium in zip(rows, self._context.reader.read(rows), strict=True):
-            if isinstance(medium, Medium) and medium.extension not in PICTURES:
-                medium = "not a picture"
-            if isinstance(medium, str):
-                self.left_out[medium] += 1
-                continue
+        for index, medium in self._context.reader.read_pictures(rows, self.left_out):
+            row = rows[index]
             name = f"{file_key(row[c.ID])}.{medium.extension}"
             path = self._scratch / name
             path.write_bytes(medium.data)

@@ -1,6 +1,7 @@
 """Fetches the media of rows for an export, and checks that they are still what was captioned."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ _MAGIC = (
     (b"MM\0*", "tif"),
     (b"\x1aE\xdf\xa3", "webm"),
 )
-PICTURES = frozenset({"jpg", "png", "gif", "bmp", "tif", "webp", "avif", "heic"})
+_PICTURES = frozenset({"jpg", "png", "gif", "bmp", "tif", "webp", "avif", "heic"})
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,18 @@ class MediaReader:
         """Yields the medium of each row, or why it has none: a code or a few words."""
         with ThreadPoolExecutor(_AT_ONCE) as threads:
             yield from threads.map(self._read, rows)
+
+    def read_pictures(
+        self, rows: Iterable[Mapping[str, Any]], left_out: Counter[str]
+    ) -> Iterator[tuple[int, Medium]]:
+        """Yields the index and the picture of each row that has one; counts the others' reasons."""
+        for index, medium in enumerate(self.read(rows)):
+            if isinstance(medium, str):
+                left_out[medium] += 1
+            elif medium.extension not in _PICTURES:
+                left_out["not a picture"] += 1
+            else:
+                yield index, medium
 
     def _read(self, row: Mapping[str, Any]) -> Medium | str:
         uri = the_uri(row)

@@ -8,7 +8,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mediamill.pipeline.export.formats import ExportContext
-from mediamill.pipeline.export.media import PICTURES, Medium
 from mediamill.pipeline.export.values import file_key, rows_of
 from mediamill.schemas import columns as c
 from mediamill.schemas.errors import JobError
@@ -55,18 +54,13 @@ class ParquetShard:
             self._waiting = []
 
     def _with_media(self, table: pa.Table, chosen: pa.Table) -> pa.Table:
-        kept, images = [], []
+        indices, images = [], []
         rows = rows_of(table.select(media_columns(table.schema)))
-        for index, medium in enumerate(self._context.reader.read(rows)):
-            if isinstance(medium, Medium) and medium.extension not in PICTURES:
-                medium = "not a picture"
-            if isinstance(medium, str):
-                self.left_out[medium] += 1
-                continue
-            kept.append(index)
+        for index, medium in self._context.reader.read_pictures(rows, self.left_out):
+            indices.append(index)
             path = f"{file_key(rows[index][c.ID])}.{medium.extension}"
             images.append({"bytes": medium.data, "path": path})
-        chosen = chosen.take(pa.array(kept, pa.int64()))
+        chosen = chosen.take(pa.array(indices, pa.int64()))
         chosen = chosen.append_column(IMAGE, pa.array(images, _IMAGE_TYPE))
         return chosen.replace_schema_metadata(export_schema(self._context).metadata)
 

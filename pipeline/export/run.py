@@ -81,24 +81,24 @@ class Run:
             table = next(stream, None) if self._rest is None else self._rest
             if table is None:
                 return True
-            kept = table.append_column(_INDEX, pa.array(range(table.num_rows), pa.int64()))
+            chosen = table.append_column(_INDEX, pa.array(range(table.num_rows), pa.int64()))
             counts = []
             for expression in self._chosen.values():
-                kept = kept.filter(expression)
-                counts.append(kept[_INDEX])
+                chosen = chosen.filter(expression)
+                counts.append(chosen[_INDEX])
             room = rows - shard.rows
             stop = table.num_rows
-            if kept.num_rows > room:
-                kept = kept.slice(0, room)
-                stop = kept[_INDEX][-1].as_py() + 1
+            if chosen.num_rows > room:
+                chosen = chosen.slice(0, room)
+                stop = chosen[_INDEX][-1].as_py() + 1
             before = stop
             for reason, indices in zip(self._chosen, counts, strict=True):
                 left = pc.sum(pc.less(indices, stop)).as_py() or 0
                 if before > left:
                     self._left_out[reason] += before - left
                 before = left
-            if kept.num_rows:
-                shard.add(kept.drop_columns([_INDEX]))
+            if chosen.num_rows:
+                shard.add(chosen.drop_columns([_INDEX]))
             self._rest = table.slice(stop) if stop < table.num_rows else None
             self._state.offset += stop
         return False

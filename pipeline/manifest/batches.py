@@ -26,7 +26,7 @@ def read_batches(
     try:
         yield from parquet.iter_batches(rows, groups, columns)
     except (OSError, pa.ArrowException) as error:
-        if not _is_content(error):
+        if not is_content_error(error):
             raise
         found = _unreadable(parquet, rows, columns, groups)
         where = f"row group {found[0]}: column {found[1]!r}: " if found else ""
@@ -38,7 +38,7 @@ def read_batches(
         ) from None
 
 
-def _is_content(error: Exception) -> bool:
+def is_content_error(error: Exception) -> bool:
     """Whether the file's content is the cause; pyarrow's errors of that kind have no number."""
     return isinstance(error, pa.ArrowException) or (type(error) is OSError and error.errno is None)
 
@@ -53,7 +53,7 @@ def _unreadable(
                 for _ in parquet.iter_batches(rows, [group], [column]):
                     pass
             except (OSError, pa.ArrowException) as error:
-                if _is_content(error):
+                if is_content_error(error):
                     return group, column
                 raise
     return None

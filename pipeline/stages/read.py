@@ -22,7 +22,7 @@ from ray.data.datasource import Datasource, ReadTask
 from mediamill.model.urls import safe_text
 from mediamill.pipeline.faults import PermanentError
 from mediamill.pipeline.ledger.state import LedgerState
-from mediamill.pipeline.manifest.batches import read_batches
+from mediamill.pipeline.manifest.batches import is_content_error, read_batches
 from mediamill.pipeline.manifest.manifest import Manifest, ManifestFile
 from mediamill.pipeline.records import ROW_STRUCT, read_schema
 from mediamill.pipeline.row_values import with_unreadable_values
@@ -269,8 +269,8 @@ def _errors_name_file(group_slice: RowGroupSlice) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowInvalid, OSError) as error:
-        if type(error) not in (pa.ArrowInvalid, OSError) or error.args[1:]:
-            raise  # of the system or a storage; those of Arrow have a text alone
+        if not is_content_error(error):
+            raise
         reason = safe_text(str(error).strip().partition("\n")[0])
     else:
         return

@@ -43,10 +43,10 @@ def codestream(data: bytes) -> bytes:
         elif kind == b"jxlp":
             parts.append(data[start + 4 : offset + size])
         offset += size
-    found = b"".join(parts)
-    if not found.startswith(_CODESTREAM):
+    codestream = b"".join(parts)
+    if not codestream.startswith(_CODESTREAM):
         raise MediaError("decode_corrupt", "the JPEG XL picture is damaged: it has no codestream")
-    return found
+    return codestream
 
 
 def stored_size(stream: bytes) -> tuple[int, int]:

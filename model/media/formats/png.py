@@ -167,8 +167,8 @@ def _profile(body: bytes) -> bytes:
 
 def _orientation(kind: bytes, body: bytes) -> int:
     if kind == b"iTXt":
-        found = _ORIENTATION.search(body) if body.startswith(_XMP) else None
-        return int(found[1]) if found else 1
+        match = _ORIENTATION.search(body) if body.startswith(_XMP) else None
+        return int(match[1]) if match else 1
     if kind == b"eXIf":
         return exif_orientation(body)
     # ImageMagick writes EXIF as hexadecimal text, behind three lines.
