@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 
 from mediamill.pipeline.coordinator import lease
 from mediamill.pipeline.faults import RunError
-from mediamill.pipeline.ledger import compaction, ledger
+from mediamill.pipeline.ledger import compaction, ledger, recovery
 from mediamill.pipeline.ledger.log import taken_over
 from mediamill.pipeline.storage import storage
 from mediamill.schemas.errors import JobError
@@ -57,6 +57,8 @@ def compact(output: str, rows_per_file: int | None = None) -> CompactSummary:
         ledger.catch_up(place, state)
         try:
             ledger.begin(place, state, run, {}, (), state.rows_per_file)
+
+            recovery.revoke_others(place, state, run)
 
             def check() -> None:
                 ledger.catch_up(place, state)

@@ -21,14 +21,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mediamill.pipeline.coordinator import lease
-from mediamill.pipeline.export import csv_file, fiftyone, jsonl
+from mediamill.pipeline.export import captions, csv_file, fiftyone, jsonl
 from mediamill.pipeline.export.formats import ExportContext, Join, MakeShard, Shard
 from mediamill.pipeline.export.imagefolder import ImageFolder
-from mediamill.pipeline.export.media import MediaReader
+from mediamill.pipeline.export.media import MediaReader, the_uri
 from mediamill.pipeline.export.parquet import ParquetShard, export_schema
 from mediamill.pipeline.export.run import Run
 from mediamill.pipeline.export.sidecar import Record, Sidecars
-from mediamill.pipeline.export.source import Source, choose_columns
+from mediamill.pipeline.export.source import Source, Unit, choose_columns
 from mediamill.pipeline.export.state import HIDDEN, State, StateFolder
 from mediamill.pipeline.export.tables import IcebergShard, LanceShard, check_installed, iceberg_name
 from mediamill.pipeline.export.webdataset import TarShard
@@ -118,6 +118,9 @@ def export(options: ExportOptions) -> ExportSummary:
         raise JobError(f"{shown}: found no finished rows yet, expected some to export")
     context, chosen = _context(options, source.schema), _conditions(options, source.schema)
     form = _format(options)
+    beside = options.to == "webdataset" and not context.media and _has_tar_members(source, units)
+    if form is not None and beside:
+        form = Format(captions.CaptionParts, form.rows)
     single = form is not None and form.single and options.target.endswith(form.single)
     place = context.target
     files = place if not single else _hidden_beside(place)
@@ -154,6 +157,10 @@ def export(options: ExportOptions) -> ExportSummary:
             if form.join is not None and (single or options.to == "fiftyone"):
                 target = place if single else place / fiftyone.LABELS
                 _join(form.join, files, state_folder, state, target)
+            if beside:
+                with tempfile.TemporaryDirectory() as scratch:
+                    parts = _fetched(files, _parts(state_folder, state), Path(scratch))
+                    captions.write_shards(parts, files)
     seconds = round(time.monotonic() - started, 3)
     shown = storage.redact(place.url)
     new = state.exported - before
@@ -271,6 +278,7 @@ def _remove(folder: StateFolder, files: Place) -> None:
         state = State(**_state_values(folder))
     except FileNotFoundError:
         return
+    captions.remove_shards(files)
     if state.bound.get("to") != SIDECAR:
         for note in folder.notes(state):
             for name in note["files"]:
@@ -285,14 +293,27 @@ def _state_values(folder: StateFolder) -> dict[str, Any]:
 
 def _join(join: Join, files: Place, folder: StateFolder, state: State, target: Place) -> None:
     """Writes one file of the shards' part files. It replaces an older one atomically."""
-    written = (name for note in folder.notes(state) for name in note["files"])
-    names = [name for name in written if name.endswith((".jsonl", ".csv", ".part"))]
     with tempfile.TemporaryDirectory() as scratch:
         whole = Path(scratch) / "whole"
         with whole.open("wb") as file:
-            for chunk in join(_fetched(files, names, Path(scratch))):
+            for chunk in join(_fetched(files, _parts(folder, state), Path(scratch))):
                 file.write(chunk)
         storage.put_file(target, whole)
+
+
+def _parts(folder: StateFolder, state: State) -> list[str]:
+    written = (name for note in folder.notes(state) for name in note["files"])
+    return [name for name in written if name.endswith((".jsonl", ".csv", ".part"))]
+
+
+def _has_tar_members(source: Source, units: list[Unit]) -> bool:
+    """Whether the first row is about a member of a tar file, as those of a WebDataset are."""
+    first = next((table for unit in units for table in source.read(unit, 0)), None)
+    if first is None:
+        return False
+    names = [name for name in (c.URI, c.MEDIA) if name in first.column_names]
+    row = first.select(names).slice(0, 1).to_pylist()[0]
+    return captions.tar_member(the_uri(row)) is not None
 
 
 def _fetched(files: Place, names: list[str], scratch: Path) -> Iterator[Path]:

@@ -87,21 +87,23 @@ class Source:
 
     def _units(self) -> list[Unit]:
         files = readable_files(self.place)
+        units: list[tuple[str, Unit]] = []  # with the name of the file that has it now
+        replaced: set[str] = set()
         with ThreadPoolExecutor(_THREADS) as threads:
-            infos = list(threads.map(lambda name: file_info(files[name], name), files))
-        replaced = {_beside(info.name, source) for info in infos for source, _ in info.sources}
-        units = []
-        for info in infos:
-            if info.name in replaced:  # published again by a task that was thought to be dead
-                continue
-            if self.schema is None:
-                self.schema = self._schema(info)
-            start = 0
-            base = info.sources or ((info.name.rpartition("/")[2], info.rows),)
-            for name, rows in base:
-                units.append(Unit(_beside(info.name, name), rows, files[info.name], start))
-                start += rows
-        return sorted(units, key=lambda unit: unit.name)
+            # One after the other: a schema for each of many files would fill the memory.
+            for info in threads.map(lambda name: file_info(files[name], name), files):
+                if self.schema is None:
+                    self.schema = self._schema(info)
+                start = 0
+                base = info.sources or ((info.name.rpartition("/")[2], info.rows),)
+                for name, rows in base:
+                    unit = Unit(_beside(info.name, name), rows, files[info.name], start)
+                    units.append((info.name, unit))
+                    start += rows
+                replaced.update(_beside(info.name, source) for source, _ in info.sources)
+        # Without files that were published again by tasks that were thought to be dead.
+        whole = (unit for name, unit in units if name not in replaced)
+        return sorted(whole, key=lambda unit: unit.name)
 
     def _partition_fields(self) -> dict[str, pa.DataType]:
         layout = (self.header or {}).get("layout", {})

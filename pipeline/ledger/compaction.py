@@ -2,9 +2,7 @@
 
 The new files are written hidden. Then the journal names the folder, and its files are replaced:
 
-exchange  A local folder of a partition is exchanged with a new one by one atomic step.
-moved     In a local output without partitions, the files are moved to a folder, one atomic step
-          each; it is exchanged with one that has the new files, and they are moved back.
+exchange  A local folder is exchanged with a new one by one atomic step (folder_swap.py).
 replace   On an object store, the old files of each new one are removed, then the new one appears.
           `_SUCCESS` is away meanwhile: rows may be missing for a moment, but are never doubled.
 
@@ -14,21 +12,18 @@ A kill at any point is repaired by `finish`, which the next run and the next com
 import hashlib
 import json
 import re
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mediamill.pipeline.ledger.exchange import can_exchange, exchange
+from mediamill.pipeline.ledger import folder_swap
 from mediamill.pipeline.ledger.journal import (
-    MOVED,
-    SOURCES,
     Journal,
     Merged,
     Mode,
@@ -38,10 +33,9 @@ from mediamill.pipeline.ledger.journal import (
     work_folder,
     write_journal,
 )
-from mediamill.pipeline.ledger.publish import visible_files
+from mediamill.pipeline.ledger.publish import SOURCES, visible_files
 from mediamill.pipeline.storage import storage
 from mediamill.pipeline.storage.storage import Place
-from mediamill.schemas.errors import JobError
 
 _THREADS = 8
 _ROW_GROUP, _ROW_GROUP_BYTES = 65_536, 64 * 1024**2
@@ -76,7 +70,8 @@ def compact(
         folders.setdefault(folder, []).append(name)
     before = after = 0
     skipped = []
-    swap = _can_swap(output)
+    replaced: list[Journal] = []
+    swap = atomic = folder_swap.can_swap(output)
     for folder, names in folders.items():
         before += len(names)
         infos = _infos(output, folder, names)
@@ -85,19 +80,21 @@ def compact(
         after += len(infos)
         if not groups:
             continue
-        if swap and folder and not _is_plain(Path((output / folder).path)):
+        if swap and folder and not folder_swap.is_plain(Path((output / folder).path)):
             skipped.append(folder)
             continue
         after -= sum(len(group) - 1 for group in groups)
         files = tuple(_merge(output, folder, group) for group in groups)
         check()
         number = read_journal(output).number
-        mode: Mode = "replace" if not swap else "exchange" if folder else "moved"
+        mode: Mode = "exchange" if swap else "replace"
         journal = Journal(number + 1, folder, mode, files, _success(output, mode))
         write_journal(output, journal)
-        _replace(output, journal)
+        atomic = _replace(output, journal) and atomic
+        replaced.append(journal)
     _clean(output)
-    return before, after, skipped, swap
+    _remove_late(output, replaced)
+    return before, after, skipped, atomic
 
 
 def finish(output: Place) -> None:
@@ -105,6 +102,7 @@ def finish(output: Place) -> None:
     journal = read_journal(output)
     if journal.folder is not None:
         _replace(output, journal)
+    folder_swap.remove_old(output, wait=True)
 
 
 def file_info(place: Place, name: str) -> FileInfo:
@@ -195,15 +193,26 @@ def _row_groups(output: Place, folder: str, names: Sequence[str]) -> Iterator[pa
         yield pa.concat_tables(waiting).combine_chunks()
 
 
-def _replace(output: Place, journal: Journal) -> None:
-    """Makes the journal's files visible instead of their sources. May be repeated."""
+def _replace(output: Place, journal: Journal) -> bool:
+    """Makes the journal's files visible instead of their sources. May be repeated.
+
+    Returns whether readers saw each row at every moment.
+    """
+    if journal.mode == "exchange":
+        try:
+            folder_swap.swap(output, journal)
+        except FileNotFoundError:  # another process finishes this, since a newer run has begun
+            raise
+        except OSError:  # the folder is mounted, for example
+            success = _success(output, "replace")
+            journal = replace(journal, mode="replace", success=success)
+            write_journal(output, journal)
     if journal.mode == "replace":
         _replace_one_by_one(output, journal)
-    elif journal.mode == "exchange":
-        _exchange_folder(output, journal)
-    else:
-        _exchange_moved(output, journal)
+    for file in journal.files:
+        storage.remove(hidden_file(output, file.name))
     write_journal(output, Journal(journal.number + 1))
+    return journal.mode == "exchange"
 
 
 def _replace_one_by_one(output: Place, journal: Journal) -> None:
@@ -218,92 +227,6 @@ def _replace_one_by_one(output: Place, journal: Journal) -> None:
                 storage.move(hidden_file(output, file.name), target)
     if journal.success is not None:
         storage.put(output / _SUCCESS, journal.success.encode())
-    _forget(output, journal)
-
-
-def _exchange_folder(output: Place, journal: Journal) -> None:
-    folder = Path((output / (journal.folder or "")).path)
-    beside = _beside(output) / "folder"
-    if not (folder / journal.files[0].name).exists():
-        sources = {source for file in journal.files for source in file.sources}
-        others = [path for path in folder.iterdir() if path.name not in sources]
-        _build(output, journal, beside, others)
-        shutil.copymode(folder, beside)
-        exchange(folder, beside)
-        storage.fsync(folder.parent)
-    if beside.exists():
-        # A task of a stale run may have published a file while the new folder was made.
-        known = {source for file in journal.files for source in file.sources}
-        for path in beside.iterdir():
-            if path.name not in known and not (folder / path.name).exists():
-                path.rename(folder / path.name)
-    shutil.rmtree(beside.parent, ignore_errors=True)
-    _forget(output, journal)
-
-
-def _exchange_moved(output: Place, journal: Journal) -> None:
-    root, beside = Path(output.path), _beside(output) / "folder"
-    moved = root / MOVED
-    names = [file.name for file in journal.files]
-    if not any((folder / name).exists() for folder in (root, moved) for name in names):
-        _build(output, journal, beside, ())
-        moved.mkdir(exist_ok=True)
-        for source in (source for file in journal.files for source in file.sources):
-            if (root / source).exists():
-                (root / source).rename(moved / source)
-        storage.fsync(root)
-        exchange(moved, beside)
-        storage.fsync(root)
-    for name in names:
-        if (moved / name).exists():
-            (moved / name).rename(root / name)
-    storage.fsync(root)
-    if moved.exists():
-        moved.rmdir()
-    shutil.rmtree(beside.parent, ignore_errors=True)
-    _forget(output, journal)
-
-
-def _build(output: Place, journal: Journal, beside: Path, others: Sequence[Path]) -> None:
-    """Makes the folder that will have the place of the old one, of links to the same content."""
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    for file in journal.files:
-        source = Path(hidden_file(output, file.name).path)
-        if not source.exists():
-            raise JobError(f"{output.url}: the compaction's file {source.name} is gone")
-        (beside / file.name).hardlink_to(source)
-    for path in others:
-        (beside / path.name).hardlink_to(path)
-    storage.fsync(beside)
-
-
-def _forget(output: Place, journal: Journal) -> None:
-    for file in journal.files:
-        storage.remove(hidden_file(output, file.name))
-
-
-def _beside(output: Place) -> Path:
-    """The folder beside the output: readers take every *.parquet below the output itself."""
-    path = Path(output.path)
-    return path.parent / f".{path.name}.compaction"
-
-
-def _can_swap(output: Place) -> bool:
-    if not output.is_local:
-        return False
-    beside = _beside(output)
-    try:
-        return can_exchange(Path(work_folder(output).path), beside)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-
-
-def _is_plain(folder: Path) -> bool:
-    """Whether a folder has only files, so that another one can be made of links to them."""
-    if folder.is_symlink():
-        return False
-    return all(path.is_file() and not path.is_symlink() for path in folder.iterdir())
 
 
 def _success(output: Place, mode: Mode) -> str | None:
@@ -316,3 +239,17 @@ def _clean(output: Place) -> None:
     """Removes hidden files that were prepared by a killed compaction and are not needed now."""
     for name in storage.list_files(work_folder(output)):
         storage.remove(work_folder(output) / name)
+    folder_swap.remove_old(output, wait=True)
+
+
+def _remove_late(output: Place, replaced: Sequence[Journal]) -> None:
+    """Removes files that a stale task has put back meanwhile, where it cannot be kept from it."""
+    if replaced and not output.is_local:
+        sources = {
+            in_folder(journal.folder or "", source)
+            for journal in replaced
+            for file in journal.files
+            for source in file.sources
+        }
+        for name in sources.intersection(visible_files(output)):
+            storage.remove(output / name)

@@ -14,11 +14,7 @@ from mediamill.pipeline.ledger.publish import visible_files
 from mediamill.pipeline.storage import storage
 from mediamill.pipeline.storage.storage import Place
 
-MOVED = "compacting"  # the visible folder of files that are being replaced, in an output without
-# partitions
-SOURCES = b"mediamill.sources"  # key of a compacted file's footer: names and rows of its sources
-
-Mode = Literal["exchange", "moved", "replace"]
+Mode = Literal["exchange", "replace"]
 
 
 @dataclass(frozen=True)
@@ -34,8 +30,8 @@ class Journal:
     """number: of changes of the journal, so that a reader sees that there was one meanwhile.
 
     folder: of the files, in the output; None if nothing is being replaced.
-    mode: exchange = the folder is exchanged as a whole; moved = the files are moved to the folder
-    `MOVED`, which is exchanged; replace = old files are removed before the new one appears.
+    mode: exchange = the folder is exchanged as a whole; replace = old files are removed before the
+    new one appears.
     success: the content of `_SUCCESS`, which is away while files are replaced one by one.
     """
 
@@ -96,8 +92,6 @@ def readable_files(output: Place) -> Mapping[str, Place]:
                 files.pop(in_folder(journal.folder, source), None)
             name = in_folder(journal.folder, merged.name)
             files.setdefault(name, hidden_file(output, merged.name))
-    elif journal.mode == "moved":
-        files = {name.removeprefix(f"{MOVED}/"): place for name, place in files.items()}
     return dict(sorted(files.items()))
 
 

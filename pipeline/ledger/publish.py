@@ -4,17 +4,26 @@ A write task stages its rows in one object, folder after folder. Later one file 
 which the ledger forms of parts of many such objects. Publishing may be cut off at any instant and
 repeated by any process: a file appears with all of its content or not at all, and its parts are
 kept until the ledger has recorded that it is visible.
+
+A run has a permit to publish, which a newer run removes before it publishes or replaces anything.
+On a local file system it is the folder from which files are renamed: without it nothing can appear.
+An object store has no such step, so a task looks before and after; see `_withdraw`.
 """
 
+import contextlib
 import io
+import json
+import os
+import shutil
 import uuid
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mediamill.pipeline.ledger.log import HIDDEN
+from mediamill.pipeline.ledger.log import HIDDEN, TakenOverError
 from mediamill.pipeline.ledger.state import Group, Part
 from mediamill.pipeline.records import manifest_order
 from mediamill.pipeline.storage import storage
@@ -30,6 +39,7 @@ _GAP_BYTES = 64 * 1024  # the largest gap between two parts that one request rea
 _ROW_GROUP = 65_536  # rows; larger groups could hold more text than 32-bit offsets can address
 # Not ".parquet": some readers take every *.parquet file below a folder.
 _PARTS, _WHOLE = ".parts", ".whole"
+SOURCES = b"mediamill.sources"  # key of a compacted file's footer: names and rows of its sources
 
 Contents = Mapping[tuple[str, int], memoryview]  # of parts, by token and offset
 
@@ -124,11 +134,48 @@ def read_parts(output: Place, groups: Iterable[Group]) -> Contents:
     return contents
 
 
-def publish(output: Place, group: Group, contents: Contents | None = None) -> None:
+def permit(output: Place, run: str) -> None:
+    """Lets the tasks of a run publish. Must be called before any of them does.
+
+    The caller checks afterwards that no newer run has begun; a newer one then finds the permit.
+    """
+    place = _permits(output) / run
+    if output.is_local:
+        Path(place.path).mkdir(parents=True, exist_ok=True)
+    else:
+        storage.put(place, b"permit")
+
+
+def permits(output: Place) -> list[str]:
+    """Returns the runs that may publish."""
+    place = _permits(output)
+    if not output.is_local:
+        return storage.list_files(place)
+    folder = Path(place.path)
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+
+def revoke(output: Place, runs: Iterable[str]) -> None:
+    """Keeps these runs from publishing, also tasks that are about to."""
+    for run in runs:
+        place = _permits(output) / run
+        if not output.is_local:
+            storage.remove(place)
+            continue
+        # In one step: a task may be writing a file there.
+        gone = Path((staged(output) / uuid.uuid4().hex).path)
+        gone.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # another process has removed it
+            Path(place.path).rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
+
+
+def publish(output: Place, group: Group, run: str, contents: Contents | None = None) -> None:
     """Makes the group's file visible, with rows in the manifest's order. May be repeated.
 
-    contents: of at least its parts, if they are read already.
-    Raises FileNotFoundError when a part is missing and the file is not visible.
+    run: that has given the group to this task. contents: of at least its parts, if they are read.
+    Raises FileNotFoundError when a part is missing and the file is not visible, and TakenOverError
+    when a newer run has begun.
     """
     target = output / group.name
     if storage.exists(target):
@@ -140,12 +187,52 @@ def publish(output: Place, group: Group, contents: Contents | None = None) -> No
         if storage.exists(target):
             return
         raise
-    if not output.is_local:
-        storage.put(target, data)  # atomic in an object store
+    own = _permits(output) / run
+    if output.is_local:
+        _rename_from(Path(own.path), Path(target.path), data)
         return
-    whole = staged(output) / f"{uuid.uuid4().hex}{_WHOLE}"
-    storage.put(whole, data)
-    storage.move(whole, target)
+    if not storage.exists(own):
+        raise _revoked(run)
+    storage.put(target, data)  # atomic in an object store
+    if not storage.exists(own):
+        _withdraw(output, group.name)
+        raise _revoked(run)
+
+
+def _rename_from(permit_folder: Path, target: Path, data: bytes) -> None:
+    """Writes a local file durably. Without the permit it cannot appear."""
+    whole = permit_folder / f"{uuid.uuid4().hex}{_WHOLE}"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with whole.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        whole.rename(target)
+    except FileNotFoundError:
+        raise _revoked(permit_folder.name) from None
+    storage.fsync(target.parent)
+
+
+def _withdraw(output: Place, name: str) -> None:
+    """Removes a file again if a compaction has replaced it while it was written."""
+    folder = name.rpartition("/")[0]
+    for other in visible_files(output):
+        if other.rpartition("/")[0] == folder and other != name:
+            place = output / other
+            with contextlib.suppress(FileNotFoundError), place.fs.open(place.path, "rb") as opened:
+                noted = (pq.read_metadata(opened).metadata or {}).get(SOURCES, b"[]")
+                if name.rpartition("/")[2] in {source for source, _ in json.loads(noted)}:
+                    storage.remove(output / name)
+                    return
+
+
+def _permits(output: Place) -> Place:
+    return output / HIDDEN / "publishing"
+
+
+def _revoked(run: str) -> TakenOverError:
+    return TakenOverError(f"run {run} may publish no more files, since a newer run has begun")
 
 
 def merged(group: Group, contents: Contents) -> pa.Table:

@@ -6,6 +6,7 @@ committed. They may be cut off at any instant and repeated.
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from mediamill.pipeline.ledger import compaction, publish
 from mediamill.pipeline.ledger.ledger import record_of
@@ -28,6 +29,8 @@ def recover(output: Place, state: LedgerState) -> None:
     Raises TakenOverError when a newer run has begun.
     """
     run = _run_of(state)
+    publish.permit(output, run)
+    revoke_others(output, state, run)
     compaction.finish(output)
     if state.groups:
         _publish(output, state, Writer(output, state, run))
@@ -48,6 +51,19 @@ def flush(output: Place, state: LedgerState) -> None:
     writer.add(lambda: record_of(state, everything=True) if state.parts else None)
     _publish(output, state, writer)
     _clean(output, state, run)
+    publish.revoke(output, [run])
+
+
+def revoke_others(output: Place, state: LedgerState, run: str) -> None:
+    """Keeps tasks of older runs from publishing. Raises TakenOverError when a newer one has begun.
+
+    Brings `state` up to date.
+    """
+    older = [name for name in publish.permits(output) if name != run]
+    catch_up(output, state)  # after the list, so that no newer run is in it
+    if state.run != run:
+        raise taken_over(output, state)
+    publish.revoke(output, older)
 
 
 def is_settled(output: Place, state: LedgerState) -> bool:
@@ -75,12 +91,13 @@ def _run_of(state: LedgerState) -> str:
 
 def _publish(output: Place, state: LedgerState, writer: Writer) -> None:
     """Publishes every group of the state."""
+    run = _run_of(state)
     with ThreadPoolExecutor(_THREADS) as threads:
         # In the order of the folders, as in the staged objects: neighbouring parts are read
         # together, while thousands of folders would otherwise need a request for every few rows.
         for groups in _batches(sorted(state.groups.values())):
             contents = publish.read_parts(output, groups)
-            list(threads.map(lambda group: publish.publish(output, group, contents), groups))  # noqa: B023
+            list(threads.map(partial(publish.publish, output, run=run, contents=contents), groups))
             names = [group.name for group in groups]
             writer.add(lambda: record_of(state, published=names))  # noqa: B023
             tokens = {part.token for group in groups for part in group.parts}

@@ -80,18 +80,18 @@ def write_rows(table: pa.Table, rules: OutputRules, ledger: LedgerClient) -> Non
         parts = publish.stage(output, token, _parts(table, rules))
         reply = ledger.commit(Commit(token, _ordinals(table), _counts(table), parts))
         if not reply.finished:
-            _publish(output, reply, ledger)
+            _publish(output, reply, ledger, rules.constants[c.RUN_ID])
             return
         # Another attempt of the same task has finished some rows. The others are staged again.
         publish.discard(output, [token])
         table = _without(table, reply.finished)
 
 
-def _publish(output: Place, reply: CommitReply, ledger: LedgerClient) -> None:
+def _publish(output: Place, reply: CommitReply, ledger: LedgerClient, run: str) -> None:
     """Publishes groups as long as the ledger has some for this task."""
     while reply.groups:
         for group in reply.groups:
-            publish.publish(output, group)
+            publish.publish(output, group, run)
         reply = ledger.published([group.name for group in reply.groups])
         publish.discard(output, reply.unneeded)
 

@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -239,6 +241,18 @@ def test_killed_at_every_write_and_resumed(to, target, tmp_path, monkeypatch):
         assert contents(tmp_path / f"killed-{step}") == wanted, f"killed at write {step}"
         step += 1
     assert step >= 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "to", ["sidecar", "webdataset", "jsonl", "csv", "parquet", "imagefolder", "fiftyone"]
+)
+def test_killed_at_every_change_of_the_file_system(to, tmp_path):
+    command = [sys.executable, "-m", "tests.pipeline.export.export_kills", str(tmp_path), to]
+    root = Path(__file__).parents[3]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout)["kills"] > 10
 
 
 def contents(folder):

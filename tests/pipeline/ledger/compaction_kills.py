@@ -15,7 +15,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from mediamill.pipeline import compact as compaction_run
-from mediamill.pipeline.ledger import compaction, ledger, publish, recovery
+from mediamill.pipeline.ledger import compaction, folder_swap, ledger, publish, recovery
 from mediamill.pipeline.ledger.journal import readable_files
 from mediamill.pipeline.stages.write import OutputRules, write_rows
 from mediamill.pipeline.storage import storage
@@ -62,6 +62,7 @@ def exact_ids(output, filesystem=None):
 
 def check_moment(output, exactly):
     assert exact_ids(output) == IDS
+    assert ledger.load(output).counts.rows == ROWS  # the log is there at every moment
     seen = glob_ids(output.path)
     assert len(seen) == len(set(seen)), "a row is visible twice"
     if exactly:
@@ -80,6 +81,9 @@ def assert_compacted(output, before):
     assert exact_ids(output) == IDS
     assert recovery.is_settled(output, state)
     assert len(publish.visible_files(output)) < before
+    for folder in ("_manifest", ledger.HIDDEN):
+        assert (Path(output.path) / folder).is_dir() or folder == "_manifest"
+        assert not (Path(output.path) / folder).is_symlink()
     assert storage.list_files(compaction.work_folder(output)) == []
     parent = Path(output.path).parent
     assert not [path for path in parent.iterdir() if path.name.startswith(".")]
@@ -125,11 +129,13 @@ def resumed(output, exactly, before, by_run):
 
 def main(folder, layout, stride=1):
     compaction._THREADS = 1  # one change at a time
+    folder_swap._GRACE_S = 0.0
     if layout == "one-by-one":
-        compaction.can_exchange = lambda one, other: False
+        folder_swap.can_exchange = lambda one, other: False
     exactly = layout != "one-by-one"
     original = storage.resolve(str(folder / "original"))
     nightly_runs(original, () if layout == "flat" else ("kind",), step=6)
+    storage.put(original / "_manifest" / "shard", b"a folder of another kind, which stays")
     before = len(publish.visible_files(original))
     output = storage.resolve(str(folder / "tree" / "out"))
 

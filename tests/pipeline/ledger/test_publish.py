@@ -17,6 +17,7 @@ from mediamill.pipeline.storage.retries import Backoff, IncompleteError
 from mediamill.schemas import columns as c
 
 FOLDERS, TASKS = 40, 5
+RUN = "run"
 
 
 class Counting(MemoryFileSystem):
@@ -57,6 +58,7 @@ def rows(*indices, text="some text"):
 
 def staged(output):
     """Stages a part of two rows for each task and folder. Returns the groups of the folders."""
+    publish.permit(output, RUN)
     parts_of = {f"kind={number:02}": [] for number in range(FOLDERS)}
     for task in range(TASKS):
         tables = [
@@ -74,7 +76,7 @@ def test_neighbouring_parts_are_read_together(output):
     assert output.fs.requests.total() == TASKS  # not one for each part
     assert len(contents) == TASKS * FOLDERS
     for group in groups:
-        publish.publish(output, group, contents)
+        publish.publish(output, group, RUN, contents)
     assert output.fs.requests.total() == TASKS
     for number, group in enumerate(groups):
         table = pq.read_table((output / group.name).path, filesystem=output.fs)
@@ -115,10 +117,10 @@ def test_missing_parts_are_not_replaced_by_others(output):
     contents = publish.read_parts(output, groups)
     assert {token for token, _ in contents} == {"t0", "t2", "t3", "t4"}
     with pytest.raises(FileNotFoundError):
-        publish.publish(output, groups[0], contents)
+        publish.publish(output, groups[0], RUN, contents)
     # The parts are missing because another process has published the file meanwhile.
     storage.put(output / groups[0].name, b"theirs")
-    publish.publish(output, groups[0], contents)
+    publish.publish(output, groups[0], RUN, contents)
     assert storage.read(output / groups[0].name) == b"theirs"
 
 
