@@ -4,7 +4,6 @@ A check is known by a digest of all that it depends on. The file holds the last 
 """
 
 import contextlib
-import os
 import uuid
 from pathlib import Path
 
@@ -14,12 +13,15 @@ _KEPT = 256  # digests; each is a line
 
 def is_remembered(cache: str, digest: str) -> bool:
     """Whether a check has passed. cache: a folder of this machine; may begin with ~."""
-    return digest in _digests(_path(cache))
+    path = _path(cache)
+    return path is not None and digest in _digests(path)
 
 
 def remember(cache: str, digest: str) -> None:
     """Notes that a check has passed. A folder that cannot be written is no error."""
     path = _path(cache)
+    if path is None:
+        return
     digests = [other for other in _digests(path) if other != digest][1 - _KEPT :]
     temporary = path.with_name(f".{uuid.uuid4().hex}.{_NAME}")
     with contextlib.suppress(OSError):
@@ -31,8 +33,11 @@ def remember(cache: str, digest: str) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def _path(cache: str) -> Path:
-    return Path(os.path.expanduser(cache)) / _NAME
+def _path(cache: str) -> Path | None:
+    try:
+        return Path(cache).expanduser() / _NAME
+    except RuntimeError:  # the user has no home
+        return None
 
 
 def _digests(path: Path) -> list[str]:
