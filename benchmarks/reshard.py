@@ -3,6 +3,9 @@
 A manifest of 100 files, of whose rows a random half is finished, is written anew: all rows in
 random order in 10 files. Processes of their own check the first manifest, check the second one and
 begin a run on it, and start once more. Memory is the peak of that process above its imports.
+
+Then all rows are finished, the manifest is written anew once more, and the whole job starts twice:
+the first start joins the ids and records where they are, the second one does neither.
 """
 
 import argparse
@@ -21,9 +24,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mediamill.model.tiny import CHECKPOINT
-from mediamill.pipeline.ledger import ledger, snapshot
+from mediamill.pipeline.ledger import ledger, recovery, snapshot
 from mediamill.pipeline.ledger.log import log_of
+from mediamill.pipeline.ledger.state import LedgerState
 from mediamill.pipeline.plan import Plan, check
+from mediamill.pipeline.run import run
 from mediamill.pipeline.stages.read import plan_splits
 from mediamill.pipeline.storage import storage
 from mediamill.schemas.job import JobConfig, load_job
@@ -40,7 +45,7 @@ def main() -> None:
     parser.add_argument("--step", nargs=2, metavar=("NAME", "DIR"), help="one process")
     wanted = parser.parse_args()
     if wanted.step:
-        steps = {"first": first, "resharded": resharded, "again": again}
+        steps = {"first": first, "resharded": resharded, "again": again, "complete": complete}
         print(json.dumps(steps[wanted.step[0]](Path(wanted.step[1]))))
         return
     figures: dict[str, Any] = {"rows": wanted.rows}
@@ -53,6 +58,10 @@ def main() -> None:
         write_manifest(folder, np.random.default_rng(1).permutation(ids), NEW_FILES)
         for step in ("resharded", "again"):
             figures[step] = child(step, folder)
+        finish_rest(folder)
+        write_manifest(folder, ids, OLD_FILES)
+        for start in (1, 2):
+            figures[f"complete_start_{start}"] = child("complete", folder)
     print(json.dumps(figures, indent=1))
     if wanted.json:
         wanted.json.write_text(json.dumps(figures, indent=1))
@@ -92,6 +101,19 @@ def again(folder: Path) -> dict[str, Any]:
     return figures
 
 
+def complete(folder: Path) -> dict[str, Any]:
+    """A start of the whole job that has nothing to do."""
+    started, cpu_started = time.perf_counter(), time.process_time()
+    plan = check(job(folder))
+    assert not plan.rows_left
+    assert run(job(folder), plan).skipped == plan.manifest.rows
+    return {
+        "joined": bool(plan.resharding.retired),
+        "start_s": time.perf_counter() - started,
+        "start_cpu_s": time.process_time() - cpu_started,
+    }
+
+
 def checked(folder: Path) -> tuple[Plan, dict[str, Any]]:
     before, started, cpu_started = peak(), time.perf_counter(), time.process_time()
     plan = check(job(folder))
@@ -110,7 +132,7 @@ def begin(plan: Plan) -> None:
 
 
 def finish_half(folder: Path, ids: npt.NDArray[np.int64]) -> int:
-    """Writes the results of a random half of the rows, and the log that says so."""
+    """Finishes a random half of the rows of the first manifest."""
     rng = np.random.default_rng(2)
     state = ledger.load(storage.resolve(str(folder / "out")))
     finished = []
@@ -118,13 +140,36 @@ def finish_half(folder: Path, ids: npt.NDArray[np.int64]) -> int:
         bits = rng.random(len(part)) < 0.5
         state.done[number][:] = np.packbits(bits, bitorder="little")
         finished.append(part[bits])
-    done = np.concatenate(finished)
-    state.counts.ok = len(done)
+    return store_results(folder, state, np.concatenate(finished))
+
+
+def finish_rest(folder: Path) -> None:
+    """Finishes the other rows of the second manifest."""
+    output = storage.resolve(str(folder / "out"))
+    state = ledger.load(output)
+    left = []
+    for number, file in enumerate(state.files):
+        if not file.rows:
+            continue
+        ids = pq.read_table(folder / "manifest" / file.name, columns=["id"])["id"].to_pylist()
+        pending = np.flatnonzero(state.pending(number, 0, file.rows))
+        numbers = [int(ids[row].removeprefix("images/")[:12]) for row in pending.tolist()]
+        left.append(np.array(numbers, np.int64))
+        bits = np.ones(file.rows, np.bool_)
+        state.done[number] = np.packbits(bits, bitorder="little")
+    store_results(folder, state, np.concatenate(left))
+    recovery.mark_finished(output, "{}")
+
+
+def store_results(folder: Path, state: LedgerState, done: npt.NDArray[np.int64]) -> int:
+    """Writes the results of rows, and the log that says that they are finished."""
+    state.counts.ok += len(done)
     for number, start in enumerate(range(0, len(done), RESULT_ROWS)):
         part = done[start : start + RESULT_ROWS]
         text = pa.array(["A red square on a green field."] * len(part))
         table = pa.table({"id": names(part), "text": text})
-        pq.write_table(table, folder / f"out/part-{number:012}-00000.parquet")
+        name = f"part-{state.sequence:012}-{number:05}.parquet"
+        pq.write_table(table, folder / "out" / name)
     data = snapshot.dump(state)
     (log(folder) / snapshot.file_name(state.sequence)).write_bytes(data)
     return len(done)

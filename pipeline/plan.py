@@ -17,7 +17,8 @@ from mediamill.model.errors import ModelError
 from mediamill.model.families.qwen2_vl.config import Qwen2VLConfig, parse_config
 from mediamill.model.layers.shards import Shard
 from mediamill.pipeline.checkpoint.checkpoint_hash import BUILT_IN, CheckpointHash, check_checkpoint
-from mediamill.pipeline.checkpoint.loading_check import PromptTexts, check_loading, needs_process
+from mediamill.pipeline.checkpoint.loading_check import LoadingCheck, PromptTexts
+from mediamill.pipeline.faults import RunError
 from mediamill.pipeline.fetching.check_job import check_fetching
 from mediamill.pipeline.fingerprint import fingerprint, fingerprint_parts
 from mediamill.pipeline.ledger import ledger
@@ -93,6 +94,14 @@ class Plan:
         return self.state.counts.rows
 
     @property
+    def is_recorded(self) -> bool:
+        """Whether the ledger knows the manifest's files as they are now.
+
+        Otherwise the next check reads ids again, and looks for moved rows again.
+        """
+        return not self.resharding.retired and set(self.files) <= set(self.state.files)
+
+    @property
     def rows_left(self) -> int:
         return self.manifest.rows - self.rows_done
 
@@ -134,8 +143,9 @@ def check(
         loading = None
         if not state.counts.rows:  # else a run with this fingerprint has loaded it
             texts = _prompt_texts(job, manifest, task)
-            loading = thread.submit(check_loading, job, model, texts)
-            if meanwhile is not None and needs_process():
+            loading_check = LoadingCheck(job, model, content.whole, texts)
+            loading = thread.submit(loading_check.run)
+            if meanwhile is not None and loading_check.needs_process:
                 meanwhile()
         checked = check_files(manifest, state, output)
         notes = check_values(manifest, job.partition_by, begun=state.header is not None)
@@ -278,6 +288,8 @@ def _check_writable(output: Place) -> None:
     try:
         storage.put(probe, b"")
         storage.remove(probe)
+    except RunError:  # the disk is full: the job itself is not wrong
+        raise
     except Exception as error:  # each storage raises errors of its own
         reason = storage.redact_text(str(error))
         raise JobError(

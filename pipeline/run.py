@@ -180,14 +180,16 @@ def run(
         state = plan.state
     run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
     outcome = Outcome(plan, state, state.counts.rows, started, run_id)
-    if outcome.before == plan.manifest.rows and recovery.is_settled(plan.output, state):
+    complete = outcome.before == plan.manifest.rows and recovery.is_settled(plan.output, state)
+    if complete and plan.is_recorded:
         return outcome.summary(Counts())
     with lease.hold(plan.output, run_id):
         plan.new_ids.save()
         try:
             bound, per_file = dict(plan.bound), job.rows_per_file
             ledger.begin(plan.output, state, run_id, bound, plan.files, per_file, plan.resharding)
-            recovery.mark_unfinished(plan.output)
+            if not complete:
+                recovery.mark_unfinished(plan.output)
             recovery.recover(plan.output, state)
         except ledger.TakenOverError as error:
             raise RunError(str(error)) from error

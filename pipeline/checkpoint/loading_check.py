@@ -3,18 +3,24 @@
 Does what the workers and replicas do first, except reading the values of the weights: tokenizer,
 chat template, pixel and frame rules with the job's limits, names and shapes of the tensors, the
 canary's medium, and the job's own prompts. That takes torch, which the driver does without: it is
-imported in a process of its own, unless this one has it already.
+imported in a process of its own, unless this one has it already. What has passed is remembered on
+this machine, since that process takes seconds.
 """
 
+import hashlib
+import importlib.util
 import json
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import mediamill
 from mediamill.model.errors import ModelError, PromptError
+from mediamill.pipeline.checkpoint.remembered_checks import is_remembered, remember
 from mediamill.pipeline.faults import RunError, root_cause
 from mediamill.pipeline.replica.canary import canary_prompt
 from mediamill.pipeline.storage.storage import Place
@@ -26,6 +32,7 @@ if TYPE_CHECKING:
     from mediamill.model.processor import Processor
 
 _TIMEOUT_S = 900.0  # libraries and a remote checkpoint's tokenizer may come slowly
+_LIBRARIES = ("torch", "tokenizers", "jinja2", "numpy", "PIL", "av")
 _SHOWN = 120  # characters of a text in a sentence
 # The process finds modules where this one does.
 _PROGRAM = """\
@@ -44,17 +51,71 @@ class PromptTexts:
     system: str | None = None
 
 
-def check_loading(job: JobConfig, model: Place, texts: PromptTexts = PromptTexts()) -> None:
-    """Raises JobError when no process could load the checkpoint, or no row could be answered."""
-    folder = model.path if model.is_local else model.url
-    problem = (_ask_process if needs_process() else _problem)(job, folder, texts)
-    if problem is not None:
-        raise JobError(problem)
+@dataclass(frozen=True)
+class LoadingCheck:
+    """A check of a job. model: the checkpoint's folder. content: the hash of the checkpoint."""
+
+    job: JobConfig
+    model: Place
+    content: str
+    texts: PromptTexts = PromptTexts()
+
+    @property
+    def needs_process(self) -> bool:
+        """Whether `run` starts a process, and mostly waits for it."""
+        return "torch" not in sys.modules and not self._has_passed
+
+    def run(self) -> None:
+        """Raises JobError when no process could load the checkpoint, or no row could be answered.
+
+        Does nothing if the same check has passed on this machine.
+        """
+        if self._has_passed:
+            return
+        ask = _problem if "torch" in sys.modules else _ask_process
+        folder = self.model.path if self.model.is_local else self.model.url
+        problem = ask(self.job, folder, self.texts)
+        if problem is not None:
+            raise JobError(problem)
+        if self._digest is not None:
+            remember(self.job.resources.cache, self._digest)
+
+    @cached_property
+    def _has_passed(self) -> bool:
+        return self._digest is not None and is_remembered(self.job.resources.cache, self._digest)
+
+    @cached_property
+    def _digest(self) -> str | None:
+        """A digest of all that the check reads; None with a canary, whose medium may change."""
+        if self.job.canary.uri is not None:
+            return None
+        parts = [
+            self.content,
+            self.job.image.model_dump_json(),
+            self.job.video.model_dump_json(),
+            [list(self.texts.prompts), self.texts.system],
+            _installation(),
+        ]
+        return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
 
-def needs_process() -> bool:
-    """Whether `check_loading` starts a process, and mostly waits for it."""
-    return "torch" not in sys.modules
+def _installation() -> list[object]:
+    """Returns what changes when Python, a library or this program is another one."""
+    own = [Path(__file__), *sorted(Path(mediamill.__file__).parent.glob("model/**/*.py"))]
+    places = [str(path) for path in own]
+    for name in _LIBRARIES:
+        spec = importlib.util.find_spec(name)
+        places.append((spec and spec.origin) or name)
+    return [sys.version, [(place, *_stamp(Path(place))) for place in places]]
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """The size and the time of the last change of a file; zeros without one."""
+    try:
+        status = path.stat()
+    except OSError:
+        return 0, 0
+    return status.st_size, status.st_mtime_ns
 
 
 def main() -> None:

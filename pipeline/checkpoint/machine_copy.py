@@ -28,6 +28,7 @@ from mediamill.pipeline.checkpoint.checkpoint_hash import (
 )
 from mediamill.pipeline.faults import RunError
 from mediamill.pipeline.storage import storage
+from mediamill.pipeline.storage.disk_room import free_room, is_full
 from mediamill.pipeline.storage.file_version import file_version, same_content
 from mediamill.pipeline.storage.retries import IncompleteError, classify_error
 from mediamill.pipeline.storage.storage import Place
@@ -237,10 +238,11 @@ def _error_sentence(error: Exception, place: Place, root: Path) -> str:
     where = f"{root} on machine {os.uname().nodename}"
     local = isinstance(error, OSError) and str(error.filename or "").startswith(str(root))
     number = error.errno if isinstance(error, OSError) else None
-    if number in (errno.ENOSPC, errno.EDQUOT):
+    if is_full(error):
         return (
-            f"{where}: the disk is full, expected room for a copy of {storage.redact(place.url)}: "
-            "make room there, or name another folder (resources.cache)"
+            f"{where}: the disk is full ({free_room(root)}), expected room for a copy of "
+            f"{storage.redact(place.url)}: make room there, or name another folder "
+            "(resources.cache)"
         )
     if local and number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
         return (

@@ -15,7 +15,9 @@ from mediamill.pipeline.coordinator.failure_policy import RunStatus
 from mediamill.pipeline.faults import Drained, PermanentError, RunError
 
 _POLL_S = 0.2
-_MAX_RESTARTS = 5  # of a coordinator that has not replied in between
+_MAX_RESTARTS = 3  # of a coordinator, without a finished row in between
+_MAX_ALL_RESTARTS = 20  # in one run
+_MAX_SILENCE_S = 1800.0  # of a coordinator that Ray starts, or that reads a large log
 _ABORT_S = 30.0  # for Ray Data to end an aborted execution; then it is abandoned
 
 
@@ -104,18 +106,28 @@ class RunMonitor:
         self._deadline = 0.0
         self.error: RunError | None = None
         self.engines_replaced = 0
-        self._restarts: int | None = None  # of the coordinator, when it did not reply any more
+        # Of the coordinator: its last process, its restarts before those without progress, the
+        # rows that it had finished, and when it last replied.
+        self._process: str | None = None
+        self._restarts: int | None = None
+        self._rows = 0
+        self._replied = time.monotonic()
 
     def poll(self) -> None:
         """Must be called regularly. Raises RunError when even the abort does not end the run, and
-        when there is no coordinator any more.
+        when there is no coordinator any more, or it is killed again and again.
         """
         status = coordinator.poll(self._actor)
         now = time.monotonic()
         if status is None:
-            self._check_coordinator()
+            self._check_coordinator(now)
         else:
-            self._restarts = None
+            self._replied = now
+            if status.finished_rows > self._rows:
+                self._rows, self._restarts = status.finished_rows, None
+            if status.process != self._process:
+                self._process = status.process
+                self._check_coordinator(now)
             if status.engines_replaced < self.engines_replaced:  # it was restarted
                 self._actor.carry.remote(self.engines_replaced)
             self.engines_replaced = max(self.engines_replaced, status.engines_replaced)
@@ -139,17 +151,23 @@ class RunMonitor:
         if now > self._deadline + _ABORT_S:
             raise self.error
 
-    def _check_coordinator(self) -> None:
-        """Raises PermanentError when the coordinator is dead, or dies each time it starts."""
+    def _check_coordinator(self, now: float) -> None:
+        """Raises PermanentError when the coordinator is dead, or is killed again and again."""
         life = coordinator.life(self._actor)
-        if life.death is None and self._restarts is None:
-            self._restarts = life.restarts
-        if life.death is None and life.restarts - (self._restarts or 0) < _MAX_RESTARTS:
-            return
+        if life.death is None:
+            if self._restarts is None:
+                self._restarts = life.restarts
+            if life.restarts - self._restarts >= _MAX_RESTARTS:
+                how = f"was killed {_MAX_RESTARTS} times, and no row was finished in between"
+            elif life.restarts >= _MAX_ALL_RESTARTS:
+                how = f"was killed {_MAX_ALL_RESTARTS} times in this run"
+            elif now - self._replied > _MAX_SILENCE_S:
+                how = f"has not replied for {_MAX_SILENCE_S / 60:.0f} minutes"
+            else:
+                return
         self.error = life.death or PermanentError(
-            "the coordinator, the process that owns the ledger, was killed "
-            f"{_MAX_RESTARTS} times in a row before it could work; the machine may lack memory, "
-            "and Ray's logs may say why"
+            f"the coordinator, the process that owns the ledger, {how}; the machine may lack "
+            "memory, and Ray's logs may say why"
         )
         raise self.error
 

@@ -3,6 +3,7 @@
 Counts failed rows by error code, broken engines and failed loads. The coordinator inherits it.
 """
 
+import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ class RunStatus:
     draining: whether workers must begin no more rows.
     engines_replaced: engines that broke so far.
     remedy: what can help after the stop.
+    finished_rows: in this run. process: of the coordinator; another one after each restart.
     """
 
     stop_reason: str | None
@@ -38,6 +40,8 @@ class RunStatus:
     draining: bool
     engines_replaced: int
     remedy: Remedy = "again"
+    finished_rows: int = 0
+    process: str = ""
 
 
 class FailurePolicy:
@@ -68,6 +72,7 @@ class FailurePolicy:
         self._draining = self._abort = False
         self._stop_reason: str | None = None
         self._remedy: Remedy = "again"
+        self._process = uuid.uuid4().hex
 
     def carry(self, broken_engines: int) -> None:
         """Takes over the count of a coordinator before this one."""
@@ -155,7 +160,15 @@ class FailurePolicy:
     def status(self) -> RunStatus:
         """Returns the run status."""
         broken = self._carried_engines + self._broken_engines
-        return RunStatus(self._stop_reason, self._abort, self._draining, broken, self._remedy)
+        return RunStatus(
+            self._stop_reason,
+            self._abort,
+            self._draining,
+            broken,
+            self._remedy,
+            self._finished_rows,
+            self._process,
+        )
 
     def _stop(self, reason: str, remedy: Remedy = "again") -> None:
         """Drains the run. The first reason is the one that is reported."""

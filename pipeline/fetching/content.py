@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from mediamill.pipeline.fetching.budget import Reservation
 from mediamill.pipeline.fetching.spool import Spool
+from mediamill.pipeline.storage.local_files import write_at
 from mediamill.pipeline.storage.retries import Deadline, IncompleteError
 from mediamill.schemas.errors import ErrorCode, RowError
 
@@ -83,9 +84,7 @@ class FetchedContent:
         if self._file is None:
             self._memory[start:end] = np.frombuffer(chunk, np.uint8)
             return
-        written = 0
-        while written < len(chunk):
-            written += os.pwrite(self._file, chunk[written:], start + written)
+        write_at(self._file, chunk, start)
 
     def reset(self) -> None:
         """Discards all bytes."""
@@ -145,7 +144,7 @@ class FetchedContent:
         self._spool_path = self._spool.new()
         self._file = os.open(self._spool_path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         if self._memory.size:
-            os.pwrite(self._file, self._memory.data, 0)
+            write_at(self._file, self._memory.data, 0)
         self._memory = _empty(0)
 
     def _remove_file(self) -> None:

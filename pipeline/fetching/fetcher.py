@@ -31,9 +31,10 @@ from mediamill.pipeline.fetching.partial_fetch import (
     fetch_first_bytes,
     write_header_and_index,
 )
-from mediamill.pipeline.fetching.spool import Spool
+from mediamill.pipeline.fetching.spool import Spool, root_folder
 from mediamill.pipeline.fetching.transfer import Source, transfer
 from mediamill.pipeline.storage import storage
+from mediamill.pipeline.storage.disk_room import full_disk, is_full
 from mediamill.pipeline.storage.retries import (
     Backoff,
     Deadline,
@@ -193,6 +194,8 @@ class Fetcher:
         except Exception as error:  # each library has its own
             content.abandon()
             inflated.abandon()
+            if is_full(error):
+                raise full_disk(root_folder(), "media that are being read (TMPDIR)") from None
             if isinstance(error, RowError):
                 raise RowError(error.code, f"{shown}: {error.message}") from None
             if isinstance(error, JobError):  # a package for that scheme is not installed

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from mediamill.pipeline.fetching.transfer import Source
+from mediamill.pipeline.storage.local_files import write_at
 from mediamill.pipeline.storage.retries import (
     Backoff,
     ContentChangedError,
@@ -66,7 +67,7 @@ def write_header_and_index(
     `info`.
     """
     os.ftruncate(descriptor, info.size)
-    os.pwrite(descriptor, header, 0)
+    write_at(descriptor, header, 0)
     if header[4:8] not in _BOX_TYPES:
         return
 
@@ -81,7 +82,7 @@ def write_header_and_index(
                 return _read_exactly(reply.chunks, stop - start, deadline)
 
         data = retry(attempt, backoff, source.renew, deadline)
-        os.pwrite(descriptor, data, start)
+        write_at(descriptor, data, start)
         return data
 
     _fetch_index(fetch_range, header, info.size)

@@ -35,6 +35,7 @@ from mediamill.pipeline.ledger.journal import (
 )
 from mediamill.pipeline.ledger.publish import SOURCES, visible_files
 from mediamill.pipeline.storage import storage
+from mediamill.pipeline.storage.disk_room import needs_room
 from mediamill.pipeline.storage.storage import Place
 
 _THREADS = 8
@@ -163,7 +164,7 @@ def _merge(output: Place, folder: str, group: Sequence[FileInfo]) -> Merged:
     name = f"part-{number[1] if number else '0' * 12}-{digest}.parquet"
     target = hidden_file(output, name)
     if not storage.exists(target):
-        with tempfile.TemporaryDirectory() as scratch:
+        with tempfile.TemporaryDirectory() as scratch, needs_room(Path(scratch), "a merged file"):
             path = Path(scratch) / "merged"
             with pq.ParquetWriter(path, group[0].schema, compression="zstd") as writer:
                 for table in _row_groups(output, folder, names):

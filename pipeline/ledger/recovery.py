@@ -10,7 +10,7 @@ from functools import partial
 
 from mediamill.pipeline.ledger import compaction, publish
 from mediamill.pipeline.ledger.ledger import record_of
-from mediamill.pipeline.ledger.log import TakenOverError, Writer, catch_up, taken_over
+from mediamill.pipeline.ledger.log import HIDDEN, TakenOverError, Writer, catch_up, taken_over
 from mediamill.pipeline.ledger.state import Group, LedgerState
 from mediamill.pipeline.storage import storage
 from mediamill.pipeline.storage.storage import Place
@@ -130,3 +130,5 @@ def _clean(output: Place, state: LedgerState, run: str) -> None:
         raise taken_over(output, state)
     with ThreadPoolExecutor(_THREADS) as threads:
         list(threads.map(storage.remove, leftovers))
+    storage.remove_stale(output / HIDDEN)
+    storage.remove_stale(output, below=False)

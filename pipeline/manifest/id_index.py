@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import IO
 
 import numpy as np
@@ -25,6 +26,7 @@ import numpy.typing as npt
 
 from mediamill.pipeline.ledger.state import KnownFile
 from mediamill.pipeline.storage import storage
+from mediamill.pipeline.storage.disk_room import needs_room
 from mediamill.pipeline.storage.storage import Place
 
 Hashes = npt.NDArray[np.uint64]
@@ -138,7 +140,10 @@ class HashSorter:
             weakref.finalize(self, self._file.close)
         start = self._file.tell()
         run = self._sorted(self._buffer)
-        self._file.write(run.data)
+        with needs_room(Path(tempfile.gettempdir()), "sorting the ids of the manifest (TMPDIR)"):
+            left = memoryview(run).cast("B") if run.size else memoryview(b"")
+            while left:  # a nearly full disk takes a part without an error
+                left = left[self._file.write(left) :]
         sizes = [part.nbytes for part in split_by_prefix(run, self.bits)]
         self._runs.append(start + np.cumsum([0, *sizes]))
         self._buffer, self._buffered = [], 0

@@ -18,6 +18,7 @@ from email.utils import parsedate_to_datetime
 from http.client import HTTPException, IncompleteRead, LineTooLong
 from typing import Any, Literal, TypeVar
 
+from mediamill.pipeline.storage.disk_room import is_full
 from mediamill.schemas.errors import JobError, RowError
 
 FailureKind = Literal[
@@ -287,6 +288,8 @@ def _from_type(error: BaseException) -> FetchFailure | None:
             return FetchFailure(kind, reason)
     if isinstance(error, _BUGS):
         return FetchFailure("other", name)
+    if is_full(error):
+        return FetchFailure("other", "the disk is full")
     if isinstance(error, OSError) and error.errno:
         return FetchFailure("passing", os.strerror(error.errno))
     return None

@@ -8,8 +8,6 @@ environment, as fsspec's file systems read it (s3:// reads AWS_ENDPOINT_URL, for
 import contextlib
 import os
 import re
-import shutil
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +22,9 @@ from mediamill.model.urls import redact as redact
 from mediamill.model.urls import redact_text as redact_text
 from mediamill.model.urls import safe_text as safe_text
 from mediamill.model.urls import scheme as scheme
+from mediamill.pipeline.storage import local_files
+from mediamill.pipeline.storage.disk_room import needs_room
+from mediamill.pipeline.storage.local_files import fsync as fsync
 from mediamill.pipeline.storage.retries import Backoff, classify_error, retry
 from mediamill.pipeline.storage.schemes import READERS
 from mediamill.schemas.errors import JobError
@@ -127,18 +128,10 @@ def put_if_absent(place: Place, data: bytes) -> bool:
     """Writes `place` atomically and durably if nothing is there; False if something is.
 
     Of several writers of one place, at any time and from any machine, exactly one gets True.
+    As all writers of this module, raises PermanentError when the disk of a local folder is full.
     """
     if place.is_local:
-        target = Path(place.path)
-        temporary = _write_temporary(target, data)
-        try:
-            target.hardlink_to(temporary)  # unlike a rename, fails when the name is taken
-        except FileExistsError:
-            return False
-        finally:
-            temporary.unlink()
-        fsync(target.parent)
-        return True
+        return local_files.write(Path(place.path), data, replace=False)
 
     def create(fs: Any) -> bool:
         try:
@@ -155,25 +148,18 @@ def put_if_absent(place: Place, data: bytes) -> bool:
 
 def put(place: Place, data: bytes) -> None:
     """Writes `place` atomically and durably; replaces what is there."""
-    if not place.is_local:
+    if place.is_local:
+        local_files.write(Path(place.path), data)
+    else:
         with_retries(place, lambda fs: fs.pipe_file(place.path, data))
-        return
-    target = Path(place.path)
-    _write_temporary(target, data).replace(target)
-    fsync(target.parent)
 
 
 def put_file(place: Place, source: Path) -> None:
     """Copies a local file of any size to `place` atomically and durably; replaces what is there."""
-    if not place.is_local:
+    if place.is_local:
+        local_files.copy(source, Path(place.path))
+    else:
         with_retries(place, lambda fs: fs.put_file(str(source), place.path))
-        return
-    target = Path(place.path)
-    temporary = _temporary(target)
-    shutil.copyfile(source, temporary)
-    fsync(temporary)
-    temporary.replace(target)
-    fsync(target.parent)
 
 
 def move(source: Place, target: Place) -> None:
@@ -183,9 +169,11 @@ def move(source: Place, target: Place) -> None:
     """
     try:
         if source.is_local:
-            Path(target.path).parent.mkdir(parents=True, exist_ok=True)
-            Path(source.path).replace(target.path)
-            fsync(Path(target.path).parent)
+            folder = Path(target.path).parent
+            with needs_room(folder, "the output"):
+                folder.mkdir(parents=True, exist_ok=True)
+                Path(source.path).replace(target.path)
+                fsync(folder)
         else:
             with_retries(source, lambda fs: fs.cp_file(source.path, target.path))
     except FileNotFoundError:
@@ -208,6 +196,15 @@ def remove(place: Place) -> None:
     """Removes a file, if it exists."""
     with contextlib.suppress(FileNotFoundError):
         with_retries(place, lambda fs: fs.rm_file(place.path))
+
+
+def remove_stale(place: Place, below: bool = True) -> None:
+    """Removes the temporary files that killed writers have left in a folder a minute ago or more.
+
+    below: also in the folders below it.
+    """
+    if place.is_local:  # an object appears only when it is whole
+        local_files.remove_stale(Path(place.path), below)
 
 
 def list_files(place: Place) -> list[str]:
@@ -275,26 +272,3 @@ def relative(path: str, folder: Place) -> str:
 
 def _below(folder: str, name: str) -> str:
     return f"{folder}{name}" if not folder or folder == "/" else f"{folder}/{name}"
-
-
-def _temporary(target: Path) -> Path:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    return target.parent / f".{uuid.uuid4().hex}.tmp"
-
-
-def _write_temporary(target: Path, data: bytes) -> Path:
-    temporary = _temporary(target)
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    return temporary
-
-
-def fsync(path: Path) -> None:
-    """Makes the content of a local file durable, or the file names in a local folder."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
