@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from mediamill.pipeline.ray_cluster.trim_memory import trim_memory
+from mediamill.pipeline.sources.arrow_texts import bool_array
 from mediamill.pipeline.sources.detect import Known, SourceRules, open_source
 from mediamill.pipeline.sources.ids import KeySet
 from mediamill.pipeline.sources.left_out import LeftOut
@@ -216,7 +217,7 @@ class _Build:
             _expect_new(unit.name, ids, is_new)
         self._matched += int(np.count_nonzero(~is_new))
         self._rows += table.num_rows
-        return table.filter(pa.array(is_new)) if not is_new.all() else table
+        return table.filter(bool_array(is_new)) if not is_new.all() else table
 
     def _add(self, unit: Unit, table: pa.Table) -> None:
         self._new += table.num_rows

@@ -12,14 +12,16 @@ import base64
 import io
 import json
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mediamill.pipeline.ray_cluster.trim_memory import trim_memory
 from mediamill.pipeline.sources.ids import KeySet
+from mediamill.pipeline.sources.unit import BATCH_ROWS
 from mediamill.pipeline.storage import storage
 from mediamill.pipeline.storage.storage import Place
 from mediamill.schemas import columns as c
@@ -123,8 +125,9 @@ class PartStore:
         keys = KeySet()
         for place in self._parts:
             with place.fs.open(place.path, "rb") as file, pq.ParquetFile(file) as parquet:
-                for batch in parquet.iter_batches(columns=[c.ID]):
+                for batch in parquet.iter_batches(BATCH_ROWS, columns=[c.ID]):
                     keys.add(batch.column(0).to_pylist())
+        trim_memory()
         return keys
 
     def begin(self, state: State) -> None:
@@ -185,9 +188,3 @@ def _as_json(units: Mapping[str, DoneUnit]) -> dict[str, Any]:
         name: [unit.version, unit.run, unit.rows, [list(entry) for entry in unit.left_out]]
         for name, unit in units.items()
     }
-
-
-def id_batches(table: pa.Table) -> Iterator[list[Any]]:
-    """Yields the ids of a table, a chunk at a time."""
-    for chunk in table[c.ID].chunks:
-        yield chunk.to_pylist()

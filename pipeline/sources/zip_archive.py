@@ -67,7 +67,7 @@ def list_archives(root: str, archives: Sequence[tuple[str, Place]], names: NameF
 
 def _rows(
     archive: str, place: Place, names: NameFilter, left_out: LeftOut
-) -> Iterator[tuple[object, ...]]:
+) -> Iterator[tuple[str | None, ...]]:
     url, repeats = uris.uri_of(place.url), Repeats()
     waiting: list[tuple[str, str]] = []
     with RandomAccessFile(place) as directory, RandomAccessFile(place) as headers:
@@ -94,7 +94,7 @@ def _rows(
         yield from _numbered(waiting, repeats)
 
 
-def _numbered(waiting: list[tuple[str, str]], repeats: Repeats) -> Iterator[tuple[object, ...]]:
+def _numbered(waiting: list[tuple[str, str]], repeats: Repeats) -> Iterator[tuple[str | None, ...]]:
     ids = repeats.number([key for key, _ in waiting])
     yield from zip(ids, [uri for _, uri in waiting], strict=True)
     waiting.clear()
