@@ -5,7 +5,7 @@ file systems return a folder at once. The order is that of the names, folder by 
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -51,6 +51,16 @@ def list_media(root: Place, names: NameFilter) -> Source:
         return Unit(name, "", lambda left_out: tables(rows(walk(left_out)), SCHEMA))
 
     return Source("folder", root.url, SCHEMA, (unit(*part) for part in walks(root, names.reason)))
+
+
+def list_named(root: Place, paths: Sequence[str]) -> Source:
+    """Returns the source of media whose paths below `root` are known."""
+
+    def rows() -> Iterator[tuple[str | None, ...]]:
+        yield from ((readable(path), uris.uri_of((root / path).url)) for path in paths)
+
+    unit = Unit("names", "", lambda _: tables(rows(), SCHEMA))
+    return Source("list of names", root.url, SCHEMA, (unit,))
 
 
 def walks(root: Place, choose: Chooser) -> Iterator[tuple[str, Callable[[LeftOut], Names]]]:

@@ -51,6 +51,7 @@ class State:
     schema, source, settings: None and empty before the first run.
     done: by name of the unit. begun: units of which some rows are stored.
     rows: in all parts. next_part: the number of the next one.
+    archives: see Source.
     """
 
     run: str
@@ -62,6 +63,7 @@ class State:
     begun: set[str] = field(default_factory=set)
     rows: int = 0
     next_part: int = 0
+    archives: str | None = None
 
 
 class PartStore:
@@ -94,6 +96,7 @@ class PartStore:
             state.run, state.resumed = stored["run"], True
         state.schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(stored["schema"])))
         state.source, state.settings = stored["source"], stored["settings"]
+        state.archives = stored.get("archives")
         self._add_units(state, stored["units"])
         staged = f"{HIDDEN}/{_NEW}/"
         parts = [
@@ -178,6 +181,7 @@ class PartStore:
             "settings": state.settings,
             "schema": base64.b64encode(state.schema.serialize().to_pybytes()).decode(),
             "run": run,
+            "archives": state.archives,
             "units": {**before, **_as_json(rest or {})},
         }
         storage.put(self._hidden / _STATE, json.dumps(stored).encode())
@@ -188,3 +192,8 @@ def _as_json(units: Mapping[str, DoneUnit]) -> dict[str, Any]:
         name: [unit.version, unit.run, unit.rows, [list(entry) for entry in unit.left_out]]
         for name, unit in units.items()
     }
+
+
+def same_version(before: str, now: str) -> bool:
+    """Leaves out the inode change time of a local file: new permissions change it, too."""
+    return before.split(" ")[:2] == now.split(" ")[:2]

@@ -43,6 +43,7 @@ class Source:
     given_ids: whether ids are the user's own, so that equal ones are a mistake.
     notes: what was assumed, in sentences.
     left_out: what is not in any unit.
+    archives: the folder below which units are archives of their names, as a URL; None for others.
     """
 
     kind: str
@@ -53,6 +54,7 @@ class Source:
     given_ids: bool = False
     notes: Sequence[str] = ()
     left_out: LeftOut = field(default_factory=LeftOut)
+    archives: str | None = None
 
 
 def unclash(name: str, taken: Iterable[str] = ()) -> str:

@@ -63,7 +63,8 @@ def list_shards(
         return Unit(readable(name), file_version.file_version(place), read, frozen=True)
 
     units = (unit(*shard) for shard in shards)
-    return Source("WebDataset", root, schema, units, {"texts": list(chosen)})
+    settings = {"texts": list(chosen)}
+    return Source("WebDataset", root, schema, units, settings, archives=root)
 
 
 def _column_names(columns: Iterable[str]) -> list[str]:

@@ -62,7 +62,8 @@ def list_archives(root: str, archives: Sequence[tuple[str, Place]], names: NameF
 
         return Unit(readable(name), file_version.file_version(place), read, frozen=True)
 
-    return Source("zip", root, SCHEMA, (unit(*archive) for archive in archives))
+    units = (unit(*archive) for archive in archives)
+    return Source("zip", root, SCHEMA, units, archives=root)
 
 
 def _rows(
