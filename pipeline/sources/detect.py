@@ -166,7 +166,9 @@ def _find(url: str, wanted: Kind | None) -> _Found | None:
             above = Place(root.fs, folder or "/", root.url.rpartition("/")[0] or "/")
             return _find_file(above, name)
         return _find_folder(root, wanted)
-    except OSError as error:
+    except JobError:
+        raise
+    except Exception as error:  # each storage raises errors of its own
         reason = storage.redact_text(str(error)).split("\n")[0]
         raise JobError(f"{storage.redact(url)}: the source cannot be read: {reason}") from error
 
