@@ -55,10 +55,12 @@ def resolve_manifest(job: JobConfig) -> JobConfig:
     Tells on stderr what the source has, and the default prompt if there is no other. Raises
     JobError.
     """
+    from mediamill.pipeline.sources.changed_archives import check_archives
     from mediamill.pipeline.sources.detect import SourceRules, is_manifest
     from mediamill.pipeline.storage import storage
 
     if is_manifest(job.manifest):
+        check_archives(job.manifest)
         return job
     from mediamill.pipeline.plan import JOB_MANIFEST
     from mediamill.pipeline.sources.build import build_manifest

@@ -16,10 +16,11 @@ import numpy as np
 import pyarrow as pa
 
 from mediamill.pipeline.ray_cluster.trim_memory import trim_memory
+from mediamill.pipeline.sources.arrow_texts import bool_array
 from mediamill.pipeline.sources.detect import Known, SourceRules, open_source
 from mediamill.pipeline.sources.ids import KeySet
 from mediamill.pipeline.sources.left_out import LeftOut
-from mediamill.pipeline.sources.manifest_parts import DoneUnit, PartStore, State
+from mediamill.pipeline.sources.manifest_parts import DoneUnit, PartStore, State, same_version
 from mediamill.pipeline.sources.unit import Source, Unit, expect_rows
 from mediamill.pipeline.storage import storage
 from mediamill.pipeline.storage.storage import Place
@@ -105,6 +106,7 @@ def build_manifest(
 def _bind(state: State, source: Source, schema: pa.Schema, output: Place) -> None:
     """Checks that a manifest goes on with what it was begun with."""
     shown = storage.redact(output.url)
+    state.archives = source.archives
     if state.schema is None:
         state.schema, state.source, state.settings = schema, source.url, source.settings
         return
@@ -172,7 +174,7 @@ class _Build:
         """Yields the units that must be read; counts the others."""
         for unit in self._source.units:
             done = self._state.done.get(unit.name)
-            same = done is not None and _same_version(done.version, unit.version)
+            same = done is not None and same_version(done.version, unit.version)
             if done is not None and same and (unit.version or done.run == self._state.run):
                 self._left_out.update(done.left_out)
                 self._matched += done.rows
@@ -216,7 +218,7 @@ class _Build:
             _expect_new(unit.name, ids, is_new)
         self._matched += int(np.count_nonzero(~is_new))
         self._rows += table.num_rows
-        return table.filter(pa.array(is_new)) if not is_new.all() else table
+        return table.filter(bool_array(is_new)) if not is_new.all() else table
 
     def _add(self, unit: Unit, table: pa.Table) -> None:
         self._new += table.num_rows
@@ -243,11 +245,6 @@ class _Build:
 
     def _tell(self) -> None:
         self._on_progress(Progress(self._rows, self._new, self._finished))
-
-
-def _same_version(before: str, now: str) -> bool:
-    """Leaves out the inode change time of a local file: new permissions change it, too."""
-    return before.split(" ")[:2] == now.split(" ")[:2]
 
 
 def _expect_new(name: str, ids: list[object], is_new: np.ndarray) -> None:

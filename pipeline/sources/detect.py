@@ -3,7 +3,8 @@
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, Literal
@@ -11,6 +12,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from mediamill.pipeline.sources import (
+    braces,
     imagefolder,
     lakehouse,
     listing,
@@ -33,6 +35,7 @@ KINDS: tuple[Kind, ...] = (
     "folder", "table", "imagefolder", "webdataset", "zip", "lance", "iceberg"
 )  # fmt: skip
 _PEEKED = 1000  # files that show what a folder is
+_LOOKUPS = 16  # at once, of files that braces name
 _WILDCARD = re.compile(r"[*?\[]")
 
 
@@ -58,12 +61,16 @@ class Known:
 
 @dataclass(frozen=True)
 class _Found:
-    """kind: None for nothing known. root: a folder. file: its name below it, if it is one file."""
+    """kind: None for nothing known. root: a folder. file: its name below it, if it is one file.
+
+    names: below the root, of one medium, or of the files that braces stand for.
+    """
 
     kind: Kind | None
     root: Place
     file: str | None = None
     glob: str | None = None
+    names: tuple[str, ...] = ()
     parquet: bool = False
     suffixes: str = ""
 
@@ -97,6 +104,8 @@ def _open(kind: Kind, found: _Found, url: str, rules: SourceRules, known: Known 
     names = replace(rules.names, glob=found.glob or rules.names.glob)
     members = replace(rules.names, glob=None).compile()
     columns = _columns(rules, known)
+    if kind == "folder" and found.names:
+        return listing.list_named(root, found.names)
     if kind == "folder":
         return listing.list_media(root, names.compile())
     if kind == "lance":
@@ -114,6 +123,8 @@ def _open(kind: Kind, found: _Found, url: str, rules: SourceRules, known: Known 
     left_out = LeftOut()
     if found.file is not None:
         listed = [(found.file, root / found.file)]
+    elif found.names:
+        listed = _existing(root, found.names, left_out)
     else:
         listed = list(_files(root, kind, names, left_out))
     if not listed:
@@ -141,26 +152,47 @@ def _columns(rules: SourceRules, known: Known | None) -> ColumnRules:
 
 def _find(url: str, wanted: Kind | None) -> _Found | None:
     """Returns what is at a URL; None if nothing is. Raises JobError if it cannot be read."""
+    _refuse_other_forms(url)
     root = storage.resolve(url)
     try:
         try:
             info = storage.with_retries(root, lambda fs: fs.info(root.path))
         except (FileNotFoundError, NotADirectoryError):
+            if braces.has_braces(root.path):
+                return _find_braces(root)
             return _find_glob(root) if _WILDCARD.search(root.path) else None
         if info["type"] != "directory":
             folder, _, name = root.path.rpartition("/")
             above = Place(root.fs, folder or "/", root.url.rpartition("/")[0] or "/")
             return _find_file(above, name)
         return _find_folder(root, wanted)
-    except OSError as error:
+    except JobError:
+        raise
+    except Exception as error:  # each storage raises errors of its own
         reason = storage.redact_text(str(error)).split("\n")[0]
         raise JobError(f"{storage.redact(url)}: the source cannot be read: {reason}") from error
+
+
+def _refuse_other_forms(url: str) -> None:
+    """Raises JobError for forms of sources that the webdataset library has, and others have not."""
+    form, expected = "", "the path or URL of the shards themselves"
+    if url.lower().startswith("pipe:"):
+        form = "a command ('pipe:'), and no command is run"
+        expected += ": s3://, gs://, https:// and hf:// are read in place"
+    elif url == "-":
+        form = "standard input ('-'), in which no member has an address"
+    elif url.lower().startswith("file:") and not url.lower().startswith("file://"):
+        form, expected = "'file:' without slashes", "a path, or file:///PATH"
+    elif "::" in url and all(map(_kind_of, url.split("::"))):
+        form, expected = "several sources with '::' between", "one: braces or a glob name several"
+    if form:
+        raise JobError(f"{storage.redact(url)}: found {form}, expected {expected}")
 
 
 def _find_file(folder: Place, name: str) -> _Found:
     kind = _kind_of(name)
     if kind == "folder":  # one medium
-        return _Found(kind, folder, glob=_WILDCARD.sub(lambda sign: f"[{sign.group()}]", name))
+        return _Found(kind, folder, names=(name,))
     return _Found(kind, folder, name, parquet=table_kind(name) in PARQUET)
 
 
@@ -188,15 +220,44 @@ def _find_folder(root: Place, wanted: Kind | None) -> _Found:
 
 
 def _find_glob(root: Place) -> _Found | None:
-    parts = root.path.split("/")
-    fixed = next(number for number, part in enumerate(parts) if _WILDCARD.search(part))
-    cut = root.url.split("/")
+    base, pattern = _split(root, lambda part: _WILDCARD.search(part) or braces.has_braces(part))
+    return _peek(base, pattern) if storage.exists(base) else None
+
+
+def _find_braces(root: Place) -> _Found | None:
+    """Files that braces name need not be listed: a web server cannot list them."""
+    if _WILDCARD.search(root.path) and not storage.scheme(root.url).startswith("http"):
+        return _find_glob(root)
+    base, pattern = _split(root, braces.has_braces)
+    names = tuple(dict.fromkeys(braces.expand(pattern)))
+    kinds = {_kind_of(name) for name in names}
+    if len(kinds) > 1:
+        shown = ", ".join(sorted(str(kind) for kind in kinds))
+        raise JobError(
+            f"{storage.redact(root.url)}: found names of different kinds in braces ({shown}), "
+            "expected names of one kind"
+        )
+    return _Found(kinds.pop(), base, names=names)
+
+
+def _split(root: Place, is_pattern: Callable[[str], object]) -> tuple[Place, str]:
+    """Splits a place into the folder before the first part that is a pattern, and the rest."""
+    parts, cut = root.path.split("/"), root.url.split("/")
+    # A brace that is closed in a later part belongs to its first part.
+    fixed = next((n for n, part in enumerate(parts) if is_pattern(part) or "{" in part), 0)
     above = "/".join(cut[: len(cut) - (len(parts) - fixed)])
-    base = Place(root.fs, "/".join(parts[:fixed]) or "/", above or "/")
-    pattern = "/".join(parts[fixed:])
-    if not storage.exists(base):
-        return None
-    return _peek(base, pattern)
+    return Place(root.fs, "/".join(parts[:fixed]) or "/", above or "/"), "/".join(parts[fixed:])
+
+
+def _existing(root: Place, names: tuple[str, ...], left_out: LeftOut) -> list[tuple[str, Place]]:
+    """The files that are there, of those that braces name. Raises OSError."""
+    places = [(name, root / name) for name in names]
+    with ThreadPoolExecutor(_LOOKUPS, "lookup") as executor:
+        there = list(executor.map(lambda item: storage.exists(item[1]), places))
+    for name, is_there in zip(names, there, strict=True):
+        if not is_there:
+            left_out.add("a file that braces name, and that is not there", name)
+    return [item for item, is_there in zip(places, there, strict=True) if is_there]
 
 
 def _peek(root: Place, glob: str | None) -> _Found:

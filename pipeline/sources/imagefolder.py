@@ -37,7 +37,7 @@ def metadata_tables(root: Place) -> Sequence[tuple[str, Place]]:
 def list_labelled(root: Place, names: NameFilter) -> Source:
     """Returns the source of all media below a folder, with the name of their folder as `label`."""
 
-    def rows(paths: Iterator[str]) -> Iterator[tuple[object, ...]]:
+    def rows(paths: Iterator[str]) -> Iterator[tuple[str | None, ...]]:
         for path in paths:
             folder = readable(path).rpartition("/")[0].rpartition("/")[2] or None
             yield readable(path), uris.uri_of((root / path).url), folder

@@ -5,16 +5,17 @@ file systems return a folder at once. The order is that of the names, folder by 
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mediamill.pipeline.ray_cluster.trim_memory import trim_memory
 from mediamill.pipeline.sources import uris
+from mediamill.pipeline.sources.arrow_texts import binary_array
 from mediamill.pipeline.sources.ids import readable
 from mediamill.pipeline.sources.left_out import LeftOut
 from mediamill.pipeline.sources.media_names import HIDDEN, NameFilter, is_hidden, is_hidden_path
@@ -42,7 +43,7 @@ Walk = Callable[[LeftOut], Names]
 def list_media(root: Place, names: NameFilter) -> Source:
     """Returns the source of all media below a folder. Raises JobError if it cannot be listed."""
 
-    def rows(paths: Names) -> Iterator[tuple[object, ...]]:
+    def rows(paths: Names) -> Iterator[tuple[str | None, ...]]:
         for path in paths:
             yield readable(path), uris.uri_of((root / path).url)
 
@@ -50,6 +51,16 @@ def list_media(root: Place, names: NameFilter) -> Source:
         return Unit(name, "", lambda left_out: tables(rows(walk(left_out)), SCHEMA))
 
     return Source("folder", root.url, SCHEMA, (unit(*part) for part in walks(root, names.reason)))
+
+
+def list_named(root: Place, paths: Sequence[str]) -> Source:
+    """Returns the source of media whose paths below `root` are known."""
+
+    def rows() -> Iterator[tuple[str | None, ...]]:
+        yield from ((readable(path), uris.uri_of((root / path).url)) for path in paths)
+
+    unit = Unit("names", "", lambda _: tables(rows(), SCHEMA))
+    return Source("list of names", root.url, SCHEMA, (unit,))
 
 
 def walks(root: Place, choose: Chooser) -> Iterator[tuple[str, Callable[[LeftOut], Names]]]:
@@ -156,11 +167,11 @@ class _LocalWalk:
                 if reason is None:
                     batch.append(os.fsencode(path))
                     if len(batch) >= _NAMES:
-                        chunks.append(_packed(batch))
+                        chunks.append(binary_array(batch))
                         batch = []
                 elif reason:
                     left_out.add(reason, path)
-        chunks.append(_packed(batch))
+        chunks.append(binary_array(batch))
         return pa.chunked_array(chunks), sorted(folders)
 
 
@@ -171,17 +182,11 @@ def _leads_to(kind: Callable[[], bool]) -> bool:
         return False
 
 
-def _packed(paths: list[bytes]) -> pa.Array:
-    """Returns texts as an array of exactly their bytes: pa.array takes three times as many."""
-    offsets = np.zeros(len(paths) + 1, np.int32)
-    np.cumsum([len(path) for path in paths], out=offsets[1:])
-    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(b"".join(paths))]
-    return pa.BinaryArray.from_buffers(pa.binary(), len(paths), buffers)
-
-
 def _sorted(paths: pa.ChunkedArray) -> Names:
     """Yields paths in the order of their bytes. A list of a million would take too much memory."""
     order = pc.sort_indices(paths)
+    if len(order) > _NAMES:
+        trim_memory()  # sorting takes three times the memory of its result
     for start in range(0, len(order), _NAMES):
         part = paths.take(order.slice(start, _NAMES))
         yield from map(os.fsdecode, part.to_pylist())

@@ -12,14 +12,16 @@ import base64
 import io
 import json
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mediamill.pipeline.ray_cluster.trim_memory import trim_memory
 from mediamill.pipeline.sources.ids import KeySet
+from mediamill.pipeline.sources.unit import BATCH_ROWS
 from mediamill.pipeline.storage import storage
 from mediamill.pipeline.storage.storage import Place
 from mediamill.schemas import columns as c
@@ -49,6 +51,7 @@ class State:
     schema, source, settings: None and empty before the first run.
     done: by name of the unit. begun: units of which some rows are stored.
     rows: in all parts. next_part: the number of the next one.
+    archives: see Source.
     """
 
     run: str
@@ -60,6 +63,7 @@ class State:
     begun: set[str] = field(default_factory=set)
     rows: int = 0
     next_part: int = 0
+    archives: str | None = None
 
 
 class PartStore:
@@ -92,6 +96,7 @@ class PartStore:
             state.run, state.resumed = stored["run"], True
         state.schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(stored["schema"])))
         state.source, state.settings = stored["source"], stored["settings"]
+        state.archives = stored.get("archives")
         self._add_units(state, stored["units"])
         staged = f"{HIDDEN}/{_NEW}/"
         parts = [
@@ -123,8 +128,9 @@ class PartStore:
         keys = KeySet()
         for place in self._parts:
             with place.fs.open(place.path, "rb") as file, pq.ParquetFile(file) as parquet:
-                for batch in parquet.iter_batches(columns=[c.ID]):
+                for batch in parquet.iter_batches(BATCH_ROWS, columns=[c.ID]):
                     keys.add(batch.column(0).to_pylist())
+        trim_memory()
         return keys
 
     def begin(self, state: State) -> None:
@@ -175,6 +181,7 @@ class PartStore:
             "settings": state.settings,
             "schema": base64.b64encode(state.schema.serialize().to_pybytes()).decode(),
             "run": run,
+            "archives": state.archives,
             "units": {**before, **_as_json(rest or {})},
         }
         storage.put(self._hidden / _STATE, json.dumps(stored).encode())
@@ -187,7 +194,6 @@ def _as_json(units: Mapping[str, DoneUnit]) -> dict[str, Any]:
     }
 
 
-def id_batches(table: pa.Table) -> Iterator[list[Any]]:
-    """Yields the ids of a table, a chunk at a time."""
-    for chunk in table[c.ID].chunks:
-        yield chunk.to_pylist()
+def same_version(before: str, now: str) -> bool:
+    """Leaves out the inode change time of a local file: new permissions change it, too."""
+    return before.split(" ")[:2] == now.split(" ")[:2]

@@ -10,6 +10,8 @@ from fnmatch import translate
 
 from fsspec.utils import glob_translate
 
+from mediamill.pipeline.sources import braces
+
 PICTURES = frozenset(
     (
         *("jpg", "jpeg", "jpe", "jfif", "png", "apng", "gif", "webp", "bmp", "dib", "tif", "tiff"),
@@ -61,7 +63,7 @@ def is_hidden_path(path: str) -> bool:
 class NameRules:
     """Which files of a folder are listed.
 
-    glob: a pattern that relative paths match, with `**`; others are not looked at.
+    glob: a pattern that relative paths match, with `**` and braces; others are not looked at.
     include: patterns, one of which a path must match, whatever its suffix; none: by the suffix.
     exclude: patterns that leave files out.
     """
@@ -73,7 +75,7 @@ class NameRules:
     def compile(self) -> "NameFilter":
         """Returns the filter of these rules."""
         return NameFilter(
-            re.compile(glob_translate(self.glob), re.DOTALL) if self.glob else None,
+            _any_glob(braces.expand(self.glob)) if self.glob else None,
             _any_of(self.include),
             _any_of(self.exclude),
         )
@@ -102,6 +104,10 @@ class NameFilter:
         if self.include is not None:
             return None if self.include.match(path) else EXCLUDED
         return None if is_media(name) else OTHER
+
+
+def _any_glob(patterns: Iterable[str]) -> re.Pattern[str]:
+    return re.compile("|".join(map(glob_translate, patterns)), re.DOTALL)
 
 
 def _any_of(patterns: Iterable[str]) -> re.Pattern[str] | None:

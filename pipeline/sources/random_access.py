@@ -9,6 +9,7 @@ from mediamill.pipeline.storage.storage import Place
 from mediamill.schemas.errors import JobError
 
 _LOCAL_WINDOW, _REMOTE_WINDOW = 16 * 1024, 64 * 1024
+_FAR_WINDOW = 4 * 1024  # after a larger gap than a window: headers of large members
 _MAX_READ = 16 * 1024 * 1024  # headers are small: a larger one is a lie
 
 
@@ -39,7 +40,7 @@ class RandomAccessFile(io.RawIOBase):
             raise JobError(
                 f"{storage.redact(place.url)}: the file cannot be read: {reason}"
             ) from error
-        self._offset = self._start = 0
+        self._offset = self._start = self._end = 0  # of the caller, and of what is in memory
         self._data = b""
         self.bytes_read = self.requests = 0
 
@@ -69,7 +70,10 @@ class RandomAccessFile(io.RawIOBase):
             # A little before the offset, too: tarfile looks at the byte before a header.
             self._start = max(0, self._offset - 1)
             inside = self._offset - self._start
-            self._data = self._fetch(self._start, inside + max(size, self._window))
+            gap = self._start - self._end
+            window = self._window if 0 <= gap <= self._window else _FAR_WINDOW
+            self._data = self._fetch(self._start, inside + max(size, window))
+            self._end = self._start + len(self._data)
         data = self._data[inside : inside + size]
         self._offset += len(data)
         return data

@@ -6,11 +6,12 @@ from typing import Any
 
 import pyarrow as pa
 
+from mediamill.pipeline.sources.arrow_texts import text_array
 from mediamill.pipeline.sources.left_out import LeftOut
 from mediamill.schemas import columns as c
 from mediamill.schemas.errors import JobError
 
-BATCH_ROWS = 8192
+BATCH_ROWS, BATCH_CHARACTERS = 8192, 16 * 1024 * 1024
 # In the tables, beside the columns of the manifest: names that a table has of the stages.
 _TAKEN = (*c.RESULT_COLUMNS, *c.IN_FLIGHT_COLUMNS, "media_bytes", "media_paths")
 
@@ -42,6 +43,7 @@ class Source:
     given_ids: whether ids are the user's own, so that equal ones are a mistake.
     notes: what was assumed, in sentences.
     left_out: what is not in any unit.
+    archives: the folder below which units are archives of their names, as a URL; None for others.
     """
 
     kind: str
@@ -52,6 +54,7 @@ class Source:
     given_ids: bool = False
     notes: Sequence[str] = ()
     left_out: LeftOut = field(default_factory=LeftOut)
+    archives: str | None = None
 
 
 def unclash(name: str, taken: Iterable[str] = ()) -> str:
@@ -66,23 +69,23 @@ def unclash(name: str, taken: Iterable[str] = ()) -> str:
 
 
 def tables(
-    rows: Iterable[tuple[object, ...]], schema: pa.Schema, size: int = BATCH_ROWS
+    rows: Iterable[tuple[str | None, ...]], schema: pa.Schema, size: int = BATCH_ROWS
 ) -> Iterator[pa.Table]:
-    """Yields tuples of values as tables of `schema`."""
-    batch: list[tuple[object, ...]] = []
+    """Yields tuples of texts as tables of `schema`, whose columns are texts."""
+    batch: list[tuple[str | None, ...]] = []
+    characters = 0
     for row in rows:
         batch.append(row)
-        if len(batch) >= size:
+        characters += sum(len(value) for value in row if value is not None)
+        if len(batch) >= size or characters >= BATCH_CHARACTERS:
             yield _table(batch, schema)
-            batch = []
+            batch, characters = [], 0
     if batch:
         yield _table(batch, schema)
 
 
-def _table(rows: list[tuple[object, ...]], schema: pa.Schema) -> pa.Table:
-    columns = zip(*rows, strict=True)
-    arrays = [pa.array(list(v), field.type) for v, field in zip(columns, schema, strict=True)]
-    return pa.Table.from_arrays(arrays, schema=schema)
+def _table(rows: list[tuple[str | None, ...]], schema: pa.Schema) -> pa.Table:
+    return pa.Table.from_arrays(list(map(text_array, zip(*rows, strict=True))), schema=schema)
 
 
 def expect_rows(source: str, rows: int, left_out: LeftOut) -> None:

@@ -63,7 +63,8 @@ def list_shards(
         return Unit(readable(name), file_version.file_version(place), read, frozen=True)
 
     units = (unit(*shard) for shard in shards)
-    return Source("WebDataset", root, schema, units, {"texts": list(chosen)})
+    settings = {"texts": list(chosen)}
+    return Source("WebDataset", root, schema, units, settings, archives=root)
 
 
 def _column_names(columns: Iterable[str]) -> list[str]:
@@ -85,9 +86,9 @@ def _rows(
     names: NameFilter,
     columns: Sequence[str],
     left_out: LeftOut,
-) -> Iterator[tuple[object, ...]]:
+) -> Iterator[tuple[str | None, ...]]:
     url, repeats = uris.uri_of(place.url), Repeats()
-    waiting: list[tuple[str, tuple[object, ...]]] = []
+    waiting: list[tuple[str, tuple[str | None, ...]]] = []
 
     def flush(group: _Group) -> None:
         texts = [group.texts.get(column) for column in columns]
@@ -95,7 +96,7 @@ def _rows(
             row = (uris.member(url, first, size), readable(group.key or ""), *texts)
             waiting.append((f"{readable(shard)}/{readable(name)}", row))
 
-    def numbered() -> Iterator[tuple[object, ...]]:
+    def numbered() -> Iterator[tuple[str | None, ...]]:
         ids = repeats.number([key for key, _ in waiting])
         yield from ((key, *row) for key, (_, row) in zip(ids, waiting, strict=True))
         waiting.clear()

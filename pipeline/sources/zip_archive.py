@@ -62,12 +62,13 @@ def list_archives(root: str, archives: Sequence[tuple[str, Place]], names: NameF
 
         return Unit(readable(name), file_version.file_version(place), read, frozen=True)
 
-    return Source("zip", root, SCHEMA, (unit(*archive) for archive in archives))
+    units = (unit(*archive) for archive in archives)
+    return Source("zip", root, SCHEMA, units, archives=root)
 
 
 def _rows(
     archive: str, place: Place, names: NameFilter, left_out: LeftOut
-) -> Iterator[tuple[object, ...]]:
+) -> Iterator[tuple[str | None, ...]]:
     url, repeats = uris.uri_of(place.url), Repeats()
     waiting: list[tuple[str, str]] = []
     with RandomAccessFile(place) as directory, RandomAccessFile(place) as headers:
@@ -94,7 +95,7 @@ def _rows(
         yield from _numbered(waiting, repeats)
 
 
-def _numbered(waiting: list[tuple[str, str]], repeats: Repeats) -> Iterator[tuple[object, ...]]:
+def _numbered(waiting: list[tuple[str, str]], repeats: Repeats) -> Iterator[tuple[str | None, ...]]:
     ids = repeats.number([key for key, _ in waiting])
     yield from zip(ids, [uri for _, uri in waiting], strict=True)
     waiting.clear()

@@ -1,6 +1,7 @@
 """`mediamill manifest`, and sources in place of manifests, through the command line's functions."""
 
 import json
+import os
 
 import pyarrow.parquet as pq
 import pytest
@@ -11,6 +12,7 @@ from mediamill.jobs.manifest import resolve_manifest
 from mediamill.pipeline.plan import check
 from mediamill.schemas.errors import JobError
 from mediamill.schemas.job import load_job
+from tests.pipeline.sources.drawn import tar_bytes, zip_bytes
 
 
 def draw(folder, *names):
@@ -120,3 +122,22 @@ def test_an_output_around_its_source_is_refused(tmp_path):
         with pytest.raises(JobError, match="expected a folder apart from it"):
             resolve_manifest(make(tmp_path, source))
     assert not (tmp_path / "out" / "_manifest").exists()
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.zip"])
+def test_a_job_notices_that_an_archive_has_changed(tmp_path, name):
+    draw = tar_bytes if name == "a.tar" else zip_bytes
+    archive = tmp_path / "archives" / name
+    archive.parent.mkdir()
+    archive.write_bytes(draw([("0.jpg", b"first"), ("1.jpg", b"second")]))
+    status = archive.stat()
+    assert cli.main(["manifest", str(archive.parent), str(tmp_path / "m")]) == 0
+    job = make(tmp_path, "m")
+    archive.chmod(0o600)  # no other content
+    assert resolve_manifest(job) is job
+    archive.write_bytes(draw([("0.jpg", b"longer"), ("1.jpg", b"than")]))
+    os.utime(archive, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    with pytest.raises(JobError, match=rf"/archives/{name} has changed since .*in a new folder"):
+        resolve_manifest(job)
+    archive.unlink()
+    assert resolve_manifest(job) is job  # the rows tell that it is gone
