@@ -269,7 +269,9 @@ def test_an_answer_to_the_wrong_row_is_fatal(prepared, generate, change):
     ("error", "code"),
     [(RuntimeError("bad row"), "engine_failed"), (torch.OutOfMemoryError("oom"), "engine_oom")],
 )
-def test_a_row_that_breaks_a_batch_is_found_and_its_neighbours_go_on(prepared, generate, error, code):
+def test_a_row_that_breaks_a_batch_is_found_and_its_neighbours_go_on(
+    prepared, generate, error, code
+):
     _, table = prepared
     expected = generate(table)[c.TEXT].to_pylist()
 
