@@ -57,8 +57,7 @@ def _matroska_checks(handle: FileHandle, total: int) -> Iterator[bool]:
             return  # of a size that is not known, or cut off
         checksum = handle.read_at(body, 6) if header[:length] == _CLUSTER else b""
         if checksum[:2] == _CRC_32 and len(checksum) == 6 <= size:
-            found = _crc_32(handle, body + 6, body + size)
-            yield found == int.from_bytes(checksum[2:], "little")
+            yield _crc_32(handle, body + 6, body + size) == int.from_bytes(checksum[2:], "little")
         offset = body + size
 
 

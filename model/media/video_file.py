@@ -141,7 +141,9 @@ def _display(
     size = stream.codec_context.height, stream.codec_context.width
     streams = list(container.streams.video)
     notes: list[str] = []
-    has_alpha_track = file_format == AVIF_ANIMATION and sum(one.frames > 1 for one in streams) > 1
+    has_alpha_track = (
+        file_format == AVIF_ANIMATION and sum(track.frames > 1 for track in streams) > 1
+    )
     if has_alpha_track or stream.metadata.get("alpha_mode") == "1":
         notes.append("transparency of the video is not used")
     crop = container_crop(media_file, file_format.name, streams.index(stream), size)

@@ -93,8 +93,8 @@ def check_media(
 
 
 def _no_media(what: str, row: Mapping[str, Any]) -> RowError:
-    found = "null" if row.get(c.MEDIA) is None else "an empty list"
-    return RowError(ErrorCode.MEDIA_EMPTY, f"media: found {found}, but {what} is about media")
+    media = "null" if row.get(c.MEDIA) is None else "an empty list"
+    return RowError(ErrorCode.MEDIA_EMPTY, f"media: found {media}, but {what} is about media")
 
 
 def _other_medium(where: str, name: str, uris: Sequence[str | None], number: int) -> RowError:
@@ -104,9 +104,9 @@ def _other_medium(where: str, name: str, uris: Sequence[str | None], number: int
         expected = f"the row's medium {number + 1} has no name"
     else:
         expected = f"the row's medium {number + 1} is {media_uris.shown(uri)}"
-    found = media_uris.shown(name).encode(errors="replace").decode()  # of lone surrogates
+    shown = media_uris.shown(name).encode(errors="replace").decode()  # of lone surrogates
     return RowError(
-        ErrorCode.PROMPT_INVALID, f"{where}: found {found}, expected the row's media: {expected}"
+        ErrorCode.PROMPT_INVALID, f"{where}: found {shown}, expected the row's media: {expected}"
     )
 
 

@@ -222,17 +222,15 @@ def test_media_that_are_gone_do_not_stop_the_page(tmp_path: Path) -> None:
     assert f"{gone} cannot be shown" in text
 
 
-def test_without_a_truth_nothing_is_compared(tmp_path: Path, picture: str) -> None:
-    source = page_of(tmp_path, [row(id="a", uri=picture, kind="one", text="x")])
+def test_without_a_truth_nothing_is_compared(tmp_path: Path) -> None:
+    source = page_of(tmp_path, [row(id="a", uri="gone.jpg", kind="one", text="x")])
     assert "exact match" not in Page(source).text
     assert 'name="verdict"' not in source
 
 
-def test_more_rows_than_the_limit_are_sampled_evenly_and_counted_whole(
-    tmp_path: Path, picture: str
-) -> None:
+def test_more_rows_than_the_limit_are_sampled_evenly_and_counted_whole(tmp_path: Path) -> None:
     rows = [
-        row(id=f"{n:02}", uri=picture, kind="one", text="x", truth="x" if n % 2 else "y")
+        row(id=f"{n:02}", uri="gone.jpg", kind="one", text="x", truth="x" if n % 2 else "y")
         for n in range(10)
     ]
     source = page_of(tmp_path, rows, limit=5)
@@ -243,8 +241,8 @@ def test_more_rows_than_the_limit_are_sampled_evenly_and_counted_whole(
     assert re.findall(r"<span>(\d\d)</span>", source) == ["00", "02", "04", "06", "08"]
 
 
-def test_a_result_that_is_not_partitioned(tmp_path: Path, picture: str) -> None:
-    rows = [row(id="a", uri=picture, kind="one", text="x", truth="x")]
+def test_a_result_that_is_not_partitioned(tmp_path: Path) -> None:
+    rows = [row(id="a", uri="gone.jpg", kind="one", text="x", truth="x")]
     output = write_result(tmp_path / "result", rows, partitioned=False)
     counted = write_report(output, tmp_path / "report.html")
     assert [group.name for group in counted.groups] == ["all"]
