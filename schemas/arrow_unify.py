@@ -22,13 +22,13 @@ def unified(first: pa.DataType, other: pa.DataType) -> pa.DataType | None:
         return other if pa.types.is_null(first) else first
     if pa.types.is_dictionary(first) or pa.types.is_dictionary(other):
         return unified(plain_type(first), plain_type(other))
-    extensions = [isinstance(each, pa.BaseExtensionType) for each in (first, other)]
+    extensions = [isinstance(arrow_type, pa.BaseExtensionType) for arrow_type in (first, other)]
     if any(extensions):
         if all(extensions):
             return None
         plain = [
-            each.storage_type if isinstance(each, pa.BaseExtensionType) else each
-            for each in (first, other)
+            arrow_type.storage_type if isinstance(arrow_type, pa.BaseExtensionType) else arrow_type
+            for arrow_type in (first, other)
         ]
         return unified(*plain)
     for rule in (_texts, _binaries, _numbers, _times, _lists, _maps, _structs):
@@ -93,18 +93,20 @@ def loses_fields(source: pa.DataType, target: pa.DataType) -> str | None:
     return None
 
 
-def _is_text(each: pa.DataType) -> bool:
+def _is_text(arrow_type: pa.DataType) -> bool:
     return bool(
-        pa.types.is_string(each) or pa.types.is_large_string(each) or pa.types.is_string_view(each)
+        pa.types.is_string(arrow_type)
+        or pa.types.is_large_string(arrow_type)
+        or pa.types.is_string_view(arrow_type)
     )
 
 
-def _is_binary(each: pa.DataType) -> bool:
+def _is_binary(arrow_type: pa.DataType) -> bool:
     return bool(
-        pa.types.is_binary(each)
-        or pa.types.is_large_binary(each)
-        or pa.types.is_binary_view(each)
-        or pa.types.is_fixed_size_binary(each)
+        pa.types.is_binary(arrow_type)
+        or pa.types.is_large_binary(arrow_type)
+        or pa.types.is_binary_view(arrow_type)
+        or pa.types.is_fixed_size_binary(arrow_type)
     )
 
 
@@ -123,19 +125,19 @@ def _binaries(first: pa.DataType, other: pa.DataType) -> pa.DataType | None:
 def _numbers(first: pa.DataType, other: pa.DataType) -> pa.DataType | None:
     if pa.types.is_decimal(first) or pa.types.is_decimal(other):
         return _decimal(first, other)
-    integers = [pa.types.is_integer(each) for each in (first, other)]
-    floats = [pa.types.is_floating(each) for each in (first, other)]
+    integers = [pa.types.is_integer(arrow_type) for arrow_type in (first, other)]
+    floats = [pa.types.is_floating(arrow_type) for arrow_type in (first, other)]
     if all(integers):
         return _integer(first, other)
     if all(floats):
-        return max(first, other, key=lambda each: each.bit_width)
+        return max(first, other, key=lambda arrow_type: arrow_type.bit_width)
     return pa.float64() if any(integers) and any(floats) else None
 
 
 def _integer(first: pa.DataType, other: pa.DataType) -> pa.DataType:
-    signed = [pa.types.is_signed_integer(each) for each in (first, other)]
+    signed = [pa.types.is_signed_integer(arrow_type) for arrow_type in (first, other)]
     if signed[0] == signed[1]:
-        return max(first, other, key=lambda each: each.bit_width)
+        return max(first, other, key=lambda arrow_type: arrow_type.bit_width)
     unsigned, plain = (other, first) if signed[0] else (first, other)
     if unsigned.bit_width == 64:
         return pa.decimal128(_UINT64_DIGITS, 0)
@@ -145,12 +147,15 @@ def _integer(first: pa.DataType, other: pa.DataType) -> pa.DataType:
 
 def _decimal(first: pa.DataType, other: pa.DataType) -> pa.DataType | None:
     whole, scale, bits = 0, 0, 32
-    for each in (first, other):
-        if pa.types.is_decimal(each):
-            whole, scale = max(whole, each.precision - each.scale), max(scale, each.scale)
-            bits = max(bits, each.bit_width)
-        elif pa.types.is_integer(each):
-            digits = _UINT64_DIGITS if each == pa.uint64() else _DIGITS[each.bit_width]
+    for arrow_type in (first, other):
+        if pa.types.is_decimal(arrow_type):
+            whole, scale = (
+                max(whole, arrow_type.precision - arrow_type.scale),
+                max(scale, arrow_type.scale),
+            )
+            bits = max(bits, arrow_type.bit_width)
+        elif pa.types.is_integer(arrow_type):
+            digits = _UINT64_DIGITS if arrow_type == pa.uint64() else _DIGITS[arrow_type.bit_width]
             whole = max(whole, digits)
         else:
             return None
@@ -173,7 +178,11 @@ def _times(first: pa.DataType, other: pa.DataType) -> pa.DataType | None:
         return pa.time32(unit) if unit in ("s", "ms") else pa.time64(unit)
     if pa.types.is_date(first) and pa.types.is_date(other):
         return pa.date64()
-    dated = [each for each in (first, other) if pa.types.is_timestamp(each) and each.tz is None]
+    dated = [
+        arrow_type
+        for arrow_type in (first, other)
+        if pa.types.is_timestamp(arrow_type) and arrow_type.tz is None
+    ]
     return dated[0] if dated and any(map(pa.types.is_date, (first, other))) else None
 
 
@@ -189,7 +198,7 @@ def _lists(first: pa.DataType, other: pa.DataType) -> pa.DataType | None:
         return None
     if pa.types.is_fixed_size_list(first) and pa.types.is_fixed_size_list(other):
         return pa.list_(value, first.list_size if first.list_size == other.list_size else -1)
-    kinds = {each.id for each in (first, other)}
+    kinds = {arrow_type.id for arrow_type in (first, other)}
     if len(kinds) == 1 and pa.types.is_list_view(first):
         return pa.list_view(value)
     if len(kinds) == 1 and pa.types.is_large_list_view(first):

@@ -6,7 +6,6 @@ answer gives the reason why it is wrong.
 
 import functools
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
@@ -18,6 +17,7 @@ from referencing import Registry
 from mediamill.schemas.errors import JobError
 from mediamill.schemas.json_columns import Column, columns_of
 from mediamill.schemas.json_normalize import UnsupportedSchemaError, normalize_schema
+from mediamill.schemas.strict_json import parse_strict
 
 _MAX_SCHEMA, _MAX_ANSWER = 100_000, 1_000_000  # characters
 _MAX_DEPTH = 64  # nested objects and lists, in schemas and answers
@@ -89,12 +89,7 @@ class AnswerSchema:
         if _nests_deeper(text, _MAX_DEPTH):
             return {}, f"found more than {_MAX_DEPTH} levels, expected fewer"
         try:
-            answer = json.loads(
-                text,
-                object_pairs_hook=_unique_keys,
-                parse_constant=_refuse_constant,
-                parse_float=_finite,
-            )
+            answer = parse_strict(text)
         except (ValueError, RecursionError) as error:
             return {}, f"is no JSON: {_brief(error)}"
         try:
@@ -156,26 +151,6 @@ def _nests_deeper(text: str, levels: int) -> bool:
         elif letter in "]}":
             depth -= 1
     return False
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    members = dict(pairs)
-    if len(members) < len(pairs):
-        names = [name for name, _ in pairs]
-        repeated = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"found the key {repeated[:_MAX_SHOWN]!r} twice")
-    return members
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"found {name}")
-
-
-def _finite(digits: str) -> float:
-    value = float(digits)
-    if math.isinf(value):
-        raise ValueError(f"found {digits[:_MAX_SHOWN]}, which is beyond a double")
-    return value
 
 
 def _brief(value: object) -> str:

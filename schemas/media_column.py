@@ -37,16 +37,16 @@ def find_media_column(schema: pa.Schema, wanted: str | None, where: str) -> str 
         return c.MEDIA if _has_bytes(_element(schema.field(c.MEDIA).type)) else None
     if c.URI in names:
         return None
-    found = [field.name for field in schema if _is_hub_struct(_element(field.type))]
-    if not found:
+    columns = [field.name for field in schema if _is_hub_struct(_element(field.type))]
+    if not columns:
         named = [field for field in schema if field.name in _BINARY_NAMES]
-        found = [field.name for field in named if is_binary(_element(field.type))]
-    if len(found) > 1:
+        columns = [field.name for field in named if is_binary(_element(field.type))]
+    if len(columns) > 1:
         raise JobError(
-            f"{where}: found {len(found)} columns that hold media ({', '.join(found)}), expected "
-            "media_column to name one of them"
+            f"{where}: found {len(columns)} columns that hold media ({', '.join(columns)}), "
+            "expected media_column to name one of them"
         )
-    return found[0] if found else None
+    return columns[0] if columns else None
 
 
 def same_media_column(
@@ -74,12 +74,12 @@ def _with_media(schema: pa.Schema, known: pa.Field) -> pa.Schema:
     position = schema.get_field_index(known.name)
     if position < 0:
         return schema
-    found = schema.field(position).type
-    has_no_bytes = known.name == c.MEDIA and pa.types.is_struct(_element(found))
-    if pa.types.is_null(found):
+    file_type = schema.field(position).type
+    has_no_bytes = known.name == c.MEDIA and pa.types.is_struct(_element(file_type))
+    if pa.types.is_null(file_type):
         return schema.set(position, known)
-    if has_no_bytes and not _has_bytes(_element(found)):
-        media = pa.struct([*_element(found), pa.field(_BYTES, pa.binary())])
+    if has_no_bytes and not _has_bytes(_element(file_type)):
+        media = pa.struct([*_element(file_type), pa.field(_BYTES, pa.binary())])
         return schema.set(position, pa.field(known.name, pa.list_(media)))
     return schema
 

@@ -131,6 +131,20 @@ def avi_index_truncation(handle: FileHandle, total: int) -> str | None:
     return None
 
 
+def ivf_truncation(handle: FileHandle, total: int) -> str | None:
+    """The last frame goes on beyond the end."""
+    offset = int.from_bytes(handle.read_at(6, 2), "little")
+    for _ in range(_MAX_PARTS):
+        header = handle.read_at(offset, 12)
+        end = offset + 12 + int.from_bytes(header[:4], "little")
+        if not header:
+            return None
+        if len(header) < 12 or end > total:
+            return f"its last frame should end at byte {end}, but the file ends at byte {total}"
+        offset = end
+    return None
+
+
 def webp_truncation(handle: FileHandle, total: int) -> str | None:
     """The RIFF chunk ends beyond the file."""
     end = 8 + int.from_bytes(handle.read_at(4, 4), "little")

@@ -18,6 +18,7 @@ from mediamill.model.media.formats.exif import exif_orientation
 
 # Any marker but a stuffed 0xFF and the restart markers, which occur in the data of a scan.
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
+_DAMAGE = re.compile(r"Corrupt JPEG data: (.{,80})")  # libjpeg's warning
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9  # ITU-T T.81 table B.1
 _FRAMES = frozenset({*range(0xC0, 0xD0), 0xF7}) - {0xC4, 0xC8, 0xCC}
 _KINDS = {0xC3: "is lossless", 0xF7: "is of the kind JPEG-LS"}
@@ -28,8 +29,11 @@ _MAX_SEGMENTS = 100_000
 _MAX_MARKERS = 1_000_000
 
 
-def decode_jpeg(data: bytes, height: int, width: int) -> npt.NDArray[np.uint8] | None:
-    """Returns uint8 [height, width, 3] of a grey or RGB picture as stored; None to use Pillow.
+def decode_jpeg(
+    data: bytes, height: int, width: int
+) -> tuple[npt.NDArray[np.uint8] | None, str | None]:
+    """Returns uint8 [height, width, 3] of a grey or RGB picture as stored, None to use Pillow; and
+    what the decoder says of damaged data, which Pillow conceals.
 
     height, width: from another reading of the header, already checked against the limits.
     """
@@ -37,11 +41,13 @@ def decode_jpeg(data: bytes, height: int, width: int) -> npt.NDArray[np.uint8] |
         header = simplejpeg.decode_jpeg_header(data)
         # simplejpeg allocates memory by its own reading of the header, so that is checked.
         if header[:2] != (height, width) or header[2] not in ("YCbCr", "Gray", "RGB"):
-            return None
+            return None, None
         pixels: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB", strict=True)
-    except (ValueError, RuntimeError, KeyError, MemoryError):  # damage and unsupported pictures
-        return None
-    return pixels
+    except (ValueError, RuntimeError, KeyError, MemoryError) as error:
+        # Damage, or a picture that is not supported.
+        damage = _DAMAGE.match(str(error))
+        return None, damage[1] if damage else None
+    return pixels, None
 
 
 def scan_count(data: bytes) -> int:

@@ -98,7 +98,9 @@ def _whole_jpeg(data: bytes, label: str, limits: MediaLimits) -> OpenPicture:
     profile = picture.info.get("icc_profile") or None
     pixels = None
     if picture.mode in ("RGB", "L"):
-        pixels = jpeg.decode_jpeg(data, picture.height, picture.width)
+        pixels, damage = jpeg.decode_jpeg(data, picture.height, picture.width)
+        if damage is not None:
+            notes = (*notes, f"damage: {damage}, concealed by the decoder")
     if pixels is None:
         picture.load()
     return OpenPicture(picture, pixels, profile, orientation, notes=notes)

@@ -16,6 +16,7 @@ from av.video.stream import VideoStream
 
 from mediamill.model.errors import MediaError
 from mediamill.model.media.animations import AVIF_ANIMATION, WEBP_ANIMATION, webp_timeline
+from mediamill.model.media.checksums import damage_notes
 from mediamill.model.media.container_crop import container_crop
 from mediamill.model.media.containers import FileFormat
 from mediamill.model.media.display import Display
@@ -25,6 +26,7 @@ from mediamill.model.media.media_file import MediaFile, Source
 from mediamill.model.media.mp4_boxes import declared_samples
 from mediamill.model.media.packets import TimedPackets, is_repeat
 from mediamill.model.media.timeline import Timeline
+from mediamill.model.media.transport_stream import transport_codecs
 
 # Without protocols a demuxer cannot follow references to other files. Most other options repeat
 # FFmpeg's defaults, so that a new version cannot change them. Demuxers ignore unknown options.
@@ -38,7 +40,7 @@ _SAFE_OPTIONS = {
     "merge_pmt_versions": "1",
 }
 # Options with which a decoder raises an error where it would otherwise conceal damage.
-STOP_AT_DAMAGE = {"err_detect": "explode"}
+STOP_AT_DAMAGE = {"err_detect": "crccheck+bitstream+buffer+explode"}
 # These formats find streams while they are read, and FFmpeg then reads beyond the end of its list
 # of options per stream: they get no such options.
 _FFMPEG_MAX_PIXELS = 2**31 - 1  # of its option
@@ -69,13 +71,19 @@ class PacketScan:
 def scan_packets(source: Source, file_format: FileFormat, limits: MediaLimits) -> PacketScan:
     """Reads all packets of the best video stream.
 
-    Raises MediaError as `open_video`, and media_empty for a stream without packets.
+    Raises MediaError as `open_video`, media_empty for a stream without packets, and
+    decode_unsupported for a transport stream that changes its codec.
     """
     media_file = MediaFile.of(source)
     if file_format == WEBP_ANIMATION:
         timeline, size = webp_timeline(media_file, limits)
         return PacketScan(timeline, KeyframeIndex(), Display.of(size, None))
     check_sample_count(media_file, file_format, limits)
+    if file_format.name == "mpegts" and len(codecs := transport_codecs(media_file)) > 1:
+        raise MediaError(
+            "decode_unsupported",
+            f"the {file_format.label} goes on in another codec ({', then '.join(codecs)})",
+        )
     timestamps = array("q")
     last_end: int | None = None
     all_timed = True
@@ -111,8 +119,9 @@ def scan_packets(source: Source, file_format: FileFormat, limits: MediaLimits) -
             if packet.duration:
                 end = packet.pts + packet.duration
                 last_end = end if last_end is None else max(last_end, end)
-    repeat_note = f"{repeats} empty packets repeat the frame before them"
-    notes = (*packets.notes, repeat_note) if repeats else packets.notes
+    notes = (*packets.notes, *damage_notes(media_file, file_format.name))
+    if repeats:
+        notes = (*notes, f"{repeats} empty packets repeat the frame before them")
     if all_timed and not timestamps:
         raise MediaError("media_empty", f"the {file_format.label} holds no frames")
     if not all_timed:
@@ -132,7 +141,9 @@ def _display(
     size = stream.codec_context.height, stream.codec_context.width
     streams = list(container.streams.video)
     notes: list[str] = []
-    has_alpha_track = file_format == AVIF_ANIMATION and sum(one.frames > 1 for one in streams) > 1
+    has_alpha_track = (
+        file_format == AVIF_ANIMATION and sum(track.frames > 1 for track in streams) > 1
+    )
     if has_alpha_track or stream.metadata.get("alpha_mode") == "1":
         notes.append("transparency of the video is not used")
     crop = container_crop(media_file, file_format.name, streams.index(stream), size)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -161,11 +162,13 @@ class Fetcher:
         """
         whole = True
 
-        def fetch(uri: str, content: FetchedContent, deadline: Deadline) -> FetchedMedium:
+        def fetch(
+            uri: str, member: MemberUri | None, content: FetchedContent, deadline: Deadline
+        ) -> FetchedMedium:
             nonlocal whole
-            medium = self._fetch_partial(uri, deadline, header_bytes)
+            medium = self._fetch_partial(uri, member, deadline, header_bytes)
             whole = medium is None
-            return medium or self._fetch(uri, content, deadline)
+            return medium or self._fetch(uri, member, content, deadline)
 
         return self._convert_errors(uri, reservation, fetch), whole
 
@@ -173,27 +176,24 @@ class Fetcher:
         self,
         uri: str | None,
         reservation: Reservation,
-        fetch: Callable[[str, FetchedContent, Deadline], FetchedMedium],
+        fetch: Callable[[str, MemberUri | None, FetchedContent, Deadline], FetchedMedium],
     ) -> FetchedMedium:
         if not uri:
             raise RowError(ErrorCode.FETCH_NOT_FOUND, "the row names no file: its uri is empty")
         shown, rules = media_uris.shown(uri), self._rules
         deadline = Deadline(rules.limits.fetch_timeout_s)
-        content, inflated = (
-            FetchedContent(
-                reservation, self._spool, rules.limits.max_bytes, deadline, rules.memory_bytes
-            )
-            for _ in range(2)
-        )
+        size_limits = (rules.limits.max_bytes, deadline, rules.memory_bytes)
+        new_content = partial(FetchedContent, reservation, self._spool, *size_limits)
+        content = new_content()
         try:
             uri = media_uris.clean_uri(uri)
-            medium = fetch(uri, content, deadline)
             member = parse_member_uri(uri)
+            medium = fetch(uri, member, content, deadline)
             if member is not None and member.inflated_size is not None:
-                medium = inflate(medium, member.inflated_size, inflated)
+                content = new_content()
+                medium = inflate(medium, member.inflated_size, content)
         except Exception as error:  # each library has its own
             content.abandon()
-            inflated.abandon()
             if is_full(error):
                 raise full_disk(root_folder(), "media that are being read (TMPDIR)") from None
             if isinstance(error, RowError):
@@ -207,11 +207,16 @@ class Fetcher:
             raise RowError(ErrorCode.MEDIA_EMPTY, f"{shown}: the file is empty")
         return medium
 
-    def _fetch(self, uri: str, content: FetchedContent, deadline: Deadline) -> FetchedMedium:
-        source = self._source(uri)
+    def _fetch(
+        self, uri: str, member: MemberUri | None, content: FetchedContent, deadline: Deadline
+    ) -> FetchedMedium:
+        source = self._source(uri, member)
         if source is None:
-            read = _read_data if media_uris.scheme(uri) == "data" else self._read_file
-            return retry(lambda: read(uri, content), self._backoff, deadline=deadline)
+            if media_uris.scheme(uri) == "data":
+                read = partial(_read_data, uri, content)
+            else:
+                read = partial(self._read_file, uri, member, content)
+            return retry(read, self._backoff, deadline=deadline)
         with ExitStack() as stack:
             entry = None
             if self._cache is not None and (key := self._cache_key(source, deadline)):
@@ -240,11 +245,10 @@ class Fetcher:
         return probe[0].version, probe[0].size
 
     def _fetch_partial(
-        self, uri: str, deadline: Deadline, header_bytes: int
+        self, uri: str, member: MemberUri | None, deadline: Deadline, header_bytes: int
     ) -> FetchedMedium | None:
         """Header and index in a sparse file; None for a content that must be fetched whole."""
-        member = parse_member_uri(uri)
-        source = self._source(uri)
+        source = self._source(uri, member)
         if source is None or (member is not None and member.inflated_size is not None):
             return None
         probe = fetch_first_bytes(source, header_bytes, deadline, self._backoff)
@@ -262,9 +266,12 @@ class Fetcher:
             raise
         return FetchedMedium(info.size, None, path)
 
-    def _source(self, uri: str) -> Source | None:
-        """Returns the source of a URI; None for a local file and for data. Raises RowError."""
-        if member := parse_member_uri(uri):
+    def _source(self, uri: str, member: MemberUri | None = None) -> Source | None:
+        """Returns the source of a URI; None for a local file and for data. Raises RowError.
+
+        member: the parts of `uri` if it is that of a member.
+        """
+        if member is not None:
             whole = self._source(member.url)
             return whole and MemberSource(member, whole, self._rules.limits.max_bytes)
         scheme = media_uris.scheme(uri)
@@ -282,10 +289,11 @@ class Fetcher:
             return HttpSource(uri, self._http)
         return self._object_stores.source(uri)
 
-    def _read_file(self, uri: str, content: FetchedContent) -> FetchedMedium:
+    def _read_file(
+        self, uri: str, member: MemberUri | None, content: FetchedContent
+    ) -> FetchedMedium:
         rules = self._rules
         roots = (rules.base,) if rules.roots is None else rules.roots
-        member = parse_member_uri(uri)
         with open_file(member.url if member else uri, rules.base, roots) as (descriptor, total):
             first, size = _member_range(member, total)
             in_place = rules.in_place and member is None

@@ -18,7 +18,13 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from http.client import HTTPConnection, HTTPException, HTTPMessage, HTTPResponse
+from http.client import (
+    HTTPConnection,
+    HTTPException,
+    HTTPMessage,
+    HTTPResponse,
+    parse_headers,
+)
 
 from mediamill.pipeline.fetching.addresses import (
     AddressRules,
@@ -51,6 +57,22 @@ class StatusError(OSError):
     def __init__(self, status: int, headers: HTTPMessage) -> None:
         super().__init__(f"the server answered {status}")
         self.status, self.headers = status, headers
+
+
+class _FinalResponse(HTTPResponse):
+    """A response without the interim ones before it, such as 103 Early Hints."""
+
+    def _read_status(self) -> tuple[str, int, str]:
+        # http.client itself passes over 100 alone. The deadline ends a server that sends no end.
+        while True:
+            version, status, reason = super()._read_status()  # type: ignore[misc]
+            if not 101 < status < 200:
+                return version, status, reason
+            parse_headers(self.fp)
+
+
+class _Connection(HTTPConnection):
+    response_class = _FinalResponse
 
 
 class HttpClient:
@@ -130,7 +152,7 @@ class HttpClient:
         failure: Exception | None = None
         for address in resolve_addresses(target, self._rules, self._resolve):
             deadline.check()
-            connection = HTTPConnection(target.host, target.port)
+            connection = _Connection(target.host, target.port)
             try:
                 connection.sock = self._open_socket(target, address, deadline)
             except OSError as error:

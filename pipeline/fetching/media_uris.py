@@ -63,8 +63,8 @@ def same_medium(first: str, second: str, base: str) -> bool:
     """Whether two URIs name the same medium. base: the folder of relative paths."""
     if first == second:
         return True
-    one, other = clean_uri(first), clean_uri(second)
-    return one == other or not _identities(one, base).isdisjoint(_identities(other, base))
+    first, second = clean_uri(first), clean_uri(second)
+    return first == second or not _identities(first, base).isdisjoint(_identities(second, base))
 
 
 def _identities(uri: str, base: str) -> set[object]:

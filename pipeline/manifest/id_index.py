@@ -141,7 +141,7 @@ class HashSorter:
         start = self._file.tell()
         run = self._sorted(self._buffer)
         with needs_room(Path(tempfile.gettempdir()), "sorting the ids of the manifest (TMPDIR)"):
-            left = memoryview(run).cast("B") if run.size else memoryview(b"")
+            left = memoryview(run.tobytes())
             while left:  # a nearly full disk takes a part without an error
                 left = left[self._file.write(left) :]
         sizes = [part.nbytes for part in split_by_prefix(run, self.bits)]

@@ -43,7 +43,7 @@ class EngineResult:
 
 
 class EngineThread:
-    """Owns an engine, in a thread of its own.
+    """Owns an engine, in a thread of its own, until `end` or `close` is called.
 
     max_requests: the most that the engine holds at once, waiting ones included.
     refuse: called with each error of the engine. It raises if no further request can be answered;
@@ -62,10 +62,13 @@ class EngineThread:
         self._max_requests, self._step_s = max_requests, step_s
         self._step_started: float | None = None
         self._ended: Future[None] = Future()
-        self._queue: queue.SimpleQueue[tuple[Request, Future[EngineResult]]] = queue.SimpleQueue()
+        # None only wakes the thread.
+        self._queue: queue.SimpleQueue[tuple[Request, Future[EngineResult]] | None]
+        self._queue = queue.SimpleQueue()
         self._deferred: deque[tuple[Request, Future[EngineResult]]] = deque()
         self._in_flight: dict[str, tuple[Request, Future[EngineResult]]] = {}
-        threading.Thread(target=self._loop, daemon=True, name="engine").start()
+        self._thread = threading.Thread(target=self._loop, daemon=True, name="engine")
+        self._thread.start()
         if math.isfinite(step_s):
             threading.Thread(target=self._watchdog, daemon=True, name="engine watchdog").start()
 
@@ -87,6 +90,15 @@ class EngineThread:
         """Raises `error` in all calls, now and later. Thread-safe, even while a step hangs."""
         with suppress(InvalidStateError):  # the first error counts
             self._ended.set_exception(error)
+            self._queue.put(None)
+
+    def close(self) -> None:
+        """Ends the thread, and waits for the step that it is at: nothing uses the engine after it.
+
+        Calls raise BrokenEngineError, now and later.
+        """
+        self.end(BrokenEngineError("the engine was closed"))
+        self._thread.join()
 
     def _watchdog(self) -> None:
         """Detects a step that never returns; it blocks the engine's own thread."""
@@ -102,7 +114,7 @@ class EngineThread:
                 )
 
     def _loop(self) -> None:
-        while True:
+        while not self._ended.done():
             self._take()
             try:
                 self._step()
@@ -117,14 +129,17 @@ class EngineThread:
             self._admit(*self._deferred.popleft())
         while len(self._in_flight) < self._max_requests:
             try:
-                self._admit(*self._queue.get(block=not self._in_flight))
+                entry = self._queue.get(block=not self._in_flight)
             except queue.Empty:
                 return
+            if entry is None:
+                return
+            self._admit(*entry)
 
     def _admit(self, request: Request, future: Future[EngineResult]) -> None:
         if self._ended.done():
-            future.set_exception(self._ended.exception())
-        elif request.id in self._in_flight or len(self._in_flight) >= self._max_requests:
+            return  # the call has the error
+        if request.id in self._in_flight or len(self._in_flight) >= self._max_requests:
             # The engine is full, or has a request with this id, from another call.
             self._deferred.append((request, future))
         else:

@@ -131,6 +131,10 @@ class Generate:
             raise RuntimeError(f"the engine gave no answer to {request.id}: {error}")
         return result.completion
 
+    def close(self) -> None:
+        """Stops the engine's thread; calls raise BrokenEngineError from then on."""
+        self._engine_thread.close()
+
     def __call__(self, table: pa.Table) -> pa.Table:
         """Takes a table of `prepared_schema`, and returns one of `parsed_schema`.
 

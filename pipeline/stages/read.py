@@ -289,7 +289,8 @@ def _open_checked(group_slice: RowGroupSlice) -> Iterator[pq.ParquetFile]:
     except FileNotFoundError:
         # Not chained: a message of Ray's would name the first error of a chain.
         raise _changed(group_slice, "it no longer exists") from None
-    with source, pq.ParquetFile(source) as parquet:
+    # Only files whose writer was asked for checksums have them.
+    with source, pq.ParquetFile(source, page_checksum_verification=True) as parquet:
         footer = parquet.metadata
         if footer.num_rows != group_slice.file_rows:
             found = f"found {footer.num_rows} rows, expected {group_slice.file_rows}"
@@ -309,7 +310,12 @@ def _open_checked(group_slice: RowGroupSlice) -> Iterator[pq.ParquetFile]:
     # Reads alternate between the columns: a read-ahead cache would discard most of its bytes.
     with (
         place.fs.open(place.path, "rb", cache_type="none") as source,
-        pq.ParquetFile(source, metadata=footer, buffer_size=_BUFFER_BYTES) as parquet,
+        pq.ParquetFile(
+            source,
+            metadata=footer,
+            buffer_size=_BUFFER_BYTES,
+            page_checksum_verification=True,
+        ) as parquet,
     ):
         yield parquet
 

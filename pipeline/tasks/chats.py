@@ -10,6 +10,7 @@ from mediamill.schemas import columns as c
 from mediamill.schemas.errors import ErrorCode, JobError, RowError
 from mediamill.schemas.job import JobConfig
 from mediamill.schemas.manifest import ManifestSchema
+from mediamill.schemas.strict_json import parse_strict
 
 # The keys under which a part of a chat may name its medium.
 _MEDIUM_KEYS = ("image", "video", "path", "url", "image_url", "video_url", "base64")
@@ -92,8 +93,8 @@ def check_media(
 
 
 def _no_media(what: str, row: Mapping[str, Any]) -> RowError:
-    found = "null" if row.get(c.MEDIA) is None else "an empty list"
-    return RowError(ErrorCode.MEDIA_EMPTY, f"media: found {found}, but {what} is about media")
+    media = "null" if row.get(c.MEDIA) is None else "an empty list"
+    return RowError(ErrorCode.MEDIA_EMPTY, f"media: found {media}, but {what} is about media")
 
 
 def _other_medium(where: str, name: str, uris: Sequence[str | None], number: int) -> RowError:
@@ -103,9 +104,9 @@ def _other_medium(where: str, name: str, uris: Sequence[str | None], number: int
         expected = f"the row's medium {number + 1} has no name"
     else:
         expected = f"the row's medium {number + 1} is {media_uris.shown(uri)}"
-    found = media_uris.shown(name).encode(errors="replace").decode()  # of lone surrogates
+    shown = media_uris.shown(name).encode(errors="replace").decode()  # of lone surrogates
     return RowError(
-        ErrorCode.PROMPT_INVALID, f"{where}: found {found}, expected the row's media: {expected}"
+        ErrorCode.PROMPT_INVALID, f"{where}: found {shown}, expected the row's media: {expected}"
     )
 
 
@@ -159,7 +160,7 @@ def _without_name(part: Any) -> Any:
 
 def _messages(text: str) -> list[Any]:
     try:
-        chat = json.loads(text, object_pairs_hook=_object, parse_constant=_constant)
+        chat = parse_strict(text)
         if "\\u" in text:
             json.dumps(chat, ensure_ascii=False).encode()  # raises for half of a surrogate pair
         if isinstance(chat, list):
@@ -176,23 +177,10 @@ def _messages(text: str) -> list[Any]:
     raise RowError(ErrorCode.PROMPT_INVALID, message.encode(errors="replace").decode())
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        keys = [key for key, _ in pairs]
-        repeated = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key '{repeated:.80}' is there twice")
-    return values
-
-
-def _constant(name: str) -> None:
-    raise ValueError(f"{name} is no value of JSON")
-
-
 def _check_depth(value: Any, left: int) -> None:
     """Raises RecursionError for values that are nested too deep to be passed on."""
     if left == 0:
         raise RecursionError
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    for each in inner:
-        _check_depth(each, left - 1)
+    for member in inner:
+        _check_depth(member, left - 1)

@@ -56,7 +56,7 @@ class TextKind(TaskKind):
         if not self._task.is_named:
             return [row_chat(row, prompt, system)]
         system = row_system(row, system)
-        return [{"prompt": each.prompt, "system": system} for each in self._task.questions]
+        return [{"prompt": question.prompt, "system": system} for question in self._task.questions]
 
     def handler(self, options: HandlerOptions) -> TaskHandler:
         return GenerateText(self._task, options)

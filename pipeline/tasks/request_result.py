@@ -49,9 +49,9 @@ def classify(request: Request, engine_result: EngineResult, asked: int) -> Reque
 
 def _check_identity(request: Request, completion: Completion) -> None:
     expected = (request.id, len(request.input_ids), request.visual_tokens)
-    found = (completion.id, completion.prompt_tokens, completion.visual_tokens)
-    if found != expected:
+    answered = (completion.id, completion.prompt_tokens, completion.visual_tokens)
+    if answered != expected:
         raise IdentityError(
             f"an answer came back to the wrong row: found (id, prompt tokens, visual tokens) = "
-            f"{found}, expected {expected}"
+            f"{answered}, expected {expected}"
         )

@@ -41,6 +41,7 @@ class Site:
     ranges: path and Range header of each request, in order.
     headers: by path, all headers of the last request.
     answers: paths with a fixed response: status, headers, body.
+    hints: interim responses before each response.
     hold: is called with the path and the Range header before each response.
     """
 
@@ -51,6 +52,7 @@ class Site:
     ranges: list[tuple[str, str | None]] = field(default_factory=list)
     headers: dict[str, dict[str, str]] = field(default_factory=dict)
     answers: dict[str, tuple[int, dict[str, str | None], bytes]] = field(default_factory=dict)
+    hints: int = 0
     hold: Callable[[str, str | None], object] | None = None
 
     @property
@@ -148,6 +150,10 @@ def _handler(site: Site, digests: bool) -> type[BaseHTTPRequestHandler]:
         def _send(
             self, status: int, headers: dict[str, str | None], body: bytes, fault: str | None = None
         ) -> None:
+            for number in range(site.hints):
+                self.send_response_only((103, 102, 100)[number % 3])
+                self.send_header("Link", "</style.css>; rel=preload")
+                self.end_headers()
             self.send_response_only(status)
             all_headers: dict[str, str | None] = {"Content-Length": str(len(body)), **headers}
             for name, value in all_headers.items():

@@ -10,7 +10,7 @@ def first_frame(data: bytes) -> tuple[bytes, bool]:
     A file without a whole first frame is returned as far as it goes: decoding it fails.
     """
     offset = 13 + _colour_table(data, 10)
-    kept, frames, blocks = [data[:offset]], 0, 0
+    parts, frames, blocks = [data[:offset]], 0, 0
     while offset < len(data) and blocks < _MAX_BLOCKS:
         start, kind = offset, data[offset]
         if kind == _EXTENSION and offset + 1 < len(data):
@@ -30,8 +30,8 @@ def first_frame(data: bytes) -> tuple[bytes, bool]:
         offset += 1
         blocks += 1
         if is_wanted:
-            kept.append(data[start:offset])
-    return b"".join([*kept, bytes((_TRAILER,))]), frames > 1
+            parts.append(data[start:offset])
+    return b"".join([*parts, bytes((_TRAILER,))]), frames > 1
 
 
 def _colour_table(data: bytes, offset: int) -> int:

@@ -193,7 +193,7 @@ def _decompressed(
         for name in (offsets, sizes)
         if name in tags.values
     }
-    if any(len(one) < parts for one in numbers.values()):
+    if any(len(places) < parts for places in numbers.values()):
         raise MediaError("decode_corrupt", "the TIFF picture is damaged: pixels are missing")
     part_height = min(part_height, height) if not is_tiled else part_height
     if not is_tiled and tags.number(tags_.COMPRESSION, 1) == 1:

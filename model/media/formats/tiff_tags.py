@@ -62,7 +62,7 @@ class TiffTags:
     def numbers(self, tag: int) -> tuple[int, ...]:
         """Returns all values of a tag; none if it is missing."""
         value = self.values.get(tag)
-        return () if value is None else tuple(int(one) for one in value)
+        return () if value is None else tuple(int(number) for number in value)
 
 
 def read_tags(data: bytes) -> TiffTags:
@@ -81,10 +81,10 @@ def read_tags(data: bytes) -> TiffTags:
     count = min(count, max(0, (len(data) - first) // entry.itemsize))
     entries = np.frombuffer(data, entry, count, first) if count else np.empty(0, entry)
     values: dict[int, Value] = {}
-    for found in entries[_IS_READ[entries["tag"]]]:
-        if (tag := int(found["tag"])) not in values:
+    for field in entries[_IS_READ[entries["tag"]]]:
+        if (tag := int(field["tag"])) not in values:
             value = _value(
-                data, order, int(found["type"]), int(found["count"]), bytes(found["value"]), tag
+                data, order, int(field["type"]), int(field["count"]), bytes(field["value"]), tag
             )
             if value is not None and value.size:
                 values[tag] = value

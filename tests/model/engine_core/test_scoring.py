@@ -225,6 +225,7 @@ def test_a_score_request_that_is_cancelled_between_its_prefills(both):
     assert engine.stats().pages_in_use == 0
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("options", [{}, {"page_size": 4, "cache_tokens": 2000}])
 def test_memory_that_runs_out_changes_no_score_and_no_embedding(both, options, monkeypatch):
     requests = [

@@ -52,7 +52,7 @@ def by_pillow(data: bytes) -> np.ndarray | None:
 
 def fast(data: bytes) -> np.ndarray | None:
     with Image.open(io.BytesIO(data)) as picture:
-        return decode_jpeg(data, picture.height, picture.width)
+        return decode_jpeg(data, picture.height, picture.width)[0]
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -90,15 +90,25 @@ def test_orientation_is_that_of_pillow(orientation):
 
 def test_what_is_not_grey_or_rgb_is_left_to_pillow():
     data = media.encode(Image.fromarray(media.draw(40, 50)).convert("CMYK"), "JPEG")
-    assert decode_jpeg(data, 40, 50) is None
+    assert decode_jpeg(data, 40, 50) == (None, None)
     assert np.array_equal(decode_image(data).permute(1, 2, 0).numpy(), by_pillow(data))
 
 
 def test_another_size_than_the_checked_one_is_not_decoded():
     data = drawn("4:2:0", 40, 50)
-    assert decode_jpeg(data, 40, 50) is not None
-    assert decode_jpeg(data, 50, 40) is None
-    assert decode_jpeg(data, 40, 49) is None
+    assert decode_jpeg(data, 40, 50)[0] is not None
+    assert decode_jpeg(data, 50, 40) == (None, None)
+    assert decode_jpeg(data, 40, 49) == (None, None)
+
+
+def test_damage_that_pillow_conceals_is_a_note():
+    data = drawn("4:2:0", 40, 50)
+    end = data.rindex(b"\xff\xd9")
+    damaged = data[:end] + b"\x12\x34\x56" * 9 + data[end:]
+    assert not read_image(data).notes
+    [note] = read_image(damaged).notes
+    assert note.startswith("damage: 26 extraneous bytes before marker 0xd9")
+    assert np.array_equal(read_image(damaged).pixels.permute(1, 2, 0), by_pillow(damaged))
 
 
 def test_size_is_refused_from_the_header_alone():

@@ -190,7 +190,7 @@ def test_a_worker_that_is_ended_between_two_rows_costs_nothing(decoder):
 
 
 def test_a_hang_is_ended_at_its_deadline():
-    impatient = DecoderPool({"checkpoint": str(CHECKPOINT)}, limits(8, 160 * MIB), FACTORY)
+    impatient = DecoderPool({"checkpoint": str(CHECKPOINT)}, limits(4, 160 * MIB), FACTORY)
     try:
         ask(impatient, *[FILES["jpeg"]] * 20)  # from now on several rows go together
         rows = [FILES["jpeg"]] * 6

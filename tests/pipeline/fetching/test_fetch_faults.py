@@ -157,6 +157,15 @@ def test_a_file_that_always_changes_is_fetched_in_one_response(folder, files):
         assert site.ranges[-1] == ("/huge", None)
 
 
+def test_interim_responses_are_passed_over(folder, files):
+    with faulty_http(folder) as site:
+        site.hints = 7
+        for name in files:
+            assert fetch(f"{site.url}/{name}", rules()) == files[name]
+        with pytest.raises(RowError, match="no such file"):
+            fetch(f"{site.url}/missing", rules())
+
+
 def test_a_server_without_lengths_or_ranges(folder, files):
     with faulty_http(folder) as site:
         site.answers["/plain"] = (

@@ -1,7 +1,9 @@
 """Answers belong to their rows, and a row that breaks the engine breaks nothing else."""
 
+import gc
 import threading
 import time
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -60,10 +62,22 @@ def prepared(tmp_path_factory):
     return manifest, found
 
 
+@pytest.fixture(scope="module")
+def stage(prepared):
+    generate = Generate(prepared[0], JOB, CHECKPOINT, nothing, SIZE)
+    yield generate
+    generate.close()
+
+
 @pytest.fixture
-def generate(prepared):
-    """Each test has its own: a batcher whose calls have failed may be at work on it still."""
-    return Generate(prepared[0], JOB, CHECKPOINT, nothing, SIZE)
+def generate(stage):
+    """The stage of all tests, with the thread that it had at first."""
+    first = stage._engine_thread
+    yield stage
+    if stage._engine_thread is not first:
+        stage.close()
+        stage._engine_thread = first
+        stage._engine.reset()
 
 
 class Wrapped:
@@ -94,11 +108,10 @@ class Wrapped:
         return self.engine.unfinished
 
 
-def wrapped(generate, monkeypatch, change, **options):
+def wrapped(generate, change, **options):
     """The stage with a wrapped engine, which is returned."""
     engine = Wrapped(generate._engine, change)
-    batcher = EngineThread(engine, 2 * SIZE.rows, refuse_broken, **options)
-    monkeypatch.setattr(generate, "_engine_thread", batcher)
+    generate._engine_thread = EngineThread(engine, 2 * SIZE.rows, refuse_broken, **options)
     return engine
 
 
@@ -152,8 +165,10 @@ def test_drawn_answers_follow_the_seed_and_not_the_batch(prepared):
     def answers(rows, seed=1, batch_rows=4):
         job = make_job("m", "o", resources__dtype="float32", seed=seed, **changes)
         size = replace(SIZE, rows=batch_rows)
-        found = Generate(manifest, job, CHECKPOINT, nothing, size)(rows)
-        return dict(zip(found["id"].to_pylist(), found[c.TEXT].to_pylist(), strict=True))
+        generate = Generate(manifest, job, CHECKPOINT, nothing, size)
+        answered = generate(rows)
+        generate.close()
+        return dict(zip(answered["id"].to_pylist(), answered[c.TEXT].to_pylist(), strict=True))
 
     first = answers(table)
     order = list(reversed(range(table.num_rows)))
@@ -162,7 +177,7 @@ def test_drawn_answers_follow_the_seed_and_not_the_batch(prepared):
     assert sum(other[name] != text for name, text in first.items()) > len(first) // 2
 
 
-def test_threads_share_full_batches_and_get_their_own_rows(prepared, generate, monkeypatch):
+def test_threads_share_full_batches_and_get_their_own_rows(prepared, generate):
     _, table = prepared
     expected = generate(table)[c.TEXT].to_pylist()
 
@@ -170,7 +185,7 @@ def test_threads_share_full_batches_and_get_their_own_rows(prepared, generate, m
         time.sleep(0.05)
         return step()
 
-    engine = wrapped(generate, monkeypatch, slowly)
+    engine = wrapped(generate, slowly)
     found = {}
 
     def work(number):
@@ -185,7 +200,7 @@ def test_threads_share_full_batches_and_get_their_own_rows(prepared, generate, m
     assert max(engine.sizes) == 7
 
 
-def test_a_call_that_comes_later_does_not_wait_for_the_first(prepared, generate, monkeypatch):
+def test_a_call_that_comes_later_does_not_wait_for_the_first(prepared, generate):
     """A short answer leaves while a long one, which came before it, still runs."""
     _, table = prepared
     order = []
@@ -194,7 +209,7 @@ def test_a_call_that_comes_later_does_not_wait_for_the_first(prepared, generate,
         time.sleep(0.02)
         return step()
 
-    wrapped(generate, monkeypatch, slowly)
+    wrapped(generate, slowly)
     long = generate.sampling
     short = replace(long, max_new_tokens=1)
 
@@ -243,8 +258,8 @@ def other_tokens(engine, step):
 
 
 @pytest.mark.parametrize("change", [swap_ids, lose_one, answer_twice, other_tokens])
-def test_an_answer_to_the_wrong_row_is_fatal(prepared, generate, monkeypatch, change):
-    wrapped(generate, monkeypatch, change)
+def test_an_answer_to_the_wrong_row_is_fatal(prepared, generate, change):
+    wrapped(generate, change)
     # The last two rows differ in their number of tokens, so that a swap of ids shows.
     with pytest.raises(IdentityError):
         generate(prepared[1].slice(6, 2))
@@ -255,7 +270,7 @@ def test_an_answer_to_the_wrong_row_is_fatal(prepared, generate, monkeypatch, ch
     [(RuntimeError("bad row"), "engine_failed"), (torch.OutOfMemoryError("oom"), "engine_oom")],
 )
 def test_a_row_that_breaks_a_batch_is_found_and_its_neighbours_go_on(
-    prepared, generate, monkeypatch, error, code
+    prepared, generate, error, code
 ):
     _, table = prepared
     expected = generate(table)[c.TEXT].to_pylist()
@@ -266,7 +281,7 @@ def test_a_row_that_breaks_a_batch_is_found_and_its_neighbours_go_on(
             raise error
         return found
 
-    wrapped(generate, monkeypatch, change)
+    wrapped(generate, change)
     found = generate(table)
     bad = found["id"].to_pylist().index("row-00002")
     assert found[c.ERROR_CODE].to_pylist()[bad] == code
@@ -278,23 +293,23 @@ def test_a_row_that_breaks_a_batch_is_found_and_its_neighbours_go_on(
     ]
 
 
-def test_a_broken_device_stops_the_job(prepared, generate, monkeypatch):
+def test_a_broken_device_stops_the_job(prepared, generate):
     def change(engine, step):
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    wrapped(generate, monkeypatch, change)
+    wrapped(generate, change)
     with pytest.raises(BrokenEngineError, match="GPU cannot be used"):
         generate(prepared[1])
 
 
-def test_an_engine_that_hangs_is_broken_for_all_calls(prepared, generate, monkeypatch):
+def test_an_engine_that_hangs_is_broken_for_all_calls(prepared, generate):
     free = threading.Event()
 
     def change(engine, step):
         free.wait(60)
         return step()
 
-    wrapped(generate, monkeypatch, change, step_s=0.5)
+    wrapped(generate, change, step_s=0.5)
     raised = []
 
     def call():
@@ -319,7 +334,7 @@ def test_a_lost_rank_is_no_rows_fault(prepared, generate, monkeypatch, where):
     def lost(*_):
         raise BrokenRanksError("rank 1 (process 7) failed: was ended by signal 9")
 
-    engine = wrapped(generate, monkeypatch, lost)
+    engine = wrapped(generate, lost)
     if where == "add":
         monkeypatch.setattr(engine, "add", lost)
     for _ in range(2):
@@ -327,8 +342,8 @@ def test_a_lost_rank_is_no_rows_fault(prepared, generate, monkeypatch, where):
             generate(prepared[1])
 
 
-def test_an_idle_engine_that_has_ended_answers_nobody(prepared, generate, monkeypatch):
-    wrapped(generate, monkeypatch, lambda engine, step: step())
+def test_an_idle_engine_that_has_ended_answers_nobody(prepared, generate):
+    wrapped(generate, lambda engine, step: step())
     generate(prepared[1].slice(0, 1))
     generate._engine_thread.end(BrokenEngineError("a rank is gone"))
     generate._engine_thread.end(BrokenEngineError("another one"))
@@ -336,8 +351,22 @@ def test_an_idle_engine_that_has_ended_answers_nobody(prepared, generate, monkey
         generate(prepared[1].slice(0, 1))
 
 
-def test_later_calls_hear_of_a_wrong_answer_too(prepared, generate, monkeypatch):
-    wrapped(generate, monkeypatch, answer_again_later)
+def test_an_engine_that_was_closed_is_freed(prepared, generate):
+    engine = wrapped(generate, lambda engine, step: step())
+    generate(prepared[1].slice(0, 1))
+    engine_thread, freed = generate._engine_thread, weakref.finalize(engine, nothing, 0)
+    engine_thread.close()
+    assert not engine_thread._thread.is_alive()
+    with pytest.raises(BrokenEngineError, match="closed"):
+        generate(prepared[1].slice(0, 1))
+    del engine_thread, engine
+    generate._engine_thread = EngineThread(generate._engine, 2, refuse_broken)
+    gc.collect()
+    assert not freed.alive
+
+
+def test_later_calls_hear_of_a_wrong_answer_too(prepared, generate):
+    wrapped(generate, answer_again_later)
     rows = prepared[1].slice(6, 2)
     generate(rows)
     for _ in range(2):
@@ -345,14 +374,16 @@ def test_later_calls_hear_of_a_wrong_answer_too(prepared, generate, monkeypatch)
             generate(rows)
 
 
-def test_missing_memory_is_told_apart(prepared, monkeypatch):
-    """Here it is the network that runs out, for one picture, and the engine that finds it out."""
+def test_missing_memory_is_told_apart(prepared, generate, monkeypatch):
+    """Here it is the network that runs out, for one picture, and the engine that finds it out.
+
+    In an engine of its own: the other one's cache has the pictures' tokens.
+    """
     manifest, table = prepared
-    stage = Generate(manifest, JOB, CHECKPOINT, nothing, SIZE)
-    expected = stage(table)[c.TEXT].to_pylist()
+    expected = generate(table)[c.TEXT].to_pylist()
     bad = table["id"].to_pylist().index("row-00002")
     patches = len(table[c.PATCHES][bad].as_py())
-    encode = stage._engine.model.visual.encode
+    encode = generate._engine.model.visual.encode
 
     def short(media, *rest):
         if any(one.patches.numel() == patches for one in media):
@@ -363,6 +394,7 @@ def test_missing_memory_is_told_apart(prepared, monkeypatch):
     again = Generate(manifest, JOB, CHECKPOINT, nothing, SIZE)
     monkeypatch.setattr(again._engine.model.visual, "encode", short)
     found = again(table)
+    again.close()
     codes, attempts = found[c.ERROR_CODE].to_pylist(), found[c.ATTEMPT].to_pylist()
     for number in range(table.num_rows):
         if number in alike:

@@ -82,8 +82,9 @@ def test_a_picture_in_a_table_has_the_limit_of_all_media(tmp_path):
     assert "same.jpg: found" in fetched["error_message"][0].as_py()
 
 
-def test_large_rows_are_read_in_small_batches(tmp_path):
-    data = [np.random.default_rng(seed).bytes(1 << 20) for seed in range(80)]
+def test_large_rows_are_read_in_small_batches(tmp_path, monkeypatch):
+    monkeypatch.setattr(read, "_BATCH_BYTES", 2 << 20)
+    data = [np.random.default_rng(seed).bytes(1 << 16) for seed in range(80)]
     table = pa.table({"id": range(80), "image": pa.array(data, pa.binary())})
     pq.write_table(table, tmp_path / "m.parquet", compression="none")
     _, tables = read_rows(tmp_path / "m.parquet")

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from mediamill.pipeline.faults import PermanentError
@@ -232,6 +233,28 @@ def test_a_damaged_file_is_named(begun, tmp_path, damage, error, words):
     path.write_bytes(content[:-100] if damage == "footer" else pages)
     slices = tuple(replace(piece, version="") for piece in split.slices)
     with pytest.raises(error, match=words):
+        list(read_split(replace(split, slices=slices), manifest.schema, manifest.partitions))
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_checksums_of_pages_are_checked(tmp_path, monkeypatch, streamed):
+    """A bit of a column that nobody looks at has turned, in a file whose writer wrote checksums."""
+    if streamed:
+        monkeypatch.setattr(read, "_STREAMED_BYTES", 1)
+    values = pa.array(range(10**12, 10**12 + 100))
+    table = ids(0, 100).append_column("mine", values)
+    path = tmp_path / "m.parquet"
+    options = {"compression": "none", "use_dictionary": False}
+    pq.write_table(table, path, write_page_checksum=True, **options)
+    manifest = open_manifest(str(path))
+    [split] = plan_splits(manifest, ledger_of(manifest))
+    assert sum(map(len, read_split(split, manifest.schema, manifest.partitions))) == 100
+    content = bytearray(path.read_bytes())
+    content[content.index((10**12 + 50).to_bytes(8, "little"))] ^= 1
+    path.write_bytes(content)
+    slices = tuple(replace(piece, version="") for piece in split.slices)
+    words = "m.parquet: row group 0: column 'mine': found data .* CRC checksum"
+    with pytest.raises(JobError, match=words):
         list(read_split(replace(split, slices=slices), manifest.schema, manifest.partitions))
 
 

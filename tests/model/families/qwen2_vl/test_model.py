@@ -32,6 +32,7 @@ def test_logits_equal_the_references(folder, reference, media):
     assert want.std() > 0.3, "logits of no variety prove nothing"
 
 
+@pytest.mark.sampled(16)
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_a_mixed_batch_gives_the_references_loss_and_gradients(folder, reference, attention):
     cases = [prompt(40 + i, media, words=3 + i) for i, media in enumerate(MEDIA)]
