@@ -156,7 +156,7 @@ def test_a_full_disk_is_a_sentence_and_what_came_is_kept(url, asked, tmp_path, m
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "pwrite", full)
-        with pytest.raises(RunError, match=r"the disk is full, .*\(resources\.cache\)"):
+        with pytest.raises(RunError, match=r"the disk is full \(.* free\), .*\(resources\.cache\)"):
             local_folder(url, HERE, str(tmp_path))
     came = sum(WEIGHTS in line for line in pieces(tmp_path))
     asked.clear()

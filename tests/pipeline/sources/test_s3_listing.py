@@ -1,11 +1,14 @@
 """A bucket of many objects is listed over HTTP, by several requests at once."""
 
+import s3fs
+
 from mediamill.pipeline.sources.changed_archives import check_archives
 from tests.pipeline.sources.drawn import made, tar_bytes
 from tests.servers.drawn_s3 import DrawnKeys, serving
 
 
 def use(server, monkeypatch):
+    s3fs.S3FileSystem.clear_instance_cache()  # its keys lack the environment
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
 
@@ -16,7 +19,7 @@ def test_many_keys_that_need_encoding(tmp_path, monkeypatch):
         use(server, monkeypatch)
         found, left_out = made("s3://drawn", tmp_path / "m")
         assert server.most_in_flight > 1
-    assert [row["id"] for row in found] == list(keys)
+    assert [row["id"] for row in found] == [keys[number] for number in range(5000)]
     assert found[-1]["uri"] == f"s3://drawn/{keys[4999]}"
     assert not left_out
 

@@ -10,7 +10,7 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
 
-from mediamill.pipeline.ledger import hive_paths, ledger, recovery
+from mediamill.pipeline.ledger import hive_paths, ledger, publish, recovery
 from mediamill.pipeline.ledger.ledger import Commit, Ledger
 from mediamill.pipeline.ledger.state import Counts, KnownFile
 from mediamill.pipeline.records import ROW_STRUCT, parsed_schema
@@ -29,6 +29,7 @@ class Calls:
         self.state = ledger.load(self.output)
         files = [KnownFile(name, 1000, "") for name in names]
         ledger.begin(self.output, self.state, "r", {}, files, rows_per_file)
+        publish.permit(self.output, "r")
         self.ledger = Ledger(str(folder), "r")
         self.thief = thief
         self.commits = []
