@@ -123,11 +123,9 @@ class Sampler:
     def take(self, engine: "Future[EngineRun] | None") -> SampleResult:
         """Measures until it is precise. engine: None = no row is answered. Raises JobError."""
         started = time.monotonic()
-        first = dict.fromkeys(self._left, 1)
-        self._measure({n: min(2, len(self._left[n])) for n in first})  # workers start
-        for number, row in enumerate(self._collected.rows):
-            if row.units:  # times of these rows say nothing
-                self._collected.rows[number] = _without_times(row)
+        tables = self._measure(dict.fromkeys(self._left, 2))  # meanwhile the workers start
+        if any(self._left.values()):
+            self._collected.rows = [_without_times(row) for row in self._collected.rows]
         run = _loaded(engine)
         began = time.monotonic()
         size = max(1, _FIRST // len(self._left))
