@@ -7,6 +7,7 @@ from mediamill.pipeline.forecast.estimates import Estimate
 from mediamill.pipeline.forecast.forecast import Forecast
 
 _WIDTH, _LABEL = 80, 10
+_FEW_COPIES = 0.99  # a larger share of distinct rows is not worth a line
 _MESSAGES = 3  # of errors that are shown
 
 
@@ -41,10 +42,10 @@ def _paragraphs(forecast: Forecast) -> list[tuple[str, str]]:
         ),
     ]
     paragraphs += _error_paragraphs(forecast)
-    if sample.distinct.value < 1:
-        shares = [f"{100 * one:.1f} %" for one in vars(sample.distinct).values()]
-        paragraphs.append(("copies", f"{shares[0]} of rows are no copies ({shares[1]} to "
-                          f"{shares[2]})"))  # fmt: skip
+    if sample.distinct.value < _FEW_COPIES:
+        low, high = (100 * (1 - one) for one in (sample.distinct.high, sample.distinct.low))
+        text = f"{100 * (1 - sample.distinct.value):.1f} % of rows ({low:.1f} to {high:.1f})"
+        paragraphs.append(("copies", f"{text} are copies of others; dedupe answers each once"))
     if times is None:
         text = "not known: the model did not run here; --run N, --gpu NAME or --rate N say more"
         paragraphs.append(("time", text))
@@ -124,11 +125,15 @@ def _error_paragraphs(forecast: Forecast) -> list[tuple[str, str]]:
 def _balance(forecast: Forecast) -> str:
     times = forecast.times
     assert times is not None
-    engines = "an engine" if forecast.machine == "machine" else "a GPU"
-    return (
-        f"{times.binds}; balanced with {times.prepare_cpus:.2g} CPUs for prepare to {engines}, "
-        f"or {times.replicas:.2g} replicas to the prepare workers of now"
-    )
+    workers = times.workers_per_engine
+    if workers >= 1:
+        feeds = f"an engine needs {min(workers, 9999):.2g} prepare workers (of two CPUs)"
+    elif workers > 0:
+        feeds = f"one prepare worker (of two CPUs) feeds {min(1 / workers, 9999):.2g} engines"
+    else:
+        feeds = "the engine waits for nothing"
+    now = f"{forecast.pools.replicas} engines and {forecast.pools.prepare_workers} workers here"
+    return f"{times.binds}; {feeds}; {now}"
 
 
 def forecast_dict(forecast: Forecast) -> dict[str, object]:
@@ -163,8 +168,7 @@ def forecast_dict(forecast: Forecast) -> dict[str, object]:
         if times is None
         else {name: asdict(one) for name, one in times.stages.items()},
         "binds": None if times is None or not times.binds else times.binds,
-        "balanced_prepare_cpus": None if times is None else times.prepare_cpus,
-        "balanced_replicas": None if times is None else times.replicas,
+        "workers_per_engine": None if times is None else times.workers_per_engine,
         "price": forecast.price,
         "price_per": f"{forecast.machine}-hour",
         "machines": forecast.machines,

@@ -16,8 +16,10 @@ Floats = npt.NDArray[np.float64]
 
 CONFIDENCE = 0.9
 _Z = 1.645  # of the normal distribution, for CONFIDENCE
-_MAX_STRATA = 10
-_MIN_REGRESSION = 6  # measured rows of a stratum
+_MAX_STRATA = 12
+_MIN_STRATUM = 4  # rows of a stratum that is halved
+_MIN_REGRESSION = 12  # measured rows of a stratum
+_PRIOR_ROWS = 4  # that all strata's deviation counts for in each of them
 
 
 @dataclass(frozen=True)
@@ -93,22 +95,23 @@ class Frame:
 def divide(sizes: Floats) -> npt.NDArray[np.int64]:
     """Returns the stratum of each row, by its size; NaN is a stratum of its own.
 
-    All strata have about the same share of the sum, so that few large rows are one of their own.
+    The stratum that varies most is halved at its mean, again and again: few large rows among many
+    small ones are one of their own.
     """
     known = np.isfinite(sizes)
     strata = np.zeros(len(sizes), np.int64)
-    if known.sum() < 2 * _MAX_STRATA or np.unique(sizes[known]).size == 1:
-        strata[~known] = 1
-        return strata
-    order = np.argsort(sizes, kind="stable")[: int(known.sum())]
-    # Between equal numbers of rows and equal sums.
-    weights = np.sqrt(np.maximum(sizes[order], 0.0))
-    shares = np.cumsum(weights) / max(weights.sum(), 1e-9)
-    numbers = np.minimum((shares * _MAX_STRATA).astype(np.int64), _MAX_STRATA - 1)
-    # Equal sizes are in one stratum.
-    first = np.searchsorted(sizes[order], sizes[order], side="left")
-    strata[order] = numbers[first]
     strata[~known] = _MAX_STRATA
+    # Tokens grow more slowly than bytes, up to a limit.
+    roots = np.sqrt(np.maximum(sizes[known], 0.0))
+    numbers = np.zeros(roots.size, np.int64)
+    for new in range(1, _MAX_STRATA):
+        parts = [numbers == number for number in range(new)]
+        spreads = [float(roots[part].std()) * part.sum() for part in parts]
+        widest = int(np.argmax(spreads))
+        if not spreads[widest] or parts[widest].sum() < _MIN_STRATUM:
+            break
+        numbers[parts[widest] & (roots > roots[parts[widest]].mean())] = new
+    strata[known] = numbers
     return strata
 
 
@@ -120,35 +123,58 @@ def estimate(frame: Frame, rows: npt.NDArray[np.int64], values: Floats, cheap: s
     """
     known = frame.cheap[cheap]
     fitted = np.zeros(frame.rows)
-    variance = 0.0
     measured_strata = frame.stratum[rows]
     overall = float(values.mean()) if values.size else 0.0
     spread = float(values.std(ddof=1)) if values.size > 1 else overall
+    fits: list[tuple[int, int, float, float]] = []  # rows, measured rows, mean, residual
     for number in frame.strata:
-        in_frame = frame.stratum == number
-        mine = measured_strata == number
+        in_frame, mine = frame.stratum == number, measured_strata == number
         count, held = int(mine.sum()), int(in_frame.sum())
-        share = held / frame.rows
-        if not count:
+        if count:
+            fitted[in_frame], residual = _fit(known[rows[mine]], values[mine], known[in_frame])
+            fits.append((held, count, float(values[mine].mean()), residual))
+        else:
             fitted[in_frame] = overall
-            variance += share**2 * spread**2
-            continue
-        sample = values[mine]
-        predicted, residual = _fit(known[rows[mine]], sample, known[in_frame])
-        fitted[in_frame] = predicted
-        rest = 1 - count / held
-        if count == 1:
-            residual = spread
-        variance += share**2 * rest * residual**2 / count
+            fits.append((held, 0, overall, spread))
+    typical = _typical([(count, mean, residual) for _, count, mean, residual in fits])
+    variance = sum(
+        (held / frame.rows) ** 2
+        * (1 - count / held)
+        * _shrunk(residual, mean, count, typical) ** 2
+        / max(1, count)
+        for held, count, mean, residual in fits
+    )
     mean = float(fitted.mean())
     variance += _first_phase(frame, fitted)
     return Estimate.of(frame.population * mean, frame.population * math.sqrt(variance))
 
 
+def _typical(strata: Sequence[tuple[int, float, float]]) -> float:
+    """Returns the relative deviation within strata; each is (measured rows, mean, deviation)."""
+    above = sum((count - 1) * deviation**2 for count, _, deviation in strata if count > 1)
+    below = sum((count - 1) * mean**2 for count, mean, _ in strata if count > 1)
+    return math.sqrt(above / below) if below else 1.0
+
+
+def _shrunk(deviation: float, mean: float, count: int, typical: float) -> float:
+    """Returns the deviation within a stratum, drawn towards that of all strata while rows are few:
+    those that happen to be alike would end the sampling of their stratum too early.
+    """
+    if not count:
+        return deviation
+    freedom = count - 1
+    square = freedom * deviation**2 + _PRIOR_ROWS * (typical * mean) ** 2
+    return math.sqrt(square / (freedom + _PRIOR_ROWS))
+
+
+def _deviation(sample: Floats) -> float:
+    return float(sample.std(ddof=1)) if sample.size > 1 else 0.0
+
+
 def _fit(x: Floats, y: Floats, all_x: Floats) -> tuple[Floats, float]:
     """Returns what each row of a stratum is expected to have, and the deviation from that."""
     mean = float(y.mean())
-    plain = float(y.std(ddof=1)) if y.size > 1 else 0.0
+    plain = _deviation(y)
     if y.size < _MIN_REGRESSION or not np.isfinite(all_x).all() or np.ptp(x) == 0 or plain == 0:
         return np.full(all_x.size, mean), plain
     slope = float(np.cov(x, y)[0, 1] / x.var(ddof=1))
@@ -183,14 +209,19 @@ def allocate(
     error of the total (Neyman's allocation).
     """
     measured = frame.stratum[rows]
+    own = {number: values[measured == number] for number in frame.strata}
+    spreads = {number: _deviation(sample) for number, sample in own.items()}
+    overall = float(values.mean()) if values.size else 1.0
+    means = {number: float(one.mean()) if one.size else overall for number, one in own.items()}
+    typical = _typical([(one.size, means[number], spreads[number]) for number, one in own.items()])
     needs: dict[int, float] = {}
     for number, free in left.items():
-        mine = values[measured == number]
-        held = int((frame.stratum == number).sum())
+        size = own[number].size
+        spread = _shrunk(spreads[number], means[number], size, typical) if size else overall
         # A stratum of equal values so far may have others: it is not left out.
-        spread = float(mine.std(ddof=1)) if mine.size > 1 else 1.0
-        floor = 0.02 * float(values.mean()) if values.size else 1.0
-        needs[number] = held * max(spread, floor) / math.sqrt(max(mine.size, 1)) if free else 0.0
+        spread = max(spread, 0.02 * overall)
+        held = int((frame.stratum == number).sum())
+        needs[number] = held * spread / math.sqrt(max(size, 1)) if free else 0.0
     whole = sum(needs.values())
     if not whole:
         return {}

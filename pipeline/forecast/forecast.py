@@ -14,7 +14,7 @@ from mediamill.pipeline.annotate.annotate import check_annotation, windows_job
 from mediamill.pipeline.annotate.window_columns import WINDOWS_FOLDER, window_schema
 from mediamill.pipeline.checkpoint.machine_copy import local_folder
 from mediamill.pipeline.forecast.engine_run import EngineRun
-from mediamill.pipeline.forecast.estimates import Estimate
+from mediamill.pipeline.forecast.estimates import Estimate, total
 from mediamill.pipeline.forecast.finished_answers import answer_lengths
 from mediamill.pipeline.forecast.machines import StageTimes, at_rate, find_gpu, here, on_gpus
 from mediamill.pipeline.forecast.measured_rows import Measurer, RowMeasurer, WindowMeasurer
@@ -32,8 +32,7 @@ from mediamill.schemas.job import JobConfig, job_dict
 from mediamill.schemas.manifest import ManifestSchema, check_manifest_schema
 from mediamill.schemas.task import TextTask
 
-_FRAME_ROWS = 16_384  # of which cheap values are read
-_MEDIA_ROWS = 1024  # the same, of a manifest that holds the media
+_FRAME_ROWS, _FRAME_BYTES = 65_536, 128 << 20  # of which cheap values are read
 _RUN_BYTES = 4e9  # of weights: larger ones are run here only if that is asked for
 _SEED = 0x5EED
 
@@ -173,8 +172,8 @@ def _measure(
 ) -> SampleResult:
     rng = np.random.default_rng(_SEED)
     plan, job = subject.plan, subject.job
-    in_table = plan.manifest.schema.media_column is not None
-    drawn = subject.pending.draw(_MEDIA_ROWS if in_table else _FRAME_ROWS, rng)
+    most = min(_FRAME_ROWS, int(_FRAME_BYTES / subject.pending.row_bytes(rng)))
+    drawn = subject.pending.draw(max(64, most), rng)
     runs = _runs_here(subject, options)
     folder = local_folder(plan.model.url, plan.checkpoint, job.resources.cache, weights=runs)
     rules = SampleRules(
@@ -240,7 +239,8 @@ class _Result:
             sample = _scaled(sample, left)
             if subject.job.annotate.summary_prompt is not None:
                 notes.append("the summaries of whole videos are not part of this forecast")
-        sample = _distinct_only(sample) if plan.task.dedupe else _scaled(sample, 1.0)
+        if plan.task.dedupe:
+            sample = _distinct_only(sample)
         output, basis = self._output(sample)
         units = sample.units
         times = self._times(sample, output, units, gpu_named)
@@ -308,10 +308,9 @@ class _Result:
     ) -> StageTimes | None:
         options, subject = self.options, self.subject
         if options.rows_s is not None:
-            return at_rate(sample, units.value, options.rows_s)
+            return at_rate(units, options.rows_s)
         if options.tokens_s is not None:
-            tokens = sample.prompt_tokens.value + output.value
-            return at_rate(sample, tokens, options.tokens_s)
+            return at_rate(total([sample.prompt_tokens, output]), options.tokens_s)
         if gpu is not None:
             workers = subject.job.resources.prepare_workers
             cpus = workers if isinstance(workers, int) else None

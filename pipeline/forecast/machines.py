@@ -69,7 +69,7 @@ class StageTimes:
 
     stages: by name, in their order. start_s: before the first row. basis: how they were found:
     measured, estimate or given. binds: the stage that takes longest.
-    prepare_cpus: that keep pace with the engines. replicas: that keep pace with the prepare stage.
+    workers_per_engine: prepare workers, of two CPUs each, that keep pace with one engine.
     """
 
     stages: Mapping[str, Estimate]
@@ -77,8 +77,7 @@ class StageTimes:
     seconds: Estimate
     basis: str
     binds: str
-    prepare_cpus: float
-    replicas: float
+    workers_per_engine: float
 
 
 def here(
@@ -92,17 +91,15 @@ def here(
     if engine is None or not engine.rows:
         return None
     visual, prompts, outputs = sample.visual_tokens, sample.prompt_tokens, output
-    answers = sample.distinct.times(sample.units.value)
-    share = sample.distinct.value
     replicas = max(1, pools.replicas)
     prefill = total(
         [
             _per(engine.vision_s, engine.visual_tokens, visual),
             _per(engine.prefill_s, engine.prompt_tokens, prompts),
         ]
-    ).times(share / replicas)
-    decode = _per(engine.decode_s, engine.output_tokens, outputs).times(share / replicas)
-    decode = total([decode, answers.times(engine.other_s / engine.rows / replicas)])
+    ).times(1 / replicas)
+    decode = _per(engine.decode_s, engine.output_tokens, outputs).times(1 / replicas)
+    decode = total([decode, sample.units.times(engine.other_s / engine.rows / replicas)])
     stages = {
         STAGES[0]: sample.fetch_s.times(1 / pools.prepare_workers),
         STAGES[1]: sample.prepare_s.times(1 / pools.prepare_workers),
@@ -133,7 +130,7 @@ def on_gpus(
     """Returns the times on so many GPUs of that kind, from its peak figures."""
     top = Ceilings(gpu.flops * _REACHED * ranks, gpu.bandwidth * _REACHED * ranks)
     replicas = max(1, count // ranks)
-    rows = max(1.0, sample.units.value * sample.distinct.value)
+    rows = sample.units.value
     visual = sample.visual_tokens.value / max(1.0, sample.units.value)
     prompt = sample.prompt_tokens.value / max(1.0, sample.units.value)
     answer = output.value / max(1.0, sample.units.value)
@@ -166,10 +163,10 @@ def on_gpus(
     return _times(stages, start, flow, basis, sample, replicas)
 
 
-def at_rate(sample: SampleResult, units: float, rows_s: float) -> StageTimes:
-    """Returns the times of a job that does so many rows a second, as the user says."""
-    seconds = Estimate.exact(units / rows_s)
-    return StageTimes({}, Estimate.exact(0.0), seconds, "the rate that was given", "", 0.0, 0.0)
+def at_rate(work: Estimate, rate: float) -> StageTimes:
+    """Returns the times of a job that does so much of its work a second, as the user says."""
+    seconds = work.times(1 / rate)
+    return StageTimes({}, Estimate.exact(0.0), seconds, "the rate that was given", "", 0.0)
 
 
 def _times(
@@ -185,16 +182,8 @@ def _times(
     seconds = Estimate(
         start.value + flow.value, start.low + flow.low, start.high + flow.high
     )  # the load that delays one delays the other
-    prepare = sample.prepare_s.value * _DECODERS
-    return StageTimes(
-        stages,
-        start,
-        seconds,
-        basis,
-        binds,
-        prepare / engine if engine else 0.0,
-        replicas * engine / max(1e-9, stages[STAGES[1]].value),
-    )
+    workers = sample.prepare_s.value / (engine * replicas) if engine else 0.0
+    return StageTimes(stages, start, seconds, basis, binds, workers)
 
 
 def _per(seconds: float, done: int, wanted: Estimate) -> Estimate:

@@ -98,6 +98,14 @@ class PendingRows:
         numbers, times = np.unique(places, return_counts=True)
         return [groups[int(number)] for number in numbers], times
 
+    def row_bytes(self, rng: np.random.Generator) -> float:
+        """Returns about how many bytes a row has, decoded."""
+        groups = [group for group in self._groups if group.pending]
+        if not groups:
+            return 1.0
+        group = groups[int(rng.integers(len(groups)))]
+        return max(1.0, self._group_bytes(group) / group.rows)
+
     def _group_bytes(self, group: _Group) -> int:
         place = self._manifest.files[group.file].place
         with place.fs.open(place.path, "rb") as opened, pq.ParquetFile(opened) as parquet:
