@@ -6,6 +6,7 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mediamill.jobs.commands import JOB_HELP, new_parser, parse_job, parse_run
@@ -52,6 +53,8 @@ def run_plan(argv: Sequence[str]) -> int:
     from mediamill.pipeline.forecast.forecast import forecast
 
     result = forecast(planned, _options(options), _say_phase)
+    if planned is not job:  # notes on the manifest's files would be on our own
+        result = replace(result, notes=())
     _end_phase()
     if options.json:
         print(json.dumps(forecast_dict(result)))

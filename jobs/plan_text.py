@@ -15,7 +15,7 @@ def forecast_text(forecast: Forecast, command: str) -> str:
     """Returns the lines; the last one is the command that runs the job."""
     lines: list[str] = []
     for label, text in _paragraphs(forecast):
-        wrapped = wrap(text, _WIDTH - _LABEL - 1, break_long_words=False) or [""]
+        wrapped = wrap(text, _WIDTH - _LABEL - 1) or [""]
         lines += [f"{label if not n else '':{_LABEL}} {line}" for n, line in enumerate(wrapped)]
     return "\n".join([*lines, "to run it:", f"  {command}"])
 

@@ -137,15 +137,18 @@ def estimate(frame: Frame, rows: npt.NDArray[np.int64], values: Floats, cheap: s
             fitted[in_frame] = overall
             fits.append((held, 0, overall, spread))
     typical = _typical([(count, mean, residual) for _, count, mean, residual in fits])
+    grown = frame.population / frame.rows  # rows to do for one of the frame
     variance = sum(
         (held / frame.rows) ** 2
-        * (1 - count / held)
+        * (1 - count / (held * grown))
         * _shrunk(residual, mean, count, typical) ** 2
         / max(1, count)
         for held, count, mean, residual in fits
     )
     mean = float(fitted.mean())
-    variance += _first_phase(frame, fitted)
+    shown = fitted.copy()
+    shown[rows] = values
+    variance += _first_phase(frame, fitted, shown)
     return Estimate.of(frame.population * mean, frame.population * math.sqrt(variance))
 
 
@@ -185,8 +188,11 @@ def _fit(x: Floats, y: Floats, all_x: Floats) -> tuple[Floats, float]:
     return mean + slope * (all_x - x.mean()), residual
 
 
-def _first_phase(frame: Frame, fitted: Floats) -> float:
-    """Returns the variance of the mean that comes from the frame being a sample itself."""
+def _first_phase(frame: Frame, fitted: Floats, shown: Floats) -> float:
+    """Returns the variance of the mean that comes from the frame being a sample itself.
+
+    shown: as `fitted`, with the values of the rows that were measured.
+    """
     if frame.is_complete or frame.rows < 2:
         return 0.0
     rest = 1 - frame.rows / frame.population
@@ -196,7 +202,7 @@ def _first_phase(frame: Frame, fitted: Floats) -> float:
     numbers, places = np.unique(frame.clusters, return_inverse=True)
     if numbers.size < 2:
         return rest * alone
-    means = np.bincount(places, fitted) / np.bincount(places)
+    means = np.bincount(places, shown) / np.bincount(places)
     return max(rest * alone, float(means.var(ddof=1)) / numbers.size)
 
 

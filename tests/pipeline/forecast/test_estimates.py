@@ -35,20 +35,20 @@ def _estimated(rng, sizes, values, measured, frame_rows=None):
     return estimate(frame, rows, values[chosen][rows], "size")
 
 
-@pytest.mark.parametrize("frame_rows", [None, 4000])
+@pytest.mark.parametrize("frame_rows", [None, 3000])
 def test_intervals_of_skewed_totals_hold_the_truth_nine_times_in_ten(frame_rows):
     rng = np.random.default_rng(1)
     inside, offs, widths = 0, [], []
-    for _ in range(60):
-        sizes, values = _population(rng, 20_000)
-        found = _estimated(rng, sizes, values, 300, frame_rows)
+    for _ in range(30):
+        sizes, values = _population(rng, 8000)
+        found = _estimated(rng, sizes, values, 240, frame_rows)
         true = values.sum()
         inside += found.low <= true <= found.high
         offs.append(abs(found.value / true - 1))
         widths.append(found.relative)
-    assert inside >= 47  # 54 of 60 are expected
-    plain = np.std(values) / np.mean(values) / np.sqrt(300)
-    assert np.mean(offs) < 0.6 * plain  # better than a random sample of as many rows
+    assert inside >= 22  # 27 of 30 are expected
+    plain = np.std(values) / np.mean(values) / np.sqrt(240)
+    assert np.mean(offs) < (0.2 if frame_rows is None else 0.5) * plain  # better than a random sample of as many rows
     assert np.mean(offs) < np.mean(widths)
 
 
