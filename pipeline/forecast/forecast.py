@@ -284,6 +284,14 @@ class _Result:
         subject, units = self.subject, sample.units
         if not isinstance(subject.plan.task, TextTask):
             return Estimate.exact(0.0), "no text is generated"
+        generation, questions = subject.job.generation, len(subject.plan.task.questions)
+        errors = total(list(sample.errors.values()))
+        good = max(0.0, units.value - errors.value) * questions
+        most = generation.max_new_tokens
+        if generation.min_new_tokens == most:
+            spread = Estimate(good, good - (errors.high - errors.value) * questions,
+                              good + (errors.value - errors.low) * questions)  # fmt: skip
+            return spread.times(most), "every answer has as many tokens as the job says"
         finished = None
         if subject.counts.rows:
             place = subject.plan.output
@@ -298,10 +306,7 @@ class _Result:
             return found, f"the answers of {rows:,} finished rows"
         if sample.output_tokens is not None and sample.engine is not None:
             return sample.output_tokens, f"{sample.engine.rows:,} rows that were answered now"
-        most = subject.job.generation.max_new_tokens * len(subject.plan.task.questions)
-        good = units.value - sum(one.value for one in sample.errors.values())
-        value = max(0.0, good) * most
-        return Estimate(value, min(good, value), value), "assumed: every answer has max_new_tokens"
+        return Estimate(good * most, good, good * most), "assumed: every answer has max_new_tokens"
 
     def _times(
         self, sample: SampleResult, output: Estimate, units: Estimate, gpu: Any

@@ -48,7 +48,9 @@ def test_intervals_of_skewed_totals_hold_the_truth_nine_times_in_ten(frame_rows)
         widths.append(found.relative)
     assert inside >= 22  # 27 of 30 are expected
     plain = np.std(values) / np.mean(values) / np.sqrt(240)
-    assert np.mean(offs) < (0.2 if frame_rows is None else 0.5) * plain  # better than a random sample of as many rows
+    assert (
+        np.mean(offs) < (0.2 if frame_rows is None else 0.5) * plain
+    )  # better than a random sample of as many rows
     assert np.mean(offs) < np.mean(widths)
 
 

@@ -49,6 +49,7 @@ def _job(photos, tmp_path, **keys):
         "image.max_pixels": 400 * PIXELS,
         "resources.cache": str(tmp_path / "cache"),
         "generation.max_new_tokens": 6,
+        "generation.min_new_tokens": 6,
     }
     return values | keys
 
