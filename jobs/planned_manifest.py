@@ -32,7 +32,7 @@ def hand_over(source: Place, target: Place) -> None:
     if state["run"] is not None:
         return
     names = [name for name in storage.list_files(source) if "/" not in name and name[0] != "."]
-    first = names and next(iter(state["units"].values()), None)
+    first = next(iter(state["units"].values()), None)
     # The state of a listing that was begun: each part says itself which units are in it.
     run = first[1] if first else hashlib.blake2b(source.url.encode()).hexdigest()[:32]
     storage.put(target / _STATE, json.dumps({**state, "run": run}).encode())

@@ -33,9 +33,9 @@ def cheap_sizes(table: pa.Table, video: VideoConfig, base: str) -> tuple[Floats,
             return _floats(table, name), f"column '{name}'"
     if c.MEDIA_BYTES in names:
         held = table[c.MEDIA_BYTES]
-        sizes = [sum(len(d.as_buffer()) for d in row if d.is_valid) if row.is_valid else np.nan
+        held_bytes = [sum(len(d.as_buffer()) for d in row if d.is_valid) if row.is_valid else np.nan
                  for row in held]  # fmt: skip
-        return np.array(sizes, np.float64), "bytes in the manifest"
+        return np.array(held_bytes, np.float64), "bytes in the manifest"
     if c.URI in names:
         addresses = [[address] for address in table[c.URI].to_pylist()]
     else:

@@ -21,7 +21,7 @@ from mediamill.pipeline.forecast.measured_rows import Measurer, RowMeasurer, Win
 from mediamill.pipeline.forecast.memory import Memory, forecast_memory
 from mediamill.pipeline.forecast.pending_rows import PendingRows
 from mediamill.pipeline.forecast.remembered import SampleCache
-from mediamill.pipeline.forecast.sample import Sampler, SampleResult, SampleRules
+from mediamill.pipeline.forecast.sample import NOTHING, Sampler, SampleResult, SampleRules
 from mediamill.pipeline.forecast.this_machine import ThisMachine
 from mediamill.pipeline.ledger import ledger
 from mediamill.pipeline.ledger.state import Counts
@@ -121,6 +121,8 @@ def forecast(
     key = cache.key(_key(subject, options, pools))
     sample = None if options.again else cache.load(key)
     remembered = sample is not None
+    if not subject.pending.total:
+        sample = NOTHING
     if sample is None:
         sample = _measure(subject, options, pools, on_phase)
         cache.save(key, sample)
@@ -236,11 +238,11 @@ class _Result:
         sample, notes = self.sample, list(plan.notes)
         if subject.job.job == "annotate" and sample.units.value:
             left = max(0.0, 1.0 - subject.counts.rows / sample.units.value)
-            sample = _scaled(sample, left)
+            sample = sample.times(left)
             if subject.job.annotate.summary_prompt is not None:
                 notes.append("the summaries of whole videos are not part of this forecast")
         if plan.task.dedupe:
-            sample = _distinct_only(sample)
+            sample = sample.without_copies()
         output, basis = self._output(sample)
         units = sample.units
         times = self._times(sample, output, units, gpu_named)
@@ -300,9 +302,7 @@ class _Result:
             finished = answer_lengths(place, np.random.default_rng(_SEED))
         if finished is not None:
             mean, error, rows = finished
-            value = units.value * mean
-            spread = error / mean if mean else 0.0
-            found = Estimate(value, value * (1 - 1.645 * spread), value * (1 + 1.645 * spread))
+            found = Estimate.of(units.value * mean, units.value * error)
             return found, f"the answers of {rows:,} finished rows"
         if sample.output_tokens is not None and sample.engine is not None:
             return sample.output_tokens, f"{sample.engine.rows:,} rows that were answered now"
@@ -323,27 +323,3 @@ class _Result:
             return on_gpus(sample, output, subject.config, gpu, options.gpus, ranks, batch, cpus)
         library_s = self.sample.engine.library_s if self.sample.engine else 0.0
         return here(sample, output, self.pools, self.here.node.cpus, library_s)
-
-
-def _scaled(sample: SampleResult, factor: float) -> SampleResult:
-    changed = {
-        name: getattr(sample, name).times(factor)
-        for name in ("units", "bytes", "visual_tokens", "prompt_tokens", "fetch_s", "prepare_s")
-    }
-    changed["output_tokens"] = sample.output_tokens and sample.output_tokens.times(factor)
-    changed["errors"] = {code: one.times(factor) for code, one in sample.errors.items()}
-    values = {**vars(sample), **changed}
-    return SampleResult(**values)
-
-
-def _distinct_only(sample: SampleResult) -> SampleResult:
-    """The tokens that the engine works on: copies of other rows have none."""
-    share = sample.distinct
-    values = dict(vars(sample))
-    for name in ("visual_tokens", "prompt_tokens", "output_tokens"):
-        one = values[name]
-        if one is not None:
-            values[name] = Estimate(
-                one.value * share.value, one.low * share.low, one.high * share.high
-            )
-    return SampleResult(**values)

@@ -198,9 +198,10 @@ def _video(name: str, units: int, parts: Sequence[MeasuredRow], split_s: float) 
     def scaled(value: Callable[[MeasuredRow], float]) -> float:
         return factor * sum(value(part) for part in parts)
 
-    errors: Counter[str] = Counter()
+    errors: dict[str, float] = {}
     for part in parts:
-        errors.update({code: factor * count for code, count in part.errors.items()})  # type: ignore[misc]
+        for code, count in part.errors.items():
+            errors[code] = errors.get(code, 0.0) + factor * count
     return MeasuredRow(
         name,
         units,
@@ -208,7 +209,7 @@ def _video(name: str, units: int, parts: Sequence[MeasuredRow], split_s: float) 
         scaled(lambda part: part.visual_tokens),
         scaled(lambda part: part.prompt_tokens),
         max((part.longest for part in parts), default=0),
-        dict(errors),
+        errors,
         next((part.message for part in parts if part.message), ""),
         scaled(lambda part: part.fetch_s),
         scaled(lambda part: part.prepare_s) + split_s,

@@ -4,7 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -86,6 +86,34 @@ class SampleResult:
     output_tokens: Estimate | None = None
     engine: EngineTotals | None = None
     seconds: float = 0.0
+
+    def times(self, factor: float) -> "SampleResult":
+        """Returns the totals of so many times the rows."""
+        names = ("units", "bytes", "visual_tokens", "prompt_tokens", "fetch_s", "prepare_s")
+        totals = {name: getattr(self, name).times(factor) for name in names}
+        output = self.output_tokens and self.output_tokens.times(factor)
+        errors = {code: one.times(factor) for code, one in self.errors.items()}
+        return replace(self, **totals, output_tokens=output, errors=errors)
+
+    def without_copies(self) -> "SampleResult":
+        """Returns the tokens that the engine works on if copies are answered once."""
+        names = ("visual_tokens", "prompt_tokens", "output_tokens")
+        known = {name: getattr(self, name) for name in names}
+        share = self.distinct
+        return replace(
+            self,
+            **{
+                name: Estimate(one.value * share.value, one.low * share.low, one.high * share.high)
+                for name, one in known.items()
+                if one is not None
+            },
+        )
+
+
+_ZERO = Estimate.exact(0.0)
+NOTHING = SampleResult(
+    0, 0, None, *[_ZERO] * 6, {}, {}, (), 0, Estimate.exact(1.0), _ZERO
+)  # of a job without a row to do
 
 
 @dataclass
@@ -284,7 +312,7 @@ class Sampler:
 
 
 def _without_times(row: MeasuredRow) -> MeasuredRow:
-    return MeasuredRow(**{**vars(row), "fetch_s": np.nan, "prepare_s": np.nan})
+    return replace(row, fetch_s=np.nan, prepare_s=np.nan)
 
 
 def _loaded(engine: "Future[EngineRun] | None") -> EngineRun | None:
