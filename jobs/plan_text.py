@@ -24,7 +24,7 @@ def _paragraphs(forecast: Forecast) -> list[tuple[str, str]]:
     sample, times = forecast.sample, forecast.times
     paragraphs = [("rows", _rows_text(forecast))]
     paragraphs += [("note", note) for note in forecast.notes[:3]]
-    if not forecast.to_do and not forecast.units.value:
+    if not forecast.units.value:
         return [*paragraphs, ("", "nothing is left to do")]
     paragraphs += [
         ("sample", _sample_text(forecast)),
@@ -117,7 +117,8 @@ def _error_paragraphs(forecast: Forecast) -> list[tuple[str, str]]:
             shown = message if len(message) <= cut else f"{message[: cut - 3]}..."
             paragraphs.append(("", f"{code}: {shown}"))
     for row in sample.too_long[:_MESSAGES]:
-        text = f"row {row.id}: {row.tokens:,} tokens, the model takes {row.limit:,}"
+        tokens = "too many" if row.tokens is None else f"{row.tokens:,}"
+        text = f"row {row.id}: {tokens} tokens, the model takes {row.limit:,}"
         paragraphs.append(("too long", text))
     return paragraphs
 

@@ -300,12 +300,16 @@ class _Result:
             if subject.job.job == "annotate":
                 place = storage.resolve(subject.job.output) / WINDOWS_FOLDER
             finished = answer_lengths(place, np.random.default_rng(_SEED))
+        bases: list[tuple[Estimate, str]] = []
+        if sample.output_tokens is not None and sample.engine is not None:
+            answered = f"{sample.engine.rows:,} rows that were answered now"
+            bases.append((sample.output_tokens, answered))
         if finished is not None:
             mean, error, rows = finished
             found = Estimate.of(units.value * mean, units.value * error)
-            return found, f"the answers of {rows:,} finished rows"
-        if sample.output_tokens is not None and sample.engine is not None:
-            return sample.output_tokens, f"{sample.engine.rows:,} rows that were answered now"
+            bases.append((found, f"the answers of {rows:,} finished rows"))
+        if bases:
+            return min(bases, key=lambda basis: basis[0].relative)
         return Estimate(good * most, good, good * most), "assumed: every answer has max_new_tokens"
 
     def _times(

@@ -1,5 +1,6 @@
 """Measures a sample of a job's rows: until its totals are precise, or the time is over."""
 
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +24,7 @@ from mediamill.pipeline.forecast.estimates import (
 )
 from mediamill.pipeline.forecast.measured_rows import MeasuredRow, MeasuredTable, Measurer
 from mediamill.pipeline.forecast.pending_rows import Drawn
-from mediamill.schemas.errors import JobError
+from mediamill.schemas.errors import ErrorCode, JobError
 from mediamill.schemas.job import VideoConfig
 
 PRECISION = 0.005  # half of the interval of the tokens, as a share, at which sampling ends
@@ -31,15 +32,19 @@ _OUTPUT_PRECISION = 0.01
 _FIRST, _ROUND, _MAX_ROUND = 48, 64, 256  # rows
 _TABLE_BYTES = 128 << 20  # of the patches of rows that the engine gets at once
 _NAMED = 5  # rows that do not fit, and messages of errors
+_TOKENS = re.compile(r"(\d+) (?:tokens long|visual tokens)")
 SIZE, TEXT, SAME = "size", "text", "same"  # cheap values
 
 
 @dataclass(frozen=True)
 class RowThatIsTooLong:
-    """A row whose prompt has no room in the model's context. limit: tokens of the context."""
+    """A row whose prompt has no room in the model's context.
+
+    tokens: of it, or None if it was not tokenized to its end. limit: tokens of the context.
+    """
 
     id: str
-    tokens: int
+    tokens: int | None
     limit: int
 
 
@@ -260,10 +265,11 @@ class Sampler:
     def _result(self, run: EngineRun | None, seconds: float) -> SampleResult:
         rows, limit = self._collected.rows, self._rules.limit
         codes = sorted({code for row in rows for code in row.errors})
+        limit_here = limit - (1 if self._rules.generates else 0)
         too_long = [
-            RowThatIsTooLong(row.id, row.longest, limit)
+            RowThatIsTooLong(row.id, tokens, limit)
             for row in rows
-            if row.longest > limit - (1 if self._rules.generates else 0)
+            if (tokens := _tokens_told(row)) is None or tokens > limit_here
         ]
         visual = self._total(lambda row: row.visual_tokens, SIZE)
         text = self._total(lambda row: row.prompt_tokens - row.visual_tokens, TEXT)
@@ -309,6 +315,14 @@ class Sampler:
             return max(0.0, 1.0 - number / all_rows)
 
         return Estimate(share(copies), share(copies + error), share(max(0.0, copies - error)))
+
+
+def _tokens_told(row: MeasuredRow) -> int | None:
+    """The tokens of a row's longest prompt; of one that was refused, those that its error tells."""
+    if ErrorCode.CONTEXT_TOO_LONG.value not in row.errors:
+        return row.longest
+    match = _TOKENS.search(row.message)
+    return int(match[1]) if match else None
 
 
 def _without_times(row: MeasuredRow) -> MeasuredRow:
