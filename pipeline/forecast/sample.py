@@ -28,7 +28,7 @@ from mediamill.schemas.errors import ErrorCode, JobError
 from mediamill.schemas.job import VideoConfig
 
 PRECISION = 0.005  # half of the interval of the tokens, as a share, at which sampling ends
-_OUTPUT_PRECISION = 0.01
+_OUTPUT_PRECISION, _MIN_ANSWERS = 0.01, 384
 _FIRST, _ROUND, _MAX_ROUND = 48, 64, 256  # rows
 _TABLE_BYTES = 128 << 20  # of the patches of rows that the engine gets at once
 _NAMED = 5  # rows that do not fit, and messages of errors
@@ -205,7 +205,8 @@ class Sampler:
     ) -> bool:
         """Has the engine answer rows; returns whether it has answered enough."""
         wanted, collected = self._rules.run_rows, self._collected
-        if self._answered_enough(run, late and bool(collected.outputs)):
+        spent = run.totals.seconds > self._rules.seconds or (late and bool(collected.outputs))
+        if spent if wanted is None else run.totals.rows >= wanted:
             return True
         prepared = [table for measured, _ in tables for table in measured.prepared]
         outputs: list[int] = []
@@ -224,14 +225,12 @@ class Sampler:
                 at += 1
             collected.answered += chosen
             collected.outputs += [float(own[number]) for number in range(len(chosen))]
-        return self._answered_enough(run, late) if wanted is None else run.totals.rows >= wanted
-
-    def _answered_enough(self, run: EngineRun, late: bool) -> bool:
-        wanted = self._rules.run_rows
         if wanted is not None:
             return run.totals.rows >= wanted
         output = self._output()
+        # A few long answers among many short ones do not show in the first rows.
         enough = output is not None and output.relative <= _OUTPUT_PRECISION
+        enough = enough and run.totals.rows >= _MIN_ANSWERS
         return late or run.totals.seconds > self._rules.seconds or enough
 
     def _output(self) -> Estimate | None:
