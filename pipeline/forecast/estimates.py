@@ -51,6 +51,10 @@ class Estimate:
         """Returns the estimate of so many times the value."""
         return Estimate(self.value * factor, self.low * factor, self.high * factor)
 
+    def product(self, other: "Estimate") -> "Estimate":
+        """Returns the product with another, whose error may be the same."""
+        return Estimate(self.value * other.value, self.low * other.low, self.high * other.high)
+
     def with_spread(self, share: float) -> "Estimate":
         """Returns the value with a further, independent error of this share of it."""
         half = math.hypot(self.relative if self.value else 0.0, share) * self.value

@@ -94,31 +94,33 @@ class SampleResult:
 
     def times(self, factor: float) -> "SampleResult":
         """Returns the totals of so many times the rows."""
-        names = ("units", "bytes", "visual_tokens", "prompt_tokens", "fetch_s", "prepare_s")
-        totals = {name: getattr(self, name).times(factor) for name in names}
-        output = self.output_tokens and self.output_tokens.times(factor)
-        errors = {code: one.times(factor) for code, one in self.errors.items()}
-        return replace(self, **totals, output_tokens=output, errors=errors)
+        return replace(
+            self,
+            units=self.units.times(factor),
+            bytes=self.bytes.times(factor),
+            visual_tokens=self.visual_tokens.times(factor),
+            prompt_tokens=self.prompt_tokens.times(factor),
+            fetch_s=self.fetch_s.times(factor),
+            prepare_s=self.prepare_s.times(factor),
+            output_tokens=self.output_tokens and self.output_tokens.times(factor),
+            errors={code: one.times(factor) for code, one in self.errors.items()},
+        )
 
     def without_copies(self) -> "SampleResult":
         """Returns the tokens that the engine works on if copies are answered once."""
-        names = ("visual_tokens", "prompt_tokens", "output_tokens")
-        known = {name: getattr(self, name) for name in names}
         share = self.distinct
         return replace(
             self,
-            **{
-                name: Estimate(one.value * share.value, one.low * share.low, one.high * share.high)
-                for name, one in known.items()
-                if one is not None
-            },
+            visual_tokens=self.visual_tokens.product(share),
+            prompt_tokens=self.prompt_tokens.product(share),
+            output_tokens=self.output_tokens and self.output_tokens.product(share),
         )
 
 
-_ZERO = Estimate.exact(0.0)
-NOTHING = SampleResult(
-    0, 0, None, *[_ZERO] * 6, {}, {}, (), 0, Estimate.exact(1.0), _ZERO
-)  # of a job without a row to do
+_ZERO, _ONE = Estimate.exact(0.0), Estimate.exact(1.0)
+NOTHING = SampleResult(  # of a job without a row to do
+    0, 0, None, _ZERO, _ZERO, _ZERO, _ZERO, _ZERO, _ZERO, {}, {}, (), 0, _ONE, _ZERO
+)
 
 
 @dataclass
