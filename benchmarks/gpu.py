@@ -19,12 +19,13 @@ from typing import Any
 
 import torch
 
-from benchmarks import gpu_jobs, gpu_parts, roofline
+from benchmarks import gpu_jobs, gpu_parts
 from benchmarks.gpu_jobs import Job, Preparers
 from benchmarks.gpu_parts import MINIATURE, Row, Sizes
 from benchmarks.gpu_setup import Clock, built
 from mediamill.model.families.qwen2_vl.model import Qwen2VL
 from mediamill.model.layers.optimize import optimize_for_inference
+from mediamill.pipeline.forecast import roofline
 
 
 class Report:

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks import roofline
 from benchmarks.gpu_parts import PAGE, RULES, Row, attentions
 from benchmarks.gpu_setup import SHAPES
 from mediamill.model.checkpoint.generation_defaults import GenerationDefaults
@@ -31,6 +30,7 @@ from mediamill.model.media.image_rules import ImageRules
 from mediamill.model.media.limits import MediaLimits
 from mediamill.model.media.prepared import prepare_picture
 from mediamill.model.sampling import Sampling
+from mediamill.pipeline.forecast import roofline
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from benchmarks import roofline
 from benchmarks.gpu_setup import Clock
 from mediamill.model.engine_core.cuda_graphs import DecodeGraphs, DecodeInputs
 from mediamill.model.engine_core.paged_attention import PagedKernel, choose_kernel, paged_decode
@@ -19,6 +18,7 @@ from mediamill.model.inputs import VisualInput, VisualKind
 from mediamill.model.layers import flash
 from mediamill.model.layers.attention import AttentionName, PackedCausalAttention, check_attention
 from mediamill.model.media.image_rules import ImageRules
+from mediamill.pipeline.forecast import roofline
 
 Row = dict[str, Any]
 RULES: dict[VisualKind, ImageRules] = {"image": ImageRules(), "video": ImageRules()}

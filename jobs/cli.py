@@ -117,11 +117,15 @@ def _say(text: str, ending: str = "") -> None:
 
 
 def _job(kind: str, argv: Sequence[str]) -> int:
+    if "--plan" in argv:
+        return _plan([kind, *argv])
     options, overrides = parse_job(kind, argv)
     return _run_job(load_job(options.config, overrides, job=kind), options)
 
 
 def _run(argv: Sequence[str]) -> int:
+    if "--plan" in argv:
+        return _plan(argv)
     options, overrides = parse_run(argv)
     return _run_job(load_job(options.config, overrides), options)
 
@@ -205,6 +209,12 @@ def _manifest(argv: Sequence[str]) -> int:
     return manifest_command(argv)
 
 
+def _plan(argv: Sequence[str]) -> int:
+    from mediamill.jobs.plan import run_plan
+
+    return run_plan(argv)
+
+
 def _export(argv: Sequence[str]) -> int:
     from mediamill.jobs.export import run_export
 
@@ -229,6 +239,7 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     **{kind: partial(_job, kind) for kind in JOB_HELP},
     "manifest": _manifest,
     "run": _run,
+    "plan": _plan,
     "submit": _submit,
     "status": partial(_job_command, "status"),
     "logs": partial(_job_command, "logs"),

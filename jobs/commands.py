@@ -36,6 +36,7 @@ commands:
   embed     turn media into vectors
   manifest  make a manifest of a folder, bucket, table, WebDataset or zip archive
   run       run a job file
+  plan      forecast the tokens, time, cost and memory of a job, without running it
   submit    run a job file on a remote Ray cluster, and follow it
   status    show a submitted job
   logs      follow the output of a submitted job
@@ -239,6 +240,9 @@ def _job_parser(command: str, usage: str, description: str, epilog: str) -> argp
     """Returns a parser for a command that runs a job, whose help describes all job keys."""
     parser = new_parser(command, usage, description, f"{epilog}\nkeys:\n{describe_keys()}")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
+    parser.add_argument(
+        "--plan", action="store_true", help="forecast the job instead; see mediamill plan --help"
+    )
     parser.add_argument(
         "--address",
         metavar="ADDRESS",

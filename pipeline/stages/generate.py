@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from mediamill.model.engine import Completion, Request
+from mediamill.model.engine import Completion, EngineStats, Request
 from mediamill.model.sampling import Sampling
 from mediamill.model.text.tokenizer import Tokenizer
 from mediamill.pipeline.faults import BrokenEngineError
@@ -119,6 +119,11 @@ class Generate:
     def rows_now(self) -> int:
         """Rows of the engine's batch at this moment."""
         return self._engine.stats().rows
+
+    @property
+    def stats(self) -> EngineStats:
+        """Totals of the engine; call it while no call of the stage runs."""
+        return self._engine.stats()
 
     def ask(self, request: Request) -> Completion:
         """Returns the completion of a request that belongs to no row.

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import roofline
 from benchmarks.gpu import table
 from benchmarks.gpu_parts import RULES, Batch
 from benchmarks.gpu_setup import SHAPES, built
 from mediamill.model.inputs import VisualInput
 from mediamill.model.layers.attention import PackedCausalAttention
+from mediamill.pipeline.forecast import roofline
 
 CPU = torch.device("cpu")
 

@@ -43,6 +43,7 @@ def layer_weights(text: TextConfig) -> int:
 
 
 def head_weights(text: TextConfig) -> int:
+    """The weights of the head."""
     return text.vocab_size * text.hidden_size
 
 
@@ -65,6 +66,7 @@ def cache_bytes(text: TextConfig, element: int = 2) -> int:
 
 
 def decode_flops(text: TextConfig, batch: int, context: float) -> float:
+    """FLOPs of one step of a batch."""
     width = text.num_attention_heads * text.head_dim
     linear = layer_weights(text) + head_weights(text)
     return batch * (2 * linear + 4 * context * width * text.num_hidden_layers)
