@@ -38,7 +38,7 @@ from mediamill.pipeline.ledger.journal import (
     work_folder,
     write_journal,
 )
-from mediamill.pipeline.ledger.publish import visible_files
+from mediamill.pipeline.ledger.publish import WRITER_OPTIONS, visible_files
 from mediamill.pipeline.storage import storage
 from mediamill.pipeline.storage.storage import Place
 from mediamill.schemas.errors import JobError
@@ -167,7 +167,7 @@ def _merge(output: Place, folder: str, group: Sequence[FileInfo]) -> Merged:
     if not storage.exists(target):
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(scratch) / "merged"
-            with pq.ParquetWriter(path, group[0].schema, compression="zstd") as writer:
+            with pq.ParquetWriter(path, group[0].schema, **WRITER_OPTIONS) as writer:
                 for table in _row_groups(output, folder, names):
                     writer.write_table(table)
                 writer.add_key_value_metadata({SOURCES.decode(): json.dumps(sources)})

@@ -24,12 +24,13 @@ from mediamill.schemas import columns as c
 from mediamill.schemas.arrow_convert import parquet_options, take_rows
 
 _COMPRESSION = "zstd"
+WRITER_OPTIONS = {"compression": _COMPRESSION, "write_page_checksum": True}  # of visible files
 # Smaller parts are not compressed: reading a compressed one takes 25 times as long.
 _COMPRESS_BYTES = 32 * 1024
 _GAP_BYTES = 64 * 1024  # the largest gap between two parts that one request reads together
 _ROW_GROUP = 65_536  # rows; larger groups could hold more text than 32-bit offsets can address
 # Not ".parquet": some readers take every *.parquet file below a folder.
-_PARTS, _WHOLE = ".parts", ".whole"
+_PARTS, WHOLE = ".parts", ".whole"
 
 Contents = Mapping[tuple[str, int], memoryview]  # of parts, by token and offset
 
@@ -124,28 +125,30 @@ def read_parts(output: Place, groups: Iterable[Group]) -> Contents:
     return contents
 
 
-def publish(output: Place, group: Group, contents: Contents | None = None) -> None:
+def publish(output: Place, group: Group, contents: Contents | None = None) -> int:
     """Makes the group's file visible, with rows in the manifest's order. May be repeated.
 
     contents: of at least its parts, if they are read already.
+    Returns the file's bytes.
     Raises FileNotFoundError when a part is missing and the file is not visible.
     """
     target = output / group.name
-    if storage.exists(target):
-        return
+    if (size := storage.size(target)) is not None:
+        return size
     try:
         data = _parquet(merged(group, contents or read_parts(output, [group])))
     except FileNotFoundError:
         # Another process has published it meanwhile, and removed the parts.
-        if storage.exists(target):
-            return
+        if (size := storage.size(target)) is not None:
+            return size
         raise
     if not output.is_local:
         storage.put(target, data)  # atomic in an object store
-        return
-    whole = staged(output) / f"{uuid.uuid4().hex}{_WHOLE}"
+        return len(data)
+    whole = staged(output) / f"{uuid.uuid4().hex}{WHOLE}"
     storage.put(whole, data)
     storage.move(whole, target)
+    return len(data)
 
 
 def merged(group: Group, contents: Contents) -> pa.Table:
@@ -179,8 +182,8 @@ def _parquet(table: pa.Table) -> bytes:
     order = manifest_order(table)
     table = table.drop_columns([c.ROW])
     with io.BytesIO() as buffer:
-        options = parquet_options(table.schema)
-        with pq.ParquetWriter(buffer, table.schema, compression=_COMPRESSION, **options) as writer:
+        options = {**parquet_options(table.schema), **WRITER_OPTIONS}
+        with pq.ParquetWriter(buffer, table.schema, **options) as writer:
             for start in range(0, len(order), _ROW_GROUP):
                 writer.write_table(take_rows(table, order[start : start + _ROW_GROUP]))
         return buffer.getvalue()
