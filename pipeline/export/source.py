@@ -56,7 +56,7 @@ class Source:
         if self.header is None and not readable_files(self.place):
             where = storage.redact(self.place.url)
             raise JobError(f"{where}: found no result of Mediamill, expected an output")
-        self._partitions = self._partition_fields()
+        self._partitions = hive_paths.column_types(self.header or {})
         self.schema: pa.Schema | None = None
 
     def units(self) -> list[Unit]:
@@ -102,11 +102,6 @@ class Source:
                 units.append(Unit(_beside(info.name, name), rows, files[info.name], start))
                 start += rows
         return sorted(units, key=lambda unit: unit.name)
-
-    def _partition_fields(self) -> dict[str, pa.DataType]:
-        layout = (self.header or {}).get("layout", {})
-        types = layout.get("columns", {})
-        return {name: _type(types.get(name)) for name in layout.get("partition_by", ())}
 
     def _schema(self, info: FileInfo) -> pa.Schema:
         schema: pa.Schema = info.schema
@@ -167,9 +162,3 @@ def choose_columns(schema: pa.Schema, names: Sequence[str]) -> Sequence[str]:
 
 def _beside(path: str, name: str) -> str:
     return f"{path.rpartition('/')[0]}/{name}".lstrip("/")
-
-
-def _type(name: str | None) -> pa.DataType:
-    """Returns the type of a partition column from its name in the log; text if it is not plain."""
-    plain = {str(kind): kind for kind in (pa.int64(), pa.int32(), pa.bool_(), pa.date32())}
-    return plain.get(name or "", pa.string())

@@ -166,8 +166,8 @@ class LedgerState:
             self.waiting[folder] = sum(part.rows for part in parts)
         grouped = (group.parts for group in self.groups.values())
         replacing = self.replacements.values()
-        parts = chain(*self.parts.values(), *grouped, *replacing)
-        self.tokens.update(part.token for part in parts)
+        every = chain(*self.parts.values(), *grouped, *replacing)
+        self.tokens.update(part.token for part in every)
 
     @property
     def rows_to_redo(self) -> int:
