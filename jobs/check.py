@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from mediamill.jobs.commands import new_parser, parse
+from mediamill.schemas.errors import FAILS_AGAIN
 
 if TYPE_CHECKING:
     from mediamill.pipeline.retry.check import Check
@@ -59,7 +60,7 @@ def _lines(check: "Check", output: str) -> list[str]:
         lines.append(f"all files are there and unchanged ({read})")
     elif check.inventory.gone or check.inventory.missing_rows:
         lines.append("to make the missing rows again: run the job's command again")
-    if errors:
+    if check.errors.keys() - FAILS_AGAIN:
         lines.append(f"to redo the errors: mediamill retry {output}")
     return lines
 

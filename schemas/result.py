@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 import pyarrow as pa
 
 from mediamill.schemas import columns as c
+from mediamill.schemas.errors import FAILS_AGAIN
 from mediamill.schemas.manifest import ManifestSchema
 from mediamill.schemas.task import CAPTION, Task
 
@@ -168,8 +169,13 @@ def summary_text(summary: Summary) -> str:
     lines.append(
         f"output: {summary.output} (run {summary.run_id}, fingerprint {summary.fingerprint})"
     )
-    if summary.error_rows:
+    if summary.errors.keys() - FAILS_AGAIN:
         lines.append(f"to redo the errors: mediamill retry {summary.output}")
+    elif summary.error_rows:
+        lines.append(
+            "these errors come again unless files or keys change; then: "
+            f"mediamill retry {summary.output} [key=value ...]"
+        )
     return "\n".join(lines)
 
 

@@ -17,12 +17,13 @@ from mediamill.pipeline.ledger.state import LedgerState
 from mediamill.pipeline.manifest.finished_rows import Tail, find_finished
 from mediamill.pipeline.manifest.manifest import Manifest
 from mediamill.pipeline.retry import chosen_rows
-from mediamill.pipeline.retry.hopeless import HOPELESS, may_succeed
+from mediamill.pipeline.retry.hopeless import may_succeed
 from mediamill.pipeline.retry.options import Retry
 from mediamill.pipeline.storage.storage import Place
 from mediamill.schemas import columns as c
 from mediamill.schemas.arrow_convert import convert_column
 from mediamill.schemas.conditions import parse_condition
+from mediamill.schemas.errors import FAILS_AGAIN
 from mediamill.schemas.result import error_counts
 
 _BATCH_ROWS = 1024
@@ -84,7 +85,7 @@ def choose(output: Place, state: LedgerState, manifest: Manifest, retry: Retry, 
             for name, tables in zip(names, threads.map(read, names), strict=True):
                 for table in tables:
                     keep = _may_succeed(table, retry, hopeless)
-                    table = table.filter(pa.array(keep))
+                    table = table.filter(pa.array(keep, pa.bool_()))
                     if table.num_rows:
                         chosen.update(table[c.ERROR_CODE].to_pylist())
                         writer.write_table(_copied(table, name, id_type))
@@ -172,8 +173,8 @@ def _may_succeed(table: pa.Table, retry: Retry, hopeless: Counter[str]) -> list[
     names = [name for name in (c.URI, c.MEDIA, c.RUN_ID) if name in table.column_names]
     keep = []
     for row, code in enumerate(codes):
-        values = {name: table[name][row].as_py() for name in names} if code in HOPELESS else {}
-        keep.append(code not in HOPELESS or may_succeed(code, values))
+        values = {name: table[name][row].as_py() for name in names} if code in FAILS_AGAIN else {}
+        keep.append(code not in FAILS_AGAIN or may_succeed(code, values))
         if not keep[-1]:
             hopeless[code] += 1
     return keep

@@ -10,31 +10,16 @@ from mediamill.pipeline.storage import storage
 from mediamill.schemas import columns as c
 from mediamill.schemas.errors import ErrorCode
 
-_OF_MEDIA = frozenset(
-    {
-        ErrorCode.FETCH_TOO_LARGE,
-        ErrorCode.DECODE_CORRUPT,
-        ErrorCode.DECODE_UNSUPPORTED,
-        ErrorCode.DECODE_TOO_LARGE,
-        ErrorCode.MEDIA_EMPTY,
-        ErrorCode.CONTEXT_TOO_LONG,
-        ErrorCode.PARSE_INVALID,
-        ErrorCode.JSON_INVALID,
-        ErrorCode.POISON,
-    }
-)
-# Codes of rows that fail again with the same media and keys.
-HOPELESS = frozenset({*_OF_MEDIA, ErrorCode.PROMPT_INVALID})
 _CLOCKS_S = 2.0  # by which the clocks of a store and of the run may differ
 
 
 def may_succeed(code: str, row: Mapping[str, Any]) -> bool:
-    """Returns whether a row with one of these codes may succeed, since its media have changed.
+    """Returns whether a row that fails again (FAILS_AGAIN) may succeed: its media have changed.
 
     row: its columns `uri` or `media`, and `run_id`, where the result has them. Media whose time of
     change cannot be known, such as those of web servers, may have changed.
     """
-    if code not in _OF_MEDIA:
+    if code == ErrorCode.PROMPT_INVALID:  # the prompt is in the manifest
         return False
     media = row.get(c.MEDIA) or []
     uris = [row.get(c.URI), *(medium and medium.get(c.MEDIA_URI) for medium in media)]
