@@ -241,6 +241,11 @@ class LedgerState:
         finished = {n: indices[self._is_finished(n, indices)] for n, indices in rows.items()}
         return {number: indices for number, indices in finished.items() if indices.size}
 
+    def unfinished(self, number: int, rows: int) -> int:
+        """Returns how many rows of a file of `rows` the run has to do."""
+        redo = count_bits(self.redo[number]) if number in self.redo else 0
+        return redo if self.redo_only else rows - count_bits(self.done[number]) + redo
+
     def pending(self, number: int, start: int, stop: int) -> npt.NDArray[np.bool_]:
         """Returns which rows from start to stop of a file are unfinished: [stop - start]."""
         pending = ~bits_of(self.done[number], start, stop)

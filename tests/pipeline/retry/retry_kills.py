@@ -23,6 +23,7 @@ from mediamill.pipeline.manifest.resharding import check_files
 from mediamill.pipeline.retry import chosen_rows
 from mediamill.pipeline.retry.options import Retry
 from mediamill.pipeline.retry.reopen import reopen_rows
+from mediamill.pipeline.stages.read import plan_splits
 from mediamill.pipeline.stages.write import OutputRules, write_rows
 from mediamill.pipeline.storage import storage
 from mediamill.schemas import columns as c
@@ -88,6 +89,7 @@ def run(output, manifest_path, name, texts="text", errors=(), retry=None, told=N
         retry and retry.changed_text,
     )
     left = np.flatnonzero(state.pending(0, 0, ROWS)).tolist()
+    assert sum(split.rows for split in plan_splits(manifest, state)) == len(left)
     for start in range(0, len(left), TASK_ROWS):
         write_rows(rows(left[start : start + TASK_ROWS], texts, errors), rules, calls)
     recovery.flush(output, state)
