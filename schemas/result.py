@@ -149,8 +149,11 @@ def summary_dict(summary: Summary) -> dict[str, object]:
     return {"event": "summary", **asdict(summary), **totals}
 
 
-def summary_text(summary: Summary) -> str:
-    """Returns the summary as lines for a person; errors are one line with counts by code."""
+def summary_text(summary: Summary, advises: bool = True) -> str:
+    """Returns the summary as lines for a person; errors are one line with counts by code.
+
+    advises: whether to say how the errors can be redone.
+    """
     lines = [f"{summary.rows} rows: {summary.ok} ok, {_error_rows(summary)}"]
     if summary.skipped:
         lines[0] += f" ({summary.skipped} rows are from earlier runs)"
@@ -169,14 +172,22 @@ def summary_text(summary: Summary) -> str:
     lines.append(
         f"output: {summary.output} (run {summary.run_id}, fingerprint {summary.fingerprint})"
     )
-    if summary.errors.keys() - FAILS_AGAIN:
-        lines.append(f"to redo the errors: mediamill retry {summary.output}")
-    elif summary.error_rows:
-        lines.append(
-            "these errors come again unless files or keys change; then: "
-            f"mediamill retry {summary.output} [key=value ...]"
-        )
+    advice = retry_advice(summary.errors, summary.output)
+    if advises and advice is not None:
+        lines.append(advice)
     return "\n".join(lines)
+
+
+def retry_advice(errors: Mapping[str, int], output: str) -> str | None:
+    """Returns how the errors can be redone, None without errors."""
+    if errors.keys() - FAILS_AGAIN:
+        return f"to redo the errors: mediamill retry {output}"
+    if not errors:
+        return None
+    return (
+        "these errors come again unless files or keys change; then: "
+        f"mediamill retry {output} [key=value ...]"
+    )
 
 
 def _error_rows(summary: Summary) -> str:

@@ -6,12 +6,15 @@ compacted: an export that goes on after a compaction exports nothing twice.
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mediamill.pipeline.ledger import hive_paths, ledger
+from mediamill.pipeline.ledger.bitmaps import rows_of
 from mediamill.pipeline.ledger.compaction import FileInfo, file_info
 from mediamill.pipeline.ledger.journal import readable_files
 from mediamill.pipeline.storage import storage
@@ -28,12 +31,17 @@ class Unit:
     """The rows of one file as it was published. name: of that file, with its folder.
 
     place: the file that has them now. start: of them in that file.
+    positions: of the rows that a retry has replaced, from `start` on, in a unit of only these; its
+    name has the retry's label. None in a unit of all rows.
+    labels: the names of the units of replaced rows, which a unit of all rows includes.
     """
 
     name: str
     rows: int
     place: Place
     start: int
+    positions: npt.NDArray[np.int64] | None = None
+    labels: tuple[str, ...] = ()
 
 
 class Source:
@@ -74,7 +82,7 @@ class Source:
         tries = _TRIES
         while skip < unit.rows:
             try:
-                for table in self._read(unit, skip):
+                for table in self._read_unit(unit, skip):
                     skip += table.num_rows
                     yield table
                 return
@@ -99,7 +107,9 @@ class Source:
             start = 0
             base = info.sources or ((info.name.rpartition("/")[2], info.rows),)
             for name, rows in base:
-                units.append(Unit(_beside(info.name, name), rows, files[info.name], start))
+                whole = Unit(_beside(info.name, name), rows, files[info.name], start)
+                again = list(_replaced(whole, info))
+                units += [replace(whole, labels=tuple(unit.name for unit in again)), *again]
                 start += rows
         return sorted(units, key=lambda unit: unit.name)
 
@@ -109,6 +119,19 @@ class Source:
             if name not in schema.names:
                 schema = schema.append(pa.field(name, self._partitions.get(name, pa.string())))
         return schema
+
+    def _read_unit(self, unit: Unit, skip: int) -> Iterator[pa.Table]:
+        if unit.positions is None:
+            yield from self._read(unit, skip)
+            return
+        positions = unit.positions[skip:]
+        first = int(positions[0])
+        whole = replace(unit, rows=int(positions[-1]) + 1, positions=None)
+        for table in self._read(whole, first):
+            inside = positions[(positions >= first) & (positions < first + table.num_rows)]
+            if inside.size:
+                yield table.take(pa.array(inside - first))
+            first += table.num_rows
 
     def _read(self, unit: Unit, skip: int) -> Iterator[pa.Table]:
         assert self.schema is not None
@@ -146,6 +169,16 @@ class Source:
                 value = pa.scalar(values.get(field.name), pa.string()).cast(field.type)
                 columns.append(pa.repeat(value, table.num_rows))
         return pa.table(columns, schema=self.schema)
+
+
+def _replaced(whole: Unit, info: FileInfo) -> Iterator[Unit]:
+    """Yields the units of the rows that retries have replaced in a unit of all rows."""
+    for label, text in info.replaced:
+        positions = rows_of(text) - whole.start
+        positions = positions[(positions >= 0) & (positions < whole.rows)]
+        if positions.size:
+            name = f"{whole.name}@{label}"
+            yield replace(whole, name=name, rows=positions.size, positions=positions)
 
 
 def choose_columns(schema: pa.Schema, names: Sequence[str]) -> Sequence[str]:

@@ -17,6 +17,8 @@ from mediamill.pipeline.storage.storage import Place
 MOVED = "compacting"  # the visible folder of files that are being replaced, in an output without
 # partitions
 SOURCES = b"mediamill.sources"  # key of a compacted file's footer: names and rows of its sources
+# Key of a file with rows that a retry replaced: a list of retries, each with the rows' positions.
+REPLACED = b"mediamill.replaced"
 
 Mode = Literal["exchange", "moved", "replace"]
 

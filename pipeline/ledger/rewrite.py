@@ -19,15 +19,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mediamill.pipeline.ledger.bitmaps import text_of
+from mediamill.pipeline.ledger.journal import REPLACED
 from mediamill.pipeline.ledger.publish import WHOLE, WRITER_OPTIONS, Contents, merged, staged
 from mediamill.pipeline.ledger.state import Group, Part, VisibleFile
 from mediamill.pipeline.storage import storage
 from mediamill.pipeline.storage.storage import Place
 from mediamill.schemas import columns as c
 from mediamill.schemas.arrow_convert import convert_table, parquet_options
-
-# Key of a file's footer: a list of replacements, each its name and the positions of its rows.
-REPLACED = b"mediamill.replaced"
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """What a retry is asked to do."""
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,6 +10,8 @@ from mediamill.schemas.errors import JobError
 
 # Keys that decide which rows there are, and where.
 _FIXED = ("job", "manifest", "output", "partition_by", "rows_per_file", "media_column")
+_TEXT, _NAME = re.compile(r"'[^']*'|\"[^\"]*\""), re.compile(r"[A-Za-z_]\w*")
+_WORDS = ("and", "or", "not", "in", "is", "None", "null", "contains", "starts_with", "ends_with")
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Retry:
 
     def __post_init__(self) -> None:
         for key in self.changed:
-            if key in _FIXED:
+            if key in _FIXED or key.startswith("annotate."):
                 raise JobError(
                     f"command line: {key}: found another value, expected that of the output: a "
                     "retry can change keys that decide the text, not the rows"
@@ -37,6 +40,11 @@ class Retry:
         """The changed keys as a row of the result has them: "image.max_pixels=50176"."""
         pairs = (f"{key}={_text(value)}" for key, value in sorted(self.changed.items()))
         return ", ".join(pairs) or None
+
+    def names_only(self, columns: Collection[str]) -> bool:
+        """Returns whether the condition has no other names than these columns."""
+        without_texts = _TEXT.sub("", self.where or "")
+        return {*_NAME.findall(without_texts)} <= {*columns, *_WORDS}
 
     def changes_part(self, part: str) -> bool:
         """Returns whether a part of the fingerprint may differ from the output's."""

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mediamill.pipeline import compact
+from mediamill.pipeline.export.export import ExportOptions, export
 from mediamill.pipeline.ledger import ledger, snapshot
 from mediamill.pipeline.ledger.inventory import take_inventory
 from mediamill.pipeline.ledger.publish import visible_files
@@ -158,6 +159,31 @@ def test_after_a_compaction_and_before_one(begun):
     compact.compact(output.url, 100)
     assert not take_inventory(output, ledger.load(output)).differs
     assert_redone(output)
+
+
+def test_an_export_goes_on_with_replaced_rows(begun, tmp_path):
+    output, manifest = begun
+
+    def exported(name):
+        target = tmp_path / name
+        summary = export(ExportOptions(output.url, str(target), "jsonl", rows_per_file=5))
+        texts = "".join(path.read_text() for path in target.glob("*.jsonl"))
+        lines = [json.loads(line) for line in texts.splitlines()]
+        assert len(lines) == summary.exported
+        assert len({line["id"] for line in lines}) == len(lines)
+        return summary.new, {line["id"]: line["text"] for line in lines}
+
+    assert exported("one")[0] == ROWS - len(ERRORS)
+    run(output, manifest, "again", "new", [9], Retry())
+    new, texts = exported("one")
+    assert new == len(ERRORS) - 1
+    assert texts["row-21"] == "new 21"
+    compact.compact(output.url, 9)
+    run(output, manifest, "third", "new", (), Retry())
+    compact.compact(output.url, 100)
+    new, texts = exported("one")
+    assert (new, texts["row-9"]) == (1, "new 9")
+    assert exported("two") == (ROWS, texts)
 
 
 def test_a_row_that_left_the_manifest_stays(begun):
