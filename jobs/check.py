@@ -50,7 +50,7 @@ def _lines(check: "Check", output: str) -> list[str]:
     errors = sum(check.errors.values())
     size = _size(check.bytes)
     lines = [
-        f"{check.output}: {check.rows:,} finished rows, {errors:,} of them errors; "
+        f"{check.output}: {check.rows:,} finished rows, {errors:,} of them error rows; "
         f"{check.files:,} file{'' if check.files == 1 else 's'}, {size}"
     ]
     lines += [f"differs: {problem}" for problem in check.problems]

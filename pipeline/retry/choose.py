@@ -27,6 +27,7 @@ from mediamill.schemas.errors import FAILS_AGAIN
 from mediamill.schemas.result import error_counts
 
 _BATCH_ROWS = 1024
+_INCOMPLETE = "incomplete"  # instead of a code: an ok row that is done again
 _READERS = 8
 _FILES = 64  # whose chosen rows are in memory at once
 
@@ -87,7 +88,7 @@ def choose(output: Place, state: LedgerState, manifest: Manifest, retry: Retry, 
                     keep = _may_succeed(table, retry, hopeless)
                     table = table.filter(pa.array(keep, pa.bool_()))
                     if table.num_rows:
-                        chosen.update(table[c.ERROR_CODE].to_pylist())
+                        chosen.update(pc.fill_null(table[c.ERROR_CODE], _INCOMPLETE).to_pylist())
                         writer.write_table(_copied(table, name, id_type))
     if not chosen:
         return Choice({}, {}, hopeless)
@@ -122,27 +123,31 @@ def _reader(output: Place, state: LedgerState, retry: Retry) -> Callable[[str], 
                 for field in schema
                 if field.name in (c.ID, c.STATUS, c.URI, c.MEDIA, c.DUPLICATE_OF)
                 or field.name in chosen_rows.COPIED
-                or (retry.where is not None and field.name in retry.where)
+                or field.name in f"{retry.where} {retry.also}"
             ]
             full = pa.schema([schema.field(column) for column in needed])
             for column in values.keys() - set(needed):
                 full = full.append(pa.field(column, types.get(column, pa.string())))
-            expression = retry.where and parse_condition(retry.where, full)
+            condition = pc.field(c.STATUS) == c.STATUS_ERROR
+            if retry.where is not None:
+                condition = condition & parse_condition(retry.where, full)
+            if retry.also is not None:
+                condition = condition | parse_condition(retry.also, full)
+            groups = range(parquet.num_row_groups)
             tables = []
             for batch in parquet.iter_batches(
-                _BATCH_ROWS, row_groups=_groups_with_errors(parquet), columns=needed
+                _BATCH_ROWS,
+                row_groups=groups if retry.also else _groups_with_errors(parquet),
+                columns=needed,
             ):
                 table = pa.Table.from_batches([batch])
-                table = table.filter(pc.equal(table[c.STATUS], c.STATUS_ERROR))
-                if not table.num_rows:
-                    continue
                 for field in full:
                     if field.name not in table.column_names:
                         value = pa.scalar(values[field.name], pa.string()).cast(field.type)
                         table = table.append_column(field, pa.repeat(value, len(table)))
-                if expression is not None:
-                    table = table.filter(expression)
-                tables.append(table)
+                table = table.filter(condition)
+                if table.num_rows:
+                    tables.append(table)
             return tables
 
     return read

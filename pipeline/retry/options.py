@@ -20,11 +20,13 @@ class Retry:
 
     where: a condition on the result's rows; None = all that may succeed.
     only: whether the run does no other rows.
+    also: a condition on ok rows that are done again too.
     changed: job keys with other values than those of the output, by dotted key.
     """
 
     where: str | None = None
     only: bool = True
+    also: str | None = None
     changed: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
