@@ -333,7 +333,7 @@ class _Pass:
             job.rows_per_file,
             constants,
             retry is not None,
-            retry and retry.changed_text,
+            None if retry is None else retry.changed_text,
         )
 
 

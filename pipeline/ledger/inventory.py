@@ -114,12 +114,16 @@ def take_inventory(output: Place, state: LedgerState) -> Inventory:
     for folder in {name.rpartition("/")[0].removeprefix(MOVED) for name in added}:
         merged = {n: file for n, file in added.items() if n.rpartition("/")[0] == folder}
         replaced = {n: file for n, file in gone.items() if n.rpartition("/")[0] == folder}
-        sources = [info for n in merged if (info := footers[n]) is not None and info.sources]
-        if len(sources) == len(merged) and _rows(merged) == _rows(replaced):
-            compacted = True
-            expected |= merged
-            added = {n: file for n, file in added.items() if n not in merged}
-            gone = {n: file for n, file in gone.items() if n not in replaced}
+        merged = {n: file for n, file in merged.items() if (i := footers[n]) and i.sources}
+        if not merged:
+            continue
+        compacted = True
+        expected |= merged
+        added = {n: file for n, file in added.items() if n not in merged}
+        if _rows(merged) != _rows(replaced):  # other files are gone too
+            sources = {name for n in merged if (i := footers[n]) for name, _ in i.sources}
+            replaced = {n: f for n, f in replaced.items() if n.rpartition("/")[2] in sources}
+        gone = {n: file for n, file in gone.items() if n not in replaced}
     if journal.folder is not None:  # its files are replaced now, or by the next run
         gone = {n: file for n, file in gone.items() if not n.startswith(journal.folder)}
         added = {n: file for n, file in added.items() if MOVED not in n.split("/")}

@@ -121,7 +121,7 @@ def _unreadable(output: Place, found: Inventory) -> tuple[str, ...]:
                 pq.ParquetFile(opened, page_checksum_verification=True) as parquet,
             ):
                 rows = sum(batch.num_rows for batch in parquet.iter_batches(1024))
-                return rows != parquet.metadata.num_rows
+                return bool(rows != parquet.metadata.num_rows)
         except (OSError, ValueError):  # pyarrow's errors are both
             return True
 

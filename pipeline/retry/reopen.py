@@ -28,7 +28,7 @@ def reopen_rows(
     Must be called after the output was recovered and before the run's first task.
     Raises TakenOverError when another run has begun, and JobError for a wrong condition.
     """
-    _reopen_lost(output, state, manifest, tell)
+    _reopen_lost(output, state, manifest, tell, later=retry is not None and retry.only)
     chosen_rows.remove(output)
     if retry is None:
         return
@@ -40,8 +40,13 @@ def reopen_rows(
         ledger.note(output, state, {"kind": "retry", "redo": redo, "only": retry.only})
 
 
-def _reopen_lost(output: Place, state: LedgerState, manifest: Manifest, tell: Tell) -> None:
-    """Marks the rows of files that are gone as not finished, and records the visible files."""
+def _reopen_lost(
+    output: Place, state: LedgerState, manifest: Manifest, tell: Tell, later: bool
+) -> None:
+    """Marks the rows of files that are gone as not finished, and records the visible files.
+
+    later: whether another run does them.
+    """
     found = take_inventory(output, state)
     for sentence in found.sentences():
         tell(sentence)
@@ -56,7 +61,8 @@ def _reopen_lost(output: Place, state: LedgerState, manifest: Manifest, tell: Te
             )
             where = f"{files} gone" if found.gone else "files that have changed"
             verb = "is" if lost.rows == 1 else "are"
-            tell(f"{count(lost.rows, 'row')} of {where} {verb} done again")
+            when = " by the job's next run, not by a retry" if later else ""
+            tell(f"{count(lost.rows, 'row')} of {where} {verb} done again{when}")
             rows = {str(number): text_of_bitmap(bits) for number, bits in lost.bitmaps.items()}
             ledger.note(
                 output,

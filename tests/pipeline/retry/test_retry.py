@@ -18,9 +18,13 @@ from mediamill.pipeline.export.export import ExportOptions, export
 from mediamill.pipeline.ledger import ledger, snapshot
 from mediamill.pipeline.ledger.inventory import take_inventory
 from mediamill.pipeline.ledger.publish import visible_files
+from mediamill.pipeline.manifest.manifest import open_manifest
+from mediamill.pipeline.manifest.resharding import check_files
 from mediamill.pipeline.retry.check import check_output
 from mediamill.pipeline.retry.job_note import job_of, read_job, save_job
 from mediamill.pipeline.retry.options import Retry
+from mediamill.pipeline.retry.reopen import reopen_rows
+from mediamill.pipeline.stages.read import plan_splits, read_split
 from mediamill.pipeline.storage import storage
 from mediamill.schemas.errors import JobError
 from tests.pipeline.ledger.test_kill_points import dies
@@ -159,6 +163,48 @@ def test_after_a_compaction_and_before_one(begun):
     compact.compact(output.url, 100)
     assert not take_inventory(output, ledger.load(output)).differs
     assert_redone(output)
+
+
+def test_a_compaction_after_a_killed_retry_and_a_deleted_file(begun, monkeypatch):
+    output, manifest = begun
+    with monkeypatch.context() as patch:
+        patch.setattr(retry_kills.recovery, "flush", lambda *_: None)  # killed after its commits
+        patch.setattr(retry_kills.ledger, "end", lambda *_: False)
+        run(output, manifest, "killed", "new", (), Retry())
+    assert len(ledger.load(output).replacements) > 1
+    (check,) = check_output(output.url)
+    assert check.notes
+    compact.compact(output.url, 9)
+    check_moment(output, True)
+    run(output, manifest, "next", "new", (), Retry())
+    assert_redone(output)
+    next(Path(output.path).glob("kind=a/*.parquet")).unlink()
+    compact.compact(output.url, 100)
+    state = run(output, manifest, "last", "new")
+    assert 0 < state.run_counts.rows < ROWS // 2
+    check_moment(output, True)
+    (check,) = check_output(output.url)
+    assert check.problems == ()
+
+
+def test_rows_that_are_in_other_files_of_the_manifest(begun, tmp_path):
+    output, manifest = begun
+    table = pq.read_table(manifest)
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    for number, start in enumerate((12, 0)):  # 10 rows, then 12: in another order too
+        rows = table.slice(start, 10 if start else 12)
+        pq.write_table(rows, folder / f"part-{number}.parquet")
+    state = ledger.load(output)
+    opened = open_manifest(str(folder), state.files, state.header)
+    checked = check_files(opened, state, output)
+    ledger.begin(output, state, "second", {}, checked.files, 4, checked.resharding)
+    reopen_rows(output, state, opened, Retry(), "second", lambda _: None)
+    splits = plan_splits(opened, state)
+    assert sum(split.rows for split in splits) == len(ERRORS)
+    tables = [t for split in splits for t in read_split(split, opened.schema, opened.partitions)]
+    ids = {row_id for t in tables for row_id in t["id"].to_pylist()}
+    assert ids == {f"row-{number}" for number in ERRORS}
 
 
 def test_an_export_goes_on_with_replaced_rows(begun, tmp_path):
