@@ -225,7 +225,7 @@ def _compact(argv: Sequence[str]) -> int:
 def _retry(argv: Sequence[str]) -> int:
     from mediamill.jobs.retry import run_retry
 
-    return run_retry(argv)
+    return run_retry(argv, os.environ)
 
 
 def _check(argv: Sequence[str]) -> int:

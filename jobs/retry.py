@@ -3,7 +3,7 @@
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -29,12 +29,12 @@ examples:
 """
 
 
-def run_retry(argv: Sequence[str]) -> int:
+def run_retry(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     """Parses the arguments, retries, prints the summary, and returns the exit code."""
     options, overrides = _parse(argv)
     from mediamill.pipeline.ray_cluster.cluster_address import cluster_address
 
-    cluster_address(options.address, os.environ)  # for its JobError
+    cluster_address(options.address, environ)  # for its JobError
     from mediamill.pipeline.retry.options import Retry
 
     job = _find_job(options, overrides)

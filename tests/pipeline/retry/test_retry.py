@@ -319,7 +319,7 @@ def test_killed_at_each_change_on_s3(s3, tmp_path, monkeypatch):
     output = storage.resolve(f"{s3}/kills/{tmp_path.name}")
     filesystem = fsspec.filesystem("s3", use_listings_cache=False)
     last = object_store(output, tmp_path, monkeypatch, filesystem, range(1, 1000))
-    assert last > 20
+    assert last > 18
 
 
 def test_bitmaps_of_a_grown_file():
