@@ -30,7 +30,6 @@ from mediamill.pipeline.ledger.state import (
     Record,
     Resharding,
     Rows,
-    VisibleFile,
     text_of_bitmap,
 )
 from mediamill.pipeline.storage import storage
@@ -148,7 +147,7 @@ def end(
     output: Place,
     state: LedgerState,
     summary: Record,
-    visible: Mapping[str, VisibleFile] | None = None,
+    visible: Mapping[str, tuple[int, int]] | None = None,
 ) -> bool:
     """Logs the run's summary; from then on none of its processes can commit.
 

@@ -173,7 +173,7 @@ def _groups_with_errors(parquet: pq.ParquetFile) -> list[int]:
 def _may_succeed(table: pa.Table, retry: Retry, hopeless: Counter[str]) -> list[bool]:
     """Returns which rows are done again, and counts the others by code."""
     codes = table[c.ERROR_CODE].to_pylist()
-    if retry.where is not None or retry.changed:
+    if retry.where is not None or retry.may_change_rows:
         return [True] * len(codes)
     names = [name for name in (c.URI, c.MEDIA, c.RUN_ID) if name in table.column_names]
     keep = []

@@ -43,6 +43,11 @@ class Retry:
         pairs = (f"{key}={_text(value)}" for key, value in sorted(self.changed.items()))
         return ", ".join(pairs) or None
 
+    @property
+    def may_change_rows(self) -> bool:
+        """Whether rows that failed may succeed by the changed keys."""
+        return any(not key.startswith("resources.") for key in self.changed)
+
     def names_only(self, columns: Collection[str]) -> bool:
         """Returns whether the condition has no other names than these columns."""
         without_texts = _TEXT.sub("", self.where or "")
