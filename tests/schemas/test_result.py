@@ -2,7 +2,7 @@
 
 import json
 import pickle
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import get_args, get_origin, get_type_hints
 
 import pyarrow as pa
