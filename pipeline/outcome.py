@@ -87,6 +87,8 @@ class Outcome:
 
     def _note(self, summary: Mapping[str, object]) -> str:
         """Writes the note, and returns its text."""
+        if (retry := self.plan.retry) is not None:
+            summary = {**summary, "retry": {"where": retry.where, "changed": retry.changed_text}}
         note = json.dumps(summary, indent=1)
         place = self.plan.output / ledger.HIDDEN / "runs" / f"{self.run_id}.json"
         storage.put(place, note.encode())

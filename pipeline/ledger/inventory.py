@@ -24,8 +24,9 @@ Files = Mapping[str, VisibleFile]
 class Inventory:
     """The visible files now, and how they differ from those of the log.
 
-    files: all that can be read, with their rows. added, unreadable: files that the log does not
-    know. changed: with their rows now; -1 if the file cannot be read.
+    files: all that can be read, with their rows. gone: with the rows that they had.
+    changed, added: with their rows now; -1 if the file cannot be read. The log does not know the
+    added ones.
     compacted: whether a compaction has replaced files since the log recorded them.
     missing_rows: finished rows that no file seems to have.
     """
@@ -58,10 +59,15 @@ class Inventory:
                 )
             if broken:
                 texts.append(f"{_named(broken)} {_was(broken)} changed, and cannot be read")
-        if self.added:
-            rows = sum(max(0, file.rows) for file in self.added.values())
+        unreadable = {name: file for name, file in self.added.items() if file.rows < 0}
+        if unreadable:
             texts.append(
-                f"{_named(self.added)} {_is(self.added)} not of Mediamill; readers see "
+                f"{_named(unreadable)} cannot be read, and no row needs them: remove them"
+            )
+        if added := {n: file for n, file in self.added.items() if n not in unreadable}:
+            rows = sum(file.rows for file in added.values())
+            texts.append(
+                f"{_named(added)} {_is(added)} not of Mediamill; readers see "
                 f"{count(rows, 'row')} more"
             )
         return texts

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import fsspec
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -26,7 +27,9 @@ from mediamill.pipeline.retry.options import Retry
 from mediamill.pipeline.retry.reopen import reopen_rows
 from mediamill.pipeline.stages.read import plan_splits, read_split
 from mediamill.pipeline.storage import storage
+from mediamill.schemas import columns as c
 from mediamill.schemas.errors import JobError
+from mediamill.schemas.result import result_schema
 from tests.pipeline.ledger.test_kill_points import dies
 from tests.pipeline.retry import retry_kills
 from tests.pipeline.retry.retry_kills import ERRORS, IDS, ROWS, assert_redone, check_moment, run
@@ -114,6 +117,38 @@ def test_an_output_of_an_older_version(begun):
     assert take_inventory(output, state).missing_rows == 0
     next(Path(output.path).glob("kind=a/*.parquet")).unlink()
     assert take_inventory(output, state).missing_rows > 0
+
+
+def test_an_output_without_the_column_of_attempts(tmp_path, monkeypatch):
+    def older_schema(manifest):
+        schema = result_schema(manifest)
+        return pa.schema([field for field in schema if field.name != c.ATTEMPT_HISTORY])
+
+    monkeypatch.setattr(retry_kills, "result_schema", older_schema)
+    manifest = retry_kills.write_manifest(tmp_path)
+    output = storage.resolve(str(tmp_path / "out"))
+    run(output, manifest, "first", "text", ERRORS)
+    run(output, manifest, "again", "new", (), Retry())
+    check_moment(output, True)
+    for number, row in rows_of(output).items():
+        assert (row["attempt"], row["status"]) == (2 if number in ERRORS else 1, "ok")
+        assert c.ATTEMPT_HISTORY not in row
+
+
+def test_a_broken_file_is_made_again(begun):
+    output, manifest = begun
+    path = Path((output / visible_files(output)[0]).path)
+    path.write_bytes(b"PAR1 and no more")
+    told = []
+    run(output, manifest, "next", "new", (), None, told)
+    assert told[0].endswith("was changed, and cannot be read")
+    assert told[1] == "4 rows of files that have changed are done again"
+    (check,) = check_output(output.url)
+    assert "cannot be read" in check.problems[0]
+    path.unlink()
+    check_moment(output, True)
+    (check,) = check_output(output.url)
+    assert check.problems == ()
 
 
 def test_files_of_others_are_told_and_kept(begun):
