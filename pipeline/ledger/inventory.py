@@ -61,9 +61,7 @@ class Inventory:
                 texts.append(f"{_named(broken)} {_was(broken)} changed, and cannot be read")
         unreadable = {name: file for name, file in self.added.items() if file.rows < 0}
         if unreadable:
-            texts.append(
-                f"{_named(unreadable)} cannot be read, and no row needs them: remove them"
-            )
+            texts.append(f"{_named(unreadable)} cannot be read, and no row needs them: remove them")
         if added := {n: file for n, file in self.added.items() if n not in unreadable}:
             rows = sum(file.rows for file in added.values())
             texts.append(
