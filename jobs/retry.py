@@ -22,7 +22,7 @@ docs/retry.md says more.
 
 examples:
   mediamill retry captions/
-  mediamill retry captions/ --where "error_code == 'fetch_timeout'" fetch.timeout_s=120
+  mediamill retry captions/ --where "error_code == 'fetch_timeout'" limits.fetch_timeout_s=120
   mediamill retry captions/ --where "error_code == 'context_too_long'" image.max_pixels=50176
 
 {EXIT_CODES}

@@ -36,6 +36,7 @@ from mediamill.pipeline.storage.overlap import overlaps
 from mediamill.pipeline.storage.storage import Place
 from mediamill.pipeline.tasks.tasks import task_kind
 from mediamill.schemas import columns as c
+from mediamill.schemas.conditions import parse_condition
 from mediamill.schemas.errors import JobError
 from mediamill.schemas.job import JobConfig
 from mediamill.schemas.job_columns import check_partition_by
@@ -132,6 +133,8 @@ def check(
         schema = step.schema(manifest.schema, schema)
     if state.header is not None and c.ATTEMPT_HISTORY not in state.header["layout"]["columns"]:
         schema = pa.schema([field for field in schema if field.name != c.ATTEMPT_HISTORY])
+    if retry is not None and retry.where is not None:
+        parse_condition(retry.where, schema)  # for its JobError
     digest = fingerprint(parts)
     bound = {"fingerprint": digest, "parts": parts, "layout": _layout(job, schema)}
     bound |= manifest.header()
