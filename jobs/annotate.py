@@ -7,14 +7,18 @@ from typing import TYPE_CHECKING
 
 from mediamill.jobs.interactive import print_summary, run_with_progress
 from mediamill.schemas.job import JobConfig
-from mediamill.schemas.result import error_counts, summary_dict, summary_text
+from mediamill.schemas.result import error_counts, retry_advice, summary_dict, summary_text
 
 if TYPE_CHECKING:
     from mediamill.pipeline.annotate.annotate import AnnotationSummary
+    from mediamill.pipeline.retry.options import Retry
 
 
 def annotate(
-    job: JobConfig, as_json: bool = False, address: str | None = None
+    job: JobConfig,
+    as_json: bool = False,
+    address: str | None = None,
+    retry: "Retry | None" = None,
 ) -> "AnnotationSummary":
     """Runs a job, prints its progress and summary, and returns the summary.
 
@@ -22,10 +26,17 @@ def annotate(
     """
     from mediamill.pipeline.annotate import annotate
 
-    annotation = annotate.check_annotation(job)
+    annotation = annotate.check_annotation(job, retry)
     with run_with_progress(job.resources.grace_s) as (reporter, stop):
         reporter.notes(annotation.split.notes)
-        summary = annotate.annotate(annotation, reporter.phase, reporter, address, stop)
+        summary = annotate.annotate(
+            annotation,
+            reporter.phase,
+            reporter,
+            address,
+            stop,
+            on_note=lambda note: reporter.notes((note,)),
+        )
     print_summary(_summary_dict(summary), _summary_text(summary), as_json)
     return summary
 
@@ -48,7 +59,12 @@ def _summary_text(summary: "AnnotationSummary") -> str:
     split = summary.split
     codes = f" ({error_counts(split.errors)})" if split.errors else ""
     lines = [f"{split.rows} videos: {split.ok} split, {split.error_rows} errors{codes}"]
-    lines += [f"windows: {line}" for line in summary_text(summary.windows).splitlines()]
+    lines += [
+        f"windows: {line}" for line in summary_text(summary.windows, advises=False).splitlines()
+    ]
     if summary.summaries is not None:
-        lines += [f"summaries: {line}" for line in summary_text(summary.summaries).splitlines()]
+        text = summary_text(summary.summaries, advises=False)
+        lines += [f"summaries: {line}" for line in text.splitlines()]
+    if advice := retry_advice(summary.windows.errors, summary.output):
+        lines.append(advice)
     return "\n".join(lines)

@@ -1,6 +1,6 @@
 """The command line: parses arguments, runs the command, and returns its exit code.
 
-Exit codes: 0 all rows ok; 3 finished with error rows; 2 wrong usage or job; 1 the job failed;
+Exit codes: 0 no new error rows; 3 finished with new error rows; 2 wrong usage or job; 1 failed;
 130 interrupted (Ctrl-C), 143 terminated (SIGTERM).
 """
 
@@ -135,13 +135,18 @@ def _run_job(job: JobConfig, options: argparse.Namespace) -> int:
     from mediamill.jobs.manifest import resolve_manifest
 
     job = resolve_manifest(job)
+    retry = None
+    if options.retry_errors:
+        from mediamill.pipeline.retry.options import Retry
+
+        retry = Retry(only=False)
     if job.job == "annotate":
         from mediamill.jobs.annotate import annotate
 
-        return annotate(job, as_json=options.json, address=options.address).exit_code
+        return annotate(job, options.json, options.address, retry).exit_code
     from mediamill.jobs.per_row import run_per_row
 
-    return run_per_row(job, as_json=options.json, address=options.address).exit_code
+    return run_per_row(job, options.json, options.address, retry).exit_code
 
 
 def _dashboard(options: argparse.Namespace) -> str:
@@ -227,6 +232,18 @@ def _compact(argv: Sequence[str]) -> int:
     return run_compact(argv)
 
 
+def _retry(argv: Sequence[str]) -> int:
+    from mediamill.jobs.retry import run_retry
+
+    return run_retry(argv, os.environ)
+
+
+def _check(argv: Sequence[str]) -> int:
+    from mediamill.jobs.check import run_check
+
+    return run_check(argv)
+
+
 def _demo(argv: Sequence[str]) -> int:
     options = parse_demo(argv)
     from mediamill.jobs.demo.demo import main as run_demo
@@ -245,6 +262,8 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "logs": partial(_job_command, "logs"),
     "stop": partial(_job_command, "stop"),
     "history": _history,
+    "retry": _retry,
+    "check": _check,
     "export": _export,
     "compact": _compact,
 }

@@ -17,8 +17,9 @@ _OVERRIDES = (
     "key=value arguments change the job: keys as in a job file (see below), values in YAML.\n"
     "Write './' in front of a path that contains '='."
 )
-_EXIT_CODES = (
-    "exit codes: 0 all rows ok; 3 finished, some rows are errors; 2 wrong usage or job; 1 failed;\n"
+EXIT_CODES = (
+    "exit codes: 0 no new error rows; 3 finished, this run made error rows; 2 wrong usage or job;\n"
+    "1 failed; "
     "130 interrupted (Ctrl-C); 143 terminated (SIGTERM)"
 )
 
@@ -42,6 +43,8 @@ commands:
   logs      follow the output of a submitted job
   stop      stop a submitted job
   history   list the runs of an output
+  retry     do the error rows of an output again
+  check     check that the files of an output are what its log says
   export    write the rows of an output in another form: text files, JSONL, WebDataset, ...
   compact   rewrite the small files of an output to few large ones
 
@@ -53,7 +56,7 @@ examples:
   mediamill caption photos.parquet captions/ --model Qwen2-VL-2B/ --prompt "Describe this image."
   mediamill run nightly.yaml resources.replicas=4
 
-{_EXIT_CODES}
+{EXIT_CODES}
 options: --help, --version
 """
 
@@ -114,7 +117,7 @@ examples:
   mediamill run job.yaml
   mediamill run job.yaml resources.dtype=float32 output=captions-fp32/
 
-{_EXIT_CODES}
+{EXIT_CODES}
 """
 
 
@@ -135,11 +138,11 @@ def parse_job(kind: str, argv: Sequence[str]) -> tuple[argparse.Namespace, dict[
     twice, and SystemExit(2) after it has printed a usage error.
     """
     description, examples = JOB_HELP[kind]
-    parser = _job_parser(
+    parser = job_parser(
         kind,
         "MANIFEST|SOURCE OUTPUT --model DIR [--prompt TEXT] [options] [key=value ...]",
         description,
-        f"{_OVERRIDES}\n\nexamples:\n{examples}\n\n{_EXIT_CODES}\n",
+        f"{_OVERRIDES}\n\nexamples:\n{examples}\n\n{EXIT_CODES}\n",
     )
     parser.add_argument("arguments", nargs="*", help=argparse.SUPPRESS)  # the usage has them
     parser.add_argument("--model", metavar="DIR", help="folder of a checkpoint in hub format")
@@ -151,7 +154,7 @@ def parse_job(kind: str, argv: Sequence[str]) -> tuple[argparse.Namespace, dict[
         "--config", metavar="JOB.yaml", help="job file; the command line overrides it"
     )
     options = parse(parser, argv)
-    paths, pairs = _paths_and_pairs(parser, options.arguments)
+    paths, pairs = paths_and_pairs(parser, options.arguments)
     if len(paths) > 2 or len(paths) == 1 or (not paths and options.config is None):
         given = ", ".join(paths) or "neither"
         parser.error(f"expected two paths, MANIFEST and OUTPUT, found {given}")
@@ -163,7 +166,7 @@ def parse_job(kind: str, argv: Sequence[str]) -> tuple[argparse.Namespace, dict[
 
 def parse_run(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, object]]:
     """Parses `mediamill run`. The job file is `options.config`; else see `parse_job`."""
-    parser = _job_parser("run", "JOB.yaml [key=value ...]", "Run a job file.", _RUN_HELP)
+    parser = job_parser("run", "JOB.yaml [key=value ...]", "Run a job file.", _RUN_HELP)
     parser.add_argument("arguments", nargs="*", help=argparse.SUPPRESS)  # the usage has them
     options = parse(parser, argv)
     options.config, overrides = job_arguments(parser, options.arguments)
@@ -177,7 +180,7 @@ def job_arguments(
 
     Raises JobError when a key is given twice, and SystemExit(2) after it has printed a usage error.
     """
-    paths, pairs = _paths_and_pairs(parser, arguments)
+    paths, pairs = paths_and_pairs(parser, arguments)
     if len(paths) != 1:
         parser.error(f"expected one job file, found {', '.join(paths) or 'none'}")
     return paths[0], _merge({}, pairs)
@@ -236,10 +239,14 @@ def new_parser(command: str, usage: str, description: str, epilog: str) -> argpa
     return parser
 
 
-def _job_parser(command: str, usage: str, description: str, epilog: str) -> argparse.ArgumentParser:
+def job_parser(command: str, usage: str, description: str, epilog: str) -> argparse.ArgumentParser:
     """Returns a parser for a command that runs a job, whose help describes all job keys."""
     parser = new_parser(command, usage, description, f"{epilog}\nkeys:\n{describe_keys()}")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
+    if command != "retry":
+        parser.add_argument(
+            "--retry-errors", action="store_true", help="also do the output's error rows again"
+        )
     parser.add_argument(
         "--plan", action="store_true", help="forecast the job instead; see mediamill plan --help"
     )
@@ -263,9 +270,10 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Name
     return options
 
 
-def _paths_and_pairs(
+def paths_and_pairs(
     parser: argparse.ArgumentParser, arguments: Sequence[str]
 ) -> tuple[list[str], list[str]]:
+    """Splits positional arguments into paths and `key=value` texts."""
     pairs = [argument for argument in arguments if _PAIR.match(argument)]
     for pair in pairs:
         key, _, value = pair.partition("=")

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from mediamill.pipeline.coordinator import lease
 from mediamill.pipeline.faults import RunError
 from mediamill.pipeline.ledger import compaction, ledger, recovery
+from mediamill.pipeline.ledger.inventory import record_of, take_inventory
 from mediamill.pipeline.ledger.log import taken_over
 from mediamill.pipeline.storage import storage
 from mediamill.schemas.errors import JobError
@@ -57,6 +58,8 @@ def compact(output: str, rows_per_file: int | None = None) -> CompactSummary:
         ledger.catch_up(place, state)
         try:
             ledger.begin(place, state, run, {}, (), state.rows_per_file)
+            if state.replacements:  # of a killed retry; they name files that would be gone
+                recovery.recover(place, state)
 
             recovery.revoke_others(place, state, run)
 
@@ -76,5 +79,7 @@ def compact(output: str, rows_per_file: int | None = None) -> CompactSummary:
         note = {"rows": 0, "ok": 0, "errors": {}, "seconds": seconds}
         note["stopped"] = f"compacted {before} files to {after}"
         storage.put(place / ledger.HIDDEN / "runs" / f"{run}.json", json.dumps(note).encode())
-        ledger.end(place, state, {**asdict(summary), "compaction": True})
+        found = take_inventory(place, state)
+        visible = None if found.differs or state.visible is None else record_of(found.files)
+        ledger.end(place, state, {**asdict(summary), "compaction": True}, visible)
     return summary

@@ -10,6 +10,7 @@ from mediamill.pipeline.faults import RunError
 from mediamill.pipeline.ledger import ledger, recovery
 from mediamill.pipeline.ledger.state import Counts, LedgerState
 from mediamill.pipeline.plan import Plan
+from mediamill.pipeline.retry import chosen_rows
 from mediamill.pipeline.storage import storage
 from mediamill.schemas.result import Summary, summary_dict
 
@@ -22,6 +23,7 @@ class Outcome:
 
     state: of the output's ledger. before: rows that were finished when the run began.
     started: when it began, on the monotonic clock, in seconds.
+    left: rows that it has to do.
     """
 
     plan: Plan
@@ -29,6 +31,12 @@ class Outcome:
     before: int
     started: float
     run_id: str
+    left: int = 0
+
+    @property
+    def total(self) -> int:
+        """The rows that are finished at the end of the run."""
+        return self.before + self.left
 
     def finish(self, engines_replaced: int, bottleneck: str | None = None) -> Summary:
         """Makes all rows visible, marks the output as finished, and returns the summary.
@@ -43,7 +51,10 @@ class Outcome:
         summary = self.summary(self.state.run_counts)
         summary = replace(summary, engines_replaced=engines_replaced, binds=bottleneck)
         note = self._note(summary_dict(summary))
-        if ledger.end(self.plan.output, self.state, summary_dict(summary)):
+        if not ledger.end(self.plan.output, self.state, summary_dict(summary)):
+            return summary
+        chosen_rows.remove(self.plan.output)
+        if self.state.counts.rows >= self.plan.manifest.rows:  # a retry leaves new rows alone
             recovery.mark_finished(self.plan.output, note)
         return summary
 
@@ -63,6 +74,7 @@ class Outcome:
             rows=self.state.counts.rows,
             ok=self.state.counts.ok,
             errors=self.state.counts.errors,
+            new_errors=counts.errors,
             skipped=self.before,
             prompt_tokens=counts.prompt_tokens,
             visual_tokens=counts.visual_tokens,
@@ -75,6 +87,8 @@ class Outcome:
 
     def _note(self, summary: Mapping[str, object]) -> str:
         """Writes the note, and returns its text."""
+        if (retry := self.plan.retry) is not None:
+            summary = {**summary, "retry": {"where": retry.where, "changed": retry.changed_text}}
         note = json.dumps(summary, indent=1)
         place = self.plan.output / ledger.HIDDEN / "runs" / f"{self.run_id}.json"
         storage.put(place, note.encode())

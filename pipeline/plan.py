@@ -31,11 +31,13 @@ from mediamill.pipeline.ray_cluster.ray_version import check_ray_version
 from mediamill.pipeline.ray_cluster.trim_memory import trim_memory
 from mediamill.pipeline.records import MEDIA_BYTES, MEDIA_PATHS
 from mediamill.pipeline.replica.canary import check_canary
+from mediamill.pipeline.retry.options import Retry
 from mediamill.pipeline.storage import storage
 from mediamill.pipeline.storage.overlap import overlaps
 from mediamill.pipeline.storage.storage import Place
 from mediamill.pipeline.tasks.tasks import task_kind
 from mediamill.schemas import columns as c
+from mediamill.schemas.conditions import parse_condition
 from mediamill.schemas.errors import JobError
 from mediamill.schemas.job import JobConfig
 from mediamill.schemas.job_columns import check_partition_by
@@ -71,6 +73,7 @@ class Plan:
     resharding: what the ledger stores of rows that are in other files than before.
     state: of the output's ledger when the job was checked.
     step: None if the job has a single step.
+    retry: None if the run does no rows again.
     notes: sentences for the user, about files that are left out and the like.
     """
 
@@ -87,6 +90,7 @@ class Plan:
     resharding: Resharding
     state: LedgerState
     step: StepOverrides | None = None
+    retry: Retry | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -111,12 +115,14 @@ def check(
     step: StepOverrides | None = None,
     meanwhile: Callable[[], None] | None = None,
     will_run: bool = True,
+    retry: Retry | None = None,
 ) -> Plan:
     """Returns the job's plan. Raises JobError with what was found and what was expected.
 
     meanwhile: called while another process loads the checkpoint, if one has to.
     will_run: False for a forecast: nothing is written to the output, not even to see whether that
         is possible, and nothing of the checkpoint is loaded.
+    retry: which error rows of the output are done again, if any.
     """
     check_ray_version()
     _check_sampling(job)
@@ -137,14 +143,20 @@ def check(
     if step is not None:
         parts = step.fingerprint_parts(parts)
         schema = step.schema(manifest.schema, schema)
+    if state.header is not None and c.ATTEMPT_HISTORY not in state.header["layout"]["columns"]:
+        schema = pa.schema([field for field in schema if field.name != c.ATTEMPT_HISTORY])
+    if retry is not None and retry.where is not None:
+        parse_condition(retry.where, schema)  # for its JobError
     digest = fingerprint(parts)
     bound = {"fingerprint": digest, "parts": parts, "layout": _layout(job, schema)}
     bound |= manifest.header()
     if state.header is not None:
-        _check_bound(output, state.header, bound)
+        _check_bound(output, state.header, bound, retry)
     with ThreadPoolExecutor(1, "loading") as thread:  # mostly waits for another process
         loading = None
-        if will_run and not state.counts.rows:  # else a run with this fingerprint has loaded it
+        # Else a run with this fingerprint has loaded it.
+        is_new = not state.counts.rows or (retry is not None and retry.changed)
+        if will_run and is_new:
             texts = _prompt_texts(job, manifest, task)
             loading_check = LoadingCheck(job, model, content.whole, texts)
             loading = thread.submit(loading_check.run)
@@ -171,6 +183,7 @@ def check(
         checked.resharding,
         state,
         step,
+        retry,
         (*manifest.notes, *notes, *checked.notes),
     )
 
@@ -268,12 +281,19 @@ def _layout(job: JobConfig, schema: pa.Schema) -> dict[str, Any]:
     return {"partition_by": list(job.partition_by), "columns": columns}
 
 
-def _check_bound(output: Place, header: Mapping[str, Any], bound: Mapping[str, Any]) -> None:
-    """Checks that the job has the fingerprint and layout of the output, which never change."""
+def _check_bound(
+    output: Place, header: Mapping[str, Any], bound: Mapping[str, Any], retry: Retry | None
+) -> None:
+    """Checks that the job has the fingerprint and layout of the output, which never change.
+
+    The rows of a retry may have another fingerprint, by the keys that it changes.
+    """
     shown = storage.redact(output.url)
     for kind in ("parts", "layout"):
         old, new = header[kind], bound[kind]
         for key in {**old, **new}:
+            if kind == "parts" and retry is not None and retry.changes_part(key):
+                continue
             if old.get(key) != new.get(key):
                 raise JobError(
                     f"{shown}: the output was made with {key} = {_short(old.get(key))}, and the "

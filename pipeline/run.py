@@ -10,7 +10,7 @@ file of its name in stages/.
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,12 +29,15 @@ from mediamill.pipeline.decoding.memory_estimate import memory_bytes
 from mediamill.pipeline.faults import BrokenEngineError, Drained, RunError
 from mediamill.pipeline.fetching import spool
 from mediamill.pipeline.ledger import ledger, recovery
+from mediamill.pipeline.ledger.inventory import take_inventory
 from mediamill.pipeline.ledger.state import Counts
 from mediamill.pipeline.outcome import Outcome
 from mediamill.pipeline.plan import Plan, check
 from mediamill.pipeline.ray_cluster.cluster import data_context, ray_cluster
 from mediamill.pipeline.ray_cluster.metrics import export_engine_rows
 from mediamill.pipeline.ray_cluster.pool_sizes import CALLS_TO_FILL, Node, Pools, size_pools
+from mediamill.pipeline.retry.job_note import save_job
+from mediamill.pipeline.retry.reopen import reopen_rows
 from mediamill.pipeline.storage import storage
 from mediamill.pipeline.tasks.answer_cache import AnswerCalls
 from mediamill.schemas import columns as c
@@ -159,6 +162,7 @@ def run(
     address: str | None = None,
     stages: Stages = Stages(),
     stop: Stop | None = None,
+    on_note: Callable[[str], None] | None = None,
 ) -> Summary:
     """Makes the result rows that the output does not have yet, and returns the run's summary.
 
@@ -168,32 +172,44 @@ def run(
         one that ends with the job.
     stages: what the actors run.
     stop: asks the run to end early; it may then take up to resources.grace_s.
+    on_note: called with sentences for the user, about rows that are done again and the like.
     Raises JobError when the job cannot work, RunError when it stopped or another run works on the
     output, and Drained, which is a RunError, when it was asked to stop.
     """
-    started = time.monotonic()
+    started, tell = time.monotonic(), on_note or (lambda _: None)
     plan = plan or check(job)
     state, checked = plan.state, plan.state.sequence
     ledger.catch_up(plan.output, state)
     if state.sequence != checked:  # another run has worked on the output since the check
-        plan = check(job, plan.step)
+        plan = check(job, plan.step, retry=plan.retry)
         state = plan.state
     run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
     outcome = Outcome(plan, state, state.counts.rows, started, run_id)
-    complete = outcome.before == plan.manifest.rows and recovery.is_settled(plan.output, state)
-    if complete and plan.is_recorded:
-        return outcome.summary(Counts())
+    is_complete = outcome.before == plan.manifest.rows and plan.retry is None
+    is_complete = is_complete and recovery.is_settled(plan.output, state)
+    if is_complete:
+        inventory = take_inventory(plan.output, state)
+        is_complete = not inventory.missing_rows and not inventory.gone
+        if is_complete and plan.is_recorded:
+            for sentence in inventory.sentences():
+                tell(sentence)
+            return outcome.summary(Counts())
     with lease.hold(plan.output, run_id):
         plan.new_ids.save()
         try:
             bound, per_file = dict(plan.bound), job.rows_per_file
             ledger.begin(plan.output, state, run_id, bound, plan.files, per_file, plan.resharding)
-            if not complete:
+            if not is_complete and (plan.retry is None or not plan.retry.only):
                 recovery.mark_unfinished(plan.output)
             recovery.recover(plan.output, state)
+            reopen_rows(plan.output, state, plan.manifest, plan.retry, run_id, tell)
         except ledger.TakenOverError as error:
             raise RunError(str(error)) from error
-        if outcome.before == plan.manifest.rows:
+        if plan.retry is None or not plan.retry.changed:
+            save_job(plan.output, job, run_id)
+        left = state.rows_left(plan.manifest.rows)
+        outcome = replace(outcome, before=state.counts.rows - state.rows_to_redo, left=left)
+        if not left:
             return outcome.finish(0)
         stop = stop or Stop()
         if stop.requested:
@@ -299,7 +315,7 @@ class _Pass:
         }
 
     def _write_rows(self) -> int:
-        left = self.outcome.plan.manifest.rows - self.outcome.state.counts.rows
+        left = self.outcome.state.rows_left(self.outcome.plan.manifest.rows)
         return min(self.job.rows_per_file, max(_MIN_ROWS_PER_WRITE, left // _MIN_WRITES))
 
     def _output_rules(self) -> "OutputRules":
@@ -311,8 +327,15 @@ class _Pass:
             c.FINGERPRINT: plan.fingerprint,
             c.RUN_ID: self.outcome.run_id,
         }
+        retry = plan.retry
         return OutputRules(
-            plan.output.url, plan.schema, job.partition_by, job.rows_per_file, constants
+            plan.output.url,
+            plan.schema,
+            job.partition_by,
+            job.rows_per_file,
+            constants,
+            retry is not None,
+            None if retry is None else retry.changed_text,
         )
 
 

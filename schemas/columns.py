@@ -30,6 +30,7 @@ STATUS = "status"
 ERROR_CODE = "error_code"
 ERROR_MESSAGE = "error_message"
 ATTEMPT = "attempt"
+ATTEMPT_HISTORY = "attempt_history"
 FINISH_REASON = "finish_reason"
 PROMPT_TOKENS = "prompt_tokens"
 VISUAL_TOKENS = "visual_tokens"
@@ -83,4 +84,5 @@ RESULT_COLUMNS = (
     MODEL,
     FINGERPRINT,
     RUN_ID,
+    ATTEMPT_HISTORY,
 )

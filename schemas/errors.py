@@ -30,6 +30,23 @@ class ErrorCode(StrEnum):
     POISON = "poison"  # crashed the processes that worked on it, also when it was processed alone
 
 
+# Codes of rows that fail again as long as neither their media nor a key of the job changes.
+FAILS_AGAIN = frozenset(
+    {
+        ErrorCode.FETCH_TOO_LARGE,
+        ErrorCode.DECODE_CORRUPT,
+        ErrorCode.DECODE_UNSUPPORTED,
+        ErrorCode.DECODE_TOO_LARGE,
+        ErrorCode.MEDIA_EMPTY,
+        ErrorCode.PROMPT_INVALID,
+        ErrorCode.CONTEXT_TOO_LONG,
+        ErrorCode.PARSE_INVALID,
+        ErrorCode.JSON_INVALID,
+        ErrorCode.POISON,
+    }
+)
+
+
 class RowError(Exception):
     """One row cannot be answered. `code` and `message` are written to its result row."""
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 import pyarrow as pa
 
 from mediamill.schemas import columns as c
+from mediamill.schemas.errors import FAILS_AGAIN
 from mediamill.schemas.manifest import ManifestSchema
 from mediamill.schemas.task import CAPTION, Task
 
@@ -32,6 +33,15 @@ RECEIPT_STRUCT = pa.struct(
     ]
 )
 
+# One attempt to answer a row. Only rows that were done again have a list of them, oldest first.
+ATTEMPT_FIELDS: tuple[pa.Field, ...] = (
+    pa.field("attempt", pa.int32()),  # counts from 1
+    pa.field("run_id", pa.string()),
+    pa.field("error_code", pa.string()),  # null if it succeeded
+    pa.field("error_message", pa.string()),
+    pa.field("changed", pa.string()),  # job keys with other values than the output's
+)
+
 # Every field is nullable: an error row has null for everything that is unknown.
 ANSWER_FIELDS: tuple[pa.Field, ...] = (
     pa.field(c.TEXT, pa.string()),  # null in an error row
@@ -53,6 +63,8 @@ ANSWER_FIELDS: tuple[pa.Field, ...] = (
     pa.field(c.MODEL, pa.string()),
     pa.field(c.FINGERPRINT, pa.string()),
     pa.field(c.RUN_ID, pa.string()),
+    # Outputs that were begun before this column existed lack it.
+    pa.field(c.ATTEMPT_HISTORY, pa.list_(pa.struct(ATTEMPT_FIELDS))),
 )
 
 _TEXT_COLUMNS = {c.TEXT, c.FINISH_REASON, c.MEAN_LOGPROB}
@@ -91,6 +103,7 @@ class Summary:
     """The totals of a finished job.
 
     rows, ok, errors (by code): of the whole output, earlier runs included.
+    new_errors: error rows that this run made, by code.
     skipped: rows that were finished in earlier runs.
     prompt_tokens, visual_tokens, output_tokens, seconds: of this run.
     engines_replaced: copies of the model that broke in this run and were reloaded.
@@ -110,28 +123,40 @@ class Summary:
     fingerprint: str
     engines_replaced: int = 0
     binds: str | None = None
+    new_errors: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def error_rows(self) -> int:
         return sum(self.errors.values())
 
     @property
+    def new_error_rows(self) -> int:
+        return sum(self.new_errors.values())
+
+    @property
     def exit_code(self) -> int:
-        """0 when all rows are ok, 3 when there are error rows."""
-        return 3 if self.error_rows else 0
+        """3 when this run made error rows, 0 when it made none."""
+        return 3 if self.new_error_rows else 0
 
 
 def summary_dict(summary: Summary) -> dict[str, object]:
     """Returns the summary as one JSON object; `errors` is an object from code to count."""
-    totals = {"error_rows": summary.error_rows, "exit_code": summary.exit_code}
+    totals = {
+        "error_rows": summary.error_rows,
+        "new_error_rows": summary.new_error_rows,
+        "exit_code": summary.exit_code,
+    }
     return {"event": "summary", **asdict(summary), **totals}
 
 
-def summary_text(summary: Summary) -> str:
-    """Returns the summary as lines for a person; errors are one line with counts by code."""
-    lines = [f"{summary.rows} rows: {summary.ok} ok, {summary.error_rows} errors"]
+def summary_text(summary: Summary, advises: bool = True) -> str:
+    """Returns the summary as lines for a person; errors are one line with counts by code.
+
+    advises: whether to say how the errors can be redone.
+    """
+    lines = [f"{summary.rows} rows: {summary.ok} ok, {_error_rows(summary)}"]
     if summary.skipped:
-        lines[0] += f" ({summary.skipped} of them from earlier runs)"
+        lines[0] += f" ({summary.skipped} rows are from earlier runs)"
     if summary.error_rows:
         lines.append(f"errors: {error_counts(summary.errors)}")
     answered = summary.rows - summary.skipped
@@ -147,7 +172,30 @@ def summary_text(summary: Summary) -> str:
     lines.append(
         f"output: {summary.output} (run {summary.run_id}, fingerprint {summary.fingerprint})"
     )
+    advice = retry_advice(summary.errors, summary.output)
+    if advises and advice is not None:
+        lines.append(advice)
     return "\n".join(lines)
+
+
+def retry_advice(errors: Mapping[str, int], output: str) -> str | None:
+    """Returns how the errors can be redone, None without errors."""
+    if errors.keys() - FAILS_AGAIN:
+        return f"to redo the errors: mediamill retry {output}"
+    if not errors:
+        return None
+    return (
+        "these errors come again unless files or keys change; then: "
+        f"mediamill retry {output} [key=value ...]"
+    )
+
+
+def _error_rows(summary: Summary) -> str:
+    """Returns "0 errors", "2 errors" (all of this run), "33 errors, 2 of them new"."""
+    text = f"{summary.error_rows} error{'' if summary.error_rows == 1 else 's'}"
+    if summary.error_rows == summary.new_error_rows:
+        return text
+    return f"{text}, {summary.new_error_rows or 'none'} of them new"
 
 
 def error_counts(errors: Mapping[str, int]) -> str:

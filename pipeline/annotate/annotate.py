@@ -21,9 +21,10 @@ from typing import Any
 import pyarrow as pa
 
 from mediamill.model.families.qwen2_vl.config import parse_config
+from mediamill.pipeline.annotate.merge_videos import merge
 from mediamill.pipeline.annotate.split import SplitVideos
 from mediamill.pipeline.annotate.summaries import SummaryRules, max_prompt_tokens, prompt_table
-from mediamill.pipeline.annotate.video_table import merge, plain_table
+from mediamill.pipeline.annotate.video_table import plain_table
 from mediamill.pipeline.annotate.window_columns import (
     SPLIT_CODE,
     SPLIT_FOLDER,
@@ -46,6 +47,8 @@ from mediamill.pipeline.ledger.publish import visible_files
 from mediamill.pipeline.plan import Plan, StepOverrides, check
 from mediamill.pipeline.ray_cluster.cluster import ray_cluster
 from mediamill.pipeline.records import RowFailure, failure_columns, failures, replace_columns
+from mediamill.pipeline.retry.job_note import ANNOTATION, save_job
+from mediamill.pipeline.retry.options import Retry
 from mediamill.pipeline.run import PrepareStage, Stages, run
 from mediamill.pipeline.storage import storage
 from mediamill.pipeline.storage.storage import Place
@@ -108,11 +111,12 @@ _WINDOWS_STEP = StepOverrides(lambda _, schema: without_split_error(schema))
 
 @dataclass(frozen=True)
 class AnnotationPlan:
-    """An annotation that can begin. split: the plan of its first step."""
+    """An annotation that can begin. split: the plan of its first step. retry: see `Plan`."""
 
     job: JobConfig
     output: Place
     split: Plan
+    retry: Retry | None = None
 
     @property
     def manifest(self) -> ManifestSchema:
@@ -124,6 +128,7 @@ class AnnotationPlan:
 class AnnotationSummary:
     """The summaries of an annotation's runs. merged: the number of new rows of videos."""
 
+    output: str
     split: Summary
     windows: Summary
     merged: int = 0
@@ -135,15 +140,22 @@ class AnnotationSummary:
         return max(self.windows.exit_code, self.summaries.exit_code if self.summaries else 0)
 
 
-def check_annotation(job: JobConfig, will_run: bool = True) -> AnnotationPlan:
+def check_annotation(
+    job: JobConfig, retry: Retry | None = None, will_run: bool = True
+) -> AnnotationPlan:
     """Checks the job. Raises JobError with what was found and what was expected.
 
-    will_run: as of `check`.
+    retry, will_run: as of `check`.
     """
     output = storage.resolve(job.output)
     _check_output(job, output)
     with _errors_name_output(output):
-        plan = check(_split_job(job), _split_overrides(job), will_run=will_run)
+        plan = check(
+            _split_job(job),
+            _split_overrides(job),
+            will_run=will_run,
+            retry=_split_retry(output, retry),
+        )
         if (column := plan.manifest.schema.media_column) is not None:
             raise JobError(
                 f"{storage.redact(job.manifest)}: found videos in the column '{column}', expected "
@@ -153,8 +165,8 @@ def check_annotation(job: JobConfig, will_run: bool = True) -> AnnotationPlan:
         check_columns(plan.manifest.schema, given, plan.manifest.url)
         check_partition_by(plan.manifest.schema, job.partition_by, storage.redact(job.manifest))
         if visible_files(output / _WINDOW_MANIFEST):  # before new videos are split in vain
-            check(windows_job(job), _WINDOWS_STEP, will_run=will_run)
-    return AnnotationPlan(job, output, plan)
+            check(windows_job(job), _WINDOWS_STEP, will_run=will_run, retry=retry)
+    return AnnotationPlan(job, output, plan, retry)
 
 
 def annotate(
@@ -164,6 +176,7 @@ def annotate(
     address: str | None = None,
     stop: Stop | None = None,
     stages: Stages = WINDOW_STAGES,
+    on_note: Callable[[str], None] | None = None,
 ) -> AnnotationSummary:
     """Makes what the output does not have yet.
 
@@ -172,32 +185,39 @@ def annotate(
     See `mediamill.pipeline.run` for the other arguments and the errors.
     """
     job, output, manifest = annotation.job, annotation.output, annotation.manifest
-    stop = stop or Stop()
+    stop, retry, shown = stop or Stop(), annotation.retry, storage.redact(output.url)
+    if retry is not None:  # videos that can be split now have new windows
+        retry = replace(retry, only=False)
     with _errors_name_output(output), ExitStack() as stack:
         stack.enter_context(spool.hold_shared_folder())
         on_phase("split")
         if annotation.split.rows_left:  # then all steps have work, and share one Ray cluster
             stack.enter_context(ray_cluster(address))
-        split = run(_split_job(job), annotation.split, on_progress, address, SPLIT_STAGES, stop)
+        split_job, plan = _split_job(job), annotation.split
+        split = run(split_job, plan, on_progress, address, SPLIT_STAGES, stop, on_note)
+        if retry is None or not retry.changed:
+            save_job(output / SPLIT_FOLDER, job, split.run_id, ANNOTATION)
         make_windows(output / SPLIT_FOLDER, output / _WINDOW_MANIFEST, manifest)
         on_phase("windows")
         captions_job = windows_job(job)
-        plan = check(captions_job, _WINDOWS_STEP)
-        windows = run(captions_job, plan, on_progress, address, stages, stop)
+        plan = check(captions_job, _WINDOWS_STEP, retry=retry)
+        windows = run(captions_job, plan, on_progress, address, stages, stop, on_note)
         if not job.annotate.videos:
-            return AnnotationSummary(split, windows)
+            return AnnotationSummary(shown, split, windows)
         on_phase("videos")
         folders = output / SPLIT_FOLDER, output / WINDOWS_FOLDER
         if job.annotate.summary_prompt is None:
             merged = merge(*folders, output / VIDEOS_FOLDER, plain_table(manifest, plan.task))
-            return AnnotationSummary(split, windows, merged)
+            return AnnotationSummary(shown, split, windows, merged)
         table = prompt_table(manifest, plan.task, _summary_rules(job, plan))
         merged = merge(*folders, output / _VIDEO_MANIFEST, table)
         on_phase("summaries")
         summary_job = _summary_job(job)
-        plan = check(summary_job, _summary_overrides(job))
-        summaries = run(summary_job, plan, on_progress, address, stages, stop)
-        return AnnotationSummary(split, windows, merged, summaries)
+        plan = check(
+            summary_job, _summary_overrides(job), retry=retry and replace(retry, where=None)
+        )
+        summaries = run(summary_job, plan, on_progress, address, stages, stop, on_note)
+        return AnnotationSummary(shown, split, windows, merged, summaries)
 
 
 def _derive(job: JobConfig, changes: Mapping[str, object]) -> JobConfig:
@@ -222,6 +242,13 @@ def _split_job(job: JobConfig) -> JobConfig:
             "resources.labels": {"prepare": labels, "generate": labels},
         },
     )
+
+
+def _split_retry(output: Place, retry: Retry | None) -> Retry | None:
+    """Returns which videos are split again: none if the condition is about windows."""
+    header = ledger.load(output / SPLIT_FOLDER).header or {}
+    is_known = retry is None or retry.names_only(header.get("layout", {}).get("columns", ()))
+    return retry if is_known else None
 
 
 def _split_overrides(job: JobConfig) -> StepOverrides:

@@ -1,11 +1,13 @@
 """Makes the manifest of windows from the rows of a split: one row for each window of each video.
 
-Each file of the split gives one file, which is written atomically and never changed: the ledger of
-the windows identifies rows by their position in it.
+Each file of the split gives one file, which is written atomically: the ledger of the windows
+identifies rows by their position in it. It is made again when a retry has replaced videos in the
+file of the split; the ledger then finds its rows by their ids.
 """
 
 import tempfile
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -27,7 +29,7 @@ from mediamill.pipeline.annotate.window_columns import (
     user_fields,
     window_schema,
 )
-from mediamill.pipeline.ledger.publish import visible_files
+from mediamill.pipeline.ledger.publish import REPLACED, visible_files
 from mediamill.pipeline.row_values import row_values
 from mediamill.pipeline.storage import storage
 from mediamill.pipeline.storage.storage import Place
@@ -36,6 +38,7 @@ from mediamill.schemas.arrow_convert import convert_table, flight_type, parquet_
 from mediamill.schemas.errors import RowError
 from mediamill.schemas.manifest import ManifestSchema
 
+_READERS = 16
 _ROWS = 4096  # of one row group: a read task takes whole ones
 _BATCH_VIDEOS = 64  # that are read at once
 _MIN_DIGITS = 5  # of a window's number in its id
@@ -43,15 +46,30 @@ _VIDEO = "video"
 
 
 def make_windows(split: Place, windows: Place, manifest: ManifestSchema) -> int:
-    """Makes the missing files of the manifest of windows, and returns their number.
+    """Makes the files of the manifest of windows that are missing or out of date.
 
     split: the output of a finished run. Memory does not grow with the windows of a file.
+    Returns the number of files that were made.
     """
     existing = set(storage.list_files(windows))
-    missing = [name for name in visible_files(split) if name not in existing]
-    for name in missing:
+
+    def is_current(name: str) -> bool:
+        return name in existing and replaced(split / name) == replaced(windows / name)
+
+    names = visible_files(split)
+    with ThreadPoolExecutor(_READERS) as threads:
+        current = list(threads.map(is_current, names))
+    outdated = [name for name, is_new in zip(names, current, strict=True) if not is_new]
+    for name in outdated:
         _make_file(split / name, windows / name, manifest)
-    return len(missing)
+    return len(outdated)
+
+
+def replaced(place: Place) -> bytes | None:
+    """Returns which videos a retry has replaced in a file of the split, as its footer says it."""
+    with place.fs.open(place.path, "rb") as opened, pq.ParquetFile(opened) as parquet:
+        value: bytes | None = (parquet.metadata.metadata or {}).get(REPLACED)
+        return value
 
 
 def _make_file(source: Place, target: Place, manifest: ManifestSchema) -> None:
@@ -73,6 +91,8 @@ def _make_file(source: Place, target: Place, manifest: ManifestSchema) -> None:
                 count += len(piece)
             if pieces:
                 writer.write_table(convert_table(pa.concat_tables(pieces), schema))
+            if (noted := (videos.metadata.metadata or {}).get(REPLACED)) is not None:
+                writer.add_key_value_metadata({REPLACED: noted})
         file.flush()
         storage.put_file(target, Path(file.name))
 

@@ -36,6 +36,7 @@ class Coordinator(FailurePolicy):
 
     resources, limits: of the job, see `FailurePolicy`.
     answer_columns: the columns of an answer if copies are deduplicated, else none.
+    loads_answers: whether those of earlier runs count.
     """
 
     def __init__(
@@ -46,11 +47,13 @@ class Coordinator(FailurePolicy):
         limits: Limits,
         last_pool: str = GENERATE,
         answer_columns: Sequence[str] = (),
+        loads_answers: bool = True,
     ) -> None:
         super().__init__(resources, limits, _is_alive, last_pool)
         self._ledger = ledger.Ledger(output_url, run)
         self._count(self._ledger.state.run_counts)
         self._answers, self._answer_columns = AnswerCache(), answer_columns
+        self._loads_answers = loads_answers
         self._loading: asyncio.Task[None] | None = None
         self._started = time.monotonic()
         self._counters: Counter[str] = Counter()
@@ -64,8 +67,8 @@ class Coordinator(FailurePolicy):
     async def commit(self, commit: ledger.Commit) -> ledger.CommitReply:
         return await self._ledger.commit(commit)
 
-    async def published(self, names: Sequence[str]) -> ledger.CommitReply:
-        return await self._ledger.published(names)
+    async def published(self, files: Mapping[str, int]) -> ledger.CommitReply:
+        return await self._ledger.published(files)
 
     async def counts(self) -> tuple[Counts, Counts]:
         return await self._ledger.counts()
@@ -111,7 +114,7 @@ class Coordinator(FailurePolicy):
         await asyncio.shield(self._loading)
 
     def _load_previous(self) -> None:
-        if self._ledger.state.counts.rows:
+        if self._loads_answers and self._ledger.state.counts.rows:
             self._answers.load(self._ledger.output, self._answer_columns)
 
     def _totals(self) -> metrics.Totals:
@@ -147,10 +150,10 @@ class LedgerCalls:
         reply: ledger.CommitReply = ray.get(self.actor.commit.remote(commit))
         return reply
 
-    def published(self, names: Sequence[str]) -> ledger.CommitReply:
+    def published(self, files: Mapping[str, int]) -> ledger.CommitReply:
         import ray
 
-        reply: ledger.CommitReply = ray.get(self.actor.published.remote(names))
+        reply: ledger.CommitReply = ray.get(self.actor.published.remote(files))
         return reply
 
 
@@ -291,16 +294,15 @@ def _progress(
     if replies is None:
         return None
     counters: dict[str, int]
-    output: Counts
     run: Counts
     status: RunStatus
-    counters, (output, run), status = replies
+    counters, (_, run), status = replies
     generated = min(counters.get("generated", 0), rows - skipped)
     rows_per_s = rate.update(seconds, generated)
     pools = utilization.pool_utilization(counters)
     return Progress(
         rows_total=rows,
-        rows_done=output.rows,
+        rows_done=skipped + run.rows,
         rows_skipped=skipped,
         ok=run.ok,
         errors=run.errors,

@@ -54,6 +54,7 @@ class Execution:
             job.limits,
             (PREPARE, GENERATE)[len(names) - 1],
             answer_columns(task) if task.dedupe else (),
+            self._plan.retry is None or not self._plan.retry.changed,
         )
         self._drain = DrainCallback(names[-1])
         self._monitor = RunMonitor(self.coordinator, self._drain, stop, job.resources.grace_s)
@@ -70,7 +71,7 @@ class Execution:
         execute: makes one pass, given the `Pools` and functions for `data_context`.
         Raises JobError when the cluster is too small for the job, and stays so.
         """
-        rows, skipped = self._plan.manifest.rows, self._outcome.before
+        rows, skipped = self._outcome.total, self._outcome.before
         try:
             pools = self._pools()
             with reporting(
@@ -110,7 +111,7 @@ class Execution:
         if self._on_progress is not None:
             self._on_progress(
                 Progress(
-                    rows_total=self._plan.manifest.rows,
+                    rows_total=self._outcome.total,
                     rows_done=self._outcome.before,
                     rows_skipped=self._outcome.before,
                     seconds=time.monotonic() - self._outcome.started,
@@ -123,7 +124,7 @@ class Execution:
             autoscaler = self._autoscaler(pools)
             execute(pools, self._drain.on_execution_step, autoscaler.on_execution_step)
             ledger.catch_up(self._plan.output, self._outcome.state)
-            missing = self._plan.manifest.rows - self._outcome.state.counts.rows
+            missing = self._outcome.state.rows_left(self._plan.manifest.rows)
             if not missing:
                 return
             if self._monitor.error is not None:

@@ -59,7 +59,8 @@ def _runs(place: Place, state: LedgerState) -> list[dict[str, object]]:
         if name not in note_names:
             return {**run, "end": "at work" if start["run"] == working else None}
         note = json.loads(storage.read(notes / name))
-        errors = "finished with errors" if note.get("error_rows") else "finished"
+        new_errors = note.get("new_error_rows", note.get("error_rows"))
+        errors = "finished with errors" if new_errors else "finished"
         return {**run, **note, "end": note.get("stopped", errors)}
 
     with ThreadPoolExecutor(_READERS) as readers:

@@ -3,6 +3,7 @@
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -65,14 +66,29 @@ class Run:
         """Returns the units that are not done, the one that was begun first, with its offset."""
         state, done = self._state, self._folder.done(self._state)
         left = [unit for unit in units if unit.name not in done]
+        # Rows that a retry has replaced are exported again, unless they come with all others.
+        included = {name for unit in left if unit.name != state.unit for name in unit.labels}
+        left = [unit for unit in left if unit.name not in included]
         left.sort(key=lambda unit: (unit.name != state.unit, unit.name))
-        return [(unit, state.offset if unit.name == state.unit else 0) for unit in left]
+        return [
+            (self._begun(unit), state.offset if unit.name == state.unit else 0) for unit in left
+        ]
+
+    def _begun(self, unit: Unit) -> Unit:
+        """Returns the unit; of replaced rows, those that a killed export had exported before."""
+        state = self._state
+        if unit.positions is None or unit.name.rpartition("@")[0] != state.unit:
+            return unit
+        positions = unit.positions[unit.positions < state.offset]
+        return replace(unit, rows=positions.size, positions=positions)
 
     def _stream(self, units: list[tuple[Unit, int]]) -> Iterator[pa.Table]:
         for unit, skip in units:
             self._state.unit, self._state.offset = unit.name, skip
             yield from self._source.read(unit, skip)
             self._finished.append(unit.name)
+            if not skip:
+                self._finished += unit.labels
             self._state.unit, self._state.offset = None, 0
 
     def _fill(self, shard: Shard, stream: Iterator[pa.Table], rows: int) -> bool:

@@ -6,12 +6,15 @@ compacted: an export that goes on after a compaction exports nothing twice.
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mediamill.pipeline.ledger import hive_paths, ledger
+from mediamill.pipeline.ledger.bitmaps import rows_of
 from mediamill.pipeline.ledger.compaction import FileInfo, file_info
 from mediamill.pipeline.ledger.journal import readable_files
 from mediamill.pipeline.storage import storage
@@ -28,12 +31,17 @@ class Unit:
     """The rows of one file as it was published. name: of that file, with its folder.
 
     place: the file that has them now. start: of them in that file.
+    positions: of the rows that a retry has replaced, from `start` on, in a unit of only these; its
+    name has the retry's label. None in a unit of all rows.
+    labels: the names of the units of replaced rows, which a unit of all rows includes.
     """
 
     name: str
     rows: int
     place: Place
     start: int
+    positions: npt.NDArray[np.int64] | None = None
+    labels: tuple[str, ...] = ()
 
 
 class Source:
@@ -56,7 +64,7 @@ class Source:
         if self.header is None and not readable_files(self.place):
             where = storage.redact(self.place.url)
             raise JobError(f"{where}: found no result of Mediamill, expected an output")
-        self._partitions = self._partition_fields()
+        self._partitions = hive_paths.column_types(self.header or {})
         self.schema: pa.Schema | None = None
 
     def units(self) -> list[Unit]:
@@ -74,7 +82,7 @@ class Source:
         tries = _TRIES
         while skip < unit.rows:
             try:
-                for table in self._read(unit, skip):
+                for table in self._read_unit(unit, skip):
                     skip += table.num_rows
                     yield table
                 return
@@ -98,17 +106,14 @@ class Source:
                 base = info.sources or ((info.name.rpartition("/")[2], info.rows),)
                 for name, rows in base:
                     unit = Unit(_beside(info.name, name), rows, files[info.name], start)
-                    units.append((info.name, unit))
+                    again = list(_replaced(unit, info))
+                    unit = replace(unit, labels=tuple(other.name for other in again))
+                    units += [(info.name, other) for other in (unit, *again)]
                     start += rows
                 replaced.update(_beside(info.name, source) for source, _ in info.sources)
         # Without files that were published again by tasks that were thought to be dead.
         whole = (unit for name, unit in units if name not in replaced)
         return sorted(whole, key=lambda unit: unit.name)
-
-    def _partition_fields(self) -> dict[str, pa.DataType]:
-        layout = (self.header or {}).get("layout", {})
-        types = layout.get("columns", {})
-        return {name: _type(types.get(name)) for name in layout.get("partition_by", ())}
 
     def _schema(self, info: FileInfo) -> pa.Schema:
         schema: pa.Schema = info.schema
@@ -116,6 +121,19 @@ class Source:
             if name not in schema.names:
                 schema = schema.append(pa.field(name, self._partitions.get(name, pa.string())))
         return schema
+
+    def _read_unit(self, unit: Unit, skip: int) -> Iterator[pa.Table]:
+        if unit.positions is None:
+            yield from self._read(unit, skip)
+            return
+        positions = unit.positions[skip:]
+        first = int(positions[0])
+        whole = replace(unit, rows=int(positions[-1]) + 1, positions=None)
+        for table in self._read(whole, first):
+            inside = positions[(positions >= first) & (positions < first + table.num_rows)]
+            if inside.size:
+                yield table.take(pa.array(inside - first))
+            first += table.num_rows
 
     def _read(self, unit: Unit, skip: int) -> Iterator[pa.Table]:
         assert self.schema is not None
@@ -155,6 +173,16 @@ class Source:
         return pa.table(columns, schema=self.schema)
 
 
+def _replaced(whole: Unit, info: FileInfo) -> Iterator[Unit]:
+    """Yields the units of the rows that retries have replaced in a unit of all rows."""
+    for label, text in info.replaced:
+        positions = rows_of(text) - whole.start
+        positions = positions[(positions >= 0) & (positions < whole.rows)]
+        if positions.size:
+            name = f"{whole.name}@{label}"
+            yield replace(whole, name=name, rows=positions.size, positions=positions)
+
+
 def choose_columns(schema: pa.Schema, names: Sequence[str]) -> Sequence[str]:
     """Returns the names. Raises JobError for one that the schema has not."""
     from mediamill.schemas.nearest import nearest
@@ -169,9 +197,3 @@ def choose_columns(schema: pa.Schema, names: Sequence[str]) -> Sequence[str]:
 
 def _beside(path: str, name: str) -> str:
     return f"{path.rpartition('/')[0]}/{name}".lstrip("/")
-
-
-def _type(name: str | None) -> pa.DataType:
-    """Returns the type of a partition column from its name in the log; text if it is not plain."""
-    plain = {str(kind): kind for kind in (pa.int64(), pa.int32(), pa.bool_(), pa.date32())}
-    return plain.get(name or "", pa.string())

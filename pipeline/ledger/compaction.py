@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mediamill.pipeline.ledger import folder_swap
+from mediamill.pipeline.ledger.bitmaps import rows_of, text_of
 from mediamill.pipeline.ledger.journal import (
     Journal,
     Merged,
@@ -33,7 +34,7 @@ from mediamill.pipeline.ledger.journal import (
     work_folder,
     write_journal,
 )
-from mediamill.pipeline.ledger.publish import SOURCES, visible_files
+from mediamill.pipeline.ledger.publish import REPLACED, SOURCES, WRITER_OPTIONS, visible_files
 from mediamill.pipeline.storage import storage
 from mediamill.pipeline.storage.disk_room import needs_room
 from mediamill.pipeline.storage.storage import Place
@@ -46,12 +47,16 @@ _NUMBER = re.compile(r"part-(\d{12})")
 
 @dataclass(frozen=True)
 class FileInfo:
-    """A visible file. sources: names and rows of the files that were compacted to it."""
+    """A visible file. sources: names and rows of the files that were compacted to it.
+
+    replaced: the retries that replaced rows, each with the positions of these (see rewrite.py).
+    """
 
     name: str
     rows: int
     schema: pa.Schema
     sources: tuple[tuple[str, int], ...]
+    replaced: tuple[tuple[str, str], ...] = ()
 
 
 def compact(
@@ -111,10 +116,12 @@ def file_info(place: Place, name: str) -> FileInfo:
 
     def read(fs: Any) -> FileInfo:
         with fs.open(place.path, "rb") as opened, pq.ParquetFile(opened) as parquet:
-            noted = (parquet.metadata.metadata or {}).get(SOURCES)
-            sources = tuple((str(one), int(rows)) for one, rows in json.loads(noted or b"[]"))
+            footer = parquet.metadata.metadata or {}
+            noted = json.loads(footer.get(SOURCES, b"[]"))
+            sources = tuple((str(one), int(rows)) for one, rows in noted)
+            replaced = tuple((one, rows) for one, rows in json.loads(footer.get(REPLACED, b"[]")))
             schema = parquet.schema_arrow.remove_metadata()
-            return FileInfo(name, parquet.metadata.num_rows, schema, sources)
+            return FileInfo(name, parquet.metadata.num_rows, schema, sources, replaced)
 
     return storage.with_retries(place, read)
 
@@ -158,7 +165,7 @@ def _merge(output: Place, folder: str, group: Sequence[FileInfo]) -> Merged:
     """Writes the hidden file of a group, unless an earlier compaction has written it."""
     names = tuple(info.name for info in group)
     sources = [one for info in group for one in (info.sources or ((info.name, info.rows),))]
-    noted = json.dumps([folder, sources]).encode()
+    noted = json.dumps([folder, sources, *_replaced(group)]).encode()
     digest = hashlib.blake2b(noted, digest_size=8).hexdigest()
     number = _NUMBER.match(names[0])
     name = f"part-{number[1] if number else '0' * 12}-{digest}.parquet"
@@ -166,12 +173,23 @@ def _merge(output: Place, folder: str, group: Sequence[FileInfo]) -> Merged:
     if not storage.exists(target):
         with tempfile.TemporaryDirectory() as scratch, needs_room(Path(scratch), "a merged file"):
             path = Path(scratch) / "merged"
-            with pq.ParquetWriter(path, group[0].schema, compression="zstd") as writer:
+            with pq.ParquetWriter(path, group[0].schema, **WRITER_OPTIONS) as writer:
                 for table in _row_groups(output, folder, names):
                     writer.write_table(table)
                 writer.add_key_value_metadata({SOURCES.decode(): json.dumps(sources)})
+                if replaced := _replaced(group):
+                    writer.add_key_value_metadata({REPLACED.decode(): json.dumps(replaced)})
             storage.put_file(target, path)
     return Merged(name, names)
+
+
+def _replaced(group: Sequence[FileInfo]) -> list[tuple[str, str]]:
+    """Returns the replaced rows of the files, by their positions in the merged one."""
+    replaced, start = [], 0
+    for info in group:
+        replaced += [(label, text_of(rows_of(text) + start)) for label, text in info.replaced]
+        start += info.rows
+    return replaced
 
 
 def _row_groups(output: Place, folder: str, names: Sequence[str]) -> Iterator[pa.Table]:

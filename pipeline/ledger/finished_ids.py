@@ -5,7 +5,7 @@ The log has one bit for each row, and no ids. They are needed when the manifest 
 other files than before.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
@@ -29,9 +29,6 @@ def read_finished_ids(output: Place, state: LedgerState, take: Callable[[pa.Arra
     Raises FileNotFoundError when another process publishes rows meanwhile.
     """
     visible = publish.visible_files(output)
-    # A group whose file is visible already is read from the file.
-    hidden = [group.parts for name, group in state.groups.items() if name not in set(visible)]
-    parts = [part for group in (*hidden, *state.parts.values()) for part in group]
 
     def take_file(name: str) -> None:
         place = output / name
@@ -43,10 +40,27 @@ def read_finished_ids(output: Place, state: LedgerState, take: Callable[[pa.Arra
 
     with ThreadPoolExecutor(_READERS) as readers:
         list(readers.map(take_file, visible))
+
+    def take_hidden(table: pa.Table) -> None:
+        for ids in table[c.ID].chunks:
+            take(ids)
+
+    read_hidden(output, state, set(visible), take_hidden)
+
+
+def read_hidden(
+    output: Place, state: LedgerState, visible: Container[str], take: Callable[[pa.Table], None]
+) -> None:
+    """Calls `take` with the finished rows that are in none of the visible files, some at a time.
+
+    Raises FileNotFoundError when another process publishes rows meanwhile.
+    """
+    # A group whose file is visible already is read from the file.
+    hidden = [group.parts for name, group in state.groups.items() if name not in visible]
+    parts = [part for group in (*hidden, *state.parts.values()) for part in group]
     for some in _batches(parts):
         group = Group("", tuple(some))
-        for ids in publish.merged(group, publish.read_parts(output, [group]))[c.ID].chunks:
-            take(ids)
+        take(publish.merged(group, publish.read_parts(output, [group])))
 
 
 def _batches(parts: list[Part]) -> Iterator[list[Part]]:

@@ -7,7 +7,8 @@ folder without a value, "kind=". All of these read it as an empty string, except
 empty values.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
@@ -36,6 +37,18 @@ def pairs(folders: str) -> list[tuple[str, str | None]]:
         for name, sign, text in parts
         if name and sign
     ]
+
+
+def column_types(header: Mapping[str, Any]) -> dict[str, pa.DataType]:
+    """Returns the types of an output's partition columns; text where they are not plain.
+
+    header: of the output's log.
+    """
+    plain = {str(kind): kind for kind in (pa.int64(), pa.int32(), pa.bool_(), pa.date32())}
+    layout = header.get("layout", {})
+    named = layout.get("columns", {})
+    names = layout.get("partition_by", ())
+    return {name: plain.get(named.get(name) or "", pa.string()) for name in names}
 
 
 def partition_values(column: pa.ChunkedArray) -> list[object]:

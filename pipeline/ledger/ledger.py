@@ -9,11 +9,14 @@ rows into the next visible file as soon as a folder has enough of them (see publ
 import asyncio
 import math
 import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 
+from mediamill.pipeline.ledger.commits import Commit as Commit
+from mediamill.pipeline.ledger.commits import Published
+from mediamill.pipeline.ledger.commits import record_of as record_of
 from mediamill.pipeline.ledger.log import HIDDEN as HIDDEN
 from mediamill.pipeline.ledger.log import TakenOverError as TakenOverError
 from mediamill.pipeline.ledger.log import Writer, append, taken_over
@@ -24,11 +27,9 @@ from mediamill.pipeline.ledger.state import (
     Group,
     KnownFile,
     LedgerState,
-    Part,
     Record,
     Resharding,
     Rows,
-    text_of,
     text_of_bitmap,
 )
 from mediamill.pipeline.storage import storage
@@ -36,21 +37,6 @@ from mediamill.pipeline.storage.storage import Place
 
 _MAX_GROUPS = 4  # that a write task gets at once, so that several tasks share the work
 _ASSIGNMENT_S = 120.0  # after which a task that has not published its groups counts as dead
-
-
-@dataclass(frozen=True)
-class Commit:
-    """Rows that one write task has staged, to be finished all at once or not at all.
-
-    token: unique to this attempt of this task.
-    rows, counts: of the staged rows.
-    parts: the same rows by folder of the result; a folder may come more than once.
-    """
-
-    token: str
-    rows: Rows
-    counts: Counts
-    parts: tuple[tuple[str, Part], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -92,7 +78,7 @@ def begin(
     """
     previous, resharding = state.run, resharding or Resharding()
     if state.header is None and not append(
-        output, state, {"kind": "open", "version": VERSION, **header}
+        output, state, {"kind": "open", "version": VERSION, "inventory": True, **header}
     ):
         raise taken_over(output, state)
     while state.run == previous:  # an older run may commit in between
@@ -145,59 +131,36 @@ def _start_record(
     return {"kind": "reshard", **start, "retired": retired, "finished": finished}
 
 
-def end(output: Place, state: LedgerState, summary: Record) -> bool:
+def note(output: Place, state: LedgerState, record: Record) -> None:
+    """Logs a record of the run's driver, before the run's first commit.
+
+    Raises TakenOverError when another run has begun.
+    """
+    run = state.run
+    while state.run == run:
+        if append(output, state, {**record, "run": run}):
+            return
+    raise taken_over(output, state)
+
+
+def end(
+    output: Place,
+    state: LedgerState,
+    summary: Record,
+    visible: Mapping[str, tuple[int, int]] | None = None,
+) -> bool:
     """Logs the run's summary; from then on none of its processes can commit.
 
+    visible: the files that readers see, if this run has changed them otherwise than by commits.
     Returns False when another run has begun; nothing is logged then.
     """
     run = state.run
     catch_up(output, state)
     while state.run == run:
-        if append(output, state, {"kind": "end", "run": run, "summary": summary}):
+        record = {"kind": "end", "run": run, "summary": summary}
+        if append(output, state, record if visible is None else {**record, "visible": visible}):
             return True
     return False
-
-
-def record_of(
-    state: LedgerState,
-    commits: Sequence[Commit] = (),
-    published: Iterable[str] = (),
-    everything: bool = False,
-) -> Record:
-    """Returns the next record: it finishes the rows of commits, and drops published groups.
-
-    In the folders of the commits, rows that fill whole files become groups; with `everything`, all
-    waiting rows of all folders do.
-    """
-    added: Counter[str] = Counter(state.waiting if everything else ())
-    for commit in commits:
-        for folder, part in commit.parts:
-            added[folder] += part.rows
-    groups: list[tuple[str, int, str]] = []
-    for folder, rows in added.items():
-        left = rows if everything else rows + state.waiting.get(folder, 0)
-        while left >= state.rows_per_file or (everything and left):
-            # Unique, since no other record has this number.
-            name = f"part-{state.sequence + 1:012}-{len(groups):05}.parquet"
-            groups.append((folder, min(left, state.rows_per_file), f"{folder}/{name}".lstrip("/")))
-            left -= groups[-1][1]
-    return {
-        "kind": "commit",
-        "run": state.run,
-        "commits": [_entry(commit) for commit in commits],
-        "groups": groups,
-        "published": list(published),
-    }
-
-
-def _entry(commit: Commit) -> Record:
-    parts = [(folder, part.offset, part.length, part.rows) for folder, part in commit.parts]
-    return {
-        "token": commit.token,
-        "rows": {str(number): text_of(indices) for number, indices in commit.rows.items()},
-        "counts": asdict(commit.counts),
-        "parts": parts,
-    }
 
 
 @dataclass(eq=False)
@@ -205,7 +168,7 @@ class _Call:
     """A pending call of a write task: its commit, or the groups that it has published."""
 
     commit: Commit | None = None
-    published: tuple[str, ...] = ()
+    published: Mapping[str, int] = field(default_factory=dict)
     reply: asyncio.Future[CommitReply] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
@@ -247,12 +210,14 @@ class Ledger:
         """
         return await self._call(_Call(commit))
 
-    async def published(self, names: Sequence[str]) -> CommitReply:
+    async def published(self, files: Published) -> CommitReply:
         """Logs that the files of these groups are visible, and gives the task more groups.
 
+        files: names of groups, with the bytes of their files if they are known.
         Raises TakenOverError when a newer run owns the output.
         """
-        return await self._call(_Call(published=tuple(names)))
+        sizes = files if isinstance(files, Mapping) else dict.fromkeys(files, -1)
+        return await self._call(_Call(published=sizes))
 
     async def counts(self) -> tuple[Counts, Counts]:
         """Returns the counts of the whole output, and those of this run."""
@@ -273,10 +238,11 @@ class Ledger:
 
         def build() -> Record | None:
             nonlocal published
-            names = [name for call in calls for name in call.published]
-            published = {n: self.state.groups[n] for n in names if n in self.state.groups}
+            sizes = {n: size for call in calls for n, size in call.published.items()}
+            published = {n: self.state.groups[n] for n in sizes if n in self.state.groups}
             accepted = self._acceptable(calls)
-            return record_of(self.state, accepted, published) if accepted or published else None
+            sizes = {name: sizes[name] for name in published}
+            return record_of(self.state, accepted, sizes) if accepted or published else None
 
         try:
             await asyncio.to_thread(self._add, build)

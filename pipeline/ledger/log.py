@@ -156,6 +156,11 @@ def compact(output: Place, state: LedgerState) -> None:
         list(removers.map(lambda name: storage.remove(log / name), obsolete))
 
 
+def log_end(output: Place) -> int:
+    """Returns the number of the log's newest record."""
+    return max(map(number_of, _numbered(log_of(output))), default=0)
+
+
 def taken_over(output: Place, state: LedgerState) -> TakenOverError:
     """Returns the error that says that the run of `state` has replaced this one."""
     return TakenOverError(

@@ -33,13 +33,16 @@ from mediamill.schemas import columns as c
 from mediamill.schemas.arrow_convert import parquet_options, take_rows
 
 _COMPRESSION = "zstd"
+WRITER_OPTIONS = {"compression": _COMPRESSION, "write_page_checksum": True}  # of visible files
 # Smaller parts are not compressed: reading a compressed one takes 25 times as long.
 _COMPRESS_BYTES = 32 * 1024
 _GAP_BYTES = 64 * 1024  # the largest gap between two parts that one request reads together
 _ROW_GROUP = 65_536  # rows; larger groups could hold more text than 32-bit offsets can address
 # Not ".parquet": some readers take every *.parquet file below a folder.
-_PARTS, _WHOLE = ".parts", ".whole"
+_PARTS, WHOLE = ".parts", ".whole"
 SOURCES = b"mediamill.sources"  # key of a compacted file's footer: names and rows of its sources
+# Key of a file with rows that a retry replaced: a list of retries, each with the rows' positions.
+REPLACED = b"mediamill.replaced"
 
 Contents = Mapping[tuple[str, int], memoryview]  # of parts, by token and offset
 
@@ -170,38 +173,40 @@ def revoke(output: Place, runs: Iterable[str]) -> None:
         shutil.rmtree(gone, ignore_errors=True)
 
 
-def publish(output: Place, group: Group, run: str, contents: Contents | None = None) -> None:
+def publish(output: Place, group: Group, run: str, contents: Contents | None = None) -> int:
     """Makes the group's file visible, with rows in the manifest's order. May be repeated.
 
     run: that has given the group to this task. contents: of at least its parts, if they are read.
+    Returns the file's bytes.
     Raises FileNotFoundError when a part is missing and the file is not visible, and TakenOverError
     when a newer run has begun.
     """
     target = output / group.name
-    if storage.exists(target):
-        return
+    if (size := storage.size(target)) is not None:
+        return size
     try:
         data = _parquet(merged(group, contents or read_parts(output, [group])))
     except FileNotFoundError:
         # Another process has published it meanwhile, and removed the parts.
-        if storage.exists(target):
-            return
+        if (size := storage.size(target)) is not None:
+            return size
         raise
     own = _permits(output) / run
     if output.is_local:
         _rename_from(Path(own.path), Path(target.path), data)
-        return
+        return len(data)
     if not storage.exists(own):
         raise _revoked(run)
     storage.put(target, data)  # atomic in an object store
     if not storage.exists(own):
         _withdraw(output, group.name)
         raise _revoked(run)
+    return len(data)
 
 
 def _rename_from(permit_folder: Path, target: Path, data: bytes) -> None:
     """Writes a local file durably. Without the permit it cannot appear."""
-    whole = permit_folder / f"{uuid.uuid4().hex}{_WHOLE}"
+    whole = permit_folder / f"{uuid.uuid4().hex}{WHOLE}"
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         with whole.open("wb") as file:
@@ -266,8 +271,8 @@ def _parquet(table: pa.Table) -> bytes:
     order = manifest_order(table)
     table = table.drop_columns([c.ROW])
     with io.BytesIO() as buffer:
-        options = parquet_options(table.schema)
-        with pq.ParquetWriter(buffer, table.schema, compression=_COMPRESSION, **options) as writer:
+        options = {**parquet_options(table.schema), **WRITER_OPTIONS}
+        with pq.ParquetWriter(buffer, table.schema, **options) as writer:
             for start in range(0, len(order), _ROW_GROUP):
                 writer.write_table(take_rows(table, order[start : start + _ROW_GROUP]))
         return buffer.getvalue()

@@ -4,14 +4,23 @@ Both publish the files that the ledger has decided on, and remove staged objects
 committed. They may be cut off at any instant and repeated.
 """
 
+import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from mediamill.pipeline.ledger import compaction, publish
 from mediamill.pipeline.ledger.ledger import record_of
-from mediamill.pipeline.ledger.log import HIDDEN, TakenOverError, Writer, catch_up, taken_over
-from mediamill.pipeline.ledger.state import Group, LedgerState
+from mediamill.pipeline.ledger.log import (
+    HIDDEN,
+    TakenOverError,
+    Writer,
+    catch_up,
+    log_end,
+    taken_over,
+)
+from mediamill.pipeline.ledger.rewrite import rewrite
+from mediamill.pipeline.ledger.state import Group, LedgerState, VisibleFile
 from mediamill.pipeline.storage import storage
 from mediamill.pipeline.storage.storage import Place
 
@@ -32,7 +41,7 @@ def recover(output: Place, state: LedgerState) -> None:
     publish.permit(output, run)
     revoke_others(output, state, run)
     compaction.finish(output)
-    if state.groups:
+    if state.groups or state.replacements:
         _publish(output, state, Writer(output, state, run))
     _clean(output, state, run)
 
@@ -90,19 +99,56 @@ def _run_of(state: LedgerState) -> str:
 
 
 def _publish(output: Place, state: LedgerState, writer: Writer) -> None:
-    """Publishes every group of the state."""
+    """Publishes every group of the state, and puts replacements in the place of old rows."""
     run = _run_of(state)
+    _replace(output, state, writer)
     with ThreadPoolExecutor(_THREADS) as threads:
         # In the order of the folders, as in the staged objects: neighbouring parts are read
         # together, while thousands of folders would otherwise need a request for every few rows.
         for groups in _batches(sorted(state.groups.values())):
             contents = publish.read_parts(output, groups)
-            list(threads.map(partial(publish.publish, output, run=run, contents=contents), groups))
-            names = [group.name for group in groups]
-            writer.add(lambda: record_of(state, published=names))  # noqa: B023
-            tokens = {part.token for group in groups for part in group.parts}
-            unneeded = [token for token in tokens if token not in state.tokens]
-            list(threads.map(lambda token: publish.discard(output, [token]), unneeded))
+            make_visible = partial(publish.publish, output, run=run, contents=contents)
+            sizes = threads.map(make_visible, groups)
+            published = {group.name: size for group, size in zip(groups, sizes, strict=True)}
+            writer.add(lambda: record_of(state, published=published))  # noqa: B023
+            _discard(output, state, groups, threads)
+
+
+def _replace(output: Place, state: LedgerState, writer: Writer) -> None:
+    """Writes the files anew that have replacements."""
+    run, lock = state.run, threading.Lock()
+
+    def check() -> None:
+        """Raises when another run has begun: it may have newer rows for the file."""
+        with lock:
+            if log_end(output) > state.sequence:
+                catch_up(output, state)
+            if state.run != run:
+                raise taken_over(output, state)
+
+    groups = [Group(name, tuple(parts)) for name, parts in sorted(state.replacements.items())]
+    with ThreadPoolExecutor(_THREADS) as threads:
+        for batch in _batches(groups):
+            contents = publish.read_parts(output, batch)
+
+            def replace(group: Group) -> dict[str, VisibleFile]:
+                return rewrite(output, {group.name: group.parts}, contents, check)  # noqa: B023
+
+            files = {
+                name: file for one in threads.map(replace, batch) for name, file in one.items()
+            }
+            rewritten = [(name, *file) for name, file in files.items()]
+            writer.add(lambda: {**record_of(state), "rewritten": rewritten})  # noqa: B023
+            _discard(output, state, batch, threads)
+
+
+def _discard(
+    output: Place, state: LedgerState, groups: Iterable[Group], threads: ThreadPoolExecutor
+) -> None:
+    """Removes the staged objects of the groups that no other one needs."""
+    tokens = {part.token for group in groups for part in group.parts}
+    unneeded = [token for token in tokens if token not in state.tokens]
+    list(threads.map(lambda token: publish.discard(output, [token]), unneeded))
 
 
 def _batches(groups: Iterable[Group]) -> Iterator[list[Group]]:

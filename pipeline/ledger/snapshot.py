@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from mediamill.pipeline.ledger.state import LedgerState
+from mediamill.pipeline.ledger.state import LedgerState, bitmap_of, text_of_bitmap
 
 SUFFIX = ".snapshot"
 
@@ -145,7 +145,7 @@ def _to_json(value: Any) -> Any:
         return {str(key): _to_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_to_json(item) for item in value]
-    return value
+    return text_of_bitmap(value) if isinstance(value, np.ndarray) else value
 
 
 def _from_json(kind: Any, value: Any) -> Any:
@@ -166,6 +166,8 @@ def _from_json(kind: Any, value: Any) -> Any:
         return kind(**{name: _from_json(hints[name], item) for name, item in named.items()})
     if origin is dict:
         return {inner[0](key): _from_json(inner[1], item) for key, item in value.items()}
+    if origin is np.ndarray:
+        return bitmap_of(value)
     if origin in (list, tuple):
         return origin(_from_json(inner[0], item) for item in value)
     return kind(value)

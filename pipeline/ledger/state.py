@@ -7,12 +7,13 @@ retired: its finished rows are marked in the files that have them now.
 Finished rows become visible in two steps: a commit leaves them as parts, one for each folder of the
 result, and a group names the parts of one visible file. The state holds parts and groups until the
 log records that the file is visible.
+
+A finished row may be done again (a retry). Its new row is a replacement, a part for the visible
+file that holds the old row, until the log records that the file was written again.
 """
 
-import base64
-import zlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, NamedTuple
@@ -20,9 +21,21 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from mediamill.pipeline.ledger.bitmaps import Bitmap as Bitmap
+from mediamill.pipeline.ledger.bitmaps import bitmap_of as bitmap_of
+from mediamill.pipeline.ledger.bitmaps import (
+    bits_of,
+    is_marked,
+    mark,
+    rows_of,
+)
+from mediamill.pipeline.ledger.bitmaps import count_bits as count_bits
+from mediamill.pipeline.ledger.bitmaps import text_of as text_of
+from mediamill.pipeline.ledger.bitmaps import text_of_bitmap as text_of_bitmap
+from mediamill.pipeline.ledger.counts import Counts as Counts
+
 Rows = Mapping[int, npt.NDArray[np.int64]]  # file number -> row indices, ascending
 Record = dict[str, Any]  # what one object of the log holds, as JSON
-Bitmap = npt.NDArray[np.uint8]  # row i at bit i % 8 of byte i // 8
 VERSION = 2  # of the records
 
 
@@ -94,26 +107,11 @@ class Group(NamedTuple):
     parts: tuple[Part, ...]
 
 
-@dataclass
-class Counts:
-    """The number of finished rows by status, and of their tokens."""
+class VisibleFile(NamedTuple):
+    """A file that readers see. bytes: -1 where an older version published it."""
 
-    ok: int = 0
-    errors: dict[str, int] = field(default_factory=dict)
-    prompt_tokens: int = 0
-    visual_tokens: int = 0
-    output_tokens: int = 0
-
-    @property
-    def rows(self) -> int:
-        return self.ok + sum(self.errors.values())
-
-    def add(self, other: "Counts") -> None:
-        self.ok += other.ok
-        self.errors = dict(Counter(self.errors) + Counter(other.errors))
-        self.prompt_tokens += other.prompt_tokens
-        self.visual_tokens += other.visual_tokens
-        self.output_tokens += other.output_tokens
+    rows: int
+    bytes: int
 
 
 @dataclass
@@ -131,6 +129,10 @@ class LedgerState:
     parts: by folder, in the order of their commits.
     groups: by name.
     counts: of the whole output. run_counts: of `run`.
+    redo: for some files a bitmap of the finished rows that `run` has to do again.
+    redo_only: whether the run does no other rows.
+    replacements: by visible file, the parts whose rows take the place of old ones in it.
+    visible: the files that readers see, by name; None = an older version has not recorded them.
 
     Derived from the fields above, and not stored:
     tokens: the number of references from parts and groups to each staged object.
@@ -151,6 +153,10 @@ class LedgerState:
     groups: dict[str, Group] = field(default_factory=dict)
     counts: Counts = field(default_factory=Counts)
     run_counts: Counts = field(default_factory=Counts)
+    redo: dict[int, Bitmap] = field(default_factory=dict)
+    redo_only: bool = False
+    replacements: dict[str, list[Part]] = field(default_factory=dict)
+    visible: dict[str, VisibleFile] | None = None
     tokens: Counter[str] = field(init=False, default_factory=Counter)
     waiting: Counter[str] = field(init=False, default_factory=Counter)
     snapshot: int = field(init=False, default=0)
@@ -159,7 +165,24 @@ class LedgerState:
         for folder, parts in self.parts.items():
             self.waiting[folder] = sum(part.rows for part in parts)
         grouped = (group.parts for group in self.groups.values())
-        self.tokens.update(part.token for part in chain(*self.parts.values(), *grouped))
+        replacing = self.replacements.values()
+        every = chain(*self.parts.values(), *grouped, *replacing)
+        self.tokens.update(part.token for part in every)
+
+    @property
+    def rows_to_redo(self) -> int:
+        """The number of finished rows that the run has to do again."""
+        return sum(map(count_bits, self.redo.values()))
+
+    @property
+    def hidden_rows(self) -> int:
+        """The number of finished rows that no visible file has yet."""
+        grouped = sum(part.rows for group in self.groups.values() for part in group.parts)
+        return sum(self.waiting.values()) + grouped
+
+    def rows_left(self, rows: int) -> int:
+        """Returns how many rows the run has to do, of a manifest of `rows`."""
+        return self.rows_to_redo + (0 if self.redo_only else rows - self.counts.rows)
 
     def apply(self, record: Record) -> None:
         """Applies the next record of the log. Raises ValueError when it is not valid."""
@@ -171,10 +194,11 @@ class LedgerState:
             if record["version"] != VERSION:
                 raise ValueError(f"version {record['version']}, expected {VERSION}")
             self.header = record
+            self.visible = {} if record.get("inventory") else None
         elif kind in ("start", "reshard"):
             self.run, self.owner, self.closed = record["run"], None, False
             self.rows_per_file = record["rows_per_file"]
-            self.run_counts = Counts()
+            self.run_counts, self.redo, self.redo_only = Counts(), {}, False
             for number in record.get("retired", ()):
                 self.files[number], self.done[number] = RETIRED, np.zeros(0, np.uint8)
             for entry in record["files"]:
@@ -188,12 +212,25 @@ class LedgerState:
                 self._finish(commit)
             for folder, rows, name in record["groups"]:
                 self._group(folder, rows, name)
-            for name in record["published"]:
-                self._drop_group(name)
+            sizes = record.get("bytes") or [-1] * len(record["published"])
+            for name, size in zip(record["published"], sizes, strict=True):
+                self._drop_group(name, size)
+            for name, rows, size in record.get("rewritten", ()):
+                self._drop(self.replacements.pop(name, ()))
+                self._set_visible(name, rows, size)
+        elif kind == "retry":
+            self.redo = {int(number): bitmap_of(text) for number, text in record["redo"].items()}
+            self.redo_only = record["only"]
+        elif kind == "reopen":
+            for number, text in record["rows"].items():
+                self.done[int(number)] = self.done[int(number)] & ~bitmap_of(text)
+            self.counts = Counts(**record["counts"])
         elif kind == "end":
             self.owner, self.closed = None, True
-        else:
+        elif kind != "inventory":
             raise ValueError(f"record {self.sequence} of the log is of an unknown kind: {kind!r}")
+        if (visible := record.get("visible")) is not None:
+            self.visible = {name: VisibleFile(*values) for name, values in visible.items()}
 
     def become(self, other: "LedgerState") -> None:
         """Replaces this state by a later one of the same log."""
@@ -201,22 +238,33 @@ class LedgerState:
 
     def finished(self, rows: Rows) -> Rows:
         """Returns those of the rows that are finished."""
-        finished = {number: rows[number][self._is_done(number, rows[number])] for number in rows}
+        finished = {n: indices[self._is_finished(n, indices)] for n, indices in rows.items()}
         return {number: indices for number, indices in finished.items() if indices.size}
+
+    def unfinished(self, number: int, rows: int) -> int:
+        """Returns how many rows of a file of `rows` the run has to do."""
+        redo = count_bits(self.redo[number]) if number in self.redo else 0
+        return redo if self.redo_only else rows - count_bits(self.done[number]) + redo
 
     def pending(self, number: int, start: int, stop: int) -> npt.NDArray[np.bool_]:
         """Returns which rows from start to stop of a file are unfinished: [stop - start]."""
-        first = start // 8
-        bits = np.unpackbits(self.done[number][first : -(-stop // 8)], bitorder="little")
-        pending: npt.NDArray[np.bool_] = bits[start - first * 8 : stop - first * 8] == 0
-        return pending
+        pending = ~bits_of(self.done[number], start, stop)
+        redo = np.zeros_like(pending)
+        if number in self.redo:
+            redo = bits_of(self.redo[number], start, stop)
+        return redo if self.redo_only else pending | redo
 
     def _finish(self, commit: Record) -> None:
         counts = Counts(**commit["counts"])
         self.counts.add(counts)
         self.run_counts.add(counts)
+        self.counts.subtract(Counts(**commit.get("replaced", {})))
         for number, text in commit["rows"].items():
             self._mark(int(number), rows_of(text))
+        for name, offset, length, rows in commit.get("replacements", ()):
+            part = Part(commit["token"], offset, length, 0, rows)
+            self.replacements.setdefault(name, []).append(part)
+            self.tokens[part.token] += 1
         for folder, offset, length, rows in commit["parts"]:
             part = Part(commit["token"], offset, length, 0, rows)
             self.parts.setdefault(folder, []).append(part)
@@ -243,9 +291,19 @@ class LedgerState:
             del self.parts[folder], self.waiting[folder]
         self.groups[name] = Group(name, tuple(grouped))
 
-    def _drop_group(self, name: str) -> None:
+    def _drop_group(self, name: str, size: int) -> None:
         """Removes a group whose file is visible, and the references to its parts."""
-        for part in self.groups.pop(name).parts:
+        parts = self.groups.pop(name).parts
+        self._drop(parts)
+        self._set_visible(name, sum(part.rows for part in parts), size)
+
+    def _set_visible(self, name: str, rows: int, size: int) -> None:
+        if self.visible is not None:
+            self.visible[name] = VisibleFile(rows, size)
+
+    def _drop(self, parts: Iterable[Part]) -> None:
+        """Removes the references to parts whose rows are visible."""
+        for part in parts:
             self.tokens[part.token] -= 1
             if not self.tokens[part.token]:
                 del self.tokens[part.token]
@@ -259,48 +317,15 @@ class LedgerState:
             self.files[number] = file
             self.done[number] = np.pad(self.done[number], (0, size - self.done[number].size))
 
-    def _is_done(self, number: int, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        bits: npt.NDArray[np.bool_] = (self.done[number][indices >> 3] >> (indices & 7)) & 1 == 1
-        return bits
+    def _is_finished(self, number: int, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        finished = is_marked(self.done[number], indices)
+        if number in self.redo:
+            finished &= ~is_marked(self.redo[number], indices)
+        return finished
 
     def _mark(self, number: int, indices: npt.NDArray[np.int64]) -> None:
-        bits = np.left_shift(1, indices & 7).astype(np.uint8)
-        np.bitwise_or.at(self.done[number], indices >> 3, bits)
-
-
-def text_of(indices: npt.NDArray[np.int64]) -> str:
-    """Formats ascending row indices, like "0-63,70"."""
-    if not indices.size:
-        return ""
-    breaks = np.flatnonzero(np.diff(indices) != 1)
-    starts = indices[np.concatenate(([0], breaks + 1))]
-    ends = indices[np.concatenate((breaks, [indices.size - 1]))]
-    return ",".join(
-        f"{start}-{end}" if end > start else f"{start}"
-        for start, end in zip(starts.tolist(), ends.tolist(), strict=True)
-    )
-
-
-def text_of_bitmap(bitmap: Bitmap) -> str:
-    """Formats a bitmap in printable characters, compressed."""
-    return base64.b64encode(zlib.compress(bitmap.tobytes(), level=1)).decode()
-
-
-def bitmap_of(text: str) -> Bitmap:
-    """Parses the bitmap that `text_of_bitmap` formatted. Raises ValueError if it is damaged."""
-    try:
-        return np.frombuffer(zlib.decompress(base64.b64decode(text)), np.uint8)
-    except zlib.error as error:
-        raise ValueError(f"a bitmap cannot be read: {error}") from error
-
-
-def count_bits(bitmap: Bitmap) -> int:
-    """Returns the number of rows that a bitmap marks."""
-    return int(np.bitwise_count(bitmap).sum(dtype=np.int64))
-
-
-def rows_of(text: str) -> npt.NDArray[np.int64]:
-    """Parses the row indices that `text_of` formatted."""
-    parts = [part.partition("-") for part in text.split(",") if part]
-    spans = [np.arange(int(first), int(last or first) + 1) for first, _, last in parts]
-    return np.concatenate(spans) if spans else np.empty(0, np.int64)
+        mark(self.done[number], indices)
+        if number in self.redo:
+            again = np.zeros_like(self.done[number])
+            mark(again, indices)
+            self.redo[number] = self.redo[number] & ~again[: self.redo[number].size]

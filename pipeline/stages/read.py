@@ -138,7 +138,7 @@ def plan_splits(manifest: Manifest, state: LedgerState) -> list[ReadSplit]:
     """
     numbers = {file.name: number for number, file in enumerate(state.files)}
     files = [(file, numbers[file.name]) for file in manifest.files]
-    unfinished = {number: file.rows - _count_bits(state.done[number]) for file, number in files}
+    unfinished = {number: state.unfinished(number, file.rows) for file, number in files}
     total_cost = sum(rows + _FILE_OPEN_ROWS for rows in unfinished.values() if rows)
     target_cost = max(_MIN_SPLIT_ROWS, -(-total_cost // _MAX_SPLITS))
     splits: list[ReadSplit] = []

@@ -22,6 +22,7 @@ from mediamill.pipeline.ledger import hive_paths, publish
 from mediamill.pipeline.ledger.ledger import Commit, CommitReply
 from mediamill.pipeline.ledger.state import Counts, Rows
 from mediamill.pipeline.records import manifest_order, ordinals
+from mediamill.pipeline.retry.old_rows import OldRows
 from mediamill.pipeline.storage import storage
 from mediamill.pipeline.storage.storage import Place
 from mediamill.schemas import columns as c
@@ -34,6 +35,8 @@ class OutputRules:
 
     output: a URL. schema: of the result, with the partition columns.
     constants: the values of columns that are the same in every row, by name.
+    retries: whether the run has a table of rows that it does again (see chosen_rows.py).
+    changed: the job keys that such rows are made with, if they differ from the output's.
     """
 
     output: str
@@ -41,6 +44,8 @@ class OutputRules:
     partition_by: tuple[str, ...]
     rows_per_file: int
     constants: Mapping[str, str]
+    retries: bool = False
+    changed: str | None = None
 
 
 class LedgerClient(Protocol):
@@ -50,7 +55,7 @@ class LedgerClient(Protocol):
 
     def commit(self, commit: Commit) -> CommitReply: ...
 
-    def published(self, names: Sequence[str]) -> CommitReply: ...
+    def published(self, files: Mapping[str, int]) -> CommitReply: ...
 
 
 class ResultDatasink(Datasink[None]):
@@ -75,10 +80,12 @@ def write_rows(table: pa.Table, rules: OutputRules, ledger: LedgerClient) -> Non
     """Writes the rows of a table of `parsed_schema` that are not finished yet."""
     output = storage.resolve(rules.output)
     table = _without(table, ledger.finished(_ordinals(table)))
+    old = None
+    if rules.retries and table.num_rows:
+        old = OldRows.read(output, rules.constants[c.RUN_ID], table[c.ID])
     while table.num_rows:
         token = uuid.uuid4().hex
-        parts = publish.stage(output, token, _parts(table, rules))
-        reply = ledger.commit(Commit(token, _ordinals(table), _counts(table), parts))
+        reply = ledger.commit(_stage(output, token, table, rules, old))
         if not reply.finished:
             _publish(output, reply, ledger, rules.constants[c.RUN_ID])
             return
@@ -87,24 +94,50 @@ def write_rows(table: pa.Table, rules: OutputRules, ledger: LedgerClient) -> Non
         table = _without(table, reply.finished)
 
 
+def _stage(
+    output: Place, token: str, table: pa.Table, rules: OutputRules, old: OldRows | None
+) -> Commit:
+    """Stages the rows durably, and returns their commit."""
+    if old is None:
+        parts = publish.stage(output, token, _parts(table, rules))
+        return Commit(token, _ordinals(table), _counts(table), parts)
+    again = old.has(table[c.ID])
+    new = list(_parts(table.filter(pa.array(~again)), rules))
+    redone = table.filter(pa.array(again))
+    by_file = list(old.by_file(_with_types(redone, rules), rules.changed))
+    parts = publish.stage(output, token, [*new, *by_file])
+    replaced = old.counts(redone[c.ID])
+    return Commit(
+        token, _ordinals(table), _counts(table), parts[: len(new)], parts[len(new) :], replaced
+    )
+
+
 def _publish(output: Place, reply: CommitReply, ledger: LedgerClient, run: str) -> None:
     """Publishes groups as long as the ledger has some for this task."""
     while reply.groups:
-        for group in reply.groups:
-            publish.publish(output, group, run)
-        reply = ledger.published([group.name for group in reply.groups])
+        files = {group.name: publish.publish(output, group, run) for group in reply.groups}
+        reply = ledger.published(files)
         publish.discard(output, reply.unneeded)
 
 
 def _parts(table: pa.Table, rules: OutputRules) -> Iterator[tuple[str, pa.Table]]:
     """Yields folders, sorted, with their rows in the manifest's order, at most a file's at once."""
-    fields = [field for field in rules.schema if field.name not in rules.partition_by]
-    schema = pa.schema([*fields, pa.field(c.ROW, table[c.ROW].type)])
-    result = _result(table, fields, rules).append_column(c.ROW, table[c.ROW])
+    result, schema = _with_columns(table, rules)
     for folder, indices in sorted(_folders(table, rules.partition_by), key=itemgetter(0)):
         for start in range(0, len(indices), rules.rows_per_file):
             part = take_rows(result, indices[start : start + rules.rows_per_file])
             yield folder, convert_table(part, schema)
+
+
+def _with_columns(table: pa.Table, rules: OutputRules) -> tuple[pa.Table, pa.Schema]:
+    """Returns the columns of the files and `row`, and their types in the files."""
+    fields = [field for field in rules.schema if field.name not in rules.partition_by]
+    schema = pa.schema([*fields, pa.field(c.ROW, table[c.ROW].type)])
+    return _result(table, fields, rules).append_column(c.ROW, table[c.ROW]), schema
+
+
+def _with_types(table: pa.Table, rules: OutputRules) -> pa.Table:
+    return convert_table(*_with_columns(table, rules))
 
 
 def _folders(
@@ -132,6 +165,8 @@ def _result(table: pa.Table, fields: Sequence[pa.Field], rules: OutputRules) -> 
             arrays[field.name] = pa.repeat(rules.constants[field.name], table.num_rows)
         elif field.name == c.STATUS:
             arrays[field.name] = pc.fill_null(table[c.STATUS], c.STATUS_OK)
+        elif field.name == c.ATTEMPT_HISTORY:  # only rows that are done again have one
+            arrays[field.name] = pa.nulls(table.num_rows, field.type)
         else:
             arrays[field.name] = table[field.name]
     return pa.Table.from_arrays([*arrays.values()], names=[*arrays])

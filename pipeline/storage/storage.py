@@ -192,6 +192,14 @@ def exists(place: Place) -> bool:
     return True
 
 
+def size(place: Place) -> int | None:
+    """Returns the bytes of a file, None if it does not exist."""
+    try:
+        return int(with_retries(place, lambda fs: fs.info(place.path))["size"])
+    except FileNotFoundError:
+        return None
+
+
 def remove(place: Place) -> None:
     """Removes a file, if it exists."""
     with contextlib.suppress(FileNotFoundError):

@@ -2,7 +2,7 @@
 
 import json
 import pickle
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import get_args, get_origin, get_type_hints
 
 import pyarrow as pa
@@ -35,6 +35,7 @@ SUMMARY = Summary(
     output="demo/captions",
     run_id="r1",
     fingerprint="f1",
+    new_errors={"decode_corrupt": 2},
 )
 
 
@@ -67,6 +68,7 @@ def test_columns_are_in_the_order_of_the_design():
         "model",
         "fingerprint",
         "run_id",
+        "attempt_history",
     ]
     assert schema.field("id").type == pa.int64()
 
@@ -143,18 +145,24 @@ def test_errors_cross_processes():
 
 def test_summary_text():
     assert summary_text(SUMMARY).split("\n") == [
-        "240 rows: 235 ok, 5 errors (40 of them from earlier runs)",
+        "240 rows: 235 ok, 5 errors, 2 of them new (40 rows are from earlier runs)",
         "errors: decode_corrupt 3, fetch_not_found 1, media_empty 1",
         "this run: 12000 prompt tokens (8000 visual), 3000 output tokens in 20.0 s, 10.0 rows/s",
         "output: demo/captions (run r1, fingerprint f1)",
+        "to redo the errors: mediamill retry demo/captions",
     ]
+    old = replace(SUMMARY, new_errors={}, errors={"decode_corrupt": 1})
+    first, *_, last = summary_text(old).split("\n")
+    assert "1 error, none of them new" in first
+    assert last.startswith("these errors come again unless files or keys change")
+    assert old.exit_code == 0
 
 
 @pytest.mark.parametrize(
     ("rows", "skipped", "first"),
     [
         (3, 0, "3 rows: 3 ok, 0 errors"),
-        (3, 3, "3 rows: 3 ok, 0 errors (3 of them from"),
+        (3, 3, "3 rows: 3 ok, 0 errors (3 rows are from"),
         (0, 0, "0 rows"),
     ],
 )
@@ -172,6 +180,7 @@ def test_summary_json():
     assert said["event"] == "summary"
     assert said["errors"]["decode_corrupt"] == 3
     assert (said["rows"], said["error_rows"], said["exit_code"]) == (240, 5, 3)
+    assert (said["new_errors"], said["new_error_rows"]) == ({"decode_corrupt": 2}, 2)
     assert SUMMARY.exit_code == 3
 
 

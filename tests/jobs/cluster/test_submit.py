@@ -144,7 +144,7 @@ def test_stopped_and_submitted_again(head, job, home, ids, capfd):
     rows = read_output(home / "captions")
     assert_each_once(rows, ids)
     assert {row["model"] for row in rows} == {"built-in"}
-    assert f"({len(before)} of them from earlier runs)" in out
+    assert f"({len(before)} rows are from earlier runs)" in out
 
     # What Prometheus reads is what the summary says.
     [run] = re.findall(r"\(run (\S+), fingerprint", out)
@@ -222,7 +222,7 @@ def test_a_cluster_that_has_the_program_needs_none(head, job, home, python, capf
     output = home / "again"
     there = ["--address", head.dashboard, f"output={output}"]
     assert main(["submit", job, *there]) == 3
-    assert f"{ROWS} rows: {ROWS - 1} ok, 1 errors" in capfd.readouterr().out
+    assert f"{ROWS} rows: {ROWS - 1} ok, 1 error" in capfd.readouterr().out
     assert len(read_output(output)) == ROWS
 
 

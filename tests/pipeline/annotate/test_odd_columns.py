@@ -3,7 +3,8 @@
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mediamill.pipeline.annotate.video_table import merge, plain_table
+from mediamill.pipeline.annotate.merge_videos import merge
+from mediamill.pipeline.annotate.video_table import plain_table
 from mediamill.pipeline.annotate.window_columns import split_schema, window_schema
 from mediamill.pipeline.annotate.window_manifest import make_windows
 from mediamill.pipeline.manifest.manifest import open_manifest

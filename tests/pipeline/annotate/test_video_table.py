@@ -8,14 +8,15 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
 
-from mediamill.pipeline.annotate import video_table
+from mediamill.pipeline.annotate import merge_videos
+from mediamill.pipeline.annotate.merge_videos import merge
 from mediamill.pipeline.annotate.summaries import (
     SummaryRules,
     evenly,
     prompt_table,
     summary_prompt,
 )
-from mediamill.pipeline.annotate.video_table import merge, plain_table
+from mediamill.pipeline.annotate.video_table import plain_table
 from mediamill.pipeline.annotate.window_columns import (
     SPLIT_FIELDS,
     check_columns,
@@ -155,8 +156,8 @@ def test_columns_that_the_job_makes_are_refused_by_name():
 
 @pytest.fixture(params=[10**6, 40])
 def small_buckets(request, monkeypatch):
-    monkeypatch.setattr(video_table, "_BUCKET_WINDOWS", request.param)
-    monkeypatch.setattr(video_table, "_ROW_GROUP_VIDEOS", 7)
+    monkeypatch.setattr(merge_videos, "_BUCKET_WINDOWS", request.param)
+    monkeypatch.setattr(merge_videos, "_ROW_GROUP_VIDEOS", 7)
 
 
 def add(tmp_path, part, first, counts, rng):

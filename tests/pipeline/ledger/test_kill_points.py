@@ -59,7 +59,7 @@ def kill_before(monkeypatch, condition):
 
         return call
 
-    for name in ("put", "put_if_absent", "remove", "move"):
+    for name in ("put", "put_file", "put_if_absent", "remove", "move"):
         monkeypatch.setattr(storage, name, hooked(name, getattr(storage, name)))
 
 

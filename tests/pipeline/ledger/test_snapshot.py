@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from mediamill.pipeline.ledger import snapshot as snapshots
-from mediamill.pipeline.ledger.state import Counts, Group, KnownFile, LedgerState, Part
+from mediamill.pipeline.ledger.state import (
+    Counts,
+    Group,
+    KnownFile,
+    LedgerState,
+    Part,
+    VisibleFile,
+)
 
 
 def any_state(rng, files=12):
@@ -33,6 +40,10 @@ def any_state(rng, files=12):
         groups={"k=2/a": Group("k=2/a", tuple(parts[3:5])), "b": Group("b", (parts[5], parts[3]))},
         counts=Counts(5, {"poison": 2}, 1, 2, 10**15),
         run_counts=Counts(),
+        redo={3: np.packbits(rng.random(9) < 0.5, bitorder="little")},
+        redo_only=True,
+        replacements={"k=1/c": parts[4:]},
+        visible={"k=1/c": VisibleFile(4, 10**10), "d": VisibleFile(3, -1)},
     )
 
 
@@ -41,6 +52,9 @@ def same(left, right):
         if field.name == "done":
             pairs = zip(left.done, right.done, strict=True)
             assert all(np.array_equal(one, other) for one, other in pairs)
+        elif field.name == "redo":
+            assert left.redo.keys() == right.redo.keys()
+            assert all(np.array_equal(left.redo[n], right.redo[n]) for n in left.redo)
         else:
             assert getattr(left, field.name) == getattr(right, field.name), field.name
 
