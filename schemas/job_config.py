@@ -77,6 +77,12 @@ class GenerationConfig(Strict):
         added_later=True,
     )
 
+    stop_loops: Flag = key(
+        False,
+        "whether an answer that repeats itself again and again ends there, as finish_reason loop",
+        added_later=True,
+    )
+
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         check_order(self, "min_new_tokens", "max_new_tokens")
