@@ -16,7 +16,7 @@ Kind = Literal[
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
-_LOOP_WORDS = 24  # the least length of a loop of words, or of letters where words have no spaces
+_LOOP_WORDS = 32  # the least length of a loop of words, or of letters where words have no spaces
 _HEAD = 240  # letters in which a refusal or a preamble begins
 # Words, each letter of scripts that write no spaces, and rows of one sign, such as dotted lines.
 _ITEM = re.compile(

@@ -31,7 +31,7 @@ def test_the_detectors_find_what_was_drawn() -> None:
         ("A dog. " * 30, ("loop",)),
         ("1. A dog. " + "".join(f"{n}. A cat. " for n in range(2, 40)), ("loop",)),
         ("No, no, no, no!", ()),
-        ("| --- " * 12 + "|", ()),
+        ("| a | b |\n" + "| --- " * 12 + "|", ()),
         ("\ud800" * 3, ("empty",)),
         ("a" * 100_000, ()),
     ],
