@@ -207,8 +207,9 @@ def main() -> None:
         right.update(kinds & judgement)
         found.update(judgement)
         true.update(kinds)
-        for kind in kinds ^ judgement:
-            misses.setdefault((kind, text[:50]), "missed" if kind in kinds else "wrong")
+        for misjudged in kinds ^ judgement:
+            verdict = "missed" if misjudged in kinds else "wrong"
+            misses.setdefault((misjudged, text[:50]), verdict)
     print(f"{'kind':<12} precision  recall  texts")
     for kind in sorted(true):
         precision = right[kind] / found[kind] if found[kind] else 0.0

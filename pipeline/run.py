@@ -310,7 +310,8 @@ class _Pass:
             c.RUN_ID: self.outcome.run_id,
         }
         return OutputRules(
-            plan.output.url, plan.schema, job.partition_by, job.rows_per_file, constants
+            *(plan.output.url, plan.schema, job.partition_by, job.rows_per_file, constants),
+            *(plan.task.questions, job.alarms.expect_language),
         )
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from mediamill.schemas.job_alarms import Alarms
 from mediamill.schemas.job_resources import Resources
 from mediamill.schemas.job_tasks import (
     AnnotateConfig,
@@ -260,4 +261,5 @@ class JobConfig(Strict):
     fetch: FetchConfig = FetchConfig()
     resources: Resources = Resources()
     limits: Limits = Limits()
+    alarms: Alarms = Alarms()
     canary: CanaryConfig = CanaryConfig()

@@ -48,7 +48,8 @@ def loop_start(items: Sequence[Hashable], min_items: int = MIN_TOKENS) -> int | 
     if len(values) < min_items or not longest:
         return None
     # Only a distance at which the last item occurs before can be a period.
-    for period in np.flatnonzero(values[-longest - 1 : -1][::-1] == values[-1]) + 1:
+    distances: list[int] = np.flatnonzero(values[-longest - 1 : -1][::-1] == values[-1]).tolist()
+    for period in (distance + 1 for distance in distances):
         differs = np.flatnonzero(values[period:] != values[:-period])
         start = int(differs[-1]) + 1 if len(differs) else 0
         if len(values) - start >= max(min_items, REPEATS * period):

@@ -54,6 +54,7 @@ class Execution:
             job.limits,
             (PREPARE, GENERATE)[len(names) - 1],
             answer_columns(task) if task.dedupe else (),
+            job.alarms,
         )
         self._drain = DrainCallback(names[-1])
         self._monitor = RunMonitor(self.coordinator, self._drain, stop, job.resources.grace_s)

@@ -45,12 +45,14 @@ class Commit:
     token: unique to this attempt of this task.
     rows, counts: of the staged rows.
     parts: the same rows by folder of the result; a folder may come more than once.
+    texts: how many of their answers have each text, and an example, by `text_key`; not logged.
     """
 
     token: str
     rows: Rows
     counts: Counts
     parts: tuple[tuple[str, Part], ...] = ()
+    texts: tuple[Mapping[str, int], Mapping[str, str]] = ({}, {})
 
 
 @dataclass(frozen=True)

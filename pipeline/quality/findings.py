@@ -62,7 +62,7 @@ def findings(
     cut_off: it ended at generation.max_new_tokens. loop: its end repeats the same words, numbers
     aside. refusal: it says that it cannot or will not answer. thinking: it thinks aloud. preamble:
     it announces the answer ("Here is a caption:"). empty: it has no letter and no digit. language:
-    it is in another language than `language`, one of LANGUAGES; None = any. not_finite: its
+    it is in another language than `language`; None = any. not_finite: its
     log-probability is no number, or it is the first token of the vocabulary again and again, which
     is what a model whose numbers overflow writes.
     """

@@ -32,14 +32,13 @@ _SCRIPTS = {
     "el": r"[\u0370-\u03ff]",
 }
 _SCRIPT_PATTERNS = {language: re.compile(pattern) for language, pattern in _SCRIPTS.items()}
-LANGUAGES = tuple(sorted({*_WORDS, *_SCRIPTS}))
 _MIN_WORDS = 2  # function words of a language, before it is named
 _SCRIPT_SHARE = 0.3  # of the letters
 _KANA_SHARE = 0.05
 
 
 def language_of(text: str) -> str | None:
-    """Returns the language of a text as one of LANGUAGES; None if it cannot be told.
+    """Returns the language of a text as one of schemas.job_alarms.LANGUAGES; None if unknown.
 
     A short text, a list of names and a mix of languages cannot be told. Languages of one script are
     told apart for Latin letters only: Ukrainian counts as "ru".

@@ -8,7 +8,7 @@ killed at any point: Ray or the next run repeats it, and no row is lost or doubl
 import uuid
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import Any, Protocol
 
@@ -21,11 +21,13 @@ from ray.data.datasource import Datasink
 from mediamill.pipeline.ledger import hive_paths, publish
 from mediamill.pipeline.ledger.ledger import Commit, CommitReply
 from mediamill.pipeline.ledger.state import Counts, Rows
+from mediamill.pipeline.quality.count import count_findings
 from mediamill.pipeline.records import manifest_order, ordinals
 from mediamill.pipeline.storage import storage
 from mediamill.pipeline.storage.storage import Place
 from mediamill.schemas import columns as c
 from mediamill.schemas.arrow_convert import convert_table, take_rows
+from mediamill.schemas.task import Question
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class OutputRules:
 
     output: a URL. schema: of the result, with the partition columns.
     constants: the values of columns that are the same in every row, by name.
+    questions: whose answers are examined; language: that they should have, None = any.
     """
 
     output: str
@@ -41,6 +44,8 @@ class OutputRules:
     partition_by: tuple[str, ...]
     rows_per_file: int
     constants: Mapping[str, str]
+    questions: tuple[Question, ...] = ()
+    language: str | None = None
 
 
 class LedgerClient(Protocol):
@@ -78,7 +83,9 @@ def write_rows(table: pa.Table, rules: OutputRules, ledger: LedgerClient) -> Non
     while table.num_rows:
         token = uuid.uuid4().hex
         parts = publish.stage(output, token, _parts(table, rules))
-        reply = ledger.commit(Commit(token, _ordinals(table), _counts(table), parts))
+        findings, texts = count_findings(table, rules.questions, rules.language)
+        counts, counters = replace(_counts(table), findings=findings), texts.counters()
+        reply = ledger.commit(Commit(token, _ordinals(table), counts, parts, counters))
         if not reply.finished:
             _publish(output, reply, ledger)
             return

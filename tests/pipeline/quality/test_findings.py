@@ -6,8 +6,9 @@ import pytest
 
 from benchmarks.quality import cases
 from mediamill.pipeline.quality.findings import KINDS, ends_in_loop, findings
-from mediamill.pipeline.quality.languages import LANGUAGES, language_of
+from mediamill.pipeline.quality.languages import language_of
 from mediamill.pipeline.quality.repeated_texts import CAPACITY, RepeatedTexts, text_key
+from mediamill.schemas.job_alarms import LANGUAGES
 
 
 def test_the_detectors_find_what_was_drawn() -> None:
