@@ -7,7 +7,7 @@ from typing import Literal
 from mediamill.model.inputs import VisualInput
 from mediamill.model.sampling import Sampling
 
-FinishReason = Literal["stop", "length", "done", "cancelled", "error"]
+FinishReason = Literal["stop", "length", "loop", "done", "cancelled", "error"]
 Mode = Literal["generate", "score", "embed"]
 Pooling = Literal["last", "mean", "visual_tokens", "vision_tower"]
 
@@ -72,7 +72,8 @@ class Completion:
     output_ids: generated ids, including the end token or the last token of a stop string; those so
         far if it was cancelled.
     finish_reason: "stop": an end token or a stop string; "length": max_new_tokens or the end of the
-        context; "done": scored or embedded; "cancelled"; "error".
+        context; "loop": the output repeated itself, with `Sampling.stop_loops`; "done": scored or
+        embedded; "cancelled"; "error".
     mean_logprob: mean of logprobs.
     error: one sentence if finish_reason is "error", else None.
     out_of_memory: the error is a lack of memory.

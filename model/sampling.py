@@ -33,6 +33,7 @@ class Sampling:
     stop: the output ends when its text holds one of these strings; (): none.
     seed: the same seed gives the same output, in any batch. 0 to 2^63 - 1.
     logprobs: how many of the likeliest tokens to report for each output token.
+    stop_loops: end an output that repeats the same tokens again and again (generation/loops.py).
     json_schema: the text of a JSON schema. Only tokens are chosen that lead to valid JSON, in the
         layout of json.dumps. The output ends where nothing may follow, or by an end token where the
         JSON is complete; max_new_tokens or a stop string may cut it off before. None: no schema.
@@ -54,6 +55,7 @@ class Sampling:
     seed: int = 0
     logprobs: int = 0
     json_schema: str | None = None
+    stop_loops: bool = False
 
     def __post_init__(self) -> None:
         _whole("max_new_tokens", self.max_new_tokens, 1)
@@ -108,6 +110,7 @@ class Sampling:
             seed=self.seed,
             logprobs=self.logprobs,
             json_schema=self.json_schema,
+            stop_loops=self.stop_loops,
         )
 
 
@@ -131,6 +134,7 @@ class GenerationRule:
     seed: int
     logprobs: int
     json_schema: str | None = None
+    stop_loops: bool = False
 
     @property
     def draws(self) -> bool:

@@ -83,6 +83,7 @@ class Outcome:
             output=storage.redact(self.plan.output.url),
             run_id=self.run_id,
             fingerprint=self.plan.fingerprint,
+            findings=self.state.counts.findings,
         )
 
     def _note(self, summary: Mapping[str, object]) -> str:

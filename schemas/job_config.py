@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from mediamill.schemas.job_alarms import Alarms
 from mediamill.schemas.job_resources import Resources
 from mediamill.schemas.job_tasks import (
     AnnotateConfig,
@@ -74,6 +75,12 @@ class GenerationConfig(Strict):
     ] = key(
         None,
         "texts that end an answer and are cut from it; null = the checkpoint's value",
+        added_later=True,
+    )
+
+    stop_loops: Flag = key(
+        False,
+        "whether an answer that repeats itself again and again ends there, as finish_reason loop",
         added_later=True,
     )
 
@@ -254,4 +261,5 @@ class JobConfig(Strict):
     fetch: FetchConfig = FetchConfig()
     resources: Resources = Resources()
     limits: Limits = Limits()
+    alarms: Alarms = Alarms()
     canary: CanaryConfig = CanaryConfig()

@@ -108,6 +108,7 @@ class Summary:
     prompt_tokens, visual_tokens, output_tokens, seconds: of this run.
     engines_replaced: copies of the model that broke in this run and were reloaded.
     binds: the bottleneck, prepare or generate; None if it was neither.
+    findings: answers of the whole output that may be wrong, by kind; see docs/quality.md.
     """
 
     rows: int
@@ -124,6 +125,7 @@ class Summary:
     engines_replaced: int = 0
     binds: str | None = None
     new_errors: Mapping[str, int] = field(default_factory=dict)
+    findings: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def error_rows(self) -> int:
@@ -159,6 +161,8 @@ def summary_text(summary: Summary, advises: bool = True) -> str:
         lines[0] += f" ({summary.skipped} rows are from earlier runs)"
     if summary.error_rows:
         lines.append(f"errors: {error_counts(summary.errors)}")
+    if summary.findings:
+        lines.append(f"answers to look at: {error_counts(summary.findings)}")
     answered = summary.rows - summary.skipped
     rate = f", {answered / summary.seconds:.1f} rows/s" if answered and summary.seconds > 0 else ""
     lines.append(
@@ -220,6 +224,8 @@ class Progress:
     busy: utilization of each pool (prepare, generate), from 0 to 1.
     binds: the pool that is the bottleneck; None if neither is.
     waits_for: a sentence that says which resources the cluster lacks before the run can begin.
+    findings: answers of this run in which something may be wrong, by kind.
+    repeated_text, repeated_rows: the commonest text of this run, and how many rows have it.
     """
 
     rows_total: int
@@ -238,3 +244,6 @@ class Progress:
     busy: Mapping[str, float] = field(default_factory=dict)
     binds: str | None = None
     waits_for: str | None = None
+    findings: Mapping[str, int] = field(default_factory=dict)
+    repeated_text: str | None = None
+    repeated_rows: int = 0

@@ -6,6 +6,7 @@ import torch
 
 from mediamill.model.engine_core.allocation import Allocation
 from mediamill.model.generation.grammar import Matcher
+from mediamill.model.generation.loops import LoopFinder
 from mediamill.model.generation.stopping import StopFinder
 from mediamill.model.requests import Completion, FinishReason, Request, Score
 from mediamill.model.sampling import GenerationRule
@@ -55,6 +56,8 @@ class Sequence:
         self.output: list[int] = []
         self.stop_string: str | None = None
         self._stop_finder = StopFinder(rule.stop) if rule.stop else None
+        self._loop_finder = LoopFinder() if rule.stop_loops else None
+        self._loops = False
         self._tokenizer = tokenizer
         self.matcher = matcher
         self._logprobs: list[float] = []
@@ -152,6 +155,8 @@ class Sequence:
             self._top_logprobs.append(list(top[: self.rule.logprobs]))
         if self._stop_finder is not None and self._tokenizer is not None:
             self.stop_string = self._stop_finder.add(self._tokenizer.token_bytes(token))
+        if self._loop_finder is not None:
+            self._loops = self._loop_finder.add(token)
         if self.matcher is not None and token not in self.rule.eos_token_ids:
             self.matcher.advance(token)
         if self.allocation is not None:
@@ -159,7 +164,7 @@ class Sequence:
 
     @property
     def finished(self) -> bool:
-        return self._stopped or len(self.output) >= self.max_output_tokens
+        return self._stopped or self._loops or len(self.output) >= self.max_output_tokens
 
     @property
     def _stopped(self) -> bool:
@@ -179,7 +184,7 @@ class Sequence:
         elif not self.generates:
             reason = "done"
         else:
-            reason = "stop" if self._stopped else "length"
+            reason = "stop" if self._stopped else "loop" if self._loops else "length"
         return Completion(
             self.request.id,
             self.output,

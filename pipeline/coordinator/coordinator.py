@@ -17,11 +17,14 @@ from mediamill.pipeline.coordinator.failure_policy import GENERATE, FailurePolic
 from mediamill.pipeline.faults import RunError, stopped_by
 from mediamill.pipeline.ledger import ledger
 from mediamill.pipeline.ledger.state import Counts, Rows
+from mediamill.pipeline.quality.count import alarm
+from mediamill.pipeline.quality.repeated_texts import RepeatedTexts
 from mediamill.pipeline.ray_cluster import metrics
 from mediamill.pipeline.ray_cluster.metrics import Rate, eta_s
 from mediamill.pipeline.tasks.answer_cache import AnswerCache
 from mediamill.pipeline.tasks.dedupe import Claim, RowAnswer
 from mediamill.schemas.job import Limits, Resources
+from mediamill.schemas.job_alarms import Alarms
 from mediamill.schemas.result import Progress
 
 _POLL_S = 0.5
@@ -37,6 +40,7 @@ class Coordinator(FailurePolicy):
     resources, limits: of the job, see `FailurePolicy`.
     answer_columns: the columns of an answer if copies are deduplicated, else none.
     loads_answers: whether those of earlier runs count.
+    alarms: of the job; None = no alarm.
     """
 
     def __init__(
@@ -48,12 +52,14 @@ class Coordinator(FailurePolicy):
         last_pool: str = GENERATE,
         answer_columns: Sequence[str] = (),
         loads_answers: bool = True,
+        alarms: Alarms | None = None,
     ) -> None:
         super().__init__(resources, limits, _is_alive, last_pool)
         self._ledger = ledger.Ledger(output_url, run)
         self._count(self._ledger.state.run_counts)
         self._answers, self._answer_columns = AnswerCache(), answer_columns
         self._loads_answers = loads_answers
+        self._alarms, self._texts = alarms or Alarms(), RepeatedTexts()
         self._loading: asyncio.Task[None] | None = None
         self._started = time.monotonic()
         self._counters: Counter[str] = Counter()
@@ -65,10 +71,20 @@ class Coordinator(FailurePolicy):
         return await self._ledger.finished(rows)
 
     async def commit(self, commit: ledger.Commit) -> ledger.CommitReply:
-        return await self._ledger.commit(commit)
+        reply = await self._ledger.commit(commit)
+        if not reply.finished:
+            self._texts.merge(*commit.texts)
+            self.check_answers(
+                alarm(self._alarms, self._ledger.state.run_counts, self._texts.most_common())
+            )
+        return reply
 
     async def published(self, files: Mapping[str, int]) -> ledger.CommitReply:
         return await self._ledger.published(files)
+
+    def repeated_text(self) -> tuple[str, int] | None:
+        """Returns the run's commonest text and the number of its rows; None without texts."""
+        return self._texts.most_common()
 
     async def counts(self) -> tuple[Counts, Counts]:
         return await self._ledger.counts()
@@ -290,13 +306,17 @@ def _progress(
     coordinator: Any, rate: Rate, rows: int, skipped: int, seconds: float
 ) -> Progress | None:
     """Returns the progress after `seconds`; None while the coordinator does not reply."""
-    replies = _replies(coordinator.counters, coordinator.counts, coordinator.status)
+    replies = _replies(
+        coordinator.counters, coordinator.counts, coordinator.status, coordinator.repeated_text
+    )
     if replies is None:
         return None
     counters: dict[str, int]
     run: Counts
     status: RunStatus
-    counters, (_, run), status = replies
+    repeated: tuple[str, int] | None
+    counters, (_, run), status, repeated = replies
+    text, text_rows = repeated or (None, 0)
     generated = min(counters.get("generated", 0), rows - skipped)
     rows_per_s = rate.update(seconds, generated)
     pools = utilization.pool_utilization(counters)
@@ -316,4 +336,7 @@ def _progress(
         engines_replaced=status.engines_replaced,
         busy=pools,
         binds=utilization.bottleneck(pools),
+        findings=run.findings,
+        repeated_text=text,
+        repeated_rows=text_rows,
     )

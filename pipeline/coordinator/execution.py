@@ -55,6 +55,7 @@ class Execution:
             (PREPARE, GENERATE)[len(names) - 1],
             answer_columns(task) if task.dedupe else (),
             self._plan.retry is None or not self._plan.retry.changed,
+            job.alarms,
         )
         self._drain = DrainCallback(names[-1])
         self._monitor = RunMonitor(self.coordinator, self._drain, stop, job.resources.grace_s)

@@ -137,6 +137,11 @@ class FailurePolicy:
                 "mend",
             )
 
+    def check_answers(self, reason: str | None) -> None:
+        """Drains the run if there is a reason: its answers are bad."""
+        if reason is not None:
+            self._stop(reason, "mend")
+
     def engine_broken(self, reason: str) -> None:
         """Notes that an engine cannot go on. Its process ends, and Ray starts another one."""
         self._broken_engines += 1

@@ -18,6 +18,7 @@ class Commit:
     parts: the same rows by folder of the result; a folder may come more than once.
     replacements: parts of rows that were done again, by the visible file that holds the old row.
     replaced: the counts of these old rows.
+    texts: how many of the answers have each text, and an example, by `text_key`; not logged.
     """
 
     token: str
@@ -26,6 +27,7 @@ class Commit:
     parts: tuple[tuple[str, Part], ...] = ()
     replacements: tuple[tuple[str, Part], ...] = ()
     replaced: Counts = field(default_factory=Counts)
+    texts: tuple[Mapping[str, int], Mapping[str, str]] = ({}, {})
 
 
 def record_of(

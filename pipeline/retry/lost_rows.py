@@ -100,10 +100,10 @@ def counts_of(table: pa.Table) -> Counts:
         made = table.filter(pc.is_null(table[c.DUPLICATE_OF]))
     else:
         made = table
-    tokens = {
-        name: int(pc.sum(made[name]).as_py() or 0) for name in _TOKENS if name in made.column_names
-    }
-    return Counts(ok=table.num_rows - sum(errors.values()), errors=errors, **tokens)
+    prompt, visual, output = (
+        int(pc.sum(made[name]).as_py() or 0) if name in made.column_names else 0 for name in _TOKENS
+    )
+    return Counts(table.num_rows - sum(errors.values()), errors, prompt, visual, output)
 
 
 def _columns(known: list[str]) -> list[Any]:

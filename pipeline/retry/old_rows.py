@@ -35,11 +35,11 @@ class OldRows:
         counts = Counts()
         for row_id in ids.to_pylist():
             row = self.rows[row_id]
-            tokens = {
-                name: row[name] or 0 for name in (c.PROMPT_TOKENS, c.VISUAL_TOKENS, c.OUTPUT_TOKENS)
-            }
+            names = (c.PROMPT_TOKENS, c.VISUAL_TOKENS, c.OUTPUT_TOKENS)
+            prompt, visual, output = (row[name] or 0 for name in names)
             code = row[c.ERROR_CODE]
-            counts.add(Counts(int(code is None), {} if code is None else {code: 1}, **tokens))
+            errors = {} if code is None else {code: 1}
+            counts.add(Counts(int(code is None), errors, prompt, visual, output))
         return counts
 
     def by_file(self, table: pa.Table, changed: str | None) -> Iterator[tuple[str, pa.Table]]:

@@ -8,7 +8,7 @@ killed at any point: Ray or the next run repeats it, and no row is lost or doubl
 import uuid
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import Any, Protocol
 
@@ -21,12 +21,14 @@ from ray.data.datasource import Datasink
 from mediamill.pipeline.ledger import hive_paths, publish
 from mediamill.pipeline.ledger.ledger import Commit, CommitReply
 from mediamill.pipeline.ledger.state import Counts, Rows
+from mediamill.pipeline.quality.count import count_findings
 from mediamill.pipeline.records import manifest_order, ordinals
 from mediamill.pipeline.retry.old_rows import OldRows
 from mediamill.pipeline.storage import storage
 from mediamill.pipeline.storage.storage import Place
 from mediamill.schemas import columns as c
 from mediamill.schemas.arrow_convert import convert_table, take_rows
+from mediamill.schemas.task import Question
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class OutputRules:
 
     output: a URL. schema: of the result, with the partition columns.
     constants: the values of columns that are the same in every row, by name.
+    questions: whose answers are examined; language: that they should have, None = any.
     retries: whether the run has a table of rows that it does again (see chosen_rows.py).
     changed: the job keys that such rows are made with, if they differ from the output's.
     """
@@ -44,6 +47,8 @@ class OutputRules:
     partition_by: tuple[str, ...]
     rows_per_file: int
     constants: Mapping[str, str]
+    questions: tuple[Question, ...] = ()
+    language: str | None = None
     retries: bool = False
     changed: str | None = None
 
@@ -98,17 +103,22 @@ def _stage(
     output: Place, token: str, table: pa.Table, rules: OutputRules, old: OldRows | None
 ) -> Commit:
     """Stages the rows durably, and returns their commit."""
+    answers = table.filter(pc.is_null(table[c.ERROR_CODE]))
+    findings, texts = count_findings(answers, rules.questions, rules.language)
+    counts = replace(_counts(table), findings=findings)
+    commit = Commit(token, _ordinals(table), counts, texts=texts.counters())
     if old is None:
-        parts = publish.stage(output, token, _parts(table, rules))
-        return Commit(token, _ordinals(table), _counts(table), parts)
+        return replace(commit, parts=publish.stage(output, token, _parts(table, rules)))
     again = old.has(table[c.ID])
     new = list(_parts(table.filter(pa.array(~again)), rules))
     redone = table.filter(pa.array(again))
     by_file = list(old.by_file(_with_types(redone, rules), rules.changed))
     parts = publish.stage(output, token, [*new, *by_file])
-    replaced = old.counts(redone[c.ID])
-    return Commit(
-        token, _ordinals(table), _counts(table), parts[: len(new)], parts[len(new) :], replaced
+    return replace(
+        commit,
+        parts=parts[: len(new)],
+        replacements=parts[len(new) :],
+        replaced=old.counts(redone[c.ID]),
     )
 
 

@@ -23,6 +23,7 @@ from mediamill.schemas.job import (
     load_job,
     render_job,
 )
+from mediamill.schemas.job_alarms import LANGUAGES, Alarms
 from mediamill.schemas.job_resources import Labels
 
 PATHS = {"job": "caption", "manifest": "m", "output": "o", "model": "t"}
@@ -211,6 +212,14 @@ jobs = st.builds(
         stop=st.none() | st.lists(st.text(min_size=1, max_size=9), max_size=3).map(tuple),
         top_p=st.none() | st.floats(0, 1, exclude_min=True),
         repetition_penalty=st.none() | positives,
+        stop_loops=st.booleans(),
+    ),
+    alarms=st.builds(
+        Alarms,
+        loop=st.none() | st.floats(0, 1),
+        language=st.none(),
+        expect_language=st.none() | st.sampled_from(LANGUAGES),
+        rows=counts,
     ),
     image=ordered("min_pixels", "max_pixels").map(lambda pixels: ImageConfig(**pixels)),
     video=videos(),

@@ -13,7 +13,7 @@ POSITIVE = "a number greater than 0"
 KEYS_THERE = (
     "the keys are: job, manifest, media_column, output, model, prompt, prompts, json_schema, "
     "system, partition_by, rows_per_file, seed, dedupe, generation, json_answers, score, embed, "
-    "annotate, image, video, fetch, resources, limits, canary"
+    "annotate, image, video, fetch, resources, limits, alarms, canary"
 )
 
 # Text of the job file after its four complete lines, and the sentence after "job.yaml:".
@@ -100,7 +100,7 @@ WRONG_VALUES = [
         "generation: 64",
         "5: generation: found 64 (a whole number), expected a mapping with keys of "
         "max_new_tokens, min_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, "
-        "stop",
+        "stop, stop_loops",
     ),
     (
         "image: {min_pixels: 10000, max_pixels: 5000}",
