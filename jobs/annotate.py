@@ -5,28 +5,46 @@ The steps and the layout of the output are described in pipeline/annotate/annota
 
 from typing import TYPE_CHECKING
 
-from mediamill.jobs.interactive import print_summary, run_with_progress
+from mediamill.jobs.interactive import next_commands, print_summary, reporting, stopping
+from mediamill.jobs.progress.layout import Title
+from mediamill.jobs.progress.reporter import MANIFEST
+from mediamill.pipeline.storage import storage
 from mediamill.schemas.job import JobConfig
 from mediamill.schemas.result import error_counts, summary_dict, summary_text
 
 if TYPE_CHECKING:
     from mediamill.pipeline.annotate.annotate import AnnotationSummary
+    from mediamill.pipeline.manifest.selection import RowChoice
 
 
 def annotate(
-    job: JobConfig, as_json: bool = False, address: str | None = None
+    job: JobConfig,
+    as_json: bool = False,
+    address: str | None = None,
+    choice: "RowChoice | None" = None,
+    verbose: bool = False,
 ) -> "AnnotationSummary":
     """Runs a job, prints its progress and summary, and returns the summary.
 
-    The arguments and errors are those of `run_per_row`.
+    choice: the videos to do now; None = all that are not finished.
+    The other arguments and the errors are those of `run_per_row`.
     """
-    from mediamill.pipeline.annotate import annotate
+    with reporting(Title(job.job, job.output), verbose) as reporter:
+        reporter.begin(MANIFEST)
+        from mediamill.pipeline.annotate import annotate
+        from mediamill.pipeline.manifest.selection import ALL_ROWS
 
-    annotation = annotate.check_annotation(job)
-    with run_with_progress(job.resources.grace_s) as (reporter, stop):
-        reporter.notes(annotation.split.notes)
-        summary = annotate.annotate(annotation, reporter.phase, reporter, address, stop)
-    print_summary(_summary_dict(summary), _summary_text(summary), as_json)
+        annotation = annotate.check_annotation(job)
+        plan = annotation.split
+        reporter.end({"rows": plan.manifest.rows, "finished": plan.rows_done})
+        reporter.notes(plan.notes)
+        with stopping(reporter, job.resources.grace_s) as stop:
+            summary = annotate.annotate(
+                annotation, reporter.step, reporter, address, stop, choice=choice or ALL_ROWS
+            )
+    errors = summary.windows.error_rows + (summary.summaries.error_rows if summary.summaries else 0)
+    text = f"{_summary_text(summary)}\n{next_commands(storage.redact(job.output), errors)}"
+    print_summary(_summary_dict(summary), text, as_json)
     return summary
 
 

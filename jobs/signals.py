@@ -1,4 +1,4 @@
-"""Turns the first SIGINT or SIGTERM into a request to stop; the second ends the process."""
+"""Turns SIGINT and SIGTERM into a request to stop, or ends the process."""
 
 import signal
 import sys
@@ -13,10 +13,11 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
-def stop_on_signals(on_stop: Callable[[], None]) -> Iterator[Stop]:
+def stop_on_signals(on_stop: Callable[[bool], None]) -> Iterator[Stop]:
     """Yields a Stop that the first signal sets, after which it calls `on_stop`.
 
-    The second signal raises KeyboardInterrupt or SystemExit (128 + its number) in the main thread.
+    on_stop: is told whether rows in flight are finished first. If there are none, and at the second
+        signal, KeyboardInterrupt or SystemExit (128 + its number) is raised in the main thread.
     Outside the main thread, signal handlers stay as they are.
     """
     stop = Stop()
@@ -27,11 +28,12 @@ def stop_on_signals(on_stop: Callable[[], None]) -> Iterator[Stop]:
     def handle(number: int, _frame: FrameType | None) -> None:
         if not stop.requested:
             stop.request(number)
-            on_stop()
-        elif number == signal.SIGINT:
+            on_stop(stop.can_drain)
+            if stop.can_drain:
+                return
+        if number == signal.SIGINT:
             raise KeyboardInterrupt
-        else:
-            sys.exit(128 + number)
+        sys.exit(128 + number)
 
     previous = {number: signal.signal(number, handle) for number in _SIGNALS}
     try:

@@ -1,10 +1,10 @@
-"""Defines the schema of the result, and the summary and progress of a job.
+"""Defines the schema of the result, and the summary of a job.
 
 A result row has the manifest's columns, then the answer, then the receipt, then the model and run.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 
 import pyarrow as pa
 
@@ -95,6 +95,9 @@ class Summary:
     prompt_tokens, visual_tokens, output_tokens, seconds: of this run.
     engines_replaced: copies of the model that broke in this run and were reloaded.
     binds: the bottleneck, prepare or generate; None if it was neither.
+    engine_rows_s: rows a second of all engines while they worked; None if there are none.
+    advice: a sentence that names the key to change; None if no key would help.
+    later: rows that --limit or --sample left for a later run.
     """
 
     rows: int
@@ -110,6 +113,9 @@ class Summary:
     fingerprint: str
     engines_replaced: int = 0
     binds: str | None = None
+    engine_rows_s: float | None = None
+    advice: str | None = None
+    later: int = 0
 
     @property
     def error_rows(self) -> int:
@@ -143,7 +149,16 @@ def summary_text(summary: Summary) -> str:
     if summary.engines_replaced:
         lines.append(f"engines that broke and were replaced: {summary.engines_replaced}")
     if summary.binds:
-        lines.append(f"bottleneck: {summary.binds}")
+        ceiling = summary.engine_rows_s
+        busy = f"; engines at work reach {ceiling:.1f} rows/s" if ceiling else ""
+        lines.append(f"bottleneck: {summary.binds}{busy}")
+    if summary.advice:
+        lines.append(f"advice: {summary.advice}")
+    if summary.later:
+        lines.append(
+            f"left for later: {summary.later} rows; the same command without --limit and --sample "
+            "does them"
+        )
     lines.append(
         f"output: {summary.output} (run {summary.run_id}, fingerprint {summary.fingerprint})"
     )
@@ -154,39 +169,3 @@ def error_counts(errors: Mapping[str, int]) -> str:
     """Returns codes and counts as text, most frequent first: "fetch_failed 3, poison 1"."""
     by_count = sorted(errors.items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(f"{code} {count}" for code, count in by_count)
-
-
-@dataclass(frozen=True)
-class Progress:
-    """The progress of a running job.
-
-    rows_total: of the manifest.
-    rows_done: finished, earlier runs included.
-    rows_skipped: finished in earlier runs.
-    ok, errors (by code), output_tokens: of this run.
-    seconds: since this run began.
-    rate_rows_s: recent rows a second of this run.
-    eta_s: seconds to the end; None while unknown.
-    prepared, generated, written: rows of this run that left each stage.
-    engines_replaced: copies of the model that broke in this run and were reloaded.
-    busy: utilization of each pool (prepare, generate), from 0 to 1.
-    binds: the pool that is the bottleneck; None if neither is.
-    waits_for: a sentence that says which resources the cluster lacks before the run can begin.
-    """
-
-    rows_total: int
-    rows_done: int
-    rows_skipped: int = 0
-    ok: int = 0
-    errors: Mapping[str, int] = field(default_factory=dict)
-    output_tokens: int = 0
-    seconds: float = 0.0
-    rate_rows_s: float = 0.0
-    eta_s: float | None = None
-    prepared: int = 0
-    generated: int = 0
-    written: int = 0
-    engines_replaced: int = 0
-    busy: Mapping[str, float] = field(default_factory=dict)
-    binds: str | None = None
-    waits_for: str | None = None

@@ -12,6 +12,7 @@ Split, caption and summaries are runs of the pipeline, each with a separate ledg
 job is resumed where it was. The steps between them write each file atomically.
 """
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -39,21 +40,25 @@ from mediamill.pipeline.annotate.window_manifest import make_windows
 from mediamill.pipeline.checkpoint.checkpoint_hash import CheckpointHash
 from mediamill.pipeline.checkpoint.machine_copy import local_folder
 from mediamill.pipeline.coordinator.drain import Stop
+from mediamill.pipeline.coordinator.reporting import RunFacts
 from mediamill.pipeline.fetching import spool
 from mediamill.pipeline.fetching.fetcher import FetchRules, allowed_roots
 from mediamill.pipeline.ledger import ledger
 from mediamill.pipeline.ledger.publish import visible_files
+from mediamill.pipeline.manifest.selection import ALL_ROWS, RowChoice
 from mediamill.pipeline.plan import Plan, StepOverrides, check
 from mediamill.pipeline.ray_cluster.cluster import ray_cluster
 from mediamill.pipeline.records import RowFailure, failure_columns, failures, replace_columns
-from mediamill.pipeline.run import PrepareStage, Stages, run
+from mediamill.pipeline.run import Stages, run
 from mediamill.pipeline.storage import storage
 from mediamill.pipeline.storage.storage import Place
+from mediamill.pipeline.worker_stages import PrepareStage
 from mediamill.schemas.errors import JobError
 from mediamill.schemas.job import JobConfig, job_dict, load_job
 from mediamill.schemas.job_columns import check_partition_by
 from mediamill.schemas.manifest import ManifestSchema
-from mediamill.schemas.result import Progress, Summary
+from mediamill.schemas.progress import RAY, Progress
+from mediamill.schemas.result import Summary
 
 _WINDOW_MANIFEST, _VIDEO_MANIFEST = "_manifest", "_videos"
 _PLAIN_NOTES = "_merged"  # in a folder of videos without summaries
@@ -161,11 +166,13 @@ def annotate(
     address: str | None = None,
     stop: Stop | None = None,
     stages: Stages = WINDOW_STAGES,
+    choice: RowChoice = ALL_ROWS,
 ) -> AnnotationSummary:
     """Makes what the output does not have yet.
 
     on_phase: called with the name of each step when it begins.
     stages: of the runs of the windows and the summaries.
+    choice: the videos to do now; all windows of theirs are done.
     See `mediamill.pipeline.run` for the other arguments and the errors.
     """
     job, output, manifest = annotation.job, annotation.output, annotation.manifest
@@ -174,8 +181,13 @@ def annotate(
         stack.enter_context(spool.hold_shared_folder())
         on_phase("split")
         if annotation.split.rows_left:  # then all steps have work, and share one Ray cluster
+            if on_progress is not None:
+                plan = annotation.split
+                facts = RunFacts(plan.manifest.rows, plan.rows_done, 0, time.monotonic(), False)
+                on_progress(facts.begun(RAY))
             stack.enter_context(ray_cluster(address))
-        split = run(_split_job(job), annotation.split, on_progress, address, SPLIT_STAGES, stop)
+        split_job = _split_job(job)
+        split = run(split_job, annotation.split, on_progress, address, SPLIT_STAGES, stop, choice)
         make_windows(output / SPLIT_FOLDER, output / _WINDOW_MANIFEST, manifest)
         on_phase("windows")
         windows_job = _windows_job(job)

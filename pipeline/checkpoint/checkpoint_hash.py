@@ -97,6 +97,15 @@ def names_of(checkpoint: Place, weights: bool = True) -> list[str]:
     return sorted(name for name in names if weights or not name.endswith(_TENSORS))
 
 
+def weights_bytes(checkpoint: Place) -> int | None:
+    """Returns the size of the weights' files; None where it cannot be read."""
+    try:
+        entries = checkpoint.fs.ls(checkpoint.path, detail=True)
+        return sum(int(entry["size"]) for entry in entries if entry["name"].endswith(_TENSORS))
+    except Exception:  # noqa: BLE001 - only the progress shows it
+        return None
+
+
 def _shards(place: Place, names: list[str]) -> set[str]:
     if _INDEX not in names:
         return set()

@@ -31,6 +31,7 @@ class RunStatus:
     draining: whether workers must begin no more rows.
     engines_replaced: engines that broke so far.
     remedy: what can help after the stop.
+    begun: whether a process of the last pool has begun rows, so that some may be finished soon.
     """
 
     stop_reason: str | None
@@ -38,6 +39,7 @@ class RunStatus:
     draining: bool
     engines_replaced: int
     remedy: Remedy = "again"
+    begun: bool = False
 
 
 class FailurePolicy:
@@ -65,7 +67,7 @@ class FailurePolicy:
         self._errors: Counter[str] = Counter()
         self._loads = LoadFailures(is_alive)
         self._broken_engines = self._carried_engines = 0
-        self._draining = self._abort = False
+        self._draining = self._abort = self._begun = False
         self._stop_reason: str | None = None
         self._remedy: Remedy = "again"
 
@@ -106,6 +108,7 @@ class FailurePolicy:
         self._loads.loaded(worker)  # the coordinator may have been restarted since
         if self._draining:
             return Admission(stop=True)
+        self._begun = self._begun or worker.pool == self._last_pool
         return self._quarantine.begin(worker, rows)
 
     def begin_isolated(self, worker: WorkerId, rows: Sequence[Ordinal]) -> None:
@@ -155,7 +158,9 @@ class FailurePolicy:
     def status(self) -> RunStatus:
         """Returns the run status."""
         broken = self._carried_engines + self._broken_engines
-        return RunStatus(self._stop_reason, self._abort, self._draining, broken, self._remedy)
+        return RunStatus(
+            self._stop_reason, self._abort, self._draining, broken, self._remedy, self._begun
+        )
 
     def _stop(self, reason: str, remedy: Remedy = "again") -> None:
         """Drains the run. The first reason is the one that is reported."""
