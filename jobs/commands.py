@@ -266,8 +266,8 @@ def _job_parser(command: str, usage: str, description: str, epilog: str) -> argp
             "--sample",
             type=at_least_one,
             metavar="N",
-            help="do only N rows, drawn at random from the manifest (the same ones each time; "
-            "the key seed draws others), the others in a later run",
+            help="do only N rows, drawn from the manifest at random by the key seed (the same ones "
+            "each time), the others in a later run",
         )
     parser.add_argument(
         "--address",

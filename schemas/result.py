@@ -159,9 +159,8 @@ def summary_text(summary: Summary) -> str:
             f"left for later: {summary.later} rows; the same command without --limit and --sample "
             "does them"
         )
-    lines.append(
-        f"output: {summary.output} (run {summary.run_id}, fingerprint {summary.fingerprint})"
-    )
+    lines.append(f"output: {summary.output}")
+    lines.append(f"run: {summary.run_id} (fingerprint {summary.fingerprint})")
     return "\n".join(lines)
 
 

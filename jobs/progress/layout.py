@@ -176,8 +176,8 @@ def phase_line(name: str, facts: str, seconds: float, width: int) -> Line:
     """Returns the line of a phase that has ended."""
     fields = [
         Field(f"{name:<10}", 0, "strong"),
-        Field(facts, 2),
-        Field(f"{seconds:.1f} s", 1, "faint"),
+        Field(facts, 1),
+        Field(f"{seconds:.1f} s", 2, "faint"),
     ]
     return fit(fields, width)
 
@@ -267,7 +267,7 @@ def _share_line(progress: Progress, width: int) -> Line:
             Field("busy:", 0),
             *(
                 Field(
-                    f"{part} {progress.shares[part]:.0%}",
+                    f"{part} {_percent(progress.shares[part])}",
                     ranks[part],
                     "accent" if part == progress.bound_by else "",
                 )
@@ -295,7 +295,7 @@ def _process_line(progress: Progress, width: int) -> Line:
         fields.append(Field(f"engines: {engines.running:,} rows run", 0))
         fields.append(Field(f"{engines.waiting:,} wait", 1))
         if engines.cache_use is not None:
-            fields.append(Field(f"cache {engines.cache_use:.0%}", 2))
+            fields.append(Field(f"cache {_percent(engines.cache_use)}", 2))
     if progress.generates and progress.replicas.wanted:
         fields.append(_pool_field("replicas", progress.replicas, 3))
     if progress.workers.wanted:
@@ -323,12 +323,16 @@ def _error_lines(progress: Progress, width: int) -> list[Line]:
         text = "" if example is None else cut(f"{example.id}: {example.message}", room)
         lines.append(fit([head, Field(text, 1, "faint")], width))
     if (more := len(by_count) - _MAX_ERROR_LINES) > 0:
-        lines.append(fit([Field(f"and {more} more codes", 0, "faint")], width))
+        lines.append(fit([Field(f"and {_count(more, 'more code')}", 0, "faint")], width))
     return [line for line in lines if line]
 
 
 def _errors(progress: Progress) -> int:
     return sum(progress.errors.values())
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
 
 
 def _count(number: int, noun: str) -> str:

@@ -31,6 +31,7 @@ from mediamill.schemas import progress as p
 from mediamill.schemas.progress import Progress
 
 _TICK_S = 0.25
+_READING = "reading the manifest, checking the job and the model"
 _PLAIN_S = 10.0
 _SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 _STYLES = {
@@ -112,7 +113,7 @@ class Screen:
 
 def rich_text(line: Line) -> Text:
     """Returns a line with its styles."""
-    text = Text(no_wrap=True, overflow="crop", end="")
+    text = Text(no_wrap=True, overflow="crop")
     for number, field in enumerate(line):
         text.append(_GAP if number else "")
         text.append(field.text, _STYLES[field.style])
@@ -133,7 +134,7 @@ class TerminalReporter(Reporter):
         self._title, self._screen = title, screen or Screen(stream)
         self._lock, self._closed = threading.RLock(), threading.Event()
         self._told: list[Line] = []  # the lines of the phases, for a redraw
-        self._stopping = ""
+        self._stopping = ""  # to be printed
         self._taken_at = self._began
         self._ticks = 0
         threading.Thread(target=self._tick, daemon=True, name="view").start()
@@ -212,6 +213,9 @@ class TerminalReporter(Reporter):
                 if self._screen.resized():
                     for line in self._told:
                         self._screen.print(line)
+                if self._stopping:
+                    self._screen.console.print(Text(self._stopping))
+                    self._stopping = ""
                 self._draw()
 
     def _draw(self) -> None:
@@ -220,16 +224,15 @@ class TerminalReporter(Reporter):
         lines: list[Line] = []
         if self._last is not None and self._phase in (p.ROWS, p.FINISHING):
             current = with_time(self._last, self._clock() - self._taken_at)
-            height = self._screen.height - bool(self._stopping)
-            lines += view(current, self._title, columns, height, self._screen.symbols)
+            lines += view(
+                current, self._title, columns, self._screen.height, self._screen.symbols
+            )
         elif self._phase:
-            text = "reading the manifest" if self._last is None else phase_title(self._last)
+            text = _READING if self._last is None else phase_title(self._last)
             seconds = duration(self._clock() - self._phase_began)
             spin = _SPINNER[self._ticks % len(_SPINNER)] if self._screen.symbols != ASCII else "*"
             text = cut(text, max(1, columns - len(seconds) - 4))
             lines.append([Field(f"{spin} {text}"), Field(seconds, 1, "faint")])
-        if self._stopping:
-            lines.append([Field(cut(self._stopping, columns))])
         if lines:
             self._screen.show(lines)
 
@@ -264,7 +267,7 @@ class PlainReporter(Reporter):
             self._write(f"{compact(progress)}\n")
 
     def _phase_begun(self, phase: str) -> None:
-        texts = {MANIFEST: "reading the manifest", p.ROWS: ""}
+        texts = {MANIFEST: _READING, p.ROWS: ""}
         text = texts.get(phase, phase_title(Progress(0, 0, phase=phase)))
         self._write(f"{text}\n" if text else "")
 

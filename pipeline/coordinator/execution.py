@@ -113,7 +113,7 @@ class Execution:
         counters = coordinator.counters_of(self.coordinator)
         self.bottleneck = utilization.bottleneck(utilization.pool_utilization(counters))
         rate = utilization.engine_rate(counters, counters.get("generated", 0))
-        workers, *replicas = (pool.running for pool in self._watch.pools)
+        workers, *replicas = (pool.wanted for pool in self._watch.pools)
         self.engine_rows_s = rate * max(1, *replicas) if rate and replicas else None
         if self._sized is not None and replicas and not self._stop.requested:
             free = self._resources.model_copy(update={"prepare_workers": "auto"})
