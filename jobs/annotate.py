@@ -5,7 +5,7 @@ The steps and the layout of the output are described in pipeline/annotate/annota
 
 from typing import TYPE_CHECKING
 
-from mediamill.jobs.interactive import next_commands, print_summary, reporting, stopping
+from mediamill.jobs.interactive import checking, next_commands, print_summary, reporting, stopping
 from mediamill.jobs.progress.layout import Title
 from mediamill.jobs.progress.reporter import MANIFEST
 from mediamill.pipeline.storage import storage
@@ -31,10 +31,11 @@ def annotate(
     """
     with reporting(Title(job.job, job.output), verbose) as reporter:
         reporter.begin(MANIFEST)
-        from mediamill.pipeline.annotate import annotate
-        from mediamill.pipeline.manifest.selection import ALL_ROWS
+        with checking(reporter):
+            from mediamill.pipeline.annotate import annotate
+            from mediamill.pipeline.manifest.selection import ALL_ROWS
 
-        annotation = annotate.check_annotation(job)
+            annotation = annotate.check_annotation(job)
         plan = annotation.split
         reporter.end({"rows": plan.manifest.rows, "finished": plan.rows_done})
         reporter.notes(plan.notes)

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
@@ -14,9 +15,10 @@ from typing import TextIO
 from mediamill.jobs.progress.layout import Title
 from mediamill.jobs.progress.reporter import JsonReporter, Reporter
 from mediamill.jobs.progress.terminal import PlainReporter, TerminalReporter, is_dumb
-from mediamill.jobs.signals import stop_on_signals
+from mediamill.jobs.signals import end_on_signals, stop_on_signals
 from mediamill.pipeline.coordinator.drain import Stop
 
+_CHECKED = "nothing had begun; to go on, run the same command again\n"
 _TITLE = Title("mediamill")
 _MIN_LEVELS = {
     "ray.data.dataset": logging.WARNING,
@@ -52,9 +54,19 @@ def reporting(title: Title, verbose: bool = False) -> Iterator[Reporter]:
         try:
             yield reporter
         finally:
-            reporter.close()
-            if isinstance(reporter, TerminalReporter):
-                reporter.end_view()
+            end(reporter)
+
+
+@contextmanager
+def checking(reporter: Reporter) -> Iterator[None]:
+    """While the block runs, which changes nothing, Ctrl-C and SIGTERM end the process at once."""
+
+    def tell(number: int) -> None:
+        end(reporter)
+        reporter.write(f"{'interrupted' if number == signal.SIGINT else 'terminated'}: {_CHECKED}")
+
+    with end_on_signals(tell):
+        yield
 
 
 @contextmanager
@@ -66,6 +78,13 @@ def stopping(reporter: Reporter, grace_s: float) -> Iterator[Stop]:
 
     with stop_on_signals(tell) as stop:
         yield stop
+
+
+def end(reporter: Reporter) -> None:
+    """Ends the report, and its thread."""
+    reporter.close()
+    if isinstance(reporter, TerminalReporter):
+        reporter.end_view()
 
 
 def reporter_for(stream: TextIO, title: Title) -> Reporter:

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from mediamill.jobs.interactive import next_commands, print_summary, reporting, stopping
+from mediamill.jobs.interactive import checking, next_commands, print_summary, reporting, stopping
 from mediamill.jobs.progress.layout import Title
 from mediamill.jobs.progress.reporter import MANIFEST
 from mediamill.schemas.job import JobConfig
@@ -31,12 +31,13 @@ def run_per_row(
     """
     with reporting(Title(job.job, job.output), verbose) as reporter:
         reporter.begin(MANIFEST)
-        # Imported late: Ray and torch take seconds to import, and a usage error should not wait.
-        from mediamill.pipeline.manifest.selection import ALL_ROWS
-        from mediamill.pipeline.ray_cluster.cluster import import_ray
-        from mediamill.pipeline.run import check, run
+        with checking(reporter):
+            # Imported late: Ray and torch take seconds, and a usage error should not wait.
+            from mediamill.pipeline.manifest.selection import ALL_ROWS
+            from mediamill.pipeline.ray_cluster.cluster import import_ray
+            from mediamill.pipeline.run import check, run
 
-        plan = check(job, meanwhile=lambda: import_ray(address))
+            plan = check(job, meanwhile=lambda: import_ray(address))
         reporter.end({"rows": plan.manifest.rows, "finished": plan.rows_done})
         reporter.notes(plan.notes)
         with stopping(reporter, job.resources.grace_s) as stop:

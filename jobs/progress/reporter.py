@@ -79,7 +79,8 @@ class Reporter(ABC):
         self, phase: str, progress: Progress | None, seconds: float, facts: Mapping[str, int]
     ) -> None: ...
 
-    def _write(self, text: str) -> None:
+    def write(self, text: str) -> None:
+        """Writes text as it is."""
         self._stream.write(text)
         self._stream.flush()
 
@@ -132,4 +133,4 @@ class JsonReporter(Reporter):
 
     def _event(self, name: str, values: Mapping[str, object]) -> None:
         step = {"step": self._step} if self._step else {}
-        self._write(json.dumps({"event": name, **step, **values}) + "\n")
+        self.write(json.dumps({"event": name, **step, **values}) + "\n")

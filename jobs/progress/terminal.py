@@ -224,9 +224,7 @@ class TerminalReporter(Reporter):
         lines: list[Line] = []
         if self._last is not None and self._phase in (p.ROWS, p.FINISHING):
             current = with_time(self._last, self._clock() - self._taken_at)
-            lines += view(
-                current, self._title, columns, self._screen.height, self._screen.symbols
-            )
+            lines += view(current, self._title, columns, self._screen.height, self._screen.symbols)
         elif self._phase:
             text = _READING if self._last is None else phase_title(self._last)
             seconds = duration(self._clock() - self._phase_began)
@@ -245,38 +243,38 @@ class PlainReporter(Reporter):
         self._next = 0.0
 
     def notes(self, sentences: Sequence[str]) -> None:
-        self._write("".join(f"note: {sentence}\n" for sentence in sentences))
+        self.write("".join(f"note: {sentence}\n" for sentence in sentences))
 
     def stopping(self, grace_s: float | None) -> None:
         within = "at once" if grace_s is None else f"in at most {grace_s:g} s"
-        self._write(f"stopping, {within}\n")
+        self.write(f"stopping, {within}\n")
 
     def close(self) -> None:
         if self._last is not None and self._last.written:
-            self._write(f"{compact(self._last)}\n")
+            self.write(f"{compact(self._last)}\n")
         self._last = None
 
     def step(self, name: str) -> None:
         super().step(name)
-        self._write(f"step: {name}\n")
+        self.write(f"step: {name}\n")
 
     def _show(self, progress: Progress) -> None:
         now = self._clock()
         if now >= self._next and progress.phase == p.ROWS:
             self._next = now + _PLAIN_S
-            self._write(f"{compact(progress)}\n")
+            self.write(f"{compact(progress)}\n")
 
     def _phase_begun(self, phase: str) -> None:
         texts = {MANIFEST: _READING, p.ROWS: ""}
         text = texts.get(phase, phase_title(Progress(0, 0, phase=phase)))
-        self._write(f"{text}\n" if text else "")
+        self.write(f"{text}\n" if text else "")
 
     def _phase_ended(
         self, phase: str, progress: Progress | None, seconds: float, facts: Mapping[str, int]
     ) -> None:
         if facts:
             text = ", ".join(f"{number:,} {name}" for name, number in facts.items())
-            self._write(f"{text}  {seconds:.1f} s\n")
+            self.write(f"{text}  {seconds:.1f} s\n")
 
 
 def is_dumb(stream: TextIO) -> bool:
