@@ -148,11 +148,13 @@ def _progress(
     seconds = time.monotonic() - facts.started
     rows = facts.rows - facts.later - facts.skipped  # of this run
     generated = min(counters.get("generated", 0), rows)
-    rows_per_s = rate.update(seconds, generated)
     busy = utilization.pool_utilization(counters)
     recent = utilization.pool_utilization(view.recent)
     binds = utilization.bottleneck(recent or busy)
     phase.update(_phase_of(view, run.rows, generated, rows, facts.generates))
+    is_ready = phase.name not in (p.PROCESSES, p.MODEL)  # loading is not part of the rate
+    rows_per_s = rate.update(seconds, generated) if is_ready else 0.0
+    tokens_s = tokens.update(seconds, run.output_tokens) if is_ready else 0.0
     loaded = [view.loaded.get(pool, 0) for pool in (PREPARE, GENERATE)]
     lost = [view.lost.get(pool, 0) for pool in (PREPARE, GENERATE)]
     pools = [*watch.pools, Pool()][:2]
@@ -172,7 +174,7 @@ def _progress(
         prompt_tokens=run.prompt_tokens,
         visual_tokens=run.visual_tokens,
         output_tokens=run.output_tokens,
-        tokens_s=tokens.update(seconds, run.output_tokens),
+        tokens_s=tokens_s,
         seconds=seconds,
         rate_rows_s=rows_per_s,
         eta_s=eta_s(rows - generated, rows_per_s),

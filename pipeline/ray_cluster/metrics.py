@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 
 _WINDOW_S = 30.0  # of the recent rate, at least
-_MIN_RATE_BURSTS, _MIN_BURSTS, _MAX_BURSTS = 3, 12, 512
+_MIN_BURSTS, _MAX_BURSTS = 12, 512
 _SAMPLE_S = 2.0  # Ray exports the last value every 10 s
 
 # Ray prefixes the names with `ray_`. Each metric has the tag `run`, and the tag that is named here.
@@ -34,10 +34,11 @@ Totals = Mapping[tuple[str, str], int]  # by name of the metric and value of its
 
 
 class Rate:
-    """Rows per second of the recent past.
+    """Rows per second of the recent past: at least half a minute, and a fourth of the run.
 
-    Rows come in bursts, since a call brings many at once. So the rate is that between two bursts,
-    over at least half a minute, a fourth of the run, and several bursts.
+    Rows come in bursts, since a call brings many at once, and the calls of a full engine end
+    together. So the rate is that between two bursts. The first one counts from the first update,
+    which must be the moment when the engines can begin.
     """
 
     def __init__(self) -> None:
@@ -45,9 +46,6 @@ class Rate:
 
     def update(self, seconds: float, rows: float) -> float:
         """Returns the rate. rows: done until now. seconds: since the start."""
-        if rows == 0:
-            self._bursts.clear()  # the time to load the model is not part of the rate
-            return 0.0
         bursts = self._bursts
         if not bursts or rows > bursts[-1][1]:
             bursts.append((seconds, rows))
@@ -57,7 +55,7 @@ class Rate:
         if len(bursts) > _MAX_BURSTS:  # bounded memory: every second one is enough
             self._bursts = bursts = deque([*list(bursts)[:-1:2], bursts[-1]])
         (start, before), (end, after) = bursts[0], bursts[-1]
-        if len(bursts) < _MIN_RATE_BURSTS:
+        if end <= start:
             return 0.0
         gap = (end - start) / (len(bursts) - 1)
         return (after - before) / (max(end, seconds - 2 * gap) - start)
