@@ -71,7 +71,7 @@ class Screen:
 
     def _measure(self) -> int:
         columns, lines = self._size()
-        self.console.size = (columns, lines)  # type: ignore[assignment]
+        self.console.size = (columns, lines)
         return max(1, columns - _MARGIN)
 
     def resized(self) -> bool:
