@@ -22,9 +22,9 @@ def main() -> int:
         sys.stderr.flush()
         stderr, stdout = sys.stderr, sys.stdout
         first = _FirstLine(stderr)
-        sys.stderr = _Clearing(stderr, first)  # type: ignore[assignment]
+        sys.stderr = _Clearing(stderr, first)
         if stdout.isatty():
-            sys.stdout = _Clearing(stdout, first)  # type: ignore[assignment]
+            sys.stdout = _Clearing(stdout, first)
         try:
             return _run()
         finally:
