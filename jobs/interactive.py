@@ -3,8 +3,10 @@
 import json
 import logging
 import os
+import shutil
 import signal
 import sys
+import textwrap
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -96,7 +98,19 @@ def reporter_for(stream: TextIO, title: Title) -> Reporter:
 
 def print_summary(values: Mapping[str, object], text: str, as_json: bool) -> None:
     """Prints the summary of a job on stdout: `values` as one JSON object, or else `text`."""
+    if not as_json and sys.stdout.isatty():
+        text = _wrapped(text, shutil.get_terminal_size().columns)
     print(json.dumps(values) if as_json else text, flush=True)
+
+
+def _wrapped(text: str, columns: int) -> str:
+    """Returns the text with its lines broken between words."""
+    return "\n".join(
+        textwrap.fill(
+            line, columns, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+        )
+        for line in text.splitlines()
+    )
 
 
 def next_commands(output: str, errors: int, later: int = 0) -> str:
