@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -113,9 +114,9 @@ def _wrapped(text: str, columns: int) -> str:
     )
 
 
-def next_commands(output: str, errors: int, later: int = 0) -> str:
+def next_commands(output: str, errors: int) -> str:
     """Returns lines that say how to look at an output, and what to do about its error rows."""
-    path = f"'{output}'" if " " in output else output
+    path = shlex.quote(output)
     lines = [f"look at it: mediamill report {path}"]
     if errors:
         lines.append(f"try its errors again: mediamill retry {path}")
