@@ -105,9 +105,11 @@ def print_summary(values: Mapping[str, object], text: str, as_json: bool) -> Non
 
 
 def _wrapped(text: str, columns: int) -> str:
-    """Returns the text with its lines broken between words."""
+    """Returns the text with its lines broken between words, but those that hold a command."""
     return "\n".join(
-        textwrap.fill(
+        line
+        if ": mediamill " in line
+        else textwrap.fill(
             line, columns, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
         )
         for line in text.splitlines()

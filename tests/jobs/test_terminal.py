@@ -76,7 +76,7 @@ def test_a_job_from_its_first_line_to_its_last(tmp_path, ray_cluster):
     session.read_until("reading the manifest")
     assert "mediamill caption: starting" in session.shown.partition("reading")[0]
     code = session.end()
-    text = ESCAPE.sub("", session.shown)
+    text = " ".join(ESCAPE.sub("", session.shown).split())  # lines are wrapped
     assert code == 0, text
     assert not re.search(r"\x1b\[[0-9;]*3[0-7]m", session.shown)  # NO_COLOR
     order = [
@@ -88,7 +88,7 @@ def test_a_job_from_its_first_line_to_its_last(tmp_path, ray_cluster):
         "11 rows: 11 ok, 0 errors",
         "left for later: 1 rows; the same command",
         "output: ",
-        "look at it: mediamill report ",
+        f"look at it: mediamill report {tmp_path / 'out'}",
     ]
     places = [text.index(words) for words in order]
     assert places == sorted(places), text
