@@ -5,12 +5,16 @@ The steps and the layout of the output are described in pipeline/annotate/annota
 
 from typing import TYPE_CHECKING
 
-from mediamill.jobs.interactive import print_summary, run_with_progress
+from mediamill.jobs.interactive import checking, next_command, print_summary, reporting, stopping
+from mediamill.jobs.progress.layout import Title
+from mediamill.jobs.progress.reporter import MANIFEST
+from mediamill.pipeline.storage import storage
 from mediamill.schemas.job import JobConfig
 from mediamill.schemas.result import error_counts, retry_advice, summary_dict, summary_text
 
 if TYPE_CHECKING:
     from mediamill.pipeline.annotate.annotate import AnnotationSummary
+    from mediamill.pipeline.manifest.selection import RowChoice
     from mediamill.pipeline.retry.options import Retry
 
 
@@ -19,25 +23,36 @@ def annotate(
     as_json: bool = False,
     address: str | None = None,
     retry: "Retry | None" = None,
+    choice: "RowChoice | None" = None,
+    verbose: bool = False,
 ) -> "AnnotationSummary":
     """Runs a job, prints its progress and summary, and returns the summary.
 
-    The arguments and errors are those of `run_per_row`.
+    choice: the videos to do now; None = all that are not finished.
+    The other arguments and the errors are those of `run_per_row`.
     """
-    from mediamill.pipeline.annotate import annotate
+    with reporting(Title(job.job, job.output), verbose) as reporter:
+        reporter.begin(MANIFEST)
+        with checking(reporter):
+            from mediamill.pipeline.annotate import annotate
+            from mediamill.pipeline.manifest.selection import ALL_ROWS
 
-    annotation = annotate.check_annotation(job, retry)
-    with run_with_progress(job.resources.grace_s) as (reporter, stop):
-        reporter.notes(annotation.split.notes)
-        summary = annotate.annotate(
-            annotation,
-            reporter.phase,
-            reporter,
-            address,
-            stop,
-            on_note=lambda note: reporter.notes((note,)),
-        )
-    print_summary(_summary_dict(summary), _summary_text(summary), as_json)
+            annotation = annotate.check_annotation(job, retry)
+        plan = annotation.split
+        reporter.end({"rows": plan.manifest.rows, "finished": plan.rows_done})
+        reporter.notes(plan.notes)
+        with stopping(reporter, job.resources.grace_s) as stop:
+            summary = annotate.annotate(
+                annotation,
+                reporter.step,
+                reporter,
+                address,
+                stop,
+                on_note=lambda note: reporter.notes((note,)),
+                choice=choice or ALL_ROWS,
+            )
+    text = f"{_summary_text(summary)}\n{next_command(storage.redact(job.output))}"
+    print_summary(_summary_dict(summary), text, as_json)
     return summary
 
 

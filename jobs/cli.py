@@ -61,11 +61,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         _say(f"error: unknown command '{command}', {hint}")
         return 2
     verbose = "-v" in rest or "--verbose" in rest
-    return exit_code(lambda: _COMMANDS[command](rest), verbose)
+    resume = "" if command in _NOT_RESUMED else _RESUME
+    return exit_code(lambda: _COMMANDS[command](rest), verbose, resume)
 
 
-def exit_code(action: Callable[[], int], verbose: bool = False) -> int:
-    """Runs `action` and returns its exit code. Prints an exception as a sentence on stderr."""
+def exit_code(action: Callable[[], int], verbose: bool = False, resume: str = _RESUME) -> int:
+    """Runs `action` and returns its exit code. Prints an exception as a sentence on stderr.
+
+    resume: how to go on after an interruption; empty for an action that has nothing to resume.
+    """
+    ending = resume and f"; {resume}"
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _exit_on_sigterm)
     try:
@@ -76,18 +81,18 @@ def exit_code(action: Callable[[], int], verbose: bool = False) -> int:
         return 2
     except Drained as error:
         word = "interrupted" if error.signal == signal.SIGINT else "terminated"
-        _say(f"{word}: {error}", f"; {_RESUME}")
+        _say(f"{word}: {error}", ending)
         return 1 if error.signal is None else 128 + error.signal
     except ClusterGoneError as error:
         _say(f"error: {error}")
         return 1
     except KeyboardInterrupt:
-        print(f"interrupted; {_RESUME}", file=sys.stderr)
+        print(f"interrupted{ending}", file=sys.stderr)
         return 130
     except SystemExit as stop:
         # Ray replaces the handler of SIGTERM by one that exits with the bare number of the signal.
         if stop.code in (signal.SIGTERM, _TERMINATED):
-            print(f"terminated; {_RESUME}", file=sys.stderr)
+            print(f"terminated{ending}", file=sys.stderr)
             return _TERMINATED
         return stop.code if isinstance(stop.code, int) else 0
     except Exception as error:  # noqa: BLE001 - this is the outermost frame
@@ -100,7 +105,10 @@ def exit_code(action: Callable[[], int], verbose: bool = False) -> int:
             _say(f"error: {stopped}")
             return 2
         hint = "" if verbose else " (-v shows the traceback)"
-        _say(f"error: the job failed: {stopped}", f"{hint}; {_MENDED if permanent else _RESUME}")
+        if not resume:
+            _say(f"error: {stopped}", hint)
+            return 1
+        _say(f"error: the job failed: {stopped}", f"{hint}; {_MENDED if permanent else resume}")
         return 1
 
 
@@ -140,13 +148,17 @@ def _run_job(job: JobConfig, options: argparse.Namespace) -> int:
         from mediamill.pipeline.retry.options import Retry
 
         retry = Retry(only=False)
+    from mediamill.pipeline.manifest.selection import RowChoice
+
+    choice = RowChoice(options.limit, options.sample, job.seed)
+    arguments = (job, options.json, options.address, retry, choice, options.verbose)
     if job.job == "annotate":
         from mediamill.jobs.annotate import annotate
 
-        return annotate(job, options.json, options.address, retry).exit_code
+        return annotate(*arguments).exit_code
     from mediamill.jobs.per_row import run_per_row
 
-    return run_per_row(job, options.json, options.address, retry).exit_code
+    return run_per_row(*arguments).exit_code
 
 
 def _dashboard(options: argparse.Namespace) -> str:
@@ -196,9 +208,9 @@ def _job_command(command: str, argv: Sequence[str]) -> int:
 def _follow(cluster: "Cluster", name: str) -> int:
     try:
         return cluster.follow(name, sys.stdout)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as error:
         print(f"no longer following; {name} goes on", file=sys.stderr)
-        return 130
+        return 130 if isinstance(error, KeyboardInterrupt) else _TERMINATED
 
 
 def _history(argv: Sequence[str]) -> int:
@@ -206,6 +218,12 @@ def _history(argv: Sequence[str]) -> int:
     from mediamill.jobs.history import history
 
     return history(options.output, options.json)
+
+
+def _watch(argv: Sequence[str]) -> int:
+    from mediamill.jobs.watch import watch_command
+
+    return watch_command(argv)
 
 
 def _manifest(argv: Sequence[str]) -> int:
@@ -261,12 +279,17 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "status": partial(_job_command, "status"),
     "logs": partial(_job_command, "logs"),
     "stop": partial(_job_command, "stop"),
+    "watch": _watch,
     "history": _history,
     "retry": _retry,
     "check": _check,
     "export": _export,
     "compact": _compact,
 }
+
+
+# Commands that change no output: an interrupted one has nothing to go on with.
+_NOT_RESUMED = ("submit", "status", "logs", "stop", "watch", "history")
 
 
 def _exit_on_sigterm(_signal: int, _frame: FrameType | None) -> None:

@@ -23,6 +23,11 @@ EXIT_CODES = (
     "130 interrupted (Ctrl-C); 143 terminated (SIGTERM)"
 )
 
+_MODEL_HELP = (
+    "folder of a checkpoint in hub format, hf://ORG/NAME of the hub, or built-in, the tiny model "
+    "that ships with this program"
+)
+
 TOP_HELP = f"""\
 usage: mediamill COMMAND ...
 
@@ -42,6 +47,7 @@ commands:
   status    show a submitted job
   logs      follow the output of a submitted job
   stop      stop a submitted job
+  watch     show the progress of a run, from another terminal or machine
   history   list the runs of an output
   retry     do the error rows of an output again
   check     check that the files of an output are what its log says
@@ -145,7 +151,7 @@ def parse_job(kind: str, argv: Sequence[str]) -> tuple[argparse.Namespace, dict[
         f"{_OVERRIDES}\n\nexamples:\n{examples}\n\n{EXIT_CODES}\n",
     )
     parser.add_argument("arguments", nargs="*", help=argparse.SUPPRESS)  # the usage has them
-    parser.add_argument("--model", metavar="DIR", help="folder of a checkpoint in hub format")
+    parser.add_argument("--model", metavar="DIR", help=_MODEL_HELP)
     parser.add_argument(
         "--prompt", metavar="TEXT", help="prompt of the rows that have none of their own"
     )
@@ -235,13 +241,23 @@ def new_parser(command: str, usage: str, description: str, epilog: str) -> argpa
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("-v", "--verbose", action="store_true", help="print tracebacks")
+    parser.add_argument(
+        "-v", "--verbose", action="store_true", help="print tracebacks, and messages of Ray"
+    )
     return parser
+
+
+def at_least_one(text: str) -> int:
+    """Parses the number of an option. Raises ArgumentTypeError, which becomes a usage error."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"found {text}, expected a whole number from 1")
+    return int(text)
 
 
 def job_parser(command: str, usage: str, description: str, epilog: str) -> argparse.ArgumentParser:
     """Returns a parser for a command that runs a job, whose help describes all job keys."""
-    parser = new_parser(command, usage, description, f"{epilog}\nkeys:\n{describe_keys()}")
+    kind = command if command in JOB_HELP else None
+    parser = new_parser(command, usage, description, f"{epilog}\nkeys:\n{describe_keys(kind)}")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     if command != "retry":
         parser.add_argument(
@@ -250,6 +266,20 @@ def job_parser(command: str, usage: str, description: str, epilog: str) -> argpa
     parser.add_argument(
         "--plan", action="store_true", help="forecast the job instead; see mediamill plan --help"
     )
+    if command != "submit":
+        parser.add_argument(
+            "--limit",
+            type=at_least_one,
+            metavar="N",
+            help="do only the first N rows that are to do, the others in a later run",
+        )
+        parser.add_argument(
+            "--sample",
+            type=at_least_one,
+            metavar="N",
+            help="do only N rows, drawn from the manifest at random by the key seed (the same ones "
+            "each time), the others in a later run",
+        )
     parser.add_argument(
         "--address",
         metavar="ADDRESS",
@@ -277,6 +307,8 @@ def paths_and_pairs(
     pairs = [argument for argument in arguments if _PAIR.match(argument)]
     for pair in pairs:
         key, _, value = pair.partition("=")
+        if (option := f"--{key}") in parser._option_string_actions and key not in KEYS:
+            parser.error(f"found {pair}, expected the option {option} {value}")
         if "/" in value and key not in KEYS:
             guess = nearest(key, KEYS)
             hint = f" (did you mean '{guess}'?)" if guess else ""

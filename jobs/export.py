@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from mediamill.jobs.commands import new_parser, parse
+from mediamill.jobs.progress.activity import working
 from mediamill.schemas.nearest import nearest
 
 _FILES = ("sidecar", "jsonl", "csv", "parquet", "webdataset", "imagefolder", "fiftyone")
@@ -32,24 +33,25 @@ def run_export(argv: Sequence[str]) -> int:
     options = _parse_export(argv)
     from mediamill.pipeline.export.export import ExportOptions, export
 
-    summary = export(
-        ExportOptions(
-            output=options.output,
-            target=options.target,
-            to=options.to,
-            where=options.where,
-            columns=_names(options.columns),
-            text=options.text,
-            suffix=options.suffix.lstrip("."),
-            table=options.table,
-            errors=options.errors,
-            media=options.media,
-            rows_per_file=options.rows_per_file,
-            roots=tuple(options.root),
-            hosts=tuple(options.host) or None,
-            overwrite=options.overwrite,
+    with working("exporting rows"):
+        summary = export(
+            ExportOptions(
+                output=options.output,
+                target=options.target,
+                to=options.to,
+                where=options.where,
+                columns=_names(options.columns),
+                text=options.text,
+                suffix=options.suffix.lstrip("."),
+                table=options.table,
+                errors=options.errors,
+                media=options.media,
+                rows_per_file=options.rows_per_file,
+                roots=tuple(options.root),
+                hosts=tuple(options.host) or None,
+                overwrite=options.overwrite,
+            )
         )
-    )
     if options.json:
         print(json.dumps({"event": "summary", **asdict(summary)}))
         return 0
@@ -84,7 +86,8 @@ def run_compact(argv: Sequence[str]) -> int:
     options = parse(parser, argv)
     from mediamill.pipeline.compact import compact
 
-    summary = compact(options.output, options.rows_per_file)
+    with working("compacting files"):
+        summary = compact(options.output, options.rows_per_file)
     if options.json:
         print(json.dumps({"event": "summary", **asdict(summary)}))
         return 0

@@ -2,6 +2,8 @@
 
 import json
 
+from mediamill.jobs.progress.activity import working
+
 _COLUMNS = ("started", "run", "rows", "ok", "errors", "seconds", "end")
 
 
@@ -13,7 +15,8 @@ def history(output: str, as_json: bool = False) -> int:
     from mediamill.pipeline.annotate.window_columns import STEPS
     from mediamill.pipeline.coordinator.run_history import past_runs
 
-    runs = past_runs(output, STEPS)
+    with working("reading the log"):
+        runs = past_runs(output, STEPS)
     if as_json:
         for run in runs:
             print(json.dumps(run))

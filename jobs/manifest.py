@@ -174,6 +174,8 @@ class _Reporter:
     def __init__(self) -> None:
         self._terminal = sys.stderr.isatty()
         self._printed = time.monotonic()
+        if self._terminal:
+            print("\rreading the source\033[K", end="", file=sys.stderr, flush=True)
 
     def __call__(self, progress: "Progress") -> None:
         now = time.monotonic()

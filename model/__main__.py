@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.describe:
         from mediamill.model.describe import describe
 
-        print(describe(options.folder, options.mrope))
+        print(describe(_folder(options.folder), options.mrope))
         return 0
     if options.prompt is None:
         raise ValueError("expected --prompt with a question (- reads it from stdin), or --describe")
@@ -46,13 +47,20 @@ def _run(options: argparse.Namespace) -> int:
     names = ("device", "dtype", "attention", "mrope", "min_pixels", "max_pixels")
     video = VideoRules(options.fps, options.num_frames, max_frames=options.max_frames)
     loading = {name: getattr(options, name) for name in names}
-    chat = Chat.load(options.folder, **loading, video=video)
+    chat = Chat.load(_folder(options.folder), **loading, video=video)
     parts = [{"type": kind, kind: source} for kind, source in options.media or []]
     content = [*parts, {"type": "text", "text": prompt}]
     system = [] if options.system is None else [{"role": "system", "content": options.system}]
     messages = [*system, {"role": "user", "content": content}]
     _print_answer(chat.answer(messages, sampling, options.add_vision_id), options)
     return 0
+
+
+def _folder(name: str) -> str:
+    """Returns the folder of a checkpoint; `built-in` is the one that ships with this program."""
+    from mediamill.model.tiny import CHECKPOINT
+
+    return str(CHECKPOINT) if name == "built-in" and not Path(name).exists() else name
 
 
 def _print_answer(answer: "Answer", options: argparse.Namespace) -> None:
@@ -114,7 +122,10 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("folder", help="checkpoint in hub format: a path or URL (s3://..., hf://owner/name)")
+    add(
+        "folder",
+        help="checkpoint in hub format: a path or URL (s3://..., hf://owner/name), or built-in",
+    )
     for kind in ("image", "video"):
         add(
             f"--{kind}",

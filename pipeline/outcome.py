@@ -4,9 +4,10 @@ import json
 import logging
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from mediamill.pipeline.faults import RunError
+from mediamill.pipeline.faults import Drained, RunError
 from mediamill.pipeline.ledger import ledger, recovery
 from mediamill.pipeline.ledger.state import Counts, LedgerState
 from mediamill.pipeline.plan import Plan
@@ -38,10 +39,18 @@ class Outcome:
         """The rows that are finished at the end of the run."""
         return self.before + self.left
 
-    def finish(self, engines_replaced: int, bottleneck: str | None = None) -> Summary:
+    def finish(
+        self,
+        engines_replaced: int,
+        bottleneck: str | None = None,
+        engine_rows_s: float | None = None,
+        advice: str | None = None,
+        later: int = 0,
+    ) -> Summary:
         """Makes all rows visible, marks the output as finished, and returns the summary.
 
-        bottleneck: the pool that limited the rate.
+        bottleneck: the pool that limited the rate. engine_rows_s, advice: see Summary.
+        later: rows that are left for a later run; the output is then not marked as finished.
         Raises RunError when a newer run owns the output.
         """
         try:
@@ -49,12 +58,20 @@ class Outcome:
         except ledger.TakenOverError as error:
             raise RunError(str(error)) from error
         summary = self.summary(self.state.run_counts)
-        summary = replace(summary, engines_replaced=engines_replaced, binds=bottleneck)
+        summary = replace(
+            summary,
+            engines_replaced=engines_replaced,
+            binds=bottleneck,
+            engine_rows_s=engine_rows_s,
+            advice=advice,
+            later=later,
+        )
         note = self._note(summary_dict(summary))
         if not ledger.end(self.plan.output, self.state, summary_dict(summary)):
             return summary
         chosen_rows.remove(self.plan.output)
-        if self.state.counts.rows >= self.plan.manifest.rows:  # a retry leaves new rows alone
+        is_complete = self.state.counts.rows >= self.plan.manifest.rows  # a retry leaves new rows
+        if is_complete and not later:
             recovery.mark_finished(self.plan.output, note)
         return summary
 
@@ -62,11 +79,21 @@ class Outcome:
         """Makes the finished rows of a stopped run visible, as far as possible."""
         try:
             recovery.flush(self.plan.output, self.state)
-            summary = summary_dict(self.summary(self.state.run_counts)) | {"stopped": str(error)}
+            summary = summary_dict(self.summary(self.state.run_counts)) | {
+                "stopped": str(error),
+                "on_request": isinstance(error, Drained),
+            }
             self._note(summary)
             ledger.end(self.plan.output, self.state, summary)
         except Exception as failure:  # noqa: BLE001 - the user has to see why the run stopped
             _LOG.info("the rows of this run become visible with the next one: %s", failure)
+
+    def finish_idle(self) -> Summary:
+        """Returns the summary of a run that had nothing to do, after a note of it, if possible."""
+        summary = self.summary(Counts())
+        with suppress(Exception):  # nothing but the list of runs needs it
+            self._note(summary_dict(summary) | {"idle": True})
+        return summary
 
     def summary(self, counts: Counts) -> Summary:
         """Returns the summary. counts: of the rows that this run finished."""

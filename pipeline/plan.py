@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -125,14 +126,21 @@ def check(
     retry: which error rows of the output are done again, if any.
     """
     check_ray_version()
-    _check_sampling(job)
-    check_fetching(job)
-    _check_step_timeout(job)
-    _check_output_apart(job)
+    _check_output_apart(job)  # first, since it would explain what the others find
     output = storage.resolve(job.output)
-    state = _open_output(output)
-    manifest = open_manifest(job.manifest, state.files, state.header, job.media_column)
-    model = check_checkpoint(job.model)
+    state = LedgerState()
+
+    def manifest_of_output() -> Manifest:
+        state.become(_open_output(output))
+        return open_manifest(job.manifest, state.files, state.header, job.media_column)
+
+    manifest, model = _all_of(
+        manifest_of_output,
+        lambda: check_checkpoint(job.model),
+        lambda: _check_sampling(job),
+        lambda: check_fetching(job),
+        lambda: _check_step_timeout(job),
+    )
     config = _check_model(job, model)
     task = task_kind(task_of(job, config.text.hidden_size)).resolve(model)
     _check_columns(job, manifest, task)
@@ -186,6 +194,22 @@ def check(
         retry,
         (*manifest.notes, *notes, *checked.notes),
     )
+
+
+def _all_of(
+    manifest: Callable[[], Manifest], model: Callable[[], Place], *checks: Callable[[], None]
+) -> tuple[Manifest, Place]:
+    """Returns the manifest and the model. Raises one JobError with the mistakes of all checks."""
+    mistakes: list[str] = []
+    results: list[Any] = []
+    for check_part in (*checks, manifest, model):
+        try:
+            results.append(check_part())
+        except JobError as error:
+            mistakes += error.sentences
+    if mistakes:
+        raise JobError(*mistakes)
+    return results[-2], results[-1]
 
 
 def _prompt_texts(job: JobConfig, manifest: Manifest, task: Task) -> PromptTexts:
@@ -309,9 +333,13 @@ def _short(value: object) -> str:
 
 def _check_writable(output: Place) -> None:
     probe = output / ledger.HIDDEN / f".probe-{uuid.uuid4().hex}"
+    folders = [Path(output.path), Path(output.path) / ledger.HIDDEN] if output.is_local else []
+    made = [folder for folder in folders if not folder.exists()]
     try:
         storage.put(probe, b"")
         storage.remove(probe)
+        for folder in reversed(made):  # a job that is refused leaves nothing behind
+            folder.rmdir()
     except RunError:  # the disk is full: the job itself is not wrong
         raise
     except Exception as error:  # each storage raises errors of its own

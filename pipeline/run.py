@@ -15,39 +15,36 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-
-from mediamill.pipeline.checkpoint.checkpoint_hash import CheckpointHash
-from mediamill.pipeline.checkpoint.machine_copy import local_folder
-from mediamill.pipeline.coordinator import lease
+from mediamill.pipeline.checkpoint.checkpoint_hash import weights_bytes
+from mediamill.pipeline.coordinator import lease, run_status
 from mediamill.pipeline.coordinator.coordinator import LedgerCalls, RemoteCounter
-from mediamill.pipeline.coordinator.drain import Stop
+from mediamill.pipeline.coordinator.drain import NOTHING_BEGUN, Stop
 from mediamill.pipeline.coordinator.execution import Execution
 from mediamill.pipeline.coordinator.failure_policy import GENERATE, PREPARE
 from mediamill.pipeline.coordinator.guarded_stage import CoordinatorCalls, GuardedStage
+from mediamill.pipeline.coordinator.reporting import RunFacts
+from mediamill.pipeline.coordinator.utilization import WRITE_MS
 from mediamill.pipeline.decoding.memory_estimate import memory_bytes
-from mediamill.pipeline.faults import BrokenEngineError, Drained, RunError
+from mediamill.pipeline.faults import Drained, RunError, stopped_by
 from mediamill.pipeline.fetching import spool
 from mediamill.pipeline.ledger import ledger, recovery
 from mediamill.pipeline.ledger.inventory import take_inventory
-from mediamill.pipeline.ledger.state import Counts
+from mediamill.pipeline.manifest.selection import ALL_ROWS, RowChoice
 from mediamill.pipeline.outcome import Outcome
 from mediamill.pipeline.plan import Plan, check
-from mediamill.pipeline.ray_cluster.cluster import data_context, ray_cluster
-from mediamill.pipeline.ray_cluster.metrics import export_engine_rows
+from mediamill.pipeline.ray_cluster.cluster import check_local_room, data_context, ray_cluster
 from mediamill.pipeline.ray_cluster.pool_sizes import CALLS_TO_FILL, Node, Pools, size_pools
 from mediamill.pipeline.retry.job_note import save_job
 from mediamill.pipeline.retry.reopen import reopen_rows
 from mediamill.pipeline.storage import storage
 from mediamill.pipeline.tasks.answer_cache import AnswerCalls
+from mediamill.pipeline.worker_stages import GenerateStage, PrepareStage
 from mediamill.schemas import columns as c
 from mediamill.schemas.job import JobConfig
-from mediamill.schemas.manifest import ManifestSchema
-from mediamill.schemas.result import Progress, Summary
-from mediamill.schemas.task import CAPTION, Task
+from mediamill.schemas.progress import RAY, Progress
+from mediamill.schemas.result import Summary
 
 if TYPE_CHECKING:
-    from mediamill.model.requests import Request
     from mediamill.pipeline.stages.write import OutputRules
 
 __all__ = ["Drained", "Plan", "RunError", "Stages", "Stop", "check", "run"]
@@ -55,76 +52,6 @@ __all__ = ["Drained", "Plan", "RunError", "Stages", "Stop", "check", "run"]
 _PREPARE_CALLS = 2  # of one actor at once: one fetches while the other decodes
 _GENERATE_CALLS = 8  # half of them bring the rows that run, the others those that come next
 _MIN_WRITES, _MIN_ROWS_PER_WRITE = 16, 64  # so that a kill costs a small job little
-
-
-class PrepareStage:
-    """The stage of an actor of the CPU pool: fetch and prepare."""
-
-    def __init__(
-        self,
-        job: JobConfig,
-        schema: ManifestSchema,
-        checkpoint: tuple[str, CheckpointHash],
-        base: str,
-        count: Callable[[int], None],
-        task: Task = CAPTION,
-    ) -> None:
-        # Stages are imported where they run: torch takes seconds, and the driver does not need it.
-        from mediamill.pipeline.stages.fetch import Fetch, FetchRules
-        from mediamill.pipeline.stages.prepare import Prepare
-
-        self._fetch = Fetch(schema, FetchRules.of(job, base))
-        folder = local_folder(*checkpoint, job.resources.cache, weights=False)
-        self._prepare = Prepare(schema, job, task, folder, count, base)
-
-    def __call__(self, table: pa.Table) -> pa.Table:
-        # Each part is released before the next is fetched: its bytes count until then.
-        return pa.concat_tables(list(map(self._prepare, self._fetch.parts(table))))
-
-
-class GenerateStage:
-    """The stage of an actor that has an engine."""
-
-    def __init__(
-        self,
-        job: JobConfig,
-        schema: ManifestSchema,
-        checkpoint: tuple[str, CheckpointHash],
-        base: str,
-        count: Callable[[int], None],
-        threads: int,
-        rows: int,
-        on_gpu: bool,
-        ranks: int = 1,
-        run: str = "",
-        on_end: Callable[[BrokenEngineError], None] | None = None,
-        task: Task = CAPTION,
-        registry: AnswerCalls | None = None,
-    ) -> None:
-        from mediamill.model.generation.stopping import before_stop
-        from mediamill.pipeline.replica.canary import Canary
-        from mediamill.pipeline.stages.generate import EngineSize, Generate
-
-        folder = local_folder(*checkpoint, job.resources.cache)
-        size = EngineSize(rows, threads, on_gpu, ranks)
-        generate = Generate(schema, job, folder, count, size, on_end, task, registry)
-        self._generate = generate
-        if run:  # empty if this is not an actor of a run
-            export_engine_rows(lambda: generate.rows_now, run)
-        self._canary: Canary | None = None
-        if job.canary.uri is not None:
-
-            def answer(request: "Request") -> str:
-                text = generate.decode(generate.ask(request).output_ids)
-                return before_stop(text, generate.stop)
-
-            self._canary = Canary(job, folder, Path(base), generate.sampling, answer)
-            self._canary.check()
-
-    def __call__(self, table: pa.Table) -> pa.Table:
-        if self._canary is not None:
-            self._canary.count(table.num_rows)
-        return self._generate(table)
 
 
 @dataclass(frozen=True)
@@ -163,6 +90,7 @@ def run(
     stages: Stages = Stages(),
     stop: Stop | None = None,
     on_note: Callable[[str], None] | None = None,
+    choice: RowChoice = ALL_ROWS,
 ) -> Summary:
     """Makes the result rows that the output does not have yet, and returns the run's summary.
 
@@ -173,6 +101,7 @@ def run(
     stages: what the actors run.
     stop: asks the run to end early; it may then take up to resources.grace_s.
     on_note: called with sentences for the user, about rows that are done again and the like.
+    choice: the rows that the run does; the others are left for a later run.
     Raises JobError when the job cannot work, RunError when it stopped or another run works on the
     output, and Drained, which is a RunError, when it was asked to stop.
     """
@@ -193,8 +122,24 @@ def run(
         if is_complete and plan.is_recorded:
             for sentence in inventory.sentences():
                 tell(sentence)
-            return outcome.summary(Counts())
-    with lease.hold(plan.output, run_id):
+            return outcome.finish_idle()
+    stop = stop or Stop()
+    stop.can_drain = False
+    names = [_FetchAndPrepare.__name__]
+    names += [] if stages.generate is None else [_GenerateAndParse.__name__]
+    prepare_bytes = memory_bytes(job.limits, _PREPARE_CALLS)
+
+    def check_room(nodes: Sequence[Node]) -> None:
+        size_pools(job.resources, nodes, prepare_bytes, len(names) > 1)
+
+    if on_progress is not None:
+        on_progress(RunFacts(plan.manifest.rows, outcome.before, 0, started).begun(RAY))
+    if not is_complete:  # a job that is refused leaves nothing behind
+        check_local_room(address, check_room)
+    with (
+        lease.hold(plan.output, run_id),
+        run_status.publishing(plan.output, run_id, on_progress) as report,
+    ):
         plan.new_ids.save()
         try:
             bound, per_file = dict(plan.bound), job.rows_per_file
@@ -209,41 +154,59 @@ def run(
             save_job(plan.output, job, run_id)
         left = state.rows_left(plan.manifest.rows)
         outcome = replace(outcome, before=state.counts.rows - state.rows_to_redo, left=left)
-        if not left:
-            return outcome.finish(0)
-        stop = stop or Stop()
-        if stop.requested:
-            raise Drained("nothing had begun", stop.signal)
+        selection = choice.select(plan.manifest, state)
+        if not selection.missing(state):
+            return outcome.finish(0, later=selection.later)
+        stopped: RunError | None = None
         try:
-            names = [_FetchAndPrepare.__name__]
-            names += [] if stages.generate is None else [_GenerateAndParse.__name__]
-            prepare_bytes = memory_bytes(job.limits, _PREPARE_CALLS)
-
-            def check_room(nodes: Sequence[Node]) -> None:
-                size_pools(job.resources, nodes, prepare_bytes, len(names) > 1)
-
-            with ray_cluster(address, stages != Stages(), check_room) as can_grow:
+            if stop.requested:
+                raise Drained(NOTHING_BEGUN, stop.signal)
+            model_bytes = weights_bytes(plan.model) if len(names) > 1 else None
+            facts = RunFacts(
+                outcome.total,
+                outcome.before,
+                selection.later,
+                started,
+                len(names) > 1,
+                model_bytes,
+            )
+            report(facts.begun(RAY))
+            with ray_cluster(address, stages != Stages()) as can_grow:
                 execution = Execution(
-                    job, outcome, on_progress, stop, names, can_grow, prepare_bytes
+                    job, outcome, report, stop, names, can_grow, prepare_bytes, facts, selection
                 )
-                stopped = execution.run(_Pass(job, outcome, stages, execution.coordinator))
+                stopped = execution.run(_Pass(job, outcome, stages, execution))
                 if stopped is not None:
                     # The machine may be about to go: files first, then Ray.
                     outcome.finish_stopped(stopped)
                     raise stopped
+        except BaseException as error:
+            if stopped is not None:
+                raise
+            ended = Drained(NOTHING_BEGUN, stop.signal) if stop.requested else stopped_by(error)
+            outcome.finish_stopped(ended)
+            if isinstance(error, KeyboardInterrupt | SystemExit) and not stop.can_drain:
+                raise ended from None
+            raise
         finally:
             spool.sweep()  # Ray ends its actors without letting them tidy up
-        return outcome.finish(execution.engines_replaced, execution.bottleneck)
+        return outcome.finish(
+            execution.engines_replaced,
+            execution.bottleneck,
+            execution.engine_rows_s,
+            execution.advice,
+            selection.later,
+        )
 
 
 @dataclass(frozen=True)
 class _Pass:
-    """One pass over the unfinished rows. coordinator: a handle of the run's."""
+    """One pass over the unfinished rows of the run."""
 
     job: JobConfig
     outcome: Outcome
     stages: Stages
-    coordinator: Any
+    execution: Execution
 
     def __call__(self, pools: Pools, *on_step: Callable[[Any], None]) -> None:
         """Executes the stages. on_step: see `data_context`."""
@@ -253,7 +216,10 @@ class _Pass:
         from mediamill.pipeline.stages.write import ResultDatasink
 
         plan, labels = self.outcome.plan, self.job.resources.labels
-        calls, ledger_calls = CoordinatorCalls(self.coordinator), LedgerCalls(self.coordinator)
+        calls, ledger_calls = (
+            CoordinatorCalls(self.execution.coordinator),
+            LedgerCalls(self.execution.coordinator),
+        )
         options = {
             "job": self.job,
             "schema": plan.manifest.schema,
@@ -263,9 +229,10 @@ class _Pass:
         }
         prepare, generate = self.stages.prepare, self.stages.generate
         counters = ("prepared",) if generate else ("prepared", "generated")
-        prepare_options = {**options, "count": RemoteCounter(self.coordinator, counters)}
-        source = ManifestDatasource(plan.manifest, self.outcome.state)
-        sink = ResultDatasink(self._output_rules(), ledger_calls, self._write_rows())
+        prepare_options = {**options, "count": RemoteCounter(self.execution.coordinator, counters)}
+        source = ManifestDatasource(plan.manifest, self.outcome.state, self.execution.selection)
+        count_ms = RemoteCounter(self.execution.coordinator, (WRITE_MS,))
+        sink = ResultDatasink(self._output_rules(), ledger_calls, self._write_rows(), count_ms)
         with ray.data.DataContext.current(data_context(pools.block_bytes, *on_step)):
             dataset = ray.data.read_datasource(
                 source, num_cpus=pools.task_cpus, override_num_blocks=source.tasks
@@ -310,12 +277,12 @@ class _Pass:
             "on_gpu": pools.replica_gpus > 0,
             "ranks": pools.ranks,
             "run": self.outcome.run_id,
-            "count": RemoteCounter(self.coordinator, ("generated",)),
-            "registry": AnswerCalls(self.coordinator),
+            "count": RemoteCounter(self.execution.coordinator, ("generated",)),
+            "registry": AnswerCalls(self.execution.coordinator),
         }
 
     def _write_rows(self) -> int:
-        left = self.outcome.state.rows_left(self.outcome.plan.manifest.rows)
+        left = self.execution.selection.missing(self.outcome.state)
         return min(self.job.rows_per_file, max(_MIN_ROWS_PER_WRITE, left // _MIN_WRITES))
 
     def _output_rules(self) -> "OutputRules":

@@ -30,7 +30,8 @@ def check_partition_by(manifest: ManifestSchema, partition_by: Sequence[str], wh
             )
         elif name not in user:
             mistakes.append(
-                f"{where}: partition_by names column '{name}', {existing_names(user, name)}"
+                f"{where}: partition_by names column '{name}', "
+                + (existing_names(user, name) if user else _only_own(manifest))
             )
         elif not can_be_a_path(user[name]):
             mistakes.append(
@@ -55,6 +56,11 @@ def check_text_column(manifest: ManifestSchema, name: str, key: str, where: str)
             f"{where}: {key} names column '{name}' of type {column_type}, expected string or "
             "list<string>"
         )
+
+
+def _only_own(manifest: ManifestSchema) -> str:
+    names = ", ".join(field.name for field in manifest.fields)
+    return f"the columns are {names}, and no other one, which rows could be partitioned by"
 
 
 def _in_parentheses(names: dict[str, pa.DataType]) -> str:

@@ -26,6 +26,13 @@ def _keys(sections: dict[str, type[BaseModel]]) -> dict[str, FieldInfo]:
 
 
 _WIDTH, _INDENT = 100, " " * 4  # of the key descriptions
+# Sections that only some kinds of job read.
+_KINDS = {
+    "annotate": ("annotate",),
+    "score": ("score",),
+    "embed": ("embed",),
+    "json_answers": ("caption", "annotate"),
+}
 SECTIONS = _sections()
 KEYS = _keys(SECTIONS)  # every dotted key of a job file, in the order of the models
 
@@ -42,10 +49,15 @@ def takes_text(key: str) -> bool:
     return key in KEYS and expected(key).startswith("text")
 
 
-def describe_keys() -> str:
-    """Returns the help of all keys: name and default, then the meaning and allowed values."""
+def describe_keys(kind: str | None = None) -> str:
+    """Returns the help of all keys: name and default, then the meaning and allowed values.
+
+    kind: of job; the keys of other kinds are left out. None: all keys.
+    """
     lines = []
     for key, field in KEYS.items():
+        if kind is not None and kind not in _KINDS.get(key.partition(".")[0], (kind,)):
+            continue
         lines.append(key if field.is_required() else f"{key} = {to_json(field.default)}")
         meaning = f"{field.description} ({expected(key)})"
         lines += textwrap.wrap(meaning, _WIDTH, initial_indent=_INDENT, subsequent_indent=_INDENT)

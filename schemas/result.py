@@ -1,4 +1,4 @@
-"""Defines the schema of the result, and the summary and progress of a job.
+"""Defines the schema of the result, and the summary of a job.
 
 A result row has the manifest's columns, then the answer, then the receipt, then the model and run.
 """
@@ -109,6 +109,9 @@ class Summary:
     engines_replaced: copies of the model that broke in this run and were reloaded.
     binds: the bottleneck, prepare or generate; None if it was neither.
     findings: answers of the whole output that may be wrong, by kind; see docs/quality.md.
+    engine_rows_s: rows a second of all engines while they worked; None if there are none.
+    advice: a sentence that names the key to change; None if no key would help.
+    later: rows that --limit or --sample left for a later run.
     """
 
     rows: int
@@ -126,6 +129,9 @@ class Summary:
     binds: str | None = None
     new_errors: Mapping[str, int] = field(default_factory=dict)
     findings: Mapping[str, int] = field(default_factory=dict)
+    engine_rows_s: float | None = None
+    advice: str | None = None
+    later: int = 0
 
     @property
     def error_rows(self) -> int:
@@ -172,10 +178,18 @@ def summary_text(summary: Summary, advises: bool = True) -> str:
     if summary.engines_replaced:
         lines.append(f"engines that broke and were replaced: {summary.engines_replaced}")
     if summary.binds:
-        lines.append(f"bottleneck: {summary.binds}")
-    lines.append(
-        f"output: {summary.output} (run {summary.run_id}, fingerprint {summary.fingerprint})"
-    )
+        ceiling = summary.engine_rows_s
+        busy = f"; engines at work reach {ceiling:.1f} rows/s" if ceiling else ""
+        lines.append(f"bottleneck: {summary.binds}{busy}")
+    if summary.advice:
+        lines.append(f"advice: {summary.advice}")
+    if summary.later:
+        lines.append(
+            f"left for later: {summary.later} rows; the same command without --limit and --sample "
+            "does them"
+        )
+    lines.append(f"output: {summary.output}")
+    lines.append(f"run: {summary.run_id} (fingerprint {summary.fingerprint})")
     advice = retry_advice(summary.errors, summary.output)
     if advises and advice is not None:
         lines.append(advice)
@@ -206,44 +220,3 @@ def error_counts(errors: Mapping[str, int]) -> str:
     """Returns codes and counts as text, most frequent first: "fetch_failed 3, poison 1"."""
     by_count = sorted(errors.items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(f"{code} {count}" for code, count in by_count)
-
-
-@dataclass(frozen=True)
-class Progress:
-    """The progress of a running job.
-
-    rows_total: of the manifest.
-    rows_done: finished, earlier runs included.
-    rows_skipped: finished in earlier runs.
-    ok, errors (by code), output_tokens: of this run.
-    seconds: since this run began.
-    rate_rows_s: recent rows a second of this run.
-    eta_s: seconds to the end; None while unknown.
-    prepared, generated, written: rows of this run that left each stage.
-    engines_replaced: copies of the model that broke in this run and were reloaded.
-    busy: utilization of each pool (prepare, generate), from 0 to 1.
-    binds: the pool that is the bottleneck; None if neither is.
-    waits_for: a sentence that says which resources the cluster lacks before the run can begin.
-    findings: answers of this run in which something may be wrong, by kind.
-    repeated_text, repeated_rows: the commonest text of this run, and how many rows have it.
-    """
-
-    rows_total: int
-    rows_done: int
-    rows_skipped: int = 0
-    ok: int = 0
-    errors: Mapping[str, int] = field(default_factory=dict)
-    output_tokens: int = 0
-    seconds: float = 0.0
-    rate_rows_s: float = 0.0
-    eta_s: float | None = None
-    prepared: int = 0
-    generated: int = 0
-    written: int = 0
-    engines_replaced: int = 0
-    busy: Mapping[str, float] = field(default_factory=dict)
-    binds: str | None = None
-    waits_for: str | None = None
-    findings: Mapping[str, int] = field(default_factory=dict)
-    repeated_text: str | None = None
-    repeated_rows: int = 0

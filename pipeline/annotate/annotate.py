@@ -12,8 +12,9 @@ Split, caption and summaries are runs of the pipeline, each with a separate ledg
 job is resumed where it was. The steps between them write each file atomically.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,11 @@ import pyarrow as pa
 
 from mediamill.model.families.qwen2_vl.config import parse_config
 from mediamill.pipeline.annotate.merge_videos import merge
+from mediamill.pipeline.annotate.output_check import (
+    VIDEO_MANIFEST,
+    check_output,
+    errors_name_output,
+)
 from mediamill.pipeline.annotate.split import SplitVideos
 from mediamill.pipeline.annotate.summaries import SummaryRules, max_prompt_tokens, prompt_table
 from mediamill.pipeline.annotate.video_table import plain_table
@@ -29,7 +35,6 @@ from mediamill.pipeline.annotate.window_columns import (
     SPLIT_CODE,
     SPLIT_FOLDER,
     SPLIT_MESSAGE,
-    STEPS,
     VIDEOS_FOLDER,
     WINDOWS_FOLDER,
     check_columns,
@@ -40,26 +45,29 @@ from mediamill.pipeline.annotate.window_manifest import make_windows
 from mediamill.pipeline.checkpoint.checkpoint_hash import CheckpointHash
 from mediamill.pipeline.checkpoint.machine_copy import local_folder
 from mediamill.pipeline.coordinator.drain import Stop
+from mediamill.pipeline.coordinator.reporting import RunFacts
 from mediamill.pipeline.fetching import spool
 from mediamill.pipeline.fetching.fetcher import FetchRules, allowed_roots
 from mediamill.pipeline.ledger import ledger
 from mediamill.pipeline.ledger.publish import visible_files
+from mediamill.pipeline.manifest.selection import ALL_ROWS, RowChoice
 from mediamill.pipeline.plan import Plan, StepOverrides, check
 from mediamill.pipeline.ray_cluster.cluster import ray_cluster
 from mediamill.pipeline.records import RowFailure, failure_columns, failures, replace_columns
 from mediamill.pipeline.retry.job_note import ANNOTATION, save_job
 from mediamill.pipeline.retry.options import Retry
-from mediamill.pipeline.run import PrepareStage, Stages, run
+from mediamill.pipeline.run import Stages, run
 from mediamill.pipeline.storage import storage
 from mediamill.pipeline.storage.storage import Place
+from mediamill.pipeline.worker_stages import PrepareStage
 from mediamill.schemas.errors import JobError
 from mediamill.schemas.job import JobConfig, job_dict, load_job
 from mediamill.schemas.job_columns import check_partition_by
 from mediamill.schemas.manifest import ManifestSchema
-from mediamill.schemas.result import Progress, Summary
+from mediamill.schemas.progress import RAY, Progress
+from mediamill.schemas.result import Summary
 
-_WINDOW_MANIFEST, _VIDEO_MANIFEST = "_manifest", "_videos"
-_PLAIN_NOTES = "_merged"  # in a folder of videos without summaries
+_WINDOW_MANIFEST = "_manifest"
 _SPLIT_FILE_ROWS = 1024  # of one file of the split, at most
 _FIXED_BATCH_ROWS, _SCENES_BATCH_ROWS = 64, 8  # a call of the split stage gets a fourth of them
 
@@ -148,8 +156,8 @@ def check_annotation(
     retry, will_run: as of `check`.
     """
     output = storage.resolve(job.output)
-    _check_output(job, output)
-    with _errors_name_output(output):
+    check_output(job, output)
+    with errors_name_output(output):
         plan = check(
             _split_job(job),
             _split_overrides(job),
@@ -177,24 +185,30 @@ def annotate(
     stop: Stop | None = None,
     stages: Stages = WINDOW_STAGES,
     on_note: Callable[[str], None] | None = None,
+    choice: RowChoice = ALL_ROWS,
 ) -> AnnotationSummary:
     """Makes what the output does not have yet.
 
     on_phase: called with the name of each step when it begins.
     stages: of the runs of the windows and the summaries.
+    choice: the videos to do now; all windows of theirs are done.
     See `mediamill.pipeline.run` for the other arguments and the errors.
     """
     job, output, manifest = annotation.job, annotation.output, annotation.manifest
     stop, retry, shown = stop or Stop(), annotation.retry, storage.redact(output.url)
     if retry is not None:  # videos that can be split now have new windows
         retry = replace(retry, only=False)
-    with _errors_name_output(output), ExitStack() as stack:
+    with errors_name_output(output), ExitStack() as stack:
         stack.enter_context(spool.hold_shared_folder())
         on_phase("split")
         if annotation.split.rows_left:  # then all steps have work, and share one Ray cluster
+            if on_progress is not None:
+                plan = annotation.split
+                facts = RunFacts(plan.manifest.rows, plan.rows_done, 0, time.monotonic(), False)
+                on_progress(facts.begun(RAY))
             stack.enter_context(ray_cluster(address))
         split_job, plan = _split_job(job), annotation.split
-        split = run(split_job, plan, on_progress, address, SPLIT_STAGES, stop, on_note)
+        split = run(split_job, plan, on_progress, address, SPLIT_STAGES, stop, on_note, choice)
         if retry is None or not retry.changed:
             save_job(output / SPLIT_FOLDER, job, split.run_id, ANNOTATION)
         make_windows(output / SPLIT_FOLDER, output / _WINDOW_MANIFEST, manifest)
@@ -210,7 +224,7 @@ def annotate(
             merged = merge(*folders, output / VIDEOS_FOLDER, plain_table(manifest, plan.task))
             return AnnotationSummary(shown, split, windows, merged)
         table = prompt_table(manifest, plan.task, _summary_rules(job, plan))
-        merged = merge(*folders, output / _VIDEO_MANIFEST, table)
+        merged = merge(*folders, output / VIDEO_MANIFEST, table)
         on_phase("summaries")
         summary_job = _summary_job(job)
         plan = check(
@@ -282,7 +296,7 @@ def _summary_job(job: JobConfig) -> JobConfig:
     return _derive(
         job,
         {
-            "manifest": f"{output}/{_VIDEO_MANIFEST}",
+            "manifest": f"{output}/{VIDEO_MANIFEST}",
             "output": f"{output}/{VIDEOS_FOLDER}",
             "partition_by": [],
             "prompt": None,
@@ -313,48 +327,3 @@ def _summary_rules(job: JobConfig, plan: Plan) -> SummaryRules:
     max_tokens = max_prompt_tokens(config.text.context_length, job.generation.max_new_tokens)
     max_tokens -= count_tokens(job.system or "")
     return SummaryRules(job.annotate.summary_prompt or "", max_tokens, count_tokens)
-
-
-def _check_output(job: JobConfig, output: Place) -> None:
-    """Checks that the output is empty, or of an annotation that has summaries if the job has."""
-    shown = storage.redact(output.url)
-    try:
-        names: list[str] = []
-        if output.fs.isdir(output.path):
-            paths = output.fs.ls(output.path, False)
-            names = [str(path).rstrip("/").rpartition("/")[2] for path in paths]
-        foreign = [name for name in names if name and name[0] not in "._"]
-        foreign = sorted({*foreign} - {WINDOWS_FOLDER, VIDEOS_FOLDER})
-        if foreign or ledger.HIDDEN in names:
-            found = foreign[0] if foreign else "the result of a job of another kind"
-            raise JobError(
-                f"{shown}: the output holds '{found}', expected an empty folder, nothing yet, or "
-                "what a job annotate has written there"
-            )
-        plain = storage.exists(output / VIDEOS_FOLDER / _PLAIN_NOTES)
-    except OSError as error:
-        reason = storage.redact_text(str(error))
-        raise JobError(f"{shown}: the output cannot be read: {reason}") from error
-    if job.annotate.videos and _VIDEO_MANIFEST in names and job.annotate.summary_prompt is None:
-        raise JobError(
-            f"{shown}: the output's videos were made with annotate.summary_prompt, and the job has "
-            "none: write to a new output folder, or undo the change"
-        )
-    if plain and job.annotate.summary_prompt is not None:
-        raise JobError(
-            f"{shown}: the output's videos were made without annotate.summary_prompt, and the job "
-            "has one: write to a new output folder, or undo the change"
-        )
-
-
-@contextmanager
-def _errors_name_output(output: Place) -> Iterator[None]:
-    """Makes errors name the user's output instead of a folder in it."""
-    try:
-        yield
-    except JobError as error:
-        shown, text = storage.redact(output.url), str(error)
-        for name in STEPS:
-            text = text.replace(f"{shown}/{name}: the output was", f"{shown}: the output was")
-            text = text.replace(f"such as {shown}/{name}-", f"such as {shown}-")
-        raise JobError(*text.splitlines()) from error

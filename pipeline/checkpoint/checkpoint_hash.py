@@ -4,6 +4,7 @@ The check reads the file names and the configuration. Loading checks the weights
 """
 
 import json
+import re
 from dataclasses import dataclass
 
 from fsspec.implementations.local import LocalFileSystem
@@ -15,6 +16,7 @@ from mediamill.model.tiny import CHECKPOINT
 from mediamill.pipeline.storage import storage
 from mediamill.pipeline.storage.storage import Place
 from mediamill.schemas.errors import JobError
+from mediamill.schemas.nearest import nearest
 
 _TENSORS = ".safetensors"
 _SUFFIXES = (".json", ".jinja", ".txt", _TENSORS)
@@ -38,7 +40,9 @@ def check_checkpoint(model: str) -> Place:
     shown = storage.redact(place.url)
     try:
         if not place.fs.isdir(place.path):
-            raise JobError(f"{shown}: found no such folder, expected a checkpoint in hub format")
+            raise JobError(
+                f"{shown}: found no such folder, expected a checkpoint in hub format{_hint(model)}"
+            )
         names = names_of(place)
         weights = {_WEIGHTS} if _WEIGHTS in names else _shards(place, names)
     except OSError as error:
@@ -56,6 +60,17 @@ def check_checkpoint(model: str) -> Place:
     except ModelError as error:
         raise JobError(str(error)) from error
     return place
+
+
+def _hint(model: str) -> str:
+    """Returns what may have been meant by a name that is no folder."""
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", model) and not model.startswith("."):
+        return f"; the model of that name on the hub is hf://{model}"
+    if re.fullmatch(r"[Qq]wen[\w.-]+", model):
+        return f"; the model of that name on the hub is hf://Qwen/{model}"
+    if nearest(model.lower().replace("_", "-"), [BUILT_IN]):
+        return f"; the model that ships with this program is {BUILT_IN}"
+    return ""
 
 
 @dataclass(frozen=True)
@@ -95,6 +110,15 @@ def names_of(checkpoint: Place, weights: bool = True) -> list[str]:
     names = [str(entry["name"]).rpartition("/")[2] for entry in entries if entry["type"] == "file"]
     names = [name for name in names if name[0] != "." and name.endswith(_SUFFIXES)]
     return sorted(name for name in names if weights or not name.endswith(_TENSORS))
+
+
+def weights_bytes(checkpoint: Place) -> int | None:
+    """Returns the size of the weights' files; None where it cannot be read."""
+    try:
+        entries = checkpoint.fs.ls(checkpoint.path, detail=True)
+        return sum(int(entry["size"]) for entry in entries if entry["name"].endswith(_TENSORS))
+    except Exception:  # noqa: BLE001 - only the progress shows it
+        return None
 
 
 def _shards(place: Place, names: list[str]) -> set[str]:

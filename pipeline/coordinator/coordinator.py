@@ -1,33 +1,35 @@
-"""The coordinator: one actor that owns a run's ledger, counters and failure policy.
+"""The coordinator: one actor that owns a run's ledger, counters, telemetry and failure policy.
 
 Also holds the functions by which the driver and the write tasks call it, and exports metrics.
 """
 
 import asyncio
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from mediamill.pipeline.coordinator import utilization
-from mediamill.pipeline.coordinator.failure_policy import GENERATE, FailurePolicy, RunStatus
+from mediamill.pipeline.coordinator.failure_policy import (
+    GENERATE,
+    PREPARE,
+    FailurePolicy,
+    RunStatus,
+)
+from mediamill.pipeline.coordinator.telemetry import EngineReport, Telemetry, TelemetryStore
 from mediamill.pipeline.faults import RunError, stopped_by
 from mediamill.pipeline.ledger import ledger
 from mediamill.pipeline.ledger.state import Counts, Rows
 from mediamill.pipeline.quality.count import alarm
 from mediamill.pipeline.quality.repeated_texts import RepeatedTexts
 from mediamill.pipeline.ray_cluster import metrics
-from mediamill.pipeline.ray_cluster.metrics import Rate, eta_s
 from mediamill.pipeline.tasks.answer_cache import AnswerCache
 from mediamill.pipeline.tasks.dedupe import Claim, RowAnswer
 from mediamill.schemas.job import Limits, Resources
 from mediamill.schemas.job_alarms import Alarms
-from mediamill.schemas.result import Progress
+from mediamill.schemas.progress import ErrorExample
 
-_POLL_S = 0.5
 _TIMEOUT_S = 5.0  # for a reply of the coordinator, which may be restarting
 
 
@@ -66,6 +68,8 @@ class Coordinator(FailurePolicy):
         self._changed: dict[str, float] = {}  # when a counter was last added to
         # A coordinator before this one has already exported what it committed.
         self._exported = metrics.ExportedCounters(run, self._totals())
+        self._gauges = metrics.ExportedGauges(run)
+        self._telemetry = TelemetryStore()
 
     async def finished(self, rows: Rows) -> Rows:
         return await self._ledger.finished(rows)
@@ -97,7 +101,33 @@ class Coordinator(FailurePolicy):
     def status(self) -> RunStatus:
         """Returns the run status. Also exports metrics, since the driver polls this regularly."""
         self._exported.update(self._totals())
+        self._export_gauges(self.telemetry())
         return super().status()
+
+    def telemetry(self) -> Telemetry:
+        """Returns what the run's processes have told of themselves."""
+        return self._telemetry.view(self._counters, self._loads)
+
+    def put_engine(self, actor: str, report: EngineReport) -> None:
+        """Takes the occupancy of the engine of an actor."""
+        self._telemetry.put_engine(actor, report)
+
+    def add_examples(self, examples: Mapping[str, ErrorExample]) -> None:
+        """Takes error rows, by code."""
+        self._telemetry.add_examples(examples)
+
+    def _export_gauges(self, view: Telemetry) -> None:
+        self._gauges.set(
+            {
+                (metrics.WAITING_ROWS, ""): view.engines.waiting,
+                (metrics.CACHE_USE, ""): view.engines.cache_use or 0.0,
+                **{(metrics.SHARE, part): share for part, share in view.shares.items()},
+                **{
+                    (metrics.PROCESSES, pool): view.loaded.get(pool, 0)
+                    for pool in (PREPARE, GENERATE)
+                },
+            }
+        )
 
     def add(self, numbers: Mapping[str, int]) -> None:
         """Adds to counters. They are approximate: a retried task counts twice."""
@@ -201,7 +231,7 @@ def start_coordinator(*arguments: Any) -> Any:
 
 def poll(coordinator: Any) -> RunStatus | None:
     """Returns the run status; None while the coordinator does not reply."""
-    status: list[RunStatus] | None = _replies(coordinator.status)
+    status: list[RunStatus] | None = replies(coordinator.status)
     return status[0] if status else None
 
 
@@ -235,21 +265,26 @@ def life(coordinator: Any) -> Life:
     return Life(0, type(reason)(message))
 
 
-def bottleneck(coordinator: Any) -> str | None:
-    """Returns the pool that limits the rate; None if it is neither, or without a reply."""
-    counters: list[dict[str, int]] | None = _replies(coordinator.counters)
-    return utilization.bottleneck(utilization.pool_utilization(counters[0])) if counters else None
+def counters_of(coordinator: Any) -> dict[str, int]:
+    """Returns the counters of the run; none without a reply."""
+    counters: list[dict[str, int]] | None = replies(coordinator.counters)
+    return counters[0] if counters else {}
 
 
 def shut_down(coordinator: Any) -> None:
     """Exports the last metrics and ends the coordinator."""
+    poll(coordinator)
+    kill(coordinator)
+
+
+def kill(coordinator: Any) -> None:
+    """Ends the coordinator at once."""
     import ray
 
-    poll(coordinator)
     ray.kill(coordinator)
 
 
-def _replies(*methods: Any) -> Any:
+def replies(*methods: Any) -> Any:
     """Calls methods of the coordinator. Returns None if it does not reply in time."""
     import ray
 
@@ -264,79 +299,3 @@ def _is_alive(node: str) -> bool:
 
     nodes = ray.nodes()  # type: ignore[no-untyped-call]
     return any(entry["NodeID"] == node and entry["Alive"] for entry in nodes)
-
-
-@contextmanager
-def reporting(
-    on_progress: Callable[[Progress], None] | None,
-    coordinator: Any,
-    rows: int,
-    skipped: int,
-    started: float,
-) -> Iterator[None]:
-    """Reports the progress of a run from a thread, about twice a second, and once at the end.
-
-    rows: of the manifest. skipped: finished before the run began.
-    started: when the run began, on the monotonic clock, in seconds.
-    """
-    if on_progress is None:
-        yield
-        return
-    rate, stopped = Rate(), threading.Event()
-
-    def report() -> None:
-        if progress := _progress(coordinator, rate, rows, skipped, time.monotonic() - started):
-            on_progress(progress)
-
-    def report_until_stopped() -> None:
-        while not stopped.wait(_POLL_S):
-            report()
-
-    thread = threading.Thread(target=report_until_stopped, daemon=True, name="progress")
-    thread.start()
-    try:
-        yield
-    finally:
-        stopped.set()
-        thread.join()
-        report()
-
-
-def _progress(
-    coordinator: Any, rate: Rate, rows: int, skipped: int, seconds: float
-) -> Progress | None:
-    """Returns the progress after `seconds`; None while the coordinator does not reply."""
-    replies = _replies(
-        coordinator.counters, coordinator.counts, coordinator.status, coordinator.repeated_text
-    )
-    if replies is None:
-        return None
-    counters: dict[str, int]
-    run: Counts
-    status: RunStatus
-    repeated: tuple[str, int] | None
-    counters, (_, run), status, repeated = replies
-    text, text_rows = repeated or (None, 0)
-    generated = min(counters.get("generated", 0), rows - skipped)
-    rows_per_s = rate.update(seconds, generated)
-    pools = utilization.pool_utilization(counters)
-    return Progress(
-        rows_total=rows,
-        rows_done=skipped + run.rows,
-        rows_skipped=skipped,
-        ok=run.ok,
-        errors=run.errors,
-        output_tokens=run.output_tokens,
-        seconds=seconds,
-        rate_rows_s=rows_per_s,
-        eta_s=eta_s(rows - skipped - generated, rows_per_s),
-        prepared=counters.get("prepared", 0),
-        generated=generated,
-        written=run.rows,
-        engines_replaced=status.engines_replaced,
-        busy=pools,
-        binds=utilization.bottleneck(pools),
-        findings=run.findings,
-        repeated_text=text,
-        repeated_rows=text_rows,
-    )

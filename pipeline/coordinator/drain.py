@@ -18,14 +18,19 @@ _POLL_S = 0.2
 _MAX_RESTARTS = 3  # of a coordinator, without a finished row in between
 _MAX_ALL_RESTARTS = 20  # in one run
 _MAX_SILENCE_S = 1800.0  # of a coordinator that Ray starts, or that reads a large log
+NOTHING_BEGUN = "nothing had begun"
 _ABORT_S = 30.0  # for Ray Data to end an aborted execution; then it is abandoned
 
 
 class Stop:
-    """The request to end a run. Any thread or signal handler may make it."""
+    """The request to end a run. Any thread or signal handler may make it.
+
+    can_drain: whether rows are in flight that would be finished first. While there are none, a
+        signal handler may end the run at once, by an exception in the main thread.
+    """
 
     def __init__(self) -> None:
-        self.requested = False
+        self.requested = self.can_drain = False
         self.signal: int | None = None
 
     def request(self, signal: int | None = None) -> None:
@@ -114,8 +119,9 @@ class RunMonitor:
         self._replied = time.monotonic()
 
     def poll(self) -> None:
-        """Must be called regularly. Raises RunError when even the abort does not end the run, and
-        when there is no coordinator any more, or it is killed again and again.
+        """Must be called regularly. Raises RunError when even the abort does not end the run, when
+        there is no coordinator any more, or it is killed again and again, and when the run must end
+        before any row has begun.
         """
         status = coordinator.poll(self._actor)
         now = time.monotonic()
@@ -131,10 +137,14 @@ class RunMonitor:
             if status.engines_replaced < self.engines_replaced:  # it was restarted
                 self._actor.carry.remote(self.engines_replaced)
             self.engines_replaced = max(self.engines_replaced, status.engines_replaced)
+            self._stop.can_drain = self._stop.can_drain or status.begun
         if self.error is None:
             if status is not None and status.stop_reason is not None:
                 self.error = _stopped(status)
             elif self._stop.requested:
+                if not self._stop.can_drain:
+                    self.error = self._drained(NOTHING_BEGUN)
+                    raise self.error
                 self.error = self._drained("what had begun is finished")
             else:
                 return

@@ -1,15 +1,23 @@
 """Makes passes over the unfinished rows until the run has all of them, or has a reason to stop."""
 
-import time
 from collections.abc import Callable, Sequence
 
-from mediamill.pipeline.coordinator import coordinator
+from mediamill.pipeline.coordinator import coordinator, utilization
+from mediamill.pipeline.coordinator.advice import advice
 from mediamill.pipeline.coordinator.autoscaler import Autoscaler, PoolLimits
-from mediamill.pipeline.coordinator.coordinator import reporting, start_coordinator
-from mediamill.pipeline.coordinator.drain import DrainCallback, RunMonitor, Stop, run_while_polling
+from mediamill.pipeline.coordinator.coordinator import start_coordinator
+from mediamill.pipeline.coordinator.drain import (
+    NOTHING_BEGUN,
+    DrainCallback,
+    RunMonitor,
+    Stop,
+    run_while_polling,
+)
 from mediamill.pipeline.coordinator.failure_policy import GENERATE, PREPARE
+from mediamill.pipeline.coordinator.reporting import OnProgress, PoolWatch, RunFacts, reporting
 from mediamill.pipeline.faults import Drained, RunError, stopped_by
 from mediamill.pipeline.ledger import ledger
+from mediamill.pipeline.manifest.selection import Selection
 from mediamill.pipeline.outcome import Outcome
 from mediamill.pipeline.ray_cluster.cluster import await_pools, ray_nodes
 from mediamill.pipeline.ray_cluster.pool_sizes import Pools, TooSmallError, capacity
@@ -17,7 +25,7 @@ from mediamill.pipeline.records import answer_columns
 from mediamill.schemas.errors import JobError
 from mediamill.schemas.job import JobConfig
 from mediamill.schemas.job_resources import size_range
-from mediamill.schemas.result import Progress
+from mediamill.schemas.progress import PROCESSES
 
 _PASSES = 3
 
@@ -29,21 +37,30 @@ class Execution:
     can_grow: whether nodes may join.
     prepare_bytes: the memory that one prepare actor may need.
     coordinator: the run's, a handle.
-    bottleneck: after the run, the pool that limited its rate; None if neither did.
+    selection: the rows of the run.
+    After the run:
+    bottleneck: the pool that limited its rate; None if neither did.
+    engine_rows_s: rows a second of all engines while they worked; None if not known.
+    advice: a sentence with the key to change; None if no key would have helped.
     """
 
     def __init__(
         self,
         job: JobConfig,
         outcome: Outcome,
-        on_progress: Callable[[Progress], None] | None,
+        on_progress: OnProgress,
         stop: Stop,
         names: Sequence[str],
         can_grow: bool,
         prepare_bytes: int,
+        facts: RunFacts,
+        selection: Selection,
     ) -> None:
         self._resources, self._outcome, self._plan = job.resources, outcome, outcome.plan
+        self._fetches = job.fetch.at_once
         self._on_progress, self._stop, self._names = on_progress, stop, names
+        self._facts, self.selection, self._watch = facts, selection, PoolWatch(*names)
+        self._sized: Pools | None = None
         self._wait_s = job.resources.wait_s if can_grow else 0.0
         self._prepare_bytes = prepare_bytes
         task = self._plan.task
@@ -60,6 +77,8 @@ class Execution:
         self._drain = DrainCallback(names[-1])
         self._monitor = RunMonitor(self.coordinator, self._drain, stop, job.resources.grace_s)
         self.bottleneck: str | None = None
+        self.advice: str | None = None
+        self.engine_rows_s: float | None = None
 
     @property
     def engines_replaced(self) -> int:
@@ -72,12 +91,9 @@ class Execution:
         execute: makes one pass, given the `Pools` and functions for `data_context`.
         Raises JobError when the cluster is too small for the job, and stays so.
         """
-        rows, skipped = self._outcome.total, self._outcome.before
         try:
             pools = self._pools()
-            with reporting(
-                self._on_progress, self.coordinator, rows, skipped, self._outcome.started
-            ):
+            with reporting(self._on_progress, self.coordinator, self._facts, self._watch):
                 run_while_polling(lambda: self._passes(execute, pools), self._monitor.poll)
         except RunError as error:
             return error
@@ -87,19 +103,35 @@ class Execution:
             return self._monitor.error or stopped_by(error)
         finally:
             self._drain.abort(RunError("interrupted"))
-            self.bottleneck = coordinator.bottleneck(self.coordinator)
-            coordinator.shut_down(self.coordinator)
+            if self._stop.requested and not self._stop.can_drain:
+                coordinator.kill(self.coordinator)
+            else:
+                self._look_back()
+                coordinator.shut_down(self.coordinator)
         return None
+
+    def _look_back(self) -> None:
+        """Finds out what limited the rate, and what would have helped."""
+        counters = coordinator.counters_of(self.coordinator)
+        self.bottleneck = utilization.bottleneck(utilization.pool_utilization(counters))
+        rate = utilization.engine_rate(counters, counters.get("generated", 0))
+        workers, *replicas = (pool.wanted for pool in self._watch.pools)
+        self.engine_rows_s = rate * max(1, *replicas) if rate and replicas else None
+        if self._sized is not None and replicas and not self._stop.requested:
+            free = self._resources.model_copy(update={"prepare_workers": "auto"})
+            most = capacity(free, self._sized, ray_nodes()).workers
+            self.advice = advice(counters, max(1, workers), most, self._fetches)
 
     def _pools(self) -> Pools:
         try:
-            return await_pools(
+            self._sized = await_pools(
                 self._resources,
                 self._prepare_bytes,
                 self._wait_s,
                 self._report_waiting,
                 generates=len(self._names) > 1,
             )
+            return self._sized
         except TooSmallError as error:
             if not self._wait_s:
                 raise
@@ -108,24 +140,16 @@ class Execution:
 
     def _report_waiting(self, missing: str) -> None:
         if self._stop.requested:
-            raise Drained("nothing had begun", self._stop.signal)
-        if self._on_progress is not None:
-            self._on_progress(
-                Progress(
-                    rows_total=self._outcome.total,
-                    rows_done=self._outcome.before,
-                    rows_skipped=self._outcome.before,
-                    seconds=time.monotonic() - self._outcome.started,
-                    waits_for=missing,
-                )
-            )
+            raise Drained(NOTHING_BEGUN, self._stop.signal)
+        self._on_progress(self._facts.begun(PROCESSES, missing))
 
     def _passes(self, execute: Callable[..., None], pools: Pools) -> None:
         for _ in range(_PASSES):
             autoscaler = self._autoscaler(pools)
-            execute(pools, self._drain.on_execution_step, autoscaler.on_execution_step)
+            steps = (autoscaler.on_execution_step, self._watch.on_execution_step)
+            execute(pools, self._drain.on_execution_step, *steps)
             ledger.catch_up(self._plan.output, self._outcome.state)
-            missing = self._outcome.state.rows_left(self._plan.manifest.rows)
+            missing = self.selection.missing(self._outcome.state)
             if not missing:
                 return
             if self._monitor.error is not None:

@@ -32,6 +32,7 @@ class RunStatus:
     draining: whether workers must begin no more rows.
     engines_replaced: engines that broke so far.
     remedy: what can help after the stop.
+    begun: whether a process of the last pool has begun rows, so that some may be finished soon.
     finished_rows: in this run. process: of the coordinator; another one after each restart.
     """
 
@@ -40,6 +41,7 @@ class RunStatus:
     draining: bool
     engines_replaced: int
     remedy: Remedy = "again"
+    begun: bool = False
     finished_rows: int = 0
     process: str = ""
 
@@ -69,7 +71,7 @@ class FailurePolicy:
         self._errors: Counter[str] = Counter()
         self._loads = LoadFailures(is_alive)
         self._broken_engines = self._carried_engines = 0
-        self._draining = self._abort = False
+        self._draining = self._abort = self._begun = False
         self._stop_reason: str | None = None
         self._remedy: Remedy = "again"
         self._process = uuid.uuid4().hex
@@ -111,6 +113,7 @@ class FailurePolicy:
         self._loads.loaded(worker)  # the coordinator may have been restarted since
         if self._draining:
             return Admission(stop=True)
+        self._begun = self._begun or worker.pool == self._last_pool
         return self._quarantine.begin(worker, rows)
 
     def begin_isolated(self, worker: WorkerId, rows: Sequence[Ordinal]) -> None:
@@ -171,6 +174,7 @@ class FailurePolicy:
             self._draining,
             broken,
             self._remedy,
+            self._begun,
             self._finished_rows,
             self._process,
         )

@@ -10,7 +10,7 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -19,15 +19,20 @@ import numpy as np
 import pyarrow as pa
 
 from mediamill.model.errors import ModelError
+from mediamill.model.urls import safe_text
 from mediamill.pipeline.coordinator.quarantine import Admission, Ordinal, WorkerId
+from mediamill.pipeline.coordinator.telemetry import EngineReport
 from mediamill.pipeline.coordinator.utilization import BUSY, UP, UtilizationMeter
 from mediamill.pipeline.faults import BrokenEngineError, FatalError, root_cause
 from mediamill.pipeline.records import ROW_FILE, ROW_INDEX
 from mediamill.schemas import columns as c
 from mediamill.schemas.errors import ErrorCode, JobError
+from mediamill.schemas.progress import ErrorExample
 
 _ENDING_S = 60.0  # for the run to end the process, after an error that ends the run
 _REPORT_TIMEOUT_S = 30.0  # for the coordinator to learn why a worker ends
+_ENGINE_REPORT_S = 4.0  # between two reports of an engine's occupancy
+_EXAMPLE_CHARACTERS = 300
 _POISON = (
     "the row ended the processes that worked on it, the last two times while it was alone; "
     "the logs of Ray's workers may say why"
@@ -78,6 +83,14 @@ class CoordinatorCalls:
         """Adds to the coordinator's counters, and does not wait."""
         self.actor.add.remote(numbers)
 
+    def put_engine(self, worker: WorkerId, report: EngineReport) -> None:
+        """Does not wait."""
+        self.actor.put_engine.remote(worker.actor, report)
+
+    def add_examples(self, examples: Mapping[str, ErrorExample]) -> None:
+        """Does not wait."""
+        self.actor.add_examples.remote(examples)
+
     def fatal(self, reason: str) -> None:
         _get(self.actor.fatal.remote(reason), _REPORT_TIMEOUT_S)
 
@@ -109,9 +122,23 @@ class GuardedStage:
             text, is_jobs_fault = root_cause(error), isinstance(error, JobError | ModelError)
             self._end(coordinator.load_failed(self._worker, text, is_jobs_fault))
         coordinator.loaded(self._worker)
-        self._meter = UtilizationMeter(
-            calls, lambda busy, up: coordinator.count({pool + BUSY: busy, pool + UP: up})
-        )
+        self._codes: set[str] = set()  # of which this process has sent an example
+        # What a stage may offer: times since the last call, by counter; its engine's occupancy.
+        take_times: Callable[[], Mapping[str, int]] = getattr(self._stage, "take_times", dict)
+
+        def report(busy: int, up: int) -> None:
+            coordinator.count({pool + BUSY: busy, pool + UP: up, **take_times()})
+
+        self._meter = UtilizationMeter(calls, report)
+        if (engine := getattr(self._stage, "engine_report", None)) is not None:
+            threading.Thread(
+                target=self._report_engine, args=(engine,), daemon=True, name="engine report"
+            ).start()
+
+    def _report_engine(self, report: Callable[[], EngineReport]) -> None:
+        while True:
+            self._coordinator.put_engine(self._worker, report())
+            time.sleep(_ENGINE_REPORT_S)
 
     def _end(self, pause_s: float) -> NoReturn:
         """Ends the process; Ray starts another one, unless the run has ended by then.
@@ -156,6 +183,9 @@ class GuardedStage:
             raise
         errors = Counter(code for code in result[c.ERROR_CODE].to_pylist() if code is not None)
         self._coordinator.done(self._worker, rows, dict(errors))
+        if new := errors.keys() - self._codes:
+            self._codes |= new
+            self._coordinator.add_examples(_examples(result, new))
         return result
 
     def exit(self, error: BrokenEngineError) -> NoReturn:
@@ -194,6 +224,17 @@ class _SharedLock:
                 self._holders -= 1
                 self._exclusive -= exclusive
                 self._changed.notify_all()
+
+
+def _examples(table: pa.Table, codes: Set[str]) -> dict[str, ErrorExample]:
+    """Returns the first error row of each code."""
+    examples: dict[str, ErrorExample] = {}
+    for index, code in enumerate(table[c.ERROR_CODE].to_pylist()):
+        if code in codes and code not in examples:
+            row, message = table[c.ID][index].as_py(), table[c.ERROR_MESSAGE][index].as_py()
+            text = safe_text(str(message or ""))[:_EXAMPLE_CHARACTERS]
+            examples[code] = ErrorExample(safe_text(str(row))[:_EXAMPLE_CHARACTERS], text)
+    return examples
 
 
 def _ordinals(table: pa.Table) -> list[Ordinal]:

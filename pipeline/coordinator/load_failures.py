@@ -4,6 +4,7 @@ A try is one start of an actor's process that ends before its stage is loaded: i
 raised, or the process was killed. An actor's tries count anew once it has loaded.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -45,6 +46,7 @@ class LoadFailures:
     def __init__(self, is_alive: Callable[[str], bool]) -> None:
         self._is_alive = is_alive
         self._actors: dict[str, _Actor] = {}  # by actor id, which a restart keeps
+        self.lost: Counter[str] = Counter()  # processes that were replaced, by pool
 
     def enter(self, worker: WorkerId) -> LoadFailure | None:
         """Notes that a process has started. Returns the failure of the actor's process before."""
@@ -52,6 +54,7 @@ class LoadFailures:
         before, actor.worker = actor.worker, worker
         if before == worker:
             return None  # a retried call
+        self.lost[worker.pool] += 1
         died = actor.state is _State.LOADING and self._is_alive(before.node)
         failure = self.failed(worker, _DIED) if died else None
         actor.state = _State.LOADING
@@ -76,3 +79,10 @@ class LoadFailures:
             and self._is_alive(other.worker.node)
         ]
         return LoadFailure(actor.tries, actor.tries >= MAX_TRIES and not any(others), error)
+
+    def loading(self) -> tuple[Counter[str], Counter[str]]:
+        """Returns by pool how many actors load, and how many have loaded."""
+        loading, loaded = Counter[str](), Counter[str]()
+        for actor in self._actors.values():
+            (loaded if actor.state is _State.LOADED else loading)[actor.worker.pool] += 1
+        return loading, loaded

@@ -4,8 +4,9 @@ A killed run leaves no note; its rows count in later runs.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from typing import Any
 
 from mediamill.pipeline.coordinator import lease
@@ -22,8 +23,9 @@ _READERS = 16
 def past_runs(output: str, steps: Sequence[str] = ()) -> list[dict[str, object]]:
     """Returns the runs of an output, oldest first: the summary of each, and these keys:
 
-    run: its id. started: UTC, ISO 8601. end: "finished", "finished with errors", why it stopped,
-    "at work", or None for one that was killed. step: the run's folder, where `steps` are read.
+    run: its id. started: UTC, ISO 8601. end: "finished", "finished with errors", "nothing to do",
+    "stopped: ..." on request, "failed: ...", "at work", or None for one that was killed. step: the
+    run's folder, where `steps` are read.
 
     steps: folders in the output that are read if it has no log of its own.
     Raises JobError when there is no log, or a damaged one.
@@ -59,11 +61,39 @@ def _runs(place: Place, state: LedgerState) -> list[dict[str, object]]:
         if name not in note_names:
             return {**run, "end": "at work" if start["run"] == working else None}
         note = json.loads(storage.read(notes / name))
-        new_errors = note.get("new_error_rows", note.get("error_rows"))
-        errors = "finished with errors" if new_errors else "finished"
-        return {**run, **note, "end": note.get("stopped", errors)}
+        return {**run, **note, "end": _end_of(note)}
+
+    def without_start(name: str) -> dict[str, object] | None:
+        """A run that had nothing to do is in no record of the log."""
+        note = json.loads(storage.read(notes / name))
+        if not note.get("idle"):
+            return None
+        run = name.removesuffix(".json")
+        return {"run": run, "started": _start_of(run), **note, "end": _end_of(note)}
 
     with ThreadPoolExecutor(_READERS) as readers:
         records = readers.map(record, state.fences)
         starts = [each for each in records if each["kind"] in ("start", "reshard")]
-        return list(readers.map(with_note, starts))
+        runs = list(readers.map(with_note, starts))
+        idle = note_names - {f"{run['run']}.json" for run in runs}
+        runs += [run for run in readers.map(without_start, sorted(idle)) if run is not None]
+    return sorted(runs, key=lambda run: str(run["started"]))
+
+
+def _end_of(note: Mapping[str, object]) -> str:
+    stopped = note.get("stopped")
+    if stopped is not None:
+        # Notes of older versions do not say whether somebody asked for it.
+        return f"{'stopped' if note.get('on_request', True) else 'failed'}: {stopped}"
+    if note.get("idle"):
+        return "nothing to do"
+    new_errors = note.get("new_error_rows", note.get("error_rows"))
+    return "finished with errors" if new_errors else "finished"
+
+
+def _start_of(run: str) -> str | None:
+    """Returns the time in the id of a run."""
+    try:
+        return datetime.strptime(run[:15], "%Y%m%dT%H%M%S").replace(tzinfo=UTC).isoformat()
+    except ValueError:
+        return None

@@ -41,15 +41,10 @@ def import_ray(address: str | None) -> None:
 
 
 @contextmanager
-def ray_cluster(
-    address: str | None,
-    own_stages: bool = False,
-    check_room: Callable[[Sequence[Node]], object] | None = None,
-) -> Iterator[bool]:
+def ray_cluster(address: str | None, own_stages: bool = False) -> Iterator[bool]:
     """Connects to Ray, and yields whether nodes may join; they cannot join a local cluster.
 
     own_stages: whether workers must be able to import modules of the caller's own folders.
-    check_room: called before a local cluster starts, with the node that it will have; may raise.
 
     Uses the connection that this process has, or else the cluster at `address`, by default at
     RAY_ADDRESS, which `ray job submit` sets, or else a local cluster that is stopped at the end.
@@ -68,14 +63,21 @@ def ray_cluster(
         if address is not None:
             _connect(address, own_stages)
         else:
-            if check_room is not None:
-                check_room([_this_machine()])
             _start_local(own_stages)
     try:
         with _quiet():
             yield address is not None
     finally:
         ray.shutdown(wait_for_processes=True)  # of a local cluster
+
+
+def check_local_room(address: str | None, check_room: Callable[[Sequence[Node]], object]) -> None:
+    """Calls `check_room` with the node of the local cluster that `ray_cluster` starts, if any."""
+    import_ray(address)
+    import ray
+
+    if cluster_address(address, os.environ) is None and not ray.is_initialized():
+        check_room([_this_machine()])
 
 
 def ray_nodes() -> list[Node]:
@@ -233,9 +235,9 @@ def _start_local(own_stages: bool) -> None:
                     labels=_LOCAL_LABEL,
                     **_job_config(own_stages),
                 )
-        except Exception:
+        except BaseException as error:
             ray.shutdown(wait_for_processes=True)
-            if attempt == _STARTS:
+            if attempt == _STARTS or not isinstance(error, Exception):
                 raise
         else:
             return

@@ -5,13 +5,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 
-_WINDOW_S = 30.0  # of the recent rate
+_WINDOW_S = 30.0  # of the recent rate, at least
+_MIN_BURSTS, _MAX_BURSTS = 12, 512
 _SAMPLE_S = 2.0  # Ray exports the last value every 10 s
 
 # Ray prefixes the names with `ray_`. Each metric has the tag `run`, and the tag that is named here.
 ROWS, ERROR_ROWS = "mediamill_rows_total", "mediamill_error_rows_total"
 TOKENS, ENGINES = "mediamill_tokens_total", "mediamill_replaced_engines_total"
 ENGINE_ROWS = "mediamill_engine_rows"
+WAITING_ROWS, CACHE_USE = "mediamill_waiting_rows", "mediamill_cache_use"
+SHARE, PROCESSES = "mediamill_share", "mediamill_processes"
 _RUN = "run"
 _COUNTERS: dict[str, tuple[str | None, str]] = {
     ROWS: ("stage", "rows that left a stage: prepare, generate, write"),
@@ -19,26 +22,43 @@ _COUNTERS: dict[str, tuple[str | None, str]] = {
     TOKENS: ("kind", "of finished rows: prompt (visual ones included), visual, output"),
     ENGINES: (None, "engines that broke, and were loaded anew"),
 }
-EXPORTED = (*_COUNTERS, ENGINE_ROWS)
+_GAUGES: dict[str, tuple[str | None, str]] = {
+    WAITING_ROWS: (None, "rows that the engines have and that are not in their batches"),
+    CACHE_USE: (None, "share of the engines' KV caches that is in use, in 0..1"),
+    SHARE: ("part", "recent share of the time: fetch, decode, prepare, engine, write, in 0..1"),
+    PROCESSES: ("pool", "processes that are ready to work: prepare, generate"),
+}
+EXPORTED = (*_COUNTERS, *_GAUGES, ENGINE_ROWS)
 
 Totals = Mapping[tuple[str, str], int]  # by name of the metric and value of its own tag
 
 
 class Rate:
-    """Rows per second over the last 30 seconds."""
+    """Rows per second of the recent past: at least half a minute, and a fourth of the run.
+
+    Rows come in bursts, since a call brings many at once, and the calls of a full engine end
+    together. So the rate is that between two bursts. The first one counts from the first update,
+    which must be the moment when the engines can begin.
+    """
 
     def __init__(self) -> None:
-        self._samples: deque[tuple[float, float]] = deque()
+        self._bursts: deque[tuple[float, float]] = deque()
 
     def update(self, seconds: float, rows: float) -> float:
         """Returns the rate. rows: done until now. seconds: since the start."""
-        if rows == 0:
-            self._samples.clear()  # the time to load the model is not part of the rate
-        self._samples.append((seconds, rows))
-        while len(self._samples) > 2 and seconds - self._samples[0][0] > _WINDOW_S:
-            self._samples.popleft()
-        (start, before), (end, after) = self._samples[0], self._samples[-1]
-        return (after - before) / (end - start) if end > start else 0.0
+        bursts = self._bursts
+        if not bursts or rows > bursts[-1][1]:
+            bursts.append((seconds, rows))
+        window_s = max(_WINDOW_S, seconds / 4)
+        while len(bursts) > _MIN_BURSTS and bursts[-1][0] - bursts[1][0] > window_s:
+            bursts.popleft()
+        if len(bursts) > _MAX_BURSTS:  # bounded memory: every second one is enough
+            self._bursts = bursts = deque([*list(bursts)[:-1:2], bursts[-1]])
+        (start, before), (end, after) = bursts[0], bursts[-1]
+        if end <= start:
+            return 0.0
+        gap = (end - start) / (len(bursts) - 1)
+        return (after - before) / (max(end, seconds - 2 * gap) - start)
 
 
 def eta_s(rows_left: float, rate: float) -> float | None:
@@ -70,6 +90,26 @@ class ExportedCounters:
                 tags = {_RUN: self._run, **({tag: value} if tag else {})}
                 self._counters[name].inc(increase, tags)
                 self._exported[name, value] = total
+
+
+class ExportedGauges:
+    """The values of one run that Ray exports as they are now."""
+
+    def __init__(self, run: str) -> None:
+        from ray.util.metrics import Gauge
+
+        self._run = run
+        self._gauges = {
+            name: Gauge(name, description, (_RUN, tag) if tag else (_RUN,))
+            for name, (tag, description) in _GAUGES.items()
+        }
+
+    def set(self, values: Mapping[tuple[str, str], float]) -> None:
+        """Sets the values, by name of the metric and value of its own tag."""
+        for (name, value), number in values.items():
+            tag, _ = _GAUGES[name]
+            tags = {_RUN: self._run, **({tag: value} if tag else {})}
+            self._gauges[name].set(number, tags)
 
 
 def export_engine_rows(rows: Callable[[], int], run: str) -> None:

@@ -61,6 +61,7 @@ class EngineThread:
         self._engine, self._refuse = engine, refuse
         self._max_requests, self._step_s = max_requests, step_s
         self._step_started: float | None = None
+        self.step_seconds = 0.0  # of all steps so far
         self._ended: Future[None] = Future()
         # None only wakes the thread.
         self._queue: queue.SimpleQueue[tuple[Request, Future[EngineResult]] | None]
@@ -85,6 +86,11 @@ class EngineThread:
                 self._ended.result()
             results.append(future.result())
         return results
+
+    @property
+    def requests(self) -> int:
+        """Those that have no answer yet."""
+        return len(self._in_flight) + len(self._deferred) + self._queue.qsize()
 
     def end(self, error: Exception) -> None:
         """Raises `error` in all calls, now and later. Thread-safe, even while a step hangs."""
@@ -160,11 +166,12 @@ class EngineThread:
             future.set_result(EngineResult(None, 1, error))
 
     def _timed_step(self) -> Sequence[Completion]:
-        self._step_started = time.monotonic()
+        self._step_started = started = time.monotonic()
         try:
             return self._engine.step()
         finally:
             self._step_started = None
+            self.step_seconds += time.monotonic() - started
 
     def _step(self) -> None:
         """Runs one step, and returns its completions to the calls once all are checked."""

@@ -125,6 +125,17 @@ class Generate:
         """Totals of the engine; call it while no call of the stage runs."""
         return self._engine.stats()
 
+    @property
+    def step_seconds(self) -> float:
+        """The time of the engine's steps so far."""
+        return self._engine_thread.step_seconds
+
+    def occupancy(self) -> tuple[int, int, int, int]:
+        """Returns running and waiting requests, pages of the KV cache, and those in use."""
+        stats = self._engine.stats()
+        waiting = max(0, self._engine_thread.requests - stats.rows)
+        return stats.rows, waiting, stats.pages, stats.pages_in_use
+
     def ask(self, request: Request) -> Completion:
         """Returns the completion of a request that belongs to no row.
 

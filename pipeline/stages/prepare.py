@@ -4,6 +4,7 @@ A row's columns become a DecodeRequest, and the reply becomes the columns of `pr
 workers of the decoder pool run model/processor.py.
 """
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -70,10 +71,12 @@ class Prepare:
         checkpoint: Path,
         count: Callable[[int], None],
         base: str | None = None,
+        decoded_s: Callable[[float], None] = lambda seconds: None,
     ) -> None:
         """checkpoint: its folder. count: called with the number of rows of each table.
 
         base: the folder in which the job was started; None for the current one.
+        decoded_s: called with the seconds that each table waited for its decode workers.
 
         Raises ModelError for a checkpoint that cannot be used.
         """
@@ -87,6 +90,7 @@ class Prepare:
             "video": job.video.model_dump(exclude={"mrope"}),
         }
         self._decoder = DecoderPool(arguments, job.limits)
+        self._decoded_s = decoded_s
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """A table of `fetched_schema` -> one of `prepared_schema`.
@@ -127,7 +131,9 @@ class Prepare:
                 key = row.request.content_hash() if self._task.dedupe else number
                 requests.setdefault(key, row.request)
             keys.append(key)
+        started = time.monotonic()
         replies = dict(zip(requests, self._decoder.prepare(requests.values()), strict=True))
+        self._decoded_s(time.monotonic() - started)
         return [replies.get(key) for key in keys]
 
     def _rows(self, table: pa.Table) -> list[_Row]:

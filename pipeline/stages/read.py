@@ -25,6 +25,7 @@ from mediamill.pipeline.ledger.state import LedgerState
 from mediamill.pipeline.manifest.batches import is_content_error, read_batches
 from mediamill.pipeline.manifest.manifest import Manifest, ManifestFile
 from mediamill.pipeline.manifest.read_rows import manifest_columns, read_rows
+from mediamill.pipeline.manifest.selection import Selection
 from mediamill.pipeline.records import read_schema
 from mediamill.pipeline.storage import file_version, storage
 from mediamill.schemas.manifest import ManifestSchema
@@ -91,13 +92,15 @@ class ReadSplit:
 
 
 class ManifestDatasource(Datasource):
-    """A Ray Data source of the unfinished rows."""
+    """A Ray Data source of the unfinished rows. selection: None for all of them."""
 
-    def __init__(self, manifest: Manifest, state: LedgerState) -> None:
+    def __init__(
+        self, manifest: Manifest, state: LedgerState, selection: Selection | None = None
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._schema = manifest.schema
         self._partitions = manifest.partitions
-        self._splits = plan_splits(manifest, state)
+        self._splits = plan_splits(manifest, state, selection)
 
     @property
     def tasks(self) -> int:
@@ -131,14 +134,17 @@ class ManifestDatasource(Datasource):
         ]
 
 
-def plan_splits(manifest: Manifest, state: LedgerState) -> list[ReadSplit]:
-    """Returns the splits of all unfinished rows, in the order of the manifest.
+def plan_splits(
+    manifest: Manifest, state: LedgerState, selection: Selection | None = None
+) -> list[ReadSplit]:
+    """Returns the splits of all unfinished rows of the selection, in the order of the manifest.
 
     The ledger has to know every file of the manifest.
     """
+    selection = selection or Selection(None, manifest.rows, state.rows_left(manifest.rows))
     numbers = {file.name: number for number, file in enumerate(state.files)}
     files = [(file, numbers[file.name]) for file in manifest.files]
-    unfinished = {number: state.unfinished(number, file.rows) for file, number in files}
+    unfinished = {number: selection.unfinished(state, number, file.rows) for file, number in files}
     total_cost = sum(rows + _FILE_OPEN_ROWS for rows in unfinished.values() if rows)
     target_cost = max(_MIN_SPLIT_ROWS, -(-total_cost // _MAX_SPLITS))
     splits: list[ReadSplit] = []
@@ -149,7 +155,7 @@ def plan_splits(manifest: Manifest, state: LedgerState) -> list[ReadSplit]:
             continue
         groups: list[tuple[RowGroup, Bitmap]] = []
         cost += _FILE_OPEN_ROWS
-        for group, bitmap, group_rows in _pending_groups(file, number, state):
+        for group, bitmap, group_rows in _pending_groups(file, number, state, selection):
             groups.append((group, bitmap))
             rows += group_rows
             cost += group_rows
@@ -166,7 +172,7 @@ def _count_bits(bitmap: Bitmap) -> int:
 
 
 def _pending_groups(
-    file: ManifestFile, number: int, state: LedgerState
+    file: ManifestFile, number: int, state: LedgerState, selection: Selection
 ) -> Iterator[tuple[RowGroup, Bitmap, int]]:
     """Yields the row groups with unfinished rows, with a bitmap and the number of these rows."""
     start = 0
@@ -174,7 +180,8 @@ def _pending_groups(
         stop = start + rows
         masks = [
             np.packbits(
-                state.pending(number, first, min(first + _MASK_ROWS, stop)), bitorder="little"
+                selection.pending(state, number, first, min(first + _MASK_ROWS, stop)),
+                bitorder="little",
             )
             for first in range(start, stop, _MASK_ROWS)
         ]

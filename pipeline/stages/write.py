@@ -5,9 +5,10 @@ several tasks fill a file, the ledger gives one of the tasks the group to publis
 killed at any point: Ray or the next run repeats it, and no row is lost or doubled.
 """
 
+import time
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import Any, Protocol
@@ -64,10 +65,21 @@ class LedgerClient(Protocol):
 
 
 class ResultDatasink(Datasink[None]):
-    """Ray Data's sink for the output. rows_per_write: rows that Ray should gather for one task."""
+    """Ray Data's sink for the output.
 
-    def __init__(self, rules: OutputRules, ledger: LedgerClient, rows_per_write: int) -> None:
+    rows_per_write: rows that Ray should gather for one task.
+    count_ms: called with the milliseconds that each task has taken.
+    """
+
+    def __init__(
+        self,
+        rules: OutputRules,
+        ledger: LedgerClient,
+        rows_per_write: int,
+        count_ms: Callable[[int], None] = lambda milliseconds: None,
+    ) -> None:
         self._rules = rules
+        self._count_ms = count_ms
         self._ledger = ledger
         self._rows_per_write = rows_per_write
 
@@ -78,7 +90,9 @@ class ResultDatasink(Datasink[None]):
     def write(self, blocks: Iterable[pa.Table], ctx: Any) -> None:
         tables = [block for block in blocks if block.num_rows]
         if tables:
+            started = time.monotonic()
             write_rows(pa.concat_tables(tables), self._rules, self._ledger)
+            self._count_ms(round(1000 * (time.monotonic() - started)))
 
 
 def write_rows(table: pa.Table, rules: OutputRules, ledger: LedgerClient) -> None:

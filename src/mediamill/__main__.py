@@ -7,6 +7,6 @@ if __name__ == "__main__":
     # Nothing is imported to find out, for it would come from there.
     if not sys.flags.safe_path and sys.path[0] != __file__.rpartition("/mediamill/")[0]:
         del sys.path[0]
-    from mediamill.jobs.cli import main
+    from mediamill.jobs.start import main
 
     raise SystemExit(main())

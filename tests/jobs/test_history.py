@@ -27,20 +27,28 @@ def test_runs_in_order_with_how_they_ended(tmp_path, capsys):
     storage.put(output / ledger.HIDDEN / "runs" / "second.json", json.dumps(note).encode())
     ledger.end(output, state, {})
     begin(output, "third")
-    stopped = {**note, "error_rows": 0, "errors": {}, "stopped": "terminated"}
+    stopped = {**note, "error_rows": 0, "errors": {}, "stopped": "what had begun is finished"}
     storage.put(output / ledger.HIDDEN / "runs" / "third.json", json.dumps(stopped).encode())
+    begin(output, "fourth")
+    failed = {**stopped, "stopped": "a disk is full", "on_request": False}
+    storage.put(output / ledger.HIDDEN / "runs" / "fourth.json", json.dumps(failed).encode())
+    idle = json.dumps({**note, "idle": True}).encode()
+    storage.put(output / ledger.HIDDEN / "runs" / "21260101T000000-idle.json", idle)
+    storage.put(output / ledger.HIDDEN / "runs" / "21260101T000000-other.json", b"{}")
     assert main(["history", output.url, "--json"]) == 0
     runs = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [(run["run"], run["end"]) for run in runs] == [
         ("killed", None),
         ("second", "finished with errors"),
-        ("third", "terminated"),
+        ("third", "stopped: what had begun is finished"),
+        ("fourth", "failed: a disk is full"),
+        ("21260101T000000-idle", "nothing to do"),
     ]
     assert runs[1]["errors"] == {"media_empty": 2}
     assert all(run["started"] for run in runs)
     assert main(["history", output.url]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 4
+    assert len(lines) == 6
     assert "media_empty=2" in lines[2]
     assert lines[1].rstrip().endswith("-")
 

@@ -16,7 +16,6 @@ from mediamill.schemas.manifest import check_manifest_schema
 from mediamill.schemas.result import (
     ANSWER_FIELDS,
     RECEIPT_STRUCT,
-    Progress,
     Summary,
     result_schema,
     summary_dict,
@@ -148,7 +147,8 @@ def test_summary_text():
         "240 rows: 235 ok, 5 errors, 2 of them new (40 rows are from earlier runs)",
         "errors: decode_corrupt 3, fetch_not_found 1, media_empty 1",
         "this run: 12000 prompt tokens (8000 visual), 3000 output tokens in 20.0 s, 10.0 rows/s",
-        "output: demo/captions (run r1, fingerprint f1)",
+        "output: demo/captions",
+        "run: r1 (fingerprint f1)",
         "to redo the errors: mediamill retry demo/captions",
     ]
     old = replace(SUMMARY, new_errors={}, errors={"decode_corrupt": 1})
@@ -170,7 +170,7 @@ def test_summary_text_without_errors(rows, skipped, first):
     summary = Summary(rows, rows, {}, skipped, 0, 0, 0, 0.0, "out", "r", "f")
     lines = summary_text(summary).split("\n")
     assert lines[0].startswith(first)
-    assert len(lines) == 3
+    assert len(lines) == 4
     assert "rows/s" not in lines[1]
     assert summary.exit_code == 0
 
@@ -184,10 +184,18 @@ def test_summary_json():
     assert SUMMARY.exit_code == 3
 
 
-def test_progress_needs_little():
-    progress = Progress(rows_total=5, rows_done=0)
-    assert progress.eta_s is None
-    assert progress.errors == {}
+def test_what_limited_the_run_and_what_is_left_is_said():
+    summary = replace(
+        SUMMARY,
+        binds="prepare",
+        engine_rows_s=70.12,
+        advice="resources.prepare_workers=12 would have kept the engines busy",
+        later=40,
+    )
+    lines = summary_text(summary).splitlines()
+    assert "bottleneck: prepare; engines at work reach 70.1 rows/s" in lines
+    assert "advice: resources.prepare_workers=12 would have kept the engines busy" in lines
+    assert any(line.startswith("left for later: 40 rows") for line in lines)
 
 
 def test_a_receipt_on_disk_has_the_fields_of_a_receipt_in_memory():

@@ -93,7 +93,7 @@ def values(text):
     """Of each of our metrics and its tags but Ray's own."""
     found = {}
     for name, tags, value in re.findall(r"^ray_(mediamill_\w+){(.*)} (\S+)$", text, re.M):
-        own = dict(re.findall(r'\b(run|stage|code|kind)="([^"]*)"', tags))
+        own = dict(re.findall(r'\b(run|stage|code|kind|part|pool)="([^"]*)"', tags))
         key = (name, own.pop("run", None), *own.values())
         found[key] = found.get(key, 0) + float(value)
     return found
@@ -147,7 +147,7 @@ def test_stopped_and_submitted_again(head, job, home, ids, capfd):
     assert f"({len(before)} rows are from earlier runs)" in out
 
     # What Prometheus reads is what the summary says.
-    [run] = re.findall(r"\(run (\S+), fingerprint", out)
+    [run] = re.findall(r"^run: (\S+) \(fingerprint", out, re.M)
     counts = [
         int(one) for one in re.findall(r"(\d+) prompt tokens \((\d+) visual\), (\d+) ", out)[0]
     ]
@@ -170,19 +170,24 @@ def test_every_metric_reaches_the_node(head, python):
     """Those that a sound run has no reason to make, too."""
     totals = {(metrics.ROWS, "write"): 5, (metrics.ERROR_ROWS, "poison"): 2}
     totals |= {(metrics.TOKENS, "output"): 7, (metrics.ENGINES, ""): 3}
+    gauges = {(metrics.WAITING_ROWS, ""): 6, (metrics.CACHE_USE, ""): 0.5}
+    gauges |= {(metrics.SHARE, "decode"): 0.25, (metrics.PROCESSES, "prepare"): 2}
     code = (
         f"import ray, time; ray.init(address={head.gcs!r}, log_to_driver=False)\n"
         "from mediamill.pipeline.ray_cluster import metrics\n"
         f"told = metrics.ExportedCounters('r', {{}})\n"
         f"told.update({totals!r}); told.update({totals!r})\n"
         "metrics.export_engine_rows(lambda: 4, 'r')\n"
+        f"metrics.ExportedGauges('r').set({gauges!r})\n"
         "time.sleep(1); ray.shutdown()"
     )
     environment = {**head.environment, "PYTHONPATH": str(ROOT / "src")}
     subprocess.run([python, "-c", code], env=environment, check=True, timeout=240)
     deadline = time.monotonic() + 60
     expected = {(name, "r", value): total for (name, value), total in totals.items() if value}
+    expected |= {(name, "r", value): total for (name, value), total in gauges.items() if value}
     expected |= {(metrics.ENGINES, "r"): 3, (metrics.ENGINE_ROWS, "r"): 4}
+    expected |= {(metrics.WAITING_ROWS, "r"): 6, (metrics.CACHE_USE, "r"): 0.5}
     while (found := {key: one for key, one in values(head.scrape()).items() if key[1] == "r"}) != (
         expected
     ):

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from mediamill.pipeline.run import Stages, run
 from mediamill.schemas.job import JobConfig, load_job
-from mediamill.schemas.result import Progress
+from mediamill.schemas.progress import Progress
 from tests.soak.simulated import Answered, Prepared
 
 
