@@ -217,6 +217,12 @@ def _compact(argv: Sequence[str]) -> int:
     return run_compact(argv)
 
 
+def _report(argv: Sequence[str]) -> int:
+    from mediamill.jobs.report.command import run_report
+
+    return run_report(argv)
+
+
 def _demo(argv: Sequence[str]) -> int:
     options = parse_demo(argv)
     from mediamill.jobs.demo.demo import main as run_demo
@@ -234,6 +240,7 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "logs": partial(_job_command, "logs"),
     "stop": partial(_job_command, "stop"),
     "history": _history,
+    "report": _report,
     "export": _export,
     "compact": _compact,
 }

@@ -41,6 +41,7 @@ commands:
   logs      follow the output of a submitted job
   stop      stop a submitted job
   history   list the runs of an output
+  report    write a page that shows an output: counts, errors, a sample with pictures
   export    write the rows of an output in another form: text files, JSONL, WebDataset, ...
   compact   rewrite the small files of an output to few large ones
 
