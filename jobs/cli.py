@@ -223,6 +223,12 @@ def _report(argv: Sequence[str]) -> int:
     return run_report(argv)
 
 
+def _show(argv: Sequence[str]) -> int:
+    from mediamill.jobs.show.show import run_show
+
+    return run_show(argv, os.environ, sys.stdout.isatty())
+
+
 def _demo(argv: Sequence[str]) -> int:
     options = parse_demo(argv)
     from mediamill.jobs.demo.demo import main as run_demo
@@ -241,6 +247,7 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "stop": partial(_job_command, "stop"),
     "history": _history,
     "report": _report,
+    "show": _show,
     "export": _export,
     "compact": _compact,
 }

@@ -42,6 +42,7 @@ commands:
   stop      stop a submitted job
   history   list the runs of an output
   report    write a page that shows an output: counts, errors, a sample with pictures
+  show      show one row of an output: text, prompt, pictures, tokens, run
   export    write the rows of an output in another form: text files, JSONL, WebDataset, ...
   compact   rewrite the small files of an output to few large ones
 

@@ -127,8 +127,9 @@ def shapes(statistics: Statistics) -> list[Shape]:
         end = "median {}, 19 of 20 up to {}"
         if name == "mean_logprob":
             tail, end = _number(histogram.quantile(0.05), digits), "median {}, 1 of 20 below {}"
-        high = _number(bars[last].high, digits)
-        low = _number(bars[0].low, digits)
+        low, high = _number(bars[0].low, digits), _number(bars[last].high, digits)
+        if low == high:
+            continue
         entries.append(Shape(title, end.format(middle, tail), bins, low, high))
     return entries
 

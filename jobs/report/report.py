@@ -15,7 +15,7 @@ from typing import Any
 from mediamill.jobs.page.card import Card
 from mediamill.jobs.page.page import render, write
 from mediamill.jobs.page.row_card import columns_of_cards, row_card, text_of
-from mediamill.jobs.report.facts import Shape, alarms_of, facts, run_cells, shapes
+from mediamill.jobs.report.facts import alarms_of, facts, run_cells, shapes
 from mediamill.jobs.report.neighbours import with_neighbours
 from mediamill.jobs.report.timelines import Timeline, timelines_of
 from mediamill.model.urls import redact, redact_text
@@ -28,7 +28,7 @@ from mediamill.pipeline.inspect.statistics import Statistics, count, group_name
 from mediamill.schemas import columns as c
 
 TEMPLATE = Path(__file__).parent / "templates" / "report.html.jinja"
-_GROUPS, _RUNS = 100, 50
+_GROUPS, _FEW_GROUPS, _RUNS = 100, 8, 50
 _PICTURE, _CLIP = (320, 240), (224, 168)  # width and height of a card's pictures
 _TAGS = {"wrong": "Wrong", "right": "Right", "unsure": "Least probable", "long": "Longest"}
 _LABELS = {"cut_off": "Cut off", "loop": "Loops", "empty": "Empty", "not_finite": "Not finite"}
@@ -107,7 +107,8 @@ def write_report(url: str, page: Path, options: ReportOptions | None = None) -> 
         "statistics": statistics,
         "error_rows": statistics.errors.total(),
         "failed_word": "could not be captioned" if layout.job == "caption" else "failed",
-        "lede_start": _lede(statistics),
+        "lede": _lede(statistics),
+        "few": _FEW_GROUPS,
         "about": facts(output, statistics, runs, options.price),
         "alarms": alarms_of(statistics, tags.values()),
         "repeats": [item for item in statistics.repeats.most_common(5) if item[1] > 1],
@@ -199,14 +200,13 @@ def _example(row: Mapping[str, Any]) -> ErrorExample:
     return ErrorExample(text_of(row.get(c.ID)), redact(text_of(uri))[:500], message)
 
 
-def _lede(statistics: Statistics) -> str:
+def _lede(statistics: Statistics) -> tuple[str, str]:
+    """A number, and what it is of."""
     if statistics.compared:
-        return (
-            f"{statistics.matches:,} of {statistics.compared:,} captions match the truth word for "
-            "word."
-        )
+        rest = f"of {statistics.compared:,} captions match the truth word for word."
+        return f"{statistics.matches:,}", rest
     what = {"score": "scores", "embed": "a vector"}.get(statistics.layout.job, "a text")
-    return f"{statistics.ok:,} of {statistics.rows:,} rows have {what}."
+    return f"{statistics.ok:,}", f"of {statistics.rows:,} rows have {what}."
 
 
 def _sample_note(statistics: Statistics, cards: int) -> str:
@@ -224,6 +224,3 @@ def _filters(cards: Sequence[Card]) -> list[tuple[str, str, int]]:
     counts = {tag: sum(tag in card.tags for card in cards) for tag in labels}
     shown = [(tag, labels[tag], rows) for tag, rows in counts.items() if rows]
     return [entry for entry in shown if entry[2] < len(cards) or entry[0] != "right"]
-
-
-__all__ = ["Report", "ReportOptions", "Shape", "default_page", "write_report"]

@@ -41,8 +41,9 @@ Position = tuple[int, int]  # number of a file, and of a row in it
 class Output:
     """The finished rows of an output that are in files; of a job annotate those of its windows.
 
-    place: the folder. header: what the output is bound to; None without a log. working: the run
-    that is at work now. finished: rows by the log, of which some may not be in files yet.
+    place: the folder. files: by name; names: in this order.
+    header: what the output is bound to; None without a log. working: the run that is at work now.
+    finished: rows by the log, of which some may not be in files yet.
     """
 
     def __init__(self, output: str) -> None:
@@ -57,8 +58,8 @@ class Output:
         self.header: Mapping[str, Any] | None = state.header
         self.finished = state.counts.rows if state.header is not None else None
         self.working = lease.holder(self.place) if state.header is not None else None
-        self._files = readable_files(self.place)
-        self.names = tuple(self._files)
+        self.files: Mapping[str, Place] = readable_files(self.place)
+        self.names = tuple(self.files)
         if not self.names:
             reason = "found no result of Mediamill, expected an output"
             if state.header is not None:
@@ -73,7 +74,7 @@ class Output:
     @cached_property
     def schema(self) -> pa.Schema:
         """The columns of the first file, and of the partitions as texts."""
-        place = self._files[self.names[0]]
+        place = self.files[self.names[0]]
         with place.fs.open(place.path, "rb") as opened:
             schema: pa.Schema = pq.read_schema(opened)
         for column in self.partition_columns:
@@ -86,9 +87,10 @@ class Output:
         """The columns that folders are named by, outermost first."""
         return tuple(name for name, _ in hive_paths.pairs(_folder(self.names[0])))
 
-    def partitions(self, file: int) -> dict[str, str | None]:
-        """The partition values of a file's rows."""
-        return dict(hive_paths.pairs(_folder(self.names[file])))
+    @staticmethod
+    def partitions_of(name: str) -> dict[str, str | None]:
+        """The partition values of the rows of a file, by its name."""
+        return dict(hive_paths.pairs(_folder(name)))
 
     def chunks(self, columns: Sequence[str]) -> Iterator[Chunk]:
         """Yields these columns of all rows, those that a file has, one row group at a time.
@@ -125,7 +127,7 @@ class Output:
     @cached_property
     def _group_counts(self) -> dict[int, int]:
         def count(number: int) -> int:
-            place = self._files[self.names[number]]
+            place = self.files[self.names[number]]
             try:
                 with place.fs.open(place.path, "rb") as opened:
                     return int(pq.read_metadata(opened).num_row_groups)
@@ -136,7 +138,7 @@ class Output:
             return dict(enumerate(threads.map(count, range(len(self.names)))))
 
     def _chunk(self, number: int, name: str, group: int, columns: Sequence[str]) -> Chunk | None:
-        place = self._files[name]
+        place = self.files[name]
         try:
             with place.fs.open(place.path, "rb") as opened, pq.ParquetFile(opened) as parquet:
                 present = [column for column in columns if column in parquet.schema_arrow.names]
@@ -144,10 +146,10 @@ class Output:
                 table = parquet.read_row_group(group, columns=present, use_threads=False)
         except FileNotFoundError:
             return None
-        return Chunk(number, first, table, self.partitions(number))
+        return Chunk(number, first, table, self.partitions_of(name))
 
     def _rows(self, number: int, wanted: Sequence[int], columns: Sequence[str]) -> dict[Any, Any]:
-        place = self._files[self.names[number]]
+        place = self.files[self.names[number]]
         rows: dict[Position, Any] = {}
         try:
             with place.fs.open(place.path, "rb") as opened, pq.ParquetFile(opened) as parquet:
@@ -160,7 +162,7 @@ class Output:
                         table = parquet.read_row_group(group, columns=present, use_threads=False)
                         taken = table.take(pa.array([row - start for row in inside]))
                         for row, values in zip(inside, shown_rows(taken), strict=True):
-                            rows[number, row] = {**values, **self.partitions(number)}
+                            rows[number, row] = {**values, **self.partitions_of(self.names[number])}
                     start = stop
         except FileNotFoundError:
             return {}
@@ -188,11 +190,12 @@ def shown_rows(table: pa.Table) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = table.to_pylist()
         return rows
     except (ValueError, OverflowError, pa.ArrowException):
-        names, columns = table.schema.names, [map(_shown, column) for column in table.columns]
+        names, columns = table.schema.names, [map(shown_value, column) for column in table.columns]
         return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
-def _shown(value: pa.Scalar) -> Any:
+def shown_value(value: pa.Scalar) -> Any:
+    """Returns a value, or a text in place of one that Python does not have."""
     try:
         return value.as_py()
     except UnicodeDecodeError as error:

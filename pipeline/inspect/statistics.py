@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from mediamill.pipeline.inspect.answers import AnswerColumns, AnswerLayout, answer_layout
 from mediamill.pipeline.inspect.findings import Detector, findings
 from mediamill.pipeline.inspect.histogram import Histogram
-from mediamill.pipeline.inspect.output import Chunk, Output, Position
+from mediamill.pipeline.inspect.output import Chunk, Output, Position, shown_value
 from mediamill.pipeline.inspect.repeats import RepeatedTexts
 from mediamill.pipeline.inspect.samples import Least, Strata, Values
 from mediamill.schemas import columns as c
@@ -130,7 +130,7 @@ class _Counter:
         self._count_group(chunk, table, ok)
         self._count_errors(chunk, table, ok, rows, priorities)
         self._count_columns(table, ok)
-        strata = self._strata(chunk, table)
+        strata = self._strata(chunk, table, ok)
         self.statistics.strata.add(strata[ok], priorities[ok], chunk.file, rows[ok])
         for answer in self._layout.answers:
             self._count_answer(answer, chunk, table, ok, rows, priorities)
@@ -193,7 +193,9 @@ class _Counter:
                     if value in counts or len(counts) < _MAX_GROUPS:
                         counts[value] += number
 
-    def _strata(self, chunk: Chunk, table: pa.Table) -> npt.NDArray[np.int64]:
+    def _strata(
+        self, chunk: Chunk, table: pa.Table, ok: npt.NDArray[np.bool_]
+    ) -> npt.NDArray[np.int64]:
         """A number for each row, by partition, kind and size."""
         folder = group_name(chunk.partitions)
         partition = self._partitions.setdefault(folder, len(self._partitions) % _PARTITION_STRATA)
@@ -205,8 +207,8 @@ class _Counter:
         if c.FRAME_TIMES_S in names:
             frames = np.nan_to_num(_numbers(pc.list_value_length(table[c.FRAME_TIMES_S])))
             kind = np.where(frames > 0, 2.0, kind)
-        for number, name in enumerate(("no media", "pictures", "videos")):
-            if rows := int((kind == number).sum()):
+        for number, name in enumerate(("without media", "pictures", "videos")):
+            if rows := int((ok & (kind == number)).sum()):
                 self.statistics.kinds[name] += rows
         size = np.minimum(np.log2(np.maximum(area, 1.0)), _SIZE_STRATA - 1).astype(np.int64)
         strata: npt.NDArray[np.int64] = (
@@ -246,7 +248,7 @@ class _Counter:
         total = table.num_rows
 
         def column(name: str | None) -> list[Any]:
-            return table[name].to_pylist() if name in table.column_names else [None] * total
+            return _values(table[name]) if name in table.column_names else [None] * total
 
         values = zip(
             column(answer.text), column(answer.finish_reason), column(answer.mean_logprob),
@@ -294,5 +296,14 @@ def _value_counts(column: Any) -> list[tuple[str, int]]:
     ):
         return []
     counts = pc.value_counts(column)
-    pairs = zip(counts.field(0).to_pylist(), counts.field(1).to_pylist(), strict=True)
+    pairs = zip(_values(counts.field(0)), counts.field(1).to_pylist(), strict=True)
     return [(value, number) for value, number in pairs if value is not None]
+
+
+def _values(column: Any) -> list[Any]:
+    """The values of a column; texts that are not UTF-8 are shown with marks."""
+    try:
+        values: list[Any] = column.to_pylist()
+        return values
+    except UnicodeDecodeError:
+        return [shown_value(value) for value in column]
