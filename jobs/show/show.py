@@ -38,7 +38,7 @@ def run_show(argv: Sequence[str], environment: Mapping[str, str], is_terminal: b
     from mediamill.pipeline.inspect.find import find_by_id, find_where
     from mediamill.pipeline.inspect.output import Output
     from mediamill.pipeline.inspect.prompt import prompts_of
-    from mediamill.pipeline.inspect.seen import SeenReader, ShownSize
+    from mediamill.pipeline.inspect.seen import SeenReader, ShownSize, media_of
 
     output = Output(options.output)
     if options.id is None:
@@ -60,10 +60,12 @@ def run_show(argv: Sequence[str], environment: Mapping[str, str], is_terminal: b
     protocol = protocol_of(environment, is_terminal) if options.pictures else "none"
     columns = shutil.get_terminal_size((100, 24)).columns
     with closing(SeenReader(ShownSize(_FRAMES, 448, 448))) as reader:
-        needs_pictures = protocol != "none" or options.open
-        media = list(reader.read(matches.rows)) if needs_pictures or options.pictures else []
+        if options.pictures or options.open:
+            media = list(reader.read(matches.rows))
+        else:
+            media = [media_of(row) for row in matches.rows]
     for number, row in enumerate(matches.rows):
-        seen = media[number] if media else ()
+        seen = media[number]
         drawn = [(m, draw([f.pixels for f in m.frames], protocol, columns)) for m in seen]
         prompts = prompts_of(row, layout, output.parts, str(row.get(c.MODEL) or ""))
         run = runs.get(str(row.get(c.RUN_ID)))

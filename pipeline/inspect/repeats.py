@@ -2,22 +2,23 @@
 
 from collections.abc import Iterable
 
-_ENTRIES = 100_000
+_ENTRIES = 50_000
 _COMMON = 1000
 _EXAMPLE = 200  # letters
 
 
 class RepeatedTexts:
-    """Exact up to 100,000 different texts; of more, those with some hashes stand for all."""
+    """Exact up to 50,000 different texts; of more, those with some hashes stand for all."""
 
     def __init__(self) -> None:
-        self._mask = 0
+        self._mask, self._total = 0, 0
         self._rows: dict[int, int] = {}
         self._common: dict[int, tuple[int, str]] = {}
 
     def add(self, texts: Iterable[tuple[str, int]]) -> None:
         """Takes different texts of some rows, and how many of these rows have each."""
         for text, rows in texts:
+            self._total += rows
             key = hash(text)
             if not key & self._mask:
                 self._rows[key] = self._rows.get(key, 0) + rows
@@ -39,8 +40,14 @@ class RepeatedTexts:
     @property
     def share(self) -> float:
         """The share of the rows whose text another row has too, 0..1."""
-        rows = sum(self._rows.values())
-        return sum(n for n in self._rows.values() if n > 1) / rows if rows else 0.0
+        if not self._total:
+            return 0.0
+        if self.is_exact:
+            return sum(n for n in self._rows.values() if n > 1) / self._total
+        # Common texts were counted all; of the rare ones, those with some hashes stand for all.
+        common = sum(rows for rows, _ in self._common.values())
+        rare = sum(n for key, n in self._rows.items() if n > 1 and key not in self._common)
+        return min(1.0, (common + rare * (self._mask + 1)) / self._total)
 
     def most_common(self, count: int) -> list[tuple[str, int]]:
         """Returns the beginnings of the commonest texts, and of how many rows at least."""

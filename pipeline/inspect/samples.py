@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from mediamill.pipeline.inspect.output import Position
 
-_ENTRIES = 20_000  # of all strata together, about
+_ENTRIES = 8_000  # of all strata together, about
 _LEAST = 4
 
 _Entry = tuple[float, int, int]  # priority, file, row

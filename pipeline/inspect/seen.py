@@ -178,6 +178,11 @@ class SeenReader:
         return self._pool.prepare(requests)
 
 
+def media_of(row: Mapping[str, Any]) -> tuple[SeenMedium, ...]:
+    """Returns the media of a row by its receipts alone, without frames; nothing is fetched."""
+    return tuple(_unseen(receipt, "") for receipt in row.get(c.RECEIPT) or ())
+
+
 def _kind(receipt: Mapping[str, Any]) -> VisualKind:
     return "video" if receipt["type"] == "video" else "image"
 
