@@ -8,7 +8,7 @@ from mediamill.model.checkpoint.folder import Folder
 from mediamill.model.errors import ModelError, PromptError
 from mediamill.model.inputs import VisualKind
 from mediamill.model.text.prompt import IMAGE_PAD, VIDEO_PAD, ChatTemplate, user_message
-from mediamill.pipeline.checkpoint.checkpoint_hash import check_checkpoint
+from mediamill.pipeline.checkpoint.checkpoint_hash import place_of
 from mediamill.pipeline.inspect.answers import AnswerLayout
 from mediamill.schemas import columns as c
 from mediamill.schemas.errors import JobError
@@ -24,7 +24,7 @@ def prompts_of(
     model: the folder of the checkpoint, as the row has it.
     """
     try:
-        place = check_checkpoint(model)
+        place = place_of(model)
         template = ChatTemplate.load(Folder.of(place.path if place.is_local else place.url))
     except (ModelError, JobError, OSError) as error:
         return [(a.name, f"{_plain(row, a.prompt)}\n({error})") for a in layout.answers]
