@@ -89,7 +89,11 @@ def _tokens(row: Mapping[str, Any]) -> Iterator[str]:
     words = [f"{row[name]:,} {label}" for name, label in names if row.get(name) is not None]
     if words:
         yield from _entry("tokens", ", ".join(words))
-    words = [f"ended by {row[c.FINISH_REASON]}"] if row.get(c.FINISH_REASON) else []
+    words = (
+        [f"ended by {row[c.FINISH_REASON]}"]
+        if row.get(c.FINISH_REASON) not in (None, "done")
+        else []
+    )
     if row.get(c.MEAN_LOGPROB) is not None:
         words.append(f"log-probability {row[c.MEAN_LOGPROB]:.4f}".replace("-0.0000", "0.0000"))
     if words:

@@ -17,8 +17,8 @@ from mediamill.pipeline.storage import storage
 from mediamill.pipeline.storage.storage import Place
 from mediamill.schemas.errors import JobError
 
-_THREADS = 4
-_AHEAD = 6  # row groups that are read ahead
+_THREADS = 3
+_AHEAD = 4  # row groups that are read ahead
 _NO_TEXTS = pa.string()
 
 
@@ -109,7 +109,8 @@ class Output:
             return self._rows(item[0], item[1], columns)
 
         rows: dict[Position, Any] = {}
-        with ThreadPoolExecutor(_THREADS) as threads:
+        # Few at once: a row group is read whole, with its receipts.
+        with ThreadPoolExecutor(_THREADS // 2) as threads:
             for some in threads.map(read, sorted(by_file.items())):
                 rows |= some
         return rows
