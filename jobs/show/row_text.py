@@ -66,8 +66,9 @@ def _answers(row: Mapping[str, Any], layout: AnswerLayout) -> Iterator[str]:
                 yield from _entry(f"{answer.name} {name}".strip(), text_of(row[column]))
         if answer.name:
             words = [text_of(row.get(answer.finish_reason or ""))]
-            if row.get(answer.mean_logprob or "") is not None:
-                words.append(f"log-probability {row[answer.mean_logprob]:.3f}")
+            logprob = row.get(answer.mean_logprob or "")
+            if logprob is not None:
+                words.append(f"log-probability {logprob:.3f}")
             yield from _entry("", ", ".join(word for word in words if word))
 
 

@@ -69,7 +69,8 @@ class Output:
     @property
     def parts(self) -> Mapping[str, Any]:
         """The parts of the fingerprint: job, prompt and so on; empty without a log."""
-        return (self.header or {}).get("parts", {})
+        parts: Mapping[str, Any] = (self.header or {}).get("parts", {})
+        return parts
 
     @cached_property
     def schema(self) -> pa.Schema:
