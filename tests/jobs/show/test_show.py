@@ -40,7 +40,7 @@ def show(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 def test_one_row(output: str, capsys: pytest.CaptureFixture[str]) -> None:
-    text = show(capsys, output, "clip")
+    text = show(capsys, output, "clip", "--no-pictures")
     for words in ("a clip", "4 frames at 0:00.0", "log-probability -0.25", "kind           b",
                   "run-1", "7 written", f"next: mediamill show {output} clip --open"):  # fmt: skip
         assert words in text
