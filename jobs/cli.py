@@ -262,6 +262,18 @@ def _check(argv: Sequence[str]) -> int:
     return run_check(argv)
 
 
+def _report(argv: Sequence[str]) -> int:
+    from mediamill.jobs.report.command import run_report
+
+    return run_report(argv)
+
+
+def _show(argv: Sequence[str]) -> int:
+    from mediamill.jobs.show.show import run_show
+
+    return run_show(argv, os.environ, sys.stdout.isatty())
+
+
 def _demo(argv: Sequence[str]) -> int:
     options = parse_demo(argv)
     from mediamill.jobs.demo.demo import main as run_demo
@@ -283,6 +295,8 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "history": _history,
     "retry": _retry,
     "check": _check,
+    "report": _report,
+    "show": _show,
     "export": _export,
     "compact": _compact,
 }

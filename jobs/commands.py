@@ -51,6 +51,8 @@ commands:
   history   list the runs of an output
   retry     do the error rows of an output again
   check     check that the files of an output are what its log says
+  report    write a page that shows an output: counts, errors, a sample with pictures
+  show      show one row of an output: text, prompt, pictures, tokens, run
   export    write the rows of an output in another form: text files, JSONL, WebDataset, ...
   compact   rewrite the small files of an output to few large ones
 

@@ -7,10 +7,14 @@ from pathlib import Path
 
 from mediamill.jobs.demo.drawn_media import BROKEN, BROKEN_FILES, CLIPS, PICTURES, draw
 from mediamill.jobs.per_row import run_per_row
-from mediamill.jobs.report.counts import ResultCounts, count, open_result
-from mediamill.jobs.report.report import write_report
-from mediamill.model.tiny import CAPTION_PROMPT, CHECKPOINT
+from mediamill.jobs.report.report import ReportOptions, write_report
+from mediamill.model.tiny import CAPTION_PROMPT
+from mediamill.pipeline.checkpoint.checkpoint_hash import BUILT_IN
+from mediamill.pipeline.inspect.output import Output
+from mediamill.pipeline.inspect.statistics import Statistics, count
 from mediamill.schemas.job import JobConfig, load_job
+
+_CARDS = 1000
 
 
 def main(
@@ -30,12 +34,12 @@ def main(
     if not draw(folder, pictures, clips):
         print("They exist already")
     captions, page = folder / "captions", folder / "report.html"
-    run_per_row(_job(folder, captions, model or _built_in()))
+    run_per_row(_job(folder, captions, model or BUILT_IN))
     if _is_current(page, captions):
         print("Nothing to do: media, captions and page exist already")
-        counts = count(open_result(str(captions)))
+        counts = count(Output(str(captions)))
     else:
-        counts = write_report(str(captions), page)
+        counts = write_report(str(captions), page, ReportOptions(_CARDS)).statistics
     print(f"\n{_table(counts)}\n")
     as_expected = _failed_rows(counts) == {BROKEN: BROKEN_FILES}
     if as_expected:
@@ -46,13 +50,6 @@ def main(
         print("error: other rows than those of the broken files failed; see the page")
     print(f"Open {page} in a browser")
     return 0 if as_expected else 1
-
-
-def _built_in() -> str:
-    """The built-in model's folder, relative to the current one if it lies below."""
-    current = Path.cwd()
-    below = CHECKPOINT.is_relative_to(current)
-    return str(CHECKPOINT.relative_to(current) if below else CHECKPOINT)
 
 
 def _job(folder: Path, captions: Path, model: str) -> JobConfig:
@@ -75,15 +72,15 @@ def _is_current(page: Path, captions: Path) -> bool:
     return all(file.stat().st_mtime_ns <= written for file in captions.rglob("*.parquet"))
 
 
-def _failed_rows(counts: ResultCounts) -> dict[str, int]:
+def _failed_rows(counts: Statistics) -> dict[str, int]:
     """Error rows by kind, for the kinds that have any."""
-    failed = {group.name: group.rows - group.ok for group in counts.groups}
+    failed = {group.name: group.rows - group.ok for group in counts.groups.values()}
     return {kind: rows for kind, rows in failed.items() if rows}
 
 
-def _table(counts: ResultCounts) -> str:
+def _table(counts: Statistics) -> str:
     """A table of the exact matches of each kind."""
-    compared = [group for group in counts.groups if group.compared]
+    compared = [group for group in counts.groups.values() if group.compared]
     lines = ["kind     rows   right   exact match"]
     lines += [_line(group.name, group.rows, group.matches, group.match_rate) for group in compared]
     rate = counts.matches / counts.compared if counts.compared else None

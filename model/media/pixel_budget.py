@@ -42,11 +42,13 @@ class PixelBudget:
     pixels of a group. The smallest of them holds.
 
     rules, limits: the limits on all frames. pixels: the rules for one frame.
+    fixed_size: of the frames, whatever the rules say.
     """
 
     rules: VideoRules
     pixels: ImageRules
     limits: MediaLimits
+    fixed_size: Size | None = None
 
     @property
     def adapts(self) -> bool:
@@ -59,6 +61,8 @@ class PixelBudget:
         Raises MediaError decode_unsupported for sizes that cannot be used, and PromptError
         context_too_long if the frames do not fit.
         """
+        if self.fixed_size is not None:
+            return FrameSize(self.fixed_size, (), None)
         try:
             size = self._size_of_one(source, count)
         except ValueError as error:

@@ -120,6 +120,29 @@ def select_frames(
     )
 
 
+def exact_selection(timeline: Timeline, indices: Sequence[int]) -> FrameSelection:
+    """Selects the frames with these ascending indices.
+
+    Raises MediaError media_empty if the video has fewer frames.
+    """
+    timestamps = timeline.timestamps
+    if not indices or indices[-1] >= len(timestamps):
+        wanted = indices[-1] + 1 if indices else 1
+        raise MediaError(
+            "media_empty", f"the video has {len(timestamps)} frames, expected at least {wanted}"
+        )
+    # As for a window: one more frame proves that none is missing.
+    frames_needed = min(indices[-1] + 2, len(timestamps))
+    return FrameSelection(
+        indices=tuple(indices),
+        times_s=tuple(timeline.seconds(timestamps[index]) for index in indices),
+        frames_needed=frames_needed,
+        end_s=timeline.seconds(timestamps[indices[-1]]),
+        fps=len(timestamps) / max(timeline.duration_s, 1e-6),
+        notes=(),
+    )
+
+
 def sample_within_budget(
     total: int, fps: float, rules: VideoRules, group: int, fit: FitFrames | None = None
 ) -> tuple[list[int], tuple[LimitName, ...], list[str]]:

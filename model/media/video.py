@@ -9,6 +9,7 @@ everything is decoded, and the frames are selected again from the times that thi
 from bisect import bisect_left
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from functools import partial
 
 from mediamill.model.errors import MediaError
@@ -29,14 +30,29 @@ from mediamill.model.media.limits import MediaLimits
 from mediamill.model.media.media_file import MediaFile, Source
 from mediamill.model.media.pixel_budget import PixelBudget, Size
 from mediamill.model.media.probe_cache import ProbeCache
-from mediamill.model.media.timeline import FrameSelection, Timeline, select_frames
+from mediamill.model.media.resize import Resample
+from mediamill.model.media.timeline import (
+    FrameSelection,
+    Timeline,
+    exact_selection,
+    select_frames,
+)
 from mediamill.model.media.video_file import PacketScan
 
-__all__ = ["Video", "decode_video"]
+__all__ = ["Video", "decode_frames", "decode_video"]
 
 _MAX_ATTEMPTS = 3
 
-_Window = tuple[float | None, float | None]  # start_s, end_s
+
+@dataclass(frozen=True)
+class _Window:
+    """The part of a video that is sampled, in seconds."""
+
+    start_s: float | None
+    end_s: float | None
+
+
+_Chosen = _Window | tuple[int, ...]  # or the indices of the frames
 
 
 def decode_video(
@@ -58,17 +74,25 @@ def decode_video(
     PromptError context_too_long if the frames would be more than limits.max_visual_tokens.
     """
     limits = limits or MediaLimits()
-    media_file = MediaFile.of(source)
-    file_format = video_format(media_file)
     budget = PixelBudget(rules, pixels.with_limits(rules.min_pixels, rules.max_pixels), limits)
-    scan = (probe_cache or ProbeCache()).scan_packets(media_file, file_format, limits)
-    size = scan.display.shown
-    for _ in range(_MAX_ATTEMPTS):
-        try:
-            return _decode(media_file, file_format, scan, size, budget, (start_s, end_s))
-        except FrameSizeError as error:
-            size = error.size
-    raise MediaError("decode_corrupt", f"the frames of the {file_format.label} change their size")
+    window = _Window(start_s, end_s)
+    return _decode_file(MediaFile.of(source), budget, probe_cache or ProbeCache(), window)
+
+
+def decode_frames(
+    source: Source,
+    indices: Sequence[int],
+    size: Size,
+    limits: MediaLimits | None = None,
+    resample: Resample = "bicubic",
+) -> Video:
+    """Decodes the frames with these ascending indices, and resizes them to `size`.
+
+    size: (height, width). Raises MediaError as `decode_video`.
+    """
+    pixels = ImageRules(resample=resample)
+    budget = PixelBudget(VideoRules(), pixels, limits or MediaLimits(), fixed_size=size)
+    return _decode_file(MediaFile.of(source), budget, ProbeCache(), tuple(indices))
 
 
 def video_format(media_file: MediaFile, complete: bool = True) -> FileFormat:
@@ -98,17 +122,31 @@ def video_timeline(
     return _decoded_timeline(scan.timeline, timestamps, reader)
 
 
+def _decode_file(
+    media_file: MediaFile, budget: PixelBudget, probe_cache: ProbeCache, chosen: _Chosen
+) -> Video:
+    file_format = video_format(media_file)
+    scan = probe_cache.scan_packets(media_file, file_format, budget.limits)
+    size = scan.display.shown
+    for _ in range(_MAX_ATTEMPTS):
+        try:
+            return _decode(media_file, file_format, scan, size, budget, chosen)
+        except FrameSizeError as error:
+            size = error.size
+    raise MediaError("decode_corrupt", f"the frames of the {file_format.label} change their size")
+
+
 def _decode(
     media_file: MediaFile,
     file_format: FileFormat,
     scan: PacketScan,
     size: Size,
     budget: PixelBudget,
-    window: _Window,
+    chosen: _Chosen,
 ) -> Video:
     """size: expected (height, width) of the frames. Raises FrameSizeError if it is wrong."""
     timeline = scan.timeline
-    select = partial(_collector, file_format, size, budget, window, scan.display)
+    select = partial(_collector, file_format, size, budget, chosen, scan.display)
     if timeline.timestamps and len(scan.keyframes):
         collector = select(timeline, scan.keyframes)
         if decode_by_keyframes(media_file, scan, collector):
@@ -143,7 +181,7 @@ def _collector(
     file_format: FileFormat,
     size: Size,
     budget: PixelBudget,
-    window: _Window,
+    chosen: _Chosen,
     display: Display,
     timeline: Timeline,
     keyframes: KeyframeIndex | None = None,
@@ -151,7 +189,11 @@ def _collector(
     """Selects the frames and returns a collector for them. Raises as `_check_decode_length`."""
     fit = partial(budget.fit_frames, size) if budget.adapts else None
     group = budget.pixels.temporal_patch_size
-    selection = select_frames(timeline, budget.rules, *window, group, fit)
+    if isinstance(chosen, _Window):
+        window = chosen.start_s, chosen.end_s
+        selection = select_frames(timeline, budget.rules, *window, group, fit)
+    else:
+        selection = exact_selection(timeline, chosen)
     _check_decode_length(file_format, timeline, selection, budget.limits, keyframes)
     return FrameCollector(file_format, selection, budget, size, display)
 

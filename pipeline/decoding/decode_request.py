@@ -12,18 +12,38 @@ from mediamill.pipeline.decoding.probe import ProbeRequest
 
 
 @dataclass(frozen=True)
+class RenderRequest:
+    """How a medium is shown again as the model saw it.
+
+    height, width: to which it was resized. frame_indices: of a video's frames.
+    visual_tokens: that it had, from which the size of its patches follows.
+    max_frames, max_height, max_width: of what is returned.
+    """
+
+    height: int
+    width: int
+    frame_indices: tuple[int, ...]
+    visual_tokens: int
+    max_frames: int
+    max_height: int
+    max_width: int
+
+
+@dataclass(frozen=True)
 class MediumRequest:
     """One medium.
 
     content: the file's bytes, or the path of the file.
     kind: None = detected from the bytes.
     start_s, end_s: a window of a video, in seconds.
+    render: only to show the medium, in a pool whose factory is `load_renderer`.
     """
 
     content: memoryview | Path
     kind: VisualKind | None = None
     start_s: float | None = None
     end_s: float | None = None
+    render: RenderRequest | None = None
 
     @property
     def size(self) -> int:
@@ -85,7 +105,9 @@ def encode_requests(
 
 
 def _medium(medium: MediumRequest, contents: list[memoryview]) -> dict[str, Any]:
-    window = {"kind": medium.kind, "start_s": medium.start_s, "end_s": medium.end_s}
+    window: dict[str, Any] = {"kind": medium.kind, "start_s": medium.start_s, "end_s": medium.end_s}
+    if medium.render is not None:
+        window["render"] = asdict(medium.render)
     if isinstance(medium.content, Path):
         return {**window, "path": str(medium.content)}
     contents.append(medium.content)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 from mediamill.model.errors import MediaError, PromptError
 from mediamill.model.urls import safe_text
 from mediamill.pipeline.decoding import socket_messages
+from mediamill.pipeline.decoding.decode_request import RenderRequest
 from mediamill.pipeline.decoding.message_stream import Sender
 from mediamill.pipeline.decoding.probe import Prober, ProbeRequest
 from mediamill.pipeline.decoding.sandbox import (
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from mediamill.model.inputs import VisualInput
     from mediamill.model.media.receipt import Receipt
     from mediamill.model.processor import Processor
+    from mediamill.pipeline.decoding.renderer import Renderer
 
 _MAX_REQUEST_BYTES = 2**32  # requests come from the trusted side
 _OUT_OF_MEMORY = ("bad_alloc", "allocate memory", "out of memory", "insufficient memory")
@@ -235,9 +237,13 @@ def _decode(
                 prober = cast("Prober", processor)
                 probe = prober.probe(data, ProbeRequest(**row["probe"])).model_dump()
                 continue
-            visual, receipt = processor.prepare_media(
-                data, medium["kind"], medium["start_s"], medium["end_s"]
-            )
+            if "render" in medium:
+                renderer, request = cast("Renderer", processor), RenderRequest(**medium["render"])
+                visual, receipt = renderer.render(data, medium["kind"], request)
+            else:
+                visual, receipt = processor.prepare_media(
+                    data, medium["kind"], medium["start_s"], medium["end_s"]
+                )
             visuals.append(visual)
             receipts.append(receipt)
             del data

@@ -15,6 +15,16 @@ Kind = Literal[
     "cut_off", "loop", "refusal", "thinking", "preamble", "empty", "language", "not_finite"
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+MEANINGS = {  # for people
+    "cut_off": "cut off at generation.max_new_tokens",
+    "loop": "looks like a loop: the same words again and again",
+    "refusal": "says that it cannot answer",
+    "thinking": "thinks aloud",
+    "preamble": "announces the answer",
+    "empty": "no letter and no digit",
+    "language": "in another language than asked",
+    "not_finite": "numbers of the model that are not finite",
+}
 
 _LOOP_WORDS = 32  # the least length of a loop of words, or of letters where words have no spaces
 _HEAD = 240  # letters in which a refusal or a preamble begins
