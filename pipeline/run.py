@@ -297,9 +297,10 @@ class _Pass:
         retry = plan.retry
         return OutputRules(
             *(plan.output.url, plan.schema, job.partition_by, job.rows_per_file, constants),
-            *(plan.task.questions, job.alarms.expect_language),
             retry is not None,
             None if retry is None else retry.changed_text,
+            plan.task.questions,
+            job.alarms.expect_language,
         )
 
 

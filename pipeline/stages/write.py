@@ -38,9 +38,9 @@ class OutputRules:
 
     output: a URL. schema: of the result, with the partition columns.
     constants: the values of columns that are the same in every row, by name.
-    questions: whose answers are examined; language: that they should have, None = any.
     retries: whether the run has a table of rows that it does again (see chosen_rows.py).
     changed: the job keys that such rows are made with, if they differ from the output's.
+    questions: whose answers are examined; language: that they should have, None = any.
     """
 
     output: str
@@ -48,10 +48,10 @@ class OutputRules:
     partition_by: tuple[str, ...]
     rows_per_file: int
     constants: Mapping[str, str]
-    questions: tuple[Question, ...] = ()
-    language: str | None = None
     retries: bool = False
     changed: str | None = None
+    questions: tuple[Question, ...] = ()
+    language: str | None = None
 
 
 class LedgerClient(Protocol):

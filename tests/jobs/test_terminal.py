@@ -101,8 +101,8 @@ def test_a_job_from_its_first_line_to_its_last(tmp_path, ray_cluster):
     session = Session(*job, cwd=tmp_path, TERM="dumb")
     assert session.end() == 3, session.shown
     assert "\x1b" not in session.shown
-    assert "1 errors" in session.shown
-    assert f"try its errors again: mediamill retry {tmp_path / 'out'}" in session.shown
+    assert "1 error" in session.shown
+    assert f"mediamill retry {tmp_path / 'out'}" in session.shown
     assert (tmp_path / "out" / "_SUCCESS").exists()
 
 

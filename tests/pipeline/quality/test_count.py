@@ -75,14 +75,17 @@ def test_a_commit_of_bad_answers_drains_the_run(tmp_path, ray_cluster) -> None:
     files = [KnownFile("m.parquet", 100, "d")]
     ledger.begin(output, ledger.load(output), "run", {"fingerprint": "f"}, files, 50)
     alarms = Alarms(loop=0.5, repeated=0.9, rows=20)
-    coordinator = start_coordinator(output.url, "run", Resources(), Limits(), GENERATE, (), alarms)
+    coordinator = start_coordinator(
+        output.url, "run", Resources(), Limits(), GENERATE, (), True, alarms
+    )
     texts = RepeatedTexts()
     texts.add(["A wall"] * 10)
 
     def commit(token: str, first: int, end: int, loops: int) -> ledger.Commit:
         counts = Counts(ok=end - first, findings={"loop": loops})
         parts = (("", Part(token, 0, 10, 0, end - first)),)
-        return ledger.Commit(token, {0: np.arange(first, end)}, counts, parts, texts.counters())
+        rows = {0: np.arange(first, end)}
+        return ledger.Commit(token, rows, counts, parts, texts=texts.counters())
 
     try:
         ray.get(coordinator.commit.remote(commit("a", 0, 10, 9)))
