@@ -17,6 +17,7 @@ from mediamill.schemas.job import JobConfig
 if TYPE_CHECKING:
     from mediamill.pipeline.sources.build import BuildSummary, Progress
     from mediamill.pipeline.sources.detect import SourceRules
+    from mediamill.pipeline.storage.storage import Place
 
 # Not .parquet: readers that look for *.parquet everywhere below an output must not find these.
 _JOB_SUFFIX = ".parq"
@@ -49,9 +50,10 @@ def manifest_command(argv: Sequence[str]) -> int:
     return 0
 
 
-def resolve_manifest(job: JobConfig) -> JobConfig:
+def resolve_manifest(job: JobConfig, made: "Place | None" = None) -> JobConfig:
     """Returns the job with a Parquet manifest: its own, or one made of the source that it names.
 
+    made: where it is made; None = in the output, where what a plan has listed is not listed again.
     Tells on stderr what the source has, and the default prompt if there is no other. Raises
     JobError.
     """
@@ -71,7 +73,11 @@ def resolve_manifest(job: JobConfig) -> JobConfig:
             f"{storage.redact(source)}, expected a folder apart from it"
         )
     reporter = _Reporter()
-    made = output / JOB_MANIFEST
+    if made is None:
+        from mediamill.jobs.planned_manifest import hand_over, planned_place
+
+        made = output / JOB_MANIFEST
+        hand_over(planned_place(job), made)
     summary = build_manifest(
         job.manifest, made, SourceRules(), suffix=_JOB_SUFFIX, on_progress=reporter
     )

@@ -101,10 +101,13 @@ def check(
     job: JobConfig,
     step: StepOverrides | None = None,
     meanwhile: Callable[[], None] | None = None,
+    will_run: bool = True,
 ) -> Plan:
     """Returns the job's plan. Raises JobError with what was found and what was expected.
 
     meanwhile: called while another process loads the checkpoint, if one has to.
+    will_run: False for a forecast: nothing is written to the output, not even to see whether that
+        is possible, and nothing of the checkpoint is loaded.
     """
     check_ray_version()
     _check_sampling(job)
@@ -132,14 +135,15 @@ def check(
         _check_bound(output, state.header, bound)
     with ThreadPoolExecutor(1, "loading") as thread:  # mostly waits for another process
         loading = None
-        if not state.counts.rows:  # else a run with this fingerprint has loaded it
+        if will_run and not state.counts.rows:  # else a run with this fingerprint has loaded it
             texts = _prompt_texts(job, manifest, task)
             loading = thread.submit(check_loading, job, model, texts)
             if meanwhile is not None and needs_process():
                 meanwhile()
         checked = check_files(manifest, state, output)
         notes = check_values(manifest, job.partition_by, begun=state.header is not None)
-        _check_writable(output)
+        if will_run:
+            _check_writable(output)
         if loading is not None:
             loading.result()
     trim_memory()

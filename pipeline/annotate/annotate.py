@@ -135,12 +135,15 @@ class AnnotationSummary:
         return max(self.windows.exit_code, self.summaries.exit_code if self.summaries else 0)
 
 
-def check_annotation(job: JobConfig) -> AnnotationPlan:
-    """Checks the job. Raises JobError with what was found and what was expected."""
+def check_annotation(job: JobConfig, will_run: bool = True) -> AnnotationPlan:
+    """Checks the job. Raises JobError with what was found and what was expected.
+
+    will_run: as of `check`.
+    """
     output = storage.resolve(job.output)
     _check_output(job, output)
     with _errors_name_output(output):
-        plan = check(_split_job(job), _split_overrides(job))
+        plan = check(_split_job(job), _split_overrides(job), will_run=will_run)
         if (column := plan.manifest.schema.media_column) is not None:
             raise JobError(
                 f"{storage.redact(job.manifest)}: found videos in the column '{column}', expected "
@@ -150,7 +153,7 @@ def check_annotation(job: JobConfig) -> AnnotationPlan:
         check_columns(plan.manifest.schema, given, plan.manifest.url)
         check_partition_by(plan.manifest.schema, job.partition_by, storage.redact(job.manifest))
         if visible_files(output / _WINDOW_MANIFEST):  # before new videos are split in vain
-            check(_windows_job(job), _WINDOWS_STEP)
+            check(windows_job(job), _WINDOWS_STEP, will_run=will_run)
     return AnnotationPlan(job, output, plan)
 
 
@@ -178,9 +181,9 @@ def annotate(
         split = run(_split_job(job), annotation.split, on_progress, address, SPLIT_STAGES, stop)
         make_windows(output / SPLIT_FOLDER, output / _WINDOW_MANIFEST, manifest)
         on_phase("windows")
-        windows_job = _windows_job(job)
-        plan = check(windows_job, _WINDOWS_STEP)
-        windows = run(windows_job, plan, on_progress, address, stages, stop)
+        captions_job = windows_job(job)
+        plan = check(captions_job, _WINDOWS_STEP)
+        windows = run(captions_job, plan, on_progress, address, stages, stop)
         if not job.annotate.videos:
             return AnnotationSummary(split, windows)
         on_phase("videos")
@@ -232,7 +235,8 @@ def _split_overrides(job: JobConfig) -> StepOverrides:
     return StepOverrides(lambda manifest, _: split_schema(manifest), lambda _: parts)
 
 
-def _windows_job(job: JobConfig) -> JobConfig:
+def windows_job(job: JobConfig) -> JobConfig:
+    """Returns the job of the captions of windows."""
     output = job.output.rstrip("/")
     # The folders that rows may read follow from the user's manifest, not from the one made here.
     roots = allowed_roots(job, str(Path.cwd()))

@@ -24,10 +24,9 @@ from mediamill.pipeline.faults import PermanentError
 from mediamill.pipeline.ledger.state import LedgerState
 from mediamill.pipeline.manifest.batches import is_content_error, read_batches
 from mediamill.pipeline.manifest.manifest import Manifest, ManifestFile
-from mediamill.pipeline.records import ROW_STRUCT, read_schema
-from mediamill.pipeline.row_values import with_unreadable_values
+from mediamill.pipeline.manifest.read_rows import manifest_columns, read_rows
+from mediamill.pipeline.records import read_schema
 from mediamill.pipeline.storage import file_version, storage
-from mediamill.schemas import columns as c
 from mediamill.schemas.manifest import ManifestSchema
 
 _MIN_SPLIT_ROWS = 16_384  # of unfinished rows in a split, if there are as many
@@ -223,9 +222,7 @@ def read_split(
     Raises ManifestChangedError, and JobError for a column that cannot be read; PermanentError for
     a file that cannot be opened.
     """
-    known = set(manifest.arrow.names)
-    if manifest.media_column is not None:
-        known = known - {manifest.form, c.MEDIA_BYTES} | {manifest.media_column}
+    known = manifest_columns(manifest)
     for group_slice in split.slices:
         place = storage.resolve(group_slice.url)
         with _errors_name_file(group_slice), _open_checked(group_slice) as parquet:
@@ -242,12 +239,8 @@ def read_split(
                         for field in paths:
                             value = pa.scalar(group_slice.partitions[field.name], field.type)
                             table = table.append_column(field, pa.repeat(value, len(table)))
-                        table = manifest.normalize(table)
-                        if pending.size < table.num_rows:
-                            table = table.take(pending)
-                        indices = pending + (group.start + start)
-                        table = _with_ordinals(table, group_slice.number, indices)
-                        yield with_unreadable_values(table, manifest)
+                        numbers = (group_slice.number, group.start + start)
+                        yield read_rows(table, pending, numbers, manifest)
                     start += batch.num_rows
 
 
@@ -319,13 +312,3 @@ def _changed(group_slice: RowGroupSlice, how: str) -> ManifestChangedError:
         f"{storage.redact(group_slice.url)}: the manifest's file has changed while the job ran: "
         f"{how}"
     )
-
-
-def _with_ordinals(table: pa.Table, number: int, indices: npt.NDArray[np.int64]) -> pa.Table:
-    """Adds the column ROW (file number and row index), and empty status and error columns."""
-    files = np.full(len(indices), number, np.int32)
-    ordinals = pa.StructArray.from_arrays([files, indices], fields=list(ROW_STRUCT))
-    table = table.append_column(pa.field(c.ROW, ROW_STRUCT), ordinals)
-    for name in (c.STATUS, c.ERROR_CODE, c.ERROR_MESSAGE):
-        table = table.append_column(name, pa.nulls(len(indices), pa.string()))
-    return table
