@@ -36,6 +36,7 @@ commands:
   embed     turn media into vectors
   manifest  make a manifest of a folder, bucket, table, WebDataset or zip archive
   run       run a job file
+  preview   try a job on a few rows, and show what the model saw and said
   submit    run a job file on a remote Ray cluster, and follow it
   status    show a submitted job
   logs      follow the output of a submitted job
@@ -43,6 +44,7 @@ commands:
   history   list the runs of an output
   report    write a page that shows an output: counts, errors, a sample with pictures
   show      show one row of an output: text, prompt, pictures, tokens, run
+  diff      compare two outputs: rows, statuses, texts, lengths, settings
   export    write the rows of an output in another form: text files, JSONL, WebDataset, ...
   compact   rewrite the small files of an output to few large ones
 
@@ -242,12 +244,20 @@ def _job_parser(command: str, usage: str, description: str, epilog: str) -> argp
     parser = new_parser(command, usage, description, f"{epilog}\nkeys:\n{describe_keys()}")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     parser.add_argument(
+        "--preview", metavar="N", help="try N rows instead; see mediamill preview --help"
+    )
+    parser.add_argument(
         "--address",
         metavar="ADDRESS",
         help="Ray cluster to run on (auto: this machine's); default: $RAY_ADDRESS, or a local "
         "cluster for the duration of the job",
     )
     return parser
+
+
+def is_preview(argv: Sequence[str]) -> bool:
+    """Whether a command that runs a job has the option --preview."""
+    return any(word == "--preview" or word.startswith("--preview=") for word in argv)
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
