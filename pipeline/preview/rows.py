@@ -15,6 +15,7 @@ from PIL import Image
 
 from mediamill.model.text.prompt import IMAGE_PAD, VIDEO_PAD
 from mediamill.model.text.tokenizer import Tokenizer
+from mediamill.pipeline.annotate.window_columns import SPLIT_ERROR_FIELDS
 from mediamill.pipeline.fetching.fetcher import FetchRules
 from mediamill.pipeline.inspect.output import shown_rows
 from mediamill.pipeline.inspect.prepared import seen_of_patches
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 _AT_ONCE = 16  # rows whose media are in memory
 _FRAMES, _SIDE = 8, 640  # frames of a medium that are shown, and pixels of their longer side
+_NOT_SHOWN = (c.ROW, *(field.name for field in SPLIT_ERROR_FIELDS))  # a result lacks them
 _PADS = re.compile("|".join(f"(?:{re.escape(pad)})+" for pad in (IMAGE_PAD, VIDEO_PAD)))
 
 
@@ -173,7 +175,8 @@ class RowStages:
         prepare_s: float,
     ) -> PreviewRow:
         parsed, seconds = answered
-        [values] = shown_rows(parsed.drop_columns([c.ROW]))
+        [values] = shown_rows(parsed)
+        values = {name: value for name, value in values.items() if name not in _NOT_SHOWN}
         values[c.STATUS] = values[c.STATUS] or c.STATUS_OK
         values[c.MODEL] = self._job.model
         [ids] = prepared[c.INPUT_IDS].to_pylist()
