@@ -39,8 +39,8 @@ def tables(difference: Difference, samples: Samples) -> list[Table]:
 def same(difference: Difference) -> str:
     """Returns what is the same, in one line."""
     words = []
-    if not difference.settings:
-        words.append(f"settings ({difference.same_settings})")
+    if not difference.settings and difference.same_settings:
+        words.append("settings")
     if not (difference.columns_a or difference.columns_b):
         words.append("columns")
     if not (difference.only_a.rows or difference.only_b.rows):
@@ -86,10 +86,13 @@ def notes(difference: Difference) -> Iterator[str]:
     if difference.id_types[0] != difference.id_types[1]:
         kinds = " and ".join(difference.id_types)
         yield f"ids have different types ({kinds}): they were compared by their digits"
+    if not difference.same_settings and not difference.settings:
+        yield "neither output has a log, so their settings are unknown"
     for name in "ab":
         count = getattr(difference, f"duplicates_{name}")
         if count:
-            yield f"{name.upper()} has {count:,} rows whose id it has before: they are left out"
+            rows = "1 row" if count == 1 else f"{count:,} rows"
+            yield f"{name.upper()} has {rows} with the id of an earlier row: left out here"
     if difference.layout_a.job != difference.layout_b.job:
         yield f"A is a job {difference.layout_a.job}, B a job {difference.layout_b.job}"
 

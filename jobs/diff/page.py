@@ -1,4 +1,4 @@
-"""Writes the page of a comparison: its tables, and rows with other answers beside their pictures."""
+"""Writes the page of a comparison: its tables, and rows that differ beside their pictures."""
 
 from collections.abc import Sequence
 from contextlib import closing

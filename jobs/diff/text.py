@@ -10,6 +10,7 @@ from mediamill.jobs.diff.words import plain, terminal_diff
 from mediamill.pipeline.diff.compare import Difference
 
 _WIDEST = 44  # letters of a cell
+_SHORT = 60  # letters of both values of a setting in one line
 _MARKDOWN = str.maketrans({letter: f"\\{letter}" for letter in "\\`*_{}[]<>#|~"})
 
 
@@ -28,9 +29,8 @@ def lines(
     for sample in samples.answers[:shown]:
         for name, first, second in answer_texts(sample, difference):
             label = f"{plain(sample.id)} {name}".strip()
-            text = terminal_diff(first, second, coloured)
             yield f"  {label}"
-            yield from _wrapped(text, width)
+            yield from _indented(first, second, coloured, width)
     yield ""
     for note in notes(difference):
         yield f"note: {note}"
@@ -45,18 +45,19 @@ def _outputs(names: tuple[str, str], difference: Difference) -> Iterator[str]:
         (difference.errors_a, difference.errors_b),
     )
     for letter, name, count, failed in zip("AB", names, rows, errors, strict=True):
-        yield f"{letter}  {plain(name)}: {count:,} rows, {failed:,} errors"
+        words = f"{_count(count, 'row')}, {_count(failed, 'error')}"
+        yield f"{letter}  {plain(name)}: {words}"
 
 
 def _table(table: Table, width: int, coloured: bool) -> Iterator[str]:
     yield _bold(table.title, coloured)
     if table.title == "Settings":  # values may be long texts
         for name, first, second in table.rows:
-            text = terminal_diff(first, second, coloured)
-            if len(first) + len(second) < 60:
-                text = f"{plain(first)} → {plain(second)}"
+            if len(first) + len(second) < _SHORT:
+                yield f"  {plain(name)}: {plain(first)} → {plain(second)}"
+                continue
             yield f"  {plain(name)}"
-            yield from _wrapped(text, width)
+            yield from _indented(first, second, coloured, width)
         return
     rows = [[plain(cell) for cell in row] for row in (table.head, *table.rows)]
     widths = [min(_WIDEST, max(len(row[i]) for row in rows)) for i in range(len(table.head))]
@@ -68,8 +69,12 @@ def _table(table: Table, width: int, coloured: bool) -> Iterator[str]:
         yield from _wrapped("  ".join(cells).rstrip(), width, 2, 4)
 
 
+def _indented(first: str, second: str, coloured: bool, width: int) -> Iterator[str]:
+    for line in terminal_diff(first, second, coloured, width - 4):
+        yield f"    {line}"
+
+
 def _wrapped(text: str, width: int, first: int = 4, rest: int = 4) -> Iterator[str]:
-    """Lines of a text; sequences that colour it do not count, and lie in one line each."""
     if len(text) + first <= width:
         yield " " * first + text
         return
@@ -123,3 +128,7 @@ def _markdown_row(cells: Sequence[str]) -> str:
 
 def _escaped(text: str) -> str:
     return plain(text).translate(_MARKDOWN)
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number:,} {word}" if number == 1 else f"{number:,} {word}s"

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from mediamill.jobs.page.card import Words
 
 _MOST = 400  # words of a text that are compared
+_FIRST_UNSPACED = "\u2e80"  # Chinese, Japanese and Korean letters begin here
 _RED, _GREEN, _END = "\x1b[31;9m", "\x1b[32m", "\x1b[0m"
 
 Run = tuple[str, str, str]  # kind (equal, or not), words of A, words of B
@@ -23,20 +24,37 @@ def word_runs(a: str, b: str) -> list[Run]:
     ]
 
 
-def terminal_diff(a: str, b: str, is_coloured: bool) -> str:
-    """Returns one line with what A lacks and has too much: in colours, or as [-A-] {+B+}."""
-    return " ".join(_terminal(word_runs(plain(a), plain(b)), is_coloured))
+def terminal_diff(a: str, b: str, is_coloured: bool, width: int) -> Iterator[str]:
+    """Yields lines with what A has too much, and what it lacks: in colours, or as [-A-] {+B+}.
+
+    width: letters of a line.
+    """
+    line, used = "", 0
+    for word, colour in _marked(word_runs(plain(a), plain(b)), is_coloured):
+        for start in range(0, len(word), width):
+            part = word[start : start + width]
+            if used and used + 1 + len(part) > width:
+                yield line
+                line, used = "", 0
+            line += " " if used else ""
+            line += f"{colour}{part}{_END}" if colour else part
+            used += len(part) + (used > 0)
+    if used:
+        yield line
 
 
-def _terminal(runs: list[Run], is_coloured: bool) -> Iterator[str]:
+def _marked(runs: list[Run], is_coloured: bool) -> Iterator[tuple[str, str]]:
+    """Words with their colours; without colours the words have brackets."""
     for kind, first, second in runs:
         if kind == "equal":
-            yield first
+            yield from ((word, "") for word in first.split(" "))
             continue
-        if first:
-            yield f"{_RED}{first}{_END}" if is_coloured else f"[-{first}-]"
-        if second:
-            yield f"{_GREEN}{second}{_END}" if is_coloured else f"{{+{second}+}}"
+        for text, colour, marks in ((first, _RED, "--"), (second, _GREEN, "++")):
+            if text and is_coloured:
+                yield from ((word, colour) for word in text.split(" "))
+            elif text:
+                bracketed = f"[-{text}-]" if marks == "--" else f"{{+{text}+}}"
+                yield from ((word, "") for word in bracketed.split(" "))
 
 
 def page_words(a: str, b: str) -> tuple[tuple[Words, ...], tuple[Words, ...]]:
@@ -61,5 +79,6 @@ def _words(text: str) -> list[str]:
 
 
 def _is_unspaced(text: str) -> bool:
-    """Whether a text is of a script without spaces, more or less."""
-    return len(text) > 12 and len(text.split()) * 12 < len(text)
+    """Whether most of a text is of a script that writes no spaces between words."""
+    unspaced = sum(letter >= _FIRST_UNSPACED for letter in text)
+    return 2 * unspaced > len(text)

@@ -38,6 +38,7 @@ docs/preview.md describes it.
 _PRICE = re.compile(r"([0-9.]+)(?:/h)?", re.IGNORECASE)
 _PAGE = "preview.html"
 _MOST = 64
+_TERMINATED = 143  # exit code after SIGTERM
 
 
 def run_preview(argv: Sequence[str], environment: Mapping[str, str], is_terminal: bool) -> int:
@@ -58,9 +59,13 @@ def run_preview(argv: Sequence[str], environment: Mapping[str, str], is_terminal
     except KeyboardInterrupt:
         phases.end()
         print("interrupted; the output was not touched, and no page was written", file=sys.stderr)
-        sys.stderr.flush()
-        _leave()
-        return 130
+        return _leave(130)
+    except SystemExit as stop:
+        if stop.code != _TERMINATED:
+            raise
+        phases.end()
+        print("terminated; the output was not touched, and no page was written", file=sys.stderr)
+        return _leave(_TERMINATED)
 
 
 def _show(
@@ -142,14 +147,15 @@ def _run_command(rest: Sequence[str]) -> list[str]:
     return ["mediamill", *words]
 
 
-def _leave() -> None:
+def _leave(code: int) -> int:
     """Ends this process at once: threads may be in the engine, and decoders at work."""
     from mediamill.pipeline.fetching import spool
 
     with suppress(OSError):
         spool.sweep()
     sys.stdout.flush()
-    os._exit(130)
+    sys.stderr.flush()
+    os._exit(code)
 
 
 class _Phases:

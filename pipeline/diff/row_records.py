@@ -52,7 +52,7 @@ class Compared:
     def of(cls, a: tuple[Output, AnswerLayout], b: tuple[Output, AnswerLayout]) -> "Compared":
         """Returns what two outputs have in common."""
         names = set(a[0].schema.names) & set(b[0].schema.names)
-        answers = [answer for answer in a[1].answers]
+        answers = a[1].answers
 
         def common(columns: Sequence[str | None]) -> tuple[str, ...]:
             return tuple(dict.fromkeys(name for name in columns if name in names and name))

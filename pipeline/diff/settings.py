@@ -34,6 +34,8 @@ def settings(a: Output, b: Output) -> tuple[list[Setting], int]:
     others: tuple[list[Setting], int] = ([], 0)
     if all(jobs):
         others = _pairs(*jobs, False)
+    if a.header is None and b.header is None:
+        return [], 0
     layouts = _pairs(
         _flat({"partition_by": _partitions(a)}), _flat({"partition_by": _partitions(b)}), False
     )

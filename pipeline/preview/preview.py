@@ -94,28 +94,29 @@ def preview(
     notes = []
     if job.canary.uri is not None:
         notes.append("the canary is not asked in a preview")
+    # Not as a context, which would wait for a call of the engine when the preview is interrupted.
+    threads = ThreadPoolExecutor(MAX_ROWS, "preview")
     try:
-        with ThreadPoolExecutor(MAX_ROWS, "preview") as threads:
+        if job.job == "annotate":
+            plan = check_annotation(job, will_run=False).split
+            schema = check_manifest_schema(window_schema(plan.manifest.schema), "the windows")
+            captions = windows_job(job)
+        else:
+            plan = check(job, will_run=False)
+            schema, captions = plan.manifest.schema, job
+        folder = local_folder(plan.model.url, plan.checkpoint, job.resources.cache)
+        with closing(RowStages(schema, captions, plan.task, folder, pools, threads)) as stages:
+            on_phase("choosing rows")
+            table, strata = choose_rows(plan.manifest, count, job.seed, job.video)
             if job.job == "annotate":
-                plan = check_annotation(job, will_run=False).split
-                schema = check_manifest_schema(window_schema(plan.manifest.schema), "the windows")
-                # The folders that rows may read follow from the manifest of videos.
-                captions = windows_job(job)
-            else:
-                plan = check(job, will_run=False)
-                schema, captions = plan.manifest.schema, job
-            folder = local_folder(plan.model.url, plan.checkpoint, job.resources.cache)
-            stages = RowStages(schema, captions, plan.task, folder, pools, threads)
-            with closing(stages):
-                on_phase("choosing rows")
-                table, strata = choose_rows(plan.manifest, count, job.seed, job.video)
-                if job.job == "annotate":
-                    on_phase("splitting videos")
-                    table, strata = _windows(table, strata, plan, job, schema, count)
-                    notes.append("the rows of whole videos and their summaries are left out")
-                rows, seconds = stages.run(table, on_phase)
+                on_phase("splitting videos")
+                table, strata = _windows(table, strata, plan, job, schema, count)
+                notes.append("the rows of whole videos and their summaries are left out")
+            rows, seconds = stages.run(table, on_phase)
     except ModelError as error:
         raise JobError(str(error)) from error
+    finally:
+        threads.shutdown(wait=False, cancel_futures=True)
     return Preview(
         [replace(row, stratum=name) for row, name in zip(rows, strata, strict=True)],
         plan.manifest.rows,
