@@ -8,7 +8,8 @@ from pathlib import Path
 from mediamill.jobs.demo.drawn_media import BROKEN, BROKEN_FILES, CLIPS, PICTURES, draw
 from mediamill.jobs.per_row import run_per_row
 from mediamill.jobs.report.report import ReportOptions, write_report
-from mediamill.model.tiny import CAPTION_PROMPT, CHECKPOINT
+from mediamill.model.tiny import CAPTION_PROMPT
+from mediamill.pipeline.checkpoint.checkpoint_hash import BUILT_IN
 from mediamill.pipeline.inspect.output import Output
 from mediamill.pipeline.inspect.statistics import Statistics, count
 from mediamill.schemas.job import JobConfig, load_job
@@ -33,7 +34,7 @@ def main(
     if not draw(folder, pictures, clips):
         print("They exist already")
     captions, page = folder / "captions", folder / "report.html"
-    run_per_row(_job(folder, captions, model or _built_in()))
+    run_per_row(_job(folder, captions, model or BUILT_IN))
     if _is_current(page, captions):
         print("Nothing to do: media, captions and page exist already")
         counts = count(Output(str(captions)))
@@ -49,13 +50,6 @@ def main(
         print("error: other rows than those of the broken files failed; see the page")
     print(f"Open {page} in a browser")
     return 0 if as_expected else 1
-
-
-def _built_in() -> str:
-    """The built-in model's folder, relative to the current one if it lies below."""
-    current = Path.cwd()
-    below = CHECKPOINT.is_relative_to(current)
-    return str(CHECKPOINT.relative_to(current) if below else CHECKPOINT)
 
 
 def _job(folder: Path, captions: Path, model: str) -> JobConfig:

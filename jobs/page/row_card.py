@@ -152,7 +152,7 @@ def _facts(row: Mapping[str, Any]) -> tuple[str, ...]:
         facts.append(f"{row[c.OUTPUT_TOKENS]:,} written")
     if row.get(c.MEAN_LOGPROB) is not None:
         facts.append(f"log-probability {row[c.MEAN_LOGPROB]:.2f}".replace("-0.00", "0.00"))
-    if row.get(c.FINISH_REASON) not in (None, "stop"):
+    if row.get(c.FINISH_REASON) not in (None, "stop", "done"):
         facts.append(f"ended by {row[c.FINISH_REASON]}")
     return tuple(facts)
 

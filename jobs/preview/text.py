@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from mediamill.jobs.show.row_text import entry_lines, row_lines
+from mediamill.jobs.show.row_text import row_lines
 from mediamill.jobs.show.terminal_pictures import Protocol, draw
 from mediamill.model.urls import redact_text
 from mediamill.schemas import columns as c
@@ -27,7 +27,7 @@ def preview_lines(preview: "Preview", protocol: Protocol) -> Iterator[str]:
         media = [(m, draw([f.pixels for f in m.frames], protocol, columns)) for m in row.media]
         values = {name: value for name, value in row.values.items() if name != c.MODEL}
         yield from row_lines(values, preview.layout, media, prompts_of(preview, row), None)
-        yield from entry_lines("seconds", seconds_text(row))
+        yield f"{'seconds':<14} {seconds_text(row)}"
 
 
 def prompts_of(preview: "Preview", row: "PreviewRow") -> list[tuple[str, str]]:

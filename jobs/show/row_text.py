@@ -30,45 +30,46 @@ def row_lines(
     status = text_of(row.get(c.STATUS))
     if row.get(c.STATUS) == c.STATUS_ERROR:
         status = f"error: {text_of(row.get(c.ERROR_CODE))}"
-    yield from entry_lines("id", text_of(row.get(c.ID)))
-    yield from entry_lines("status", status)
+    yield from _entry("id", text_of(row.get(c.ID)))
+    yield from _entry("status", status)
     if row.get(c.ERROR_MESSAGE):
-        yield from entry_lines("message", redact_text(text_of(row[c.ERROR_MESSAGE])))
+        yield from _entry("message", redact_text(text_of(row[c.ERROR_MESSAGE])))
     yield from _answers(row, layout)
     yield from _scores(row)
     yield from _tokens(row)
     if not media and row.get(c.URI):
-        yield from entry_lines("uri", redact(text_of(row[c.URI])))
+        yield from _entry("uri", redact(text_of(row[c.URI])))
     for number, (medium, drawing) in enumerate(media):
         yield from _medium(medium, (row.get(c.RECEIPT) or [{}])[number])
         yield from drawing.rstrip("\n").split("\n") if drawing else ()
     for name, text in prompts:
-        yield from entry_lines(f"prompt {name}".strip(), text)
+        yield from _entry(f"prompt {name}".strip(), text)
     for name in layout.user:
         if row.get(name) is not None:
-            yield from entry_lines(name, text_of(row[name]))
+            yield from _entry(name, text_of(row[name]))
     attempt = row.get(c.ATTEMPT)
     if attempt is not None:
-        yield from entry_lines("attempt", str(attempt))
+        yield from _entry("attempt", str(attempt))
     if row.get(c.DUPLICATE_OF) is not None:
-        yield from entry_lines("copy of", text_of(row[c.DUPLICATE_OF]))
-    yield from entry_lines("model", text_of(row.get(c.MODEL)))
-    yield from entry_lines("run", _run(row, run))
+        yield from _entry("copy of", text_of(row[c.DUPLICATE_OF]))
+    yield from _entry("model", text_of(row.get(c.MODEL)))
+    yield from _entry("run", _run(row, run))
 
 
 def _answers(row: Mapping[str, Any], layout: AnswerLayout) -> Iterator[str]:
     for answer in layout.answers if layout.job not in ("embed",) else ():
         label = answer.name or "text"
         if answer.text is not None and row.get(answer.text) is not None:
-            yield from entry_lines(label, text_of(row[answer.text]))
+            yield from _entry(label, text_of(row[answer.text]))
         for name, column in answer.fields.items():
             if row.get(column) is not None:
-                yield from entry_lines(f"{answer.name} {name}".strip(), text_of(row[column]))
+                yield from _entry(f"{answer.name} {name}".strip(), text_of(row[column]))
         if answer.name:
             words = [text_of(row.get(answer.finish_reason or ""))]
-            if row.get(answer.mean_logprob or "") is not None:
-                words.append(f"log-probability {row[answer.mean_logprob]:.3f}")
-            yield from entry_lines("", ", ".join(word for word in words if word))
+            logprob = row.get(answer.mean_logprob or "")
+            if logprob is not None:
+                words.append(f"log-probability {logprob:.3f}")
+            yield from _entry("", ", ".join(word for word in words if word))
 
 
 def _scores(row: Mapping[str, Any]) -> Iterator[str]:
@@ -76,11 +77,11 @@ def _scores(row: Mapping[str, Any]) -> Iterator[str]:
     for score in sorted(scores or (), key=lambda s: s.get("rank") or 0):
         share = min(1.0, max(0.0, score.get("probability") or 0.0))
         bar = "█" * round(20 * share)
-        yield from entry_lines("", f"{share:7.2%} {bar:<20} {text_of(score.get('text'))}")
+        yield from _entry("", f"{share:7.2%} {bar:<20} {text_of(score.get('text'))}")
     vector = row.get(c.EMBEDDING)
     if vector:
         beginning = ", ".join(f"{value:.4f}" for value in vector[:6])
-        yield from entry_lines("vector", f"{len(vector)} numbers: {beginning}, ...")
+        yield from _entry("vector", f"{len(vector)} numbers: {beginning}, ...")
 
 
 def _tokens(row: Mapping[str, Any]) -> Iterator[str]:
@@ -88,29 +89,33 @@ def _tokens(row: Mapping[str, Any]) -> Iterator[str]:
              (c.OUTPUT_TOKENS, "written"))  # fmt: skip
     words = [f"{row[name]:,} {label}" for name, label in names if row.get(name) is not None]
     if words:
-        yield from entry_lines("tokens", ", ".join(words))
-    words = [f"ended by {row[c.FINISH_REASON]}"] if row.get(c.FINISH_REASON) else []
+        yield from _entry("tokens", ", ".join(words))
+    words = (
+        [f"ended by {row[c.FINISH_REASON]}"]
+        if row.get(c.FINISH_REASON) not in (None, "done")
+        else []
+    )
     if row.get(c.MEAN_LOGPROB) is not None:
         words.append(f"log-probability {row[c.MEAN_LOGPROB]:.4f}".replace("-0.0000", "0.0000"))
     if words:
-        yield from entry_lines("answer", ", ".join(words))
+        yield from _entry("answer", ", ".join(words))
 
 
 def _medium(medium: SeenMedium, receipt: Mapping[str, Any]) -> Iterator[str]:
-    yield from entry_lines(medium.kind, medium.uri or "(not in a file)")
+    yield from _entry(medium.kind, medium.uri or "(not in a file)")
     source = f"{receipt.get('source_height')} × {receipt.get('source_width')}"
     seen = f"seen at {medium.height} × {medium.width}, from {source} pixels (height × width)"
-    yield from entry_lines("", seen)
+    yield from _entry("", seen)
     times = receipt.get("frame_times_s") or ()
     if times:
         shown = ", ".join(clock(time) for time in times[:12])
         more = f", ... {clock(times[-1])}" if len(times) > 12 else ""
-        yield from entry_lines("", f"{len(times)} frames at {shown}{more}")
+        yield from _entry("", f"{len(times)} frames at {shown}{more}")
     for note in receipt.get("notes") or ():
-        yield from entry_lines("", text_of(note))
+        yield from _entry("", text_of(note))
     if receipt.get("bound_by"):
-        yield from entry_lines("", f"bound by {', '.join(receipt['bound_by'])}")
-    yield from entry_lines("", medium.note)
+        yield from _entry("", f"bound by {', '.join(receipt['bound_by'])}")
+    yield from _entry("", medium.note)
 
 
 def _run(row: Mapping[str, Any], run: Mapping[str, Any] | None) -> str:
@@ -120,7 +125,7 @@ def _run(row: Mapping[str, Any], run: Mapping[str, Any] | None) -> str:
     return f"{name}, started {text_of(run.get('started'))[:19]}, {run.get('end') or 'was killed'}"
 
 
-def entry_lines(label: str, text: str) -> Iterator[str]:
+def _entry(label: str, text: str) -> Iterator[str]:
     """A label and its text, wrapped; nothing for an empty text. Control signs become escapes."""
     if not text:
         return

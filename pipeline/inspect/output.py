@@ -17,8 +17,8 @@ from mediamill.pipeline.storage import storage
 from mediamill.pipeline.storage.storage import Place
 from mediamill.schemas.errors import JobError
 
-_THREADS = 4
-_AHEAD = 6  # row groups that are read ahead
+_THREADS = 3
+_AHEAD = 4  # row groups that are read ahead
 _NO_TEXTS = pa.string()
 
 
@@ -70,7 +70,8 @@ class Output:
     @property
     def parts(self) -> Mapping[str, Any]:
         """The parts of the fingerprint: job, prompt and so on; empty without a log."""
-        return (self.header or {}).get("parts", {})
+        parts: Mapping[str, Any] = (self.header or {}).get("parts", {})
+        return parts
 
     @cached_property
     def schema(self) -> pa.Schema:
@@ -110,7 +111,8 @@ class Output:
             return self._rows(item[0], item[1], columns)
 
         rows: dict[Position, Any] = {}
-        with ThreadPoolExecutor(_THREADS) as threads:
+        # Few at once: a row group is read whole, with its receipts.
+        with ThreadPoolExecutor(_THREADS // 2) as threads:
             for some in threads.map(read, sorted(by_file.items())):
                 rows |= some
         return rows

@@ -23,6 +23,9 @@ def prompts_of(
     refused, the plain prompt comes instead, with the reason.
     model: the folder of the checkpoint, as the row has it.
     """
+    own = row.get(c.PROMPT) is not None or row.get(c.MESSAGES) is not None
+    if not parts and not own:  # an output without a log
+        return []
     try:
         place = place_of(model)
         template = ChatTemplate.load(Folder.of(place.path if place.is_local else place.url))

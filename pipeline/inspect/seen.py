@@ -165,7 +165,7 @@ class SeenReader:
             size.height,
             size.width,
         )
-        content = medium.path if medium.data is None else memoryview(medium.data)
+        content = medium.path if medium.data is None else medium.data.data
         assert content is not None
         return MediumRequest(content, _kind(receipt), render=render)
 

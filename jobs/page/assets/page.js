@@ -34,6 +34,7 @@ function show(card) {
   const copy = card.cloneNode(true);
   copy.removeAttribute("id");
   copy.removeAttribute("tabindex");
+  for (const clip of copy.querySelectorAll(".clip")) clip.classList.remove("playing");
   for (const details of copy.querySelectorAll("details")) details.open = true;
   large.querySelector("div").replaceChildren(copy);
   if (!large.open) large.showModal();

@@ -73,6 +73,7 @@ def test_the_keyboard_goes_to_every_card_and_opens_it(page: Browser) -> None:
     assert page.run("large.querySelector('article .id').innerText") == "c"
     page.press("Escape")
     assert page.run("large.open") is False
+    page.run("new Promise(done => setTimeout(done, 300))")  # the event of the closing comes later
     assert page.run(FOCUSED) == "Row c"
     page.press("/")
     assert page.run("document.activeElement === form.elements.words") is True

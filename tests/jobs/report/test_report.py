@@ -13,13 +13,14 @@ import pytest
 from PIL import Image
 
 from mediamill.jobs.cli import main
-from mediamill.jobs.report.report import ReportOptions, write_report
+from mediamill.jobs.report.report import ReportOptions, default_page, write_report
 from mediamill.schemas.errors import JobError
 from tests.jobs.report.results import (
     HOSTILE,
     clip_file,
     failed,
     picture_file,
+    receipt,
     row,
     write_result,
 )
@@ -237,3 +238,22 @@ def test_the_command(output: str, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert Path(f"{output}-report.html").exists()
     assert "next:" in capsys.readouterr().out
     assert main(["report", output, "--price", "-1"]) == 2
+
+
+def test_an_output_and_its_media_in_a_bucket(s3: str, tmp_path: Path) -> None:
+    import fsspec
+
+    files = fsspec.filesystem("s3", use_listings_cache=False)
+    local = picture_file(tmp_path)
+    uri = f"{s3}/media/picture.png"
+    files.put_file(local, uri)
+    seen = {**receipt(local), "uri": uri}
+    rows = [row(id="a", uri=uri, kind="one", text="in a bucket", receipt=[seen])]
+    for path in Path(write_result(tmp_path / "result", rows)).rglob("*.parquet"):
+        files.put_file(str(path), f"{s3}/out/{path.relative_to(tmp_path / 'result')}")
+    report = write_report(f"{s3}/out", tmp_path / "page.html")
+    source = report.page.read_text(encoding="utf-8")
+    assert len(pictures_in(source)) == 1
+    assert "in a bucket" in source
+    assert default_page(f"{s3}/out/") == Path("out-report.html")
+    assert main(["show", f"{s3}/out", "a"]) == 0
