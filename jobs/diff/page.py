@@ -17,6 +17,7 @@ from mediamill.schemas import columns as c
 
 TEMPLATE = Path(__file__).parent / "templates" / "diff.html.jinja"
 _PICTURE, _CLIP = (320, 240), (224, 168)  # width and height of a card's pictures
+_SECONDS = 45.0  # after which no further medium is fetched
 _TAGS = {"answer": "Other answer", "status": "Other status", "seen": "Seen differently"}
 
 
@@ -27,7 +28,7 @@ def write_diff(
     statuses = [sample for group in samples.statuses.values() for sample in group]
     rows: list[tuple[Sample, list[str]]] = [(sample, ["answer"]) for sample in samples.answers]
     rows += [(sample, ["status"]) for sample in statuses]
-    with closing(SeenReader(ShownSize(4, _PICTURE[1], _PICTURE[0]))) as reader:
+    with closing(SeenReader(ShownSize(4, _PICTURE[1], _PICTURE[0]), seconds=_SECONDS)) as reader:
         # Of the output in which the row is ok: it has the receipt.
         shown = [_shown(sample) for sample, _ in rows]
         first = list(reader.read(shown))

@@ -17,7 +17,7 @@ def word_runs(a: str, b: str) -> list[Run]:
     first, second = _words(a), _words(b)
     join = "" if _is_unspaced(a) and _is_unspaced(b) else " "
     cut = [words[:_MOST] + (["…"] if len(words) > _MOST else []) for words in (first, second)]
-    matcher = difflib.SequenceMatcher(None, *cut, autojunk=False)
+    matcher = difflib.SequenceMatcher(None, cut[0], cut[1], autojunk=False)
     return [
         (kind, join.join(cut[0][i:j]), join.join(cut[1][k:m]))
         for kind, i, j, k, m in matcher.get_opcodes()

@@ -89,7 +89,8 @@ def _sums(values: Hashes, lengths: npt.NDArray[Any], ordered: bool = True) -> Ha
         values ^= values >> np.uint64(32)  # else weights and values could be exchanged
         values *= places.astype(np.uint64) * np.uint64(2) + np.uint64(1)
     totals = np.concatenate(([np.uint64(0)], np.cumsum(values, dtype=np.uint64)))
-    return totals[ends] - totals[ends - lengths]
+    sums: Hashes = totals[ends] - totals[ends - lengths]
+    return sums
 
 
 def frame_hashes(column: pa.ChunkedArray) -> tuple[Hashes, Floats]:
