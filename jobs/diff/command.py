@@ -7,8 +7,12 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mediamill.jobs.commands import new_parser, parse
+
+if TYPE_CHECKING:
+    from mediamill.pipeline.inspect.output import Output
 
 _DESCRIPTION = (
     "Compare two outputs, row by row by id: settings, rows, statuses, texts, lengths, "
@@ -43,7 +47,7 @@ def run_diff(argv: Sequence[str], environment: Mapping[str, str], is_terminal: b
 
     started = time.monotonic()
     outputs = Output(options.a), Output(options.b)
-    names = outputs[0].url, outputs[1].url
+    names = _name(outputs[0]), _name(outputs[1])
     wanted = max(options.samples, _PAGE_SAMPLES if options.page else 0)
     difference = compare(*outputs, wanted, _say_phase)
     samples = read_samples(*outputs, difference)
@@ -54,7 +58,7 @@ def run_diff(argv: Sequence[str], environment: Mapping[str, str], is_terminal: b
         write_diff(names, difference, samples, Path(options.page))
     if options.json:
         values = difference_dict(difference, samples)
-        values |= {"a": names[0], "b": names[1], "page": options.page}
+        values |= {"a": outputs[0].url, "b": outputs[1].url, "page": options.page}
         values["seconds"] = round(time.monotonic() - started, 2)
         values["working"] = [output.working for output in outputs]
         print(json.dumps(values, ensure_ascii=False, default=str))
@@ -71,6 +75,14 @@ def run_diff(argv: Sequence[str], environment: Mapping[str, str], is_terminal: b
             print(line)
         _print_next(options, difference.differs)
     return 1 if options.exit_code and difference.differs else 0
+
+
+def _name(output: "Output") -> str:
+    """The output's address, and the checkpoint that its first row names."""
+    from mediamill.schemas.columns import ID, MODEL
+
+    row = output.rows([(0, 0)], [ID, MODEL]).get((0, 0), {})
+    return f"{output.url} ({row[MODEL]})" if row.get(MODEL) else output.url
 
 
 def _print_next(options: argparse.Namespace, differs: bool) -> None:

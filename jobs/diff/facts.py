@@ -43,6 +43,8 @@ def same(difference: Difference) -> str:
         words.append("settings")
     if not (difference.columns_a or difference.columns_b):
         words.append("columns")
+    if not difference.both:
+        return "; ".join(words)
     if not (difference.only_a.rows or difference.only_b.rows):
         words.append(f"ids of all {difference.both:,} rows")
     if not difference.statuses:
@@ -67,6 +69,8 @@ def headline(difference: Difference) -> str:
     if not difference.differs:
         return f"no differences: {difference.both:,} rows are the same in both outputs"
     answers = difference.answers
+    if not difference.both:
+        return "the outputs share no row: no id is in both"
     if not difference.ok_both:
         return "no row is ok in both outputs"
     share = percent(answers.share)
@@ -93,6 +97,8 @@ def notes(difference: Difference) -> Iterator[str]:
         if count:
             rows = "1 row" if count == 1 else f"{count:,} rows"
             yield f"{name.upper()} has {rows} with the id of an earlier row: left out here"
+    if difference.addresses:
+        yield f"{difference.addresses:,} rows name their medium by another uri"
     if difference.layout_a.job != difference.layout_b.job:
         yield f"A is a job {difference.layout_a.job}, B a job {difference.layout_b.job}"
 
@@ -107,7 +113,7 @@ def _settings(difference: Difference) -> Table:
 
 
 def _setting(setting: Setting) -> tuple[str, ...]:
-    name = setting.name if setting.decides else f"{setting.name} (no effect on texts)"
+    name = setting.name if setting.decides else f"{setting.name} (not in the fingerprint)"
     return (name, _short(setting.a), _short(setting.b))
 
 
@@ -140,7 +146,7 @@ def _answers(difference: Difference) -> Table:
         entries += [("best text", difference.best), ("ranking or its texts", difference.rankings)]
     if difference.compared.vectors:
         entries.append(("vector", difference.vectors))
-    entries += [(f"{name} (asked)", change) for name, change in difference.others.items()]
+    entries += [(f"{name} of the row", change) for name, change in difference.others.items()]
     rows = [
         (name, f"{change.rows:,}", percent(change.share)) for name, change in entries if change.rows
     ]
@@ -240,6 +246,7 @@ def difference_dict(difference: Difference, samples: Samples) -> dict[str, Any]:
             "texts": changes(own.texts),
             "fields": changes(own.fields),
             "asked": changes(own.others),
+            "addresses": own.addresses,
         },
         "scores": {"best": own.best.rows, "rankings": own.rankings.rows}
         if own.compared.scores

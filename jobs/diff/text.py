@@ -23,11 +23,15 @@ def lines(
     for table in tables(difference, samples):
         yield ""
         yield from _table(table, width, coloured)
-    if difference.answers.rows:
+    entries = [
+        (sample, entry)
+        for sample in samples.answers[:shown]
+        for entry in answer_texts(sample, difference)
+    ]
+    if entries:
         yield ""
         yield _bold("Answers that changed", coloured)
-    for sample in samples.answers[:shown]:
-        for name, first, second in answer_texts(sample, difference):
+        for sample, (name, first, second) in entries:
             label = f"{plain(sample.id)} {name}".strip()
             yield f"  {label}"
             yield from _indented(first, second, coloured, width)
@@ -53,6 +57,9 @@ def _table(table: Table, width: int, coloured: bool) -> Iterator[str]:
     yield _bold(table.title, coloured)
     if table.title == "Settings":  # values may be long texts
         for name, first, second in table.rows:
+            if name.startswith("columns of"):
+                yield from _wrapped(f"{name}: {plain(first or second)}", width, 2)
+                continue
             if len(first) + len(second) < _SHORT:
                 yield f"  {plain(name)}: {plain(first)} → {plain(second)}"
                 continue
@@ -111,7 +118,7 @@ def markdown(
         ends = [":--", *["--:"] * (len(table.head) - 2), ":--"]
         yield "|" + "|".join(ends) + "|"
         yield from map(_markdown_row, table.rows)
-    if difference.answers.rows:
+    if samples.answers and shown:
         yield ""
         yield "### Answers that changed"
         yield ""

@@ -69,6 +69,7 @@ class Difference:
     are ok in both. rankings, best: of scores. vectors: embeddings. cosines: of some that differ.
     receipts: by what the model saw differently. explained: changed answers of rows whose receipt,
     medium or own prompt changed too. answers: rows with another answer in any column.
+    addresses: rows that name their medium in another way, which is no difference.
     """
 
     layout_a: AnswerLayout
@@ -100,16 +101,20 @@ class Difference:
     cosines: tuple[float, ...] = ()
     answers: Change = field(default_factory=Change)
     explained: int = 0
+    addresses: int = 0
     shifts: dict[str, Shift] = field(default_factory=dict)
 
     @property
     def differs(self) -> bool:
-        """Whether anything does; noise of log-probabilities is nothing."""
+        """Whether anything does that decides answers, or follows from them.
+
+        Noise of log-probabilities does not, nor do addresses and settings such as `resources`.
+        """
         groups = (self.texts, self.fields, self.others, self.receipts)
         changes = [change for group in groups for change in group.values()]
         changes += [self.only_a, self.only_b, self.rankings, self.vectors]
         return bool(
-            self.settings
+            any(setting.decides for setting in self.settings)
             or self.columns_a
             or self.columns_b
             or self.statuses
@@ -221,7 +226,11 @@ class _Joiner:
             changed |= own
         causes = np.zeros(len(a), bool)
         for name in compared.others:
-            causes |= (own := differ(name))
+            own = differ(name)
+            if name == c.URI:  # the same file may lie elsewhere: its hash tells
+                result.addresses += int(own.sum())
+                continue
+            causes |= own
             result.others.setdefault(name, Change()).add(a, b, own, EXAMPLES)
         for name, own in self._receipts(a, b, differ):
             causes |= own

@@ -195,3 +195,11 @@ def test_many_rows_are_joined_in_buckets(tmp_path, capsys):
 def test_an_unknown_output_is_one_sentence(tmp_path: Path, capsys):
     assert main(["diff", str(tmp_path), str(tmp_path)]) == 2
     assert "expected an output" in capsys.readouterr().err
+
+
+def test_outputs_in_a_bucket(pair, s3, capsys):
+    for path in sorted(Path(pair[1]).rglob("*.parquet")):
+        name = path.relative_to(pair[1]).as_posix()
+        storage.put(storage.resolve(f"{s3}/diff-b") / name, path.read_bytes())
+    assert not difference(capsys, pair[1], f"{s3}/diff-b")["differs"]
+    assert difference(capsys, pair[0], f"{s3}/diff-b")["answers"]["rows"] == 9
