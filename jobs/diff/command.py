@@ -38,7 +38,15 @@ def run_diff(argv: Sequence[str], environment: Mapping[str, str], is_terminal: b
 
     environment: variables that tell whether the terminal has colours.
     """
-    options = _parse(argv)
+    try:
+        return _diff(_parse(argv), environment, is_terminal)
+    except KeyboardInterrupt:
+        _say_phase("")
+        print("interrupted; nothing was changed", file=sys.stderr)
+        return 130
+
+
+def _diff(options: argparse.Namespace, environment: Mapping[str, str], is_terminal: bool) -> int:
     from mediamill.jobs.diff.facts import difference_dict
     from mediamill.jobs.diff.samples import read_samples
     from mediamill.jobs.diff.text import lines, markdown

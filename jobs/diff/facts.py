@@ -271,9 +271,10 @@ def _short(text: str, most: int = 300) -> str:
 
 
 def _number(value: float) -> str:
-    return f"{value:,.1f}" if abs(value) >= 10 else f"{value:.3f}"
+    text = f"{value:,.1f}" if abs(value) >= 10 else f"{value:.3f}"
+    return "0.000" if text == "-0.000" else text
 
 
 def _signed(value: float) -> str:
     text = _number(value)
-    return text if value < 0 else f"+{text}"
+    return text if text.startswith("-") else f"+{text}"

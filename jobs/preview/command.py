@@ -90,7 +90,8 @@ def _show(
         with suppress(Exception):  # an output that cannot be read does not matter here
             hand_over(storage.resolve(job.output) / JOB_MANIFEST, place)
         phases.end()
-        job = resolve_manifest(job, place)
+        # Where the output lies does not matter either.
+        job = resolve_manifest(job.model_copy(update={"output": place.url + "-none"}), place)
     from mediamill.pipeline.preview.preview import preview
 
     phases.say("loading libraries")

@@ -27,6 +27,8 @@ def write_preview(preview: "Preview", source: str, page: Path, price: float | No
         card = row_card(values, preview.layout, row.media, f"row-{number}", row.stratum, (), *size)
         given = [(f"prompt {name}".strip(), text) for name, text in prompts_of(preview, row)]
         took = [("seconds", seconds_text(row)), ("media", f"{row.source_bytes:,} bytes")]
+        if not row.media and row.values.get(c.URI):
+            took.append(("uri", redact(str(row.values[c.URI]))))
         details = [entry for entry in card.details if entry[0] != "prompt"]
         cards.append(replace(card, details=(*given, *took, *details)))
     lines = list(summary_lines(preview, None))

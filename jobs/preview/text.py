@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from mediamill.jobs.show.row_text import row_lines
 from mediamill.jobs.show.terminal_pictures import Protocol, draw
-from mediamill.model.urls import redact_text
+from mediamill.model.urls import redact, redact_text
 from mediamill.schemas import columns as c
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def prompts_of(preview: "Preview", row: "PreviewRow") -> list[tuple[str, str]]:
     """Returns the prompts of a row as the model was given them, by name of the question."""
     names = [answer.name for answer in preview.layout.answers]
     names += [""] * (len(row.prompts) - len(names))
-    return list(zip(names, row.prompts, strict=False))
+    return list(zip(names, map(_visible, row.prompts), strict=False))
 
 
 def seconds_text(row: "PreviewRow") -> str:
@@ -109,16 +109,31 @@ def _row_dict(preview: "Preview", row: "PreviewRow") -> dict[str, Any]:
     vector = row.values.get(c.EMBEDDING)
     if vector is not None:
         values["dimension"] = len(vector)
+    if isinstance(values.get(c.URI), str):
+        values[c.URI] = redact(values[c.URI])
+    for medium in values.get(c.MEDIA) or ():
+        if medium and medium.get(c.MEDIA_URI):
+            medium[c.MEDIA_URI] = redact(medium[c.MEDIA_URI])
     receipts = row.values.get(c.RECEIPT) or ()
     return {
         **values,
         "stratum": row.stratum,
-        "prompts_given": dict(prompts_of(preview, row)),
+        "prompts_given": dict(zip(dict(prompts_of(preview, row)), row.prompts, strict=False)),
         "notes": [note for receipt in receipts for note in receipt.get("notes") or ()],
         "source_bytes": row.source_bytes,
         "prepare_s": round(row.prepare_s, 4),
         "generate_s": None if row.generate_s is None else round(row.generate_s, 4),
     }
+
+
+def _visible(text: str) -> str:
+    """Writes letters that cannot be seen, such as those that turn the direction, as escapes."""
+    return "".join(
+        letter
+        if letter.isprintable() or letter == "\n"
+        else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
 
 
 def _counts(codes: Counter[str]) -> str:
