@@ -187,7 +187,7 @@ def measure_name(name: str) -> str:
     """Returns the name of a number for people."""
     if name.endswith(LENGTH_SUFFIX):
         return f"{name.removesuffix(LENGTH_SUFFIX)}, letters"
-    return name.replace("_", " ").replace("mean logprob", "mean log-probability")
+    return name.replace("_", " ").replace("mean logprob", "log-probability")
 
 
 def shift_dict(shift: Shift) -> dict[str, Any]:
@@ -271,8 +271,7 @@ def _short(text: str, most: int = 300) -> str:
 
 
 def _number(value: float) -> str:
-    text = f"{value:,.1f}" if abs(value) >= 10 else f"{value:.3f}"
-    return "0.000" if text == "-0.000" else text
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def _signed(value: float) -> str:

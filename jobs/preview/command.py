@@ -1,6 +1,7 @@
 """The command `mediamill preview`: a few rows of a job, without its output."""
 
 import argparse
+import atexit
 import json
 import os
 import re
@@ -150,10 +151,8 @@ def _run_command(rest: Sequence[str]) -> list[str]:
 
 def _leave(code: int) -> int:
     """Ends this process at once: threads may be in the engine, and decoders at work."""
-    from mediamill.pipeline.fetching import spool
-
-    with suppress(OSError):
-        spool.sweep()
+    with suppress(Exception):
+        atexit._run_exitfuncs()  # they remove temporary files
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

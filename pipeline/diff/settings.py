@@ -11,7 +11,7 @@ from mediamill.pipeline.ledger.log import HIDDEN
 from mediamill.pipeline.storage import storage
 from mediamill.pipeline.storage.storage import Place
 
-_JOB_FILES = ("job.json", "annotation.json")  # that runs leave
+_JOB_FILES = ("annotation.json", "job.json")  # that runs leave
 _OWN = ("output",)  # keys that differ whenever there are two outputs
 MISSING = "(none)"
 

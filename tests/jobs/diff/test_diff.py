@@ -10,7 +10,7 @@ import pytest
 
 from mediamill.jobs.cli import main
 from mediamill.pipeline.diff.buckets import BUCKET_ROWS
-from mediamill.pipeline.ledger.log import log_of
+from mediamill.pipeline.ledger.log import HIDDEN, log_of
 from mediamill.pipeline.storage import storage
 from tests.jobs.report.results import HOSTILE, clip_file, failed, picture_file, row, write_result
 
@@ -79,7 +79,7 @@ def test_the_figures_are_the_truth(pair, capsys):
 
 def test_the_same_output_has_no_difference(pair, capsys):
     assert main(["diff", pair[0], pair[0], "--exit-code"]) == 0
-    assert "no differences: 43 rows" in capsys.readouterr().out.replace("44", "43")
+    assert f"no differences: {ROWS + 4} rows" in capsys.readouterr().out
     assert main(["diff", *pair, "--exit-code"]) == 1
     assert main(["diff", *pair]) == 0
 
@@ -119,10 +119,14 @@ def test_settings_of_both_logs_are_compared(tmp_path, capsys):
         record |= {"layout": {"partition_by": [], "columns": {}}}
         log = log_of(storage.resolve(output)) / f"{1:012}.json"
         storage.put(log, json.dumps(record).encode())
+        job = {"prompt": prompt, "output": output, "resources": {"replicas": len(prompt)}}
+        note = json.dumps({"run": "r", "folder": "/", "redacted": [], "job": job}).encode()
+        storage.put(storage.resolve(output) / HIDDEN / "job.json", note)
     found = difference(capsys, *outputs)
     assert {s["name"]: (s["a"], s["b"], s["decides"]) for s in found["settings"]} == {
         "prompt": ("What is it?", "What is that?", True),
         "image.max_pixels": ("11", "13", True),
+        "resources.replicas": ("11", "13", False),
     }
     assert found["differs"]
     main(["diff", *outputs])
