@@ -22,7 +22,14 @@ from mediamill.jobs.cluster.cluster_commands import (
     parse_job_command,
     parse_submit,
 )
-from mediamill.jobs.commands import JOB_HELP, TOP_HELP, parse_demo, parse_job, parse_run
+from mediamill.jobs.commands import (
+    JOB_HELP,
+    TOP_HELP,
+    is_preview,
+    parse_demo,
+    parse_job,
+    parse_run,
+)
 from mediamill.model.urls import MAX_MESSAGE, safe_text
 from mediamill.pipeline.faults import Drained, PermanentError, stopped_by
 from mediamill.pipeline.ray_cluster.cluster_address import cluster_address
@@ -127,6 +134,8 @@ def _say(text: str, ending: str = "") -> None:
 def _job(kind: str, argv: Sequence[str]) -> int:
     if "--plan" in argv:
         return _plan([kind, *argv])
+    if is_preview(argv):
+        return _preview([kind, *argv])
     options, overrides = parse_job(kind, argv)
     return _run_job(load_job(options.config, overrides, job=kind), options)
 
@@ -134,6 +143,8 @@ def _job(kind: str, argv: Sequence[str]) -> int:
 def _run(argv: Sequence[str]) -> int:
     if "--plan" in argv:
         return _plan(argv)
+    if is_preview(argv):
+        return _preview(argv)
     options, overrides = parse_run(argv)
     return _run_job(load_job(options.config, overrides), options)
 
@@ -274,6 +285,18 @@ def _show(argv: Sequence[str]) -> int:
     return run_show(argv, os.environ, sys.stdout.isatty())
 
 
+def _preview(argv: Sequence[str]) -> int:
+    from mediamill.jobs.preview.command import run_preview
+
+    return run_preview(argv, os.environ, sys.stdout.isatty())
+
+
+def _diff(argv: Sequence[str]) -> int:
+    from mediamill.jobs.diff.command import run_diff
+
+    return run_diff(argv, os.environ, sys.stdout.isatty())
+
+
 def _demo(argv: Sequence[str]) -> int:
     options = parse_demo(argv)
     from mediamill.jobs.demo.demo import main as run_demo
@@ -287,6 +310,7 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "manifest": _manifest,
     "run": _run,
     "plan": _plan,
+    "preview": _preview,
     "submit": _submit,
     "status": partial(_job_command, "status"),
     "logs": partial(_job_command, "logs"),
@@ -297,6 +321,7 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "check": _check,
     "report": _report,
     "show": _show,
+    "diff": _diff,
     "export": _export,
     "compact": _compact,
 }

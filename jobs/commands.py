@@ -43,6 +43,7 @@ commands:
   manifest  make a manifest of a folder, bucket, table, WebDataset or zip archive
   run       run a job file
   plan      forecast the tokens, time, cost and memory of a job, without running it
+  preview   try a job on a few rows, and show what the model saw and said
   submit    run a job file on a remote Ray cluster, and follow it
   status    show a submitted job
   logs      follow the output of a submitted job
@@ -53,6 +54,7 @@ commands:
   check     check that the files of an output are what its log says
   report    write a page that shows an output: counts, errors, a sample with pictures
   show      show one row of an output: text, prompt, pictures, tokens, run
+  diff      compare two outputs: rows, statuses, texts, lengths, settings
   export    write the rows of an output in another form: text files, JSONL, WebDataset, ...
   compact   rewrite the small files of an output to few large ones
 
@@ -283,12 +285,20 @@ def job_parser(command: str, usage: str, description: str, epilog: str) -> argpa
             "each time), the others in a later run",
         )
     parser.add_argument(
+        "--preview", metavar="N", help="try N rows instead; see mediamill preview --help"
+    )
+    parser.add_argument(
         "--address",
         metavar="ADDRESS",
         help="Ray cluster to run on (auto: this machine's); default: $RAY_ADDRESS, or a local "
         "cluster for the duration of the job",
     )
     return parser
+
+
+def is_preview(argv: Sequence[str]) -> bool:
+    """Whether a command that runs a job has the option --preview."""
+    return any(word == "--preview" or word.startswith("--preview=") for word in argv)
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:

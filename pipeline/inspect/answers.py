@@ -46,14 +46,18 @@ class AnswerLayout:
 
 def answer_layout(output: Output) -> AnswerLayout:
     """Returns the layout of an output: by its log, or by its columns if it has none."""
-    names = output.schema.names
-    parts = output.parts
+    return layout_of(output.schema.names, output.header)
+
+
+def layout_of(names: list[str], header: Mapping[str, Any] | None) -> AnswerLayout:
+    """Returns the layout of a result with these columns. header: of its log; None without one."""
+    parts: Mapping[str, Any] = (header or {}).get("parts", {})
     job = parts.get("job") or _guess(names)
-    manifest = _manifest_names(output)
+    manifest = _manifest_names(header)
     known = {*c.RESULT_COLUMNS, *c.MANIFEST_COLUMNS, *_OTHERS, *_WINDOW}
     own = [name for name in names if name not in known and name not in manifest]
     prompts: Mapping[str, Any] = parts.get("prompts") or {}
-    if not output.header:
+    if not header:
         own = []  # without a log, columns of the user and of JSON answers look alike
     answers = [
         AnswerColumns(
@@ -112,8 +116,8 @@ def _guess(names: list[str]) -> str:
     return "annotate" if "video_id" in names else "caption"
 
 
-def _manifest_names(output: Output) -> set[str]:
-    text = (output.header or {}).get("manifest_schema")
+def _manifest_names(header: Mapping[str, Any] | None) -> set[str]:
+    text = (header or {}).get("manifest_schema")
     if not text:
         return set()
     try:

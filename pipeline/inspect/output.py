@@ -41,14 +41,15 @@ Position = tuple[int, int]  # number of a file, and of a row in it
 class Output:
     """The finished rows of an output that are in files; of a job annotate those of its windows.
 
-    place: the folder. files: by name; names: in this order.
+    root: the output's folder. place: that of its rows. files: by name; names: in this order.
     header: what the output is bound to; None without a log. working: the run that is at work now.
     finished: rows by the log, of which some may not be in files yet.
     """
 
     def __init__(self, output: str) -> None:
         """Raises JobError when there is no result."""
-        root = storage.resolve(output)
+        self.root: Place = storage.resolve(output)
+        root = self.root
         self.url = storage.redact(root.url)
         windows = root / WINDOWS_FOLDER
         state = ledger.load(root)
