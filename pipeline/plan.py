@@ -4,7 +4,6 @@ Reads the output's log; the footers, ids and partition values of those manifest 
 does not know; and the checkpoint's files as bytes.
 """
 
-import json
 import uuid
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +27,7 @@ from mediamill.pipeline.manifest.check_values import check_values
 from mediamill.pipeline.manifest.manifest import Manifest, open_manifest
 from mediamill.pipeline.manifest.resharding import check_files
 from mediamill.pipeline.manifest.unique_ids import NewIds
+from mediamill.pipeline.output_header import check_bound, layout
 from mediamill.pipeline.ray_cluster.ray_version import check_ray_version
 from mediamill.pipeline.ray_cluster.trim_memory import trim_memory
 from mediamill.pipeline.records import MEDIA_BYTES, MEDIA_PATHS
@@ -156,10 +156,10 @@ def check(
     if retry is not None and retry.where is not None:
         parse_condition(retry.where, schema)  # for its JobError
     digest = fingerprint(parts)
-    bound = {"fingerprint": digest, "parts": parts, "layout": _layout(job, schema)}
+    bound = {"fingerprint": digest, "parts": parts, "layout": layout(job, schema)}
     bound |= manifest.header()
     if state.header is not None:
-        _check_bound(output, state.header, bound, retry)
+        check_bound(output, state.header, bound, retry)
     with ThreadPoolExecutor(1, "loading") as thread:  # mostly waits for another process
         loading = None
         # Else a run with this fingerprint has loaded it.
@@ -298,37 +298,6 @@ def _open_output(output: Place) -> LedgerState:
         reason = storage.redact_text(str(error))
         raise JobError(f"{shown}: the output cannot be read: {reason}") from error
     return state
-
-
-def _layout(job: JobConfig, schema: pa.Schema) -> dict[str, Any]:
-    columns = {field.name: str(field.type) for field in schema}
-    return {"partition_by": list(job.partition_by), "columns": columns}
-
-
-def _check_bound(
-    output: Place, header: Mapping[str, Any], bound: Mapping[str, Any], retry: Retry | None
-) -> None:
-    """Checks that the job has the fingerprint and layout of the output, which never change.
-
-    The rows of a retry may have another fingerprint, by the keys that it changes.
-    """
-    shown = storage.redact(output.url)
-    for kind in ("parts", "layout"):
-        old, new = header[kind], bound[kind]
-        for key in {**old, **new}:
-            if kind == "parts" and retry is not None and retry.changes_part(key):
-                continue
-            if old.get(key) != new.get(key):
-                raise JobError(
-                    f"{shown}: the output was made with {key} = {_short(old.get(key))}, and the "
-                    f"job has {_short(new.get(key))}: write to a new output folder, such as "
-                    f"{shown}-{bound['fingerprint'][:8]}, or undo the change"
-                )
-
-
-def _short(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 120 else f"{text[:117]}..."
 
 
 def _check_writable(output: Place) -> None:

@@ -66,6 +66,14 @@ def take_rows(table: pa.Table, indices: npt.NDArray[np.int64]) -> pa.Table:
     return convert_table(_take(convert_table(table, flight), indices), table.schema)
 
 
+def filter_rows(table: pa.Table, condition: pc.Expression) -> pa.Table:
+    """Returns the rows that fulfil a condition, of a table with columns of any type."""
+    flight = pa.schema([_flight_field(field) for field in table.schema])
+    if flight.types == table.schema.types:
+        return table.filter(condition)
+    return convert_table(convert_table(table, flight).filter(condition), table.schema)
+
+
 def _take(table: pa.Table, indices: npt.NDArray[np.int64]) -> pa.Table:
     """Returns these rows; those of a large table in chunks.
 

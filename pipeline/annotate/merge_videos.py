@@ -16,6 +16,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -42,6 +43,7 @@ from mediamill.schemas.arrow_convert import (
     convert_table,
     flight_type,
     parquet_options,
+    take_rows,
 )
 
 _READERS = 16
@@ -283,7 +285,8 @@ def _spread(place: Place, key: str, spills: Sequence[_Spill]) -> None:
                 digest = zlib.crc32(str(value).encode(errors="surrogatepass"))
                 by_spill[digest % len(spills)].append(row)
             for number, rows in by_spill.items():
-                for part in table.take(pa.array(rows, pa.int64())).combine_chunks().to_batches():
+                taken = take_rows(table, np.array(rows, np.int64)).combine_chunks()
+                for part in taken.to_batches():
                     spills[number].add(part)
 
 

@@ -4,12 +4,14 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mediamill.pipeline.export.formats import ExportContext
 from mediamill.pipeline.export.values import file_key, rows_of
 from mediamill.schemas import columns as c
+from mediamill.schemas.arrow_convert import take_rows
 from mediamill.schemas.errors import JobError
 
 IMAGE = "image"
@@ -60,7 +62,7 @@ class ParquetShard:
             indices.append(index)
             path = f"{file_key(rows[index][c.ID])}.{medium.extension}"
             images.append({"bytes": medium.data, "path": path})
-        chosen = chosen.take(pa.array(indices, pa.int64()))
+        chosen = take_rows(chosen, np.array(indices, np.int64))
         chosen = chosen.append_column(IMAGE, pa.array(images, _IMAGE_TYPE))
         return chosen.replace_schema_metadata(export_schema(self._context).metadata)
 

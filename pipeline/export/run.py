@@ -15,6 +15,7 @@ from mediamill.pipeline.export.source import Source, Unit
 from mediamill.pipeline.export.state import State, StateFolder
 from mediamill.pipeline.storage import storage
 from mediamill.pipeline.storage.storage import Place
+from mediamill.schemas.arrow_convert import filter_rows
 
 _SHARD_BYTES = 512 * 1024**2
 _INDEX = "__mediamill_index__"
@@ -100,7 +101,7 @@ class Run:
             chosen = table.append_column(_INDEX, pa.array(range(table.num_rows), pa.int64()))
             counts = []
             for expression in self._chosen.values():
-                chosen = chosen.filter(expression)
+                chosen = filter_rows(chosen, expression)
                 counts.append(chosen[_INDEX])
             room = rows - shard.rows
             stop = table.num_rows

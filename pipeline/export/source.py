@@ -19,6 +19,7 @@ from mediamill.pipeline.ledger.compaction import FileInfo, file_info
 from mediamill.pipeline.ledger.journal import readable_files
 from mediamill.pipeline.storage import storage
 from mediamill.pipeline.storage.storage import Place
+from mediamill.schemas.arrow_convert import take_rows
 from mediamill.schemas.errors import JobError
 
 _BATCH_ROWS = 512
@@ -132,7 +133,7 @@ class Source:
         for table in self._read(whole, first):
             inside = positions[(positions >= first) & (positions < first + table.num_rows)]
             if inside.size:
-                yield table.take(pa.array(inside - first))
+                yield take_rows(table, inside - first)
             first += table.num_rows
 
     def _read(self, unit: Unit, skip: int) -> Iterator[pa.Table]:

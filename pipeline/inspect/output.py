@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -15,6 +16,7 @@ from mediamill.pipeline.ledger import hive_paths, ledger
 from mediamill.pipeline.ledger.journal import readable_files
 from mediamill.pipeline.storage import storage
 from mediamill.pipeline.storage.storage import Place
+from mediamill.schemas.arrow_convert import take_rows
 from mediamill.schemas.errors import JobError
 
 _THREADS = 3
@@ -163,7 +165,7 @@ class Output:
                     inside = [row for row in wanted if start <= row < stop]
                     if inside:
                         table = parquet.read_row_group(group, columns=present, use_threads=False)
-                        taken = table.take(pa.array([row - start for row in inside]))
+                        taken = take_rows(table, np.array(inside, np.int64) - start)
                         for row, values in zip(inside, shown_rows(taken), strict=True):
                             rows[number, row] = {**values, **self.partitions_of(self.names[number])}
                     start = stop

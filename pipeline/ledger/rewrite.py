@@ -31,7 +31,7 @@ from mediamill.pipeline.ledger.state import Group, Part, VisibleFile
 from mediamill.pipeline.storage import storage
 from mediamill.pipeline.storage.storage import Place
 from mediamill.schemas import columns as c
-from mediamill.schemas.arrow_convert import convert_table, parquet_options
+from mediamill.schemas.arrow_convert import convert_table, parquet_options, take_rows
 
 
 @dataclass(frozen=True)
@@ -126,13 +126,13 @@ def _merge(path: Path, old: pq.ParquetFile, new: pa.Table, label: str, noted: li
                 order = np.arange(len(ids))
                 order[[*places]] = [len(ids) + row for row in places.values()]
                 both = [table.replace_schema_metadata(None), new]
-                table = pa.concat_tables(both).take(pa.array(order))
+                table = take_rows(pa.concat_tables(both), order)
                 table = table.replace_schema_metadata(schema.metadata)
                 positions += [rows + at for at in places]
             writer.write_table(table)
             rows += len(ids)
         if left:
-            table = new.take(pa.array([*left.values()]))
+            table = take_rows(new, np.array([*left.values()], np.int64))
             writer.write_table(table.replace_schema_metadata(schema.metadata))
             positions += range(rows, rows + len(left))
             rows += len(left)

@@ -11,6 +11,7 @@ from mediamill.pipeline.forecast.pending_rows import PendingRows
 from mediamill.pipeline.manifest.manifest import Manifest
 from mediamill.pipeline.sources.media_names import PICTURES, VIDEOS, suffix
 from mediamill.schemas import columns as c
+from mediamill.schemas.arrow_convert import take_rows
 from mediamill.schemas.job import VideoConfig
 
 _FRAME_ROWS, _FRAME_BYTES = 2048, 64 << 20  # of which kind and size are looked at
@@ -42,7 +43,7 @@ def choose_rows(
             if queues[label] and len(chosen) < count:
                 chosen.append(queues[label].pop())
     chosen.sort()
-    return table.take(pa.array(chosen, pa.int64())), [labels[place] for place in chosen]
+    return take_rows(table, np.array(chosen, np.int64)), [labels[place] for place in chosen]
 
 
 def _kinds(table: pa.Table) -> list[str]:

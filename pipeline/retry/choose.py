@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -21,7 +22,7 @@ from mediamill.pipeline.retry.hopeless import may_succeed
 from mediamill.pipeline.retry.options import Retry
 from mediamill.pipeline.storage.storage import Place
 from mediamill.schemas import columns as c
-from mediamill.schemas.arrow_convert import convert_column
+from mediamill.schemas.arrow_convert import convert_column, filter_rows, take_rows
 from mediamill.schemas.conditions import parse_condition
 from mediamill.schemas.errors import FAILS_AGAIN
 from mediamill.schemas.result import error_counts
@@ -86,7 +87,7 @@ def choose(output: Place, state: LedgerState, manifest: Manifest, retry: Retry, 
             for name, tables in zip(names, threads.map(read, names), strict=True):
                 for table in tables:
                     keep = _may_succeed(table, retry, hopeless)
-                    table = table.filter(pa.array(keep, pa.bool_()))
+                    table = take_rows(table, np.flatnonzero(keep))
                     if table.num_rows:
                         chosen.update(pc.fill_null(table[c.ERROR_CODE], _INCOMPLETE).to_pylist())
                         writer.write_table(_copied(table, name, id_type))
@@ -145,7 +146,7 @@ def _reader(output: Place, state: LedgerState, retry: Retry) -> Callable[[str], 
                     if field.name not in table.column_names:
                         value = pa.scalar(values[field.name], pa.string()).cast(field.type)
                         table = table.append_column(field, pa.repeat(value, len(table)))
-                table = table.filter(condition)
+                table = filter_rows(table, condition)
                 if table.num_rows:
                     tables.append(table)
             return tables

@@ -13,6 +13,7 @@ from mediamill.pipeline.ledger.state import Counts
 from mediamill.pipeline.retry import chosen_rows
 from mediamill.pipeline.storage.storage import Place
 from mediamill.schemas import columns as c
+from mediamill.schemas.arrow_convert import take_rows
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class OldRows:
         for number, row_id in enumerate(table[c.ID].to_pylist()):
             files[self.rows[row_id][chosen_rows.FILE]].append(number)
         for name in sorted(files):
-            yield name, table.take(pa.array(files[name], pa.int64()))
+            yield name, take_rows(table, np.array(files[name], np.int64))
 
     def _with_attempts(self, table: pa.Table, changed: str | None) -> pa.Table:
         names = [c.ID, c.ATTEMPT, c.RUN_ID, c.ERROR_CODE, c.ERROR_MESSAGE]

@@ -11,7 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from mediamill.jobs.report.report import write_report
+from mediamill.pipeline.export.export import ExportOptions, export
 from mediamill.pipeline.plan import check
+from mediamill.pipeline.retry.options import Retry
 from mediamill.pipeline.run import run
 from mediamill.schemas.arrow_convert import parquet_options
 from mediamill.schemas.errors import JobError
@@ -106,7 +108,8 @@ def test_rows_that_cannot_be_read_are_errors_and_the_others_are_done(tmp_path, r
         }
     )
     pq.write_table(table, tmp_path / "m.parquet")
-    summary = run(make_job(tmp_path / "m.parquet", tmp_path / "out", fetch__roots=[str(tmp_path)]))
+    job = make_job(tmp_path / "m.parquet", tmp_path / "out", fetch__roots=[str(tmp_path)])
+    summary = run(job)
     assert summary.rows == len(cases)
     answered, order = result(tmp_path / "out")
     codes = dict(zip(answered["id"].to_pylist(), answered["error_code"].to_pylist(), strict=True))
@@ -120,7 +123,21 @@ def test_rows_that_cannot_be_read_are_errors_and_the_others_are_done(tmp_path, r
     for name in ("uri", "prompt", "messages", "big", *passed):
         if name.removeprefix("c ") not in DICTIONARIES:
             assert_equal(column(answered, order, name), column(expected, by_id, name), name)
-    assert write_report(str(tmp_path / "out"), tmp_path / "report.html").rows == len(cases)
+    report = write_report(str(tmp_path / "out"), tmp_path / "report.html")
+    assert report.statistics.rows == len(cases)
+    where = "id == 'uri' or id == 'prompt'"
+    options = {"where": where, "errors": True}
+    export(ExportOptions(str(tmp_path / "out"), str(tmp_path / "some"), "parquet", **options))
+    some = ds.dataset(tmp_path / "some", format="parquet").to_table(columns=["id"])
+    assert sorted(some["id"].to_pylist()) == ["prompt", "uri"]
+    again = run(job, check(job, retry=Retry(where, only=True)))
+    assert again.new_error_rows == 2
+    answered, order = result(tmp_path / "out")
+    redone = dict(zip(answered["id"].to_pylist(), answered["attempt"].to_pylist(), strict=True))
+    assert {name for name, attempt in redone.items() if attempt == 2} == {"uri", "prompt"}
+    for name in ("uri", "prompt", "messages", "big", *passed):
+        if name.removeprefix("c ") not in DICTIONARIES:
+            assert_equal(column(answered, order, name), column(expected, by_id, name), name)
 
 
 @pytest.mark.parametrize(
