@@ -17,7 +17,12 @@ from typing import TYPE_CHECKING, Any
 import mediamill
 from mediamill.pipeline.faults import PermanentError, root_cause
 from mediamill.pipeline.ray_cluster.block_stats import ClearBlockStats
-from mediamill.pipeline.ray_cluster.cluster_address import await_head, cluster_address
+from mediamill.pipeline.ray_cluster.cluster_address import (
+    await_head,
+    cluster_address,
+    token_sentence,
+    use_token,
+)
 from mediamill.pipeline.ray_cluster.pool_sizes import Node, Pools, TooSmallError, size_pools
 from mediamill.schemas.job import Resources
 from mediamill.schemas.job_resources import size_range
@@ -178,6 +183,9 @@ def _connect(address: str, own_stages: bool) -> None:
             )
     except Exception as error:  # Ray raises several types
         reason = root_cause(error)
+        if "AuthenticationError" in reason or type(error).__name__ == "AuthenticationError":
+            reason = token_sentence(os.environ)
+            raise PermanentError(f"the Ray cluster at {address}: {reason}") from error
         if "ersion mismatch" in str(error):
             raise PermanentError(" ".join(str(error).split())) from error
         if "Could not find any running Ray instance" in reason:
@@ -310,6 +318,7 @@ def _set_environment(address: str | None) -> None:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if address is not None:
+        use_token(os.environ)
         # Each takes 40 s where something else listens than a head.
         os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "2")
     if address is None:
