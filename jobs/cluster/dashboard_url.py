@@ -39,8 +39,8 @@ def dashboard_url(given: str | None, environment: Mapping[str, str]) -> str:
     url = address if "://" in address else f"http://{address}"
     parts = urlsplit(url)
     try:
-        port = parts.port or _PORTS[parts.scheme]
-    except (KeyError, ValueError):
+        port = (parts.port or _PORTS[parts.scheme]) if parts.scheme in _PORTS else 0
+    except ValueError:
         port = 0
     if not port or not parts.hostname or any(letter.isspace() for letter in url):
         raise JobError(f"{key}: found '{shown}', expected {EXPECTED}")

@@ -60,7 +60,7 @@ def is_of_ray(line: str) -> bool:
 
 
 def read_log(lines: Iterable[str]) -> JobLog:
-    """Returns what the lines say. The first one may be the end of a line."""
+    """Returns what the lines say."""
     progress, phase, stopping, text = None, "", False, ""
     for line in lines:
         event = event_of(line)

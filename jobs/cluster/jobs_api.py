@@ -250,8 +250,8 @@ class Cluster:
                 if silent_s > _UNAVAILABLE_S:
                     raise ClusterGoneError(
                         f"{self.address}: the cluster stopped answering; {name} may still run: "
-                        f"try `mediamill status {name}` later, or, if the cluster is gone, submit "
-                        "the job again: finished rows are kept"
+                        f"try `mediamill status {name} --address {self.address}` later, or, if the "
+                        "cluster is gone, submit the job again: finished rows are kept"
                     ) from error
                 if silent_s > _SILENT_S and tell is not None and not told:
                     tell(f"{self.address} does not answer; it is tried for {_UNAVAILABLE_S:.0f} s")

@@ -86,7 +86,8 @@ def _follow(cluster: Cluster, name: str, title: Title, options: argparse.Namespa
     stop = _command("stop", name, options)
     try:
         if sys.stdout.isatty() and sys.stderr.isatty():
-            print(f"Ctrl-C ends this view, not the job; {stop} stops the job", file=sys.stderr)
+            if not cluster.job(name).has_ended:
+                print(f"Ctrl-C ends this view; {stop} stops the job", file=sys.stderr)
             view = view_of(title, sys.stderr, sys.stdout, options.verbose)
             try:
                 code = cluster.follow(name, view.write, view.tell)

@@ -10,8 +10,10 @@ from mediamill.jobs.cluster.job_log import JobLog
 from mediamill.jobs.progress.layout import duration
 from mediamill.pipeline.storage import storage
 
-ENDS = ("SUCCEEDED", "FAILED", "STOPPED")
-STOPPING = "STOPPING"
+ENDS = ("SUCCEEDED", "FAILED", "STOPPED")  # Ray's
+FINISHED, STOPPED, STOPPING = "FINISHED", "STOPPED", "STOPPING"
+_ERROR_ROWS = 3  # the exit code of a job that has finished with error rows
+_RESUME = "submit the job again to go on: rows that are finished are kept"
 _COLUMNS = ("name", "status", "rows", "errors", "rate", "ETA", "started", "output")
 _IN_ROWS = ("rows_total", "rate_rows_s", "eta_s")  # printed in the line of rows_done
 
@@ -20,7 +22,8 @@ _IN_ROWS = ("rows_total", "rate_rows_s", "eta_s")  # printed in the line of rows
 class RemoteJob:
     """A job on the cluster.
 
-    state: Ray's (PENDING, RUNNING, ...), or STOPPING.
+    state: Ray's (PENDING, RUNNING, SUCCEEDED, FAILED, STOPPED), or STOPPING while it finishes its
+        rows in flight, or FINISHED when some rows are errors, which Ray counts as FAILED.
     facts: what is known of it by name, as `mediamill status --json` prints it.
     """
 
@@ -31,7 +34,7 @@ class RemoteJob:
     @property
     def has_ended(self) -> bool:
         """Whether it has ended."""
-        return self.state in ENDS
+        return self.state in (*ENDS, FINISHED)
 
 
 def remote_job(info: Any, log: JobLog) -> RemoteJob:
@@ -41,6 +44,8 @@ def remote_job(info: Any, log: JobLog) -> RemoteJob:
     if log.stopping and state not in ENDS:
         state = STOPPING
     at_work, progress = state not in ENDS, log.progress
+    if state == "FAILED" and info.driver_exit_code == _ERROR_ROWS and is_ours(info):
+        state = FINISHED
     facts: dict[str, Any] = {
         "name": info.submission_id,
         "status": state,
@@ -53,7 +58,9 @@ def remote_job(info: Any, log: JobLog) -> RemoteJob:
             facts["rate_rows_s"], facts["eta_s"] = progress.rate_rows_s, progress.eta_s
     if at_work:
         facts["phase"] = log.phase
-    else:
+    elif state == STOPPED:
+        facts["message"] = _RESUME
+    elif state == "FAILED":
         facts["message"] = log.text or _last_sentence(info.message or "")
     if state == "PENDING":
         facts["message"] = _last_sentence(info.message or "")
