@@ -34,10 +34,10 @@ def submit_command(argv: Sequence[str]) -> int:
     options, overrides = parse_submit(argv)
     url = dashboard_url(options.address, os.environ)
     job = for_cluster(load_job(options.config, overrides))
-    for warning in path_warnings(job, url):
-        print(f"warning: {warning}", file=sys.stderr)
     with working("connecting to the cluster"):
         cluster = _cluster(url, options)
+    for warning in path_warnings(job, url):
+        print(f"warning: {warning}", file=sys.stderr)
     with working("submitting the job"):
         name = cluster.submit(Submission(job, options.name, options.code))
     print(f"submitted as {name}", file=sys.stderr)

@@ -24,6 +24,7 @@ from mediamill.pipeline.ray_cluster.cluster_address import (
     use_token,
 )
 from mediamill.pipeline.ray_cluster.pool_sizes import Node, Pools, TooSmallError, size_pools
+from mediamill.pipeline.ray_cluster.worker_packages import check_workers
 from mediamill.schemas.job import Resources
 from mediamill.schemas.job_resources import size_range
 
@@ -74,6 +75,8 @@ def ray_cluster(
             _start_local(own_stages)
     try:
         with _quiet():
+            if address is not None:
+                check_workers(address)
             yield address is not None
     finally:
         ray.shutdown(wait_for_processes=True)  # of a local cluster
