@@ -3,8 +3,11 @@
 import json
 import logging
 import os
+import shlex
+import shutil
 import signal
 import sys
+import textwrap
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -96,12 +99,26 @@ def reporter_for(stream: TextIO, title: Title) -> Reporter:
 
 def print_summary(values: Mapping[str, object], text: str, as_json: bool) -> None:
     """Prints the summary of a job on stdout: `values` as one JSON object, or else `text`."""
+    if not as_json and sys.stdout.isatty():
+        text = _wrapped(text, shutil.get_terminal_size().columns)
     print(json.dumps(values) if as_json else text, flush=True)
 
 
-def next_commands(output: str, errors: int, later: int = 0) -> str:
+def _wrapped(text: str, columns: int) -> str:
+    """Returns the text with its lines broken between words, but those that hold a command."""
+    return "\n".join(
+        line
+        if ": mediamill " in line
+        else textwrap.fill(
+            line, columns, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+        )
+        for line in text.splitlines()
+    )
+
+
+def next_commands(output: str, errors: int) -> str:
     """Returns lines that say how to look at an output, and what to do about its error rows."""
-    path = f"'{output}'" if " " in output else output
+    path = shlex.quote(output)
     lines = [f"look at it: mediamill report {path}"]
     if errors:
         lines.append(f"try its errors again: mediamill retry {path}")

@@ -1,5 +1,6 @@
 """The entry point of the command: says that it runs before it imports anything that takes long."""
 
+import atexit
 import os
 import signal
 import sys
@@ -21,9 +22,9 @@ def main() -> int:
         sys.stderr.flush()
         stderr, stdout = sys.stderr, sys.stdout
         first = _FirstLine(stderr)
-        sys.stderr = _Clearing(stderr, first)  # type: ignore[assignment]
+        sys.stderr = _Clearing(stderr, first)
         if stdout.isatty():
-            sys.stdout = _Clearing(stdout, first)  # type: ignore[assignment]
+            sys.stdout = _Clearing(stdout, first)
         try:
             return _run()
         finally:
@@ -36,7 +37,11 @@ def _run() -> int:
     from mediamill.jobs.cli import main as run
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    return run()
+    code = run()
+    if (colorama := sys.modules.get("colorama.initialise")) is not None:
+        # A library of Ray's, which would end the output with an escape sequence.
+        atexit.unregister(colorama.reset_all)
+    return code
 
 
 def _interrupted(_signal: int, _frame: FrameType | None) -> None:

@@ -5,14 +5,16 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from mediamill.jobs.commands import new_parser, parse
 
 if TYPE_CHECKING:
+    from mediamill.jobs.progress.terminal import Screen
     from mediamill.pipeline.coordinator.run_status import StoredStatus
     from mediamill.pipeline.storage.storage import Place
+    from mediamill.schemas.progress import Progress
 
 _POLL_S = 2.0
 _SILENT_S = 30.0  # without news from a run: it may have been killed
@@ -60,6 +62,7 @@ def _watch(output: "Place", options: argparse.Namespace) -> int:
     rewrites = not (options.json or options.once) and sys.stdout.isatty()
     screen = Screen(sys.stdout) if rewrites and not is_dumb(sys.stdout) else None
     seen: tuple[str, int, str | None] | None = None
+    printed: Progress | None = None
     news_at = time.monotonic()
     try:
         while True:
@@ -69,7 +72,9 @@ def _watch(output: "Place", options: argparse.Namespace) -> int:
             news = (status.run, status.beat, status.end)
             if news != seen:
                 seen, news_at = news, time.monotonic()
-                if screen is None:
+                shown = replace(status.progress, seconds=0.0)
+                if screen is None and (shown != printed or status.end is not None):
+                    printed = shown
                     _print(status, options)
             silent_s = time.monotonic() - news_at
             if screen is not None:
@@ -119,11 +124,11 @@ def _ended(status: "StoredStatus", silent_s: float) -> str | None:
     return None
 
 
-def _show(screen: "Screen", status: "StoredStatus", silent_s: float, output: str) -> None:  # noqa: F821
-    from mediamill.jobs.progress.layout import Field, Title, cut, view
+def _show(screen: "Screen", status: "StoredStatus", silent_s: float, output: str) -> None:
+    from mediamill.jobs.progress.layout import Field, Title, cut, view, with_time
 
     title = Title("watch", output, status.folder)
-    progress = status.progress
+    progress = with_time(status.progress, 0.0 if status.end else silent_s)
     lines = view(progress, title, screen.columns, screen.height - 1, screen.symbols)
     if silent_s > _SILENT_S:
         text = f"no news for {silent_s:.0f} s: the run may have been killed"

@@ -108,6 +108,7 @@ def check(
     meanwhile: called while another process loads the checkpoint, if one has to.
     """
     check_ray_version()
+    _check_output_apart(job)  # first, since it would explain what the others find
     output = storage.resolve(job.output)
     state = LedgerState()
 
@@ -121,7 +122,6 @@ def check(
         lambda: _check_sampling(job),
         lambda: check_fetching(job),
         lambda: _check_step_timeout(job),
-        lambda: _check_output_apart(job),
     )
     config = _check_model(job, model)
     task = task_kind(task_of(job, config.text.hidden_size)).resolve(model)

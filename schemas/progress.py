@@ -123,6 +123,8 @@ def progress_of(values: Mapping[str, Any]) -> Progress:
 
     Keys of later versions are left out. Raises TypeError for values that are no progress.
     """
+    if not isinstance(values, Mapping):
+        raise TypeError(f"found {type(values).__name__}, expected a mapping")
     names = {each.name for each in fields(Progress)}
     known = {name: value for name, value in values.items() if name in names}
     for name, kind in (("engines", Engines), ("workers", Pool), ("replicas", Pool)):

@@ -259,7 +259,7 @@ def _run_line(progress: Progress, width: int) -> Line:
 
 
 def _share_line(progress: Progress, width: int) -> Line:
-    if not progress.shares:
+    if progress.phase != p.ROWS or not progress.shares.keys() - {p.WRITE}:
         return []
     ranks = {p.ENGINE: 1, p.FETCH: 2, p.DECODE: 2, p.PREPARE: 3, p.WRITE: 4}
     return fit(
@@ -289,6 +289,8 @@ def _verdict_line(progress: Progress, width: int) -> Line:
 
 
 def _process_line(progress: Progress, width: int) -> Line:
+    if progress.phase != p.ROWS:
+        return []
     fields = []
     engines = progress.engines
     if progress.generates and (engines.running or engines.waiting):

@@ -123,11 +123,14 @@ class JsonReporter(Reporter):
         self._event("progress", asdict(progress))
 
     def _phase_begun(self, phase: str) -> None:
-        self._event("phase", {"phase": phase, "seconds": round(self._clock() - self._began, 3)})
+        if phase != MANIFEST:  # told at its end: a job that is refused is one sentence
+            self._event("phase", {"phase": phase, "seconds": round(self._clock() - self._began, 3)})
 
     def _phase_ended(
         self, phase: str, progress: Progress | None, seconds: float, facts: Mapping[str, int]
     ) -> None:
+        if phase == MANIFEST:
+            self._event("phase", {"phase": phase, "seconds": 0.0})
         if facts:
             self._event("phase_ended", {"phase": phase, "seconds": round(seconds, 3), **facts})
 

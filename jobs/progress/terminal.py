@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TextIO
 
 from rich.console import Console, Group
@@ -71,7 +72,7 @@ class Screen:
 
     def _measure(self) -> int:
         columns, lines = self._size()
-        self.console.size = (columns, lines)  # type: ignore[assignment]
+        self.console.size = (columns, lines)
         return max(1, columns - _MARGIN)
 
     def resized(self) -> bool:
@@ -145,7 +146,7 @@ class TerminalReporter(Reporter):
             if self._last is not None and self._last.written:
                 step = f"{self._step}: " if self._step else ""
                 columns = self._screen.columns
-                text = step + compact(self._last, columns - len(step))
+                text = step + compact(replace(self._last, eta_s=None), columns - len(step))
                 self._screen.console.print(Text(text, no_wrap=True, overflow="crop"))
             self._last, self._phase = None, ""
 
@@ -251,7 +252,7 @@ class PlainReporter(Reporter):
 
     def close(self) -> None:
         if self._last is not None and self._last.written:
-            self.write(f"{compact(self._last)}\n")
+            self.write(f"{compact(replace(self._last, eta_s=None))}\n")
         self._last = None
 
     def step(self, name: str) -> None:

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from mediamill.pipeline.coordinator import lease
@@ -48,13 +48,13 @@ class StoredStatus:
 @contextmanager
 def publishing(output: Place, run: str, on_progress: OnProgress | None) -> Iterator[OnProgress]:
     """Yields a function that takes the run's progress, for `on_progress` and for the object."""
-    latest: list[Progress] = []
+    latest: list[tuple[float, Progress]] = []
     end: list[str] = []
     ended = threading.Event()
     place = output / _FOLDER / f"{run}.json"
 
     def take(progress: Progress) -> None:
-        latest[:] = [progress]
+        latest[:] = [(time.monotonic(), progress)]
         if on_progress is not None:
             on_progress(progress)
 
@@ -62,7 +62,9 @@ def publishing(output: Place, run: str, on_progress: OnProgress | None) -> Itera
         if latest:
             values = {"run": run, "at": time.time(), "beat": beat, "end": None}
             values |= {"end": end[0]} if end else {}
-            values["progress"] = asdict(latest[0])
+            taken_at, progress = latest[0]
+            seconds = progress.seconds + time.monotonic() - taken_at  # goes on without news
+            values["progress"] = asdict(replace(progress, seconds=seconds))
             storage.put(place, json.dumps(values).encode())
 
     def write_until_ended() -> None:

@@ -6,7 +6,7 @@ these times by pool.
 
 import threading
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeVar
@@ -34,7 +34,7 @@ class CallTimes:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock, self._lock = clock, threading.Lock()
-        self._seconds: Counter[str] = Counter()
+        self._seconds = defaultdict[str, float](float)
 
     @contextmanager
     def measured(self, name: str) -> Iterator[None]:

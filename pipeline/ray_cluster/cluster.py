@@ -47,10 +47,7 @@ def import_ray(address: str | None) -> None:
 
 
 @contextmanager
-def ray_cluster(
-    address: str | None,
-    own_stages: bool = False,
-) -> Iterator[bool]:
+def ray_cluster(address: str | None, own_stages: bool = False) -> Iterator[bool]:
     """Connects to Ray, and yields whether nodes may join; they cannot join a local cluster.
 
     own_stages: whether workers must be able to import modules of the caller's own folders.
@@ -83,15 +80,11 @@ def ray_cluster(
 
 
 def check_local_room(address: str | None, check_room: Callable[[Sequence[Node]], object]) -> None:
-    """Calls `check_room` with the node of the local cluster that `ray_cluster` would start.
-
-    Does nothing if it would start none. What `check_room` raises is raised.
-    """
-    address = cluster_address(address, os.environ)
+    """Calls `check_room` with the node of the local cluster that `ray_cluster` starts, if any."""
     import_ray(address)
     import ray
 
-    if address is None and not ray.is_initialized():
+    if cluster_address(address, os.environ) is None and not ray.is_initialized():
         check_room([_this_machine()])
 
 

@@ -1,6 +1,5 @@
 """`mediamill annotate` as a user meets it: what it says, and what a kill costs."""
 
-import io
 import json
 import os
 import signal
@@ -15,9 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mediamill.jobs.cli import main
-from mediamill.jobs.progress import JsonReporter, TerminalReporter
 from mediamill.model.tiny import CAPTION_PROMPT
-from mediamill.schemas.result import Progress
 from tests import processes
 from tests.films import film
 
@@ -70,33 +67,6 @@ def test_mistakes_are_told_before_anything_starts(tmp_path, capsys, pair, said):
     assert main(["annotate", *paths, *options]) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "out" / "windows").exists()
-
-
-def progress(done, total):
-    return Progress(rows_total=total, rows_done=done)
-
-
-def test_progress_says_which_step_it_is_of():
-    shown, told = io.StringIO(), io.StringIO()
-    terminal, log = TerminalReporter(shown, 0.0, 200), JsonReporter(told, 1000.0)
-    for reporter in (terminal, log):
-        reporter.phase("split")
-        reporter(progress(1, 2))
-        reporter(progress(2, 2))  # which the log holds back until something else comes
-        reporter.phase("windows")
-        reporter(progress(3, 9))
-        reporter.close()
-    lines = [one.rpartition("\r")[2] for one in shown.getvalue().split("\n")]
-    assert lines[0].startswith("split: ")
-    assert "2/2 rows" in lines[0]
-    assert lines[1].startswith("windows: ")
-    assert "3/9 rows" in lines[1]
-    events = [json.loads(one) for one in told.getvalue().splitlines()]
-    assert [(one["phase"], one["rows_done"]) for one in events] == [
-        ("split", 1),
-        ("split", 2),
-        ("windows", 3),
-    ]
 
 
 @pytest.mark.slow

@@ -74,6 +74,14 @@ WRONG_USE = [
     (["caption", "--config", "none.yaml"], "none.yaml: no such job file"),
     (["run"], "mediamill run: expected one job file, found none"),
     (["run", "none.yaml"], "none.yaml: no such job file"),
+    (
+        ["caption", "m", "o", "--model", "t", "limit=10"],
+        "mediamill caption: found limit=10, expected the option --limit 10",
+    ),
+    (
+        ["caption", "m", "o", "--model", "t", "--sample", "0"],
+        "mediamill caption: argument --sample: found 0, expected a whole number from 1",
+    ),
     (["run", "none.yaml", "--model", "t"], "mediamill run: unknown option '--model'"),
     (["demo", "here"], "mediamill demo: unknown option 'here'"),
 ]
@@ -114,8 +122,12 @@ def test_help(command):
     assert done.stderr == ""
     assert "usage: mediamill" in done.stdout
     assert all(len(line) <= 120 for line in done.stdout.splitlines())
-    if command in (["caption"], ["run"]):
+    if command == ["run"]:
         assert all(key in done.stdout for key in KEYS)
+    if command == ["caption"]:  # the keys of its kind
+        others = {key for key in KEYS if key.partition(".")[0] in ("annotate", "score", "embed")}
+        assert others
+        assert all((f"\n{key}" in done.stdout) == (key not in others) for key in KEYS)
 
 
 def test_version():

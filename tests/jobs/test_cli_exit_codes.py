@@ -151,6 +151,15 @@ def test_ctrl_c_is_130(capsys):
     assert capsys.readouterr().err == f"interrupted; {RESUME}\n"
 
 
+def test_a_command_that_has_nothing_to_resume_gives_no_such_advice(capsys):
+    def action():
+        os.kill(os.getpid(), signal.SIGTERM)
+        return 0
+
+    assert exit_code(action, resume="") == 143
+    assert capsys.readouterr().err == "terminated\n"
+
+
 def test_sigterm_unwinds_and_is_143(capsys):
     cleaned = []
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import resource
 import signal
 import subprocess
@@ -47,12 +46,8 @@ def mediamill(*arguments, cwd, address=None):
 
 
 def reports(stderr):
-    """The progress on stderr, where nothing else is: the libraries keep quiet.
-
-    All but the C++ part of Ray, which greets with a line of its own.
-    """
-    lines = [line for line in stderr.splitlines() if not re.match(r"\[.*\] \w+\.cc:\d+: ", line)]
-    return [json.loads(line) for line in lines]
+    """The progress on stderr, where nothing else is: Ray and the libraries keep quiet."""
+    return [json.loads(line) for line in stderr.splitlines()]
 
 
 def write_manifest(folder, rows, missing=0):
@@ -91,13 +86,21 @@ def test_a_job_with_an_error_row_and_its_second_run(tmp_path, ray_cluster):
     assert (summary["rows"], summary["ok"], summary["skipped"]) == (5, 4, 0)
     assert summary["errors"] == {"fetch_not_found": 1}
     progress = reports(first.stderr)
-    assert {line["event"] for line in progress} == {"progress"}
+    assert {line["event"] for line in progress} == {"phase", "phase_ended", "progress"}
     assert progress[-1]["rows_done"] == 5
     assert sorted(ds.dataset(tmp_path / "out").to_table()["id"].to_pylist()) == list(range(5))
 
     second = mediamill(*arguments, *SMALL, cwd=tmp_path)
     assert second.returncode == 3
     assert second.stdout.startswith("5 rows: 4 ok, 1 errors (5 of them from earlier runs)\n")
+    assert second.stdout.endswith(
+        f"out\ntry its errors again: mediamill retry {tmp_path / 'out'}\n"
+    )
+    listed = mediamill("history", "out", cwd=tmp_path).stdout.splitlines()
+    assert [line.rpartition("  ")[2] for line in listed[1:]] == [
+        "finished with errors",
+        "nothing to do",
+    ]
 
 
 def test_what_is_wrong_with_the_job_is_said_at_once(tmp_path):
@@ -131,7 +134,7 @@ def test_a_stopped_job_says_how_to_go_on_and_leaves_nothing_running(tmp_path, nu
     ) as process:
         assert process.stderr is not None
         for line in process.stderr:
-            if any(report["generated"] for report in reports(line)):
+            if any(report.get("generated") for report in reports(line)):
                 break
         process.send_signal(number)
         _, rest = process.communicate(timeout=120)

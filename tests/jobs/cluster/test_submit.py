@@ -93,7 +93,7 @@ def values(text):
     """Of each of our metrics and its tags but Ray's own."""
     found = {}
     for name, tags, value in re.findall(r"^ray_(mediamill_\w+){(.*)} (\S+)$", text, re.M):
-        own = dict(re.findall(r'\b(run|stage|code|kind)="([^"]*)"', tags))
+        own = dict(re.findall(r'\b(run|stage|code|kind|part|pool)="([^"]*)"', tags))
         key = (name, own.pop("run", None), *own.values())
         found[key] = found.get(key, 0) + float(value)
     return found

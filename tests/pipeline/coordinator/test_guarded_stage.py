@@ -39,6 +39,9 @@ class LocalCoordinator(FailurePolicy):
     def count(self, numbers):
         pass
 
+    def add_examples(self, examples):
+        self.examples = examples
+
 
 @dataclass
 class Echo:
@@ -117,6 +120,8 @@ def test_poison_passes_by_as_an_error():
     guard = GuardedStage(Echo, {"calls": calls}, coordinator, GENERATE)
     codes = guard(table_of(range(10)))[c.ERROR_CODE].to_pylist()
     assert codes == [None] * 4 + ["poison"] + [None] * 5
+    example = coordinator.examples["poison"]
+    assert (example.id, example.message[:18]) == ("row-4", "the row ended the ")
     assert coordinator.status().stop_reason is None
 
 

@@ -141,7 +141,15 @@ def test_a_run_that_is_told_to_stop_finishes_what_has_begun(make, ray_cluster):
 def test_a_run_stops_at_once_after_its_grace_time(make, ray_cluster):
     job, _ = make(dict.fromkeys(range(2000), "slow"), 2000, resources__grace_s=0.0)
     stop = Stop()
-    threading.Timer(8, stop.request).start()
+
+    def stop_once_begun():
+        begun = Path(f"{job.output}-traces", "calls")
+        while not (begun.exists() and calls_with(job, "answered")):
+            time.sleep(0.1)
+        time.sleep(2)  # the driver has polled the coordinator meanwhile
+        stop.request()
+
+    threading.Thread(target=stop_once_begun, daemon=True).start()
     with pytest.raises(Drained, match=r"resources.grace_s = 0 s did not suffice"):
         run(job, stages=STAGES, stop=stop)
     assert_nothing_hidden(job)
