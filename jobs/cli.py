@@ -142,13 +142,13 @@ def _run_job(job: JobConfig, options: argparse.Namespace) -> int:
 def _submit(argv: Sequence[str]) -> int:
     from mediamill.jobs.cluster.remote_commands import submit_command
 
-    return submit_command(argv)
+    return submit_command(argv, os.environ)
 
 
 def _job_command(command: str, argv: Sequence[str]) -> int:
     from mediamill.jobs.cluster.remote_commands import job_command
 
-    return job_command(command, argv)
+    return job_command(command, argv, os.environ)
 
 
 def _history(argv: Sequence[str]) -> int:

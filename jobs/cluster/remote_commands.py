@@ -1,11 +1,10 @@
 """The commands submit, status, logs and stop."""
 
 import argparse
-import os
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 
 from mediamill.jobs.cluster.cluster_commands import parse_job_command, parse_submit
 from mediamill.jobs.cluster.dashboard_url import dashboard_url
@@ -29,13 +28,17 @@ _SHORT_STOP = (
 _ADDRESS_KEYS = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 
 
-def submit_command(argv: Sequence[str]) -> int:
-    """Submits a job, follows it, and returns its exit code. Raises JobError."""
+def submit_command(argv: Sequence[str], environment: MutableMapping[str, str]) -> int:
+    """Submits a job, follows it, and returns its exit code.
+
+    environment: of this process; Ray's own variables in it are set.
+    Raises JobError.
+    """
     options, overrides = parse_submit(argv)
-    url = dashboard_url(options.address, os.environ)
+    url = dashboard_url(options.address, environment)
     job = for_cluster(load_job(options.config, overrides))
     with working("connecting to the cluster"):
-        cluster = _cluster(url, options)
+        cluster = _cluster(url, options, environment)
     for warning in path_warnings(job, url):
         print(f"warning: {warning}", file=sys.stderr)
     with working("submitting the job"):
@@ -48,12 +51,12 @@ def submit_command(argv: Sequence[str]) -> int:
     return _follow(cluster, name, Title(job.job, job.output), options)
 
 
-def job_command(command: str, argv: Sequence[str]) -> int:
-    """Runs status, logs or stop, and returns the exit code. Raises JobError."""
+def job_command(command: str, argv: Sequence[str], environment: MutableMapping[str, str]) -> int:
+    """Runs status, logs or stop, and returns the exit code. See `submit_command`."""
     options = parse_job_command(command, argv)
-    url = dashboard_url(options.address, os.environ)
+    url = dashboard_url(options.address, environment)
     with working("connecting to the cluster"):
-        cluster = _cluster(url, options)
+        cluster = _cluster(url, options, environment)
     if command == "logs":
         kind, output = cluster.output_of(options.name)
         return _follow(cluster, options.name, Title(kind or "job", output), options)
@@ -70,11 +73,13 @@ def job_command(command: str, argv: Sequence[str]) -> int:
     return 0
 
 
-def _cluster(url: str, options: argparse.Namespace) -> Cluster:
-    use_token(os.environ)
+def _cluster(
+    url: str, options: argparse.Namespace, environment: MutableMapping[str, str]
+) -> Cluster:
+    use_token(environment)
     for key in _ADDRESS_KEYS:
-        os.environ.pop(key, None)
-    return Cluster(url, os.environ, options.verbose)
+        environment.pop(key, None)
+    return Cluster(url, environment, options.verbose)
 
 
 def _command(command: str, name: str, options: argparse.Namespace) -> str:
