@@ -67,6 +67,19 @@ def await_head(address: str) -> None:
             return
 
 
+def is_reachable(address: str) -> bool:
+    """Whether something listens at HOST:PORT."""
+    match = _HEAD.fullmatch(address)
+    if match is None:
+        return True
+    try:
+        place = (match["host"].strip("[]"), int(match["port"]))
+        socket.create_connection(place, timeout=_CONNECT_S).close()
+    except OSError:
+        return False
+    return True
+
+
 def use_token(environment: MutableMapping[str, str]) -> None:
     """Lets Ray use the token of the cluster if this user has one, as `ray start` itself does.
 
