@@ -62,9 +62,9 @@ def why_silent(url: str) -> str:
     except OSError as error:
         reason = error.strerror or str(error)
         return (
-            f"nothing answers at {shown} ({reason}), expected the dashboard of a running head, "
-            "which needs the package ray[default]: if the head has only ray, run "
-            "`pip install 'ray[default]'` in its environment and start it again"
+            f"nothing answers at {shown} ({reason}), expected the dashboard of a running head: it "
+            "needs the package ray[default] there (`pip install 'ray[default]'`, then start it "
+            "again) and, for other machines, `ray start --head --dashboard-host=0.0.0.0`"
         )
     return (
         f"what listens at {shown} is no dashboard of Ray; if it is the port that mediamill run "

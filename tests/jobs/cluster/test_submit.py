@@ -224,7 +224,7 @@ def test_what_is_wrong_is_one_sentence(head, job, python, capfd):
     err = capfd.readouterr().err
     assert err.startswith(
         "error: --address http://127.0.0.1:1: nothing answers at http://127.0.0.1:1 (Connection "
-        "refused), expected the dashboard of a running head, which needs the package ray[default]"
+        "refused), expected the dashboard of a running head: it needs the package ray[default]"
     )
     assert main(["submit", job, "--address", f"http://{head.gcs}"]) == 2
     assert f"what listens at http://{head.gcs} is no dashboard of Ray" in capfd.readouterr().err
