@@ -62,7 +62,10 @@ def parse_job_command(command: str, argv: Sequence[str]) -> argparse.Namespace:
     name = "[NAME]" if command == "status" else "NAME"
     usage = f"{name} --address http://HEAD:8265"
     parser = new_parser(command, usage, description, _JOB_HELP.format(command=command))
-    parser.add_argument("name", metavar="NAME", **({"nargs": "?"} if command == "status" else {}))
+    if command == "status":
+        parser.add_argument("name", metavar="NAME", nargs="?")
+    else:
+        parser.add_argument("name", metavar="NAME")
     _add_address(parser)
     if command != "logs":
         parser.add_argument("--json", action="store_true", help="print JSON, one object a job")

@@ -204,31 +204,26 @@ class Cluster:
                 return self.wait(name, tell)
             time.sleep(_POLL_S)
 
-    def wait(
-        self,
-        name: str,
-        tell: Callable[[str], None] | None = None,
-        timeout_s: float | None = None,
-    ) -> int | None:
+    def wait(self, name: str, tell: Callable[[str], None] | None = None) -> int:
         """Waits until the job has ended, and returns its exit code: 143 when it was stopped.
 
-        Returns None when it has not ended after `timeout_s`. Raises ClusterGoneError when the
-        cluster stops answering.
+        tell, errors: see `follow`.
         """
-        until = None if timeout_s is None else time.monotonic() + timeout_s
-        status = self._wait_until(
-            name,
-            lambda info: state_of(info) in ENDS or (until is not None and time.monotonic() > until),
-            tell,
-        )
-        if status not in ENDS:
-            return None
+        status = self._wait_until(name, lambda info: state_of(info) in ENDS, tell)
         code = self._info(name).driver_exit_code
         if status == "STOPPED":
             return 143
         if code is None:
             return 0 if status == "SUCCEEDED" else 1
         return int(code) if code >= 0 else 128 - int(code)  # a negative one is a signal's
+
+    def ends_within(self, name: str, seconds: float) -> bool:
+        """Waits at most `seconds` for the end of the job, and returns whether it has ended."""
+        until = time.monotonic() + seconds
+        state = self._wait_until(
+            name, lambda info: state_of(info) in ENDS or time.monotonic() > until
+        )
+        return state in ENDS
 
     def _wait_until(
         self,

@@ -158,10 +158,12 @@ def _stop(cluster: Cluster, options: argparse.Namespace) -> int:
         if grace_s is None:
             print(f"warning: {name} {_SHORT_STOP}", file=sys.stderr)
     with working(f"waiting for the end of {name}"):
-        code = cluster.wait(name, timeout_s=None if options.wait else _STOP_S)
+        if options.wait:
+            cluster.wait(name)
+        has_ended = cluster.ends_within(name, _STOP_S)
         job = cluster.job(name)
     print_job(job, options.json)
-    if code is None:
+    if not has_ended:
         wait = _command("stop --wait", name, options)
         print(f"{name} still finishes its rows; {wait} waits for its end", file=sys.stderr)
     return 0
