@@ -212,7 +212,7 @@ def test_every_metric_reaches_the_node(head, python):
     assert {name for name, *_ in found} == set(metrics.EXPORTED)
 
 
-def test_what_is_wrong_is_one_sentence(head, job, python, capfd):
+def test_what_is_wrong_is_one_sentence(head, job, home, python, capfd):
     there = ["--address", head.dashboard]
     for command in ("status", "logs", "stop"):
         assert main([command, "nobody", *there]) == 2
@@ -234,6 +234,7 @@ def test_what_is_wrong_is_one_sentence(head, job, python, capfd):
     assert f"{python}, which runs Ray on " in out
     assert "does not have mediamill: install it there, or submit with --code" in out
     command = [sys.executable, "-m", "mediamill", "run", job, "--address", head.gcs]
+    command.append(f"output={home / 'never'}")
     asked = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False
     )
