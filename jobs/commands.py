@@ -42,7 +42,7 @@ commands:
   manifest  make a manifest of a folder, bucket, table, WebDataset or zip archive
   run       run a job file
   submit    run a job file on a remote Ray cluster, and follow it
-  status    show a submitted job
+  status    show a submitted job, or list them
   logs      follow the output of a submitted job
   stop      stop a submitted job
   watch     show the progress of a run, from another terminal or machine

@@ -27,6 +27,7 @@ NAME is what mediamill submit printed; mediamill status without NAME lists the j
 
 examples:
   mediamill {command} nightly-2 --address http://head:8265
+  mediamill status --address http://head:8265
 """
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _HISTORY_HELP = "Oldest first. A run without an end was killed."
