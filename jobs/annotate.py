@@ -5,6 +5,7 @@ The steps and the layout of the output are described in pipeline/annotate/annota
 
 from typing import TYPE_CHECKING
 
+from mediamill.jobs.head_watch import ending_without_head
 from mediamill.jobs.interactive import checking, next_command, print_summary, reporting, stopping
 from mediamill.jobs.progress.layout import Title
 from mediamill.jobs.progress.reporter import MANIFEST
@@ -41,7 +42,7 @@ def annotate(
         plan = annotation.split
         reporter.end({"rows": plan.manifest.rows, "finished": plan.rows_done})
         reporter.notes(plan.notes)
-        with stopping(reporter, job.resources.grace_s) as stop:
+        with ending_without_head(reporter), stopping(reporter, job.resources.grace_s) as stop:
             summary = annotate.annotate(
                 annotation,
                 reporter.step,

@@ -14,14 +14,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from types import FrameType
-from typing import TYPE_CHECKING
 
-from mediamill.jobs.cluster.cluster_commands import (
-    ClusterGoneError,
-    parse_history,
-    parse_job_command,
-    parse_submit,
-)
+from mediamill.jobs.cluster.cluster_commands import ClusterGoneError, parse_history
 from mediamill.jobs.commands import (
     JOB_HELP,
     TOP_HELP,
@@ -37,16 +31,9 @@ from mediamill.schemas.errors import JobError
 from mediamill.schemas.job import JobConfig, load_job
 from mediamill.schemas.nearest import nearest
 
-if TYPE_CHECKING:
-    from mediamill.jobs.cluster.jobs_api import Cluster
-
 _RESUME = "to go on, run the same command again: rows that are finished are kept"
 _MENDED = "once that is mended, the same command goes on: rows that are finished are kept"
 _TERMINATED = 128 + signal.SIGTERM
-_SHORT_STOP = (
-    "was not submitted by mediamill: unless the head's RAY_JOB_STOP_WAIT_TIME_S is above the job's "
-    "resources.grace_s, it is killed after 3 s; rows that are committed are kept"
-)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -172,56 +159,16 @@ def _run_job(job: JobConfig, options: argparse.Namespace) -> int:
     return run_per_row(*arguments).exit_code
 
 
-def _dashboard(options: argparse.Namespace) -> str:
-    address = options.address or os.environ.get("RAY_API_SERVER_ADDRESS")
-    if not address:
-        raise JobError("expected --address, the URL of the cluster's dashboard: http://HEAD:8265")
-    return str(address)
-
-
 def _submit(argv: Sequence[str]) -> int:
-    options, overrides = parse_submit(argv)
-    address = _dashboard(options)
-    job = load_job(options.config, overrides)
-    from mediamill.jobs.cluster.jobs_api import Cluster
-    from mediamill.jobs.cluster.submission import Submission, for_cluster, path_warnings
+    from mediamill.jobs.cluster.remote_commands import submit_command
 
-    job = for_cluster(job)
-    for warning in path_warnings(job, address):
-        print(f"warning: {warning}", file=sys.stderr)
-    cluster = Cluster(address)
-    name = cluster.submit(Submission(job, options.name, options.code))
-    print(f"submitted as {name}", file=sys.stderr)
-    if options.detach:
-        print(name)
-        return 0
-    return _follow(cluster, name)
+    return submit_command(argv, os.environ)
 
 
 def _job_command(command: str, argv: Sequence[str]) -> int:
-    options = parse_job_command(command, argv)
-    from mediamill.jobs.cluster.jobs_api import Cluster, print_status
+    from mediamill.jobs.cluster.remote_commands import job_command
 
-    cluster = Cluster(_dashboard(options))
-    if command == "logs":
-        return _follow(cluster, options.name)
-    if command == "stop":
-        if not cluster.stop(options.name):
-            print(f"{options.name} had ended already", file=sys.stderr)
-        elif not cluster.has_stop_time(options.name):
-            print(f"warning: {options.name} {_SHORT_STOP}", file=sys.stderr)
-        if options.wait:
-            cluster.wait(options.name)
-    print_status(cluster.status(options.name), options.json)
-    return 0
-
-
-def _follow(cluster: "Cluster", name: str) -> int:
-    try:
-        return cluster.follow(name, sys.stdout)
-    except (KeyboardInterrupt, SystemExit) as error:
-        print(f"no longer following; {name} goes on", file=sys.stderr)
-        return 130 if isinstance(error, KeyboardInterrupt) else _TERMINATED
+    return job_command(command, argv, os.environ)
 
 
 def _history(argv: Sequence[str]) -> int:

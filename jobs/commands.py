@@ -45,7 +45,7 @@ commands:
   plan      forecast the tokens, time, cost and memory of a job, without running it
   preview   try a job on a few rows, and show what the model saw and said
   submit    run a job file on a remote Ray cluster, and follow it
-  status    show a submitted job
+  status    show a submitted job, or list them
   logs      follow the output of a submitted job
   stop      stop a submitted job
   watch     show the progress of a run, from another terminal or machine

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from mediamill.jobs.head_watch import ending_without_head
 from mediamill.jobs.interactive import checking, next_command, print_summary, reporting, stopping
 from mediamill.jobs.progress.layout import Title
 from mediamill.jobs.progress.reporter import MANIFEST
@@ -43,7 +44,7 @@ def run_per_row(
             plan = check(job, meanwhile=lambda: import_ray(address), retry=retry)
         reporter.end({"rows": plan.manifest.rows, "finished": plan.rows_done})
         reporter.notes(plan.notes)
-        with stopping(reporter, job.resources.grace_s) as stop:
+        with ending_without_head(reporter), stopping(reporter, job.resources.grace_s) as stop:
             summary = run(
                 job,
                 plan,

@@ -1,57 +1,77 @@
-"""A client of Ray's Jobs API: submits a job to a remote cluster, follows and stops it.
+"""A client of Ray's Jobs API: submits a job to a remote cluster, watches and stops it.
 
 The driver runs on the cluster, so the submitting machine may go away.
 """
 
 import asyncio
-import json
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
+from urllib.parse import quote
 
 import mediamill
 from mediamill.jobs.cluster.cluster_commands import ClusterGoneError
+from mediamill.jobs.cluster.dashboard_url import why_silent
+from mediamill.jobs.cluster.job_log import JobLog, read_log
+from mediamill.jobs.cluster.remote_job import ENDS, RemoteJob, is_ours, remote_job, state_of
 from mediamill.jobs.cluster.submission import Submission
+from mediamill.pipeline.ray_cluster.cluster_address import token_sentence
 from mediamill.pipeline.storage import storage
 from mediamill.schemas.errors import JobError
 from mediamill.schemas.job import render_job
+from mediamill.schemas.nearest import nearest
 
 _FILE = "job.yaml"
+_ON_CLUSTER = Path(__file__).parent / "on_cluster"
+_START, _RUN = "run_job.sh", "run_job.py"
 _POLL_S = 1.0
+_SILENT_S = 5.0  # before the user is told that the dashboard does not answer
 _UNAVAILABLE_S = 60.0  # how long a dashboard may not answer: it may be restarting
 _STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"  # seconds from SIGTERM to SIGKILL; Ray's default is 3
 _STOP_MARGIN_S = 15  # beyond resources.grace_s
 _EXCLUDES = ["**/__pycache__/", "*.pyc"]
+_LOG_LINES = 60
 # In the messages of a head that cannot take jobs yet.
 _STARTING = ("Cannot connect to host", "No available agent", "head node agent")
-_ENDS = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
 class Cluster:
-    """A Ray cluster. address: of its dashboard, such as http://head:8265."""
+    """A Ray cluster. address: URL of its dashboard."""
 
-    def __init__(self, address: str) -> None:
-        """Raises JobError when nothing answers at the address, or Ray's client is not installed."""
-        self._address = storage.redact(address)
-        try:
-            from ray.job_submission import JobSubmissionClient
-        except ModuleNotFoundError as error:
-            raise JobError(
-                f"submitting needs the package {error.name}: install mediamill[cluster]"
-            ) from error
-        logging.getLogger("ray.dashboard.modules").setLevel(logging.WARNING)  # logs each upload
-        with self._errors_as_sentences(f"--address {self._address}"):
-            self._client: Any = JobSubmissionClient(address)
+    def __init__(self, address: str, environment: Mapping[str, str], verbose: bool = False) -> None:
+        """Raises JobError when nothing answers at the address, or Ray's client is not installed.
+
+        environment: where Ray finds its token; it is named in a sentence about a wrong one.
+        verbose: let the messages of Ray's client through.
+        """
+        self.address = storage.redact(address)
+        self._url, self._environment = address, environment
+        self._verbose = verbose
+        with self._quiet():
+            try:
+                from ray.job_submission import JobSubmissionClient
+            except ModuleNotFoundError as error:
+                raise JobError(
+                    f"submitting needs the package {error.name}: run "
+                    "`pip install 'mediamill[cluster]'`"
+                ) from error
+            with self._errors_as_sentences(f"--address {self.address}"):
+                self._client: Any = JobSubmissionClient(address)
 
     def submit(self, submission: Submission) -> str:
         """Starts the job and returns its name on the cluster. Raises JobError."""
         job = submission.job
+        if submission.name is not None:
+            self._check_is_free(submission.name)
         with tempfile.TemporaryDirectory(prefix="mediamill-submit-") as folder:
             (Path(folder) / _FILE).write_text(render_job(job), encoding="utf-8")
+            for name in (_START, _RUN):
+                (Path(folder) / name).write_bytes((_ON_CLUSTER / name).read_bytes())
             # Ray reads this variable in the process that stops the driver.
             wait_s = int(job.resources.grace_s) + _STOP_MARGIN_S
             environment: dict[str, Any] = {
@@ -61,15 +81,36 @@ class Cluster:
             if submission.code:
                 environment["py_modules"] = [str(Path(mediamill.__file__).parent)]
                 environment["excludes"] = _EXCLUDES
-            with self._errors_as_sentences(f"{self._address}: the cluster does not take the job"):
+            metadata = {
+                "job": job.job,
+                "output": storage.redact(job.output),
+                "grace_s": f"{job.resources.grace_s:g}",
+            }
+            subject = f"{self.address}: the cluster does not take the job"
+            with self._quiet(), self._errors_as_sentences(subject):
                 return self._once_ready(
                     lambda: self._client.submit_job(
-                        entrypoint=f"python -m mediamill run {_FILE}",  # RAY_ADDRESS says where
+                        entrypoint=f"sh {_START}",  # RAY_ADDRESS says where
                         submission_id=submission.name,
                         runtime_env=environment,
-                        metadata={"job": job.job, "output": storage.redact(job.output)},
+                        metadata=metadata,
                     )
                 )
+
+    def _check_is_free(self, name: str) -> None:
+        """Raises JobError if the cluster has a job of this name."""
+        infos = self._infos()
+        for info in infos:
+            if info.submission_id != name:
+                continue
+            names = {other.submission_id for other in infos}
+            number = next(n for n in range(2, len(names) + 3) if f"{name}-{n}" not in names)
+            state = state_of(info)
+            word = f"has ended ({state})" if state in ENDS else f"is at work ({state})"
+            raise JobError(
+                f"--name {name}: a job of this name {word} on {self.address}; expected another "
+                f"name, such as {name}-{number}"
+            )
 
     def _once_ready(self, action: Callable[[], str]) -> str:
         """Retries `action` while a head that has just started cannot take jobs yet."""
@@ -83,35 +124,60 @@ class Cluster:
                     raise
             time.sleep(_POLL_S)
 
-    def status(self, name: str) -> dict[str, Any]:
-        """Returns the status of a job as a dict. Raises JobError when there is no such job."""
-        info = self._info(name)
-        metadata = info.metadata or {}
-        facts = {
-            "name": name,
-            "status": _status(info),
-            "exit_code": info.driver_exit_code,
-            "message": _last_sentence(info.message or ""),
-            "started": _time(info.start_time),
-            "ended": _time(info.end_time),
-            **{key: metadata[key] for key in ("job", "output") if key in metadata},
-        }
-        return {key: value for key, value in facts.items() if value not in (None, "")}
+    def job(self, name: str) -> RemoteJob:
+        """Returns a job with its progress. Raises JobError when there is no such job."""
+        return self._job(self._info(name))
+
+    def jobs(self, limit: int) -> tuple[list[RemoteJob], int]:
+        """Returns the latest jobs that mediamill has submitted, newest first.
+
+        Also returns the number of those that are left out. Raises JobError.
+        """
+        infos = [info for info in self._infos() if is_ours(info)]
+        infos.sort(key=lambda info: info.start_time or 0, reverse=True)
+        return [self._job(info) for info in infos[:limit]], max(0, len(infos) - limit)
+
+    def _job(self, info: Any) -> RemoteJob:
+        return remote_job(info, self._log_end(info) if is_ours(info) else JobLog())
+
+    def _log_end(self, info: Any) -> JobLog:
+        """Returns what the last lines of a job's log say; nothing if they cannot be had."""
+        if info.driver_node_id is None:
+            return JobLog()
+        name = quote(f"job-driver-{info.submission_id}.log")
+        query = f"node_id={info.driver_node_id}&filename={name}&lines={_LOG_LINES}"
+        with suppress(Exception):
+            reply = self._client._do_request("GET", f"/api/v0/logs/file?{query}")
+            if reply.status_code == 200:
+                return read_log(reply.text.split("\n"))
+        return JobLog()
 
     def stop(self, name: str) -> bool:
         """Asks a job to stop. Returns whether it was still running. Raises JobError."""
-        if _status(self._info(name)) in _ENDS:
+        if state_of(self._info(name)) in ENDS:
             return False
         with self._errors_as_sentences(name):
             return bool(self._client.stop_job(name))
 
-    def has_stop_time(self, name: str) -> bool:
-        """Whether the job sets RAY_JOB_STOP_WAIT_TIME_S; else the head's setting applies."""
-        return _STOP_WAIT in ((self._info(name).runtime_env or {}).get("env_vars") or {})
+    def stop_time(self, name: str) -> int | None:
+        """Returns the seconds that a job has to finish its rows.
 
-    def follow(self, name: str, out: TextIO) -> int:
-        """Writes the job's output to `out` until it ends, and returns its exit code.
+        None for a job of others, for which the setting of the head counts.
+        """
+        info = self._info(name)
+        if _STOP_WAIT not in ((info.runtime_env or {}).get("env_vars") or {}):
+            return None
+        return round(float((info.metadata or {}).get("grace_s", 60)))
 
+    def output_of(self, name: str) -> tuple[str, str]:
+        """Returns the kind of a job and its output; empty for a job of others."""
+        metadata = self._info(name).metadata or {}
+        return metadata.get("job", ""), metadata.get("output", "")
+
+    def follow(self, name: str, write: Callable[[str], None], tell: Callable[[str], None]) -> int:
+        """Passes the job's log to `write` until it ends, and returns its exit code.
+
+        tell: takes a sentence about a cluster that does not answer.
         Raises JobError when there is no such job, and ClusterGoneError when the cluster stops
         answering.
         """
@@ -124,26 +190,26 @@ class Cluster:
             async for text in self._client.tail_job_logs(name):
                 seen += len(text)
                 if seen > written:  # after a reconnect, the log starts again
-                    out.write(text[max(0, len(text) - (seen - written)) :])
-                    out.flush()
+                    write(text[max(0, len(text) - (seen - written)) :])
                     written = seen
 
         while True:
             try:
-                asyncio.run(copy())
+                with self._quiet():
+                    asyncio.run(copy())
             except Exception as error:
                 if not _is_connection(error):
                     raise
-            if self._wait_until(name, lambda info: True) in _ENDS:
-                return self.wait(name)
+            if self._wait_until(name, lambda info: True, tell) in ENDS:
+                return self.wait(name, tell)
             time.sleep(_POLL_S)
 
-    def wait(self, name: str) -> int:
+    def wait(self, name: str, tell: Callable[[str], None] | None = None) -> int:
         """Waits until the job has ended, and returns its exit code: 143 when it was stopped.
 
-        Raises ClusterGoneError when the cluster stops answering.
+        tell, errors: see `follow`.
         """
-        status = self._wait_until(name, lambda info: _status(info) in _ENDS)
+        status = self._wait_until(name, lambda info: state_of(info) in ENDS, tell)
         code = self._info(name).driver_exit_code
         if status == "STOPPED":
             return 143
@@ -151,9 +217,23 @@ class Cluster:
             return 0 if status == "SUCCEEDED" else 1
         return int(code) if code >= 0 else 128 - int(code)  # a negative one is a signal's
 
-    def _wait_until(self, name: str, condition: Callable[[Any], bool]) -> str:
+    def ends_within(self, name: str, seconds: float) -> bool:
+        """Waits at most `seconds` for the end of the job, and returns whether it has ended."""
+        until = time.monotonic() + seconds
+        state = self._wait_until(
+            name, lambda info: state_of(info) in ENDS or time.monotonic() > until
+        )
+        return state in ENDS
+
+    def _wait_until(
+        self,
+        name: str,
+        condition: Callable[[Any], bool],
+        tell: Callable[[str], None] | None = None,
+    ) -> str:
         """Returns the status of an existing job as soon as `condition` holds for its info."""
         silent_since: float | None = None
+        told = False
         while True:
             try:
                 info = self._client.get_job_info(name)
@@ -161,74 +241,85 @@ class Cluster:
                 if not _is_connection(error):
                     raise
                 silent_since = silent_since or time.monotonic()
-                if time.monotonic() - silent_since > _UNAVAILABLE_S:
+                silent_s = time.monotonic() - silent_since
+                if silent_s > _UNAVAILABLE_S:
                     raise ClusterGoneError(
-                        f"{self._address}: the cluster stopped answering; {name} may still run: "
-                        f"try `mediamill status {name}` later, or, if the cluster is gone, submit "
-                        "the job again: finished rows are kept"
+                        f"{self.address}: the cluster stopped answering; {name} may still run: "
+                        f"try `mediamill status {name} --address {self.address}` later, or, if the "
+                        "cluster is gone, submit the job again: finished rows are kept"
                     ) from error
+                if silent_s > _SILENT_S and tell is not None and not told:
+                    tell(f"{self.address} does not answer; it is tried for {_UNAVAILABLE_S:.0f} s")
+                    told = True
             else:
                 silent_since = None
                 if condition(info):
-                    return _status(info)
+                    return state_of(info)
             time.sleep(_POLL_S)
 
     def _info(self, name: str) -> Any:
         with self._errors_as_sentences(name):
-            return self._client.get_job_info(name)
+            try:
+                return self._client.get_job_info(name)
+            except RuntimeError as error:
+                if "status code 404" not in str(error):
+                    raise
+        names = [info.submission_id for info in self._infos()]
+        guess = nearest(name, names)
+        hint = f", did you mean '{guess}'?" if guess else "; mediamill status lists the jobs"
+        raise JobError(f"{self.address} has no job {name!r}{hint}")
+
+    def _infos(self) -> list[Any]:
+        with self._errors_as_sentences(self.address):
+            return [info for info in self._client.list_jobs() if info.submission_id]
+
+    @contextmanager
+    def _quiet(self) -> Iterator[None]:
+        """Hides what Ray's client logs, and its warnings about the libraries that it uses."""
+        if self._verbose:
+            yield
+            return
+        level = logging.root.manager.disable
+        logging.disable(logging.WARNING)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                yield
+        finally:
+            logging.disable(level)
 
     @contextmanager
     def _errors_as_sentences(self, subject: str) -> Iterator[None]:
         """Turns errors of Ray's client and its HTTP libraries into JobError."""
         try:
             yield
+        except JobError:
+            raise
         except Exception as error:
             if not _is_connection(error):
                 raise
             raise JobError(f"{subject}: {self._sentence(error)}") from error
 
     def _sentence(self, error: Exception) -> str:
-        if type(error).__name__ == "AuthenticationError":
+        kind = type(error).__name__
+        if kind == "AuthenticationError":
+            return token_sentence(self._environment)
+        if kind in ("ConnectionError", "ConnectTimeout", "InvalidURL"):
+            return why_silent(self._url)
+        if "Version check returned 404" in str(error) or kind == "JSONDecodeError":
             return (
-                "the cluster refused the token: expected the cluster's own in RAY_AUTH_TOKEN or "
-                "~/.ray/auth_token, with RAY_AUTH_MODE=token"
+                "a server answers there, but not the dashboard of Ray; expected its URL, such as "
+                "http://HEAD:8265"
             )
-        if type(error).__name__ in ("ConnectionError", "ConnectTimeout", "InvalidURL"):
-            return f"nothing answers at {self._address}, expected the URL of a Ray dashboard"
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         if not lines:
-            return type(error).__name__
+            return kind
         if "Traceback" in lines[0]:  # on the cluster; its last line is the error
             lines = [line for line in lines if line.strip(".")][-1:]
         return storage.redact_text(lines[0])
-
-
-def print_status(facts: dict[str, Any], as_json: bool) -> None:
-    """Prints a job's status: one line for each fact, or one JSON object."""
-    lines = "\n".join(f"{key:<10} {value}" for key, value in facts.items())
-    print(json.dumps(facts) if as_json else lines, flush=True)
 
 
 def _is_connection(error: Exception) -> bool:
     """Whether a request of Ray's client failed; other errors are faults of this program."""
     library = type(error).__module__.partition(".")[0] in ("aiohttp", "ray", "requests")
     return library or isinstance(error, RuntimeError | OSError | ValueError | KeyError)
-
-
-def _status(info: Any) -> str:
-    return str(getattr(info.status, "value", info.status))
-
-
-def _last_sentence(message: str) -> str:
-    """Reduces Ray's message about a job to one line."""
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    if not lines:
-        return ""
-    # The message about a failed job is the end of its log: the last line is the driver's error.
-    return storage.redact_text(lines[-1] if "exit code" in lines[0] else lines[0])
-
-
-def _time(milliseconds: int | None) -> str | None:
-    if not milliseconds:
-        return None
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(milliseconds / 1000))

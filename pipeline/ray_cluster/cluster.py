@@ -4,9 +4,7 @@ import logging
 import math
 import os
 import secrets
-import signal
 import sys
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,8 +15,15 @@ from typing import TYPE_CHECKING, Any
 import mediamill
 from mediamill.pipeline.faults import PermanentError, root_cause
 from mediamill.pipeline.ray_cluster.block_stats import ClearBlockStats
-from mediamill.pipeline.ray_cluster.cluster_address import await_head, cluster_address
+from mediamill.pipeline.ray_cluster.cluster_address import (
+    await_head,
+    cluster_address,
+    token_sentence,
+    use_token,
+)
 from mediamill.pipeline.ray_cluster.pool_sizes import Node, Pools, TooSmallError, size_pools
+from mediamill.pipeline.ray_cluster.quiet import no_stderr, quiet, restored_sigterm
+from mediamill.pipeline.ray_cluster.worker_packages import check_workers
 from mediamill.schemas.job import Resources
 from mediamill.schemas.job_resources import size_range
 
@@ -56,16 +61,18 @@ def ray_cluster(address: str | None, own_stages: bool = False) -> Iterator[bool]
     import ray
 
     if ray.is_initialized():
-        with _quiet():
+        with quiet():
             yield not any(_LOCAL_LABEL.items() <= node.labels.items() for node in ray_nodes())
         return
-    with _restored_sigterm():
+    with restored_sigterm():
         if address is not None:
             _connect(address, own_stages)
         else:
             _start_local(own_stages)
     try:
-        with _quiet():
+        with quiet():
+            if address is not None:
+                check_workers(address)
             yield address is not None
     finally:
         ray.shutdown(wait_for_processes=True)  # of a local cluster
@@ -162,7 +169,7 @@ def _connect(address: str, own_stages: bool) -> None:
     if address != "auto":
         await_head(address)
     try:
-        with _no_stderr():
+        with no_stderr():
             ray.init(
                 address=address,
                 log_to_driver=False,
@@ -171,6 +178,9 @@ def _connect(address: str, own_stages: bool) -> None:
             )
     except Exception as error:  # Ray raises several types
         reason = root_cause(error)
+        if "AuthenticationError" in reason or type(error).__name__ == "AuthenticationError":
+            reason = token_sentence(os.environ)
+            raise PermanentError(f"the Ray cluster at {address}: {reason}") from error
         if "ersion mismatch" in str(error):
             raise PermanentError(" ".join(str(error).split())) from error
         if "Could not find any running Ray instance" in reason:
@@ -226,7 +236,7 @@ def _start_local(own_stages: bool) -> None:
 
     for attempt in range(1, _STARTS + 1):
         try:
-            with _no_stderr():
+            with no_stderr():
                 ray.init(
                     num_cpus=_local_cpus(),
                     include_dashboard=False,
@@ -243,59 +253,6 @@ def _start_local(own_stages: bool) -> None:
             return
 
 
-@contextmanager
-def _restored_sigterm() -> Iterator[None]:
-    """Restores the program's handler of SIGTERM, which Ray replaces."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, handler)
-
-
-@contextmanager
-def _no_stderr() -> Iterator[None]:
-    """Hides Ray core's messages about its log level on stderr. Errors are raised anyway."""
-    sys.stderr.flush()
-    stderr = os.dup(2)
-    with Path(os.devnull).open("w") as null:
-        os.dup2(null.fileno(), 2)
-    try:
-        yield
-    finally:
-        sys.stderr.flush()
-        os.dup2(stderr, 2)
-        os.close(stderr)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hides Ray's and Ray Data's messages, which would break the progress line or the summary.
-
-    The run's own sentence says why it stopped; Ray's log files have everything.
-    """
-    import ray.data  # configures its loggers
-    from ray._private import worker
-
-    loggers = [logging.getLogger(module.__name__) for module in (ray, ray.data)]
-    levels, shown = [logger.level for logger in loggers], worker._worker_logs_enabled
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    # As Ray's own debugger does. Else each failure of an actor puts a whole traceback on stdout.
-    worker._worker_logs_enabled = False
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"ray\.data")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-        worker._worker_logs_enabled = shown
-
-
 def _set_environment(address: str | None) -> None:
     """Sets what Ray reads from the environment when it is imported, unless the user has set it."""
     # A local cluster can only be used with this process's token.
@@ -303,6 +260,7 @@ def _set_environment(address: str | None) -> None:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if address is not None:
+        use_token(os.environ)
         # Each takes 40 s where something else listens than a head.
         os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "2")
     if address is None:

@@ -1,5 +1,7 @@
 """Addresses of clusters that are none, or where none is, are told soon and in one sentence."""
 
+import socket
+
 import pytest
 
 from mediamill.pipeline.faults import PermanentError
@@ -66,3 +68,45 @@ def test_this_machine_is_known_before_a_local_cluster_starts():
     assert node.labels == {"mediamill-cluster": "local"}
     with pytest.raises(TooSmallError, match=r"resources\.replicas"):
         size_pools(Resources(replicas=10**9, device="cpu"), [node])
+
+
+@pytest.mark.parametrize(
+    ("variables", "in_file", "mode"),
+    [
+        ({}, False, None),
+        ({}, True, "token"),
+        ({"RAY_AUTH_TOKEN": "t"}, False, "token"),
+        ({"RAY_AUTH_TOKEN_PATH": "/secret"}, False, "token"),
+        ({"RAY_AUTH_TOKEN": ""}, False, None),
+        ({"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": "t"}, True, "disabled"),
+    ],
+)
+def test_a_token_in_its_usual_place_is_used(tmp_path, variables, in_file, mode):
+    if in_file:
+        (tmp_path / ".ray").mkdir()
+        (tmp_path / ".ray" / "auth_token").write_text("0" * 64)
+    environment = {"HOME": str(tmp_path), **variables}
+    cluster_address.use_token(environment)
+    assert environment.get("RAY_AUTH_MODE") == mode
+
+
+@pytest.mark.parametrize(
+    ("variables", "sentence"),
+    [
+        ({}, "the cluster wants a token: expected that of its head in ~/.ray/auth_token or RAY_AU"),
+        ({"RAY_AUTH_MODE": "disabled"}, "found RAY_AUTH_MODE=disabled, expected token"),
+        ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "secret"}, "the token of RAY_AUTH_TOKEN,"),
+        ({"RAY_AUTH_MODE": "token"}, "refused the token of ~/.ray/auth_token, expected that of"),
+    ],
+)
+def test_a_refused_token_is_told_by_its_place(variables, sentence):
+    told = cluster_address.token_sentence(variables)
+    assert sentence in told
+    assert "secret" not in told
+
+
+def test_what_listens_is_reachable():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        assert cluster_address.is_reachable(address)
+    assert not cluster_address.is_reachable(address)
