@@ -28,19 +28,19 @@ from mediamill.pipeline.coordinator.guarded_stage import CoordinatorCalls, Guard
 from mediamill.pipeline.decoding.memory_estimate import memory_bytes
 from mediamill.pipeline.faults import BrokenEngineError, Drained, RunError
 from mediamill.pipeline.fetching import spool
+from mediamill.pipeline.ladder.attempts import Attempts, Ordinal
 from mediamill.pipeline.ledger import ledger, recovery
 from mediamill.pipeline.ledger.inventory import take_inventory
 from mediamill.pipeline.ledger.state import Counts
 from mediamill.pipeline.outcome import Outcome
+from mediamill.pipeline.output_rules import output_rules
 from mediamill.pipeline.plan import Plan, check
 from mediamill.pipeline.ray_cluster.cluster import data_context, ray_cluster
 from mediamill.pipeline.ray_cluster.metrics import export_engine_rows
 from mediamill.pipeline.ray_cluster.pool_sizes import CALLS_TO_FILL, Node, Pools, size_pools
 from mediamill.pipeline.retry.job_note import save_job
 from mediamill.pipeline.retry.reopen import reopen_rows
-from mediamill.pipeline.storage import storage
 from mediamill.pipeline.tasks.answer_cache import AnswerCalls
-from mediamill.schemas import columns as c
 from mediamill.schemas.job import JobConfig
 from mediamill.schemas.manifest import ManifestSchema
 from mediamill.schemas.result import Progress, Summary
@@ -48,7 +48,6 @@ from mediamill.schemas.task import CAPTION, Task
 
 if TYPE_CHECKING:
     from mediamill.model.requests import Request
-    from mediamill.pipeline.stages.write import OutputRules
 
 __all__ = ["Drained", "Plan", "RunError", "Stages", "Stop", "check", "run"]
 
@@ -245,8 +244,13 @@ class _Pass:
     stages: Stages
     coordinator: Any
 
-    def __call__(self, pools: Pools, *on_step: Callable[[Any], None]) -> None:
-        """Executes the stages. on_step: see `data_context`."""
+    def __call__(
+        self,
+        pools: Pools,
+        attempts: Mapping[Ordinal, Attempts],
+        *on_step: Callable[[Any], None],
+    ) -> None:
+        """Executes the stages. attempts, on_step: see `Pass`."""
         import ray
 
         from mediamill.pipeline.stages.read import ManifestDatasource
@@ -264,8 +268,10 @@ class _Pass:
         prepare, generate = self.stages.prepare, self.stages.generate
         counters = ("prepared",) if generate else ("prepared", "generated")
         prepare_options = {**options, "count": RemoteCounter(self.coordinator, counters)}
-        source = ManifestDatasource(plan.manifest, self.outcome.state)
-        sink = ResultDatasink(self._output_rules(), ledger_calls, self._write_rows())
+        source = ManifestDatasource(plan.manifest, self.outcome.state, attempts)
+        sink = ResultDatasink(
+            output_rules(self.job, self.outcome), ledger_calls, self._write_rows()
+        )
         with ray.data.DataContext.current(data_context(pools.block_bytes, *on_step)):
             dataset = ray.data.read_datasource(
                 source, num_cpus=pools.task_cpus, override_num_blocks=source.tasks
@@ -318,22 +324,12 @@ class _Pass:
         left = self.outcome.state.rows_left(self.outcome.plan.manifest.rows)
         return min(self.job.rows_per_file, max(_MIN_ROWS_PER_WRITE, left // _MIN_WRITES))
 
-    def _output_rules(self) -> "OutputRules":
-        from mediamill.pipeline.stages.write import OutputRules
+    def write(self, rows: pa.Table) -> None:
+        """See `Pass`."""
+        from mediamill.pipeline.stages.write import write_rows
 
-        plan, job = self.outcome.plan, self.job
-        constants = {
-            c.MODEL: storage.redact(job.model),
-            c.FINGERPRINT: plan.fingerprint,
-            c.RUN_ID: self.outcome.run_id,
-        }
-        retry = plan.retry
-        return OutputRules(
-            *(plan.output.url, plan.schema, job.partition_by, job.rows_per_file, constants),
-            *(plan.task.questions, job.alarms.expect_language),
-            retry is not None,
-            None if retry is None else retry.changed_text,
-        )
+        rules = replace(output_rules(self.job, self.outcome), ladder=None)
+        write_rows(rows, rules, LedgerCalls(self.coordinator))
 
 
 def _actor_pool(min_size: int, max_size: int | None, calls: int) -> Any:

@@ -96,6 +96,17 @@ class VideoRules:
             defaults, **{name: value for name, value in vars(self).items() if value is not None}
         )
 
+    def with_fewer_frames(self, divisor: int) -> "VideoRules":
+        """Returns rules that sample this part of the frames, at least one group of them."""
+        if self.num_frames is not None:
+            return replace(self, num_frames=max(2, self.num_frames // divisor))
+        return replace(
+            self,
+            fps=(self.fps or DEFAULT_FPS) / divisor,
+            min_frames=max(2, (self.min_frames or DEFAULT_MIN_FRAMES) // divisor),
+            max_frames=max(2, (self.max_frames or DEFAULT_MAX_FRAMES) // divisor),
+        )
+
     @classmethod
     def from_options(cls, options: Mapping[str, Any], where: str) -> "VideoRules":
         """Reads the rules from options by the reference's keys; other keys are ignored.
