@@ -20,11 +20,12 @@ import pyarrow as pa
 from mediamill.pipeline.checkpoint.checkpoint_hash import CheckpointHash
 from mediamill.pipeline.checkpoint.machine_copy import local_folder
 from mediamill.pipeline.coordinator import lease
-from mediamill.pipeline.coordinator.coordinator import LedgerCalls, RemoteCounter
+from mediamill.pipeline.coordinator.coordinator import RemoteCounter
 from mediamill.pipeline.coordinator.drain import Stop
 from mediamill.pipeline.coordinator.execution import Execution
 from mediamill.pipeline.coordinator.failure_policy import GENERATE, PREPARE
 from mediamill.pipeline.coordinator.guarded_stage import CoordinatorCalls, GuardedStage
+from mediamill.pipeline.coordinator.ledger_calls import LedgerCalls
 from mediamill.pipeline.decoding.memory_estimate import memory_bytes
 from mediamill.pipeline.faults import BrokenEngineError, Drained, RunError
 from mediamill.pipeline.fetching import spool

@@ -19,8 +19,8 @@ _PICTURE = re.compile(
     r"the model takes (?P<context>\d+)"
 )
 _FRAMES = re.compile(
-    r"(?P<frames>\d+) frames of \d+ x \d+ pixels are (?P<visual>\d+) visual tokens; the model takes "
-    r"(?P<context>\d+)"
+    r"(?P<frames>\d+) frames of \d+ x \d+ pixels are (?P<visual>\d+) visual tokens; the model "
+    r"takes (?P<context>\d+)"
 )
 _PIXELS = re.compile(r"(?P<subject>.*) is \d+ x \d+ = (?P<pixels>\d+) pixels; the limit is \d+")
 _SECONDS = re.compile(r"(?P<seconds>[\d.]+) s of .* to be decoded; the limit is [\d.e+]+ s")
@@ -107,7 +107,8 @@ def _advice(
         case ErrorCode.JSON_INVALID if not constrained:
             return "json_answers.constrained=true holds answers to the schema"
         case ErrorCode.POISON:
-            return "once the cause is mended: mediamill retry OUTPUT --where \"error_code == 'poison'\""
+            condition = "error_code == 'poison'"
+            return f'once the cause is mended: mediamill retry OUTPUT --where "{condition}"'
     return None
 
 

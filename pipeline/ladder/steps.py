@@ -27,7 +27,7 @@ _SMALLER = {
 
 def shrink(attempts: Attempts | None) -> int:
     """Returns by how much the media of the next attempt are smaller than the job asks for."""
-    return 2 ** sum(code in _SMALLER for code in codes_of(attempts))
+    return 1 << sum(code in _SMALLER for code in codes_of(attempts))
 
 
 def shrinking_helps(code: str, message: str) -> bool:

@@ -162,8 +162,8 @@ class Generate:
             answered = answer(rows)
         else:
             answered = self._deduplicator.answers(rows, answer)
-        for number, answer in answered.items():
-            row_failures[number] = answer.failure
+        for number, row_answer in answered.items():
+            row_failures[number] = row_answer.failure
         self._count(table.num_rows)
         answers = [answered.get(number, _NO_ANSWER) for number in range(table.num_rows)]
         columns = {
