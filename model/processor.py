@@ -167,7 +167,7 @@ class Processor:
         return replace(
             self,
             image_rules=replace(self.image_rules, shrink=divisor),
-            video_rules=self.video_rules.with_fewer_frames(divisor),
+            video_rules=replace(self.video_rules, shrink=divisor),
         )
 
     def prepare_picture(self, picture: Picture) -> tuple[VisualInput, Receipt]:

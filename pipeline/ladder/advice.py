@@ -71,13 +71,15 @@ def with_advice(
     receipts: Sequence[Mapping[str, Any]],
     shrunk: int,
     constrained: bool,
+    media: int = 1,
 ) -> str:
     """Returns the message of an error row with what would help it.
 
-    receipts: of its media, as far as known. shrunk: how often its media were halved already.
+    receipts: of its media, as far as known. media: their number.
+    shrunk: how often they were halved already.
     constrained: whether answers are held to their schemas.
     """
-    advice = _advice(code, message, receipts, shrunk, constrained)
+    advice = _advice(code, message, receipts, shrunk, constrained, media)
     if advice is None:
         return message
     return f"{safe_text(message, MAX_MESSAGE - _MAX_ADVICE)}; {advice}"
@@ -89,10 +91,11 @@ def _advice(
     receipts: Sequence[Mapping[str, Any]],
     shrunk: int,
     constrained: bool,
+    media: int,
 ) -> str | None:
     match code:
         case ErrorCode.CONTEXT_TOO_LONG:
-            return _fitting(message, receipts, shrunk)
+            return _fitting(message, receipts, shrunk, media)
         case ErrorCode.ENGINE_OOM if receipts:
             key = "image.max_pixels" if receipts[0]["type"] == "image" else "video.max_tokens"
             return f"retries.smaller={shrunk + 1} or a lower {key} needs less memory"
@@ -112,10 +115,13 @@ def _advice(
     return None
 
 
-def _fitting(message: str, receipts: Sequence[Mapping[str, Any]], shrunk: int) -> str | None:
+def _fitting(
+    message: str, receipts: Sequence[Mapping[str, Any]], shrunk: int, media: int
+) -> str | None:
     """What makes a prompt fit that is too long."""
     sizes = Sizes.parse(message)
-    if sizes is None:
+    # Of several media, the first that is too large alone says nothing about all of them.
+    if sizes is None or (media > 1 and not receipts):
         return None
     if sizes.room < 1 or not sizes.visual:
         return "only a shorter text fits"

@@ -127,8 +127,15 @@ def _with_results(table: pa.Table, rules: OutputRules) -> pa.Table:
                 table[name][number].as_py() for name in (c.RECEIPT, c.ATTEMPT_HISTORY)
             )
             halvings = shrink(attempts).bit_length() - 1
-            failure = code, messages[number] or ""
-            messages[number] = with_advice(*failure, receipts or (), halvings, rules.constrained)
+            media = table[c.MEDIA][number].as_py() if c.MEDIA in table.column_names else None
+            messages[number] = with_advice(
+                code,
+                messages[number] or "",
+                receipts or (),
+                halvings,
+                rules.constrained,
+                len(media or (None,)),
+            )
     column = table.schema.get_field_index(c.ERROR_MESSAGE)
     table = table.set_column(column, table.schema.field(column), pa.array(messages, pa.string()))
     return with_results(table, rules.constants[c.RUN_ID])
