@@ -43,7 +43,7 @@ def server():
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory, server):
+def done(tmp_path_factory, server, ray_cluster):
     """The rows of a run by id, with its summary."""
     folder = tmp_path_factory.mktemp("ladder")
     rows = picture_rows(draw_media(folder / "media"), 4)
