@@ -24,8 +24,8 @@ ARROWS = {
 _MODEL_ORDER = """errors urls inputs checkpoint media sampling text generation layers families
 requests processor describe weights engine_core engine chat tensor_parallel tiny"""
 _PIPELINE_ORDER = """faults records row_values storage ray_cluster fetching decoding replica
-ledger ladder manifest retry sources quality tasks stages checkpoint fingerprint plan outcome coordinator
-output_rules compact run annotate export forecast"""
+ledger ladder manifest retry sources quality tasks stages checkpoint fingerprint plan outcome
+coordinator output_rules compact run annotate export forecast"""
 ORDER = {"model": _MODEL_ORDER.split(), "pipeline": _PIPELINE_ORDER.split()}
 MAX_LINES = 350
 

@@ -80,7 +80,7 @@ def with_advice(
     constrained: whether answers are held to their schemas.
     """
     advice = _advice(code, message, receipts, shrunk, constrained, media)
-    if advice is None:
+    if advice is None or message.endswith(advice):  # windows have the message of their video
         return message
     return f"{safe_text(message, MAX_MESSAGE - _MAX_ADVICE)}; {advice}"
 

@@ -58,7 +58,10 @@ class Ladder:
         """Returns the positions of the rows of a table of `parsed_schema` that have a try left."""
         positions = []
         rows = (table[name].to_pylist() for name in (c.ERROR_CODE, c.ERROR_MESSAGE))
+        split = table[c.SPLIT_CODE].to_pylist() if c.SPLIT_CODE in table.column_names else None
         for number, (code, message) in enumerate(zip(*rows, strict=True)):
+            if split is not None and split[number] is not None:
+                continue  # only another split of the video can help
             if code in _LATER and not message.startswith("data:"):
                 tries, codes = self.retries.fetch, _LATER
             elif code == ErrorCode.ENGINE_OOM and table[c.VISUAL_TOKENS][number].as_py():
