@@ -24,7 +24,10 @@ _FRAMES = re.compile(
 )
 _PIXELS = re.compile(r"(?P<subject>.*) is \d+ x \d+ = (?P<pixels>\d+) pixels; the limit is \d+")
 _SECONDS = re.compile(r"(?P<seconds>[\d.]+) s of .* to be decoded; the limit is [\d.e+]+ s")
-_UNKNOWN_FORMAT = re.compile(r"the file is (a|an|no known) |.* in a codec that is not supported")
+_CONVERTIBLE = re.compile(
+    r"the file is a [^;]*(picture|document|drawing|metafile|project|raw file|animation)[^;]*; "
+    r"expected|.* in a codec that is not supported|.*, which is not read"
+)
 _TEXT_SHARE = 0.9  # of the context for media, where the length of the text is not known
 _LEAST_FRAMES = 2  # that halving leaves of a video
 _MAX_ADVICE = 200  # characters
@@ -105,7 +108,7 @@ def _advice(
             return "mediamill retry tries it again"
         case ErrorCode.DECODE_TOO_LARGE:
             return _raised_limit(message)
-        case ErrorCode.DECODE_UNSUPPORTED if _UNKNOWN_FORMAT.match(message):
+        case ErrorCode.DECODE_UNSUPPORTED if _CONVERTIBLE.match(message):
             return "converted to JPEG, PNG or MP4, it can be read"
         case ErrorCode.JSON_INVALID if not constrained:
             return "json_answers.constrained=true holds answers to the schema"

@@ -102,6 +102,8 @@ def test_a_text_that_is_too_long_is_not_helped_by_pixels():
             "the file is a PDF document; expected a picture or video",
             "; converted to JPEG, PNG or MP4, it can be read",
         ),
+        ("decode_unsupported", "the file is a ZIP archive; expected a picture or video", ""),
+        ("decode_unsupported", "the file is a web page; expected a picture or video", ""),
         ("decode_unsupported", "the picture is 9000 x 3 pixels; expected no side more than", ""),
         ("json_invalid", "json_schema: no object", ""),
         ("prompt_invalid", "found no prompt", ""),
