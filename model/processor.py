@@ -159,6 +159,17 @@ class Processor:
         rules = self.video_rules, self.frame_rules, self.limits
         return prepare_video(file, *rules, start_s, end_s, self.probe_cache)
 
+    def shrunk(self, divisor: int) -> "Processor":
+        """Returns a processor that gives pictures this part of the area, and videos of the frames.
+
+        Limits on the least size do not hold for it.
+        """
+        return replace(
+            self,
+            image_rules=replace(self.image_rules, shrink=divisor),
+            video_rules=replace(self.video_rules, shrink=divisor),
+        )
+
     def prepare_picture(self, picture: Picture) -> tuple[VisualInput, Receipt]:
         """Returns the patches and the receipt of a decoded picture.
 

@@ -17,20 +17,25 @@ from mediamill.schemas.job_types import FINGERPRINT_DEFAULT
 ENGINE_VERSION = 2
 _KEYS = ("job", "media_column", "prompt", "prompts", "json_schema", "system", "dedupe")
 _SECTIONS = ("generation", "image", "video")
+_RETRIES_AGAIN = ("smaller", "again", "temperature", "repetition_penalty")
 
 
 def fingerprint_parts(job: JobConfig, checkpoint: str) -> dict[str, Any]:
     """Returns the parts that all kinds of tasks have; see `TaskKind.fingerprint` for the others.
 
-    checkpoint: the hash of its content. The seed is a part only if the job samples.
+    checkpoint: the hash of its content. The seed is a part only if the job samples, and the retries
+    that decide texts only if there are any.
     """
-    seed = {} if job.generation.temperature == 0 else {"seed": job.seed}
+    retries = _values(job.retries, _RETRIES_AGAIN if job.retries.again else ("smaller",))
+    samples = job.generation.temperature != 0 or job.retries.again
+    seed = {"seed": job.seed} if samples else {}
     return {
         **_values(job, _KEYS),
         "engine": ENGINE_VERSION,
         "checkpoint": checkpoint,
         **{section: _values(getattr(job, section)) for section in _SECTIONS},
         "resources.dtype": job.resources.dtype,
+        **({"retries": retries} if retries else {}),
         **seed,
     }
 

@@ -19,7 +19,7 @@ from mediamill.schemas.arrow_convert import convert_column
 from mediamill.schemas.errors import RowError
 from mediamill.schemas.manifest import ManifestSchema
 from mediamill.schemas.media_column import MEDIA_BYTES_FIELD
-from mediamill.schemas.result import RECEIPT_STRUCT, copy_fields
+from mediamill.schemas.result import ATTEMPT_FIELDS, RECEIPT_STRUCT, copy_fields
 from mediamill.schemas.task import CAPTION, Task
 
 # A row's ordinal: the number of its manifest file in the ledger, and its index in that file.
@@ -35,10 +35,11 @@ MEDIA_PATHS = "media_paths"
 
 
 _ROW_FIELD = pa.field(c.ROW, ROW_STRUCT)
-_ERROR_FIELDS = (
+STATUS_FIELDS = (
     pa.field(c.STATUS, pa.string()),
     pa.field(c.ERROR_CODE, pa.string()),
     pa.field(c.ERROR_MESSAGE, pa.string()),
+    pa.field(c.ATTEMPT_HISTORY, pa.list_(pa.struct(ATTEMPT_FIELDS))),  # see ladder/attempts.py
 )
 _RECEIPT_FIELDS = (
     pa.field(c.VISUAL_TOKENS, pa.int32()),
@@ -65,8 +66,8 @@ _TOTAL_FIELDS = (
 
 
 def read_schema(manifest: ManifestSchema) -> pa.Schema:
-    """The manifest's columns, the row's ordinal, and the status and error."""
-    return pa.schema([*manifest.fields, _ROW_FIELD, *_ERROR_FIELDS])
+    """The manifest's columns, the row's ordinal, the status, the error and the attempts."""
+    return pa.schema([*manifest.fields, _ROW_FIELD, *STATUS_FIELDS])
 
 
 def fetched_schema(manifest: ManifestSchema) -> pa.Schema:

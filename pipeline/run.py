@@ -13,39 +13,39 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pyarrow as pa
 
 from mediamill.pipeline.checkpoint.checkpoint_hash import weights_bytes
 from mediamill.pipeline.coordinator import lease, run_status
-from mediamill.pipeline.coordinator.coordinator import LedgerCalls, RemoteCounter
+from mediamill.pipeline.coordinator.coordinator import RemoteCounter
 from mediamill.pipeline.coordinator.drain import NOTHING_BEGUN, Stop
 from mediamill.pipeline.coordinator.execution import Execution
 from mediamill.pipeline.coordinator.failure_policy import GENERATE, PREPARE
 from mediamill.pipeline.coordinator.guarded_stage import CoordinatorCalls, GuardedStage
+from mediamill.pipeline.coordinator.ledger_calls import LedgerCalls
 from mediamill.pipeline.coordinator.reporting import RunFacts
 from mediamill.pipeline.coordinator.utilization import WRITE_MS
 from mediamill.pipeline.decoding.memory_estimate import memory_bytes
 from mediamill.pipeline.faults import Drained, RunError, stopped_by
 from mediamill.pipeline.fetching import spool
+from mediamill.pipeline.ladder.attempts import Attempts, Ordinal
 from mediamill.pipeline.ledger import ledger, recovery
 from mediamill.pipeline.ledger.inventory import take_inventory
 from mediamill.pipeline.manifest.selection import ALL_ROWS, RowChoice
 from mediamill.pipeline.outcome import Outcome
+from mediamill.pipeline.output_rules import output_rules
 from mediamill.pipeline.plan import Plan, check
 from mediamill.pipeline.ray_cluster.cluster import check_local_room, data_context, ray_cluster
 from mediamill.pipeline.ray_cluster.pool_sizes import CALLS_TO_FILL, Node, Pools, size_pools
 from mediamill.pipeline.retry.job_note import save_job
 from mediamill.pipeline.retry.reopen import reopen_rows
-from mediamill.pipeline.storage import storage
 from mediamill.pipeline.tasks.answer_cache import AnswerCalls
 from mediamill.pipeline.worker_stages import GenerateStage, PrepareStage
-from mediamill.schemas import columns as c
 from mediamill.schemas.job import JobConfig
 from mediamill.schemas.progress import RAY, Progress
 from mediamill.schemas.result import Summary
-
-if TYPE_CHECKING:
-    from mediamill.pipeline.stages.write import OutputRules
 
 __all__ = ["Drained", "Plan", "RunError", "Stages", "Stop", "check", "run"]
 
@@ -208,8 +208,13 @@ class _Pass:
     stages: Stages
     execution: Execution
 
-    def __call__(self, pools: Pools, *on_step: Callable[[Any], None]) -> None:
-        """Executes the stages. on_step: see `data_context`."""
+    def __call__(
+        self,
+        pools: Pools,
+        attempts: Mapping[Ordinal, Attempts],
+        *on_step: Callable[[Any], None],
+    ) -> None:
+        """Executes the stages. attempts, on_step: see `Pass`."""
         import ray
 
         from mediamill.pipeline.stages.read import ManifestDatasource
@@ -230,9 +235,12 @@ class _Pass:
         prepare, generate = self.stages.prepare, self.stages.generate
         counters = ("prepared",) if generate else ("prepared", "generated")
         prepare_options = {**options, "count": RemoteCounter(self.execution.coordinator, counters)}
-        source = ManifestDatasource(plan.manifest, self.outcome.state, self.execution.selection)
+        source = ManifestDatasource(
+            plan.manifest, self.outcome.state, self.execution.selection, attempts
+        )
         count_ms = RemoteCounter(self.execution.coordinator, (WRITE_MS,))
-        sink = ResultDatasink(self._output_rules(), ledger_calls, self._write_rows(), count_ms)
+        rules = output_rules(self.job, self.outcome)
+        sink = ResultDatasink(rules, ledger_calls, self._write_rows(), count_ms)
         with ray.data.DataContext.current(data_context(pools.block_bytes, *on_step)):
             dataset = ray.data.read_datasource(
                 source, num_cpus=pools.task_cpus, override_num_blocks=source.tasks
@@ -285,23 +293,12 @@ class _Pass:
         left = self.execution.selection.missing(self.outcome.state)
         return min(self.job.rows_per_file, max(_MIN_ROWS_PER_WRITE, left // _MIN_WRITES))
 
-    def _output_rules(self) -> "OutputRules":
-        from mediamill.pipeline.stages.write import OutputRules
+    def write(self, rows: pa.Table) -> None:
+        """See `Pass`."""
+        from mediamill.pipeline.stages.write import write_rows
 
-        plan, job = self.outcome.plan, self.job
-        constants = {
-            c.MODEL: storage.redact(job.model),
-            c.FINGERPRINT: plan.fingerprint,
-            c.RUN_ID: self.outcome.run_id,
-        }
-        retry = plan.retry
-        return OutputRules(
-            *(plan.output.url, plan.schema, job.partition_by, job.rows_per_file, constants),
-            retry is not None,
-            None if retry is None else retry.changed_text,
-            plan.task.questions,
-            job.alarms.expect_language,
-        )
+        rules = replace(output_rules(self.job, self.outcome), ladder=None)
+        write_rows(rows, rules, LedgerCalls(self.execution.coordinator))
 
 
 def _actor_pool(min_size: int, max_size: int | None, calls: int) -> Any:

@@ -24,6 +24,9 @@ MEDIA_KINDS = "media_kinds"
 TENSOR_CHECKSUM = "tensor_seal"
 MEDIA_BYTES = "media_bytes"
 
+# In flight, of windows: the error by which their video could not be split; see annotate/.
+SPLIT_CODE = "split_error_code"
+
 # Result: columns that Mediamill writes.
 TEXT = "text"
 STATUS = "status"

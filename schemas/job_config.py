@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from mediamill.schemas.job_alarms import Alarms
 from mediamill.schemas.job_resources import Resources
+from mediamill.schemas.job_retries import Retries
 from mediamill.schemas.job_tasks import (
     AnnotateConfig,
     EmbedConfig,
@@ -262,4 +263,5 @@ class JobConfig(Strict):
     resources: Resources = Resources()
     limits: Limits = Limits()
     alarms: Alarms = Alarms()
+    retries: Retries = Retries()
     canary: CanaryConfig = CanaryConfig()

@@ -33,7 +33,7 @@ RECEIPT_STRUCT = pa.struct(
     ]
 )
 
-# One attempt to answer a row. Only rows that were done again have a list of them, oldest first.
+# One attempt to answer a row. Rows that were tried more than once list them, oldest first.
 ATTEMPT_FIELDS: tuple[pa.Field, ...] = (
     pa.field("attempt", pa.int32()),  # counts from 1
     pa.field("run_id", pa.string()),

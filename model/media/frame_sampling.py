@@ -59,6 +59,7 @@ class VideoRules:
     total_pixels: limit on the pixels of all sampled frames after the resize (no limit).
     max_tokens: limit on the visual tokens of the video (no limit). With total_pixels or max_tokens
         the video is also made to fit the model's context, as pixel_budget.py says.
+    shrink: divides the number of sampled frames that the other rules give.
     Raises ValueError for values out of range, and for fps and num_frames together.
     """
 
@@ -73,6 +74,7 @@ class VideoRules:
     max_video_tokens: int | None = None
     total_pixels: int | None = None
     max_tokens: int | None = None
+    shrink: int = 1
 
     def __post_init__(self) -> None:
         if self.num_frames is not None and self.fps is not None:
@@ -171,6 +173,8 @@ def sampling_clamp(
         note = "one frame only" if total_frames == 1 else f"{total_frames} frames only"
         return "frames", note
     count = _count(total_frames, fps, rules, group)
+    if (full := _full_count(total_frames, fps, rules, group)) > count:
+        return "max_frames", f"{count} frames instead of {full}: retries.smaller"
     if rules.num_frames is not None:
         if count == rules.num_frames:
             return None
@@ -197,6 +201,11 @@ def _frame_limits(rules: VideoRules) -> tuple[int, int]:
 
 def _count(total: int, fps: float, rules: VideoRules, group: int) -> int:
     """Returns the number of sampled frames: a multiple of `group`, from `group` to `total`."""
+    return max(group, _round_down(_full_count(total, fps, rules, group) / rules.shrink, group))
+
+
+def _full_count(total: int, fps: float, rules: VideoRules, group: int) -> int:
+    """Returns the same without `shrink`."""
     if rules.num_frames is not None:
         count = round(rules.num_frames / group) * group
         return max(group, min(count, _round_down(total, group)))

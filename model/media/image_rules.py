@@ -41,6 +41,7 @@ class ImageRules:
     do_rescale, rescale_factor: whether values are multiplied by rescale_factor.
     do_normalize: whether mean is then subtracted, and the result divided by std.
     do_convert_rgb: False refuses pictures that are not RGB. resample: filter of the resize.
+    shrink: divides the area that the other rules give.
     Raises ModelError (a ValueError) for values out of range.
     """
 
@@ -57,6 +58,7 @@ class ImageRules:
     do_normalize: bool = True
     do_convert_rgb: bool = True
     resample: Resample = "bicubic"
+    shrink: int = 1
 
     def __post_init__(self) -> None:
         # min_pixels above max_pixels is no error: a checkpoint may set only one of them. max_pixels
@@ -83,7 +85,11 @@ class ImageRules:
         """
         if self.do_resize:
             limit = self.max_pixels if max_pixels is None else max_pixels
-            return smart_resize(height, width, self.factor, self.min_pixels, limit)
+            size = smart_resize(height, width, self.factor, self.min_pixels, limit)
+            if self.shrink == 1:
+                return size
+            area = max(size[0] * size[1] // self.shrink, self.factor**2)
+            return smart_resize(height, width, self.factor, self.factor**2, area)
         if height < 1 or width < 1 or height % self.factor or width % self.factor:
             raise ValueError(
                 f"the picture is {width} x {height} pixels and do_resize is false; expected sides "
@@ -134,6 +140,9 @@ class ImageRules:
 
         source, size: (height, width) before and after. max_pixels: as for `size_of`.
         """
+        if self.shrink > 1 and self.do_resize:
+            note = f"resized from {source[0]} x {source[1]} to {size[0]} x {size[1]} by "
+            return "max_pixels", f"{note}retries.smaller, to 1/{self.shrink} of the area"
         high = self.max_pixels if max_pixels is None else max_pixels
         area = round(source[0] / self.factor) * round(source[1] / self.factor) * self.factor**2
         if not self.do_resize or self.min_pixels <= area <= high:

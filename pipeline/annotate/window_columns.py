@@ -19,7 +19,7 @@ WINDOW = "window"
 START_S = "start_s"
 END_S = "end_s"
 # Only in the manifest of windows: the error of the window's video.
-SPLIT_CODE = "split_error_code"
+SPLIT_CODE = c.SPLIT_CODE
 SPLIT_MESSAGE = "split_error_message"
 # Columns of a video's row.
 DURATION_S = "duration_s"

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mediamill.pipeline.coordinator import utilization
+from mediamill.pipeline.coordinator.deferred import DeferredRows
 from mediamill.pipeline.coordinator.failure_policy import (
     GENERATE,
     PREPARE,
@@ -33,7 +34,7 @@ from mediamill.schemas.progress import ErrorExample
 _TIMEOUT_S = 5.0  # for a reply of the coordinator, which may be restarting
 
 
-class Coordinator(FailurePolicy):
+class Coordinator(FailurePolicy, DeferredRows):
     """A run's failure policy as a Ray actor, with the run's ledger, counters and answer cache.
 
     It is one actor and not four, since each process adds a second to the start on a laptop. Ray
@@ -64,6 +65,7 @@ class Coordinator(FailurePolicy):
         self._alarms, self._texts = alarms or Alarms(), RepeatedTexts()
         self._loading: asyncio.Task[None] | None = None
         self._started = time.monotonic()
+        DeferredRows.__init__(self)
         self._counters: Counter[str] = Counter()
         self._changed: dict[str, float] = {}  # when a counter was last added to
         # A coordinator before this one has already exported what it committed.
@@ -176,31 +178,6 @@ class Coordinator(FailurePolicy):
             (metrics.TOKENS, "output"): finished.output_tokens,
             (metrics.ENGINES, ""): self._broken_engines,
         }
-
-
-@dataclass(frozen=True)
-class LedgerCalls:
-    """The coordinator's methods that a write task calls. actor: the coordinator's handle."""
-
-    actor: Any
-
-    def finished(self, rows: Rows) -> Rows:
-        import ray
-
-        finished: Rows = ray.get(self.actor.finished.remote(rows))
-        return finished
-
-    def commit(self, commit: ledger.Commit) -> ledger.CommitReply:
-        import ray
-
-        reply: ledger.CommitReply = ray.get(self.actor.commit.remote(commit))
-        return reply
-
-    def published(self, files: Mapping[str, int]) -> ledger.CommitReply:
-        import ray
-
-        reply: ledger.CommitReply = ray.get(self.actor.published.remote(files))
-        return reply
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,16 @@
 """Makes passes over the unfinished rows until the run has all of them, or has a reason to stop."""
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import pyarrow as pa
 
 from mediamill.pipeline.coordinator import coordinator, utilization
 from mediamill.pipeline.coordinator.advice import advice
 from mediamill.pipeline.coordinator.autoscaler import Autoscaler, PoolLimits
 from mediamill.pipeline.coordinator.coordinator import start_coordinator
+from mediamill.pipeline.coordinator.deferred import take_deferred
 from mediamill.pipeline.coordinator.drain import (
     NOTHING_BEGUN,
     DrainCallback,
@@ -16,6 +21,8 @@ from mediamill.pipeline.coordinator.drain import (
 from mediamill.pipeline.coordinator.failure_policy import GENERATE, PREPARE
 from mediamill.pipeline.coordinator.reporting import OnProgress, PoolWatch, RunFacts, reporting
 from mediamill.pipeline.faults import Drained, RunError, stopped_by
+from mediamill.pipeline.ladder.attempts import Attempts, Ordinal
+from mediamill.pipeline.ladder.steps import Ladder, next_attempts
 from mediamill.pipeline.ledger import ledger
 from mediamill.pipeline.manifest.selection import Selection
 from mediamill.pipeline.outcome import Outcome
@@ -28,6 +35,21 @@ from mediamill.schemas.job_resources import size_range
 from mediamill.schemas.progress import PROCESSES
 
 _PASSES = 3
+
+
+class Pass(Protocol):
+    """One pass over the unfinished rows."""
+
+    def __call__(
+        self,
+        pools: Pools,
+        attempts: Mapping[Ordinal, Attempts],
+        *on_step: Callable[[Any], None],
+    ) -> None:
+        """Makes the pass. attempts: of rows that were tried before. on_step: see `data_context`."""
+
+    def write(self, rows: pa.Table) -> None:
+        """Writes rows of a pass that waited for another one, as they are."""
 
 
 class Execution:
@@ -62,7 +84,7 @@ class Execution:
         self._facts, self.selection, self._watch = facts, selection, PoolWatch(*names)
         self._sized: Pools | None = None
         self._wait_s = job.resources.wait_s if can_grow else 0.0
-        self._prepare_bytes = prepare_bytes
+        self._prepare_bytes, self._ladder = prepare_bytes, Ladder(job.retries)
         task = self._plan.task
         self.coordinator = start_coordinator(
             self._plan.output.url,
@@ -85,10 +107,9 @@ class Execution:
         """The engines that broke and were replaced."""
         return self._monitor.engines_replaced
 
-    def run(self, execute: Callable[..., None]) -> RunError | None:
+    def run(self, execute: Pass) -> RunError | None:
         """Calls `execute` until every row is finished, or returns why the run stopped.
 
-        execute: makes one pass, given the `Pools` and functions for `data_context`.
         Raises JobError when the cluster is too small for the job, and stays so.
         """
         try:
@@ -143,19 +164,35 @@ class Execution:
             raise Drained(NOTHING_BEGUN, self._stop.signal)
         self._on_progress(self._facts.begun(PROCESSES, missing))
 
-    def _passes(self, execute: Callable[..., None], pools: Pools) -> None:
-        for _ in range(_PASSES):
+    def _passes(self, execute: Pass, pools: Pools) -> None:
+        passes = 0
+        attempts: Mapping[Ordinal, Attempts] = {}
+        while passes < _PASSES:
+            started = time.monotonic()
             autoscaler = self._autoscaler(pools)
             steps = (autoscaler.on_execution_step, self._watch.on_execution_step)
-            execute(pools, self._drain.on_execution_step, *steps)
-            ledger.catch_up(self._plan.output, self._outcome.state)
-            missing = self.selection.missing(self._outcome.state)
-            if not missing:
+            execute(pools, attempts, self._drain.on_execution_step, *steps)
+            if not (missing := self._missing()):
                 return
             if self._monitor.error is not None:
                 raise self._monitor.error
+            attempts = {}
+            deferred = take_deferred(self.coordinator)
+            if deferred is None:
+                passes += 1
+            elif self._ladder.pays(deferred, time.monotonic() - started):
+                attempts = next_attempts(deferred)
+            else:
+                execute.write(deferred)
+                if not (missing := self._missing()):
+                    return
+                passes += 1
             pools = self._pools()
         raise RunError(f"{missing} rows are still missing after {_PASSES} passes over the manifest")
+
+    def _missing(self) -> int:
+        ledger.catch_up(self._plan.output, self._outcome.state)
+        return self.selection.missing(self._outcome.state)
 
     def _autoscaler(self, pools: Pools) -> Autoscaler:
         resources, names = self._resources, self._names

@@ -57,6 +57,7 @@ class DecodeRequest:
 
     chats: JSON objects, each {"messages": a chat} or {"prompt": text, "system": text or null}.
     texts: that may follow the prompt. The reply holds token ids of each chat, then of each text.
+    shrink: by how much pictures have less area than by the job's rules, and videos fewer frames.
     probe: only probe the medium, which is a single video; decode and tokenize nothing.
     """
 
@@ -64,12 +65,13 @@ class DecodeRequest:
     chats: Sequence[Mapping[str, Any]] = ()
     texts: Sequence[str] = ()
     probe: ProbeRequest | None = None
+    shrink: int = 1
 
     def content_hash(self) -> bytes:
         """A hash of all that decides the reply, 16 bytes. Stands for a file: its inode."""
         media = [(medium.kind, medium.start_s, medium.end_s, medium.size) for medium in self.media]
         digest = hashlib.blake2b(digest_size=16)
-        digest.update(json.dumps([list(self.chats), list(self.texts), media]).encode())
+        digest.update(json.dumps([list(self.chats), list(self.texts), media, self.shrink]).encode())
         for medium in self.media:
             if isinstance(medium.content, Path):
                 status = medium.content.stat()
@@ -98,6 +100,7 @@ def encode_requests(
             "chats": list(request.chats),
             "texts": list(request.texts),
             "probe": None if request.probe is None else asdict(request.probe),
+            "shrink": request.shrink,
         }
         for request in requests
     ]

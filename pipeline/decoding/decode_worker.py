@@ -226,6 +226,8 @@ def _decode(
     stage = "media"
     memory_limit.apply()
     try:
+        if row["shrink"] > 1:
+            processor = processor.shrunk(row["shrink"])
         for medium in row["media"]:
             data: bytes | Path
             if "path" in medium:

@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from mediamill.pipeline.records import ROW_STRUCT
+from mediamill.pipeline.records import ROW_STRUCT, STATUS_FIELDS
 from mediamill.pipeline.row_values import with_unreadable_values
 from mediamill.schemas import columns as c
 from mediamill.schemas.manifest import ManifestSchema
@@ -37,10 +37,10 @@ def read_rows(
 
 
 def with_ordinals(table: pa.Table, number: int, indices: npt.NDArray[np.int64]) -> pa.Table:
-    """Adds the column ROW (file number and row index), and empty status and error columns."""
+    """Adds the column ROW (file number and row index), and empty STATUS_FIELDS."""
     files = np.full(len(indices), number, np.int32)
     ordinals = pa.StructArray.from_arrays([files, indices], fields=list(ROW_STRUCT))
     table = table.append_column(pa.field(c.ROW, ROW_STRUCT), ordinals)
-    for name in (c.STATUS, c.ERROR_CODE, c.ERROR_MESSAGE):
-        table = table.append_column(name, pa.nulls(len(indices), pa.string()))
+    for field in STATUS_FIELDS:
+        table = table.append_column(field, pa.nulls(len(indices), field.type))
     return table

@@ -58,21 +58,29 @@ class OldRows:
             yield name, take_rows(table, np.array(files[name], np.int64))
 
     def _with_attempts(self, table: pa.Table, changed: str | None) -> pa.Table:
-        names = [c.ID, c.ATTEMPT, c.RUN_ID, c.ERROR_CODE, c.ERROR_MESSAGE]
+        names = [c.ID, c.ATTEMPT, c.RUN_ID, c.ERROR_CODE, c.ERROR_MESSAGE, c.ATTEMPT_HISTORY]
         known = [name for name in names if name in table.column_names]
         attempts, histories = [], []
         for new in table.select(known).to_pylist():
             old = self.rows[new[c.ID]]
-            attempt = (old[c.ATTEMPT] or 1) + (new.get(c.ATTEMPT) or 1)
-            before = old[c.ATTEMPT_HISTORY] or [_attempt(old, old[c.ATTEMPT] or 1, None)]
-            attempts.append(attempt)
-            histories.append([*before, _attempt(new, attempt, changed)])
+            old_attempts = old[c.ATTEMPT] or 1
+            before = old[c.ATTEMPT_HISTORY] or [_attempt(old, old_attempts, None)]
+            history = new.get(c.ATTEMPT_HISTORY) or [_attempt(new, new.get(c.ATTEMPT) or 1, None)]
+            for attempt in history:
+                attempt["attempt"] += old_attempts
+                attempt["changed"] = _joined(changed, attempt["changed"])
+            attempts.append(history[-1]["attempt"])
+            histories.append([*before, *history])
         for name, values in ((c.ATTEMPT, attempts), (c.ATTEMPT_HISTORY, histories)):
             number = table.schema.get_field_index(name)
             if number >= 0:
                 field = table.schema.field(number)
                 table = table.set_column(number, field, pa.array(values, field.type))
         return table
+
+
+def _joined(*parts: str | None) -> str | None:
+    return ", ".join(part for part in parts if part) or None
 
 
 def _attempt(row: dict[str, Any], attempt: int, changed: str | None) -> dict[str, Any]:

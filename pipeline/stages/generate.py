@@ -17,6 +17,7 @@ from mediamill.model.engine import Completion, EngineStats, Request
 from mediamill.model.sampling import Sampling
 from mediamill.model.text.tokenizer import Tokenizer
 from mediamill.pipeline.faults import BrokenEngineError
+from mediamill.pipeline.ladder.attempts import Attempts, next_attempt, with_attempts
 from mediamill.pipeline.records import (
     answer_columns,
     failure_columns,
@@ -106,7 +107,7 @@ class Generate:
         if registry is not None and task.dedupe:
             self._deduplicator = Deduplicator(registry)
         end_token = tokenizer.special.get(END_OF_TURN)
-        options = HandlerOptions(self.sampling, self.decode, self.stop, end_token)
+        options = HandlerOptions(self.sampling, self.decode, self.stop, end_token, job.retries)
         self._handler = task_kind(task).handler(options)
 
     @property
@@ -163,12 +164,17 @@ class Generate:
             for number, failure in enumerate(row_failures)
             if failure is None
         }
+        attempts = table[c.ATTEMPT_HISTORY].to_pylist()
+
+        def answer(rows: Mapping[int, PreparedRow]) -> dict[int, RowAnswer]:
+            return self._answers(rows, attempts)
+
         if self._deduplicator is None:
-            answered = self._answers(rows)
+            answered = answer(rows)
         else:
-            answered = self._deduplicator.answers(rows, self._answers)
-        for number, answer in answered.items():
-            row_failures[number] = answer.failure
+            answered = self._deduplicator.answers(rows, answer)
+        for number, row_answer in answered.items():
+            row_failures[number] = row_answer.failure
         self._count(table.num_rows)
         answers = [answered.get(number, _NO_ANSWER) for number in range(table.num_rows)]
         columns = {
@@ -180,19 +186,23 @@ class Generate:
                 rows[number].content_hash.hex() if number in rows else None
                 for number in range(table.num_rows)
             ]
-        schema = parsed_schema(self._manifest, task)
+        schema, table = parsed_schema(self._manifest, task), with_attempts(table, attempts)
         return replace_columns(table, {**columns, **failure_columns(row_failures)}, schema)
 
-    def _answers(self, rows: Mapping[int, PreparedRow]) -> dict[int, RowAnswer]:
-        """Returns the answer of each row, without regard to copies."""
-        results = self._results(rows)
+    def _answers(
+        self, rows: Mapping[int, PreparedRow], attempts: list[Attempts | None]
+    ) -> dict[int, RowAnswer]:
+        """Returns the answer of each row, without regard to copies. Adds to the rows' attempts."""
+        results = self._results(rows, attempts)
         answers = {}
         for number, row in rows.items():
             values, failure = self._handler.answer(row, results[number])
             answers[number] = RowAnswer(_totals(results[number]) | values, failure)
         return answers
 
-    def _results(self, rows: Mapping[int, PreparedRow]) -> dict[int, list[RequestResult]]:
+    def _results(
+        self, rows: Mapping[int, PreparedRow], attempts: list[Attempts | None]
+    ) -> dict[int, list[RequestResult]]:
         """Returns the last result of each request of each row, after its retries."""
         results: dict[int, list[RequestResult]] = {number: [] for number in rows}
         pending = [
@@ -203,16 +213,34 @@ class Generate:
         asked = 1
         while pending:
             engine_results = self._engine_thread([request for _, _, request in pending])
-            retries = []
+            retries: list[tuple[int, int, Request]] = []
             for entry, engine_result in zip(pending, engine_results, strict=True):
                 number, place, request = entry
                 result = classify(request, engine_result, asked)
                 results[number][place : place + 1] = [result]
                 retry = self._handler.retry(rows[number], place, result)
                 if retry is not None:
+                    if all(number != other for other, _, _ in retries[-1:]):
+                        reason, changed = _reason(result), _changed(request, retry)
+                        attempts[number] = next_attempt(attempts[number], None, reason, changed)
                     retries.append((number, place, retry))
             pending, asked = retries, asked + 1
         return results
+
+
+def _reason(result: RequestResult) -> str:
+    """Why an answer is asked for again, for the list of attempts."""
+    if result.completion.finish_reason == "length":
+        return f"cut off after {len(result.completion.output_ids)} tokens"
+    return "repeats itself, or does not fit"
+
+
+def _changed(old: Request, new: Request) -> str:
+    """What differs in the sampling of two requests."""
+    names = ("temperature", "repetition_penalty")
+    values = [(name, getattr(new.sampling, name)) for name in names]
+    pairs = (f"{name}={value}" for name, value in values if value != getattr(old.sampling, name))
+    return ", ".join(pairs) or "seed"
 
 
 def _totals(results: list[RequestResult]) -> dict[str, Any]:

@@ -23,6 +23,8 @@ from mediamill.pipeline.decoding.decoder_pool import (
 from mediamill.pipeline.fetching.media_uris import shortened
 from mediamill.pipeline.fetching.short_uris import short_uris
 from mediamill.pipeline.fetching.spool import Spool
+from mediamill.pipeline.ladder.attempts import Attempts, with_attempts
+from mediamill.pipeline.ladder.steps import shrink, shrinking_helps, smaller_attempt
 from mediamill.pipeline.records import (
     MEDIA_BYTES,
     MEDIA_PATHS,
@@ -98,15 +100,16 @@ class Prepare:
         Raises RuntimeError when no decode worker can be started.
         """
         try:
-            rows = self._rows(table)
-            replies = [
-                _with_failure(reply, row)
-                for reply, row in zip(self._decode(rows), rows, strict=True)
-            ]
+            attempts = table[c.ATTEMPT_HISTORY].to_pylist()
+            rows = self._rows(table, attempts)
+            decoded = self._decode(rows)
+            self._decode_smaller(rows, decoded, attempts)
+            replies = [_with_failure(reply, row) for reply, row in zip(decoded, rows, strict=True)]
         finally:
             for paths in table[MEDIA_PATHS].to_pylist():
                 Spool.release(paths or ())
         self._count(len(replies))
+        table = with_attempts(table, attempts)
         columns = _columns(replies, [row.uris for row in rows], len(self._task.questions))
         columns |= failure_columns([reply.failure for reply in replies])
         columns[c.TENSOR_CHECKSUM] = checksums(table, columns)
@@ -136,11 +139,39 @@ class Prepare:
         self._decoded_s(time.monotonic() - started)
         return [replies.get(key) for key in keys]
 
-    def _rows(self, table: pa.Table) -> list[_Row]:
+    def _decode_smaller(
+        self, rows: list[_Row], replies: list[DecodeReply | None], attempts: list[Attempts | None]
+    ) -> None:
+        """Decodes rows again, with smaller media, that are too large, as often as the job says.
+
+        Replaces their replies, and adds to their attempts.
+        """
+        while True:
+            requests: dict[int, DecodeRequest] = {}
+            for number, (row, reply) in enumerate(zip(rows, replies, strict=True)):
+                failure = None if reply is None or row.request is None else reply.failure
+                if failure is None or row.request is None or not row.request.media:
+                    continue
+                is_left = shrink(attempts[number]) < 2**self._job.retries.smaller
+                if is_left and shrinking_helps(failure.code, failure.message):
+                    values = attempts[number], failure.code, failure.message
+                    attempts[number] = smaller_attempt(*values)
+                    requests[number] = replace(row.request, shrink=shrink(attempts[number]))
+            if not requests:
+                return
+            again = [_Row(rows[number].uris, request) for number, request in requests.items()]
+            for number, row, reply in zip(requests, again, self._decode(again), strict=True):
+                rows[number] = replace(rows[number], request=row.request)
+                replies[number] = reply
+
+    def _rows(self, table: pa.Table, attempts: Sequence[Attempts | None]) -> list[_Row]:
         data, paths = table[MEDIA_BYTES], table[MEDIA_PATHS]
         uris, row_failures = media_uris(table, self._manifest), failures(table)
         return [
-            self._row(table, number, uris[number], _contents(data[number], paths[number]))
+            self._row(
+                *(table, number, uris[number], _contents(data[number], paths[number])),
+                shrink(attempts[number]),
+            )
             if failure is None
             else _Row(failure=failure)
             for number, failure in enumerate(row_failures)
@@ -152,6 +183,7 @@ class Prepare:
         number: int,
         uris: Sequence[str | None],
         contents: Sequence[memoryview | Path],
+        divisor: int,
     ) -> _Row:
         try:
             values = row_values(table, number, read_columns(self._manifest))
@@ -163,7 +195,7 @@ class Prepare:
             chats = self._kind.chats(values, self._job.prompt, self._job.system)
             if media or self._job.job != "embed":  # of a text without media there is a vector
                 chats = check_media(values, chats, uris, self._base)
-            request = DecodeRequest(media, chats, self._kind.texts(values))
+            request = DecodeRequest(media, chats, self._kind.texts(values), shrink=divisor)
         except RowError as error:
             return _Row(uris, DecodeRequest(media), prompt_failure=RowFailure.of(error))
         return _Row(uris, request)

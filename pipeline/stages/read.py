@@ -7,7 +7,7 @@ so that it needs no more memory than a small one.
 """
 
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from ray.data.datasource import Datasource, ReadTask
 
 from mediamill.model.urls import safe_text
 from mediamill.pipeline.faults import PermanentError
+from mediamill.pipeline.ladder.attempts import Attempts, Ordinal, with_attempts_by_row
 from mediamill.pipeline.ledger.state import LedgerState
 from mediamill.pipeline.manifest.batches import is_content_error, read_batches
 from mediamill.pipeline.manifest.manifest import Manifest, ManifestFile
@@ -95,12 +96,18 @@ class ManifestDatasource(Datasource):
     """A Ray Data source of the unfinished rows. selection: None for all of them."""
 
     def __init__(
-        self, manifest: Manifest, state: LedgerState, selection: Selection | None = None
+        self,
+        manifest: Manifest,
+        state: LedgerState,
+        selection: Selection | None = None,
+        attempts: Mapping[Ordinal, Attempts] | None = None,
     ) -> None:
+        """attempts: of rows that the run has tried before."""
         super().__init__()  # type: ignore[no-untyped-call]
         self._schema = manifest.schema
         self._partitions = manifest.partitions
         self._splits = plan_splits(manifest, state, selection)
+        self._attempts = attempts or {}
 
     @property
     def tasks(self) -> int:
@@ -120,7 +127,7 @@ class ManifestDatasource(Datasource):
         schema = read_schema(self._schema)
         return [
             ReadTask(
-                _Reader(split, self._schema, self._partitions),
+                _Reader(split, self._schema, self._partitions, self._attempts_of(split)),
                 BlockMetadata(
                     num_rows=split.rows,
                     size_bytes=split.rows * _ROW_BYTES,
@@ -132,6 +139,17 @@ class ManifestDatasource(Datasource):
             )
             for split in self._splits
         ]
+
+    def _attempts_of(self, split: ReadSplit) -> dict[Ordinal, Attempts]:
+        ranges = [
+            (part.number, part.groups[0].start, part.groups[-1].start + part.groups[-1].rows)
+            for part in split.slices
+        ]
+        return {
+            (file, index): attempts
+            for (file, index), attempts in self._attempts.items()
+            if any(file == number and first <= index < stop for number, first, stop in ranges)
+        }
 
 
 def plan_splits(
@@ -214,10 +232,12 @@ class _Reader:
     split: ReadSplit
     schema: ManifestSchema
     partitions: pa.Schema
+    attempts: Mapping[Ordinal, Attempts]
     __name__ = "read_manifest"  # Ray's warnings show it
 
     def __call__(self) -> Iterable[pa.Table]:
-        return read_split(self.split, self.schema, self.partitions)
+        for table in read_split(self.split, self.schema, self.partitions):
+            yield with_attempts_by_row(table, self.attempts)
 
 
 def read_split(

@@ -19,6 +19,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from ray.data.datasource import Datasink
 
+from mediamill.pipeline.ladder.advice import with_advice
+from mediamill.pipeline.ladder.attempts import with_results
+from mediamill.pipeline.ladder.steps import Ladder, shrink
 from mediamill.pipeline.ledger import hive_paths, publish
 from mediamill.pipeline.ledger.ledger import Commit, CommitReply
 from mediamill.pipeline.ledger.state import Counts, Rows
@@ -41,6 +44,8 @@ class OutputRules:
     retries: whether the run has a table of rows that it does again (see chosen_rows.py).
     changed: the job keys that such rows are made with, if they differ from the output's.
     questions: whose answers are examined; language: that they should have, None = any.
+    ladder: which rows are tried again in a later pass of the run; None = all are written.
+    constrained: whether answers are held to their schemas.
     """
 
     output: str
@@ -52,6 +57,8 @@ class OutputRules:
     changed: str | None = None
     questions: tuple[Question, ...] = ()
     language: str | None = None
+    ladder: Ladder | None = None
+    constrained: bool = True
 
 
 class LedgerClient(Protocol):
@@ -62,6 +69,8 @@ class LedgerClient(Protocol):
     def commit(self, commit: Commit) -> CommitReply: ...
 
     def published(self, files: Mapping[str, int]) -> CommitReply: ...
+
+    def defer(self, rows: pa.Table) -> bool: ...
 
 
 class ResultDatasink(Datasink[None]):
@@ -99,6 +108,7 @@ def write_rows(table: pa.Table, rules: OutputRules, ledger: LedgerClient) -> Non
     """Writes the rows of a table of `parsed_schema` that are not finished yet."""
     output = storage.resolve(rules.output)
     table = _without(table, ledger.finished(_ordinals(table)))
+    table = _with_results(_without_deferred(table, rules.ladder, ledger), rules)
     old = None
     if rules.retries and table.num_rows:
         old = OldRows.read(output, rules.constants[c.RUN_ID], table[c.ID])
@@ -111,6 +121,38 @@ def write_rows(table: pa.Table, rules: OutputRules, ledger: LedgerClient) -> Non
         # Another attempt of the same task has finished some rows. The others are staged again.
         publish.discard(output, [token])
         table = _without(table, reply.finished)
+
+
+def _without_deferred(table: pa.Table, ladder: Ladder | None, ledger: LedgerClient) -> pa.Table:
+    """Hands over the rows that are to be tried again later, and returns the others."""
+    positions = [] if ladder is None else ladder.deferred(table)
+    rows = table.take(pa.array(positions, pa.int64()))
+    if not positions or not ledger.defer(rows):
+        return table
+    return _without(table, _ordinals(rows))
+
+
+def _with_results(table: pa.Table, rules: OutputRules) -> pa.Table:
+    """Returns the rows with the list of their attempts, and with what would help error rows."""
+    codes, messages = table[c.ERROR_CODE].to_pylist(), table[c.ERROR_MESSAGE].to_pylist()
+    for number, code in enumerate(codes):
+        if code is not None:
+            receipts, attempts = (
+                table[name][number].as_py() for name in (c.RECEIPT, c.ATTEMPT_HISTORY)
+            )
+            halvings = shrink(attempts).bit_length() - 1
+            media = table[c.MEDIA][number].as_py() if c.MEDIA in table.column_names else None
+            messages[number] = with_advice(
+                code,
+                messages[number] or "",
+                receipts or (),
+                halvings,
+                rules.constrained,
+                len(media or (None,)),
+            )
+    column = table.schema.get_field_index(c.ERROR_MESSAGE)
+    table = table.set_column(column, table.schema.field(column), pa.array(messages, pa.string()))
+    return with_results(table, rules.constants[c.RUN_ID])
 
 
 def _stage(
@@ -189,8 +231,6 @@ def _result(table: pa.Table, fields: Sequence[pa.Field], rules: OutputRules) -> 
             arrays[field.name] = pa.repeat(rules.constants[field.name], table.num_rows)
         elif field.name == c.STATUS:
             arrays[field.name] = pc.fill_null(table[c.STATUS], c.STATUS_OK)
-        elif field.name == c.ATTEMPT_HISTORY:  # only rows that are done again have one
-            arrays[field.name] = pa.nulls(table.num_rows, field.type)
         else:
             arrays[field.name] = table[field.name]
     return pa.Table.from_arrays([*arrays.values()], names=[*arrays])

@@ -1,13 +1,20 @@
 """Generates text for a row: one answer to each question, as text or as JSON by a schema."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mediamill.model.generation.stopping import before_stop
+from mediamill.pipeline.quality.findings import ends_in_loop
 from mediamill.pipeline.records import RowFailure
 from mediamill.pipeline.storage.storage import Place
 from mediamill.pipeline.tasks.chats import check_prompt, row_chat, row_system
-from mediamill.pipeline.tasks.json_answers import check_schemas, parse_answer, question_sampling
+from mediamill.pipeline.tasks.json_answers import (
+    check_schemas,
+    parse_answer,
+    question_sampling,
+    sampled,
+)
 from mediamill.pipeline.tasks.task import HandlerOptions, TaskHandler, TaskKind
 from mediamill.schemas import columns as c
 from mediamill.schemas.errors import ErrorCode, JobError
@@ -87,17 +94,33 @@ class GenerateText(TaskHandler):
             f"{row.row_id}{suffix}",
             attempt,
         )
+        if attempt > 1 and question.schema is None:
+            retries = self._options.retries
+            sampling = sampled(sampling, retries.temperature)
+            sampling = replace(sampling, repetition_penalty=retries.repetition_penalty)
         name = f"{row.name}{suffix}"
         return Request(name, ids, row.visuals, sampling, media_names=row.media_names)
 
     def retry(self, row: "PreparedRow", number: int, result: "RequestResult") -> "Request | None":
         question = self._task.questions[number]
-        if question.schema is None or result.asked > self._task.json_answers.retries:
+        if question.schema is None:
+            if result.asked > self._options.retries.again or not self._is_bad(result):
+                return None
+            return self._request(row, question, row.prompts[number], result.asked + 1)
+        if result.asked > self._task.json_answers.retries:
             return None
         _, failure = self._values(question, result)
         if failure is None or failure.code != ErrorCode.JSON_INVALID.value:
             return None
         return self._request(row, question, row.prompts[number], result.asked + 1)
+
+    def _is_bad(self, result: "RequestResult") -> bool:
+        """Whether an answer is cut off, or repeats itself."""
+        if result.failure is not None:
+            return False
+        if result.completion.finish_reason in ("length", "loop"):
+            return True
+        return ends_in_loop(self._options.decode(result.completion.output_ids))
 
     def answer(
         self, row: "PreparedRow", results: "list[RequestResult]"

@@ -48,10 +48,15 @@ def question_sampling(
         sampling = replace(sampling, json_schema=question.schema.text)
     if attempt == 1:
         return sampling
+    return sampled(sampling, sampling.temperature or config.retry_temperature)
+
+
+def sampled(sampling: "Sampling", temperature: float) -> "Sampling":
+    """Returns a sampling with another temperature, by which each seed gives another answer."""
     # Published checkpoints set top_k to 1, so that every seed would give the same answer.
     return replace(
         sampling,
-        temperature=sampling.temperature or config.retry_temperature,
+        temperature=temperature,
         top_k=sampling.top_k or 0,
         top_p=1.0 if sampling.top_p is None else sampling.top_p,
     )

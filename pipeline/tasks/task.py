@@ -5,12 +5,13 @@ classes, and a case in tasks.py.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mediamill.pipeline.records import RowFailure
 from mediamill.pipeline.storage.storage import Place
 from mediamill.schemas.job import JobConfig
+from mediamill.schemas.job_retries import Retries
 from mediamill.schemas.manifest import ManifestSchema
 from mediamill.schemas.task import Task
 
@@ -28,6 +29,7 @@ class HandlerOptions:
     sampling: the job's; each row has a seed made of this one and its id.
     decode: token ids to text, without control tokens.
     stop: the strings before which texts end.
+    retries: whether and how texts that are cut off, or repeat themselves, are asked for again.
     end_token: the token that ends an answer in a chat; None if the checkpoint has none.
     """
 
@@ -35,6 +37,7 @@ class HandlerOptions:
     decode: Callable[[Sequence[int]], str]
     stop: Sequence[str] = ()
     end_token: int | None = None
+    retries: Retries = field(default_factory=Retries)
 
 
 class TaskHandler(Protocol):

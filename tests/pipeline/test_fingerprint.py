@@ -62,3 +62,20 @@ def test_fingerprints_are_those_of_earlier_versions(keys, expected):
     task = task_kind(task_of(job, 8)).resolve(storage.resolve(str(CHECKPOINT)))
     parts = fingerprint_parts(job, "0" * 32) | task_kind(task).fingerprint()
     assert fingerprint(parts) == expected
+
+
+def test_retries_are_a_part_only_if_they_decide_texts():
+    def found(**keys):
+        pairs = {f"retries.{key}": value for key, value in keys.items()}
+        job = load_job(None, PATHS | {"job": "caption", "prompt": "Describe it."} | pairs)
+        return fingerprint(fingerprint_parts(job, "0" * 32))
+
+    plain = found()
+    assert found(fetch=0, after_s=0, temperature=0.3, repetition_penalty=2.0) == plain
+    others = [
+        found(smaller=1),
+        found(again=1),
+        found(again=1, temperature=0.3),
+        found(again=1, repetition_penalty=2.0),
+    ]
+    assert len({plain, *others}) == 5

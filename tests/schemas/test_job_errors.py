@@ -13,7 +13,7 @@ POSITIVE = "a number greater than 0"
 KEYS_THERE = (
     "the keys are: job, manifest, media_column, output, model, prompt, prompts, json_schema, "
     "system, partition_by, rows_per_file, seed, dedupe, generation, json_answers, score, embed, "
-    "annotate, image, video, fetch, resources, limits, alarms, canary"
+    "annotate, image, video, fetch, resources, limits, alarms, retries, canary"
 )
 
 # Text of the job file after its four complete lines, and the sentence after "job.yaml:".

@@ -2,8 +2,9 @@
 
 The prompts: "die in prepare" and "die in generate" end the process; "break" raises the error of a
 broken device, "break once" the same in the first process only; "swap" is a wrong answer; "raise" is
-an unexpected error; "fail" makes an error row; "slow" takes a second, until a trace named "hurry"
-exists.
+an unexpected error; "fail" makes an error row; "no memory" makes one that smaller media may help,
+"no memory once" the same at the first try, "unreachable" one that may pass; "slow" takes a second,
+until a trace named "hurry" exists.
 """
 
 import os
@@ -25,6 +26,8 @@ from mediamill.pipeline.records import (
 from mediamill.schemas import columns as c
 from mediamill.schemas.job import JobConfig
 from mediamill.schemas.manifest import ManifestSchema
+
+FAILURES = {"fail": "engine_failed", "no memory": "engine_oom", "unreachable": "fetch_failed"}
 
 
 class _Stage:
@@ -101,8 +104,10 @@ class FaultyGenerate(_Stage):
             time.sleep(1)
         errors = failures(table)
         for number, prompt in enumerate(prompts):
-            if prompt == "fail":
-                errors[number] = RowFailure("engine_failed", "injected")
+            if prompt in FAILURES:
+                errors[number] = RowFailure(FAILURES[prompt], "injected")
+            if prompt == "no memory once" and table[c.ATTEMPT_HISTORY][number].as_py() is None:
+                errors[number] = RowFailure("engine_oom", "injected")
         self._count(table.num_rows)
         texts = [
             None if failure else str(name)
@@ -111,4 +116,6 @@ class FaultyGenerate(_Stage):
         if table.num_rows:
             self._note("answered", table)
         made = {**failure_columns(errors), c.TEXT: texts, c.ATTEMPT: [1] * table.num_rows}
+        if any(prompt and prompt.startswith("no memory") for prompt in prompts):
+            made[c.VISUAL_TOKENS] = [12] * table.num_rows
         return self._table(table, made, parsed_schema(self._schema))

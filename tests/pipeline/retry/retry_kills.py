@@ -85,8 +85,8 @@ def run(output, manifest_path, name, texts="text", errors=(), retry=None, told=N
         ("kind",),
         FILE_ROWS,
         constants,
-        retry is not None,
-        retry and retry.changed_text,
+        retries=retry is not None,
+        changed=retry and retry.changed_text,
     )
     left = np.flatnonzero(state.pending(0, 0, ROWS)).tolist()
     assert sum(split.rows for split in plan_splits(manifest, state)) == len(left)
