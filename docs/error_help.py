@@ -41,8 +41,8 @@ ERROR_HELP: dict[ErrorCode, tuple[str, str]] = {
     ErrorCode.DECODE_TOO_LARGE: (
         "More pixels, frames, seconds, memory or windows than the job allows.",
         "The message names the key: `limits.max_image_pixels`, `limits.max_video_pixels`, "
-        "`limits.max_frames_decoded`, `limits.max_duration_s`, `limits.decode_bytes`, "
-        "`annotate.max_windows`. Retry with a higher one.",
+        "`limits.max_frames_decoded`, `limits.max_duration_s`, `limits.decode_bytes`. "
+        "Retry with a higher one. A higher `annotate.max_windows` needs a new output.",
     ),
     ErrorCode.DECODE_TIMEOUT: (
         "Decoding took longer than `limits.decode_timeout_s`.",
@@ -60,8 +60,8 @@ ERROR_HELP: dict[ErrorCode, tuple[str, str]] = {
     ErrorCode.PROMPT_INVALID: (
         "The row's prompt, chat or text cannot be used: it has control strings of the chat "
         "template, is no valid list of messages, or names other media than the row has.",
-        "The message says where. Correct the row; a later run with the corrected manifest, or a "
-        "retry with another `prompt`, does it.",
+        "The message says where. Correct it in the manifest and retry the row, chosen by "
+        "`--where`; or retry with another `prompt`.",
     ),
     ErrorCode.CONTEXT_TOO_LONG: (
         "Prompt and visual tokens do not fit the model's context.",
@@ -78,8 +78,8 @@ ERROR_HELP: dict[ErrorCode, tuple[str, str]] = {
         "Read the message; retry, with `resources.dtype=float32` if numbers overflow.",
     ),
     ErrorCode.PARSE_INVALID: (
-        "The answer could not be turned into the row's columns.",
-        "Read `text` and the message; retry with another `seed` or prompt.",
+        "The tokens of the answer are no text.",
+        "Retry with another prompt, or with `generation.temperature=0.7`.",
     ),
     ErrorCode.JSON_INVALID: (
         "The answer does not fit `json_schema`, also after `json_answers.retries` attempts. `text` "
