@@ -1,4 +1,4 @@
-"""For each error code: what it means, and what to do about it. docs/render.py makes a page of it."""
+"""For each error code: what it means, and what to do. docs/render.py makes a page of it."""
 
 from mediamill.schemas.errors import ErrorCode
 

@@ -29,7 +29,7 @@ def picture_table() -> str:
 def frame_table() -> str:
     """Returns visual tokens of videos of 1920 x 1080, by frames and video.max_pixels."""
     lines = [
-        "| sampled frames | for example | `video.max_pixels` | tokens a pair of frames | together |",
+        "| sampled frames | for example | `video.max_pixels` | tokens a pair | together |",
         "| ---: | --- | ---: | ---: | ---: |",
     ]
     for frames, limit in _FRAMES:

@@ -16,7 +16,6 @@ from error_help import ERROR_HELP
 from pixel_tables import frame_table, picture_table
 
 from mediamill.schemas.errors import FAILS_AGAIN, ErrorCode
-from mediamill.schemas.job_config import JobConfig
 from mediamill.schemas.job_help import KEYS, SECTIONS, expected, to_json
 
 DOCS = Path(__file__).parent
@@ -47,20 +46,24 @@ API: Sequence[tuple[str, str, Sequence[str]]] = (
 _KEYS_INTRO = """\
 # Every key of a job file
 
-A job file is YAML. The command line takes the same keys, and overrides the file: `mediamill run job.yaml generation.max_new_tokens=64`.
-Keys of a section are written below its name in a file (`generation: {max_new_tokens: 64}`), and with a dot on the command line. Values
-are YAML. An unknown key, or a value out of its range, is an error before anything starts; it names the nearest known key.
+A job file is YAML. The command line takes the same keys, and overrides the file: `mediamill run
+job.yaml generation.max_new_tokens=64`. Keys of a section are written below its name in a file
+(`generation: {max_new_tokens: 64}`), and with a dot on the command line. Values are YAML. An
+unknown key, or a value out of its range, is an error before anything starts; it names the nearest
+known key.
 
-The keys that decide the text of an answer make its *fingerprint*: `prompt`, `prompts`, `system`, `json_schema`, `generation`, `image`,
-`video`, `resources.dtype`, the checkpoint's content, and a few more of the same kind. An output has one fingerprint, so a job that changes
-them needs a new output folder; only `mediamill retry` may change them, for the rows that it does again. The other keys (`fetch`,
-`resources`, `limits`, `alarms`, ...) may change from run to run.
+The keys that decide the text of an answer make its *fingerprint*: `prompt`, `prompts`, `system`,
+`json_schema`, `generation`, `image`, `video`, `resources.dtype`, the checkpoint's content, and a
+few more of the same kind. An output has one fingerprint, so a job that changes them needs a new
+output folder; only `mediamill retry` may change them, for the rows that it does again. The other
+keys (`fetch`, `resources`, `limits`, `alarms`, ...) may change from run to run.
 """
 _ERRORS_INTRO = """\
 # Every error code
 
-A row that cannot be answered becomes a row of the result with `status = "error"`, a code in `error_code` and a sentence in `error_message`.
-It never stops the job. The list is closed, and the names are stable: filter on them.
+A row that cannot be answered becomes a row of the result with `status = "error"`, a code in
+`error_code` and a sentence in `error_message`. It never stops the job. The list is closed, and
+the names are stable: filter on them.
 
 ```bash
 mediamill show captions/ --where "error_code == 'fetch_timeout'"       # what exactly is wrong
@@ -68,15 +71,17 @@ mediamill retry captions/                                              # all tha
 mediamill retry captions/ --where "error_code == 'fetch_timeout'"      # exactly these
 ```
 
-"Again" says what a plain `mediamill retry` does with such rows: *yes*, or *if changed*: only if the file is newer or a key changes, since it
-would fail again. `--where` does the rows that it chooses in any case ([retry.md](retry.md)). Within a run, requests that may succeed
-later are repeated by themselves, up to `fetch.tries` times.
+"Again" says what a plain `mediamill retry` does with such rows: *yes*, or *if changed*: only if
+the file is newer or a key changes, since it would fail again. `--where` does the rows that it
+chooses in any case ([retry.md](retry.md)). Within a run, requests that may succeed later are
+repeated by themselves, up to `fetch.tries` times.
 """
 _API_INTRO = """\
 # The Python API
 
-What a program imports; everything else may change. [README](../README.md#from-python) and [qwen2-vl.md](qwen2-vl.md) have examples that run.
-`mediamill.model` needs neither Ray nor pyarrow. The package is typed (`py.typed`).
+What a program imports; everything else may change. [README](../README.md#from-python) and
+[qwen2-vl.md](qwen2-vl.md) have examples that run. `mediamill.model` needs neither Ray nor
+pyarrow. The package is typed (`py.typed`).
 """
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 _FENCED = re.compile(r"^```(\w+)\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
-_INDENTED = re.compile(r"^    (mediamill .*)$", flags=re.MULTILINE)
+_STEP = re.compile(r"^```(\w+)\n(.*?)^```|^    (mediamill [^\n]*)$", flags=re.DOTALL | re.MULTILINE)
 _CHOICE = re.compile(r"^(mediamill )(\w+(?:\|\w+)+) (.*)$")
 
 
@@ -34,21 +34,34 @@ def blocks(page: Path, language: str) -> list[str]:
     return [text for name, text in found if name == language]
 
 
-def commands(page: Path) -> list[Command]:
-    """Returns the commands of a page's bash blocks, and its indented lines of mediamill."""
+def steps(page: Path) -> list[Command | str]:
+    """Returns what a reader runs, in order: commands, and the text of Python blocks.
+
+    Commands are those of bash blocks, and indented lines that begin with mediamill.
+    """
     text = page.read_text(encoding="utf-8")
-    lines = [line for block in blocks(page, "bash") for line in _logical_lines(block)]
-    lines += _INDENTED.findall(_FENCED.sub("", text))
     name = str(page.relative_to(ROOT))
-    listed = []
-    for line in lines:
-        choice = _CHOICE.match(line)
-        alternatives = choice[2].split("|") if choice else [""]
-        for word in alternatives:
-            words = _words(f"{choice[1]}{word} {choice[3]}" if choice else line)
-            if words:
-                listed.append(Command(name, words))
+    listed: list[Command | str] = []
+    for match in _STEP.finditer(text):
+        language, block, indented = match.groups()
+        if language == "python":
+            listed.append(block)
+        elif language in ("bash", None):
+            lines = _logical_lines(block) if block else [indented]
+            listed += [Command(name, words) for line in lines for words in _alternatives(line)]
     return listed
+
+
+def commands(page: Path) -> list[Command]:
+    """Returns the commands of a page."""
+    return [step for step in steps(page) if isinstance(step, Command)]
+
+
+def _alternatives(line: str) -> list[tuple[str, ...]]:
+    """Returns the words of a line; `mediamill a|b NAME` is two commands, a comment none."""
+    choice = _CHOICE.match(line)
+    lines = [f"{choice[1]}{w} {choice[3]}" for w in choice[2].split("|")] if choice else [line]
+    return [words for text in lines if (words := _words(text))]
 
 
 def _logical_lines(block: str) -> list[str]:

@@ -1,7 +1,7 @@
 """Every command of the README and of docs/ is checked by the real parser, and run in a drawn world.
 
 By default the commands of the pages on buckets and nightly runs are run, with one job on Ray; the
-other pages are slow. RUN_ELSEWHERE names what cannot be run here, and why.
+other pages are slow. PROGRAMS_ELSEWHERE and COMMANDS_ELSEWHERE name what is not run here, and why.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from mediamill.jobs import cli
 from mediamill.jobs.commands import JOB_HELP, parse_job, parse_run
 from mediamill.schemas.errors import JobError
 from mediamill.schemas.job import KEYS, SECTIONS, load_job
-from tests.docs.blocks import PAGES, ROOT, Command, commands
+from tests.docs.blocks import PAGES, ROOT, Command, commands, steps
 from tests.docs.world import PREPARE, draw_world, fill_bucket
 
 ALL = [command for page in PAGES for command in commands(page)]
@@ -28,20 +28,21 @@ ALL = [command for page in PAGES for command in commands(page)]
 COMING = {"preview", "report", "show", "watch", "diff"}
 COMING_OPTIONS = {"--limit", "--sample", "--preview"}
 
-# The first word of a command, or the command of mediamill -> why it is not run by these tests.
-RUN_ELSEWHERE = {
-    "cron": "needs cron: tests/infra",
+# A program -> why it is not run by these tests.
+PROGRAMS_ELSEWHERE = {
     "crontab": "needs cron: tests/infra",
     "docker": "needs Docker",
     "export": "sets a variable of the shell",
-    "git": "needs a repository",
     "kubectl": "needs a Kubernetes cluster; the files are checked in tests/infra",
     "make": "the targets are checked below; `make demo` is tests/jobs/demo",
     "pip": "needs a package index; the wheel is tests/test_package.py",
-    "pytest": "these tests",
+    "pytest": "tests themselves",
     "ray": "starts clusters of other machines",
     "sbatch": "needs Slurm: tests/infra",
     "scrontab": "needs Slurm: tests/infra",
+}
+# The same of commands of mediamill.
+COMMANDS_ELSEWHERE = {
     "submit": "needs a dashboard: tests/jobs/cluster",
     "status": "needs a dashboard: tests/jobs/cluster",
     "logs": "needs a dashboard: tests/jobs/cluster",
@@ -60,6 +61,9 @@ FORMS = (
 QUICK = ("docs/buckets.md", "docs/nightly.md")
 # Jobs of the quick pages that start no second model: the first one of all makes the output.
 QUICK_JOBS = {"run pictures.yaml"}
+# Pages whose Python is run by other tests: tests/docs/test_python.py, test_score_run.py; api.md has
+# signatures.
+OWN_PYTHON = {"qwen2-vl.md", "score-embed.md", "api.md"}
 SLOW_COMMANDS = {*JOB_HELP, "run", "plan", "preview", "retry", "diff"}
 
 
@@ -82,8 +86,8 @@ def is_run_here(command: Command) -> bool:
     line = " ".join(command.words)
     first = command.words[0]
     return not (
-        first in RUN_ELSEWHERE
-        or command.name in RUN_ELSEWHERE
+        first in PROGRAMS_ELSEWHERE
+        or command.name in COMMANDS_ELSEWHERE
         or any(line.startswith(form) for form in FORMS)
     )
 
@@ -91,8 +95,8 @@ def is_run_here(command: Command) -> bool:
 def test_there_are_commands_of_every_kind():
     assert len(ALL) > 80
     assert {command.name for command in ALL} >= set(cli._COMMANDS) - {"demo"}
-    unknown = {c.words[0] for c in ALL} - {"mediamill", "python", *RUN_ELSEWHERE}
-    assert not unknown, f"neither checked nor named in RUN_ELSEWHERE: {unknown}"
+    unknown = {c.words[0] for c in ALL} - {"mediamill", "python", *PROGRAMS_ELSEWHERE}
+    assert not unknown, f"neither checked nor named in PROGRAMS_ELSEWHERE: {unknown}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -202,10 +206,19 @@ def test_the_quick_commands_of_some_pages(begin_page, capsys):
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_all_commands_of_a_page(page, begin_page, capsys):
-    chosen = [c for c in commands(page) if is_run_here(c) and is_here(c)]
+def test_all_commands_and_python_of_a_page(page, begin_page, capsys):
+    """In order, as a reader would run them."""
+    has_own_test = page.name in OWN_PYTHON
+    chosen = [
+        step
+        for step in steps(page)
+        if (is_run_here(step) and is_here(step) if isinstance(step, Command) else not has_own_test)
+    ]
     if not chosen:
-        pytest.skip("no command to run here")
+        pytest.skip("nothing to run here")
     begin_page(str(page.relative_to(ROOT)))
-    for command in chosen:
-        run(command, capsys)
+    for step in chosen:
+        if isinstance(step, Command):
+            run(step, capsys)
+        else:
+            exec(compile(step, str(page), "exec"), {})  # noqa: S102 - our own page

@@ -51,5 +51,5 @@ def anchors(page):
 
 def test_every_page_is_named_in_the_readme():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    pages = {page.name for page in PAGES if page.parent.name == "docs"}
+    pages = {page.name for page in PAGES if page.parent == ROOT / "docs"}
     assert {name for name in pages if f"(docs/{name})" not in readme} == set()
