@@ -82,8 +82,17 @@ def _job() -> None:
     _captions()
 
 
-def _bucket_captions() -> None:
-    _captions()
+def _named_rows() -> None:
+    """The ids of docs/report.md."""
+    rows = pd.read_parquet("photos.parquet")[["id", "uri"]].head(2)
+    rows.assign(id=["photo-17", "-17"]).to_parquet("named.parquet")
+    make("mediamill caption named.parquet captions/ --model DIR --prompt x")
+    pd.read_parquet("videos.parquet").assign(id=["video-3"]).to_parquet("named-videos.parquet")
+    make("mediamill annotate named-videos.parquet timelines/ --model DIR --prompt x")
+
+
+def _report() -> None:
+    _named_rows()
     make("mediamill caption s3://bucket/pictures/ s3://bucket/captions/ --model DIR")
 
 
@@ -95,7 +104,7 @@ PREPARE: dict[str, Callable[[], None]] = {
     "docs/pixels.md": _job,
     "docs/plan.md": dated_manifest,
     "docs/preview.md": dated_manifest,
-    "docs/report.md": _bucket_captions,
+    "docs/report.md": _report,
     "docs/retry.md": _captions,
     "docs/diff.md": _captions_twice,
 }
