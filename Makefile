@@ -14,7 +14,7 @@ SEED ?= 1
 CASES ?= 500
 PYTEST ?= tests -m "not slow and not gpu and not soak"
 
-.PHONY: help demo test lint types pytest parity slow soak bench bench-gpu train gate clean
+.PHONY: help demo test lint types pytest docs parity slow soak bench bench-gpu train gate clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ types: $(READY) ## Check static types with mypy
 
 pytest: $(READY) ## Run the tests (some of them: PYTEST="tests/model -k rope")
 	$(BIN)/python -m pytest $(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder
+
+docs: $(READY) ## Write the pages that follow from the code: keys, error codes, Python API
+	$(BIN)/python docs/render.py
 
 parity: $(READY) ## Compare with the reference on random cases (SEED=1 CASES=500)
 	$(BIN)/python -m pip download --quiet --no-deps --dest .cache qwen-agent==0.0.34
