@@ -221,9 +221,9 @@ class Chat:
             rules = processor.image_rules.with_limits(options["min_pixels"], options["max_pixels"])
             processor = replace(processor, image_rules=rules)
         else:
-            video = replace(
-                VideoRules(), **{name: options[name] for name in ("fps", "num_frames", *_PIXELS)}
-            )
+            names = ("fps", "num_frames", *_PIXELS)
+            given: dict[str, Any] = {name: options[name] for name in names}
+            video = VideoRules(**given)
             processor = _with_video_rules(processor, video)
         if key == "base64":
             value = data_bytes(value, self.sources.max_bytes)
