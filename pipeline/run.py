@@ -35,6 +35,7 @@ from mediamill.pipeline.plan import Plan, check
 from mediamill.pipeline.ray_cluster.cluster import check_local_room, data_context, ray_cluster
 from mediamill.pipeline.ray_cluster.pool_sizes import CALLS_TO_FILL, Node, Pools, size_pools
 from mediamill.pipeline.retry.job_note import save_job
+from mediamill.pipeline.retry.lost_rows import CountRules
 from mediamill.pipeline.retry.reopen import reopen_rows
 from mediamill.pipeline.storage import storage
 from mediamill.pipeline.tasks.answer_cache import AnswerCalls
@@ -147,7 +148,8 @@ def run(
             if not is_complete and (plan.retry is None or not plan.retry.only):
                 recovery.mark_unfinished(plan.output)
             recovery.recover(plan.output, state)
-            reopen_rows(plan.output, state, plan.manifest, plan.retry, run_id, tell)
+            rules = CountRules(plan.task.questions, job.alarms.expect_language)
+            reopen_rows(plan.output, state, plan.manifest, plan.retry, run_id, tell, rules)
         except ledger.TakenOverError as error:
             raise RunError(str(error)) from error
         if plan.retry is None or not plan.retry.changed:
