@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 _RESUME = "to go on, run the same command again: rows that are finished are kept"
 _MENDED = "once that is mended, the same command goes on: rows that are finished are kept"
 _TERMINATED = 128 + signal.SIGTERM
+_BROKEN_PIPE = 128 + signal.SIGPIPE
 _SHORT_STOP = (
     "was not submitted by mediamill: unless the head's RAY_JOB_STOP_WAIT_TIME_S is above the job's "
     "resources.grace_s, it is killed after 3 s; rows that are committed are kept"
@@ -103,6 +104,8 @@ def exit_code(action: Callable[[], int], verbose: bool = False, resume: str = _R
             return _TERMINATED
         return stop.code if isinstance(stop.code, int) else 0
     except Exception as error:  # noqa: BLE001 - this is the outermost frame
+        if isinstance(error, BrokenPipeError) and not resume:
+            return _BROKEN_PIPE  # the reader needs no more, as in `mediamill show ... | head -1`
         if verbose:
             for line in traceback.format_exc().splitlines():
                 _say(line)
@@ -328,7 +331,10 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 
 
 # Commands that change no output: an interrupted one has nothing to go on with.
-_NOT_RESUMED = ("submit", "status", "logs", "stop", "watch", "history")
+_NOT_RESUMED = (
+    *("submit", "status", "logs", "stop", "watch", "history"),
+    *("plan", "preview", "check", "report", "show", "diff"),
+)
 
 
 def _exit_on_sigterm(_signal: int, _frame: FrameType | None) -> None:
