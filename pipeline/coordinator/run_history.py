@@ -24,8 +24,8 @@ def past_runs(output: str, steps: Sequence[str] = ()) -> list[dict[str, object]]
     """Returns the runs of an output, oldest first: the summary of each, and these keys:
 
     run: its id. started: UTC, ISO 8601. end: "finished", "finished with errors", "nothing to do",
-    "compacted ...", "stopped: ..." on request, "failed: ...", "at work", or None for one that was killed. step: the
-    run's folder, where `steps` are read.
+    "compacted ...", "stopped: ..." on request, "failed: ...", "at work", or None for one that was
+    killed. step: the run's folder, where `steps` are read.
 
     steps: folders in the output that are read if it has no log of its own.
     Raises JobError when there is no log, or a damaged one.
