@@ -154,9 +154,12 @@ def run(
             raise RunError(str(error)) from error
         if plan.retry is None or not plan.retry.changed:
             save_job(plan.output, job, run_id)
-        left = state.rows_left(plan.manifest.rows)
-        outcome = replace(outcome, before=state.counts.rows - state.rows_to_redo, left=left)
         selection = choice.select(plan.manifest, state)
+        if selection.not_again:
+            tell(f"{selection.not_again:,} of these error rows are left for a later retry")
+        left = state.rows_left(plan.manifest.rows) - selection.not_again
+        before = state.counts.rows - state.rows_to_redo + selection.not_again
+        outcome = replace(outcome, before=before, left=left)
         if not selection.missing(state):
             return outcome.finish(0, later=selection.later)
         stopped: RunError | None = None
