@@ -106,7 +106,7 @@ def test_a_manifest_that_is_too_large_for_a_sample_is_refused(monkeypatch):
     with pytest.raises(JobError, match="--sample"):
         RowChoice(sample=3).select(Manifest, state())
     assert RowChoice(limit=3).select(Manifest, state()) == Selection(
-        {0: np.array([7], np.uint8)}, Manifest.rows, 0, 3
+        {0: np.array([7], np.uint8)}, Manifest.rows, Manifest.rows, 3
     )
 
 
