@@ -28,6 +28,7 @@ from mediamill.pipeline.annotate.output_check import (
     check_output,
     errors_name_output,
 )
+from mediamill.pipeline.annotate.redone_windows import videos_to_redo
 from mediamill.pipeline.annotate.split import SplitVideos
 from mediamill.pipeline.annotate.summaries import SummaryRules, max_prompt_tokens, prompt_table
 from mediamill.pipeline.annotate.video_table import plain_table
@@ -227,9 +228,10 @@ def annotate(
         merged = merge(*folders, output / VIDEO_MANIFEST, table)
         on_phase("summaries")
         summary_job = _summary_job(job)
-        plan = check(
-            summary_job, _summary_overrides(job), retry=retry and replace(retry, where=None)
-        )
+        if retry is not None:
+            also = videos_to_redo(output / WINDOWS_FOLDER, windows.run_id)
+            retry = replace(retry, where=None, also=also)
+        plan = check(summary_job, _summary_overrides(job), retry=retry)
         summaries = run(summary_job, plan, on_progress, address, stages, stop, on_note)
         return AnnotationSummary(shown, split, windows, merged, summaries)
 
