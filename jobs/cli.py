@@ -34,6 +34,7 @@ from mediamill.schemas.nearest import nearest
 _RESUME = "to go on, run the same command again: rows that are finished are kept"
 _MENDED = "once that is mended, the same command goes on: rows that are finished are kept"
 _TERMINATED = 128 + signal.SIGTERM
+_BROKEN_PIPE = 128 + signal.SIGPIPE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -90,6 +91,8 @@ def exit_code(action: Callable[[], int], verbose: bool = False, resume: str = _R
             return _TERMINATED
         return stop.code if isinstance(stop.code, int) else 0
     except Exception as error:  # noqa: BLE001 - this is the outermost frame
+        if isinstance(error, BrokenPipeError) and not resume:
+            return _BROKEN_PIPE  # the reader needs no more, as in `mediamill show ... | head -1`
         if verbose:
             for line in traceback.format_exc().splitlines():
                 _say(line)
@@ -275,7 +278,10 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 
 
 # Commands that change no output: an interrupted one has nothing to go on with.
-_NOT_RESUMED = ("submit", "status", "logs", "stop", "watch", "history")
+_NOT_RESUMED = (
+    *("submit", "status", "logs", "stop", "watch", "history"),
+    *("plan", "preview", "check", "report", "show", "diff"),
+)
 
 
 def _exit_on_sigterm(_signal: int, _frame: FrameType | None) -> None:

@@ -267,9 +267,14 @@ def job_parser(command: str, usage: str, description: str, epilog: str) -> argpa
         parser.add_argument(
             "--retry-errors", action="store_true", help="also do the output's error rows again"
         )
-    parser.add_argument(
-        "--plan", action="store_true", help="forecast the job instead; see mediamill plan --help"
-    )
+        parser.add_argument(
+            "--plan",
+            action="store_true",
+            help="forecast the job instead; see mediamill plan --help",
+        )
+        parser.add_argument(
+            "--preview", metavar="N", help="try N rows instead; see mediamill preview --help"
+        )
     if command != "submit":
         parser.add_argument(
             "--limit",
@@ -284,9 +289,6 @@ def job_parser(command: str, usage: str, description: str, epilog: str) -> argpa
             help="do only N rows, drawn from the manifest at random by the key seed (the same ones "
             "each time), the others in a later run",
         )
-    parser.add_argument(
-        "--preview", metavar="N", help="try N rows instead; see mediamill preview --help"
-    )
     parser.add_argument(
         "--address",
         metavar="ADDRESS",

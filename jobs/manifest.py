@@ -64,8 +64,8 @@ def resolve_manifest(job: JobConfig, made: "Place | None" = None) -> JobConfig:
     if is_manifest(job.manifest):
         check_archives(job.manifest)
         return job
-    from mediamill.pipeline.plan import JOB_MANIFEST
     from mediamill.pipeline.sources.build import build_manifest
+    from mediamill.pipeline.sources.job_manifest import job_manifest
 
     source = storage.absolute(job.manifest)
     output = storage.resolve(job.output)
@@ -78,7 +78,7 @@ def resolve_manifest(job: JobConfig, made: "Place | None" = None) -> JobConfig:
     if made is None:
         from mediamill.jobs.planned_manifest import hand_over, planned_place
 
-        made = output / JOB_MANIFEST
+        made = job_manifest(job)
         hand_over(planned_place(job), made)
     summary = build_manifest(
         job.manifest, made, SourceRules(), suffix=_JOB_SUFFIX, on_progress=reporter

@@ -86,9 +86,18 @@ def _job(parser: argparse.ArgumentParser, rest: Sequence[str]) -> JobConfig:
     kind, *arguments = rest
     if kind in JOB_HELP:
         options, overrides = parse_job(kind, arguments)
-        return load_job(options.config, overrides, job=kind)
-    options, overrides = parse_run(rest[1:] if kind == "run" else rest)
-    return load_job(options.config, overrides)
+        job = load_job(options.config, overrides, job=kind)
+    else:
+        options, overrides = parse_run(rest[1:] if kind == "run" else rest)
+        job = load_job(options.config, overrides)
+    names = ("--limit", "--sample", "--retry-errors")
+    given = [name for name in names if getattr(options, name[2:].replace("-", "_"))]
+    if given:
+        print(
+            f"note: {', '.join(given)}: the forecast is of all rows that the output does not have",
+            file=sys.stderr,
+        )
+    return job
 
 
 def _options(options: argparse.Namespace) -> "ForecastOptions":
@@ -110,11 +119,10 @@ def _options(options: argparse.Namespace) -> "ForecastOptions":
 def _manifest_place(job: JobConfig) -> "Place":
     """Where the manifest of a source is made; begins with the one that the output has."""
     from mediamill.jobs.planned_manifest import hand_over, planned_place
-    from mediamill.pipeline.plan import JOB_MANIFEST
-    from mediamill.pipeline.storage import storage
+    from mediamill.pipeline.sources.job_manifest import job_manifest
 
     place = planned_place(job)
-    hand_over(storage.resolve(job.output) / JOB_MANIFEST, place)
+    hand_over(job_manifest(job), place)
     return place
 
 

@@ -39,13 +39,23 @@ def run_retry(argv: Sequence[str], environ: Mapping[str, str]) -> int:
 
     job = _find_job(options, overrides)
     retry = Retry(options.where, only=True, changed=overrides)
+    from mediamill.pipeline.manifest.selection import RowChoice
+
+    choice = RowChoice(options.limit, options.sample, job.seed)
     if job.job == "annotate":
         from mediamill.jobs.annotate import annotate
 
+        if not choice.is_all:
+            name = "--limit" if options.limit is not None else "--sample"
+            raise JobError(
+                f"{name}: found the retry of a job annotate, which does all of a video's windows, "
+                "expected --where, such as --where \"video_id == 'x'\""
+            )
         return annotate(job, options.json, options.address, retry).exit_code
     from mediamill.jobs.per_row import run_per_row
 
-    return run_per_row(job, options.json, options.address, retry).exit_code
+    arguments = (job, options.json, options.address, retry, choice, options.verbose)
+    return run_per_row(*arguments).exit_code
 
 
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, object]]:

@@ -1,9 +1,11 @@
 """The entry point of the command: says that it runs before it imports anything that takes long."""
 
 import atexit
+import io
 import os
 import signal
 import sys
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -16,6 +18,7 @@ def main() -> int:
     """Runs the command of this process's arguments, and returns its exit code."""
     # Python's own handler would print a traceback through the imports.
     signal.signal(signal.SIGINT, _interrupted)
+    _prepare_streams()
     arguments = sys.argv[1:]
     if arguments and not set(_QUICK) & set(arguments) and _can_rewrite():
         sys.stderr.write(f"mediamill {_printable(arguments[0])}: starting")
@@ -38,10 +41,23 @@ def _run() -> int:
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
     code = run()
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader needs no more, as in `mediamill ... | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python would complain at its end
     if (colorama := sys.modules.get("colorama.initialise")) is not None:
         # A library of Ray's, which would end the output with an escape sequence.
         atexit.unregister(colorama.reset_all)
     return code
+
+
+def _prepare_streams() -> None:
+    """Lets the command write to streams that are closed, or that cannot have every letter."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # it was closed (>&-)
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors != "backslashreplace":
+        sys.stdout.reconfigure(errors="replace")
 
 
 def _interrupted(_signal: int, _frame: FrameType | None) -> None:

@@ -76,8 +76,9 @@ def compact(output: str, rows_per_file: int | None = None) -> CompactSummary:
         summary = CompactSummary(
             before, after, state.counts.rows, size, seconds, shown, tuple(skipped), atomic
         )
-        note = {"rows": 0, "ok": 0, "errors": {}, "seconds": seconds}
-        note["stopped"] = f"compacted {before} files to {after}"
+        counts = state.counts
+        note = {"rows": counts.rows, "ok": counts.ok, "errors": counts.errors, "seconds": seconds}
+        note["compacted"] = f"{before} files to {after}"
         storage.put(place / ledger.HIDDEN / "runs" / f"{run}.json", json.dumps(note).encode())
         found = take_inventory(place, state)
         visible = None if found.differs or state.visible is None else record_of(found.files)

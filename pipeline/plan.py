@@ -33,6 +33,7 @@ from mediamill.pipeline.ray_cluster.trim_memory import trim_memory
 from mediamill.pipeline.records import MEDIA_BYTES, MEDIA_PATHS
 from mediamill.pipeline.replica.canary import check_canary
 from mediamill.pipeline.retry.options import Retry
+from mediamill.pipeline.sources.job_manifest import is_job_manifest
 from mediamill.pipeline.storage import storage
 from mediamill.pipeline.storage.overlap import overlaps
 from mediamill.pipeline.storage.storage import Place
@@ -46,7 +47,6 @@ from mediamill.schemas.manifest import ManifestSchema
 from mediamill.schemas.result import result_schema
 from mediamill.schemas.task import Task, task_of
 
-JOB_MANIFEST = "_manifest"  # in an output: the manifest that is made of the job's source
 _ANSWERS = (c.TEXT, c.FINISH_REASON, c.MEAN_LOGPROB)  # columns that only some tasks make
 _MIN_STEP_S = 1.0
 
@@ -269,9 +269,9 @@ def _check_columns(job: JobConfig, manifest: Manifest, task: Task) -> None:
 
 def _check_output_apart(job: JobConfig) -> None:
     sources = {"manifest": job.manifest} | ({} if job.model == BUILT_IN else {"model": job.model})
-    made = f"{storage.absolute(job.output)}/{JOB_MANIFEST}"  # hidden, and made for this output
     for key, source in sources.items():
-        if storage.absolute(source) != made and overlaps(job.output, source):
+        made = is_job_manifest(source, job.output)  # which is hidden there
+        if not made and overlaps(job.output, source):
             raise JobError(
                 f"output: found {storage.redact(storage.absolute(job.output))}, which is or lies "
                 f"in or around the {key} {storage.redact(storage.absolute(source))}, expected a "

@@ -40,6 +40,7 @@ from mediamill.pipeline.plan import Plan, check
 from mediamill.pipeline.ray_cluster.cluster import check_local_room, data_context, ray_cluster
 from mediamill.pipeline.ray_cluster.pool_sizes import CALLS_TO_FILL, Node, Pools, size_pools
 from mediamill.pipeline.retry.job_note import save_job
+from mediamill.pipeline.retry.lost_rows import CountRules
 from mediamill.pipeline.retry.reopen import reopen_rows
 from mediamill.pipeline.tasks.answer_cache import AnswerCalls
 from mediamill.pipeline.worker_stages import GenerateStage, PrepareStage
@@ -147,14 +148,18 @@ def run(
             if not is_complete and (plan.retry is None or not plan.retry.only):
                 recovery.mark_unfinished(plan.output)
             recovery.recover(plan.output, state)
-            reopen_rows(plan.output, state, plan.manifest, plan.retry, run_id, tell)
+            rules = CountRules(plan.task.questions, job.alarms.expect_language)
+            reopen_rows(plan.output, state, plan.manifest, plan.retry, run_id, tell, rules)
         except ledger.TakenOverError as error:
             raise RunError(str(error)) from error
         if plan.retry is None or not plan.retry.changed:
             save_job(plan.output, job, run_id)
-        left = state.rows_left(plan.manifest.rows)
-        outcome = replace(outcome, before=state.counts.rows - state.rows_to_redo, left=left)
         selection = choice.select(plan.manifest, state)
+        if selection.not_again:
+            tell(f"{selection.not_again:,} of these error rows are left for a later retry")
+        left = state.rows_left(plan.manifest.rows) - selection.not_again
+        before = state.counts.rows - state.rows_to_redo + selection.not_again
+        outcome = replace(outcome, before=before, left=left)
         if not selection.missing(state):
             return outcome.finish(0, later=selection.later)
         stopped: RunError | None = None

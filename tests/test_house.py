@@ -24,7 +24,7 @@ ARROWS = {
 _MODEL_ORDER = """errors urls inputs checkpoint media sampling text generation layers families
 requests processor describe weights engine_core engine chat tensor_parallel tiny"""
 _PIPELINE_ORDER = """faults records row_values storage ray_cluster fetching decoding replica
-ledger ladder manifest retry sources quality tasks stages checkpoint fingerprint output_header plan
+ledger ladder manifest quality retry sources tasks stages checkpoint fingerprint output_header plan
 outcome coordinator output_rules compact worker_stages run annotate export inspect forecast preview
 diff"""
 ORDER = {"model": _MODEL_ORDER.split(), "pipeline": _PIPELINE_ORDER.split()}

@@ -55,6 +55,10 @@ def _diff(options: argparse.Namespace, environment: Mapping[str, str], is_termin
 
     started = time.monotonic()
     outputs = Output(options.a), Output(options.b)
+    if options.page:
+        from mediamill.jobs.page.page import check_place
+
+        check_place(Path(options.page))  # before the rows are read
     names = _name(outputs[0]), _name(outputs[1])
     wanted = max(options.samples, _PAGE_SAMPLES if options.page else 0)
     difference = compare(*outputs, wanted, _say_phase)

@@ -12,6 +12,8 @@ from typing import Any
 
 import jinja2
 
+from mediamill.schemas.errors import JobError
+
 _ASSETS = Path(__file__).parent / "assets"
 
 
@@ -39,9 +41,25 @@ def render(template: Path, **values: Any) -> str:
     )
 
 
+def check_place(page: Path) -> None:
+    """Raises JobError when a page cannot be written there. Makes its folder."""
+    try:
+        page.parent.mkdir(parents=True, exist_ok=True)
+        with page.open("ab"):
+            pass
+        if not page.stat().st_size:
+            page.unlink()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise JobError(
+            f"{page}: the page cannot be written: found {reason}, expected a name in a folder that "
+            "can be written"
+        ) from error
+
+
 def write(page: Path, text: str) -> None:
-    """Writes a page, with its folder."""
-    page.parent.mkdir(parents=True, exist_ok=True)
+    """Writes a page, with its folder. Raises JobError when that is not possible."""
+    check_place(page)
     page.write_text(text, encoding="utf-8", errors="replace")
 
 

@@ -83,13 +83,12 @@ def _show(
     source = job.manifest
     if not is_manifest(job.manifest):
         from mediamill.jobs.manifest import resolve_manifest
-        from mediamill.pipeline.plan import JOB_MANIFEST
-        from mediamill.pipeline.storage import storage
+        from mediamill.pipeline.sources.job_manifest import job_manifest
 
         phases.say("listing the source")
         place = planned_place(job)
         with suppress(Exception):  # an output that cannot be read does not matter here
-            hand_over(storage.resolve(job.output) / JOB_MANIFEST, place)
+            hand_over(job_manifest(job), place)
         phases.end()
         # Where the output lies does not matter either.
         job = resolve_manifest(job.model_copy(update={"output": place.url + "-none"}), place)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mediamill.jobs.page.card import Card
-from mediamill.jobs.page.page import render, write
+from mediamill.jobs.page.page import check_place, render, write
 from mediamill.jobs.page.row_card import columns_of_cards, row_card, text_of
 from mediamill.jobs.report.facts import alarms_of, facts, run_cells, shapes
 from mediamill.jobs.report.neighbours import with_neighbours
@@ -81,6 +81,7 @@ def write_report(url: str, page: Path, options: ReportOptions | None = None) -> 
     """Writes the page of the output at `url`. Raises JobError when there is no result."""
     options = options or ReportOptions()
     output = Output(url)
+    check_place(page)  # before the rows are read
     statistics = count(output)
     layout = statistics.layout
     tags = _tags(statistics, options.cards)

@@ -3,7 +3,7 @@
     manifest -> split -> manifest of windows -> caption -> timeline [-> videos [-> summaries]]
 
     OUTPUT/_split/      one row for each video: its windows, or its error
-    OUTPUT/_manifest/   one row for each window (of a source that is no Parquet: _window_manifest)
+    OUTPUT/_manifest/   one row for each window
     OUTPUT/windows/     the same, captioned
     OUTPUT/_videos/     one row for each video, with a prompt (annotate.summary_prompt)
     OUTPUT/videos/      one row for each video
@@ -28,6 +28,7 @@ from mediamill.pipeline.annotate.output_check import (
     check_output,
     errors_name_output,
 )
+from mediamill.pipeline.annotate.redone_windows import videos_to_redo
 from mediamill.pipeline.annotate.split import SplitVideos
 from mediamill.pipeline.annotate.summaries import SummaryRules, max_prompt_tokens, prompt_table
 from mediamill.pipeline.annotate.video_table import plain_table
@@ -41,7 +42,7 @@ from mediamill.pipeline.annotate.window_columns import (
     split_schema,
     without_split_error,
 )
-from mediamill.pipeline.annotate.window_manifest import make_windows, window_manifest
+from mediamill.pipeline.annotate.window_manifest import make_windows
 from mediamill.pipeline.checkpoint.checkpoint_hash import CheckpointHash
 from mediamill.pipeline.checkpoint.machine_copy import local_folder
 from mediamill.pipeline.coordinator.drain import Stop
@@ -67,6 +68,7 @@ from mediamill.schemas.manifest import ManifestSchema
 from mediamill.schemas.progress import RAY, Progress
 from mediamill.schemas.result import Summary
 
+_WINDOW_MANIFEST = "_manifest"
 _SPLIT_FILE_ROWS = 1024  # of one file of the split, at most
 _FIXED_BATCH_ROWS, _SCENES_BATCH_ROWS = 64, 8  # a call of the split stage gets a fourth of them
 
@@ -171,7 +173,7 @@ def check_annotation(
         given = job.annotate.windows == "given"
         check_columns(plan.manifest.schema, given, plan.manifest.url)
         check_partition_by(plan.manifest.schema, job.partition_by, storage.redact(job.manifest))
-        if visible_files(window_manifest(output)):  # before new videos are split in vain
+        if visible_files(output / _WINDOW_MANIFEST):  # before new videos are split in vain
             check(windows_job(job), _WINDOWS_STEP, will_run=will_run, retry=retry)
     return AnnotationPlan(job, output, plan, retry)
 
@@ -210,7 +212,7 @@ def annotate(
         split = run(split_job, plan, on_progress, address, SPLIT_STAGES, stop, on_note, choice)
         if retry is None or not retry.changed:
             save_job(output / SPLIT_FOLDER, job, split.run_id, ANNOTATION)
-        make_windows(output / SPLIT_FOLDER, window_manifest(output), manifest)
+        make_windows(output / SPLIT_FOLDER, output / _WINDOW_MANIFEST, manifest)
         on_phase("windows")
         captions_job = windows_job(job)
         plan = check(captions_job, _WINDOWS_STEP, retry=retry)
@@ -226,9 +228,10 @@ def annotate(
         merged = merge(*folders, output / VIDEO_MANIFEST, table)
         on_phase("summaries")
         summary_job = _summary_job(job)
-        plan = check(
-            summary_job, _summary_overrides(job), retry=retry and replace(retry, where=None)
-        )
+        if retry is not None:
+            also = videos_to_redo(output / WINDOWS_FOLDER, windows.run_id)
+            retry = replace(retry, where=None, also=also)
+        plan = check(summary_job, _summary_overrides(job), retry=retry)
         summaries = run(summary_job, plan, on_progress, address, stages, stop, on_note)
         return AnnotationSummary(shown, split, windows, merged, summaries)
 
@@ -283,7 +286,7 @@ def windows_job(job: JobConfig) -> JobConfig:
     return _derive(
         job,
         {
-            "manifest": window_manifest(storage.resolve(output)).url,
+            "manifest": f"{output}/{_WINDOW_MANIFEST}",
             "output": f"{output}/{WINDOWS_FOLDER}",
             "fetch.roots": None if roots is None else list(roots),
         },

@@ -43,16 +43,6 @@ _ROWS = 4096  # of one row group: a read task takes whole ones
 _BATCH_VIDEOS = 64  # that are read at once
 _MIN_DIGITS = 5  # of a window's number in its id
 _VIDEO = "video"
-_LISTED = "_sources/state.json"  # of a manifest that is made of a source
-
-
-def window_manifest(output: Place) -> Place:
-    """Returns the folder with one row for each window, below an output of annotate.
-
-    A source that is no Parquet has its own rows in `_manifest` (jobs/manifest.py).
-    """
-    made = output / "_manifest"
-    return output / "_window_manifest" if storage.exists(made / _LISTED) else made
 
 
 def make_windows(split: Place, windows: Place, manifest: ManifestSchema) -> int:

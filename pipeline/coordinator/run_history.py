@@ -24,8 +24,8 @@ def past_runs(output: str, steps: Sequence[str] = ()) -> list[dict[str, object]]
     """Returns the runs of an output, oldest first: the summary of each, and these keys:
 
     run: its id. started: UTC, ISO 8601. end: "finished", "finished with errors", "nothing to do",
-    "stopped: ..." on request, "failed: ...", "at work", or None for one that was killed. step: the
-    run's folder, where `steps` are read.
+    "compacted ...", "stopped: ..." on request, "failed: ...", "at work", or None for one that was
+    killed. step: the run's folder, where `steps` are read.
 
     steps: folders in the output that are read if it has no log of its own.
     Raises JobError when there is no log, or a damaged one.
@@ -81,7 +81,11 @@ def _runs(place: Place, state: LedgerState) -> list[dict[str, object]]:
 
 
 def _end_of(note: Mapping[str, object]) -> str:
+    if "compacted" in note:
+        return f"compacted {note['compacted']}"
     stopped = note.get("stopped")
+    if str(stopped).startswith("compacted "):  # by an older version
+        return str(stopped)
     if stopped is not None:
         # Notes of older versions do not say whether somebody asked for it.
         return f"{'stopped' if note.get('on_request', True) else 'failed'}: {stopped}"

@@ -50,6 +50,7 @@ def publishing(output: Place, run: str, on_progress: OnProgress | None) -> Itera
     """Yields a function that takes the run's progress, for `on_progress` and for the object."""
     latest: list[tuple[float, Progress]] = []
     end: list[str] = []
+    written: list[bool] = []
     ended = threading.Event()
     place = output / _FOLDER / f"{run}.json"
 
@@ -66,10 +67,11 @@ def publishing(output: Place, run: str, on_progress: OnProgress | None) -> Itera
             seconds = progress.seconds + time.monotonic() - taken_at  # goes on without news
             values["progress"] = asdict(replace(progress, seconds=seconds))
             storage.put(place, json.dumps(values).encode())
+            if not written:  # a run that has nothing to do leaves that of the one before
+                _remove_others(output, run)
+                written.append(True)
 
     def write_until_ended() -> None:
-        with suppress(Exception):
-            _remove_others(output, run)
         beat = 0
         while True:
             is_last = ended.wait(_LOCAL_S if output.is_local else _REMOTE_S)

@@ -111,7 +111,15 @@ class _Counter:
             for name in (answer.text, answer.finish_reason, answer.mean_logprob)
             if name is not None
         ]
-        plain = (c.STATUS, c.ERROR_CODE, *_TOKENS, c.HEIGHT, c.WIDTH, c.FRAME_TIMES_S)
+        plain = (
+            c.STATUS,
+            c.ERROR_CODE,
+            c.DUPLICATE_OF,
+            *_TOKENS,
+            c.HEIGHT,
+            c.WIDTH,
+            c.FRAME_TIMES_S,
+        )
         names = (*plain, *answers, TRUTH, SECONDS, c.MODEL, c.FINGERPRINT, c.RUN_ID)
         self.columns = [name for name in dict.fromkeys(names) if name in output.schema.names]
         self._partitions: dict[str, int] = {}
@@ -177,10 +185,13 @@ class _Counter:
 
     def _count_columns(self, table: pa.Table, ok: npt.NDArray[np.bool_]) -> None:
         statistics = self.statistics
+        made = np.ones(table.num_rows, bool)
+        if c.DUPLICATE_OF in table.column_names:  # the engine made no tokens for a copy
+            made = ~_booleans(pc.is_valid(table[c.DUPLICATE_OF]))
         for name in _TOKENS:
             if name in table.column_names:
                 values = _numbers(table[name])
-                statistics.tokens[name] += int(np.nansum(values))
+                statistics.tokens[name] += int(np.nansum(values[made]))
                 self._histogram(name, values[ok])
         if SECONDS in table.column_names and _is_number(table[SECONDS].type):
             self._histogram(SECONDS, _numbers(table[SECONDS])[ok], step=0.01)

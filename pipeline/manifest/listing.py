@@ -11,6 +11,7 @@ from mediamill.schemas.errors import JobError
 _SUFFIXES = (".parquet", ".parq", ".pq")
 _HIDING = (".", "_")
 _SHOWN = 3  # files that a note names
+_OWN = "_sources/"  # what pipeline/sources keeps in a manifest that it makes; not worth a note
 
 # Why a file is left out.
 _HIDDEN = "hidden by a name that begins with . or _"
@@ -68,7 +69,8 @@ def _sorted_out(
     left_out: defaultdict[str, list[str]] = defaultdict(list)
     for name, info in sorted(infos.items()):
         if reason := _why_not(name, info):
-            left_out[reason].append(name)
+            if not name.startswith(_OWN):
+                left_out[reason].append(name)
         elif info["type"] != "directory":
             found[name] = info
     return found, left_out

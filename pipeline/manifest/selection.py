@@ -38,6 +38,7 @@ class RowChoice:
         """Returns the selection. The ledger has to know every file of the manifest."""
         if self.is_all:
             return Selection(None, manifest.rows, state.rows_left(manifest.rows))
+        redone = 0
         numbers = {file.name: number for number, file in enumerate(state.files)}
         files = [(numbers[file.name], file.rows) for file in manifest.files]
         drawn = None if self.sample is None else self._draw(files)
@@ -62,7 +63,11 @@ class RowChoice:
             if count := count_bits(bitmap):
                 bitmaps[number] = bitmap
                 selected += count
-        return Selection(bitmaps, manifest.rows, state.rows_left(manifest.rows), selected)
+                if number in state.redo:
+                    again = state.redo[number]
+                    redone += count_bits(again & bitmap[: again.size])
+        rows_left, not_again = state.rows_left(manifest.rows), state.rows_to_redo - redone
+        return Selection(bitmaps, manifest.rows, rows_left, selected, not_again)
 
     def _draw(self, files: list[tuple[int, int]]) -> dict[int, Bitmap]:
         """Returns the rows of the sample, by number of the file."""
@@ -101,21 +106,27 @@ class Selection:
         are left out have no such row. None: all rows are selected.
     rows: of the manifest. left: those that were to do when the selection was made.
     selected: those among them that are selected, unless all are.
+    not_again: error rows that were chosen to be done again, and are not selected.
     """
 
     bitmaps: Mapping[int, Bitmap] | None
     rows: int
     left: int
     selected: int = 0
+    not_again: int = 0
 
     @property
     def later(self) -> int:
-        """Rows to do that are not selected."""
+        """Rows without a result that are not selected."""
+        return self._others - self.not_again
+
+    @property
+    def _others(self) -> int:
         return 0 if self.bitmaps is None else self.left - self.selected
 
     def missing(self, state: LedgerState) -> int:
         """Returns the number of selected rows that are to do now."""
-        return state.rows_left(self.rows) - self.later
+        return state.rows_left(self.rows) - self._others
 
     def unfinished(self, state: LedgerState, number: int, rows: int) -> int:
         """Returns how many rows of a file, which has so many, are selected and to do."""

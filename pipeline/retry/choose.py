@@ -28,6 +28,7 @@ from mediamill.schemas.errors import FAILS_AGAIN
 from mediamill.schemas.result import error_counts
 
 _BATCH_ROWS = 1024
+_ALSO = "__also"  # column: whether the row meets the condition `also`
 _INCOMPLETE = "incomplete"  # instead of a code: an ok row that is done again
 _READERS = 8
 _FILES = 64  # whose chosen rows are in memory at once
@@ -133,7 +134,8 @@ def _reader(output: Place, state: LedgerState, retry: Retry) -> Callable[[str], 
             if retry.where is not None:
                 condition = condition & parse_condition(retry.where, full)
             if retry.also is not None:
-                condition = condition | parse_condition(retry.also, full)
+                also = parse_condition(retry.also, full)
+                condition = condition | also
             groups = range(parquet.num_row_groups)
             tables = []
             for batch in parquet.iter_batches(
@@ -147,6 +149,9 @@ def _reader(output: Place, state: LedgerState, retry: Retry) -> Callable[[str], 
                         value = pa.scalar(values[field.name], pa.string()).cast(field.type)
                         table = table.append_column(field, pa.repeat(value, len(table)))
                 table = filter_rows(table, condition)
+                if retry.also is not None:
+                    again = pc.is_in(table[c.ID], filter_rows(table, also)[c.ID].combine_chunks())
+                    table = table.append_column(_ALSO, again)
                 if table.num_rows:
                     tables.append(table)
             return tables
@@ -178,7 +183,13 @@ def _may_succeed(table: pa.Table, retry: Retry, hopeless: Counter[str]) -> list[
         return [True] * len(codes)
     names = [name for name in (c.URI, c.MEDIA, c.RUN_ID) if name in table.column_names]
     keep = []
+    also = [False] * len(codes)
+    if _ALSO in table.column_names:
+        also = table[_ALSO].to_pylist()
     for row, code in enumerate(codes):
+        if also[row]:
+            keep.append(True)
+            continue
         values = {name: table[name][row].as_py() for name in names} if code in FAILS_AGAIN else {}
         keep.append(code not in FAILS_AGAIN or may_succeed(code, values))
         if not keep[-1]:

@@ -20,7 +20,7 @@ class Retry:
 
     where: a condition on the result's rows; None = all that may succeed.
     only: whether the run does no other rows.
-    also: a condition on ok rows that are done again too.
+    also: a condition on rows that are done again too, ok rows among them.
     changed: job keys with other values than those of the output, by dotted key.
     """
 

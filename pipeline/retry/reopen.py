@@ -13,7 +13,7 @@ from mediamill.pipeline.ledger.state import LedgerState
 from mediamill.pipeline.manifest.manifest import Manifest
 from mediamill.pipeline.retry import chosen_rows
 from mediamill.pipeline.retry.choose import choose
-from mediamill.pipeline.retry.lost_rows import find_lost
+from mediamill.pipeline.retry.lost_rows import NO_FINDINGS, CountRules, find_lost
 from mediamill.pipeline.retry.options import Retry
 from mediamill.pipeline.storage.storage import Place
 
@@ -21,14 +21,23 @@ Tell = Callable[[str], None]
 
 
 def reopen_rows(
-    output: Place, state: LedgerState, manifest: Manifest, retry: Retry | None, run: str, tell: Tell
+    output: Place,
+    state: LedgerState,
+    manifest: Manifest,
+    retry: Retry | None,
+    run: str,
+    tell: Tell,
+    rules: CountRules = NO_FINDINGS,
 ) -> None:
     """Stores what the run does again. tell: called with sentences for the user.
+
+    rules: how the rows of the output are counted, if some are gone.
 
     Must be called after the output was recovered and before the run's first task.
     Raises TakenOverError when another run has begun, and JobError for a wrong condition.
     """
-    _reopen_lost(output, state, manifest, tell, later=retry is not None and retry.only)
+    later = retry is not None and retry.only
+    _reopen_lost(output, state, manifest, tell, later, rules)
     chosen_rows.remove(output)
     if retry is None:
         return
@@ -41,7 +50,12 @@ def reopen_rows(
 
 
 def _reopen_lost(
-    output: Place, state: LedgerState, manifest: Manifest, tell: Tell, later: bool
+    output: Place,
+    state: LedgerState,
+    manifest: Manifest,
+    tell: Tell,
+    later: bool,
+    rules: CountRules,
 ) -> None:
     """Marks the rows of files that are gone as not finished, and records the visible files.
 
@@ -50,16 +64,18 @@ def _reopen_lost(
     found = take_inventory(output, state)
     for sentence in found.sentences():
         tell(sentence)
+    files = found.files
     if found.gone or found.missing_rows:
-        lost = find_lost(output, state, manifest, found.files)
+        lost = find_lost(output, state, manifest, found.files, rules)
+        files = {name: file for name, file in files.items() if name not in lost.copies}
         if lost.ids != lost.distinct:
             tell(f"{count(lost.ids - lost.distinct, 'row')} of the output are there twice")
         if lost.rows:
             recovery.mark_unfinished(output)
-            files = count(len(found.gone), "file") + (
+            gone = count(len(found.gone), "file") + (
                 " that is" if len(found.gone) == 1 else " that are"
             )
-            where = f"{files} gone" if found.gone else "files that have changed"
+            where = f"{gone} gone" if found.gone else "files that have changed"
             verb = "is" if lost.rows == 1 else "are"
             when = " by the job's next run, not by a retry" if later else ""
             tell(f"{count(lost.rows, 'row')} of {where} {verb} done again{when}")
@@ -71,10 +87,10 @@ def _reopen_lost(
                     "kind": "reopen",
                     "rows": rows,
                     "counts": asdict(lost.counts),
-                    "visible": record_of(found.files),
+                    "visible": record_of(files),
                 },
             )
             return
     elif state.visible is not None and not found.compacted:
         return
-    ledger.note(output, state, {"kind": "inventory", "visible": record_of(found.files)})
+    ledger.note(output, state, {"kind": "inventory", "visible": record_of(files)})

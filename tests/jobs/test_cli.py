@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from mediamill.jobs.commands import parse_job, parse_run
@@ -196,3 +198,21 @@ def test_paths_with_an_equals_sign_are_paths(path):
 def test_a_key_given_twice_is_not_guessed_at():
     with pytest.raises(JobError, match="seed: given a second time"):
         parse_job("caption", ["m", "o", "seed=1", "seed=1"])
+
+
+@pytest.mark.parametrize(
+    "line", ["{} >&-", "{} | head -c 0", "LC_ALL=C PYTHONUTF8=0 {}", "PYTHONIOENCODING=ascii {}"]
+)
+def test_streams_that_are_closed_or_have_few_letters(tmp_path, line):
+    table = pa.table({"id": ["a"], "status": ["ok"], "text": ["dos · três"]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    done = subprocess.run(
+        ["bash", "-c", line.format(f"{sys.executable} -m mediamill show . a")],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")

@@ -79,21 +79,21 @@ def session_of(number):
 
 
 def test_a_job_with_an_error_row_and_its_second_run(tmp_path, ray_cluster):
-    manifest = write_manifest(tmp_path, 5, missing=1)
+    manifest = write_manifest(tmp_path, 6, missing=2)
     arguments = ["caption", manifest, "out", "--model", str(CHECKPOINT), "--prompt", "What is it?"]
     first = mediamill(*arguments, *SMALL, "--json", cwd=tmp_path, address=ray_cluster)
     assert first.returncode == 3, first.stderr
     summary = json.loads(first.stdout)
-    assert (summary["rows"], summary["ok"], summary["skipped"]) == (5, 4, 0)
-    assert summary["errors"] == {"fetch_not_found": 1}
+    assert (summary["rows"], summary["ok"], summary["skipped"]) == (6, 4, 0)
+    assert summary["errors"] == {"fetch_not_found": 2}
     progress = reports(first.stderr)
     assert {line["event"] for line in progress} == {"phase", "phase_ended", "progress"}
-    assert progress[-1]["rows_done"] == 5
-    assert sorted(ds.dataset(tmp_path / "out").to_table()["id"].to_pylist()) == list(range(5))
+    assert progress[-1]["rows_done"] == 6
+    assert sorted(ds.dataset(tmp_path / "out").to_table()["id"].to_pylist()) == list(range(6))
 
     second = mediamill(*arguments, *SMALL, cwd=tmp_path)
     assert second.returncode == 0  # its own
-    told = "5 rows: 4 ok, 1 error, none of them new (5 rows are from earlier runs)\n"
+    told = "6 rows: 4 ok, 2 errors, none of them new (6 rows are from earlier runs)\n"
     assert second.stdout.startswith(told)
     assert "to redo the errors: mediamill retry " in second.stdout
     listed = mediamill("history", "out", cwd=tmp_path).stdout.splitlines()
@@ -103,15 +103,19 @@ def test_a_job_with_an_error_row_and_its_second_run(tmp_path, ray_cluster):
     ]
 
     is_error = ds.field("status") == "error"
-    (row,) = ds.dataset(tmp_path / "out").to_table(filter=is_error).to_pylist()
-    shutil.copy(tmp_path / "0.png", row["uri"])
+    row, other = ds.dataset(tmp_path / "out").to_table(filter=is_error).to_pylist()
+    for failed in (row, other):
+        shutil.copy(tmp_path / "0.png", failed["uri"])
     changed = "generation.max_new_tokens=3"
-    third = mediamill("retry", "out", changed, cwd=tmp_path, address=ray_cluster)
+    third = mediamill("retry", "out", changed, "--limit", "1", cwd=tmp_path, address=ray_cluster)
     assert third.returncode == 0, third.stderr
-    assert third.stdout.startswith("5 rows: 5 ok, 0 errors (4 rows are from earlier runs)\n")
+    assert third.stdout.startswith(
+        "6 rows: 5 ok, 1 error, none of them new (5 rows are from earlier runs)\n"
+    )
     rows = {row["id"]: row for row in ds.dataset(tmp_path / "out").to_table().to_pylist()}
-    again = rows.pop(row["id"])
-    assert (len(rows), again["status"], again["attempt"]) == (4, "ok", 2)
+    again, not_again = rows.pop(row["id"]), rows[other["id"]]
+    assert (len(rows), again["status"], again["attempt"]) == (5, "ok", 2)
+    assert (not_again["status"], not_again["attempt"]) == ("error", 1)
     assert {other["fingerprint"] for other in rows.values()} == {row["fingerprint"]}
     assert again["fingerprint"] != row["fingerprint"]
     assert again["attempt_history"][-1]["changed"] == changed

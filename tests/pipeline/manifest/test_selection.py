@@ -106,5 +106,27 @@ def test_a_manifest_that_is_too_large_for_a_sample_is_refused(monkeypatch):
     with pytest.raises(JobError, match="--sample"):
         RowChoice(sample=3).select(Manifest, state())
     assert RowChoice(limit=3).select(Manifest, state()) == Selection(
-        {0: np.array([7], np.uint8)}, Manifest.rows, 0, 3
+        {0: np.array([7], np.uint8)}, Manifest.rows, Manifest.rows, 3
     )
+
+
+@pytest.mark.parametrize("only", [True, False])
+@pytest.mark.parametrize("limit", [1, 3, 10])
+def test_error_rows_that_a_limit_leaves_out_stay_finished_rows(limit, only):
+    ledger = state((0, 0), (0, 2), (2, 7), (2, 9))
+    ledger.redo, ledger.redo_only = {0: np.array([0b101], np.uint8)}, only
+    ledger.redo[2] = np.zeros(13, np.uint8)
+    ledger.redo[2][0] = 1 << 7
+    everything = rows_of(ALL_ROWS.select(Manifest, ledger), ledger)
+    assert len(everything) == (3 if only else 3 + Manifest.rows - 4)
+    selection = RowChoice(limit=limit).select(Manifest, ledger)
+    done = everything[:limit]
+    assert rows_of(selection, ledger) == done
+    again = len({(0, 0), (0, 2), (2, 7)} & {*done})
+    assert selection.not_again == 3 - again
+    assert selection.missing(ledger) == len(done)
+    assert selection.later == (0 if only else Manifest.rows - 4 - (len(done) - again))
+    for number, row in done:
+        ledger._mark(number, np.array([row]))
+        ledger.counts.ok += (number, row) not in [(0, 0), (0, 2), (2, 7)]
+    assert selection.missing(ledger) == 0

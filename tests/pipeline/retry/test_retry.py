@@ -23,6 +23,7 @@ from mediamill.pipeline.manifest.manifest import open_manifest
 from mediamill.pipeline.manifest.resharding import check_files
 from mediamill.pipeline.retry.check import check_output
 from mediamill.pipeline.retry.job_note import job_of, read_job, save_job
+from mediamill.pipeline.retry.lost_rows import CountRules, find_lost
 from mediamill.pipeline.retry.options import Retry
 from mediamill.pipeline.retry.reopen import reopen_rows
 from mediamill.pipeline.stages.read import plan_splits, read_split
@@ -30,6 +31,7 @@ from mediamill.pipeline.storage import storage
 from mediamill.schemas import columns as c
 from mediamill.schemas.errors import JobError
 from mediamill.schemas.result import result_schema
+from mediamill.schemas.task import Question
 from tests.pipeline.ledger.test_kill_points import dies
 from tests.pipeline.retry import retry_kills
 from tests.pipeline.retry.retry_kills import ERRORS, IDS, ROWS, assert_redone, check_moment, run
@@ -370,3 +372,41 @@ def test_bitmaps_of_a_grown_file():
         False,
         False,
     ]
+
+
+def test_copied_rows_are_counted_once_when_others_are_gone(begun):
+    output, manifest = begun
+    copied = next(Path(output.path).glob("kind=b/*.parquet"))
+    shutil.copy(copied, copied.with_name("copy.parquet"))
+    shutil.rmtree(Path(output.path) / "kind=a")
+    told = []
+    state = run(output, manifest, "next", "new", (), None, told)
+    assert "4 rows of the output are there twice" in told
+    (check,) = check_output(output.url)
+    assert check.problems == (
+        f"1 file ({copied.parent.name}/copy.parquet) is not of Mediamill; readers see 4 rows more",
+    )
+    copied.with_name("copy.parquet").unlink()
+    rows = read_output(output.path)
+    errors = sum(row["status"] == "error" for row in rows)
+    assert (state.counts.ok, state.counts.errors) == (ROWS - errors, {"fetch_timeout": errors})
+    assert check_output(output.url)[0].exit_code == 0
+
+
+def test_findings_are_counted_again_when_rows_are_gone(begun):
+    output, manifest = begun
+    state = ledger.load(output)
+    state.counts.findings = {"cut_off": 5}
+    shutil.rmtree(Path(output.path) / "kind=a")
+    opened = open_manifest(str(manifest), state.files, state.header)
+    for name in visible_files(output):
+        path = (output / name).path
+        table = pq.read_table(path, partitioning=None)
+        number = table.schema.get_field_index(c.FINISH_REASON)
+        reasons = pa.array(["length"] * len(table), pa.string())
+        table = table.set_column(number, table.schema.field(number), reasons)
+        pq.write_table(table, path)
+    rules = CountRules((Question(),))
+    counts = find_lost(output, state, opened, take_inventory(output, state).files, rules).counts
+    rows = read_output(output.path)
+    assert counts.findings["cut_off"] == counts.ok == sum(row["status"] == "ok" for row in rows)
