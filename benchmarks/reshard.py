@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from mediamill.model.tiny import CHECKPOINT
 from mediamill.pipeline.ledger import ledger, recovery, snapshot
 from mediamill.pipeline.ledger.log import log_of
-from mediamill.pipeline.ledger.state import LedgerState
+from mediamill.pipeline.ledger.state import LedgerState, VisibleFile
 from mediamill.pipeline.plan import Plan, check
 from mediamill.pipeline.run import run
 from mediamill.pipeline.stages.read import plan_splits
@@ -169,7 +169,10 @@ def store_results(folder: Path, state: LedgerState, done: npt.NDArray[np.int64])
         text = pa.array(["A red square on a green field."] * len(part))
         table = pa.table({"id": names(part), "text": text})
         name = f"part-{state.sequence:012}-{number:05}.parquet"
-        pq.write_table(table, folder / "out" / name)
+        path = folder / "out" / name
+        pq.write_table(table, path)
+        visible = VisibleFile(table.num_rows, path.stat().st_size)
+        state.visible = {**(state.visible or {}), name: visible}
     data = snapshot.dump(state)
     (log(folder) / snapshot.file_name(state.sequence)).write_bytes(data)
     return len(done)

@@ -133,7 +133,7 @@ def test_a_refused_job_leaves_nothing_and_tells_all_that_is_wrong(tmp_path):
 
 
 def test_the_first_line_needs_no_library_and_goes_before_anything_else():
-    assert {"atexit", "os", "signal", "sys"} >= set(
+    assert {"atexit", "io", "os", "signal", "sys"} >= set(
         re.findall(r"^import (\w+)", Path(start.__file__).read_text(), re.M)
     )
 

@@ -1,4 +1,4 @@
-"""Runs the command in a terminal of its own, and reads its progress line as a user would."""
+"""Runs the command in a terminal of its own, and reads its live view as a user would."""
 
 import os
 import pty
@@ -10,13 +10,14 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-_ROWS = re.compile(r"(\d+)/\d+ rows")
-_GENERATED = re.compile(r"(\d+) generated")  # shown until the first of them are written
+_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+_ROWS = re.compile(r"([\d,]+) of [\d,]+ rows")
+_GENERATED = re.compile(r"([\d,]+) generated")  # shown until the first of them are written
 _TAIL = 6000  # characters of the output that are kept
 
 
 class Driver:
-    """`mediamill run JOB.yaml`. rows: answered so far, by its progress line."""
+    """`mediamill run JOB.yaml`. rows: answered so far, by its view."""
 
     def __init__(self, job: Path, environment: dict[str, str]) -> None:
         ours, theirs = pty.openpty()
@@ -66,10 +67,11 @@ class Driver:
             if not data:
                 break
             self._output = (self._output + data.decode(errors="replace"))[-_TAIL:]
-            if matches := _ROWS.findall(self._output):
-                line = self._output.rpartition("\r")[2]
-                generated = _GENERATED.search(line)
-                rows = int(matches[-1]) + (int(generated[1]) if generated else 0)
+            shown = _ESCAPES.sub("", self._output)
+            if matches := [*_ROWS.finditer(shown)]:
+                generated = _GENERATED.search(shown, matches[-1].end())
+                counts = [matches[-1][1], *([generated[1]] if generated else [])]
+                rows = sum(int(count.replace(",", "")) for count in counts)
                 if rows != self.rows:
                     self.rows, self._changed = rows, time.monotonic()
         os.close(terminal)

@@ -17,7 +17,7 @@ from tests.soak.reader import Seen, reading
 LONGEST = 4  # faults in a row; with more the storage counts as broken
 STUCK_S = 240.0  # without a finished row, and without a kill
 FINISHED, FINISHED_WITH_ERRORS, STOPPED = 0, 3, 1
-PERMANENT = {"log", "runs", "ids"}  # hidden folders that remain
+PERMANENT = {"log", "runs", "ids", "status", "job.json"}  # hidden names that remain
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """A bucket of many objects is listed over HTTP, by several requests at once."""
 
+import pytest
 import s3fs
 
 from mediamill.pipeline.sources.changed_archives import check_archives
@@ -7,8 +8,15 @@ from tests.pipeline.sources.drawn import made, tar_bytes
 from tests.servers.drawn_s3 import DrawnKeys, serving
 
 
+@pytest.fixture(autouse=True)
+def no_cached_file_systems():
+    """They are cached by their arguments, without the environment that names the server."""
+    s3fs.S3FileSystem.clear_instance_cache()
+    yield
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
 def use(server, monkeypatch):
-    s3fs.S3FileSystem.clear_instance_cache()  # its keys lack the environment
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
 
