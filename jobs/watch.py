@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mediamill.schemas.progress import Progress
 
 _POLL_S = 2.0
+_BEGIN_S = 60.0  # that a run may take to its first news, while somebody waits for it
 _SILENT_S = 30.0  # without news from a run: it may have been killed
 _GONE_S = 120.0
 _HELP = """\
@@ -68,7 +69,13 @@ def _watch(output: "Place", options: argparse.Namespace) -> int:
         while True:
             status = _read(output, STEPS)
             if status is None:
-                raise _no_run(output)
+                waited_s = time.monotonic() - news_at
+                if options.once or not sys.stdout.isatty() or waited_s > _BEGIN_S:
+                    raise _no_run(output)
+                if screen is not None:
+                    _show_waiting(screen, options.output)
+                time.sleep(_POLL_S)
+                continue
             news = (status.run, status.beat, status.end)
             if news != seen:
                 seen, news_at = news, time.monotonic()
@@ -134,6 +141,13 @@ def _show(screen: "Screen", status: "StoredStatus", silent_s: float, output: str
         text = f"no news for {silent_s:.0f} s: the run may have been killed"
         lines.append([Field(cut(text, screen.columns), 0, "bad")])
     screen.show(lines)
+
+
+def _show_waiting(screen: "Screen", output: str) -> None:
+    from mediamill.jobs.progress.layout import Field, cut
+
+    text = f"{output}: waiting for a run to tell its progress; Ctrl-C ends this"
+    screen.show([[Field(cut(text, screen.columns), 0)]])
 
 
 def _print(status: "StoredStatus", options: argparse.Namespace) -> None:

@@ -129,7 +129,7 @@ def compact(progress: Progress, width: int = 200) -> str:
     left = f"ETA {duration(progress.eta_s)}" if progress.eta_s else ""
     fields = [
         Field(f"{progress.rows_done:,} of {progress.rows_wanted:,} rows"),
-        Field(f"{_errors(progress):,} errors", 1),
+        Field(_count(_errors(progress), "error") or "0 errors", 1),
         Field(f"{progress.rate_rows_s:.1f} rows/s" if progress.rate_rows_s else "", 2),
         Field(left, 3),
         Field(duration(progress.seconds), 4),
@@ -249,7 +249,7 @@ def _run_line(progress: Progress, width: int) -> Line:
     errors = _errors(progress)
     fields = [
         Field(f"this run: {progress.ok:,} ok", 0),
-        Field(f"{errors:,} errors", 0, "bad" if errors else ""),
+        Field(_count(errors, "error") or "0 errors", 0, "bad" if errors else ""),
     ]
     if progress.rows_skipped:
         fields.append(Field(f"earlier runs: {progress.rows_skipped:,} rows", 1, "faint"))

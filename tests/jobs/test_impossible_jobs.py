@@ -103,7 +103,7 @@ KEYS = {
     "model=hf://": "hf://: found nothing after the scheme",
     "fetch.hosts=*": "quote a text that begins with * or &",
     "fetch.hosts=0x10": "fetch.hosts: '0x10': found a host that ends in a number",
-    "resources.device=cuda --address http://h:8265": "--address: found 'http://h:8265', the URL of a dashboard",
+    "resources.device=cuda --address http://h:8265": "the URL of a dashboard",
     "seed=1 --address ray://h:10001": "--address: found 'ray://h:10001', an address of Ray Client",
     "seed=1 --address h:99999": "--address: found 'h:99999', expected HOST:PORT",
 }
