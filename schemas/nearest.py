@@ -10,7 +10,7 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     """Returns the known name most similar to `name`, or None when none is similar.
 
     The last parts of dotted names are compared too: `max_new_tokens` finds
-    `generation.max_new_tokens`. Names of the section that `name` begins with are a little more likely.
+    `generation.max_new_tokens`. Names of the section that `name` begins with are preferred.
     """
     best, best_score = None, _MIN_SIMILARITY
     section, dot, _ = name.rpartition(".")
