@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from mediamill.jobs.commands import JOB_HELP, new_parser, parse_job, parse_run
-from mediamill.schemas.job import JobConfig, load_job
+from mediamill.jobs.commands import JOB_HELP, new_parser
+from mediamill.jobs.wrapped_job import parse_wrapped_job
+from mediamill.schemas.job import JobConfig
 
 if TYPE_CHECKING:
     from mediamill.pipeline.forecast.forecast import ForecastOptions
@@ -81,15 +82,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _job(parser: argparse.ArgumentParser, rest: Sequence[str]) -> JobConfig:
-    if not rest:
-        parser.error("expected a job file or a command such as caption with its arguments")
-    kind, *arguments = rest
-    if kind in JOB_HELP:
-        options, overrides = parse_job(kind, arguments)
-        job = load_job(options.config, overrides, job=kind)
-    else:
-        options, overrides = parse_run(rest[1:] if kind == "run" else rest)
-        job = load_job(options.config, overrides)
+    options, job = parse_wrapped_job(parser, rest)
     names = ("--limit", "--sample", "--retry-errors")
     given = [name for name in names if getattr(options, name[2:].replace("-", "_"))]
     if given:

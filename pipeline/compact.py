@@ -80,7 +80,7 @@ def compact(output: str, rows_per_file: int | None = None) -> CompactSummary:
         note = {"rows": counts.rows, "ok": counts.ok, "errors": counts.errors, "seconds": seconds}
         note["compacted"] = f"{before} files to {after}"
         storage.put(place / ledger.HIDDEN / "runs" / f"{run}.json", json.dumps(note).encode())
-        found = take_inventory(place, state)
-        visible = None if found.differs or state.visible is None else record_of(found.files)
+        inventory = take_inventory(place, state)
+        visible = None if inventory.differs or state.visible is None else record_of(inventory.files)
         ledger.end(place, state, {**asdict(summary), "compaction": True}, visible)
     return summary

@@ -233,7 +233,7 @@ class Cluster:
     ) -> str:
         """Returns the status of an existing job as soon as `condition` holds for its info."""
         silent_since: float | None = None
-        told = False
+        has_told = False
         while True:
             try:
                 info = self._client.get_job_info(name)
@@ -248,9 +248,9 @@ class Cluster:
                         f"try `mediamill status {name} --address {self.address}` later, or, if the "
                         "cluster is gone, submit the job again: finished rows are kept"
                     ) from error
-                if silent_s > _SILENT_S and tell is not None and not told:
+                if silent_s > _SILENT_S and tell is not None and not has_told:
                     tell(f"{self.address} does not answer; it is tried for {_UNAVAILABLE_S:.0f} s")
-                    told = True
+                    has_told = True
             else:
                 silent_since = None
                 if condition(info):

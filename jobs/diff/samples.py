@@ -52,13 +52,13 @@ def read_samples(a: Output, b: Output, difference: Difference) -> Samples:
     rows_b = b.rows([pair[1] for pair in pairs if pair[1] is not None], columns[1])
 
     def samples(examples: Sequence[Pair]) -> list[Sample]:
-        found = []
+        chosen = []
         for in_a, in_b in examples:
             row_a = rows_a.get(in_a, {}) if in_a is not None else {}
             row_b = rows_b.get(in_b, {}) if in_b is not None else {}
             if row_a or row_b:
-                found.append(Sample(row_a, row_b))
-        return found
+                chosen.append(Sample(row_a, row_b))
+        return chosen
 
     return Samples(
         samples(groups["answers"]),

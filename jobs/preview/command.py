@@ -14,8 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mediamill.jobs.commands import JOB_HELP, new_parser, parse_job, parse_run
-from mediamill.schemas.job import JobConfig, load_job
+from mediamill.jobs.commands import JOB_HELP, new_parser
+from mediamill.jobs.wrapped_job import parse_wrapped_job
+from mediamill.schemas.job import JobConfig
 
 if TYPE_CHECKING:
     from mediamill.pipeline.preview.preview import Preview
@@ -55,7 +56,7 @@ def run_preview(argv: Sequence[str], environment: Mapping[str, str], is_terminal
     phases = _Phases()
     try:
         phases.say("checking the job")
-        job = _job(parser, rest)
+        _, job = parse_wrapped_job(parser, rest)
         return _show(job, options, rest, phases, environment, is_terminal)
     except KeyboardInterrupt:
         phases.end()
@@ -200,17 +201,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--json", action="store_true", help="print the rows as one JSON object")
     return parser
-
-
-def _job(parser: argparse.ArgumentParser, rest: Sequence[str]) -> JobConfig:
-    if not rest:
-        parser.error("expected a job file or a command such as caption with its arguments")
-    kind, *arguments = rest
-    if kind in JOB_HELP:
-        options, overrides = parse_job(kind, arguments)
-        return load_job(options.config, overrides, job=kind)
-    options, overrides = parse_run(arguments if kind == "run" else rest)
-    return load_job(options.config, overrides)
 
 
 def _rows(text: str) -> int:

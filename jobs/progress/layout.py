@@ -83,12 +83,12 @@ def text_of(line: Line) -> str:
 
 def fit(fields: Line, width: int) -> Line:
     """Returns the fields that fit into `width` cells, in their order."""
-    kept = [field for field in fields if field.text]
-    while kept and width_of(kept) > width:
-        highest = max(field.rank for field in kept)
-        last = max(number for number, field in enumerate(kept) if field.rank == highest)
-        del kept[last]
-    return kept
+    shown = [field for field in fields if field.text]
+    while shown and width_of(shown) > width:
+        highest = max(field.rank for field in shown)
+        last = max(number for number, field in enumerate(shown) if field.rank == highest)
+        del shown[last]
+    return shown
 
 
 def cut(text: str, width: int) -> str:

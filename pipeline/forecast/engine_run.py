@@ -58,8 +58,7 @@ class EngineRun:
         from mediamill.pipeline.stages.generate import EngineSize, Generate
 
         library_s = time.monotonic() - started
-        on_gpu = pools.replica_gpus > 0
-        size = EngineSize(pools.engine_rows, pools.engine_threads, on_gpu, pools.ranks)
+        size = EngineSize.of(pools)
         self._generate = Generate(manifest, job, checkpoint, lambda _: None, size, task=task)
         self.totals = EngineTotals(load_s=time.monotonic() - started, library_s=library_s)
         self._warm = False

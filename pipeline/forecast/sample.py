@@ -297,8 +297,8 @@ class Sampler:
         )
 
     def _code(self, code: str) -> Estimate:
-        found = self._total(lambda row: row.errors.get(code, 0.0), SAME)
-        return Estimate(found.value, found.low, found.high)
+        total = self._total(lambda row: row.errors.get(code, 0.0), SAME)
+        return Estimate(total.value, total.low, total.high)
 
     def _distinct(self) -> Estimate:
         """The share of rows that are no copies of others, from pairs of copies in the sample."""

@@ -147,10 +147,7 @@ class RowStages:
         started = time.monotonic()
         from mediamill.pipeline.stages.generate import EngineSize, Generate
 
-        pools = self._pools
-        size = EngineSize(
-            pools.engine_rows, pools.engine_threads, pools.replica_gpus > 0, pools.ranks
-        )
+        size = EngineSize.of(self._pools)
         registry = AnswerCache() if self._task.dedupe else None
         generate = Generate(
             self._manifest, self._job, self._checkpoint, lambda _: None, size,

@@ -65,21 +65,21 @@ def check_output(output: str, deep: bool = False, steps: Sequence[str] = ()) -> 
 
 
 def _check(output: Place, state: LedgerState, deep: bool) -> Check:
-    found = take_inventory(output, state)
+    inventory = take_inventory(output, state)
     for _ in range(_TRIES):
-        if not found.differs:
+        if not inventory.differs:
             break
         sequence = state.sequence
         ledger.catch_up(output, state)
         if state.sequence == sequence:
             break  # no run works on the output
-        found = take_inventory(output, state)
-    problems, notes = found.sentences(), []
-    if found.missing_rows:
+        inventory = take_inventory(output, state)
+    problems, notes = inventory.sentences(), []
+    if inventory.missing_rows:
         again = "the next run of the job does them again"
-        problems.append(f"{count(found.missing_rows, 'finished row')} in no file: {again}")
+        problems.append(f"{count(inventory.missing_rows, 'finished row')} in no file: {again}")
     success = storage.exists(output / recovery.SUCCESS)
-    if success and (found.gone or found.missing_rows):
+    if success and (inventory.gone or inventory.missing_rows):
         problems.append("_SUCCESS says that all rows are there; the next run removes it")
     if state.visible is None:
         notes.append("an older version of Mediamill made it: only row counts are known")
@@ -87,22 +87,22 @@ def _check(output: Place, state: LedgerState, deep: bool) -> Check:
         notes.append("a run was killed or is at work: the next one makes the other rows visible")
     broken: tuple[str, ...] = ()
     if deep:
-        broken = _unreadable(output, found)
+        broken = _unreadable(output, inventory)
         problems += [f"{name} cannot be read" for name in broken]
-        files = {name: file for name, file in found.files.items() if name not in broken}
+        files = {name: file for name, file in inventory.files.items() if name not in broken}
         lost = _rows(output, state, files)
         if lost is None:
             notes.append("its job is not known, so ids are not compared with the manifest")
         else:
-            problems += _row_problems(lost, found)
+            problems += _row_problems(lost, inventory)
     return Check(
         storage.redact(output.url),
         state.counts.rows,
         dict(state.counts.errors),
-        len(found.files),
-        sum(file.bytes for file in found.files.values()),
+        len(inventory.files),
+        sum(file.bytes for file in inventory.files.values()),
         state.hidden_rows,
-        found,
+        inventory,
         deep,
         tuple(problems),
         tuple(notes),

@@ -18,6 +18,7 @@ from mediamill.model.sampling import Sampling
 from mediamill.model.text.tokenizer import Tokenizer
 from mediamill.pipeline.faults import BrokenEngineError
 from mediamill.pipeline.ladder.attempts import Attempts, next_attempt, with_attempts
+from mediamill.pipeline.ray_cluster.pool_sizes import Pools
 from mediamill.pipeline.records import (
     answer_columns,
     failure_columns,
@@ -55,6 +56,11 @@ class EngineSize:
     threads: int
     on_gpu: bool
     ranks: int = 1
+
+    @classmethod
+    def of(cls, pools: Pools) -> "EngineSize":
+        """Returns the size of each engine of the pools."""
+        return cls(pools.engine_rows, pools.engine_threads, pools.replica_gpus > 0, pools.ranks)
 
 
 class Generate:
